@@ -1,0 +1,56 @@
+# Everything is built into .venv by stamps: a target runs again only when what it depends on has changed.
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
+CSRC := CMakeLists.txt $(wildcard csrc/*/*.* csrc/include/clusterucb/*.hpp)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+setup: $(VENV)/.installed  ## create .venv with CPU torch, the compiled extension and the plugins
+
+demo: setup  ## select data for a real model from a real pool (under 5 minutes after downloads)
+	$(BIN)/clusterucb demo $(ARGS)
+
+test: setup  ## run every test
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+lint: setup $(VENV)/.lint  ## check style (ruff, clang-format) and types (mypy --strict)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/include/clusterucb/*.hpp)
+
+format: setup $(VENV)/.lint  ## rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/include/clusterucb/*.hpp)
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build
+
+$(VENV)/.pip:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clusterucb needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -U $(PIP_ARGS) 'pip>=25.1'
+	touch $@
+
+# torch first and pinned: an unconstrained newest torch on Linux brings some 3 GB of CUDA packages.
+$(VENV)/.torch: constraints/cpu.txt | $(VENV)/.pip
+	$(PIP) install -q $(PIP_ARGS) -r constraints/cpu.txt
+	touch $@
+
+$(VENV)/.installed: pyproject.toml $(CSRC) $(PLUGINS:=/pyproject.toml) $(VENV)/.torch
+	$(PIP) install -q $(PIP_ARGS) -c constraints/cpu.txt --group build --group test
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install -q $(PIP_ARGS) -c constraints/cpu.txt --no-build-isolation -e '.[demo]' $(PLUGINS:%=-e %)
+	touch $@
+
+$(VENV)/.lint: pyproject.toml $(VENV)/.torch
+	$(PIP) install -q $(PIP_ARGS) --group lint
+	touch $@
