@@ -1,0 +1,92 @@
+"""How clusters become arms, and how every arm is begun.
+
+Decisions:
+    - Rows are never dropped: noise becomes arms of its own, of about the median size.
+    - Empty clusters do not exist: labels are renumbered without gaps.
+    - Cold-start draws do not depend on rewards, nor on the budget. Their order is fixed beforehand
+      (every arm once, then every arm that is owed a second draw, ...), so that a small budget cuts it
+      short fairly, and an enlarged one goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clusterucb.clusterers.base import Clusterer
+from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError
+from clusterucb.poolview import PoolView
+
+_STREAMS = ("priority", "cluster", "noise", "cold start")
+
+
+def stream(seed: int, name: str) -> np.random.Generator:
+    """Return the generator of one purpose; those of the batches are ``default_rng([seed, batch])``."""
+    return np.random.default_rng([seed, 0, 1 + _STREAMS.index(name)])
+
+
+def make_arms(pool: PoolView, clusterer: Clusterer | ArrayLike | None, seed: int) -> NDArray[np.int64]:
+    """Return the arm of each row, i64[N], 0..K-1 without gaps; noise becomes arms of median size."""
+    if clusterer is None:
+        return np.zeros(len(pool), np.int64)
+    if isinstance(clusterer, Clusterer):
+        name = f"{type(clusterer).__name__}.fit_predict"
+        labels = np.asarray(clusterer.fit_predict(pool, stream(seed, "cluster")))
+    else:
+        name, labels = "clusterer", np.asarray(clusterer)
+    fault = PluginError if isinstance(clusterer, Clusterer) else OptionError
+    if labels.dtype.kind not in "iu" or labels.shape != (len(pool),):
+        raise fault(
+            f"{name}: got {labels.dtype} of shape {labels.shape} ({clusterer!r:.80}); expected a Clusterer "
+            f"object, None, or an integer label for each of the {len(pool)} rows"
+        )
+    if labels.min() < -1:
+        raise fault(f"{name}: got label {labels.min()}; expected 0 or more, or -1 for noise")
+    noise = np.flatnonzero(labels == -1)
+    kept, labels = np.unique(labels, return_inverse=True)
+    labels = labels.astype(np.int64)
+    if not noise.size:
+        return labels
+    labels -= 1  # noise sorts first
+    sizes = np.bincount(labels[labels >= 0], minlength=len(kept) - 1)
+    size = float(np.median(sizes)) if len(sizes) else math.sqrt(len(noise))
+    n_arms = max(round(len(noise) / size), 1)
+    labels[stream(seed, "noise").permutation(noise)] = len(sizes) + np.arange(len(noise)) % n_arms
+    return labels
+
+
+def cold_schedule(
+    pool: PoolView, share: float | None, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the cold-start draws in order, i64[m], and the inclusion probability of each, f64[m].
+
+    Every arm j is owed max(floor(share * size_j), 1) draws (the paper's rule), by priority within
+    the arm. They come in rounds, the arms in random order: each arm's first draw before any
+    arm's second.
+    """
+    if share is None:
+        return np.zeros(0, np.int64), np.zeros(0)
+    sizes = np.bincount(pool.labels, minlength=pool.n_arms)
+    exact = Fraction(str(share))
+    owed = np.array([max(math.floor(exact * int(size)), 1) for size in sizes])
+    if owed.sum() > pool.budget:
+        short = "one draw of each arm" if pool.budget < len(sizes) else "the whole cold start"
+        warnings.warn(
+            f"the budget of {pool.budget} draws is too small for {short} ({len(sizes)} arms, {owed.sum()} "
+            f"draws with cold_start={share}), so the policy has no say. Use fewer clusters, a smaller cold "
+            "start or a larger budget",
+            ClusterUCBWarning,
+            stacklevel=5,
+        )
+    by_priority = np.lexsort((pool.priority, pool.labels))
+    arm = pool.labels[by_priority]
+    begin = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    position = np.arange(len(pool)) - begin[arm]  # of each row within its arm
+    order = stream(seed, "cold start").permutation(len(sizes))
+    first = np.flatnonzero(position < owed[arm])
+    first = first[np.lexsort((np.argsort(order)[arm[first]], position[first]))]
+    return by_priority[first], (owed / sizes)[arm[first]]

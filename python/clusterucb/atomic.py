@@ -1,0 +1,59 @@
+"""Files and folders that are either whole or absent, whenever the machine or the program stops.
+
+Everything is written beside its destination, flushed to the disk, and renamed into place. A reader
+that finds a file may therefore trust it, and a file's existence means that its stage is done.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_SUFFIX = ".partial"
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a path to write to; it becomes ``path`` when the block ends without an error."""
+    partial = path.with_name(path.name + _SUFFIX)
+    try:
+        yield partial
+        _flush(partial)
+        partial.replace(path)
+        _flush(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to write to; it becomes ``path`` when the block ends without an error."""
+    partial = path.with_name(path.name + _SUFFIX)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for entry in [*partial.rglob("*"), partial]:
+            _flush(entry)
+        shutil.rmtree(path, ignore_errors=True)
+        partial.replace(path)
+        _flush(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path``, whole or not at all."""
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

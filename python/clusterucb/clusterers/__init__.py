@@ -1,0 +1,14 @@
+"""Clusterers: how the pool becomes arms. The built-in ones register as a plugin would."""
+
+from clusterucb.clusterers.base import Clusterer
+from clusterucb.clusterers.kmeans import KMeans
+from clusterucb.clusterers.source import Source
+from clusterucb.hookspecs import hookimpl
+
+__all__ = ["Clusterer", "KMeans", "Source"]
+
+
+@hookimpl
+def clusterucb_clusterers() -> dict[str, type[Clusterer]]:
+    """Name the built-in clusterers."""
+    return {"kmeans": KMeans, "source": Source}

@@ -1,0 +1,51 @@
+"""The contract of a feature: what the pool is clustered by."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from clusterucb.encode import Encoded
+    from clusterucb.pool import Sample
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """A run of consecutive pool samples, in canonical order, and the model.
+
+    Attributes:
+        samples: the samples as they were read.
+        encoded: their tokens, in the same order.
+        model: the base model in evaluation mode; it must not be changed.
+    """
+
+    samples: Sequence[Sample]
+    encoded: Sequence[Encoded]
+    model: PreTrainedModel
+
+
+class Feature(ABC):
+    """Describes samples by vectors, without gradients if it is to save any.
+
+    Attributes:
+        forward_passes: passes of the model over each sample that `compute` makes; part of the cost
+            that a run reports.
+    """
+
+    forward_passes: ClassVar[int] = 0
+
+    @abstractmethod
+    def compute(self, batch: FeatureBatch) -> Mapping[str, NDArray[np.float32]]:
+        """Return named blocks, each f32[len(batch.samples), k], finite.
+
+        A row must not depend on the other rows of the batch: batches are written to disk one by one,
+        and a run that was interrupted goes on after the last.
+        """

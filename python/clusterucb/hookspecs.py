@@ -1,0 +1,85 @@
+"""The hooks that a plugin may implement: all there is to the public plugin interface.
+
+A plugin is a module named by an entry point in the group ``clusterucb``; it marks its hooks with
+`hookimpl`. Each hook returns a dictionary from the name that the command line uses to a class whose
+constructor takes plain hyper-parameters (a dataclass, say):
+
+    # pyproject.toml
+    [project.entry-points.clusterucb]
+    greedy = "my_package"
+
+    # my_package.py
+    from clusterucb.hookspecs import hookimpl
+    from clusterucb.policies import IndexPolicy
+
+    class Greedy(IndexPolicy):
+        def index(self, arms, rng):
+            return arms.mean
+
+    @hookimpl
+    def clusterucb_policies():
+        return {"greedy": Greedy}
+
+After ``pip install``, ``clusterucb select ... --policy greedy`` works.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from clusterucb.clusterers.base import Clusterer
+    from clusterucb.features.base import Feature
+    from clusterucb.policies.base import Policy
+
+PROJECT = "clusterucb"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def clusterucb_clusterers() -> dict[str, type[Clusterer]]:
+    """Return clusterers by name.
+
+    Example:
+        >>> class Halves(Clusterer):
+        ...     def fit_predict(self, pool, rng):
+        ...         return (pool.columns["tokens"] > 100).astype(int)
+        >>> @hookimpl
+        ... def clusterucb_clusterers():
+        ...     return {"halves": Halves}
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def clusterucb_policies() -> dict[str, type[Policy]]:
+    """Return policies by name.
+
+    Example:
+        >>> class Greedy(IndexPolicy):
+        ...     def index(self, arms, rng):
+        ...         return arms.mean
+        >>> @hookimpl
+        ... def clusterucb_policies():
+        ...     return {"greedy": Greedy}
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def clusterucb_features() -> dict[str, type[Feature]]:
+    """Return features by name.
+
+    Example:
+        >>> class Length(Feature):
+        ...     def compute(self, batch):
+        ...         return {"length": np.array([[len(sample)] for sample in batch.encoded], np.float32)}
+        >>> @hookimpl
+        ... def clusterucb_features():
+        ...     return {"length": Length}
+    """
+    raise NotImplementedError

@@ -1,0 +1,158 @@
+"""The journal of a search in one SQLite file: every draw, written before it is scored.
+
+A batch is inserted (one transaction) before it is dispatched and gets its scores in a second
+transaction, so that after a kill at any moment each draw is either scored or known to be undone.
+Scoring is pure by row, so an undone batch simply runs again: executed at least once, recorded
+exactly once. SQLite's REAL is a 64-bit float: scores come back bit for bit.
+
+WAL with synchronous=NORMAL: nothing is lost when the process dies; a power cut may lose the last
+batches, which then run again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.engine import Batch
+from clusterucb.errors import RunError
+
+
+class Ledger:
+    """Journal of a search; a context manager, one writer at a time.
+
+    Table ``draws``, a line for each draw in order: draw, batch, phase (cold | random | policy), row, arm,
+    probability (of inclusion; NULL where a policy chose), tokens, done, failure (why scoring failed), and
+    ``score_0`` ... ``score_S-1``. Table ``subtasks`` names the scores.
+
+    Args:
+        path: the file; created when it does not exist.
+        subtasks: S names.
+        tokens: i64[N], length of each sample.
+        failure: why scoring a row failed, asked once its scores have come back as NaN.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        subtasks: Sequence[str],
+        tokens: NDArray[np.int64],
+        failure: Callable[[int], str],
+    ) -> None:
+        self._path = path
+        self._tokens = tokens
+        self._failure = failure
+        self._columns = [f"score_{number}" for number in range(len(subtasks))]
+        with self._writing():
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            with self._transaction():
+                self._create(subtasks)
+
+    def __enter__(self) -> Self:
+        """Return the ledger itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file, folding the write-ahead log into it."""
+        self._db.close()
+
+    def recorded(self) -> Iterator[Batch]:
+        """Yield the recorded batches in order; one that was begun and not finished has no scores."""
+        columns = ", ".join(["batch", "phase", "row", "arm", "probability", "done", *self._columns])
+        draws = self._db.execute(f"SELECT {columns} FROM draws ORDER BY draw").fetchall()
+        for number, group in groupby(draws, key=itemgetter(0)):
+            lines = list(group)
+            _, phases, rows, arms, chances, done, *scores = zip(*lines, strict=True)
+            yield Batch(
+                number=number,
+                phase=phases[0],
+                rows=np.array(rows, np.int64),
+                arms=np.array(arms, np.int64),
+                probability=np.array(chances, np.float64),
+                scores=np.array(scores, np.float64).T.copy() if all(done) else None,
+            )
+
+    def begin(self, batch: Batch) -> None:
+        """Record that ``batch`` is about to be scored."""
+        with self._writing(), self._transaction():
+            self._db.executemany(
+                "INSERT INTO draws (batch, phase, row, arm, probability, tokens) VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    (batch.number, batch.phase, row, arm, chance, int(self._tokens[row]))
+                    for row, arm, chance in zip(
+                        batch.rows.tolist(), batch.arms.tolist(), batch.probability.tolist(), strict=True
+                    )
+                ],
+            )
+
+    def finish(self, batch: Batch) -> None:
+        """Record the scores of ``batch`` and mark it done."""
+        assert batch.scores is not None
+        assignments = ", ".join(f"{column} = ?" for column in self._columns)
+        with self._writing(), self._transaction():
+            self._db.executemany(
+                f"UPDATE draws SET done = 1, failure = ?, {assignments} WHERE row = ?",
+                [
+                    (self._failure(row) if np.isnan(scores).any() else None, *scores.tolist(), row)
+                    for row, scores in zip(batch.rows.tolist(), batch.scores, strict=True)
+                ],
+            )
+
+    def failures(self) -> list[tuple[int, str]]:
+        """Return (row, reason) of every draw whose scoring failed, in draw order."""
+        return self._db.execute(
+            "SELECT row, failure FROM draws WHERE failure IS NOT NULL ORDER BY draw"
+        ).fetchall()
+
+    def totals(self) -> tuple[int, int]:
+        """Return how many draws are done, and their tokens."""
+        done, tokens = self._db.execute(
+            "SELECT count(*), coalesce(sum(tokens), 0) FROM draws WHERE done"
+        ).fetchone()
+        return int(done), int(tokens)
+
+    def _create(self, subtasks: Sequence[str]) -> None:
+        scores = "".join(f", {column} REAL" for column in self._columns)
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS draws (draw INTEGER PRIMARY KEY, batch INTEGER NOT NULL, "
+            "phase TEXT NOT NULL, row INTEGER NOT NULL UNIQUE, arm INTEGER NOT NULL, probability REAL, "
+            f"tokens INTEGER NOT NULL, done INTEGER NOT NULL DEFAULT 0, failure TEXT{scores})"
+        )
+        self._db.execute(
+            "CREATE TABLE IF NOT EXISTS subtasks (number INTEGER PRIMARY KEY, name TEXT NOT NULL)"
+        )
+        self._db.executemany("INSERT OR IGNORE INTO subtasks VALUES (?, ?)", list(enumerate(subtasks)))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise RunError(
+                f"cannot write {self._path}: {error}. What was scored before is kept: make room or repair the "
+                "folder, then run the same command again"
+            ) from error

@@ -1,0 +1,21 @@
+"""Policies: which arm, and so which rows, to draw next. The built-in ones register as a plugin would."""
+
+from clusterucb.hookspecs import hookimpl
+from clusterucb.policies.base import IndexPolicy, Policy
+from clusterucb.policies.random import Random
+from clusterucb.policies.stats import ArmStats
+from clusterucb.policies.ucb import UCB, UCB1, ThresholdHard, ThresholdNormal
+
+__all__ = ["UCB", "UCB1", "ArmStats", "IndexPolicy", "Policy", "Random", "ThresholdHard", "ThresholdNormal"]
+
+
+@hookimpl
+def clusterucb_policies() -> dict[str, type[Policy]]:
+    """Name the built-in policies."""
+    return {
+        "ucb": UCB,
+        "ucb1": UCB1,
+        "threshold-hard": ThresholdHard,
+        "threshold-normal": ThresholdNormal,
+        "random": Random,
+    }

@@ -1,0 +1,23 @@
+"""Uniform random draws: what every other policy must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.policies.base import Policy
+
+
+@dataclass
+class Random(Policy):
+    """Draw uniformly at random from everything that is left; clusters play no part."""
+
+    uniform: ClassVar[bool] = True
+
+    def ask(self, n: int, available: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Return a uniform sample without replacement of the available rows."""
+        rows = np.flatnonzero(available)
+        return rng.choice(rows, size=min(n, len(rows)), replace=False)

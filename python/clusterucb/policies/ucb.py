@@ -1,0 +1,101 @@
+"""The paper's bandits: modified UCB, UCB1 and the two threshold baselines.
+
+Wang et al., "ClusterUCB: Efficient Gradient-Based Data Selection for Targeted Fine-Tuning of LLMs",
+Findings of EMNLP 2025 (arXiv 2506.10288).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.errors import OptionError
+from clusterucb.policies.base import IndexPolicy
+from clusterucb.policies.stats import ArmStats
+
+_erfc = np.frompyfunc(math.erfc, 1, 1)
+
+
+@dataclass
+class UCB(IndexPolicy):
+    """Modified UCB, the paper's method: mean + beta * std of each arm's observed rewards.
+
+    There is no count term: the index estimates the upper tail of an arm, where the samples to be
+    selected lie; it is not a confidence bound on its mean. ``std`` is the population deviation.
+
+    Attributes:
+        beta: weight of the standard deviation (the paper: 1).
+    """
+
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.beta) and self.beta >= 0):
+            raise OptionError(f"ucb: beta is {self.beta}; expected a number of at least 0")
+
+    def index(self, arms: ArmStats, rng: np.random.Generator) -> NDArray[np.float64]:  # noqa: ARG002
+        """Return mean + beta * std."""
+        return arms.mean + self.beta * arms.std
+
+
+@dataclass
+class UCB1(IndexPolicy):
+    """UCB1 as published (Auer et al. 2002): mean + sqrt(2 ln t / n).
+
+    Kept for comparison. Its bonus assumes rewards spread over [0, 1]; influence scores are of the
+    order of .01 to .1, so the bonus drowns them and draws spread almost evenly over the arms.
+    """
+
+    def index(self, arms: ArmStats, rng: np.random.Generator) -> NDArray[np.float64]:  # noqa: ARG002
+        """Return mean + sqrt(2 ln t / n), t all observations and n those of the arm."""
+        with np.errstate(divide="ignore"):
+            return arms.mean + np.sqrt(2 * math.log(max(arms.total, 1)) / arms.count)
+
+
+def _check_share(name: str, q: float) -> None:
+    if not 0 < q < 1:
+        raise OptionError(f"{name}: q is {q}; expected a share between 0 and 1, both excluded")
+
+
+@dataclass
+class ThresholdHard(IndexPolicy):
+    """The paper's baseline: the share of an arm's rewards at or above a running threshold.
+
+    Attributes:
+        q: the threshold is the (1 - q) quantile of everything drawn so far (the paper: .25).
+    """
+
+    q: float = 0.25
+
+    def __post_init__(self) -> None:
+        _check_share("threshold-hard", self.q)
+
+    def index(self, arms: ArmStats, rng: np.random.Generator) -> NDArray[np.float64]:  # noqa: ARG002
+        """Return the observed share of rewards at or above the threshold."""
+        return arms.exceedance(arms.quantile(1 - self.q))
+
+
+@dataclass
+class ThresholdNormal(IndexPolicy):
+    """The paper's baseline: the same share, from a normal distribution fitted to each arm.
+
+    An arm whose rewards are all equal counts as wholly above or wholly below the threshold.
+
+    Attributes:
+        q: the threshold is the (1 - q) quantile of everything drawn so far (the paper: .25).
+    """
+
+    q: float = 0.25
+
+    def __post_init__(self) -> None:
+        _check_share("threshold-normal", self.q)
+
+    def index(self, arms: ArmStats, rng: np.random.Generator) -> NDArray[np.float64]:  # noqa: ARG002
+        """Return P(X >= threshold) for X normal with the arm's mean and standard deviation."""
+        below = arms.quantile(1 - self.q) - arms.mean
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = _erfc(below / (arms.std * math.sqrt(2))).astype(np.float64) / 2
+        return np.where(arms.std > 0, share, np.where(arms.count > 0, below <= 0, np.nan))

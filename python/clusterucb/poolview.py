@@ -1,0 +1,99 @@
+"""What strategies see of a pool: a frozen, read-only view in canonical order.
+
+Clusterers and policies never see files, models or text; they see arrays. That keeps a strategy a
+few lines of numpy, lets the engine replay it on recorded scores, and makes the order of lines and
+files irrelevant: rows are already in canonical order when the view is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clusterucb.errors import OptionError
+
+
+@dataclass(frozen=True)
+class PoolView:
+    """The pool as strategies see it; N rows in canonical order, every array read-only.
+
+    Attributes:
+        features: named blocks, each f32[N, k].
+        labels: i64[N], the arm of each row, 0..K-1; all 0 before clustering.
+        priority: f64[N], seeded random numbers; within an arm, rows are drawn in rising order.
+        columns: named arrays [N] beside the features: ``source``, ``tokens``, ``label_tokens``, ...
+        budget: draws that may be spent, at most N.
+        n_select: rows to be selected in the end, at most ``budget``.
+    """
+
+    features: Mapping[str, NDArray[np.float32]]
+    labels: NDArray[np.int64]
+    priority: NDArray[np.float64]
+    columns: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    budget: int = 0
+    n_select: int = 0
+
+    def __post_init__(self) -> None:
+        for array in (*self.features.values(), *self.columns.values(), self.labels, self.priority):
+            array.flags.writeable = False
+
+    def __len__(self) -> int:
+        """N, the number of rows."""
+        return len(self.labels)
+
+    @property
+    def n_arms(self) -> int:
+        """K, the number of arms (labels are 0..K-1 without gaps)."""
+        return int(self.labels.max()) + 1 if len(self) else 0
+
+    def matrix(self) -> NDArray[np.float32]:
+        """Return all feature blocks side by side, f32[N, sum k].
+
+        Each block is centred and scaled to unit mean row norm, so that no block outweighs another
+        by its units alone. A block whose rows are all equal becomes zeros.
+        """
+        blocks = []
+        for block in self.features.values():
+            centred = block - block.mean(axis=0, dtype=np.float64).astype(np.float32)
+            scale = float(np.linalg.norm(centred, axis=1).mean(dtype=np.float64))
+            blocks.append(centred / np.float32(scale) if scale > 0 else np.zeros_like(centred))
+        return np.concatenate(blocks, axis=1) if blocks else np.zeros((len(self), 0), np.float32)
+
+
+def feature_blocks(features: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, NDArray[np.float32]]:
+    """Check ``features`` (a matrix [N, k] or named blocks of such) and return copies as f32 blocks."""
+    named = features if isinstance(features, Mapping) else {"features": features}
+    blocks: dict[str, NDArray[np.float32]] = {}
+    for name, values in named.items():
+        block = np.array(values, dtype=np.float32, order="C")
+        if block.ndim != 2:
+            raise OptionError(
+                f"feature block {name!r} has shape {block.shape}; expected [N, k], a row for each sample"
+            )
+        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+        if bad.size:
+            raise OptionError(
+                f"feature block {name!r} holds NaN or infinity in {bad.size} rows (first: row {bad[0]}); "
+                "every feature must be finite"
+            )
+        blocks[name] = block
+    sizes = {name: len(block) for name, block in blocks.items()}
+    if len(set(sizes.values())) != 1 or 0 in sizes.values():
+        raise OptionError(
+            f"features have {sizes or 'no'} rows; expected one or more blocks of N >= 1 rows each"
+        )
+    return blocks
+
+
+def pool_columns(columns: Mapping[str, ArrayLike] | None, n_rows: int) -> dict[str, NDArray[np.generic]]:
+    """Check that every column has ``n_rows`` entries and return copies as arrays."""
+    checked = {name: np.array(values) for name, values in (columns or {}).items()}
+    for name, values in checked.items():
+        if values.shape != (n_rows,):
+            raise OptionError(
+                f"column {name!r} has shape {values.shape}; expected [{n_rows}], an entry for each row"
+            )
+    return checked

@@ -1,0 +1,266 @@
+"""A run folder: what it was asked for, how far it came, and who may write to it.
+
+Decisions:
+    - ``manifest.json`` holds the resolved settings. The settings that decide about any number are
+      compared one by one when a run is taken up again; only a larger budget and another number of
+      selected samples may differ. Anything else is refused by name, because mixing two settings in
+      one folder would give scores that cannot be compared.
+    - Inputs are compared by what they hold (fingerprints), not by path or time.
+    - Stages are files: a file that exists is whole and is never computed again (`atomic`).
+    - One process at a time: an advisory lock that the system drops when the process dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import msgspec
+
+from clusterucb import __version__
+from clusterucb.atomic import write_whole
+from clusterucb.budget import parse_count
+from clusterucb.errors import RunError
+
+_FORMAT = 1
+_RECORDED_VERSIONS = ("numpy", "torch", "transformers", "peft")
+# Everything a run writes; --overwrite removes these and nothing else.
+_OWN_FILES = (
+    "manifest.json",
+    "adapter",
+    "directions.safetensors",
+    "features-*.safetensors",
+    "labels.safetensors",
+    "ledger.sqlite*",
+    "selected.jsonl",
+    "scores.jsonl",
+    "rejected.jsonl",
+    "*.partial",
+)
+
+
+class PhaseCost(msgspec.Struct):
+    """What one phase cost.
+
+    Attributes:
+        gradients: per-sample gradients (forward and backward passes of one sample).
+        forward_passes: forward passes of one sample without a gradient.
+        tokens: tokens in these passes.
+        seconds: wall-clock time over all sessions of the run.
+    """
+
+    gradients: int = 0
+    forward_passes: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class Outcome(msgspec.Struct):
+    """What a finished run found.
+
+    Attributes:
+        n_selected: samples in ``selected.jsonl``.
+        n_scored: draws, failures included.
+        n_failed: draws whose scoring failed.
+        stopped: ``budget`` or ``exhausted``.
+        clusters: number of arms.
+        draws: draws of each arm.
+        selected_by_source: samples selected of each source.
+        length_correlation: Spearman correlation of score and answer length over the draws.
+    """
+
+    n_selected: int
+    n_scored: int
+    n_failed: int
+    stopped: str
+    clusters: int
+    draws: list[int]
+    selected_by_source: dict[str, int]
+    length_correlation: float | None
+
+
+class Manifest(msgspec.Struct):
+    """The content of ``manifest.json``."""
+
+    settings: dict[str, Any]
+    budget: str
+    select: str
+    format: int = _FORMAT
+    clusterucb: str = __version__
+    versions: dict[str, str] = {}
+    status: Literal["running", "finished"] = "running"
+    pool_samples: int = 0
+    pool_rejected: int = 0
+    target_samples: int = 0
+    target_rejected: int = 0
+    subtasks: list[str] = []
+    n_budget: int = 0
+    n_select: int = 0
+    cost: dict[str, PhaseCost] = {}
+    outcome: Outcome | None = None
+
+
+class Run:
+    """A run folder, open for writing; a context manager that holds its lock.
+
+    Args:
+        folder: created when it does not exist.
+        settings: everything that decides about a number, JSON values by option name.
+        budget, select: as the user wrote them.
+        overwrite: begin anew, removing what an earlier run wrote into ``folder``.
+
+    Raises:
+        RunError: the folder belongs to something else, to other settings or to a running process, or
+            cannot be written.
+    """
+
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], *, budget: str, select: str, overwrite: bool = False
+    ) -> None:
+        self.folder = folder
+        self._lock = _lock(folder)
+        try:
+            if overwrite:
+                _remove_run(folder)
+            self.manifest, self.resumed = self._take_up(msgspec.to_builtins(dict(settings)), budget, select)
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def __enter__(self) -> Self:
+        """Return the run itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Save the manifest, with the time spent so far, and let go of the folder."""
+        try:
+            self.save()
+        finally:
+            os.close(self._lock)
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything that was asked for has been written."""
+        return self.manifest.status == "finished"
+
+    def path(self, name: str) -> Path:
+        """Return the path of one of the run's files."""
+        return self.folder / name
+
+    def save(self) -> None:
+        """Write ``manifest.json``."""
+        content = msgspec.json.format(msgspec.json.encode(self.manifest), indent=2)
+        write_whole(self.path("manifest.json"), content + b"\n")
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[PhaseCost]:
+        """Time a phase; the block adds what it computed to the cost that is yielded."""
+        cost = self.manifest.cost.setdefault(name, PhaseCost())
+        began = time.monotonic()
+        try:
+            yield cost
+        finally:
+            cost.seconds += time.monotonic() - began
+
+    def _take_up(self, settings: dict[str, Any], budget: str, select: str) -> tuple[Manifest, bool]:
+        path = self.path("manifest.json")
+        if not path.exists():
+            foreign = [entry.name for entry in self.folder.iterdir() if entry.name != "lock"]
+            if foreign:
+                raise RunError(
+                    f"{self.folder} is not a run and not empty (it holds {foreign[0]!r}); choose another --out"
+                )
+            manifest = Manifest(settings=settings, budget=budget, select=select, versions=_versions())
+            write_whole(path, msgspec.json.encode(manifest))
+            return manifest, False
+        try:
+            manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        except msgspec.MsgspecError as error:
+            raise RunError(f"{path} cannot be read ({error}); use --overwrite to begin anew") from error
+        if manifest.format != _FORMAT:
+            raise RunError(
+                f"{self.folder} was written by clusterucb {manifest.clusterucb} in another format; choose "
+                "another --out, or begin anew with --overwrite"
+            )
+        changed = [*_changes(manifest.settings, settings), *_smaller(manifest.budget, budget)]
+        if changed:
+            raise RunError(
+                f"{self.folder} holds a run with other settings: {'; '.join(changed)}. Repeat the earlier "
+                "settings to go on with it, choose another --out, or begin anew with --overwrite"
+            )
+        if (manifest.budget, manifest.select) != (budget, select):
+            manifest.budget, manifest.select, manifest.status = budget, select, "running"
+        return manifest, True
+
+
+def _lock(folder: Path) -> int:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise RunError(f"cannot write to {folder}: {error.strerror}; choose another --out") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise RunError(
+            f"{folder} is in use by another process; wait for it, or choose another --out"
+        ) from error
+    return descriptor
+
+
+def _remove_run(folder: Path) -> None:
+    if not (folder / "manifest.json").exists():
+        return
+    for pattern in _OWN_FILES:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs, in the reader's words."""
+    changed = []
+    for name in {**before, **now}:
+        old, new = before.get(name), now.get(name)
+        if old != new:
+            fingerprint = name.endswith(" content")
+            changed.append(
+                f"the {name} has changed" if fingerprint else f"{name} was {_show(old)}, now {_show(new)}"
+            )
+    return changed
+
+
+def _show(value: object) -> str:
+    if isinstance(value, dict) and value.keys() == {"class", "options"}:
+        options = ", ".join(f"{key}={option!r}" for key, option in value["options"].items())
+        return f"{value['class'].rpartition('.')[2]}({options})"
+    return "unset" if value is None else str(value)
+
+
+def _smaller(before: str, now: str) -> list[str]:
+    """Return the complaint about a budget that is smaller than what may have been spent already."""
+    old, new = parse_count("--budget", before), parse_count("--budget", now)
+    if before == now or (type(old) is type(new) and new >= old):
+        return []
+    return [f"--budget was {before}, now {now} (it may only grow, in the same unit)"]
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _RECORDED_VERSIONS:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
