@@ -1,0 +1,52 @@
+"""The loss of each sample: the mean cross-entropy over its labels, in fp32.
+
+Logits are computed at label positions only: a hook in front of the vocabulary head drops all other
+positions. Over a large vocabulary they would cost more than some layers. The batch is padded on
+the right and has no attention mask: under causal attention no label position sees the padding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from clusterucb.errors import ModelError
+
+
+def sample_losses(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
+    """Return the loss of each sample of a batch.
+
+    Args:
+        model: a causal language model.
+        ids: i64[B, T], tokens, padded on the right.
+        labels: bool[B, T], true where a token counts; never in the first column, at least once in every row.
+
+    Returns:
+        f32[B], differentiable.
+
+    Raises:
+        ModelError: the model is not a causal language model that ends in its output embeddings.
+    """
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if not isinstance(head, nn.Module):
+        raise ModelError(f"{type(model).__name__} has no output embeddings; expected a causal language model")
+    counted = labels[:, 1:]
+
+    def keep_predicting(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:  # noqa: ARG001
+        return (args[0][:, :-1][counted][None], *args[1:])
+
+    hook = head.register_forward_pre_hook(keep_predicting)
+    try:
+        logits = model(input_ids=ids, use_cache=False).logits.flatten(0, -2).float()
+    finally:
+        hook.remove()
+    counts = counted.sum(dim=1)
+    if len(logits) != int(counts.sum()):
+        raise ModelError(
+            f"{type(model).__name__} gave {len(logits)} rows of logits for {int(counts.sum())} label positions; "
+            "expected a causal language model whose last layer is its output embeddings"
+        )
+    losses = cross_entropy(logits, ids[:, 1:][counted], reduction="none")
+    sample = torch.repeat_interleave(torch.arange(len(ids), device=ids.device), counts)
+    return torch.zeros(len(ids), device=ids.device).index_add(0, sample, losses) / counts

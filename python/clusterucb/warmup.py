@@ -1,0 +1,83 @@
+"""A short warm-up of a fresh LoRA, so that gradients of both its matrices exist.
+
+An untrained LoRA has B = 0, which makes the gradient of A zero, and Adam has no moments yet. A few
+AdamW steps on random pool samples give both. What comes out is an adapter folder like any other,
+with ``optimizer.pt`` in the Trainer's form beside it: the run goes on from these files, so a run
+with ``--adapter RUN/adapter`` repeats it bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import PeftModel
+
+from clusterucb.atomic import whole_folder
+from clusterucb.encode import Encoded, collate
+from clusterucb.errors import ModelError
+from clusterucb.loss import sample_losses
+from clusterucb.moments import decay_groups
+
+BATCH = 4  # samples in one step
+
+
+def warmup_rows(n_samples: int, steps: int, seed: int) -> list[np.ndarray]:
+    """Return the rows of each step: epochs over the pool in random order, `BATCH` at a time."""
+    rng = np.random.default_rng([seed, 0, 0])
+    size = min(BATCH, n_samples)
+    epochs = -(-steps * size // n_samples)
+    order = np.concatenate([rng.permutation(n_samples) for _ in range(epochs)])
+    return [order[step * size : (step + 1) * size] for step in range(steps)]
+
+
+def warm_up(
+    model: PeftModel,
+    batches: Sequence[Sequence[Encoded]],
+    folder: Path,
+    *,
+    learning_rate: float,
+    device: str = "cpu",
+    advance: Callable[[int], None] = lambda n: None,
+) -> None:
+    """Train a fresh LoRA with AdamW (betas .9 and .999, no weight decay) and write it to ``folder``.
+
+    Args:
+        model: a PEFT model with trainable LoRA matrices; left trained.
+        batches: the samples of each step; the loss is the mean over samples of their mean cross-entropy.
+        folder: becomes an adapter folder with ``optimizer.pt``, whole or not at all.
+        learning_rate: constant over the steps.
+        device: where the model is.
+        advance: called with the number of samples done.
+
+    Raises:
+        ModelError: the loss or a parameter became NaN or infinite.
+    """
+    weights = dict(model.named_parameters())
+    groups = [{"params": [weights[name] for name in names]} for names in decay_groups(model)]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0)
+    for number, samples in enumerate(batches, start=1):
+        ids, labels = collate(samples, 0)
+        loss = sample_losses(model, ids.to(device), labels.to(device)).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if not torch.isfinite(loss):
+            raise ModelError(
+                f"the loss is {float(loss)} in warm-up step {number}; expected a finite number. Use a smaller "
+                "--warmup-lr, or --dtype float32"
+            )
+        advance(len(samples))
+    with whole_folder(folder) as partial:
+        model.save_pretrained(partial)
+        config = partial / "adapter_config.json"
+        config.write_text(json.dumps(_sorted_lists(json.loads(config.read_text())), indent=2, sort_keys=True))
+        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+
+
+def _sorted_lists(config: dict[str, object]) -> dict[str, object]:
+    """Return the configuration with its lists sorted: PEFT writes sets in an order that varies."""
+    return {key: sorted(value) if isinstance(value, list) else value for key, value in config.items()}
