@@ -71,7 +71,7 @@ def cold_schedule(
     if share is None:
         return np.zeros(0, np.int64), np.zeros(0)
     sizes = np.bincount(pool.labels, minlength=pool.n_arms)
-    exact = Fraction(str(share))
+    exact = Fraction(str(float(share)))  # the decimal as written: .29 of 100 rows is 29, not 28
     owed = np.array([max(math.floor(exact * int(size)), 1) for size in sizes])
     if owed.sum() > pool.budget:
         short = "one draw of each arm" if pool.budget < len(sizes) else "the whole cold start"
@@ -80,7 +80,7 @@ def cold_schedule(
             f"draws with cold_start={share}), so the policy has no say. Use fewer clusters, a smaller cold "
             "start or a larger budget",
             ClusterUCBWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
     by_priority = np.lexsort((pool.priority, pool.labels))
     arm = pool.labels[by_priority]

@@ -52,7 +52,8 @@ class Batch:
         phase: ``cold`` (start of an arm), ``random`` (a uniform policy) or ``policy``.
         rows: i64[m].
         arms: i64[m], the arm of each row.
-        probability: f64[m], the probability that the row was included, NaN where a policy chose it.
+        probability: f64[m], the probability that the row was included (by the whole cold start, even
+            where the budget cut it short); NaN where a policy chose it.
         scores: f64[m, S] once scored; a row of NaN is a failure.
     """
 
@@ -191,17 +192,17 @@ class _State:
         number = 0
         n_cold = 0
         for batch in self.journal.recorded() if self.journal else ():
-            self._take(batch.rows, "the journal")
+            self._check_recorded(batch)
+            self._take(batch.rows)
             number = batch.number + 1
             n_cold += len(batch.rows) if batch.phase == "cold" else 0
             yield batch
         schedule, probability = cold_schedule(self.pool, share, seed)
-        schedule, probability = schedule[n_cold : self._left + n_cold], probability[n_cold:]
         step = max(size, _COLD_BATCH)
-        for start in range(0, len(schedule), step):
-            yield self._begin(
-                number, "cold", schedule[start : start + step], probability[start : start + step]
-            )
+        while self._left and n_cold < len(schedule):
+            draws = slice(n_cold, n_cold + min(step, self._left))
+            n_cold += len(schedule[draws])
+            yield self._begin(number, "cold", schedule[draws], probability[draws])
             number += 1
         while self._left:
             wanted = min(size, self._left)
@@ -217,12 +218,24 @@ class _State:
     def _left(self) -> int:
         return self.pool.budget - self.n_drawn
 
-    def _take(self, rows: NDArray[np.int64], who: str) -> None:
-        if len(rows) > self._left:
+    def _check_recorded(self, batch: Batch) -> None:
+        if len(batch.rows) > self._left:
             raise OptionError(
-                f"{who} holds at least {self.n_drawn + len(rows)} draws; expected at most the budget, "
-                f"{self.pool.budget}"
+                f"the journal holds at least {self.n_drawn + len(batch.rows)} draws; expected at most the "
+                f"budget, {self.pool.budget}: a search goes on with the same budget or a larger one"
             )
+        labels = self.pool.labels
+        if (
+            batch.rows.max() >= len(labels)
+            or not self.available[batch.rows].all()
+            or not np.array_equal(labels[batch.rows], batch.arms)
+        ):
+            raise OptionError(
+                f"batch {batch.number} of the journal does not fit the pool and its clusters; expected the "
+                "journal of a search with the same features, clusterer and seed"
+            )
+
+    def _take(self, rows: NDArray[np.int64]) -> None:
         self.available[rows] = False
         self.n_drawn += len(rows)
 
@@ -230,7 +243,7 @@ class _State:
         self, number: int, phase: Phase, rows: NDArray[np.int64], probability: NDArray[np.float64]
     ) -> Batch:
         batch = Batch(number, phase, rows, self.pool.labels[rows], probability)
-        self._take(rows, "the engine")
+        self._take(rows)
         if self.journal:
             self.journal.begin(batch)
         return batch
@@ -313,7 +326,7 @@ def _checked_rows(
 
 def _checked_scores(scores: ArrayLike, n_rows: int, n_subtasks: int | None) -> NDArray[np.float64]:
     """Return scores as f64[m, S]; a row with any NaN or infinity becomes NaN throughout: it failed."""
-    got = np.array(scores, dtype=np.float64)
+    got = np.array(scores, dtype=np.float64) + 0.0  # makes -0.0 0.0, whose sign SQLite would drop
     matrix = got[:, None] if got.ndim == 1 else got
     if (
         matrix.ndim != 2

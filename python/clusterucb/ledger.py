@@ -53,7 +53,7 @@ class Ledger:
         self._tokens = tokens
         self._failure = failure
         self._columns = [f"score_{number}" for number in range(len(subtasks))]
-        with self._writing():
+        with self._using():
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
@@ -73,7 +73,8 @@ class Ledger:
     def recorded(self) -> Iterator[Batch]:
         """Yield the recorded batches in order; one that was begun and not finished has no scores."""
         columns = ", ".join(["batch", "phase", "row", "arm", "probability", "done", *self._columns])
-        draws = self._db.execute(f"SELECT {columns} FROM draws ORDER BY draw").fetchall()
+        with self._using():
+            draws = self._db.execute(f"SELECT {columns} FROM draws ORDER BY draw").fetchall()
         for number, group in groupby(draws, key=itemgetter(0)):
             lines = list(group)
             _, phases, rows, arms, chances, done, *scores = zip(*lines, strict=True)
@@ -88,7 +89,7 @@ class Ledger:
 
     def begin(self, batch: Batch) -> None:
         """Record that ``batch`` is about to be scored."""
-        with self._writing(), self._transaction():
+        with self._using(), self._transaction():
             self._db.executemany(
                 "INSERT INTO draws (batch, phase, row, arm, probability, tokens) VALUES (?, ?, ?, ?, ?, ?)",
                 [
@@ -103,7 +104,7 @@ class Ledger:
         """Record the scores of ``batch`` and mark it done."""
         assert batch.scores is not None
         assignments = ", ".join(f"{column} = ?" for column in self._columns)
-        with self._writing(), self._transaction():
+        with self._using(), self._transaction():
             self._db.executemany(
                 f"UPDATE draws SET done = 1, failure = ?, {assignments} WHERE row = ?",
                 [
@@ -143,16 +144,17 @@ class Ledger:
         try:
             yield
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # a full disk has rolled back already
+                self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _using(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
             raise RunError(
-                f"cannot write {self._path}: {error}. What was scored before is kept: make room or repair the "
+                f"cannot use {self._path}: {error}. What was scored before is kept: make room or repair the "
                 "folder, then run the same command again"
             ) from error

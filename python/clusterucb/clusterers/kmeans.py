@@ -55,12 +55,14 @@ class KMeans(Clusterer):
                 break
             labels = nearest
             centres = _centres(rows, labels, similarity, n_clusters)
-        return np.unique(labels, return_inverse=True)[1].astype(np.int64)
+        without_gaps: NDArray[np.int64] = np.unique(labels, return_inverse=True)[1]
+        return without_gaps
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     norm = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, norm, out=np.zeros_like(rows), where=norm > 0)
+    unit: NDArray[np.float32] = np.divide(rows, norm, out=np.zeros_like(rows), where=norm > 0)
+    return unit
 
 
 def _seed(rows: NDArray[np.float32], n_clusters: int, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -29,4 +29,5 @@ class Source(Clusterer):
             raise OptionError(
                 f"clusterer source: the pool has no column {self.column!r}; its columns: {there}"
             )
-        return np.unique(pool.columns[self.column], return_inverse=True)[1].astype(np.int64)
+        clusters: NDArray[np.int64] = np.unique(pool.columns[self.column], return_inverse=True)[1]
+        return clusters

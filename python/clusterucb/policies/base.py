@@ -123,7 +123,8 @@ class IndexPolicy(Policy):
         observed = arms.count > 0
         for arm in np.flatnonzero(observed & np.isnan(index))[:1]:
             raise PluginError(
-                f"{type(self).__name__}.index returned NaN for arm {arm}, which was observed; expected a number"
+                f"{type(self).__name__}.index returned NaN for arm {arm}, which was observed; expected "
+                "a number"
             )
         order = np.argsort(-np.where(observed, index, np.nan), kind="stable")  # NaN sorts last
         return order[arms.count[order] < arms.size[order]]

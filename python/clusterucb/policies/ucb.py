@@ -51,7 +51,7 @@ class UCB1(IndexPolicy):
 
     def index(self, arms: ArmStats, rng: np.random.Generator) -> NDArray[np.float64]:  # noqa: ARG002
         """Return mean + sqrt(2 ln t / n), t all observations and n those of the arm."""
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             return arms.mean + np.sqrt(2 * math.log(max(arms.total, 1)) / arms.count)
 
 
@@ -97,5 +97,5 @@ class ThresholdNormal(IndexPolicy):
         """Return P(X >= threshold) for X normal with the arm's mean and standard deviation."""
         below = arms.quantile(1 - self.q) - arms.mean
         with np.errstate(divide="ignore", invalid="ignore"):
-            share = _erfc(below / (arms.std * math.sqrt(2))).astype(np.float64) / 2
+            share = np.asarray(_erfc(below / (arms.std * math.sqrt(2))), dtype=np.float64) / 2
         return np.where(arms.std > 0, share, np.where(arms.count > 0, below <= 0, np.nan))
