@@ -1,0 +1,286 @@
+"""Encode conversations: text to tokens, which of them are predicted, and batches with little padding.
+
+Decisions:
+    - Labels are each answer's content and the end-of-turn token after it. Nothing is predicted after the
+      last answer, so turns that come later are left out. A blank answer has no label.
+    - The text is tokenised once, as a whole, so that tokens are those which a trainer would see.
+    - A token that holds characters of both header and content belongs to the content: without
+      predicting it, the content cannot be produced.
+    - A control token that is spelt out in a content stays text: a character is put inside it, and that
+      character's tokens are taken out again. It needs no second pass, and adds no space after the seam
+      as tokenising in pieces does with SentencePiece vocabularies. Special tokens and the end of turn
+      are controls; tokens that a vocabulary means to be found in text, such as ``<think>``, are not.
+    - Without a chat template only a prompt and its answer can be encoded: BOS (if the tokenizer writes
+      one), prompt, answer, EOS. How to set longer conversations apart would be a format of our making,
+      which the model has never seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.chat import ChatTemplate, Kind, Piece, Unusable
+from clusterucb.errors import ModelError, OptionError
+from clusterucb.pool import Message
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Encoded", "Encoder", "Unusable", "collate", "micro_batches"]
+
+# Changes whenever the same tokenizer and conversation would give other tokens or labels.
+_RULES = 1
+
+# Private-use character that keeps a control token spelt out in a content from being one.
+_BREAK = "\ue000"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """One sample as T tokens.
+
+    Attributes:
+        tokens: i64[T].
+        labels: bool[T]; True: this token is predicted from those before it. The first never is.
+        content: bool[T]; True: a token of a message's content, of any role; False: of the template.
+    """
+
+    tokens: NDArray[np.int64]
+    labels: NDArray[np.bool_]
+    content: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def n_labels(self) -> int:
+        """How many tokens are predicted."""
+        return int(self.labels.sum())
+
+
+class Encoder:
+    """Encodes conversations with a tokenizer and its chat template.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        max_length: the most tokens of a sample, at least 2.
+
+    Raises:
+        OptionError: ``max_length`` is too small.
+        ModelError: the tokenizer has no character offsets, or neither a chat template nor an EOS token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
+        if max_length < 2:
+            raise OptionError(
+                f"max_length is {max_length}; expected at least 2: a token, and one to predict it from"
+            )
+        if not getattr(tokenizer, "is_fast", False):
+            raise ModelError(
+                f"the tokenizer is a {type(tokenizer).__name__}, which does not say where in the text its "
+                "tokens stand; expected a fast tokenizer. Save one as tokenizer.json in the model's folder"
+            )
+        if tokenizer.chat_template is None and tokenizer.eos_token_id is None:
+            raise ModelError(
+                "the tokenizer has neither a chat template nor an EOS token, so no answer would have an end; "
+                "expected one of them. Set `chat_template` or `eos_token` in its tokenizer_config.json"
+            )
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._template = None if tokenizer.chat_template is None else ChatTemplate(tokenizer)
+        added = tokenizer.added_tokens_decoder
+        self._added = {str(token): number for number, token in added.items() if str(token).strip()}
+        self._special = {text for text, number in self._added.items() if added[number].special}
+        first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
+        self._bos = first if first == [tokenizer.bos_token_id] else []
+
+    def __call__(self, messages: Sequence[Message]) -> Encoded:
+        """Encode one conversation.
+
+        Raises:
+            Unusable: it cannot be encoded, or nothing in it is predicted.
+            ModelError: the chat template is not valid.
+        """
+        answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
+        if not answers:
+            raise Unusable("no assistant turn")
+        messages = messages[: answers[-1] + 1]
+        if self._template:
+            encoded = self._tokenise(*self._template(messages))
+        else:
+            eos = self._tokenizer.eos_token_id
+            pieces = _prompt_and_answer(messages)
+            encoded = _surrounded(self._bos, self._tokenise(pieces, self._tokenizer.eos_token), [eos])
+        if not (encoded.labels & encoded.content).any():
+            raise Unusable("the answer is empty")
+        encoded.labels[0] = False
+        return _truncate(encoded, self._max_length, self._tokenizer.bos_token_id)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of everything that decides the tokens and labels of a conversation."""
+        self._tokenizer("")  # so that padding and truncation left by another caller are not part of it
+        decisive = (
+            _RULES,
+            self._tokenizer.backend_tokenizer.to_str(),
+            {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()},
+            self._template and self._template.source,
+            self._max_length,
+        )
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    def _tokenise(self, pieces: Iterable[Piece], end: str) -> Encoded:
+        """Tokenise text whose every character is of a known kind; ``end`` is the end-of-turn token."""
+        controls = self._special | ({end} & self._added.keys())
+        pieces = [part for piece in pieces for part in _without_controls(piece, controls)]
+        text = "".join(piece.text for piece in pieces)
+        kinds = np.repeat([piece.kind for piece in pieces], [len(piece.text) for piece in pieces])
+        batch = self._tokenizer(
+            text,
+            add_special_tokens=False,
+            split_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # that a text is longer than the model's window is our business
+        )
+        tokens = np.array(batch["input_ids"], np.int64)
+        starts, ends = self._spans(tokens, np.array(batch["offset_mapping"], np.int64).reshape(-1, 2), text)
+
+        def holds(*wanted: Kind) -> NDArray[np.bool_]:
+            total = np.concatenate(([0], np.cumsum(np.isin(kinds, wanted))))
+            return np.asarray(total[ends] > total[starts])
+
+        dropped, content = holds(Kind.DROPPED), holds(Kind.CONTENT, Kind.ANSWER)
+        control = np.isin(tokens, [self._added[token] for token in controls])
+        control &= tokens != self._tokenizer.unk_token_id  # which stands for whatever has no other token
+        for at in np.flatnonzero((dropped | control) & content):
+            near = text[max(starts[at] - 8, 0) : ends[at] + 8].replace(_BREAK, "")
+            raise Unusable(f"a turn spells out a control token that cannot be encoded as text, near {near!r}")
+        keep = ~dropped
+        return Encoded(tokens[keep], holds(Kind.ANSWER, Kind.END)[keep], content[keep])
+
+    def _spans(
+        self, tokens: NDArray[np.int64], offsets: NDArray[np.int64], text: str
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return where each token's characters begin and end, i64[T] each.
+
+        Two things that offsets get wrong for us are put right: whitespace that a byte-level
+        post-processor trims off them belongs to the token after the gap; and whitespace that an added
+        token takes in (``lstrip``, ``rstrip``) may be a content's, though the token is the template's.
+        """
+        starts, ends = offsets[:, 0].copy(), offsets[:, 1].copy()
+        previous = np.concatenate(([0], ends[:-1]))
+        for at in np.flatnonzero(starts > previous):
+            if text[previous[at] : starts[at]].isspace():
+                starts[at] = previous[at]
+        for at in np.flatnonzero(np.isin(tokens, list(self._added.values()))):
+            written = text[starts[at] : ends[at]]
+            if written.strip():
+                starts[at] += len(written) - len(written.lstrip())
+                ends[at] -= len(written) - len(written.rstrip())
+        return starts, ends
+
+
+def _prompt_and_answer(messages: Sequence[Message]) -> list[Piece]:
+    """Return the text of a prompt and its answer, or of an answer alone, without any template."""
+    roles = tuple(message.role for message in messages)
+    if roles not in (("user", "assistant"), ("assistant",)):
+        raise Unusable(
+            f"a conversation of several turns ({', '.join(roles)}) needs a chat template, and the tokenizer "
+            "has none; expected one prompt and its answer"
+        )
+    *prompt, answer = messages
+    if not answer.content.strip():
+        raise Unusable("the answer is empty")
+    return [*(Piece(turn.content, Kind.CONTENT) for turn in prompt), Piece(answer.content, Kind.ANSWER)]
+
+
+def _without_controls(piece: Piece, controls: Iterable[str]) -> list[Piece]:
+    """Return a content with a character to drop inside each control token that it spells out."""
+    text, kind = piece
+    if kind not in (Kind.CONTENT, Kind.ANSWER) or not any(control in text for control in controls):
+        return [piece]
+    spelt = "|".join(re.escape(control) for control in sorted(controls, key=len, reverse=True))
+    cuts = [0, *(match.start() + 1 for match in re.finditer(spelt, text)), len(text)]
+    parts = ((Piece(text[start:end], kind), Piece(_BREAK, Kind.DROPPED)) for start, end in pairwise(cuts))
+    return [part for pair in parts for part in pair][:-1]
+
+
+def _surrounded(before: Sequence[int], encoded: Encoded, after: Sequence[int]) -> Encoded:
+    """Return a sample with unlabelled tokens before it and labelled ones after it."""
+    sizes = len(before), len(after)
+    return Encoded(
+        np.concatenate((np.array(before, np.int64), encoded.tokens, np.array(after, np.int64))),
+        np.pad(encoded.labels, sizes, constant_values=(False, True)),
+        np.pad(encoded.content, sizes),
+    )
+
+
+def _truncate(encoded: Encoded, max_length: int, bos: int | None) -> Encoded:
+    """Cut a sample to ``max_length`` tokens and keep the answers.
+
+    Tokens after the last label go first, then those at the start, a BOS token excepted. If the labels
+    span more than the window, at most a quarter of it is what stands before them, and their end is cut.
+    """
+    if len(encoded) <= max_length:
+        return encoded
+    labelled = np.flatnonzero(encoded.labels)
+    first, stop = int(labelled[0]), int(labelled[-1]) + 1
+    kept = int(encoded.tokens[0] == bos)
+    window = max_length - kept
+    least = 1 - kept  # the first label needs a token before it
+    if stop <= max_length:
+        start = kept
+    elif stop - first + least <= window:
+        start = stop - window
+    else:
+        start = first - min(first - kept, max(max_length // 4, least))
+    at = np.concatenate((np.arange(kept), np.arange(start, start + window)))
+    return Encoded(encoded.tokens[at], encoded.labels[at], encoded.content[at])
+
+
+def micro_batches(lengths: Sequence[int], batch_tokens: int) -> list[NDArray[np.int64]]:
+    """Return positions into ``lengths`` in batches of like lengths, the longest first.
+
+    Each batch's padded size (count times longest) is at most ``batch_tokens``, unless it is a single
+    sample, and no sample is shorter than half of its batch's longest. Samples of one length stay in
+    their order. The longest come first, so that memory runs out at once or not at all.
+
+    Raises:
+        OptionError: ``batch_tokens`` is not positive.
+    """
+    if batch_tokens < 1:
+        raise OptionError(f"batch_tokens is {batch_tokens}; expected at least 1, the padded tokens of a pass")
+    batches: list[list[int]] = []
+    longest = 0
+    for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
+        fits = batches and (len(batches[-1]) + 1) * longest <= batch_tokens and 2 * lengths[at] >= longest
+        if not fits:
+            batches.append([])
+            longest = lengths[at]
+        batches[-1].append(at)
+    return [np.array(batch, np.int64) for batch in batches]
+
+
+def collate(samples: Sequence[Encoded], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return B samples padded on the right to the longest: ids i64[B, T] and labels bool[B, T]."""
+    import torch
+
+    size = (len(samples), max(len(sample) for sample in samples))
+    ids = np.full(size, pad_id, np.int64)
+    labels = np.zeros(size, bool)
+    for row, sample in enumerate(samples):
+        ids[row, : len(sample)] = sample.tokens
+        labels[row, : len(sample)] = sample.labels
+    return torch.from_numpy(ids), torch.from_numpy(labels)
