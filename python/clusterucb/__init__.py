@@ -1,3 +1,93 @@
-"""clusterucb: gradient-based selection of fine-tuning data under a budget."""
+"""Select fine-tuning data by gradient influence under a budget: clusters as bandit arms (ClusterUCB).
+
+    import clusterucb as cu
+
+    result = cu.select(pool="pool.jsonl", target="dev.jsonl", model="path/or/hub-id", out="runs/a")
+
+Names are imported when they are first used: ``import clusterucb``, the strategies and
+`clusterucb.engine.search` need no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from clusterucb.clusterers import Clusterer, KMeans, Source
+    from clusterucb.engine import search
+    from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
+    from clusterucb.features import Embedding, Feature
+    from clusterucb.hookspecs import hookimpl
+    from clusterucb.policies import (
+        UCB,
+        UCB1,
+        ArmStats,
+        IndexPolicy,
+        Policy,
+        Random,
+        ThresholdHard,
+        ThresholdNormal,
+    )
+    from clusterucb.poolview import PoolView
+    from clusterucb.report import Result
+    from clusterucb.pipeline import select
+
+__all__ = [
+    "UCB",
+    "UCB1",
+    "ArmStats",
+    "ClusterUCBError",
+    "ClusterUCBWarning",
+    "Clusterer",
+    "Embedding",
+    "Feature",
+    "IndexPolicy",
+    "KMeans",
+    "Policy",
+    "PoolView",
+    "Random",
+    "Result",
+    "Source",
+    "ThresholdHard",
+    "ThresholdNormal",
+    "hookimpl",
+    "search",
+    "select",
+]
+
+_HOMES = {
+    "clusterers": ("Clusterer", "KMeans", "Source"),
+    "engine": ("search",),
+    "errors": ("ClusterUCBError", "ClusterUCBWarning"),
+    "features": ("Embedding", "Feature"),
+    "hookspecs": ("hookimpl",),
+    "policies": (
+        "UCB",
+        "UCB1",
+        "ArmStats",
+        "IndexPolicy",
+        "Policy",
+        "Random",
+        "ThresholdHard",
+        "ThresholdNormal",
+    ),
+    "poolview": ("PoolView",),
+    "report": ("Result",),
+    "pipeline": ("select",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(f"clusterucb.{module}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module 'clusterucb' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

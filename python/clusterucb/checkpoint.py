@@ -8,12 +8,12 @@ another model.
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 _BLOCK = 1 << 20
 _BLOCKS = 16
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
@@ -50,42 +50,68 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def load_tokenizer(model: str, *, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a model folder or hub id.
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a base model comes from.
 
-    Raises:
-        ModelError: it cannot be loaded.
-    """
-    with _explained("tokenizer", model):
-        return AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
-
-
-def load_model(
-    model: str, *, revision: str | None, trust_remote_code: bool, dtype: str, device: str
-) -> PreTrainedModel:
-    """Load a causal language model in evaluation mode.
-
-    Args:
-        model: a folder in Hugging Face form, or a hub id.
+    Attributes:
+        name: a folder in Hugging Face form, or a hub id.
         revision: of a hub id.
         trust_remote_code: whether code that comes with the model may run.
-        dtype: ``float32``, ``bfloat16``, ``float16``, or ``auto``: float32 on a CPU, the checkpoint's own
-            elsewhere.
-        device: where to put it.
-
-    Raises:
-        ModelError: it cannot be loaded.
-        OptionError: no such dtype.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise OptionError(f"--dtype is {dtype!r}; expected auto, {', '.join(DTYPES)}")
-    on_cpu = torch.device(device).type == "cpu"
-    loaded_dtype = DTYPES.get(dtype, torch.float32 if on_cpu else "auto")
-    with _explained("model", model):
-        loaded = AutoModelForCausalLM.from_pretrained(
-            model, revision=revision, trust_remote_code=trust_remote_code, dtype=loaded_dtype
-        )
-    return loaded.to(device).eval()
+
+    name: str
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    def fingerprint(self) -> str:
+        """Return what identifies the content: a hub id's commit, or a hash of a folder's files.
+
+        Small files are hashed whole. Of a weight file (gigabytes), the size and 16 evenly spaced blocks of
+        1 MiB are hashed, the first with all tensor names and shapes.
+
+        Raises:
+            ModelError: there is no such model.
+        """
+        folder = Path(self.name)
+        if not folder.is_dir():
+            with _explained("model", self.name):
+                return str(AutoConfig.from_pretrained(self.name, **self._options())._commit_hash)
+        digest = hashlib.sha256()
+        for path in sorted(path for path in folder.iterdir() if path.is_file()):
+            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            for block in _sampled(path) if path.suffix in _WEIGHTS else (path.read_bytes(),):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Load the tokenizer.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        with _explained("tokenizer", self.name):
+            return AutoTokenizer.from_pretrained(self.name, **self._options())
+
+    def model(self, dtype: str, device: str) -> PreTrainedModel:
+        """Load the causal language model in evaluation mode.
+
+        Args:
+            dtype: one of `DTYPES`, or ``auto``: float32 on a CPU, the checkpoint's own elsewhere.
+            device: where to put it.
+
+        Raises:
+            ModelError: it cannot be loaded.
+        """
+        automatic = torch.float32 if torch.device(device).type == "cpu" else "auto"
+        with _explained("model", self.name):
+            model = AutoModelForCausalLM.from_pretrained(
+                self.name, dtype=DTYPES.get(dtype, automatic), **self._options()
+            )
+        return model.to(device).eval()
+
+    def _options(self) -> dict[str, Any]:
+        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
 
 def attach_lora(
@@ -150,47 +176,36 @@ def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     return loaded
 
 
-def model_fingerprint(model: str, *, revision: str | None, trust_remote_code: bool) -> str:
-    """Return what identifies a model's content: a hub id's commit, or a hash of a folder's files.
-
-    Small files are hashed whole. Of a weight file (gigabytes), the size and 16 evenly spaced blocks of
-    1 MiB are hashed, the first with all tensor names and shapes.
+def adapter_fingerprints(adapter: Path | None, optimizer: Path | None) -> dict[str, str | None]:
+    """Return a hex SHA-256 of an adapter (configuration and weights) and of an optimiser state.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: one of the files is missing.
     """
-    folder = Path(model)
-    if not folder.is_dir():
-        with _explained("model", model):
-            config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trust_remote_code)
-        return str(config._commit_hash)
+    found: dict[str, str | None] = {"adapter content": None, "optimizer content": None}
+    if adapter:
+        weights = [adapter / "adapter_model.safetensors", adapter / "adapter_model.bin"]
+        files = [adapter / "adapter_config.json", *[path for path in weights if path.is_file()][:1]]
+        if len(files) < 2 or not files[0].is_file():
+            missing = files[0] if not files[0].is_file() else weights[0]
+            raise ModelError(f"there is no {missing}; expected the folder of a trained PEFT adapter")
+        found["adapter content"] = _hash(files)
+    if optimizer:
+        if not optimizer.is_file():
+            raise ModelError(
+                f"there is no optimiser state {optimizer}; give it with --optimizer, or use --preconditioner sgd, "
+                "which needs none"
+            )
+        found["optimizer content"] = _hash([optimizer])
+    return found
+
+
+def _hash(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        for block in _sampled(path) if path.suffix in _WEIGHTS else (path.read_bytes(),):
-            digest.update(block)
+    for path in files:
+        with path.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
-
-
-def file_fingerprint(path: Path) -> str:
-    """Return the hex SHA-256 of a whole file."""
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def adapter_fingerprint(adapter: Path) -> str:
-    """Return a hex SHA-256 of an adapter's configuration and weights."""
-    config = adapter / "adapter_config.json"
-    weights = [
-        path
-        for path in (adapter / "adapter_model.safetensors", adapter / "adapter_model.bin")
-        if path.is_file()
-    ]
-    if not config.is_file() or not weights:
-        missing = "adapter_config.json" if not config.is_file() else "adapter_model.safetensors"
-        raise ModelError(f"{adapter} holds no {missing}; expected the folder of a PEFT adapter")
-    content = json.dumps(json.loads(config.read_bytes()), sort_keys=True)
-    return hashlib.sha256((content + file_fingerprint(weights[0])).encode()).hexdigest()
 
 
 def _sampled(path: Path) -> Iterator[bytes]:

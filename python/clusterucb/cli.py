@@ -1,0 +1,230 @@
+"""The command line: options in, the summary out, errors as one line each.
+
+Standard output is for results, standard error for progress and messages. Exit codes: 0 done, 2 what
+was asked for cannot be done (one line says why), 130 interrupted (one line says how to go on), 1 a bug
+in clusterucb. Only ``--debug`` shows tracebacks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Group, Parameter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clusterucb import __version__
+from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
+from clusterucb.settings import Settings
+
+app = App(
+    name="clusterucb",
+    version=__version__,
+    help="Select fine-tuning data by gradient influence under a budget.",
+    help_format="plaintext",
+    version_flags=["--version"],
+    result_action="return_value",
+)
+_STRATEGIES = Group("Strategies", sort_key=1)
+_OPTIONS = Group("Options", sort_key=2)
+_OUTPUT = Group("Output", sort_key=3)
+
+Flag = Annotated[bool, Parameter(negative=(), group=_OUTPUT)]
+Name = Annotated[str, Parameter(group=_STRATEGIES)]
+Pairs = Annotated[tuple[str, ...], Parameter(negative=(), group=_STRATEGIES, show_default=False)]
+
+
+@app.command
+def select(
+    pool: Annotated[list[Path], Parameter(negative=())],
+    /,
+    *,
+    target: Annotated[list[Path], Parameter(negative=(), consume_multiple=True)],
+    model: str,
+    out: Path,
+    features: Name = "embedding",
+    clusterer: Name = "kmeans",
+    clusterer_option: Annotated[Pairs, Parameter(name=("--clusterer-option", "-c"))] = (),
+    policy: Name = "ucb",
+    policy_option: Annotated[Pairs, Parameter(name=("--policy-option", "-p"))] = (),
+    settings: Annotated[Settings, Parameter(name="*", group=_OPTIONS, negative=())] = Settings(),  # noqa: B008
+    overwrite: Flag = False,
+    quiet: Flag = False,
+    json: Flag = False,
+    debug: Flag = False,
+) -> None:
+    """Select the pool samples whose gradients agree most with the target's, within a gradient budget.
+
+    The same command again resumes an interrupted run, or shows what a finished one found.
+
+    Args:
+        pool: JSONL files with `messages`, or `prompt` and `completion`, on each line.
+        target: JSONL files of the samples to do well on; a subtask each, or a column `subtask`.
+        model: Folder of a causal language model in Hugging Face form, or a hub id.
+        out: Folder of the run.
+        features: What the pool is clustered by.
+        clusterer: What makes the clusters.
+        clusterer_option: An option of the clusterer, as key=value.
+        policy: What spends the budget.
+        policy_option: An option of the policy, as key=value.
+        overwrite: Begin anew in a folder that holds another run.
+        quiet: Show neither progress nor summary.
+        json: Print the summary as JSON.
+        debug: Show tracebacks and the libraries' warnings.
+    """
+    from clusterucb import plugins
+    from clusterucb.pipeline import select as run_selection
+    from clusterucb.progress import Screen, Silent
+    from clusterucb.report import show
+
+    installed = plugins.load()
+    result = run_selection(
+        pool,
+        target,
+        model=model,
+        out=out,
+        features=installed.make("feature", features, {}),
+        clusterer=installed.make("clusterer", clusterer, _pairs("-c", clusterer_option)),
+        policy=installed.make("policy", policy, _pairs("-p", policy_option)),
+        overwrite=overwrite,
+        observer=Silent() if quiet else Screen(),
+        **vars(settings),
+    )
+    if json:
+        _print_json(result.to_json())
+    elif not quiet:
+        show(result, Console(highlight=False))
+
+
+@app.command
+def demo(
+    *,
+    exhaustive: Flag = False,
+    out: Path = Path("clusterucb-demo"),
+    debug: Flag = False,
+) -> None:
+    """Select data for a real model (SmolLM2-135M) from a real pool; under 5 minutes after downloads.
+
+    Args:
+        exhaustive: Score the whole pool as well, and say how much of the true best was found (15 minutes).
+        out: Folder of the run.
+        debug: Show tracebacks and the libraries' warnings.
+    """
+    from clusterucb.demo.run import demo as run_demo
+
+    run_demo(out=out, exhaustive=exhaustive)
+
+
+@app.command
+def plugins(*, json: Flag = False, debug: Flag = False) -> None:
+    """List the installed features, clusterers and policies with their options.
+
+    Args:
+        json: Print the list as JSON.
+        debug: Show tracebacks and the libraries' warnings.
+    """
+    from clusterucb.plugins import KINDS, load
+
+    installed = load()
+    if json:
+        strategies = [
+            {
+                "kind": strategy.kind,
+                "name": strategy.name,
+                "package": strategy.provider,
+                "summary": strategy.summary,
+                "options": strategy.defaults(),
+            }
+            for kind in KINDS
+            for strategy in installed.of_kind(kind)
+        ]
+        broken = [{"package": plugin.provider, "reason": plugin.reason} for plugin in installed.broken]
+        _print_json({"strategies": strategies, "broken": broken})
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("kind", "name", "package", "what it does", "options"):
+        table.add_column(title, overflow="fold")
+    for kind in KINDS:
+        for strategy in installed.of_kind(kind):
+            options = ", ".join(f"{key}={value}" for key, value in strategy.defaults().items())
+            cells = (kind, strategy.name, strategy.provider, strategy.summary, options)
+            table.add_row(*map(Text, cells))
+    console = Console(highlight=False)
+    console.print(table)
+    for plugin in installed.broken:
+        console.print(Text(f"{plugin.provider} could not be loaded: {plugin.reason}", style="red"), soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code."""
+    debug = "--debug" in arguments
+    messages = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    with warnings.catch_warnings():
+        _show_warnings(messages, debug)
+        try:
+            app(list(arguments), exit_on_error=False, print_error=False)
+        except (ClusterUCBError, CycloptsError) as error:
+            _complain(messages, str(error), debug)
+            return 2
+        except KeyboardInterrupt:
+            command = shlex.join(["clusterucb", *arguments])
+            messages.print(f"\nInterrupted; what was scored is kept. To go on: {command}")
+            return 130
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more
+            return 0
+        except Exception as error:  # whatever it is, it is ours to mend
+            reason = f"{type(error).__name__}: {error}"
+            _complain(messages, f"this is a bug in clusterucb, please report it with --debug: {reason}", debug)
+            return 1
+    return 0
+
+
+def _pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
+    """Return ``key=value`` options as a dict."""
+    values: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise OptionError(f"{option} is {pair!r}; expected key=value, such as {option} n_clusters=50")
+        if key in values:
+            raise OptionError(f"{option} gives {key!r} twice; expected each option once")
+        values[key] = value
+    return values
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _show_warnings(console: Console, debug: bool) -> None:
+    """Show our own warnings as lines, and those of libraries with ``--debug`` alone."""
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+        place = "" if issubclass(category, ClusterUCBWarning) else f"{filename}:{lineno}: {category.__name__}: "
+        console.print(Text(f"warning: {place}{message}", style="yellow"))
+
+    warnings.showwarning = show
+    if not debug:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", ClusterUCBWarning)
+
+
+def _complain(console: Console, text: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    console.print(Text.assemble(("error: ", "bold red"), text))

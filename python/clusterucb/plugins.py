@@ -56,6 +56,13 @@ class Strategy:
         """Return the constructor's parameters by name."""
         return dict(inspect.signature(self.factory).parameters)
 
+    def defaults(self) -> dict[str, str]:
+        """Return the options' defaults as text; ``required`` where there is none."""
+        return {
+            name: "required" if one.default is one.empty else str(one.default)
+            for name, one in self.options().items()
+        }
+
 
 @dataclass(frozen=True)
 class Broken:

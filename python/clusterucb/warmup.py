@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from peft import PeftModel
 
@@ -21,18 +20,6 @@ from clusterucb.encode import Encoded, collate
 from clusterucb.errors import ModelError
 from clusterucb.loss import sample_losses
 from clusterucb.moments import decay_groups
-
-BATCH = 4  # samples in one step
-
-
-def warmup_rows(n_samples: int, steps: int, seed: int) -> list[np.ndarray]:
-    """Return the rows of each step: epochs over the pool in random order, `BATCH` at a time."""
-    rng = np.random.default_rng([seed, 0, 0])
-    size = min(BATCH, n_samples)
-    epochs = -(-steps * size // n_samples)
-    order = np.concatenate([rng.permutation(n_samples) for _ in range(epochs)])
-    return [order[step * size : (step + 1) * size] for step in range(steps)]
-
 
 def warm_up(
     model: PeftModel,

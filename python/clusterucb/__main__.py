@@ -1,0 +1,5 @@
+"""``python -m clusterucb`` is the same as ``clusterucb``."""
+
+from clusterucb.cli import main
+
+main()

@@ -1,0 +1,231 @@
+"""Everything in a run that needs the model: features, warm-up, directions and scores.
+
+Each of them is a stage on disk. What a run has already written is read back and never computed
+again, and the model itself is loaded only when something is missing: taking up a finished run, or
+selecting another number of samples from it, costs no model at all.
+
+A run always goes on from its files, also in the session that wrote them: the LoRA that was just
+warmed up is loaded from ``adapter/`` like any other. So a run gives the same bits whether or not it
+was interrupted.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from clusterucb import checkpoint
+from clusterucb.atomic import whole_file
+from clusterucb.errors import ClusterUCBWarning
+from clusterucb.features.base import Feature, FeatureBatch
+from clusterucb.gradients import PerSampleGradients
+from clusterucb.moments import Moments, load_moments
+from clusterucb.parameters import ParameterManifest
+from clusterucb.material import Material
+from clusterucb.progress import Advance, Observer
+from clusterucb.reference import Preconditioner
+from clusterucb.run import Run
+from clusterucb.scorer import Scorer, compute_directions
+from clusterucb.settings import Settings
+from clusterucb.warmup import warm_up
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_SHARD = 4096  # rows in one file of features
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """What gradients are taken of."""
+
+    gradients: PerSampleGradients
+    manifest: ParameterManifest
+    preconditioner: Preconditioner
+    moments: Moments | None
+
+
+class Influence:
+    """The influence of pool samples on a target; a context manager that lets go of the model's hooks.
+
+    Args:
+        run: where stages are kept.
+        settings: the run's options.
+        source: the base model.
+        device: where it runs.
+        material: the encoded pool of N samples and target of S subtasks.
+        observer: who is told how it gets on.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        settings: Settings,
+        source: checkpoint.ModelSource,
+        device: str,
+        material: Material,
+        observer: Observer,
+    ) -> None:
+        self._run = run
+        self._settings = settings
+        self._source = source
+        self._device = device
+        self._material = material
+        self._observer = observer
+        self._open = ExitStack()
+        self._count: Advance = lambda n: None
+
+    def __enter__(self) -> Self:
+        """Return itself; nothing is loaded yet."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Take the hooks off the model."""
+        self._open.close()
+
+    def features(self, feature: Feature) -> dict[str, NDArray[np.float32]]:
+        """Return the pool's feature blocks, each f32[N, k], computing the shards that are missing."""
+        shards = []
+        samples, encoded = self._material.samples, self._material.encoded
+        for number, start in enumerate(range(0, len(samples), _SHARD)):
+            path = self._run.path(f"features-{number:05}.safetensors")
+            if not path.exists():
+                rows = slice(start, start + _SHARD)
+                batch = FeatureBatch(samples[rows], encoded[rows], self._base)
+                with self._run.phase("features"):
+                    blocks = feature.compute(batch)
+                _save(path, {name: np.ascontiguousarray(block, np.float32) for name, block in blocks.items()})
+            shards.append(load_file(path))
+        return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+
+    @contextmanager
+    def drawing(self, budget: int, done: int) -> Iterator[None]:
+        """Show how much of the budget is spent while the block draws; ``done`` draws are already recorded."""
+        if done >= budget:
+            yield
+            return
+        self._scorer  # noqa: B018  (what it needs has progress of its own, which comes first)
+        with (
+            self._observer.count("Scoring", budget, done=done, unit="draws") as self._count,
+            self._run.phase("draws"),
+        ):
+            yield
+
+    def score(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the scores of pool rows i64[m] for every subtask, f64[m, S]; NaN where scoring failed."""
+        return self._scorer(rows)
+
+    def failure(self, row: int) -> str:
+        """Return why scoring a row failed."""
+        return self._scorer.failures[row]
+
+    @cached_property
+    def _base(self) -> PreTrainedModel:
+        self._observer.step(f"Loading the model {self._source.name} on {self._device}")
+        return self._source.model(self._settings.dtype, self._device)
+
+    @cached_property
+    def _scorer(self) -> Scorer:
+        return Scorer(
+            self._checkpoint.gradients,
+            self._material.encoded,
+            directions=self._directions(),
+            preconditioner=self._checkpoint.preconditioner,
+            moments=self._checkpoint.moments,
+            batch_tokens=self._settings.batch_tokens,
+            device=self._device,
+            advance=lambda n: self._count(n),
+        )
+
+    @cached_property
+    def _checkpoint(self) -> _Checkpoint:
+        adapter = self._settings.adapter or self._warmed_up()
+        model = checkpoint.load_adapter(self._base, adapter)
+        manifest = ParameterManifest.of(model)
+        moments, preconditioner = None, Preconditioner("sgd")
+        if self._settings.preconditioner != "sgd":
+            path = self._settings.optimizer_file or adapter / "optimizer.pt"
+            moments = load_moments(path, model, manifest)
+            preconditioner = Preconditioner(
+                self._settings.preconditioner, moments.beta1, moments.beta2, moments.eps, moments.step
+            )
+        gradients = self._open.enter_context(PerSampleGradients(model, manifest))
+        return _Checkpoint(gradients, manifest, preconditioner, moments)
+
+    def _warmed_up(self) -> Path:
+        """Return the run's own adapter, trained first if it is not there yet."""
+        folder = self._run.path("adapter")
+        if folder.exists():
+            return folder
+        settings = self._settings
+        lora = checkpoint.attach_lora(
+            self._base,
+            rank=settings.lora_rank,
+            alpha=settings.lora_alpha,
+            targets=settings.target_layers,
+            seed=settings.seed,
+        )
+        steps = self._material.warmup_rows(settings.warmup_steps, settings.seed)
+        batches = [[self._material.encoded[row] for row in rows] for rows in steps]
+        title = f"Warming up LoRA ({len(batches)} steps)"
+        with (
+            self._run.phase("warm-up"),
+            self._observer.count(title, steps.size) as advance,
+        ):
+            warm_up(
+                lora,
+                batches,
+                folder,
+                learning_rate=settings.warmup_lr,
+                device=self._device,
+                advance=advance,
+            )
+        lora.unload()
+        return folder
+
+    def _directions(self) -> NDArray[np.float32]:
+        """Return the directions of the S subtasks, f32[S, P]."""
+        path = self._run.path("directions.safetensors")
+        if path.exists():
+            return load_file(path)["directions"]
+        gradients, manifest = self._checkpoint.gradients, self._checkpoint.manifest
+        target = self._material.target
+        title = f"Target gradients ({len(target)} subtasks)"
+        with (
+            self._run.phase("target"),
+            self._observer.count(title, self._material.n_target) as advance,
+        ):
+            directions, failures = compute_directions(
+                gradients,
+                target,
+                size=manifest.size,
+                batch_tokens=self._settings.batch_tokens,
+                device=self._device,
+                advance=advance,
+            )
+        for subtask, reasons in failures.items():
+            if reasons:
+                warnings.warn(
+                    f"{len(reasons)} target samples of subtask {subtask!r} were left out: {reasons[0]}",
+                    ClusterUCBWarning,
+                    stacklevel=2,
+                )
+        _save(path, {"directions": directions})
+        return directions
+
+
+def _save(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    with whole_file(path) as partial:
+        save_file(dict(arrays), partial)

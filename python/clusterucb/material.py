@@ -1,0 +1,97 @@
+"""The pool and the target as tokens: what every later stage works on.
+
+A sample that cannot be encoded is rejected like a line that cannot be read. What is left is still in
+canonical order, and N, the number that percentages refer to, counts what is left.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.encode import Encoded, Encoder, Unusable
+from clusterucb.errors import ClusterUCBWarning, InputError
+from clusterucb.pool import Pool, Rejected, Sample, overlap
+
+
+WARMUP_BATCH = 4  # samples in one step
+
+
+@dataclass(frozen=True)
+class Material:
+    """Encoded samples.
+
+    Attributes:
+        samples, encoded: the pool's N samples in canonical order, and their tokens.
+        target: the encoded samples of each subtask, subtasks sorted by name.
+        pool_rejected, target_rejected: the lines that are not used, and why.
+    """
+
+    samples: Sequence[Sample]
+    encoded: Sequence[Encoded]
+    target: Mapping[str, Sequence[Encoded]]
+    pool_rejected: Sequence[Rejected]
+    target_rejected: Sequence[Rejected]
+
+    @property
+    def n_target(self) -> int:
+        """Number of target samples over all subtasks."""
+        return sum(map(len, self.target.values()))
+
+    def columns(self) -> dict[str, NDArray[np.generic]]:
+        """Return the pool's columns [N] that strategies may use beside the features."""
+        return {
+            "source": np.array([sample.source for sample in self.samples]),
+            "tokens": np.array([len(sample) for sample in self.encoded]),
+            "label_tokens": np.array([sample.n_labels for sample in self.encoded]),
+        }
+
+    def warmup_rows(self, steps: int, seed: int) -> NDArray[np.int64]:
+        """Return the rows of each warm-up step, i64[steps, 4]: epochs over the pool in random order."""
+        rng = np.random.default_rng([seed, 0, 0])
+        size = min(WARMUP_BATCH, len(self.encoded))
+        epochs = -(-steps * size // len(self.encoded))
+        order = np.concatenate([rng.permutation(len(self.encoded)) for _ in range(epochs)])
+        return order[: steps * size].reshape(steps, size)
+
+
+def encode(pool: Pool, target: Pool, encoder: Encoder) -> Material:
+    """Encode a pool and a target; warn about pool samples that also stand in the target.
+
+    Raises:
+        InputError: no sample of either can be encoded.
+    """
+    if shared := overlap(pool, target):
+        warnings.warn(
+            f"{len(shared)} pool samples also stand in the target (first: {shared[0].file}:{shared[0].line}); they "
+            "will score high, and a test on the target says nothing about them. Take them out of one of the two",
+            ClusterUCBWarning,
+            stacklevel=3,
+        )
+    samples, encoded, pool_rejected = _encode(pool, encoder, "pool")
+    target_samples, target_encoded, target_rejected = _encode(target, encoder, "target")
+    subtasks: dict[str, list[Encoded]] = {name: [] for name in sorted({s.subtask for s in target_samples})}
+    for sample, tokens in zip(target_samples, target_encoded, strict=True):
+        subtasks[sample.subtask].append(tokens)
+    return Material(samples, encoded, subtasks, pool_rejected, target_rejected)
+
+
+def _encode(pool: Pool, encoder: Encoder, what: str) -> tuple[list[Sample], list[Encoded], list[Rejected]]:
+    samples, encoded, rejected = [], [], list(pool.rejected)
+    for sample in pool.samples:
+        try:
+            encoded.append(encoder(sample.messages))
+            samples.append(sample)
+        except Unusable as error:
+            rejected.append(Rejected(sample.file, sample.line, str(error)))
+    if not samples:
+        raise InputError(
+            f"no sample of the {what} can be encoded (first: {rejected[-1].reason}); expected answers with at least "
+            "one token, and a chat template that fits them"
+        )
+    files = {line.file: number for number, line in enumerate(reversed([*pool.rejected, *rejected]))}
+    return samples, encoded, sorted(rejected, key=lambda line: (-files[line.file], line.line))

@@ -1,0 +1,290 @@
+"""What a run found, for the disk, for Python and for the screen.
+
+The files are written from what was recorded, never from what happens to be in memory, so writing
+them again gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from clusterucb.atomic import write_whole
+from clusterucb.engine import Selection
+from clusterucb.pool import Rejected, Sample
+from clusterucb.run import Cost, Manifest, Outcome, PhaseCost, Run
+from clusterucb.settings import Settings
+
+if TYPE_CHECKING:
+    from clusterucb.material import Material
+
+_EXAMPLES = 3
+_WIDTH = 100  # characters of a sample's text on the screen
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run selected.
+
+    Attributes:
+        rows: i64[n], the selected samples' rows in canonical order, best first.
+        ids: their ids.
+        scores: f64[n], their influence scores.
+        samples: the samples themselves.
+        cost: what the run cost.
+        selection: every draw, the arms and why the search stopped.
+        manifest: everything else that was recorded.
+        out: the run folder.
+    """
+
+    rows: NDArray[np.int64]
+    ids: list[str]
+    scores: NDArray[np.float64]
+    samples: list[Sample]
+    cost: Cost
+    selection: Selection
+    manifest: Manifest
+    out: Path
+
+    def __len__(self) -> int:
+        """Number of samples selected."""
+        return len(self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as JSON values: what was found, what it cost and where it stands."""
+        manifest = msgspec.to_builtins(self.manifest)
+        names = ("pool_samples", "pool_rejected", "target_samples", "target_rejected", "subtasks", "n_budget")
+        files = ("selected.jsonl", "scores.jsonl", "rejected.jsonl", "manifest.json")
+        return {
+            "out": str(self.out),
+            **{name: manifest[name] for name in names},
+            **manifest["outcome"],
+            "cost": manifest["cost"],
+            "best": [
+                {"id": name, "score": score}
+                for name, score in zip(self.ids[:_EXAMPLES], self.scores[:_EXAMPLES].tolist(), strict=True)
+            ],
+            "files": {name: str(self.out / name) for name in files},
+        }
+
+
+def finish(
+    run: Run,
+    settings: Settings,
+    material: Material,
+    selection: Selection,
+    failures: Sequence[tuple[int, str]],
+    forward_passes: int,
+) -> Result:
+    """Write what a run found, and mark it as finished.
+
+    Args:
+        run: the run's folder.
+        settings: the run's options.
+        material: the encoded pool and target.
+        selection: what the search found.
+        failures: (row, reason) of every draw that could not be scored.
+        forward_passes: passes of the model that the features took for each sample.
+    """
+    samples = [material.samples[row] for row in selection.rows.tolist()]
+    write_whole(run.path("selected.jsonl"), b"".join(sample.raw + b"\n" for sample in samples))
+    write_whole(run.path("scores.jsonl"), _lines(_scored(selection, material)))
+    unscored = [
+        Rejected(material.samples[row].file, material.samples[row].line, reason) for row, reason in failures
+    ]
+    write_whole(
+        run.path("rejected.jsonl"),
+        _lines(line._asdict() for line in (*material.pool_rejected, *material.target_rejected, *unscored)),
+    )
+    manifest = run.manifest
+    manifest.pool_samples, manifest.pool_rejected = len(material.samples), len(material.pool_rejected)
+    manifest.target_samples, manifest.target_rejected = material.n_target, len(material.target_rejected)
+    manifest.subtasks = list(material.target)
+    manifest.cost = _cost(manifest.cost, settings, material, selection, forward_passes)
+    good = ~np.isnan(selection.drawn_scores)
+    answers = np.array([material.encoded[row].n_labels for row in selection.drawn_rows], np.float64)
+    manifest.outcome = Outcome(
+        n_selected=len(samples),
+        n_scored=selection.n_scored,
+        n_failed=len(failures),
+        stopped=selection.stopped,
+        clusters=len(selection.draws),
+        draws=selection.draws.tolist(),
+        selected_by_source=dict(Counter(sample.source for sample in samples).most_common()),
+        length_correlation=spearman(selection.drawn_scores[good], answers[good]),
+    )
+    manifest.status = "finished"
+    run.save()
+    return Result(
+        rows=selection.rows,
+        ids=[sample.id for sample in samples],
+        scores=selection.scores,
+        samples=samples,
+        cost=manifest.cost,
+        selection=selection,
+        manifest=manifest,
+        out=run.folder,
+    )
+
+
+def _scored(selection: Selection, material: Material) -> Iterator[dict[str, Any]]:
+    """Yield a line for each scored sample, in draw order."""
+    chosen = set(selection.rows.tolist())
+    draws = zip(
+        selection.drawn_rows.tolist(),
+        selection.drawn_scores.tolist(),
+        selection.subtask_scores.tolist(),
+        strict=True,
+    )
+    for draw, (row, score, scores) in enumerate(draws):
+        if not math.isnan(score):
+            yield {
+                "id": material.samples[row].id,
+                "score": score,
+                "subtasks": dict(zip(material.target, scores, strict=True)),
+                "cluster": int(selection.labels[row]),
+                "draw": draw,
+                "selected": row in chosen,
+            }
+
+
+def _cost(
+    timed: Cost, settings: Settings, material: Material, selection: Selection, forward_passes: int
+) -> Cost:
+    """Return every pass that the run consists of, with the seconds that were measured.
+
+    Passes follow from what was asked for, not from counters, so a run that was killed and taken up
+    again states the same cost as one that was not.
+    """
+    pool = np.array([len(sample) for sample in material.encoded])
+    phases = {"features": PhaseCost(forward_passes=forward_passes * len(pool), tokens=forward_passes * int(pool.sum()))}
+    if settings.adapter is None:
+        rows = material.warmup_rows(settings.warmup_steps, settings.seed).ravel()
+        phases["warm-up"] = PhaseCost(gradients=len(rows), tokens=int(pool[rows].sum()))
+    tokens = sum(len(sample) for samples in material.target.values() for sample in samples)
+    phases["target"] = PhaseCost(gradients=material.n_target, tokens=tokens)
+    phases["clusters"] = PhaseCost()
+    phases["draws"] = PhaseCost(gradients=selection.n_scored, tokens=int(pool[selection.drawn_rows].sum()))
+    for name, phase in phases.items():
+        phase.seconds = timed.phases.get(name, PhaseCost()).seconds
+    cost = Cost(pool_samples=len(pool), phases=phases)
+    cost.total = sum(map(cost.share, phases.values()))
+    return cost
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
+    return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
+
+
+def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
+    """Return the rank correlation of two arrays [m], ties sharing their mean rank; None if undefined."""
+    ranks = [_ranks(values) for values in (a, b)]
+    if any(rank.size < 2 or np.ptp(rank) == 0 for rank in ranks):
+        return None
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]
+
+
+def show(result: Result, console: Console) -> None:
+    """Print what was selected, what it cost and where it stands."""
+    manifest, outcome = result.manifest, result.manifest.outcome
+    assert outcome is not None
+    failed = f" ({outcome.n_failed} of them failed)" if outcome.n_failed else ""
+    console.print(
+        Text.assemble(
+            ("Selected ", "bold"),
+            (f"{outcome.n_selected} of {manifest.pool_samples}", "bold green"),
+            (" samples ", "bold"),
+            f"after scoring {outcome.n_scored}{failed} in {outcome.clusters} clusters"
+            + ("; the pool is exhausted" if outcome.stopped == "exhausted" else ""),
+        )
+    )
+    console.print(Group(_sources(result), Text(), _costs(result.cost), Text(), _examples(result)))
+    if outcome.length_correlation is not None:
+        console.print(
+            f"Rank correlation of score and answer length: {outcome.length_correlation:+.2f}"
+            + (" (long answers are favoured)" if outcome.length_correlation > 0.3 else "")
+            + (" (short answers are favoured)" if outcome.length_correlation < -0.3 else "")
+        )
+    rejected = manifest.pool_rejected + manifest.target_rejected + outcome.n_failed
+    if rejected:
+        console.print(f"{rejected} lines were not used; why: {result.out / 'rejected.jsonl'}", soft_wrap=True)
+    console.print(Text.assemble("Written to ", (str(result.out / "selected.jsonl"), "bold")), soft_wrap=True)
+
+
+def _sources(result: Result) -> RenderableType:
+    outcome = result.manifest.outcome
+    assert outcome is not None
+    table = Table("source", box=None, pad_edge=False, header_style="dim")
+    table.add_column("selected", justify="right")
+    table.add_column("of the selection", justify="right")
+    shown = sorted(outcome.selected_by_source.items(), key=lambda item: (-item[1], item[0]))
+    for source, count in shown[:8]:
+        table.add_row(Text(_plain(source, 40)), str(count), f"{count / max(outcome.n_selected, 1):.0%}")
+    if shown[8:]:
+        rest = sum(count for _, count in shown[8:])
+        table.add_row(
+            f"{len(shown) - 8} other sources", str(rest), f"{rest / max(outcome.n_selected, 1):.0%}", style="dim"
+        )
+    return table
+
+
+def _costs(cost: Cost) -> RenderableType:
+    table = Table("cost", box=None, pad_edge=False, header_style="dim")
+    for title in ("gradients", "forward passes", "of all pool gradients", "time"):
+        table.add_column(title, justify="right")
+    for name, phase in cost.phases.items():
+        share = cost.share(phase)
+        table.add_row(
+            name, str(phase.gradients), str(phase.forward_passes), f"{share:.3f}", _seconds(phase.seconds)
+        )
+    table.add_row(
+        "total",
+        str(cost.gradients),
+        str(cost.forward_passes),
+        f"{cost.total:.3f}",
+        _seconds(cost.seconds),
+        style="bold",
+    )
+    return table
+
+
+def _examples(result: Result) -> RenderableType:
+    table = Table("score", "", box=None, pad_edge=False, header_style="dim")
+    table.add_column("sample", overflow="fold")
+    best = list(zip(result.scores.tolist(), result.samples, strict=True))
+    worst = best[max(len(best) - 1, _EXAMPLES) :]
+    for title, some in (("best", best[:_EXAMPLES]), ("last selected", worst)):
+        for score, sample in some:
+            question = next((m.content for m in reversed(sample.messages) if m.role == "user"), "")
+            answer = next(m.content for m in reversed(sample.messages) if m.role == "assistant")
+            text = Text.assemble((_plain(question), "dim"), "\n", _plain(answer))
+            table.add_row(f"{score:+.4f}", title, text)
+    return table
+
+
+def _plain(text: str, width: int = _WIDTH) -> str:
+    """Return text on one line, cut, without control characters that a terminal would obey."""
+    line = " ".join(text.split())
+    line = "".join(character if character.isprintable() else "�" for character in line)
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"

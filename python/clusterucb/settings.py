@@ -1,0 +1,157 @@
+"""The plain options of a selection, declared once for the command line and for Python.
+
+Strategies are not here: Python passes objects, and only the command line knows names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from clusterucb.budget import parse_count
+from clusterucb.engine import AGGREGATES
+from clusterucb.errors import OptionError, did_you_mean
+from clusterucb.reference import PRECONDITIONERS
+
+# These may change when a run is taken up again; every other setting decides about numbers in it.
+_FREE = ("budget", "select")
+_FRESH_LORA = ("lora_rank", "lora_alpha", "lora_targets", "warmup_steps", "warmup_lr")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Options of a selection.
+
+    Attributes:
+        budget: Pool samples whose gradient may be computed: a percentage of the pool such as 20%, or a number.
+        select: Samples to select: a percentage of the pool, or a number; at most the budget.
+        cold_start: Share of every cluster that is drawn first (at least one sample of each).
+        batch_size: Draws between two decisions of the policy; 1 is the paper's loop, more is faster.
+        preconditioner: What turns a gradient into an update: adam_less (as LESS and ClusterUCB), adam (the
+            optimiser's true next step), second_moment, or sgd (the gradient itself).
+        aggregate: How the scores of several subtasks become one: max (the paper's) or mean.
+        adapter: Folder of a trained PEFT LoRA adapter; without it a fresh LoRA is warmed up.
+        optimizer: Optimiser state that belongs to the adapter; by default optimizer.pt in its folder.
+        lora_rank: Rank of a fresh LoRA.
+        lora_alpha: Scale of a fresh LoRA: its update counts alpha / rank.
+        lora_targets: Linear layers of a fresh LoRA, comma-separated, or all-linear; by default PEFT's choice.
+        warmup_steps: AdamW steps of 4 random pool samples that a fresh LoRA is warmed up for.
+        warmup_lr: Learning rate of the warm-up.
+        max_length: Longest sample in tokens; of a longer one, the end of the prompt and the answer are kept.
+        batch_tokens: Padded tokens that one pass of the model takes.
+        device: Where the model runs: auto, cpu, cuda, cuda:1, ...
+        dtype: Of the base model: auto (float32 on a CPU, else the checkpoint's own), float32, bfloat16, float16.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Let code that comes with the model run.
+        seed: Same seed, same result.
+    """
+
+    budget: str = "20%"
+    select: str = "5%"
+    cold_start: float = 0.05
+    batch_size: int = 8
+    preconditioner: str = "adam_less"
+    aggregate: str = "max"
+    adapter: Path | None = None
+    optimizer: Path | None = None
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    lora_targets: str | None = None
+    warmup_steps: int = 30
+    warmup_lr: float = 2e-4
+    max_length: int = 1024
+    batch_tokens: int = 1024
+    device: str = "auto"
+    dtype: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in _FREE:
+            parse_count(option_name(name), getattr(self, name))
+        for name in ("batch_size", "lora_rank", "warmup_steps", "max_length", "batch_tokens"):
+            self._check(name, isinstance(value := getattr(self, name), int) and value >= 1, "a whole number from 1")
+        for name in ("lora_alpha", "warmup_lr"):
+            value = getattr(self, name)
+            self._check(name, math.isfinite(value) and value > 0, "a number above 0")
+        self._check("cold_start", 0 <= self.cold_start <= 1, "a share between 0 and 1")
+        self._check("seed", self.seed >= 0, "a whole number from 0")
+        self._check("max_length", self.max_length >= 2, "at least 2 tokens")
+        for name, choices in (
+            ("preconditioner", PRECONDITIONERS),
+            ("aggregate", tuple(AGGREGATES)),
+            ("dtype", DTYPES),
+        ):
+            value = str(getattr(self, name))
+            hint = did_you_mean(value, choices)
+            self._check(name, value in choices, f"one of {', '.join(choices)}.{hint}")
+        if self.optimizer is not None and self.adapter is None:
+            raise OptionError("--optimizer is given without --adapter; it is the state that belongs to an adapter")
+
+    def _check(self, name: str, good: bool, expected: str) -> None:
+        if not good:
+            raise OptionError(f"{option_name(name)} is {getattr(self, name)!r}; expected {expected}")
+
+    @property
+    def target_layers(self) -> list[str] | None:
+        """The names in ``lora_targets``; None for PEFT's choice."""
+        return None if self.lora_targets is None else [name.strip() for name in self.lora_targets.split(",")]
+
+    @property
+    def optimizer_file(self) -> Path | None:
+        """The optimiser state of a given adapter; None when none is needed or the run makes its own."""
+        if self.adapter is None or self.preconditioner == "sgd":
+            return None
+        return self.optimizer or self.adapter / "optimizer.pt"
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the options that decide about numbers, by option name; those without effect are None."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        unused = ("adapter", "optimizer", *(_FRESH_LORA if self.adapter else ()))
+        return {
+            option_name(name): None if name in unused else value
+            for name, value in values.items()
+            if name not in _FREE
+        }
+
+
+def option_name(field: str) -> str:
+    """Return what the command line calls a field."""
+    return "--" + field.replace("_", "-")
+
+
+def settings_from(options: Mapping[str, Any]) -> Settings:
+    """Return settings from keyword arguments.
+
+    Raises:
+        OptionError: there is no such option, or a value cannot be used.
+    """
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in options:
+        if name not in known:
+            raise OptionError(f"there is no option {name!r}; options: {', '.join(known)}.{did_you_mean(name, known)}")
+    return Settings(**{name: _typed(name, value) for name, value in options.items()})
+
+
+def _typed(name: str, value: object) -> object:
+    """Return the value of a keyword argument as the field's type."""
+    if name in _FREE:
+        return str(value)  # counts may be given as numbers
+    hint = get_type_hints(Settings)[name]
+    if isinstance(value, str | PathLike) and Path in get_args(hint):
+        return Path(value)
+    expected = get_args(hint) or (hint,)
+    if float in expected:
+        expected = (*expected, int)
+    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+        names = " or ".join(kind.__name__ for kind in expected if kind is not NoneType)
+        raise OptionError(f"{name} is {value!r}; expected {names}")
+    return value
