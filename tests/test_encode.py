@@ -186,8 +186,8 @@ def test_a_template_without_an_end_of_turn_labels_the_answer_alone() -> None:
 
 
 def test_a_blank_answer_has_no_label_beside_one_that_says_something() -> None:
-    encoded = ENCODERS["chatml"](turns("Hi", " ", "Hello?", "Yes."))
-    assert labelled(ENCODERS["chatml"], encoded) == "Yes.<|im_end|>"
+    for messages in (turns("Hi", " ", "Hello?", "Yes."), turns("Hello?", "Yes.", "Really?", "")):
+        assert labelled(ENCODERS["chatml"], ENCODERS["chatml"](messages)) == "Yes.<|im_end|>"
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -237,13 +237,18 @@ def test_a_template_that_leaves_a_turn_out_or_repeats_it_is_refused() -> None:
         echoing(turns("Hi", "Hello."))
 
 
-def test_a_template_whose_own_text_depends_on_contents_is_refused() -> None:
-    encoder = changed(
-        "chatml", "{% if add_gen", "{% if 'sad' in messages[0]['content'] %}:({% endif %}{% if add_gen"
-    )
-    assert labelled(encoder, encoder(turns("Hi", "Hello."))) == "Hello.<|im_end|>"
-    with pytest.raises(Unusable, match="adds text that depends on what the turns say"):
+@pytest.mark.parametrize(
+    ("where", "old"), [("begins", "{% for m in messages %}"), ("ends", "{% if add_generation_prompt %}")]
+)
+def test_a_template_whose_own_text_depends_on_contents_is_refused(where: str, old: str) -> None:
+    encoder = changed("zephyr" if where == "begins" else "chatml", old, SAD + old)
+    encoded = encoder(turns("Hi", "Hello."))
+    assert content(encoder, encoded) == "HiHello."
+    with pytest.raises(Unusable, match=f"{where} with text that depends on what the turns say"):
         encoder(turns("I am sad.", "Oh."))
+
+
+SAD = "{% if 'sad' in messages[0]['content'] %}:({% endif %}"
 
 
 def test_a_turn_that_says_nothing_may_be_left_out_by_the_template() -> None:
@@ -318,7 +323,7 @@ def test_thinking_that_the_template_takes_out_is_not_there() -> None:
     encoded = encoder(turns("Hi", f"{THOUGHT}Fine."))
     assert labelled(encoder, encoded) == "\n\nFine.</s>"
     assert "Hm." not in encoder._tokenizer.decode(encoded.tokens)
-    with pytest.raises(Unusable, match="the answer is empty"):
+    with pytest.raises(Unusable, match="the chat template or the tokenizer leaves nothing of the answer"):
         encoder(turns("Hi", THOUGHT))
 
 
@@ -443,6 +448,8 @@ def test_without_a_template_bos_is_written_if_the_tokenizer_writes_it() -> None:
 def test_without_a_template_an_answer_alone_is_predicted_but_for_its_first_token() -> None:
     encoded = PLAIN([Message("assistant", "Hello.")])
     assert labelled(PLAIN, encoded) == "ello.</s>"
+    with pytest.raises(Unusable, match="leaves nothing of the answer"):
+        PLAIN([Message("assistant", "H")])
 
 
 @pytest.mark.parametrize(
@@ -451,6 +458,9 @@ def test_without_a_template_an_answer_alone_is_predicted_but_for_its_first_token
 def test_without_a_template_a_conversation_is_unusable(messages: list[Message]) -> None:
     with pytest.raises(Unusable, match="needs a chat template, and the tokenizer has none"):
         PLAIN(messages)
+
+
+def test_without_a_template_an_empty_answer_is_unusable() -> None:
     with pytest.raises(Unusable, match="the answer is empty"):
         PLAIN(turns("Hi", " "))
 
@@ -488,9 +498,9 @@ def test_truncation_keeps_the_answers(messages: list[Message], max_length: int, 
     if last + 1 - first < max_length:  # all labels fit, with a token before them
         assert cut.n_labels == whole.n_labels
     else:
-        assert cut.labels[1 + max_length // 4 :].any()
-        context = int(np.flatnonzero(cut.labels)[0])
-        assert context <= max(max_length // 4, 1 - kept) + kept
+        before = int(np.flatnonzero(cut.labels)[0])
+        assert before <= kept + max(max_length // 4, 1 - kept)
+        assert cut.labels.tolist() == whole.labels[first - before : first - before + len(cut)].tolist()
 
 
 def test_truncation_takes_what_follows_the_last_label_first() -> None:

@@ -79,7 +79,7 @@ class _Pattern(NamedTuple):
 
 
 class ChatTemplate:
-    """A tokenizer's chat template.
+    """A tokenizer's chat template; turns a conversation that ends with an answer into text.
 
     Args:
         tokenizer: has a chat template.
@@ -112,10 +112,12 @@ class ChatTemplate:
         rendered = self._render(messages)
         pieces = [Piece(pattern.segments[0], Kind.TEMPLATE)]
         position = len(pattern.segments[0])
+        if not rendered.startswith(pattern.segments[0]):
+            raise Unusable("the chat template begins with text that depends on what the turns say")
         for slot, segment in zip(pattern.slots, pattern.segments[1:], strict=True):
             turn = messages[slot.message]
             content = _written(rendered, position, segment, _variants(turn.content, slot.whole))
-            if content is None or not rendered.startswith(pattern.segments[0]):
+            if content is None:
                 raise Unusable(
                     f"the chat template rewrites turn {slot.message + 1} ({turn.role}), so its content "
                     "cannot be told from the template's text"
@@ -127,7 +129,7 @@ class ChatTemplate:
             pieces.append(Piece(content, Kind.TEMPLATE if blank else kind))
             pieces.extend(_split_end(segment, pattern.end if is_answer and not blank else ""))
         if position != len(rendered):
-            raise Unusable("the chat template adds text that depends on what the turns say")
+            raise Unusable("the chat template ends with text that depends on what the turns say")
         return pieces, pattern.end
 
     def _pattern(self, messages: Sequence[Message]) -> _Pattern:

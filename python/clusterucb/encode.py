@@ -1,8 +1,8 @@
 """Encode conversations: text to tokens, which of them are predicted, and batches with little padding.
 
 Decisions:
-    - Labels are each answer's content and the end-of-turn token after it. Nothing is predicted after the
-      last answer, so turns that come later are left out. A blank answer has no label.
+    - Labels are each answer's content and the end-of-turn token after it. A blank answer has none. Nothing
+      is predicted after the last answer that says something, so later turns are left out.
     - The text is tokenised once, as a whole, so that tokens are those which a trainer would see.
     - A token that holds characters of both header and content belongs to the content: without
       predicting it, the content cannot be produced.
@@ -114,16 +114,19 @@ class Encoder:
         answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
         if not answers:
             raise Unusable("no assistant turn")
-        messages = messages[: answers[-1] + 1]
+        said = [at for at in answers if messages[at].content.strip()]
+        if not said:
+            raise Unusable("the answer is empty")
+        messages = messages[: said[-1] + 1]
         if self._template:
             encoded = self._tokenise(*self._template(messages))
         else:
             eos = self._tokenizer.eos_token_id
             pieces = _prompt_and_answer(messages)
             encoded = _surrounded(self._bos, self._tokenise(pieces, self._tokenizer.eos_token), [eos])
+        encoded.labels[:1] = False
         if not (encoded.labels & encoded.content).any():
-            raise Unusable("the answer is empty")
-        encoded.labels[0] = False
+            raise Unusable("the chat template or the tokenizer leaves nothing of the answer")
         return _truncate(encoded, self._max_length, self._tokenizer.bos_token_id)
 
     @property
@@ -201,8 +204,6 @@ def _prompt_and_answer(messages: Sequence[Message]) -> list[Piece]:
             "has none; expected one prompt and its answer"
         )
     *prompt, answer = messages
-    if not answer.content.strip():
-        raise Unusable("the answer is empty")
     return [*(Piece(turn.content, Kind.CONTENT) for turn in prompt), Piece(answer.content, Kind.ANSWER)]
 
 
