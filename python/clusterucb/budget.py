@@ -26,7 +26,8 @@ def parse_count(option: str, spec: str | int) -> Fraction | int:
     if re.fullmatch(r"0?\.\d*[1-9]\d*", text):
         hint = f" Write {(Decimal(text) * 100).normalize():f}% for that share."
     raise OptionError(
-        f"{option} is {text!r}; expected a percentage of the pool such as 20%, or a whole number of samples.{hint}"
+        f"{option} is {text!r}; expected a percentage of the pool such as 20%, or a whole number of samples."
+        f"{hint}"
     )
 
 

@@ -1,0 +1,78 @@
+"""Shares and counts as users write them."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterucb.budget import parse_count, resolve_count
+from clusterucb.errors import OptionError
+
+shares = st.decimals(min_value=0, max_value=100, places=6, allow_nan=False).filter(lambda share: share > 0)
+
+
+@given(shares, st.integers(1, 10**12), st.sampled_from(["{:f}%", " {:f} %", "0{:f}%"]))
+def test_share_is_the_exact_floor_and_at_least_one(share: Decimal, n_samples: int, spelling: str) -> None:
+    exact = Fraction(share) * n_samples / 100
+    assert resolve_count("--budget", spelling.format(share), n_samples) == max(exact.__floor__(), 1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "n_samples", "count"),
+    [
+        ("20%", 800, 160),
+        ("29%", 100, 29),  # 28 in floating point
+        ("0.29%", 10_000, 29),
+        (".5%", 1000, 5),
+        ("5.%", 100, 5),
+        ("100%", 7, 7),
+        ("1%", 99, 1),
+        ("0.0001%", 3, 1),
+        ("500", 800, 500),
+        (500, 800, 500),
+        (" 12 ", 10, 12),  # the engine clips; a count is a count
+    ],
+)
+def test_spellings(spec: str | int, n_samples: int, count: int) -> None:
+    assert resolve_count("--budget", spec, n_samples) == count
+
+
+@pytest.mark.parametrize(
+    ("spec", "spelling"),
+    [("0.2", "20%"), (".05", "5%"), (0.2, "20%"), ("0.333", "33.3%"), ("0.001", "0.1%"), ("0.50", "50%")],
+)
+def test_bare_fraction_is_refused_with_the_right_spelling(spec: str | float, spelling: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        parse_count("--budget", spec)  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        f"--budget is {str(spec)!r}; expected a percentage of the pool such as 20%, or a whole number of "
+        f"samples. Write {spelling} for that share."
+    )
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        *["0", "0%", "0.0%", "101%", "100.01%", "-5", "-5%", "1.5", "20.0", "5%%", "nan", "nan%", "inf%"],
+        *["20 percent", "%", "", "1e3", "1_000", "1,000", "0x10", True, False, None],
+    ],
+)
+def test_anything_else_is_refused(spec: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        parse_count("--select", spec)
+    message = f"--select is {str(spec)!r}; expected a percentage of the pool such as 20%, or a whole number"
+    assert message in str(caught.value)
+    assert "Write" not in str(caught.value)
+
+
+@given(st.text(alphabet="0123456789.%e-+ _٣²", max_size=8) | st.text(max_size=4), st.integers(1, 10**6))
+def test_any_text_is_a_count_or_an_option_error(spec: str, n_samples: int) -> None:
+    try:
+        count = resolve_count("--budget", spec, n_samples)
+    except OptionError:
+        return
+    assert count >= 1
