@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
     from clusterucb.features import Embedding, Feature
     from clusterucb.hookspecs import hookimpl
+    from clusterucb.pipeline import select
     from clusterucb.policies import (
         UCB,
         UCB1,
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     )
     from clusterucb.poolview import PoolView
     from clusterucb.report import Result
-    from clusterucb.pipeline import select
 
 __all__ = [
     "UCB",

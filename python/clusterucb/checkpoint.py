@@ -8,6 +8,7 @@ another model.
 from __future__ import annotations
 
 import hashlib
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _BLOCK = 1 << 20
 _BLOCKS = 16
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
@@ -75,6 +77,8 @@ class ModelSource:
         """
         folder = Path(self.name)
         if not folder.is_dir():
+            if not _HUB_ID.fullmatch(self.name):
+                raise ModelError(f"there is no folder {self.name!r}; expected a model's folder, or a hub id")
             with _explained("model", self.name):
                 return str(AutoConfig.from_pretrained(self.name, **self._options())._commit_hash)
         digest = hashlib.sha256()

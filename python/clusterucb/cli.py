@@ -38,14 +38,14 @@ _STRATEGIES = Group("Strategies", sort_key=1)
 _OPTIONS = Group("Options", sort_key=2)
 _OUTPUT = Group("Output", sort_key=3)
 
-Flag = Annotated[bool, Parameter(negative=(), group=_OUTPUT)]
+Flag = Annotated[bool, Parameter(negative=(), group=_OUTPUT, show_default=False)]
 Name = Annotated[str, Parameter(group=_STRATEGIES)]
 Pairs = Annotated[tuple[str, ...], Parameter(negative=(), group=_STRATEGIES, show_default=False)]
 
 
 @app.command
 def select(
-    pool: Annotated[list[Path], Parameter(negative=())],
+    pool: Annotated[list[Path], Parameter(negative=(), name="POOL...")],
     /,
     *,
     target: Annotated[list[Path], Parameter(negative=(), consume_multiple=True)],
@@ -60,7 +60,7 @@ def select(
     overwrite: Flag = False,
     quiet: Flag = False,
     json: Flag = False,
-    debug: Flag = False,
+    debug: Flag = False,  # noqa: ARG001  (acted on in `run`, whatever else cannot be parsed)
 ) -> None:
     """Select the pool samples whose gradients agree most with the target's, within a gradient budget.
 
@@ -110,7 +110,7 @@ def demo(
     *,
     exhaustive: Flag = False,
     out: Path = Path("clusterucb-demo"),
-    debug: Flag = False,
+    debug: Flag = False,  # noqa: ARG001  (acted on in `run`, whatever else cannot be parsed)
 ) -> None:
     """Select data for a real model (SmolLM2-135M) from a real pool; under 5 minutes after downloads.
 
@@ -125,7 +125,11 @@ def demo(
 
 
 @app.command
-def plugins(*, json: Flag = False, debug: Flag = False) -> None:
+def plugins(
+    *,
+    json: Flag = False,
+    debug: Flag = False,  # noqa: ARG001
+) -> None:
     """List the installed features, clusterers and policies with their options.
 
     Args:
@@ -161,7 +165,9 @@ def plugins(*, json: Flag = False, debug: Flag = False) -> None:
     console = Console(highlight=False)
     console.print(table)
     for plugin in installed.broken:
-        console.print(Text(f"{plugin.provider} could not be loaded: {plugin.reason}", style="red"), soft_wrap=True)
+        console.print(
+            Text(f"{plugin.provider} could not be loaded: {plugin.reason}", style="red"), soft_wrap=True
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -189,7 +195,9 @@ def run(arguments: Sequence[str]) -> int:
             return 0
         except Exception as error:  # whatever it is, it is ours to mend
             reason = f"{type(error).__name__}: {error}"
-            _complain(messages, f"this is a bug in clusterucb, please report it with --debug: {reason}", debug)
+            _complain(
+                messages, f"this is a bug in clusterucb, please report it with --debug: {reason}", debug
+            )
             return 1
     return 0
 
@@ -214,8 +222,17 @@ def _print_json(value: object) -> None:
 def _show_warnings(console: Console, debug: bool) -> None:
     """Show our own warnings as lines, and those of libraries with ``--debug`` alone."""
 
-    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
-        place = "" if issubclass(category, ClusterUCBWarning) else f"{filename}:{lineno}: {category.__name__}: "
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: object = None,  # noqa: ARG001
+        line: str | None = None,  # noqa: ARG001
+    ) -> None:
+        place = (
+            "" if issubclass(category, ClusterUCBWarning) else f"{filename}:{lineno}: {category.__name__}: "
+        )
         console.print(Text(f"warning: {place}{message}", style="yellow"))
 
     warnings.showwarning = show

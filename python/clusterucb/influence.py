@@ -29,9 +29,9 @@ from clusterucb.atomic import whole_file
 from clusterucb.errors import ClusterUCBWarning
 from clusterucb.features.base import Feature, FeatureBatch
 from clusterucb.gradients import PerSampleGradients
+from clusterucb.material import Material
 from clusterucb.moments import Moments, load_moments
 from clusterucb.parameters import ParameterManifest
-from clusterucb.material import Material
 from clusterucb.progress import Advance, Observer
 from clusterucb.reference import Preconditioner
 from clusterucb.run import Run
@@ -83,7 +83,7 @@ class Influence:
         self._material = material
         self._observer = observer
         self._open = ExitStack()
-        self._count: Advance = lambda n: None
+        self._count: Advance = lambda _: None
 
     def __enter__(self) -> Self:
         """Return itself; nothing is loaded yet."""
@@ -199,7 +199,8 @@ class Influence:
         """Return the directions of the S subtasks, f32[S, P]."""
         path = self._run.path("directions.safetensors")
         if path.exists():
-            return load_file(path)["directions"]
+            directions: NDArray[np.float32] = load_file(path)["directions"]
+            return directions
         gradients, manifest = self._checkpoint.gradients, self._checkpoint.manifest
         target = self._material.target
         title = f"Target gradients ({len(target)} subtasks)"

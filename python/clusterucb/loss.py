@@ -7,6 +7,8 @@ the right and has no attention mask: under causal attention no label position se
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -28,8 +30,8 @@ def sample_losses(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ModelError: the model is not a causal language model that ends in its output embeddings.
     """
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if not isinstance(head, nn.Module):
+    find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
+    if not isinstance(head := find_head(), nn.Module):
         raise ModelError(f"{type(model).__name__} has no output embeddings; expected a causal language model")
     counted = labels[:, 1:]
 

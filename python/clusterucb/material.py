@@ -17,7 +17,6 @@ from clusterucb.encode import Encoded, Encoder, Unusable
 from clusterucb.errors import ClusterUCBWarning, InputError
 from clusterucb.pool import Pool, Rejected, Sample, overlap
 
-
 WARMUP_BATCH = 4  # samples in one step
 
 
@@ -67,8 +66,9 @@ def encode(pool: Pool, target: Pool, encoder: Encoder) -> Material:
     """
     if shared := overlap(pool, target):
         warnings.warn(
-            f"{len(shared)} pool samples also stand in the target (first: {shared[0].file}:{shared[0].line}); they "
-            "will score high, and a test on the target says nothing about them. Take them out of one of the two",
+            f"samples of the pool that also stand in the target: {len(shared)}, the first is "
+            f"{shared[0].file}:{shared[0].line}. They will score high without teaching anything new; take them out "
+            "of one of the two",
             ClusterUCBWarning,
             stacklevel=3,
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def _names(path: Path, groups: Sequence[Mapping[str, Any]], model: nn.Module) ->
     everything = [name for name, weight in model.named_parameters() if weight.requires_grad]
     if all("param_names" in group for group in groups):
         named = [list(group["param_names"]) for group in groups]
-        if sorted(sum(named, [])) == sorted(everything):
+        if sorted(chain(*named)) == sorted(everything):
             ours = named
     elif len(groups) == 1:
         ours = [everything]
@@ -143,4 +144,4 @@ def _names(path: Path, groups: Sequence[Mapping[str, Any]], model: nn.Module) ->
             f"{path} has groups of {sizes} parameters; expected {expected} for this model and adapter. It is the "
             "state of another adapter, or of a run that trained other parameters"
         )
-    return dict(zip(sum(written, []), sum([group for group in ours if group], []), strict=True))
+    return dict(zip(chain(*written), chain(*ours), strict=True))

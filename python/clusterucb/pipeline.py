@@ -93,6 +93,7 @@ def select(
 
     source = checkpoint.ModelSource(str(model), settings.revision, settings.trust_remote_code)
     device = checkpoint.resolve_device(settings.device)
+    encoder = Encoder(source.tokenizer(), max_length=settings.max_length)
     deciding = {
         **settings.deciding(),
         "--device": device,
@@ -102,11 +103,12 @@ def select(
         "pool content": read.fingerprint(),
         "target content": held_out.fingerprint(),
         "model content": source.fingerprint(),
+        "encoding content": encoder.fingerprint,
         **checkpoint.adapter_fingerprints(settings.adapter, settings.optimizer_file),
     }
     with Run(Path(out), deciding, budget=settings.budget, select=settings.select, overwrite=overwrite) as run:
         observer.step(f"{'Going on with' if run.resumed else 'Beginning'} the run in {run.folder}")
-        material = encode(read, held_out, Encoder(source.tokenizer(), max_length=settings.max_length))
+        material = encode(read, held_out, encoder)
         n_budget, n_select = _counts(settings, len(material.samples))
         influence = Influence(run, settings, source, device, material, observer)
         with influence, _ledger(run, material, influence) as ledger:
@@ -127,6 +129,7 @@ def select(
                     journal=ledger,
                 )
             run.manifest.pool_files, run.manifest.target_files = pool_files, target_files
+            run.manifest.n_budget, run.manifest.n_select = n_budget, n_select
             return finish(run, settings, material, selection, ledger.failures(), features.forward_passes)
 
 
@@ -140,7 +143,7 @@ class _Recorded(Clusterer):
     def fit_predict(self, pool: PoolView, rng: np.random.Generator) -> NDArray[np.int64]:
         path = self._run.path("labels.safetensors")
         if path.exists():
-            return load_file(path)["labels"]
+            return np.asarray(load_file(path)["labels"])
         with self._run.phase("clusters"):
             labels = self._clusterer.fit_predict(pool, rng)
         with whole_file(path) as partial:
@@ -172,7 +175,9 @@ def _counts(settings: Settings, n_samples: int) -> tuple[int, int]:
 def _checked(kind: str, strategy: object) -> Any:
     if not isinstance(strategy, KINDS[kind]):
         base = KINDS[kind].__name__
-        raise OptionError(f"{kind} is {strategy!r:.80}; expected an object of a class derived from clusterucb.{base}")
+        raise OptionError(
+            f"{kind} is {strategy!r:.80}; expected an object of a class derived from clusterucb.{base}"
+        )
     return strategy
 
 
@@ -185,7 +190,9 @@ def _signature() -> inspect.Signature:
     signature = inspect.signature(select)
     named = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
     options = [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type
+        )
         for field in fields(Settings)
     ]
     return signature.replace(parameters=[*named, *options])

@@ -16,7 +16,7 @@ They are different features of a sample: scores of two of them cannot be compare
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,11 +89,11 @@ class Preconditioner:
 
 
 def precondition(
-    gradient: NDArray[np.floating],
-    m: NDArray[np.floating] | None,
-    v: NDArray[np.floating] | None,
+    gradient: NDArray[Any],
+    m: NDArray[Any] | None,
+    v: NDArray[Any] | None,
     preconditioner: Preconditioner,
-) -> NDArray[np.floating]:
+) -> NDArray[Any]:
     """Return the update direction of every element, in the precision of ``gradient``.
 
     Args:
@@ -105,14 +105,17 @@ def precondition(
         return gradient
     assert m is not None
     assert v is not None
-    c = Constants(*(gradient.dtype.type(value) for value in preconditioner.constants()))
+    c = Constants._make(gradient.dtype.type(value) for value in preconditioner.constants())
     if preconditioner.kind == "second_moment":
-        return gradient / (np.sqrt(v * c.denominator) + c.eps)
+        update: NDArray[Any] = gradient / (np.sqrt(v * c.denominator) + c.eps)
+        return update
     first = c.beta1 * m + c.one_minus_beta1 * gradient
     second = c.beta2 * v + c.one_minus_beta2 * gradient * gradient
     if preconditioner.kind == "adam_less":
-        return first / np.sqrt(second + c.eps)
-    return first * c.numerator / (np.sqrt(second * c.denominator) + c.eps)
+        update = first / np.sqrt(second + c.eps)
+    else:
+        update = first * c.numerator / (np.sqrt(second * c.denominator) + c.eps)
+    return update
 
 
 def accumulate(

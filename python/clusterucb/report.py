@@ -168,7 +168,11 @@ def _cost(
     again states the same cost as one that was not.
     """
     pool = np.array([len(sample) for sample in material.encoded])
-    phases = {"features": PhaseCost(forward_passes=forward_passes * len(pool), tokens=forward_passes * int(pool.sum()))}
+    phases = {
+        "features": PhaseCost(
+            forward_passes=forward_passes * len(pool), tokens=forward_passes * int(pool.sum())
+        )
+    }
     if settings.adapter is None:
         rows = material.warmup_rows(settings.warmup_steps, settings.seed).ravel()
         phases["warm-up"] = PhaseCost(gradients=len(rows), tokens=int(pool[rows].sum()))
@@ -189,16 +193,17 @@ def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
 
 def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
     """Return the rank correlation of two arrays [m], ties sharing their mean rank; None if undefined."""
-    ranks = [_ranks(values) for values in (a, b)]
-    if any(rank.size < 2 or np.ptp(rank) == 0 for rank in ranks):
+    ranks = np.array([_ranks(a), _ranks(b)])
+    if ranks.shape[1] < 2 or not np.ptp(ranks, axis=1).all():
         return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks)[0, 1])
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
+    ranks: NDArray[np.float64] = (last - (counts - 1) / 2)[inverse]
+    return ranks
 
 
 def show(result: Result, console: Console) -> None:
@@ -240,7 +245,10 @@ def _sources(result: Result) -> RenderableType:
     if shown[8:]:
         rest = sum(count for _, count in shown[8:])
         table.add_row(
-            f"{len(shown) - 8} other sources", str(rest), f"{rest / max(outcome.n_selected, 1):.0%}", style="dim"
+            f"{len(shown) - 8} other sources",
+            str(rest),
+            f"{rest / max(outcome.n_selected, 1):.0%}",
+            style="dim",
         )
     return table
 

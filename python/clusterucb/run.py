@@ -34,9 +34,8 @@ from clusterucb.errors import RunError
 _FORMAT = 1
 FORWARD = 0.43  # cost of a forward pass in LoRA gradients, as measured on a 135M-parameter model
 _RECORDED_VERSIONS = ("numpy", "torch", "transformers", "peft")
-# Everything a run writes; --overwrite removes these and nothing else.
+# Everything a run writes beside its manifest; --overwrite removes these and nothing else.
 _OWN_FILES = (
-    "manifest.json",
     "adapter",
     "directions.safetensors",
     "features-*.safetensors",
@@ -45,8 +44,9 @@ _OWN_FILES = (
     "selected.jsonl",
     "scores.jsonl",
     "rejected.jsonl",
-    "*.partial",
 )
+# Stands in a folder without manifest.json while a run is being begun or removed.
+_UNSETTLED = "manifest.json.partial"
 
 
 class PhaseCost(msgspec.Struct):
@@ -167,9 +167,10 @@ class Run:
         self.folder = folder
         self._lock = _lock(folder)
         try:
-            if overwrite:
+            if overwrite or not self.path("manifest.json").exists():
                 _remove_run(folder)
             self.manifest, self.resumed = self._take_up(msgspec.to_builtins(dict(settings)), budget, select)
+            self.save()
         except BaseException:
             os.close(self._lock)
             raise
@@ -214,17 +215,10 @@ class Run:
     def _take_up(self, settings: dict[str, Any], budget: str, select: str) -> tuple[Manifest, bool]:
         path = self.path("manifest.json")
         if not path.exists():
-            foreign = [entry.name for entry in self.folder.iterdir() if entry.name != "lock"]
-            if foreign:
-                raise RunError(
-                    f"{self.folder} is not a run and not empty (it holds {foreign[0]!r}); choose another --out"
-                )
-            manifest = Manifest(settings=settings, budget=budget, select=select, versions=_versions())
-            write_whole(path, msgspec.json.encode(manifest))
-            return manifest, False
+            return Manifest(settings=settings, budget=budget, select=select, versions=_versions()), False
         try:
             manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise RunError(f"{path} cannot be read ({error}); use --overwrite to begin anew") from error
         if manifest.format != _FORMAT:
             raise RunError(
@@ -232,6 +226,9 @@ class Run:
                 "another --out, or begin anew with --overwrite"
             )
         changed = [*_changes(manifest.settings, settings), *_smaller(manifest.budget, budget)]
+        if changed and not self._holds_results():
+            manifest = Manifest(settings=settings, budget=budget, select=select, versions=_versions())
+            return manifest, False
         if changed:
             raise RunError(
                 f"{self.folder} holds a run with other settings: {'; '.join(changed)}. Repeat the earlier "
@@ -241,10 +238,20 @@ class Run:
             manifest.budget, manifest.select, manifest.status = budget, select, "running"
         return manifest, True
 
+    def _holds_results(self) -> bool:
+        """Whether anything was computed; a run that ended before that may take any settings."""
+        return any(next(self.folder.glob(name), None) for name in _OWN_FILES if name != "manifest.json")
+
 
 def _lock(folder: Path) -> int:
+    """Return the lock of a folder that is empty or a run's, as an open file."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        names = sorted({entry.name for entry in folder.iterdir()} - {"lock"})
+        if names and not {"manifest.json", _UNSETTLED} & set(names):
+            raise RunError(
+                f"{folder} is not a run and not empty (it holds {names[0]!r}); choose another --out"
+            )
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}; choose another --out") from error
@@ -259,11 +266,16 @@ def _lock(folder: Path) -> int:
 
 
 def _remove_run(folder: Path) -> None:
-    if not (folder / "manifest.json").exists():
+    """Remove what a run wrote, its manifest first and last: a removal that is cut short is taken up again."""
+    manifest, unsettled = folder / "manifest.json", folder / _UNSETTLED
+    if manifest.exists():
+        manifest.replace(unsettled)
+    if not unsettled.exists():
         return
-    for pattern in _OWN_FILES:
-        for path in folder.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name in _OWN_FILES:
+        for path in [*folder.glob(name), *folder.glob(f"{name}.partial")]:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    unsettled.unlink()
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -35,7 +35,7 @@ def compute_directions(
     size: int,
     batch_tokens: int,
     device: str = "cpu",
-    advance: Callable[[int], None] = lambda n: None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[NDArray[np.float32], dict[str, list[str]]]:
     """Return the direction of every subtask, and what failed.
 
@@ -114,7 +114,7 @@ class Scorer:
         moments: Moments | None,
         batch_tokens: int,
         device: str = "cpu",
-        advance: Callable[[int], None] = lambda n: None,
+        advance: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._gradients = gradients
         self._encoded = encoded

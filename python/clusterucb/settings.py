@@ -78,7 +78,9 @@ class Settings:
         for name in _FREE:
             parse_count(option_name(name), getattr(self, name))
         for name in ("batch_size", "lora_rank", "warmup_steps", "max_length", "batch_tokens"):
-            self._check(name, isinstance(value := getattr(self, name), int) and value >= 1, "a whole number from 1")
+            self._check(
+                name, isinstance(value := getattr(self, name), int) and value >= 1, "a whole number from 1"
+            )
         for name in ("lora_alpha", "warmup_lr"):
             value = getattr(self, name)
             self._check(name, math.isfinite(value) and value > 0, "a number above 0")
@@ -94,7 +96,9 @@ class Settings:
             hint = did_you_mean(value, choices)
             self._check(name, value in choices, f"one of {', '.join(choices)}.{hint}")
         if self.optimizer is not None and self.adapter is None:
-            raise OptionError("--optimizer is given without --adapter; it is the state that belongs to an adapter")
+            raise OptionError(
+                "--optimizer is given without --adapter; it is the state that belongs to an adapter"
+            )
 
     def _check(self, name: str, good: bool, expected: str) -> None:
         if not good:
@@ -137,8 +141,11 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
     known = [field.name for field in dataclasses.fields(Settings)]
     for name in options:
         if name not in known:
-            raise OptionError(f"there is no option {name!r}; options: {', '.join(known)}.{did_you_mean(name, known)}")
-    return Settings(**{name: _typed(name, value) for name, value in options.items()})
+            raise OptionError(
+                f"there is no option {name!r}; options: {', '.join(known)}.{did_you_mean(name, known)}"
+            )
+    typed: dict[str, Any] = {name: _typed(name, value) for name, value in options.items()}
+    return Settings(**typed)
 
 
 def _typed(name: str, value: object) -> object:

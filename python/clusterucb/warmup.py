@@ -21,6 +21,7 @@ from clusterucb.errors import ModelError
 from clusterucb.loss import sample_losses
 from clusterucb.moments import decay_groups
 
+
 def warm_up(
     model: PeftModel,
     batches: Sequence[Sequence[Encoded]],
@@ -28,7 +29,7 @@ def warm_up(
     *,
     learning_rate: float,
     device: str = "cpu",
-    advance: Callable[[int], None] = lambda n: None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Train a fresh LoRA with AdamW (betas .9 and .999, no weight decay) and write it to ``folder``.
 

@@ -1,0 +1,48 @@
+"""A whole job in miniature: a model folder, a pool and a target, made in a temporary folder."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+from models import tiny_llama
+from templates import SHAPES, byte_level
+
+TOPICS = {
+    "colours": ("What colour is {}?", "It is {} and bright.", "red green blue pink grey brown".split()),
+    "sums": ("Add {0} and {0}.", "The sum of {0} and {0} is easy.", [str(n) for n in range(10, 40)]),
+    "animals": ("Name the young of a {}.", "A small {} of course!", "cow dog cat hen fox owl bee".split()),
+    "places": ("Where is {}?", "{} lies far away, over the hills.", "Rome Oslo Lima Bonn Kyiv Cork".split()),
+}
+
+
+def write_model(folder: Path, *, topics=TOPICS, **changes) -> Path:
+    """Write a random Llama with a byte-level tokenizer and a ChatML template."""
+    corpus = tuple(text for question, answer, _ in topics.values() for text in (question, answer) * 20)
+    tokenizer = byte_level(SHAPES["chatml"], corpus=corpus)
+    tiny_llama(vocab_size=len(tokenizer), **changes).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def rows(count: int, seed: int = 0) -> list[dict]:
+    """Return distinct rows in the shape of a pool, of all topics."""
+    choose = random.Random(seed)
+    made: dict[str, dict] = {}
+    while len(made) < count:
+        topic = choose.choice(sorted(TOPICS))
+        question, answer, words = TOPICS[topic]
+        word = f"{choose.choice(words)} {choose.randrange(1000)}"
+        row = {"prompt": question.format(word), "completion": answer.format(word), "source": topic}
+        made[row["prompt"]] = {"id": f"{topic}-{len(made)}-{seed}", **row}
+    return list(made.values())
+
+
+def write_rows(path: Path, lines) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in lines))
+    return path
+
+
+def read_rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
