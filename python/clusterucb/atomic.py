@@ -12,43 +12,66 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from clusterucb.errors import RunError
+
 _SUFFIX = ".partial"
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; it becomes ``path`` when the block ends without an error."""
+    """Yield a path to write to; it becomes ``path`` when the block ends without an error.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     partial = path.with_name(path.name + _SUFFIX)
-    try:
-        yield partial
-        _flush(partial)
-        partial.replace(path)
-        _flush(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with _explained(path):
+        try:
+            yield partial
+            _flush(partial)
+            partial.replace(path)
+            _flush(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to write to; it becomes ``path`` when the block ends without an error."""
+    """Yield an empty folder to write to; it becomes ``path`` when the block ends without an error.
+
+    Raises:
+        RunError: it cannot be written.
+    """
     partial = path.with_name(path.name + _SUFFIX)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for entry in [*partial.rglob("*"), partial]:
-            _flush(entry)
-        shutil.rmtree(path, ignore_errors=True)
-        partial.replace(path)
-        _flush(path.parent)
-    finally:
+    with _explained(path):
         shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for entry in [*partial.rglob("*"), partial]:
+                _flush(entry)
+            shutil.rmtree(path, ignore_errors=True)
+            partial.replace(path)
+            _flush(path.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path``, whole or not at all."""
     with whole_file(path) as partial:
         partial.write_bytes(content)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}. What was written before is kept: make room or "
+            "repair the folder, then run the same command again"
+        ) from error
 
 
 def _flush(path: Path) -> None:

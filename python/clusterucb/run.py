@@ -169,7 +169,10 @@ class Run:
         try:
             if overwrite or not self.path("manifest.json").exists():
                 _remove_run(folder)
-            self.manifest, self.resumed = self._take_up(msgspec.to_builtins(dict(settings)), budget, select)
+            plain = msgspec.json.decode(
+                msgspec.json.encode(dict(settings))
+            )  # as the manifest gives them back
+            self.manifest, self.resumed = self._take_up(plain, budget, select)
             self.save()
         except BaseException:
             os.close(self._lock)
@@ -240,7 +243,7 @@ class Run:
 
     def _holds_results(self) -> bool:
         """Whether anything was computed; a run that ended before that may take any settings."""
-        return any(next(self.folder.glob(name), None) for name in _OWN_FILES if name != "manifest.json")
+        return any(any(self.folder.glob(name)) for name in _OWN_FILES)
 
 
 def _lock(folder: Path) -> int:

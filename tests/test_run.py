@@ -1,0 +1,366 @@
+"""A run folder is taken up again, refused or removed, and never mixes two runs."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clusterucb.atomic import whole_file, whole_folder, write_whole
+from clusterucb.errors import RunError
+from clusterucb.run import Run
+
+SETTINGS = {
+    "--seed": 0,
+    "--adapter": None,
+    "--lora-targets": ["q", "v"],
+    "--warmup-lr": 1e-4,
+    "pool content": "ab",
+}
+OWN = [
+    "adapter/adapter_model.safetensors",
+    "adapter.partial/x",
+    "directions.safetensors",
+    "features-00000.safetensors",
+    "features-00001.safetensors.partial",
+    "labels.safetensors",
+    "ledger.sqlite",
+    "ledger.sqlite-wal",
+    "selected.jsonl",
+    "scores.jsonl",
+    "rejected.jsonl",
+]
+FOREIGN = ["notes.txt", "download.partial", "sub/selected.jsonl", "my-manifest.json"]
+
+
+def open_run(
+    folder: Path, *, budget: str = "20%", select: str = "5%", overwrite: bool = False, **changes: Any
+) -> Run:
+    settings = {**SETTINGS, **{name.replace("__", "--"): value for name, value in changes.items()}}
+    return Run(folder, settings, budget=budget, select=select, overwrite=overwrite)
+
+
+def fill(folder: Path, names: list[str]) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text(name)
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {"lock"}
+
+
+def finish(folder: Path, **options: Any) -> None:
+    with open_run(folder, **options) as run:
+        run.manifest.status = "finished"
+    fill(folder, ["scores.jsonl"])
+
+
+# Taking up -----------------------------------------------------------------------------------------------
+
+
+def test_new_run_begins_and_the_same_settings_resume_it(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    with open_run(folder) as run:
+        assert (run.resumed, run.finished) == (False, False)
+        run.manifest.pool_samples = 7
+        run.manifest.status = "finished"
+    with open_run(folder) as run:
+        assert (run.resumed, run.finished) == (True, True)
+        assert run.manifest.pool_samples == 7
+        assert {"python", "numpy"} <= run.manifest.versions.keys()
+    stored = json.loads((folder / "manifest.json").read_bytes())
+    assert stored["settings"] == SETTINGS
+    assert files(folder) == {"manifest.json"}
+
+
+def test_settings_survive_json(tmp_path: Path) -> None:
+    options = {
+        "class": "x.KMeans",
+        "options": {"n_clusters": None, "range": (1, 2), "share": 0.1, "on": True},
+    }
+    finish(tmp_path, __clusterer=options)
+    with open_run(tmp_path, __clusterer=options) as run:
+        assert run.resumed
+
+
+def test_time_of_a_phase_adds_up_over_sessions_even_when_it_fails(tmp_path: Path) -> None:
+    seconds = []
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt), open_run(tmp_path) as run, run.phase("draws"):
+            raise KeyboardInterrupt
+        seconds.append(
+            json.loads((tmp_path / "manifest.json").read_bytes())["cost"]["phases"]["draws"]["seconds"]
+        )
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"__seed": 1}, "--seed was 0, now 1"),
+        ({"__adapter": "x"}, "--adapter was unset, now x"),
+        ({"__lora_targets": ["q"]}, None),
+        ({"pool content": "cd"}, "the pool content has changed"),
+        ({"__new": 3}, "--new was unset, now 3"),
+        ({"budget": "19%"}, "--budget was 20%, now 19% (it may only grow, in the same unit)"),
+        ({"budget": "500"}, "--budget was 20%, now 500 (it may only grow, in the same unit)"),
+        ({"__seed": 1, "budget": "1%"}, "--seed was 0, now 1; --budget was 20%, now 1%"),
+    ],
+    ids=str,
+)
+def test_changed_setting_is_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], complaint: str | None
+) -> None:
+    finish(tmp_path)
+    before = (tmp_path / "manifest.json").read_bytes()
+    with pytest.raises(RunError) as caught:
+        open_run(tmp_path, **changes)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path} holds a run with other settings: {complaint or '--lora_targets'}")
+    assert message.endswith("choose another --out, or begin anew with --overwrite")
+    assert (tmp_path / "manifest.json").read_bytes() == before
+
+
+def test_settings_may_change_while_nothing_is_computed(tmp_path: Path) -> None:
+    open_run(tmp_path).__exit__(None, None, None)
+    with open_run(tmp_path, __seed=1, budget="1%") as run:
+        assert (run.resumed, run.manifest.settings["--seed"], run.manifest.budget) == (False, 1, "1%")
+
+
+def test_strategies_are_shown_as_they_are_written_in_python(tmp_path: Path) -> None:
+    def described(beta: float) -> dict[str, Any]:
+        return {"class": "clusterucb.policies.ucb.UCB", "options": {"beta": beta}}
+
+    finish(tmp_path, __policy=described(1.0))
+    with pytest.raises(RunError, match=r"--policy was UCB\(beta=1.0\), now UCB\(beta=2.0\)"):
+        open_run(tmp_path, __policy=described(2.0))
+
+
+@pytest.mark.parametrize("now", ["21%", "100%", "20.5%"])
+def test_larger_budget_goes_on(tmp_path: Path, now: str) -> None:
+    finish(tmp_path)
+    with open_run(tmp_path, budget=now) as run:
+        assert (run.resumed, run.finished) == (True, False)
+    with open_run(tmp_path, budget=now) as run:
+        assert (run.finished, run.manifest.budget) == (False, now)
+    with pytest.raises(RunError, match="--budget was"):
+        open_run(tmp_path)
+
+
+def test_larger_count_goes_on_and_smaller_is_refused(tmp_path: Path) -> None:
+    finish(tmp_path, budget="500")
+    with pytest.raises(RunError, match="--budget was 500, now 499"):
+        open_run(tmp_path, budget="499")
+    with open_run(tmp_path, budget="501") as run:
+        assert run.resumed
+
+
+@pytest.mark.parametrize("now", ["1%", "6%", "3"])
+def test_other_number_of_selected_samples_goes_on(tmp_path: Path, now: str) -> None:
+    finish(tmp_path)
+    with open_run(tmp_path, select=now) as run:
+        assert (run.resumed, run.finished, run.manifest.select) == (True, False, now)
+
+
+def test_larger_budget_is_remembered_when_the_run_is_killed(tmp_path: Path) -> None:
+    finish(tmp_path)
+    run = open_run(tmp_path, budget="30%")
+    manifest = json.loads((tmp_path / "manifest.json").read_bytes())  # as a kill would leave it
+    assert (manifest["budget"], manifest["status"]) == ("30%", "running")
+    run.__exit__(None, None, None)
+
+
+# Refusals ------------------------------------------------------------------------------------------------
+
+
+def test_folder_in_use_is_refused_until_it_is_let_go(tmp_path: Path) -> None:
+    with open_run(tmp_path):
+        for overwrite in (False, True):
+            with pytest.raises(
+                RunError, match="is in use by another process; wait for it, or choose another"
+            ):
+                open_run(tmp_path, overwrite=overwrite)
+    with open_run(tmp_path) as run:
+        assert run.resumed
+
+
+def test_refused_run_lets_go_of_the_folder(tmp_path: Path) -> None:
+    finish(tmp_path)
+    for _ in range(2):
+        with pytest.raises(RunError, match="holds a run with other settings"):
+            open_run(tmp_path, __seed=1)
+
+
+LOCKED = """
+import sys
+from pathlib import Path
+from clusterucb.run import Run
+run = Run(Path(sys.argv[1]), {}, budget="20%", select="5%")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_lock_of_a_killed_process_is_gone(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOCKED, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(RunError, match="in use by another process"):
+            Run(tmp_path, {}, budget="20%", select="5%")
+        other.send_signal(signal.SIGKILL)
+    with Run(tmp_path, {}, budget="20%", select="5%") as run:
+        assert run.resumed
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("held", ["notes.txt", "selected.jsonl", "ledger.sqlite", "adapter/x"])
+def test_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path, held: str, overwrite: bool) -> None:
+    fill(tmp_path, [held])
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunError) as caught:
+        open_run(tmp_path, overwrite=overwrite)
+    first = held.partition("/")[0]
+    expected = f"{tmp_path} is not a run and not empty (it holds '{first}'); choose another --out"
+    assert str(caught.value) == expected
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    fill(tmp_path, ["file"])
+    for folder in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
+        with pytest.raises(RunError, match=r"cannot write to .*(file|run).*: .*; choose another --out"):
+            open_run(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"settings": 5}', b"\xff\xfe", b'{"settings": {"a": "\xff"}}', b"\x00" * 9],
+)
+def test_broken_manifest_is_refused_and_can_be_overwritten(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(RunError, match=r"manifest.json cannot be read \(.*\); use --overwrite to begin anew"):
+        open_run(tmp_path)
+    assert (tmp_path / "manifest.json").read_bytes() == content
+    with open_run(tmp_path, overwrite=True) as run:
+        assert not run.resumed
+
+
+def test_manifest_of_another_format_names_the_version_that_wrote_it(tmp_path: Path) -> None:
+    finish(tmp_path)
+    path = tmp_path / "manifest.json"
+    manifest = {**json.loads(path.read_bytes()), "format": 99, "clusterucb": "7.1", "of the future": 1}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(
+        RunError, match=r"written by clusterucb 7.1 in another format; choose another --out, or"
+    ):
+        open_run(tmp_path)
+
+
+# Overwriting ---------------------------------------------------------------------------------------------
+
+
+def test_overwrite_removes_what_a_run_writes_and_nothing_else(tmp_path: Path) -> None:
+    finish(tmp_path)
+    fill(tmp_path, OWN + FOREIGN)
+    with open_run(tmp_path, overwrite=True, __seed=1) as run:
+        assert (run.resumed, run.finished) == (False, False)
+    assert files(tmp_path) == {"manifest.json", *FOREIGN}
+
+
+def test_overwrite_does_not_follow_links(tmp_path: Path) -> None:
+    finish(tmp_path / "run")
+    fill(tmp_path, ["mine/optimizer.pt"])
+    (tmp_path / "run" / "adapter").symlink_to(tmp_path / "mine")
+    open_run(tmp_path / "run", overwrite=True).__exit__(None, None, None)
+    assert files(tmp_path / "mine") == {"optimizer.pt"}
+    assert files(tmp_path / "run") == {"manifest.json"}
+
+
+@pytest.mark.parametrize("removed", range(10))  # of nine files and, last, the manifest
+def test_overwrite_that_was_killed_midway_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: int
+) -> None:
+    finish(tmp_path)
+    fill(tmp_path, OWN)
+    left = removed
+    unlink = Path.unlink
+
+    def dying(path: Path, missing_ok: bool = False) -> None:
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", dying)
+        with pytest.raises(KeyboardInterrupt):
+            open_run(tmp_path, overwrite=True)
+    assert not (tmp_path / "manifest.json").exists()
+    with open_run(tmp_path) as run:
+        assert not run.resumed
+    assert files(tmp_path) == {"manifest.json"}
+
+
+def test_run_that_was_killed_while_beginning_begins_again(tmp_path: Path) -> None:
+    fill(tmp_path, ["lock", "manifest.json.partial"])
+    with open_run(tmp_path) as run:
+        assert not run.resumed
+    assert files(tmp_path) == {"manifest.json"}
+
+
+# Whole or absent -----------------------------------------------------------------------------------------
+
+
+def test_file_is_whole_or_as_it_was_before(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_whole(path, b"one")
+
+    def interrupted() -> None:
+        with whole_file(path) as partial:
+            partial.write_bytes(b"tw")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert path.read_bytes() == b"one"
+    write_whole(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert files(tmp_path) == {"x.json"}
+
+
+def test_folder_is_whole_or_as_it_was_before(tmp_path: Path) -> None:
+    path = tmp_path / "adapter"
+    fill(tmp_path, ["adapter.partial/left by a kill"])
+    with whole_folder(path) as partial:
+        fill(partial, ["a", "b/c"])
+
+    def interrupted() -> None:
+        with whole_folder(path) as partial:
+            fill(partial, ["d"])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert files(tmp_path) == {"adapter/a", "adapter/b/c"}
+    with whole_folder(path) as partial:
+        fill(partial, ["e"])
+    assert files(tmp_path) == {"adapter/e"}
+
+
+@pytest.mark.parametrize("whole", [whole_file, whole_folder])
+def test_what_cannot_be_written_is_named(tmp_path: Path, whole: Any) -> None:
+    def fail() -> None:
+        with whole(tmp_path / "x"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunError, match=r"cannot write .*/x: No space left on device\..*make room"):
+        fail()
+    assert files(tmp_path) == set()
