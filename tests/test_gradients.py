@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_qwen3, with_lora
 from torch.nn.functional import cross_entropy
 
 from clusterucb.errors import ModelError
 from clusterucb.gradients import PerSampleGradients
 from clusterucb.loss import sample_losses
 from clusterucb.parameters import ParameterManifest
+from models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_qwen3, with_lora
 
 EVERY_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -85,7 +85,11 @@ MODEL = with_lora(tiny_llama(7))
 MANIFEST = ParameterManifest.of(MODEL)
 
 
-@given(st.integers(0, 2**31), st.lists(st.integers(2, 40), min_size=2, max_size=6), st.randoms(use_true_random=False))
+@given(
+    st.integers(0, 2**31),
+    st.lists(st.integers(2, 40), min_size=2, max_size=6),
+    st.randoms(use_true_random=False),
+)
 def test_does_not_depend_on_who_shares_the_batch(seed, lengths, random):
     samples = samples_of(seed, lengths)
     with PerSampleGradients(MODEL, MANIFEST) as gradients:

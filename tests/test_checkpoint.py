@@ -1,0 +1,246 @@
+"""Adapters and optimiser states of real trainers are read exactly, and what does not fit is refused by name."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
+
+from clusterucb import checkpoint
+from clusterucb.errors import ModelError, OptionError
+from clusterucb.moments import decay_groups, load_moments
+from clusterucb.parameters import ParameterManifest
+from models import VOCABULARY, tiny_llama, with_lora
+
+LORA = {"target_modules": ["q_proj", "v_proj", "down_proj"], "lora_dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return a checkpoint folder of the real Trainer, and the optimiser that wrote it."""
+    folder = tmp_path_factory.mktemp("trainer")
+    generator = torch.Generator().manual_seed(0)
+    rows = [
+        {"input_ids": ids, "labels": ids} for ids in torch.randint(VOCABULARY, (16, 12), generator=generator)
+    ]
+    arguments = TrainingArguments(
+        folder,
+        max_steps=5,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        adam_beta1=0.85,
+        adam_beta2=0.98,
+        adam_epsilon=1e-6,
+        save_steps=5,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
+    trainer = Trainer(with_lora(tiny_llama(), **LORA), arguments, train_dataset=rows)
+    trainer.train()
+    named = {weight: name for name, weight in trainer.model.named_parameters()}
+    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    moments = {named[weight]: state for weight, state in optimizer.state.items()}
+    return folder / "checkpoint-5", moments
+
+
+def loaded(folder):
+    model = checkpoint.load_adapter(tiny_llama(), folder)
+    return model, ParameterManifest.of(model)
+
+
+def test_moments_of_the_trainer_are_those_of_its_optimiser(trained):
+    folder, moments = trained
+    model, manifest = loaded(folder)
+    got = load_moments(folder / "optimizer.pt", model, manifest)
+    assert (got.step, got.beta1, got.beta2, got.eps) == (5, 0.85, 0.98, 1e-6)
+    assert got.m.any()
+    for one in manifest:
+        segment = slice(one.offset, one.offset + one.size)
+        assert np.array_equal(got.m[segment], moments[one.torch_name]["exp_avg"].flatten().numpy())
+        assert np.array_equal(got.v[segment], moments[one.torch_name]["exp_avg_sq"].flatten().numpy())
+        got.m[segment] = 0
+    assert not got.m.any()  # holes of the flat space hold zeros
+
+
+def test_an_adapter_is_loaded_exactly_and_trainable(trained):
+    folder, _ = trained
+    model, manifest = loaded(folder)
+    assert len(manifest.parameters) == 2 * 3 * 3
+    saved = load_file(folder / "adapter_model.safetensors")
+    for one in manifest:
+        weight = model.get_parameter(one.torch_name)
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, saved[one.torch_name.replace(".default", "")])
+
+
+def save(folder, content, name="optimizer.pt"):
+    torch.save(content, folder / name)
+    return folder / name
+
+
+@pytest.fixture
+def plain():
+    """Return a model and the AdamW state of one step over all its parameters in one group."""
+    model = with_lora(tiny_llama())
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad])
+    sum(weight.sum() for weight in model.parameters() if weight.requires_grad).backward()
+    optimizer.step()
+    model.zero_grad()
+    return model, optimizer.state_dict()
+
+
+def test_a_plain_optimiser_with_one_group_fits(tmp_path, plain):
+    model, state = plain
+    got = load_moments(save(tmp_path, state), model, ParameterManifest.of(model))
+    assert (got.step, got.beta1, got.beta2) == (1, 0.9, 0.999)
+    assert got.m.any()
+
+
+def test_names_in_the_file_decide_over_positions(tmp_path):
+    model = with_lora(tiny_llama())
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
+    for number, (_, weight) in enumerate(named):
+        weight.grad = torch.full_like(weight, number + 1.0)
+    optimizer = torch.optim.AdamW(named[::-1])
+    optimizer.step()
+    model.zero_grad()
+    manifest = ParameterManifest.of(model)
+    got = load_moments(save(tmp_path, optimizer.state_dict()), model, manifest)
+    order = [name for name, _ in named]
+    for one in manifest:
+        assert got.m[one.offset] == pytest.approx(0.1 * (order.index(one.torch_name) + 1))
+
+
+def test_groups_are_those_of_the_trainer():
+    model = with_lora(tiny_llama(), target_modules=["q_proj", "v_proj"])
+    model.base_model.model.model.layers[0].input_layernorm.weight.requires_grad_(True)
+    with_decay, without = decay_groups(model)
+    assert len(with_decay) == 2 * 2 * 3
+    assert without == ["base_model.model.model.layers.0.input_layernorm.weight"]
+
+
+class _Evil:
+    def __reduce__(self):
+        return (print, ("code from a checkpoint ran",))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda state: state["param_groups"][0]["params"].pop(),
+            r"has groups of \[11\] parameters; expected \[12\]",
+        ),
+        (
+            lambda state: state["state"][0].update(exp_avg=torch.zeros(3, 3)),
+            r"shape \(3, 3\) for parameter 0",
+        ),
+        (lambda state: state["state"][1].pop("exp_avg_sq"), "expected AdamW's exp_avg, exp_avg_sq and step"),
+        (lambda state: state["state"].pop(2), "has no state for"),
+        (lambda state: state["state"][3].update(step=torch.tensor(9.0)), r"different step counts \[1, 9\]"),
+        (lambda state: state["state"][3]["exp_avg"].fill_(torch.nan), "moments that are not finite"),
+        (lambda state: state.pop("state"), "holds no optimiser state"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(tmp_path, plain, spoil, message):
+    model, state = plain
+    spoil(state)
+    with pytest.raises(ModelError, match=message):
+        load_moments(save(tmp_path, state), model, ParameterManifest.of(model))
+
+
+def test_groups_that_differ_are_refused(tmp_path):
+    model = with_lora(tiny_llama())
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW([{"params": weights[:-1], "eps": 1e-6}, {"params": weights[-1:]}])
+    with pytest.raises(ModelError, match=r"groups of \[11, 1\] parameters; expected \[12, 0\]"):
+        load_moments(save(tmp_path, optimizer.state_dict()), model, ParameterManifest.of(model))
+
+
+def test_nothing_in_a_file_runs(tmp_path, plain, capfd):
+    model, _ = plain
+    path = tmp_path / "optimizer.pt"
+    path.write_bytes(pickle.dumps(_Evil()))
+    with pytest.raises(ModelError, match="cannot be read as an optimiser state"):
+        load_moments(path, model, ParameterManifest.of(model))
+    assert "code from a checkpoint ran" not in capfd.readouterr().out
+
+
+def test_missing_files_are_named(tmp_path, trained):
+    folder, _ = trained
+    model, manifest = loaded(folder)
+    with pytest.raises(ModelError, match=r"there is no optimiser state .*--preconditioner sgd"):
+        load_moments(tmp_path / "none.pt", model, manifest)
+    with pytest.raises(ModelError, match="expected the folder of a PEFT adapter"):
+        checkpoint.load_adapter(tiny_llama(), tmp_path)
+    with pytest.raises(ModelError, match=r"there is no .*adapter_config.json"):
+        checkpoint.adapter_fingerprints(tmp_path, None)
+    with pytest.raises(ModelError, match="there is no optimiser state"):
+        checkpoint.adapter_fingerprints(folder, tmp_path / "none.pt")
+
+
+def test_an_adapter_of_another_model_is_refused(trained):
+    folder, _ = trained
+    with pytest.raises(ModelError, match="cannot load the adapter"):
+        checkpoint.load_adapter(tiny_llama(hidden_size=32), folder)
+    with pytest.raises(ModelError, match="lacks weights"):
+        checkpoint.load_adapter(tiny_llama(num_hidden_layers=4), folder)
+
+
+def test_a_fresh_lora_depends_on_the_seed_alone():
+    torch.manual_seed(1)
+    options = {"rank": 4, "alpha": 8.0, "targets": None}
+    one, same, other = (checkpoint.attach_lora(tiny_llama(), **options, seed=seed) for seed in (3, 3, 4))
+    name = ParameterManifest.of(one).parameters[0].torch_name
+    assert torch.equal(one.get_parameter(name), same.get_parameter(name))
+    assert not torch.equal(one.get_parameter(name), other.get_parameter(name))
+    model, state = tiny_llama(), torch.get_rng_state()
+    checkpoint.attach_lora(model, **options, seed=5)
+    assert torch.equal(state, torch.get_rng_state())  # the caller's random numbers go on as before
+
+
+def test_layers_that_are_not_there_are_refused_with_those_that_are():
+    with pytest.raises(
+        ModelError, match=r"got nope; this model's linear layers are down_proj, .*--lora-targets"
+    ):
+        checkpoint.attach_lora(tiny_llama(), rank=4, alpha=8, targets=["nope"], seed=0)
+
+
+def test_all_linear_takes_every_layer_but_the_head():
+    model = checkpoint.attach_lora(tiny_llama(), rank=4, alpha=8, targets=["all-linear"], seed=0)
+    assert len(ParameterManifest.of(model).parameters) == 2 * 7 * 3
+
+
+def test_a_model_is_known_by_its_content(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "a")
+    tiny_llama().save_pretrained(tmp_path / "b")
+    tiny_llama(seed=1).save_pretrained(tmp_path / "c")
+    a, b, c = (checkpoint.ModelSource(str(tmp_path / name)).fingerprint() for name in "abc")
+    assert a == b != c
+
+
+@pytest.mark.parametrize("name", ["./models/mine", "/nowhere/at/all", "a/b/c"])
+def test_a_folder_that_is_not_there_is_not_taken_for_a_hub_id(name):
+    with pytest.raises(ModelError, match="there is no folder"):
+        checkpoint.ModelSource(name).fingerprint()
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    source = checkpoint.ModelSource(str(tmp_path))
+    with pytest.raises(ModelError, match="cannot load the model"):
+        source.model("auto", "cpu")
+    with pytest.raises(ModelError, match="cannot load the tokenizer"):
+        source.tokenizer()
+
+
+def test_devices():
+    assert checkpoint.resolve_device("cpu") == "cpu"
+    with pytest.raises(OptionError, match=r"--device is 'tpu0'.*Try cpu or auto"):
+        checkpoint.resolve_device("tpu0")
