@@ -1,20 +1,20 @@
 """Find the strategies that are installed, by name.
 
-`load` makes a fresh manager each time: nothing global, so tests and notebooks see what is installed
-now. Entry points are loaded one by one; a plugin that fails is set aside with its reason and never
-keeps the others, or the program, from working.
+`load` looks afresh each time: nothing global, so tests and notebooks see what is installed now. Entry
+points are loaded one by one, each with a manager of its own; a plugin that fails is set aside with its
+reason and never keeps the others, or the program, from working.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import msgspec
+import numpy as np
 import pluggy
 
 from clusterucb import hookspecs
@@ -104,6 +104,11 @@ class Strategies:
                     f"{did_you_mean(key, known)}"
                 )
             values[key] = _parse(f"{kind} {name}: {key}", text, strategy.factory, known[key])
+        missing = [
+            key for key, option in known.items() if option.default is option.empty and key not in values
+        ]
+        if missing:
+            raise OptionError(f"{kind} {name} needs a value for {', '.join(missing)}; expected key=value")
         return strategy.factory(**values)
 
 
@@ -114,8 +119,6 @@ def load(discover: Callable[[], list[EntryPoint]] | None = None) -> Strategies:
         discover: returns the entry points to load; by default those installed in the group
             ``clusterucb``.
     """
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
     broken: list[Broken] = []
     table: dict[tuple[str, str], Strategy] = {}
     for point in (
@@ -123,8 +126,8 @@ def load(discover: Callable[[], list[EntryPoint]] | None = None) -> Strategies:
     ):
         provider = point.dist.name if point.dist else point.module
         try:
-            _register(manager, point, provider, table)
-        except Exception as error:  # whatever a plugin raises, the others still load
+            table.update(_strategies(point, provider, table))
+        except (Exception, SystemExit) as error:  # whatever a plugin raises, the others still load
             broken.append(Broken(provider, f"{type(error).__name__}: {error}"))
     return Strategies(table, tuple(broken))
 
@@ -133,28 +136,31 @@ def _built_in_first(point: EntryPoint) -> tuple[bool, str]:
     return (point.dist is None or point.dist.name != "clusterucb", point.value)
 
 
-def _register(
-    manager: pluggy.PluginManager, point: EntryPoint, provider: str, table: dict[tuple[str, str], Strategy]
-) -> None:
-    """Add one plugin's strategies to the table, all of them or none."""
-    name = manager.register(point.load(), name=point.value)
-    try:
-        manager.check_pending()
-        found = {}
-        for kind, hook in _HOOKS.items():
-            others = [plugin for plugin in manager.get_plugins() if manager.get_name(plugin) != name]
-            for strategies in manager.subset_hook_caller(hook, others)():
-                for key, factory in strategies.items():
-                    _check(kind, key, factory, provider, table)
-                    found[kind, key] = Strategy(kind, key, factory, provider)
-    except BaseException:
-        manager.unregister(name=point.value)
-        raise
-    table.update(found)
+def _strategies(
+    point: EntryPoint, provider: str, table: Mapping[tuple[str, str], Strategy]
+) -> dict[tuple[str, str], Strategy]:
+    """Return what one plugin provides; an error in any of it refuses all of it."""
+    manager = pluggy.PluginManager(hookspecs.PROJECT)  # its own: no plugin sees another's mistakes
+    manager.add_hookspecs(hookspecs)
+    plugin = point.load()
+    manager.register(plugin)
+    manager.check_pending()
+    if not manager.get_hookcallers(plugin):
+        raise PluginError(
+            f"{point.value} implements no hook; expected one or more of {', '.join(_HOOKS.values())}, each "
+            "marked with clusterucb.hookspecs.hookimpl"
+        )
+    found = {}
+    for kind, hook in _HOOKS.items():
+        for strategies in getattr(manager.hook, hook)():
+            for name, factory in strategies.items():
+                _check(kind, name, factory, provider, table)
+                found[kind, name] = Strategy(kind, name, factory, provider)
+    return found
 
 
 def _check(
-    kind: str, name: str, factory: object, provider: str, table: dict[tuple[str, str], Strategy]
+    kind: str, name: str, factory: object, provider: str, table: Mapping[tuple[str, str], Strategy]
 ) -> None:
     if not isinstance(factory, type) or not issubclass(factory, KINDS[kind]):
         raise PluginError(
@@ -170,12 +176,29 @@ def _check(
 
 
 def describe(strategy: object) -> dict[str, Any]:
-    """Return a strategy's class and hyper-parameters as plain values, for manifests and fingerprints."""
+    """Return a strategy's class and hyper-parameters as plain values, for manifests and fingerprints.
+
+    Raises:
+        PluginError: a parameter of the constructor is not kept as an attribute of its name, or is not a
+            plain value; a run could not tell whether its settings have changed.
+    """
     cls = type(strategy)
-    if dataclasses.is_dataclass(strategy):
-        options = {field.name: getattr(strategy, field.name) for field in dataclasses.fields(strategy)}
-    else:
-        options = {key: value for key, value in vars(strategy).items() if not key.startswith("_")}
+
+    def plain(value: object) -> object:
+        if isinstance(value, np.generic | np.ndarray):
+            return value.tolist()
+        raise PluginError(
+            f"{cls.__qualname__} has a hyper-parameter of type {type(value).__qualname__}; expected plain "
+            "values: numbers, strings, lists, dictionaries"
+        )
+
+    options = {}
+    for name in inspect.signature(cls).parameters:
+        if not hasattr(strategy, name):
+            raise PluginError(
+                f"{cls.__qualname__} does not keep its hyper-parameter {name!r}; expected an attribute of that name"
+            )
+        options[name] = msgspec.to_builtins(getattr(strategy, name), enc_hook=plain)
     return {"class": f"{cls.__module__}.{cls.__qualname__}", "options": options}
 
 
@@ -183,8 +206,10 @@ def _parse(what: str, text: str, factory: type, parameter: inspect.Parameter) ->
     """Convert ``text`` to the type of a constructor's parameter (its annotation, or its default's type)."""
     hints = get_type_hints(factory.__init__)  # type: ignore[misc]
     expected = hints.get(parameter.name, type(parameter.default))
+    if text.lower() == "none" and type(None) in get_args(expected):
+        return None
     try:
-        return msgspec.convert("null" if text.lower() == "none" else text, expected, strict=False)
+        return msgspec.convert(text, expected, strict=False)
     except msgspec.ValidationError as error:
         name = getattr(expected, "__name__", str(expected)) if isinstance(expected, type) else str(expected)
         raise OptionError(f"{what} is {text!r}; expected {name}") from error

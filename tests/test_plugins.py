@@ -1,0 +1,330 @@
+"""Strategies are found by name, and a broken plugin harms nobody but itself."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import json
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import clusterucb.clusterers
+import clusterucb.features
+import clusterucb.policies
+from clusterucb import hookspecs, plugins
+from clusterucb.clusterers import KMeans
+from clusterucb.engine import search
+from clusterucb.errors import OptionError, PluginError
+from clusterucb.policies import UCB, IndexPolicy, Random
+
+HOOKS = [name for name in vars(hookspecs) if name.startswith("clusterucb_")]
+GREEDY = """
+    from clusterucb.hookspecs import hookimpl
+    from clusterucb.policies import IndexPolicy
+
+    class Greedy(IndexPolicy):
+        "Draws from the arm with the largest mean."
+        def index(self, arms, rng):
+            return arms.mean
+
+    @hookimpl
+    def clusterucb_policies():
+        return {"greedy": Greedy}
+"""
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Install a package with one module and one entry point, for as long as the test runs."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def install(package: str, source: str, module: str | None = None) -> None:
+        module = module or package.replace("-", "_")
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
+        metadata = tmp_path / f"{package.replace('-', '_')}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[clusterucb]\nplugin = {module}\n")
+
+    return install
+
+
+def reason_of(package: str) -> str:
+    """Return why a package is broken, and check that nothing else is harmed."""
+    found = plugins.load()
+    assert isinstance(found.make("policy", "ucb", {}), UCB)
+    (broken,) = [plugin for plugin in found.broken if plugin.provider == package]
+    assert package not in {strategy.provider for strategy in found.table.values()}
+    return broken.reason
+
+
+# Finding -------------------------------------------------------------------------------------------------
+
+
+def test_built_in_strategies_are_found_as_plugins_are() -> None:
+    found = plugins.load()
+    named = {
+        "policy": clusterucb.policies.clusterucb_policies(),
+        "clusterer": clusterucb.clusterers.clusterucb_clusterers(),
+        "feature": clusterucb.features.clusterucb_features(),
+    }
+    assert named.keys() == plugins.KINDS.keys()
+    for kind, classes in named.items():
+        mine = [strategy for strategy in found.of_kind(kind) if strategy.provider == "clusterucb"]
+        assert {strategy.name: strategy.factory for strategy in mine} == classes
+        for strategy in mine:
+            assert strategy.summary.endswith(".")
+            assert isinstance(found.make(kind, strategy.name, {}), plugins.KINDS[kind])
+    assert {"ucb", "ucb1", "threshold-hard", "threshold-normal", "random"} <= named["policy"].keys()
+    assert {"kmeans", "source"} <= named["clusterer"].keys()
+    assert "embedding" in named["feature"]
+
+
+def test_installed_package_is_found_and_used(install: Install) -> None:
+    install("cucb-greedy", GREEDY)
+    found = plugins.load()
+    assert not found.broken
+    strategy = found.table["policy", "greedy"]
+    assert (strategy.provider, strategy.name, strategy.kind) == ("cucb-greedy", "greedy", "policy")
+    assert strategy.summary == "Draws from the arm with the largest mean."
+    assert isinstance(found.make("policy", "greedy", {}), IndexPolicy)
+
+
+def test_nothing_is_remembered_from_one_load_to_the_next(install: Install) -> None:
+    before = plugins.load()
+    install("cucb-greedy", GREEDY)
+    assert ("policy", "greedy") in plugins.load().table
+    assert ("policy", "greedy") not in before.table
+
+
+def test_entry_points_can_be_given() -> None:
+    point = EntryPoint("p", "clusterucb.policies", "clusterucb")
+    found = plugins.load(lambda: [point])
+    assert {strategy.kind for strategy in found.table.values()} == {"policy"}
+    assert plugins.load(list).table == {}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_is_documented_with_an_example_that_works(
+    hook: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = getattr(hookspecs, hook)
+    assert not inspect.signature(spec).parameters
+    (example,) = doctest.DocTestFinder().find(
+        spec,
+        hook,
+        globs={
+            "hookimpl": hookspecs.hookimpl,
+            "Clusterer": clusterucb.clusterers.Clusterer,
+            "IndexPolicy": IndexPolicy,
+            "Feature": clusterucb.features.Feature,
+            "np": np,
+        },
+    )
+    assert example.examples
+    assert doctest.DocTestRunner().run(example, clear_globs=False).failed == 0
+    module = type(hookspecs)(f"example_of_{hook}")
+    vars(module).update({hook: example.globs[hook]})
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    found = plugins.load(lambda: [EntryPoint("example", module.__name__, "clusterucb")])
+    assert not found.broken
+    assert len(found.table) == 1
+
+
+# Broken plugins ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def broken(:", "SyntaxError: "),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit('needs a GPU')", "SystemExit: needs a GPU"),
+        (
+            "def clusterucb_policies():\n    return {}",
+            "PluginError: cucb_bad implements no hook; expected one or more of clusterucb_clusterers, "
+            "clusterucb_policies, clusterucb_features, each marked with clusterucb.hookspecs.hookimpl",
+        ),
+        (GREEDY.replace("clusterucb_policies", "clusterucb_policy"), "unknown hook 'clusterucb_policy'"),
+        (GREEDY.replace("policies()", "policies(pool)"), "Argument(s) {'pool'} are declared in the hookimpl"),
+        (GREEDY.replace('return {"greedy": Greedy}', "raise KeyError('x')"), "KeyError: 'x'"),
+        (
+            GREEDY.replace('return {"greedy": Greedy}', "return [Greedy]"),
+            "AttributeError: 'list' object has no",
+        ),
+        (GREEDY.replace(": Greedy}", ": Greedy()}"), "expected a class derived from clusterucb.Policy"),
+        (GREEDY.replace(": Greedy}", ": dict}"), "expected a class derived from clusterucb.Policy"),
+        (
+            GREEDY.replace("clusterucb_policies", "clusterucb_clusterers"),
+            "PluginError: clusterer 'greedy' is <class 'cucb_bad.Greedy'>; expected a class derived from",
+        ),
+        (GREEDY.replace("def index", "def indx"), "PluginError: policy 'greedy' does not define index"),
+        (
+            GREEDY.replace('"greedy"', '"ucb"'),
+            "PluginError: policy 'ucb' is already provided by clusterucb; cucb-bad must rename its own",
+        ),
+    ],
+)
+def test_broken_plugin_is_named_and_explained_and_the_rest_works(
+    install: Install, source: str, reason: str
+) -> None:
+    install("cucb-bad", source)
+    install("cucb-good", GREEDY.replace('"greedy"', '"good"'))
+    assert reason in reason_of("cucb-bad")
+    assert plugins.load().table["policy", "good"].provider == "cucb-good"
+
+
+def test_missing_module_of_an_entry_point_is_explained(install: Install, tmp_path: Path) -> None:
+    install("cucb-bad", "", module="cucb_gone")
+    (tmp_path / "cucb_gone.py").unlink()
+    assert reason_of("cucb-bad") == "ModuleNotFoundError: No module named 'cucb_gone'"
+
+
+def test_of_two_plugins_with_one_name_the_later_gives_way_and_both_are_named(install: Install) -> None:
+    install("cucb-one", GREEDY)
+    install("cucb-two", GREEDY.replace("return {", 'return {"other": Greedy, '))
+    found = plugins.load()
+    assert found.table["policy", "greedy"].provider == "cucb-one"
+    assert ("policy", "other") not in found.table  # all of a plugin or none
+    (broken,) = found.broken
+    assert broken.provider == "cucb-two"
+    assert "policy 'greedy' is already provided by cucb-one; cucb-two must rename its own" in broken.reason
+
+
+def test_unknown_name_lists_the_choices_the_closest_and_what_is_broken(install: Install) -> None:
+    install("cucb-bad", "1 / 0")
+    with pytest.raises(OptionError) as caught:
+        plugins.load().make("policy", "treshold-hard", {})
+    message = str(caught.value)
+    assert message.startswith("there is no policy 'treshold-hard'; installed: random, ")
+    assert "Did you mean 'threshold-hard'? Plugin cucb-bad could not be loaded." in message
+
+
+# Options -------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Every(Random):
+    """Has options of every plain type."""
+
+    count: int = 1
+    share: float = 0.5
+    on: bool = False
+    name: str = "x"
+    limit: int | None = 3
+    column: str | None = None
+
+
+class Undecorated(Random):
+    """Is no dataclass."""
+
+    def __init__(self, power=2, *, required: float) -> None:
+        self.power = power
+        self.required = required
+
+
+STRATEGIES = plugins.Strategies(
+    {
+        ("policy", name): plugins.Strategy("policy", name, factory, "test")
+        for name, factory in {"every": Every, "undecorated": Undecorated, "random": Random}.items()
+    },
+    (),
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("7", "count", 7),
+        ("-7", "count", -7),
+        ("2", "share", 2.0),
+        ("1e-3", "share", 0.001),
+        ("true", "on", True),
+        ("0", "on", False),
+        ("None", "name", "None"),
+        ("null", "name", "null"),
+        ("5", "name", "5"),
+        ("", "name", ""),
+        ("none", "limit", None),
+        ("12", "limit", 12),
+        ("None", "column", None),
+        ("source", "column", "source"),
+    ],
+)
+def test_option_is_parsed_by_the_type_of_its_parameter(text: str, key: str, value: object) -> None:
+    made = STRATEGIES.make("policy", "every", {key: text})
+    assert getattr(made, key) == value
+    assert type(getattr(made, key)) is type(value)
+
+
+def test_option_without_annotation_has_the_type_of_its_default() -> None:
+    made = STRATEGIES.make("policy", "undecorated", {"power": "3", "required": "1"})
+    assert (made.power, made.required) == (3, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("every", {"count": "x"}, "policy every: count is 'x'; expected int"),
+        ("every", {"count": "2.5"}, "policy every: count is '2.5'; expected int"),
+        ("every", {"count": "none"}, "policy every: count is 'none'; expected int"),
+        ("every", {"share": "a lot"}, "policy every: share is 'a lot'; expected float"),
+        ("every", {"on": "maybe"}, "policy every: on is 'maybe'; expected bool"),
+        ("every", {"limit": "x"}, "policy every: limit is 'x'; expected int | None"),
+        (
+            "every",
+            {"shar": "1"},
+            "policy every has no option 'shar'; its options: count, share, on, name, limit",
+        ),
+        ("every", {"shar": "1"}, "Did you mean 'share'?"),
+        ("random", {"beta": "1"}, "policy random has no option 'beta'; its options: none."),
+        ("undecorated", {}, "policy undecorated needs a value for required; expected key=value"),
+    ],
+)
+def test_unusable_option_says_what_is_expected(name: str, options: dict[str, str], message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        STRATEGIES.make("policy", name, options)
+    assert message in str(caught.value)
+
+
+def test_value_that_the_strategy_refuses_is_an_option_error() -> None:
+    with pytest.raises(OptionError, match="kmeans: n_clusters is 0; expected at least 1"):
+        plugins.load().make("clusterer", "kmeans", {"n_clusters": "0"})
+
+
+def test_description_names_the_class_and_its_options() -> None:
+    assert plugins.describe(KMeans(n_clusters=5)) == {
+        "class": "clusterucb.clusterers.kmeans.KMeans",
+        "options": {"n_clusters": 5, "max_iter": 50},
+    }
+    made = Undecorated(power=np.int64(3), required=np.float64(0.5))
+    assert json.dumps(plugins.describe(made)["options"]) == '{"power": 3, "required": 0.5}'
+
+
+def test_strategy_that_cannot_be_described_is_refused() -> None:
+    class Forgets(Random):
+        def __init__(self, power=2) -> None:
+            self._power = power
+
+    with pytest.raises(PluginError, match="Forgets does not keep its hyper-parameter 'power'; expected an"):
+        plugins.describe(Forgets())
+    with pytest.raises(PluginError, match="Undecorated has a hyper-parameter of type object; expected plain"):
+        plugins.describe(Undecorated(required=object()))
+
+
+def test_description_does_not_change_with_use() -> None:
+    policy = UCB()
+    before = plugins.describe(policy)
+    search([[0.0], [1.0]], lambda rows: rows * 1.0, clusterer=None, policy=policy, budget=2, n_select=1)
+    assert plugins.describe(policy) == before
