@@ -1,0 +1,404 @@
+"""The main job as a whole: what is written, what it depends on, and that nothing can lose it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import clusterucb as cu
+from clusterucb import checkpoint, influence
+from clusterucb.errors import ClusterUCBWarning, InputError, ModelError, OptionError, RunError
+from clusterucb.scorer import Scorer
+from tiny import TOPICS, read_rows, rows, write_model, write_rows
+
+HERE = Path(__file__).parent
+RESULTS = ("selected.jsonl", "scores.jsonl", "rejected.jsonl")
+N = 90  # samples of the pool; a budget of 20 % is 18, a selection of 5 % is 4
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """Return a folder with a model, a pool and a target, and a finished run in ``done``."""
+    folder = tmp_path_factory.mktemp("job")
+    write_model(folder / "model")
+    bad = ['{"prompt": "no answer"}', "not json", '{"prompt": "blank", "completion": "  "}']
+    lines = [json.dumps(row) for row in rows(N)]
+    (folder / "pool.jsonl").write_text("\n".join([*lines[:40], *bad, *lines[40:]]) + "\n")
+    write_rows(folder / "dev.jsonl", [{**row, "subtask": row["source"]} for row in rows(12, seed=9)])
+    cu.select(**arguments(folder, "done"))
+    return folder
+
+
+def arguments(folder, out, **changes):
+    return {
+        "pool": folder / "pool.jsonl",
+        "target": folder / "dev.jsonl",
+        "model": folder / "model",
+        "out": folder / out,
+        "warmup_steps": 5,
+        "batch_size": 4,
+        **changes,
+    }
+
+
+def results(folder):
+    return {name: (folder / name).read_bytes() for name in RESULTS}
+
+
+def test_the_best_of_what_was_drawn_are_written_as_they_came(job, tmp_path):
+    result = cu.select(**arguments(job, tmp_path / "run"))
+    scores = read_rows(result.out / "scores.jsonl")
+    assert [line["draw"] for line in scores] == list(range(18))
+    assert all(line["score"] == max(line["subtasks"].values()) for line in scores)
+    assert all(set(line["subtasks"]) == set(TOPICS) for line in scores)
+    best = sorted(scores, key=lambda line: -line["score"])[:4]
+    assert result.ids == [line["id"] for line in best]
+    assert result.scores.tolist() == [line["score"] for line in best]
+    assert {line["id"] for line in scores if line["selected"]} == set(result.ids)
+    written = (result.out / "selected.jsonl").read_bytes().splitlines()
+    assert [json.loads(line)["id"] for line in written] == result.ids
+    assert set(written) <= set((job / "pool.jsonl").read_bytes().splitlines())
+    assert results(result.out) == results(job / "done")
+
+
+def test_every_pass_is_counted(job):
+    manifest = json.loads((job / "done" / "manifest.json").read_text())
+    cost = manifest["cost"]
+    counted = {name: phase["gradients"] for name, phase in cost["phases"].items()}
+    assert counted == {"features": 0, "warm-up": 20, "target": 12, "clusters": 0, "draws": 18}
+    assert cost["total"] == pytest.approx((20 + 12 + 18) / N)
+    assert manifest["outcome"]["n_scored"] == sum(manifest["outcome"]["draws"]) == 18
+    assert (manifest["pool_samples"], manifest["pool_rejected"], manifest["n_budget"]) == (N, 3, 18)
+
+
+def test_scores_equal_a_loop_over_single_samples(job):
+    """An independent computation from the files of the run: plain autograd, full logits, double precision."""
+    from peft import PeftModel
+
+    out = job / "done"
+    base = AutoModelForCausalLM.from_pretrained(job / "model", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(job / "model")
+    model = PeftModel.from_pretrained(base, out / "adapter", is_trainable=True).eval()
+    state = torch.load(out / "adapter" / "optimizer.pt", weights_only=True)["state"]
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    m, v = (
+        torch.cat([state[at][key].flatten() for at in range(len(weights))]).double()
+        for key in ("exp_avg", "exp_avg_sq")
+    )
+
+    def gradient(row):
+        turns = [("user", row["prompt"]), ("assistant", row["completion"])]
+        text = tokenizer.apply_chat_template(
+            [{"role": role, "content": content} for role, content in turns], tokenize=False
+        )
+        start = text.rindex(row["completion"])
+        end = start + len(row["completion"]) + len("<|im_end|>")
+        coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        labels = torch.tensor([a >= start and b <= end for a, b in coded["offset_mapping"]])
+        ids = torch.tensor(coded["input_ids"])
+        logits = model(input_ids=ids[None]).logits[0, :-1][labels[1:]]
+        loss = cross_entropy(logits, ids[1:][labels[1:]])
+        return torch.cat([part.flatten() for part in torch.autograd.grad(loss, weights)]).double()
+
+    target = read_rows(job / "dev.jsonl")
+    directions = {
+        topic: torch.stack(
+            [g / g.norm() for g in (gradient(row) for row in target if row["subtask"] == topic)]
+        ).mean(0)
+        for topic in TOPICS
+    }
+    pool = {row["id"]: row for row in map(json.loads, (job / "pool.jsonl").read_text().splitlines()[:40])}
+    compared = 0
+    for line in read_rows(out / "scores.jsonl"):
+        if line["id"] in pool:
+            g = gradient(pool[line["id"]])
+            update = (0.9 * m + 0.1 * g) / torch.sqrt(0.999 * v + 0.001 * g * g + 1e-8)
+            for topic, direction in directions.items():
+                expected = float(update @ direction / update.norm())
+                assert line["subtasks"][topic] == pytest.approx(expected, abs=2e-5)
+            compared += 1
+    assert compared > 3
+
+
+def test_the_order_of_lines_and_files_changes_nothing(job, tmp_path):
+    lines = (job / "pool.jsonl").read_bytes().splitlines(keepends=True)
+    random.Random(0).shuffle(lines)
+    (tmp_path / "one.jsonl").write_bytes(b"".join(lines[:30]))
+    (tmp_path / "two.jsonl").write_bytes(b"".join(lines[30:]))
+    target = (job / "dev.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "dev.jsonl").write_bytes(b"".join(reversed(target)))
+    changes = {"pool": [tmp_path / "two.jsonl", tmp_path / "one.jsonl"], "target": tmp_path / "dev.jsonl"}
+    result = cu.select(**arguments(job, tmp_path / "run", **changes))
+    for name in ("selected.jsonl", "scores.jsonl"):
+        assert (result.out / name).read_bytes() == (job / "done" / name).read_bytes()
+
+
+class _Stop(Exception):
+    pass
+
+
+def test_a_run_that_was_interrupted_goes_on_to_the_same_bytes(job, tmp_path, monkeypatch):
+    score = Scorer._score
+    calls = iter(range(1000))
+
+    def failing(self, batch):
+        if next(calls) in (1, 2, 4):
+            raise _Stop
+        return score(self, batch)
+
+    monkeypatch.setattr(Scorer, "_score", failing)
+    stopped = 0
+    while True:
+        try:
+            result = cu.select(**arguments(job, tmp_path / "run"))
+            break
+        except _Stop:
+            stopped += 1
+    assert stopped == 3
+    assert results(result.out) == results(job / "done")
+
+
+def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_bytes(job, tmp_path):
+    done = subprocess.run(
+        [sys.executable, HERE / "killing.py", job, tmp_path / "run"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) >= 20
+    assert results(tmp_path / "run") == results(job / "done")
+
+
+@pytest.fixture
+def run(job, tmp_path):
+    """Return a copy of the finished run."""
+    return shutil.copytree(job / "done", tmp_path / "run")
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    def load(*_):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(checkpoint.ModelSource, "model", load)
+
+
+def test_a_finished_run_is_shown_again_without_a_model(job, run, no_model):
+    before = results(run)
+    result = cu.select(**arguments(job, run))
+    assert results(run) == before
+    assert len(result) == len(result.ids) == len(result.scores) == len(result.samples) == 4
+
+
+def test_another_number_to_select_needs_no_model(job, run, no_model):
+    before = cu.select(**arguments(job, run))
+    result = cu.select(**arguments(job, run, select=10))
+    assert result.ids[:4] == before.ids
+    assert len((run / "selected.jsonl").read_text().splitlines()) == len(result.ids) == 10
+
+
+def test_a_larger_budget_goes_on_where_the_smaller_ended(job, run):
+    before = read_rows(run / "scores.jsonl")
+    result = cu.select(**arguments(job, run, budget="40%"))
+    after = read_rows(run / "scores.jsonl")
+    assert len(after) == result.selection.n_scored == 36
+    for old, new in zip(before, after, strict=False):
+        assert {**old, "selected": None} == {**new, "selected": None}
+    assert result.scores[0] >= before[0]["score"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "--seed was 0, now 1"),
+        ({"budget": "10%"}, "--budget was 20%, now 10%"),
+        ({"max_length": 64}, "--max-length was 1024, now 64"),
+        ({"policy": cu.UCB(beta=2.0)}, r"--policy was UCB\(beta=1.0\), now UCB\(beta=2.0\)"),
+        ({"clusterer": cu.Source()}, r"--clusterer was KMeans\(.*\), now Source\(column='source'\)"),
+        ({"preconditioner": "sgd"}, "--preconditioner was adam_less, now sgd"),
+    ],
+)
+def test_other_settings_are_refused_by_name_and_nothing_is_lost(job, run, changes, message):
+    before = results(run)
+    with pytest.raises(RunError, match=message):
+        cu.select(**arguments(job, run, **changes))
+    assert results(run) == before
+
+
+def test_other_content_is_refused(job, run, tmp_path):
+    shutil.copy(job / "pool.jsonl", tmp_path / "pool.jsonl")
+    with (tmp_path / "pool.jsonl").open("a") as file:
+        file.write('{"prompt": "one more", "completion": "yes"}\n')
+    with pytest.raises(RunError, match="the pool content has changed"):
+        cu.select(**arguments(job, run, pool=tmp_path / "pool.jsonl"))
+
+
+def test_overwrite_begins_anew(job, run):
+    result = cu.select(**arguments(job, run, seed=1, overwrite=True))
+    fresh = cu.select(**arguments(job, run.parent / "fresh", seed=1))
+    assert results(result.out) == results(fresh.out) != results(job / "done")
+
+
+def test_a_run_that_failed_before_it_computed_anything_takes_other_settings(job, tmp_path):
+    with pytest.raises(OptionError, match=r"--select 50% is 45 of 90 samples; expected at most the budget"):
+        cu.select(**arguments(job, tmp_path / "run", select="50%"))
+    cu.select(**arguments(job, tmp_path / "run", seed=1, budget="6%", policy=cu.Random()))
+
+
+def test_the_adapter_of_a_run_repeats_its_scores(job, tmp_path):
+    changes = {"adapter": job / "done" / "adapter", "warmup_steps": 30}
+    result = cu.select(**arguments(job, tmp_path / "run", **changes))
+    assert results(result.out) == results(job / "done")
+    assert "warm-up" not in result.cost.phases
+
+
+def test_an_adapter_without_its_optimiser_needs_sgd(job, tmp_path):
+    adapter = shutil.copytree(job / "done" / "adapter", tmp_path / "adapter")
+    (adapter / "optimizer.pt").rename(tmp_path / "moments.pt")
+    with pytest.raises(ModelError, match=r"no optimiser state .* --optimizer, or use --preconditioner sgd"):
+        cu.select(**arguments(job, tmp_path / "run", adapter=adapter))
+    cu.select(**arguments(job, tmp_path / "sgd", adapter=adapter, preconditioner="sgd"))
+    result = cu.select(**arguments(job, tmp_path / "run", adapter=adapter, optimizer=tmp_path / "moments.pt"))
+    assert results(result.out) == results(job / "done")
+
+
+def test_rejected_lines_say_where_and_why(job):
+    rejected = read_rows(job / "done" / "rejected.jsonl")
+    assert [line["line"] for line in rejected] == [41, 42, 43]
+    assert all(line["file"] == str(job / "pool.jsonl") for line in rejected)
+    reasons = [line["reason"] for line in rejected]
+    assert "neither `messages` nor `prompt` and `completion`" in reasons[0]
+    assert reasons[1].startswith("not JSON")
+    assert "empty" in reasons[2]
+
+
+def test_a_sample_without_a_finite_gradient_is_listed_and_counted(job, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(job / "model")
+    tokenizer = AutoTokenizer.from_pretrained(job / "model")
+    (token,) = tokenizer.encode("~", add_special_tokens=False)
+    model.get_input_embeddings().weight.data[token] = torch.nan
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    made = rows(12)
+    write_rows(tmp_path / "pool.jsonl", [*made, {"id": "bad", "prompt": "~", "completion": "What?"}])
+    changes = {"pool": tmp_path / "pool.jsonl", "model": tmp_path / "model", "budget": "100%", "select": 5}
+
+    class Zeros(cu.Feature):
+        def compute(self, batch):
+            return {"zero": np.zeros((len(batch.samples), 1), np.float32)}
+
+    adapter = job / "done" / "adapter"
+    result = cu.select(**arguments(job, tmp_path / "run", features=Zeros(), adapter=adapter, **changes))
+    assert read_rows(result.out / "rejected.jsonl")[-1] == {
+        "file": str(tmp_path / "pool.jsonl"),
+        "line": 13,
+        "reason": "the gradient is not finite",
+    }
+    assert result.selection.n_scored == result.cost.phases["draws"].gradients == 13
+    assert len(read_rows(result.out / "scores.jsonl")) == 12
+    assert result.manifest.outcome.n_failed == 1
+
+
+def test_the_ledger_holds_every_draw(job):
+    with sqlite3.connect(job / "done" / "ledger.sqlite") as ledger:
+        ledger.row_factory = sqlite3.Row
+        draws = ledger.execute("SELECT * FROM draws ORDER BY draw").fetchall()
+    assert len(draws) == 18
+    assert {draw["phase"] for draw in draws} == {"cold", "policy"}
+    for draw, line in zip(draws, read_rows(job / "done" / "scores.jsonl"), strict=True):
+        assert draw["done"] == 1
+        assert [draw[f"score_{at}"] for at in range(4)] == [line["subtasks"][name] for name in sorted(TOPICS)]
+
+
+def test_pool_samples_that_stand_in_the_target_are_warned_of(job, tmp_path):
+    row = read_rows(job / "dev.jsonl")[0]
+    write_rows(
+        tmp_path / "pool.jsonl", [*rows(20), {"prompt": row["prompt"], "completion": row["completion"]}]
+    )
+    with pytest.warns(ClusterUCBWarning, match=r"also stand in the target: 1, the first is .*pool.jsonl:21"):
+        cu.select(**arguments(job, tmp_path / "run", pool=tmp_path / "pool.jsonl"))
+
+
+def test_a_budget_beyond_the_pool_exhausts_it(job, tmp_path):
+    write_rows(tmp_path / "pool.jsonl", rows(8))
+    result = cu.select(**arguments(job, tmp_path / "run", pool=tmp_path / "pool.jsonl", budget=50, select=3))
+    assert result.selection.n_scored == 8
+    assert result.manifest.outcome.stopped == "exhausted"
+
+
+def test_features_in_several_files_are_those_of_one(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(influence, "_SHARD", 37)
+    result = cu.select(**arguments(job, tmp_path / "run"))
+    assert len(list(result.out.glob("features-*.safetensors"))) == 3
+    assert results(result.out) == results(job / "done")
+
+
+@pytest.mark.parametrize(
+    "strategies",
+    [
+        {"policy": cu.UCB1(), "aggregate": "mean"},
+        {"policy": cu.ThresholdHard(q=0.1), "clusterer": cu.Source()},
+        {"policy": cu.ThresholdNormal(), "clusterer": cu.KMeans(n_clusters=3), "preconditioner": "adam"},
+        {"policy": cu.Random(), "preconditioner": "second_moment"},
+    ],
+)
+def test_strategies_can_be_swapped(job, tmp_path, strategies):
+    adapter = job / "done" / "adapter"
+    result = cu.select(**arguments(job, tmp_path / "run", adapter=adapter, **strategies))
+    assert result.selection.n_scored == 18
+    if strategies.get("aggregate") == "mean":
+        for line in read_rows(result.out / "scores.jsonl"):
+            assert line["score"] == pytest.approx(np.mean(list(line["subtasks"].values())))
+    if isinstance(strategies.get("clusterer"), cu.Source):
+        assert len(result.selection.draws) == len(TOPICS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"policy": "ucb"}, OptionError, r"policy is 'ucb'; expected an object .* clusterucb.Policy"),
+        ({"clusterer": cu.UCB()}, OptionError, "clusterer is UCB"),
+        ({"bugdet": "10%"}, OptionError, "there is no option 'bugdet'; .*Did you mean 'budget'"),
+        ({"seed": "x"}, OptionError, "seed is 'x'; expected int"),
+        ({"seed": True}, OptionError, "seed is True; expected int"),
+        ({"seed": -1}, OptionError, "--seed is -1; expected a whole number from 0"),
+        ({"cold_start": 2}, OptionError, "--cold-start is 2; expected a share between 0 and 1"),
+        ({"lora_alpha": 0.0}, OptionError, "--lora-alpha is 0.0; expected a number above 0"),
+        ({"budget": 0.2}, OptionError, "--budget is '0.2'; .*Write 20%"),
+        ({"aggregate": "median"}, OptionError, "--aggregate is 'median'; expected one of max, mean"),
+        ({"dtype": "float8"}, OptionError, "--dtype is 'float8'; expected one of auto, float32"),
+        ({"optimizer": "x.pt"}, OptionError, "--optimizer is given without --adapter"),
+        ({"pool": []}, InputError, "no pool file given"),
+        ({"pool": "nowhere.jsonl"}, InputError, "cannot read nowhere.jsonl"),
+        ({"target": ["a.jsonl", "b.jsonl"]}, InputError, "cannot read a.jsonl"),
+        ({"lora_targets": "wings"}, ModelError, "got wings; this model's linear layers are"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(job, tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
+        cu.select(**arguments(job, tmp_path / "run", **changes))
+
+
+def test_python_has_the_options_of_the_command_line():
+    from dataclasses import fields
+
+    from clusterucb.settings import Settings
+
+    parameters = inspect.signature(cu.select).parameters
+    for field in fields(Settings):
+        assert parameters[field.name].default == field.default
+    assert {"pool", "target", "model", "out", "features", "clusterer", "policy", "overwrite"} <= set(
+        parameters
+    )
