@@ -1,0 +1,223 @@
+"""The command line: results on standard output, one clear line for every mistake, no traceback but for bugs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clusterucb import cli, pipeline
+from clusterucb.progress import Screen
+from tiny import rows, write_model, write_rows
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("job")
+    write_model(folder / "model")
+    write_rows(folder / "pool.jsonl", rows(40))
+    write_rows(folder / "dev.jsonl", rows(6, seed=3))
+    return folder
+
+
+@pytest.fixture
+def command(job, tmp_path, monkeypatch):
+    """Return the arguments of a small selection, run from the job's folder."""
+    monkeypatch.chdir(job)
+    small = ["--warmup-steps", "2", "--batch-size", "4"]
+    return [
+        "select",
+        "pool.jsonl",
+        "--target",
+        "dev.jsonl",
+        "--model",
+        "model",
+        "--out",
+        str(tmp_path / "run"),
+        *small,
+    ]
+
+
+def test_the_summary_says_what_was_selected_and_what_it_cost(command, capsys):
+    assert cli.run(command) == 0
+    out, err = capsys.readouterr()
+    assert "Selected 2 of 40 samples after scoring 8" in out
+    assert re.search(r"total +22 +0 +0\.550", out)
+    assert "selected.jsonl" in out
+    assert "Scoring: 8 of 8 draws" in err
+    assert "Traceback" not in err
+
+
+def test_json_is_the_whole_of_standard_output(command, capsys):
+    assert cli.run([*command, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["n_selected"] == len(summary["best"]) == 2
+    assert summary["cost"]["total"] == pytest.approx(22 / 40)
+    assert len(Path(summary["files"]["selected.jsonl"]).read_text().splitlines()) == 2
+
+
+def test_quiet_prints_nothing(command, capsys):
+    assert cli.run([*command, "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_strategies_and_their_options_are_named(command, capsys):
+    options = ["--clusterer", "kmeans", "-c", "n_clusters=3", "--policy", "ucb", "-p", "beta=0.5", "--json"]
+    assert cli.run([*command, *options]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["clusters"] == 3
+    manifest = json.loads(Path(summary["files"]["manifest.json"]).read_text())
+    assert manifest["settings"]["--policy"]["options"] == {"beta": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--bugdet", "3"], "Unknown option: --bugdet. Did you mean --budget?"),
+        (["--budget", "0.2"], "Write 20% for that share"),
+        (["--select", "30%"], "expected at most the budget"),
+        (["--seed", "x"], "seed"),
+        (["--policy", "ubc"], "there is no policy 'ubc'; installed: random, threshold-hard"),
+        (["-p", "betta=1"], "policy ucb has no option 'betta'; its options: beta. Did you mean 'beta'?"),
+        (["-p", "beta"], "-p is 'beta'; expected key=value"),
+        (["-p", "beta=1", "-p", "beta=2"], "-p gives 'beta' twice"),
+        (["-c", "n_clusters=many"], "clusterer kmeans: n_clusters is 'many'; expected int | None"),
+        (["--features", "hidden"], "there is no feature 'hidden'; installed: embedding"),
+        (["--adapter", "nowhere"], "there is no nowhere/adapter_config.json"),
+        (["--target", "none.jsonl"], "none.jsonl"),
+        (["--device", "abacus"], "--device is 'abacus'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(command, capsys, extra, message):
+    assert cli.run([*command, *extra]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [["slect"], ["select"], ["select", "pool.jsonl"]])
+def test_an_incomplete_command_is_a_mistake(arguments, capsys):
+    assert cli.run(arguments) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Make the main job raise."""
+
+    def make(error):
+        def select(*_, **__):
+            raise error
+
+        monkeypatch.setattr(pipeline, "select", select)
+
+    return make
+
+
+def test_an_interruption_says_how_to_go_on(command, capsys, failing):
+    failing(KeyboardInterrupt())
+    command[command.index("model")] = "a b"
+    assert cli.run(command) == 130
+    err = capsys.readouterr().err
+    assert "To go on: clusterucb select pool.jsonl" in err
+    assert "--model 'a b'" in err
+    assert "Traceback" not in err
+
+
+def test_a_bug_is_exit_code_1_and_shows_a_traceback_with_debug_alone(command, capsys, failing):
+    failing(ZeroDivisionError("oh"))
+    assert cli.run(command) == 1
+    err = capsys.readouterr().err
+    assert "this is a bug in clusterucb, please report it with --debug: ZeroDivisionError: oh" in err
+    assert "Traceback" not in err
+    assert cli.run([*command, "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_mistake_shows_its_traceback_with_debug(command, capsys):
+    assert cli.run([*command, "--policy", "ubc", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_text_of_the_pool_cannot_steer_the_terminal(job, command, tmp_path, capsys):
+    evil = [{"prompt": f"\x1b[31mred\x07 [bold]{n}", "completion": f"\x1b]0;title\x07{n}"} for n in range(8)]
+    write_rows(tmp_path / "evil.jsonl", evil)
+    command[1] = str(tmp_path / "evil.jsonl")
+    assert cli.run([*command, "--budget", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "[bold]" in out
+    assert not set(out) & {"\x1b", "\x07"}
+
+
+def test_help_and_version(capsys):
+    assert cli.run(["--help"]) == 0
+    assert "select" in capsys.readouterr().out
+    assert cli.run(["select", "--help"]) == 0
+    text = capsys.readouterr().out
+    for option in (
+        "--budget",
+        "--target",
+        "--preconditioner",
+        "--trust-remote-code",
+        "--policy-option",
+        "--json",
+    ):
+        assert option in text
+    assert cli.run(["--version"]) == 0
+    from clusterucb import __version__
+
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_plugins_lists_every_strategy_with_its_options(capsys):
+    assert cli.run(["plugins"]) == 0
+    out = capsys.readouterr().out
+    for name in ("kmeans", "source", "ucb1", "threshold-normal", "embedding", "beta=1.0"):
+        assert name in out
+    assert cli.run(["plugins", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {"kind": "policy", "name": "ucb", "package": "clusterucb"}.items() <= next(
+        one for one in listed["strategies"] if one["name"] == "ucb"
+    ).items()
+    assert all(one["summary"] for one in listed["strategies"])
+
+
+def test_it_runs_as_a_module_and_survives_a_closed_pipe():
+    command = f"'{sys.executable}' -m clusterucb plugins | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, env=os.environ)
+    assert "Traceback" not in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from clusterucb import cli\n"
+        "assert cli.run(['--help']) == 0 == cli.run(['plugins'])\n"
+        "assert not {'torch', 'transformers', 'peft'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_terminal_sees_bars_and_a_log_sees_lines():
+    from io import StringIO
+
+    from rich.console import Console
+
+    texts = {}
+    for terminal in (True, False):
+        stream = StringIO()
+        screen = Screen(Console(file=stream, force_terminal=terminal, width=100, highlight=False))
+        with screen.count("Scoring", 10, done=4, unit="draws") as advance:
+            advance(6)
+        texts[terminal] = stream.getvalue()
+    assert "10/10 draws" in texts[True]
+    assert texts[False].startswith("Scoring: 10 of 10 draws")
+    assert "\x1b" not in texts[False]
