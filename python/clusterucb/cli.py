@@ -33,6 +33,7 @@ app = App(
     help_format="plaintext",
     version_flags=["--version"],
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 _STRATEGIES = Group("Strategies", sort_key=1)
 _OPTIONS = Group("Options", sort_key=2)
