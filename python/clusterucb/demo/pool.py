@@ -1,0 +1,101 @@
+"""Cut the demo's pool and target out of the wheel ``evals``.
+
+Which samples are taken depends on nothing but what they hold: those of a set are ordered by the hash of
+their content, the first ones of the target's sets are held out, and the next ones go into the pool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import msgspec
+
+from clusterucb.atomic import whole_folder
+from clusterucb.demo.sources import ROOT, SOURCES, WHEEL, Source
+from clusterucb.demo.wheels import DemoError, cache_folder, fetch
+from clusterucb.progress import Observer
+
+N_TARGET = 8  # samples of each subtask
+N_KIN = 20  # pool samples of each subtask's sources: fewer than are selected, so there is more to find
+N_OTHER = 26  # pool samples of every other source
+_LONGEST = 400  # characters of a sample: a gradient on 2 cores takes half a second for 90 tokens
+
+Row = dict[str, Any]
+
+
+def demo_pool(observer: Observer) -> tuple[Path, Path]:
+    """Return the paths of ``pool.jsonl`` and ``target.jsonl``, making them on first use.
+
+    Raises:
+        DemoError: the wheel cannot be had.
+        RunError: the cache cannot be written.
+    """
+    folder = cache_folder() / f"pool-{_version()}"
+    if not folder.is_dir():
+        wheel = fetch(WHEEL, observer)
+        observer.step(f"Cutting the pool and the target out of {wheel.name} ({len(SOURCES)} sources)")
+        pool, target = cut(wheel)
+        with whole_folder(folder) as partial:
+            for name, rows in (("pool.jsonl", pool), ("target.jsonl", target)):
+                (partial / name).write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    return folder / "pool.jsonl", folder / "target.jsonl"
+
+
+def cut(wheel: Path, sources: Sequence[Source] = SOURCES) -> tuple[list[Row], list[Row]]:
+    """Return the rows of pool and target.
+
+    Args:
+        wheel: the wheel's path.
+        sources: what to take out of it.
+
+    Raises:
+        DemoError: a source has too few samples.
+    """
+    pool: list[Row] = []
+    target: list[Row] = []
+    subtasks = [source.subtask for source in sources if source.subtask]
+    with ZipFile(wheel) as archive:
+        for source in sources:
+            rows = _rows(archive, source)
+            share = subtasks.count(source.subtask)
+            held_out, kept = (N_TARGET // share, N_KIN // share) if share else (0, N_OTHER)
+            if len(rows) < held_out + kept:
+                raise DemoError(
+                    f"{source.file} in {wheel.name} has {len(rows)} samples of at most {_LONGEST} "
+                    f"characters; expected {held_out + kept}"
+                )
+            target += [{**row, "subtask": source.subtask} for row in rows[:held_out]]
+            pool += rows[held_out : held_out + kept]
+    return pool, target
+
+
+def _rows(archive: ZipFile, source: Source) -> list[Row]:
+    """Return a source's distinct short samples, in the order of their content's hash."""
+    rows: dict[str, Row] = {}
+    for number, line in enumerate(archive.read(ROOT + source.file).splitlines(), start=1):
+        messages = list(_messages(msgspec.json.decode(line))) if line.strip() else []
+        lengths = [len(message["content"]) for message in messages]
+        if lengths and all(lengths[-2:]) and sum(lengths) <= _LONGEST:
+            key = hashlib.sha256(msgspec.json.encode(messages)).hexdigest()
+            name = f"{source.name}-{number}"
+            rows.setdefault(key, {"id": name, "source": source.name, "messages": messages})
+    return [rows[key] for key in sorted(rows)]
+
+
+def _messages(sample: Row) -> Iterator[dict[str, str]]:
+    """Yield the turns of one sample: its ``input`` as it is, and its (first) ``ideal`` as the answer."""
+    turns, ideal = sample["input"], sample["ideal"]
+    for turn in turns[:-1]:
+        yield {"role": turn["role"], "content": turn["content"].strip()}
+    yield {"role": "user", "content": turns[-1]["content"].strip()}  # some sets ask in a lone system turn
+    yield {"role": "assistant", "content": (ideal if isinstance(ideal, str) else ideal[0]).strip()}
+
+
+def _version() -> str:
+    """Return what changes whenever the pool would: a hash of the wheel and of everything asked of it."""
+    asked = (WHEEL.sha256, SOURCES, N_TARGET, N_KIN, N_OTHER, _LONGEST)
+    return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()[:12]

@@ -1,0 +1,86 @@
+"""The demo from the first download to the command that a user would type."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from clusterucb.demo import model, sources
+from clusterucb.demo.model import demo_model
+from clusterucb.demo.pool import demo_pool
+from clusterucb.pipeline import select
+from clusterucb.policies.random import Random
+from clusterucb.progress import Screen
+from clusterucb.report import Result, show
+
+_BUDGET = "20%"
+_SELECT = "5%"
+
+
+def demo(*, out: Path, exhaustive: bool = False) -> Result:
+    """Select from the demo's pool for the demo's target, and show what was found.
+
+    Args:
+        out: the run folder; as with any run, the same call again resumes it.
+        exhaustive: score the whole pool as well, in the sibling folder ``OUT-exhaustive``, and say how
+            many of the true best samples the run found.
+
+    Raises:
+        ClusterUCBError: something cannot be downloaded, read or written.
+    """
+    screen, console = Screen(), Console(highlight=False)
+    pool, target = demo_pool(screen)
+    base = demo_model(screen)
+    console.print(_terms())
+    console.print()
+    result = select(pool, target, model=base, out=out, budget=_BUDGET, select=_SELECT, observer=screen)
+    console.print()
+    show(result, console)
+    if exhaustive:
+        screen.step("Scoring the whole pool with the same adapter, to know which samples are the true best")
+        everything = select(
+            pool,
+            target,
+            model=base,
+            out=out.with_name(f"{out.name}-exhaustive"),
+            policy=Random(),
+            budget="100%",
+            select=_SELECT,
+            adapter=out / "adapter",
+            observer=screen,
+        )
+        console.print("\n" + recall(result, everything))
+    files = [str(pool), "--target", str(target), "--model", str(base)]
+    options = ["--budget", _BUDGET, "--select", _SELECT, "--out", str(out)]
+    command = shlex.join(["clusterucb", "select", *files, *options])
+    console.print(f"\nThe same as a command:\n{command}", soft_wrap=True)
+    return result
+
+
+def recall(result: Result, everything: Result) -> str:
+    """Return a sentence on how many of the best samples a run found, against as many random draws.
+
+    Args:
+        result: the run.
+        everything: a run with the same pool, target and checkpoint that scored the whole pool.
+    """
+    n_scored, n_pool = result.selection.n_scored, everything.selection.n_scored
+    best = set(everything.ids)
+    found = len(best.intersection(result.ids))
+    return (
+        f"Of the {len(best)} best samples of the whole pool, the run found {found} ({found / len(best):.0%}) "
+        f"with {n_scored} of {n_pool} gradients; as many random draws find {n_scored / n_pool:.0%} on average."
+    )
+
+
+def _terms() -> Table:
+    """Return what the demo is made of, by terms."""
+    table = Table("terms", "what is used", box=None, pad_edge=False, header_style="dim")
+    table.add_row(model.TERMS, f"model: {model.NAME}")
+    for terms in dict.fromkeys(source.terms for source in sources.SOURCES):
+        names = [source.name for source in sources.SOURCES if source.terms == terms]
+        table.add_row(terms, f"samples: {', '.join(names)}")
+    return table

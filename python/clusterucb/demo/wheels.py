@@ -1,0 +1,106 @@
+"""Fetch pinned wheels with the user's own pip and keep them in a cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from clusterucb.atomic import whole_file
+from clusterucb.errors import ClusterUCBError
+from clusterucb.progress import Observer
+
+_STANDARD_ERROR = 2  # pip's progress bar goes there: standard output is for results
+
+
+class DemoError(ClusterUCBError):
+    """Something that the demo needs cannot be had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wheel:
+    """A pure Python wheel on a package index.
+
+    Attributes:
+        name: as in the wheel's file name.
+        version: the one version that is used.
+        sha256: hex digest of the file.
+        size: megabytes, to tell before a download.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    size: int
+
+    @property
+    def file(self) -> str:
+        """The file's name."""
+        return f"{self.name}-{self.version}-py3-none-any.whl"
+
+
+def cache_folder() -> Path:
+    """Return the demo's folder in ``$CLUSTERUCB_CACHE``, or else in the user's cache; create it.
+
+    Raises:
+        DemoError: it cannot be created.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("CLUSTERUCB_CACHE") or Path(home) / "clusterucb") / "demo"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DemoError(
+            f"cannot create the cache {folder}: {error.strerror}; expected a folder with room for 750 MB. Set "
+            "CLUSTERUCB_CACHE to another one"
+        ) from error
+    return folder
+
+
+def fetch(wheel: Wheel, observer: Observer) -> Path:
+    """Return the path of a wheel with the pinned content, downloading it unless it is in the cache.
+
+    Raises:
+        DemoError: pip cannot download it, or its content is not the pinned one.
+        RunError: the cache cannot be written.
+    """
+    folder = cache_folder()
+    path = folder / wheel.file
+    if path.is_file() and _sha256(path) == wheel.sha256:
+        return path
+    observer.step(f"Downloading {wheel.name} {wheel.version} ({wheel.size} MB) into {folder}")
+    with whole_file(path) as partial, TemporaryDirectory(dir=folder) as scratch:
+        downloaded = _download(wheel, Path(scratch))
+        if (found := _sha256(downloaded)) != wheel.sha256:
+            raise DemoError(
+                f"pip found another {wheel.file}: SHA-256 {found}, expected {wheel.sha256}. It was not used; try "
+                "another index (PIP_INDEX_URL)"
+            )
+        downloaded.replace(partial)
+    return path
+
+
+def _download(wheel: Wheel, destination: Path) -> Path:
+    """Have pip put a wheel into ``destination`` and return its path."""
+    options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(destination)]
+    command = [sys.executable, "-m", "pip", "download", *options, f"{wheel.name}=={wheel.version}"]
+    done = subprocess.run(command, stdout=_STANDARD_ERROR, stderr=subprocess.PIPE, text=True, check=False)
+    downloaded = destination / wheel.file
+    if done.returncode or not downloaded.is_file():
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in said if line.startswith("ERROR")]
+        reason = (errors or said or ["it gave no reason"])[-1]
+        raise DemoError(
+            f"pip cannot download {wheel.name} {wheel.version}: {reason:.300}. The demo needs it once: check "
+            f"the connection and pip's index, or put {wheel.file} into {destination.parent} yourself"
+        )
+    return downloaded
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
