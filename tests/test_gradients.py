@@ -203,6 +203,15 @@ def test_a_layer_that_runs_twice_is_refused_by_name():
         gradients.backward(*padded(samples_of(1, [4, 6])), lambda offset, gradient: None)
 
 
+def test_lora_on_the_vocabulary_head_is_refused_by_name():
+    model = with_lora(tiny_llama(), target_modules=["lm_head"])
+    with (
+        pytest.raises(ModelError, match=r"lm_head\.lora_A gets input of shape \(1, 5, 24\)"),
+        PerSampleGradients(model, ParameterManifest.of(model)) as gradients,
+    ):
+        gradients.backward(*padded(samples_of(1, [4, 6])), lambda offset, gradient: None)
+
+
 def test_a_matrix_used_outside_its_layer_is_noticed():
     model = with_lora(tiny_llama())
     layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
