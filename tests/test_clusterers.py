@@ -104,6 +104,12 @@ def test_clusters_do_not_follow_the_order_of_rows() -> None:
     assert same_partition(kmeans(rows[order], 4), axis[order])
 
 
+def test_empty_cluster_moves_to_the_rows_that_fit_worst() -> None:
+    rows = np.repeat(np.eye(3), [2000, 2000, 3], axis=0)  # seeding looks at 192 rows, hardly at the last
+    for seed in range(5):
+        assert same_partition(kmeans(rows, 3, seed), rows.argmax(axis=1))
+
+
 def test_every_row_is_with_its_nearest_centre() -> None:
     rows = np.random.default_rng(2).normal(size=(500, 4)).astype(np.float32)
     pool = pool_of(rows)

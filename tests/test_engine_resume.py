@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from clusterucb.errors import OptionError
 from clusterucb.ledger import Ledger
-from clusterucb.policies import UCB
+from clusterucb.policies import UCB, Random
 from recorded import Case, Memory, cases, identical
 
 
@@ -121,6 +121,22 @@ def test_journal_of_another_search_is_refused() -> None:
     ]:
         with pytest.raises(OptionError, match=r"batch \d+ of the journal does not fit|holds at least"):
             other.run(Memory(operations))
+
+
+def test_randomness_of_a_batch_depends_on_the_seed_and_its_number_alone() -> None:
+    heard: list[float] = []
+
+    class Listen(Random):
+        def ask(self, n, available, rng):
+            heard.append(rng.random())
+            return np.flatnonzero(available)[:n]
+
+    case = Case(np.zeros((40, 1)), np.zeros(40, int), Listen(), 12, 1, 0, 3, seed=5)
+    journal = Memory()
+    case.run(journal)
+    assert heard == [np.random.default_rng([5, number]).random() for number in range(4)]
+    case.run(Memory(journal.operations[:4]))  # two batches are on record
+    assert heard[4:] == heard[2:4]
 
 
 class Kill(BaseException):

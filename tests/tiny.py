@@ -10,10 +10,22 @@ from models import tiny_llama
 from templates import SHAPES, byte_level
 
 TOPICS = {
-    "colours": ("What colour is {}?", "It is {} and bright.", ["red", "green", "blue", "pink", "grey", "brown"]),
+    "colours": (
+        "What colour is {}?",
+        "It is {} and bright.",
+        ["red", "green", "blue", "pink", "grey", "brown"],
+    ),
     "sums": ("Add {0} and {0}.", "The sum of {0} and {0} is easy.", [str(n) for n in range(10, 40)]),
-    "animals": ("Name the young of a {}.", "A small {} of course!", ["cow", "dog", "cat", "hen", "fox", "owl", "bee"]),
-    "places": ("Where is {}?", "{} lies far away, over the hills.", ["Rome", "Oslo", "Lima", "Bonn", "Kyiv", "Cork"]),
+    "animals": (
+        "Name the young of a {}.",
+        "A small {} of course!",
+        ["cow", "dog", "cat", "hen", "fox", "owl", "bee"],
+    ),
+    "places": (
+        "Where is {}?",
+        "{} lies far away, over the hills.",
+        ["Rome", "Oslo", "Lima", "Bonn", "Kyiv", "Cork"],
+    ),
 }
 
 

@@ -162,7 +162,9 @@ class Influence:
                 self._settings.preconditioner, moments.beta1, moments.beta2, moments.eps, moments.step
             )
         if self._device != "cpu":
-            self._observer.step("Gradients are scored on the CPU: this version has no kernels for other devices")
+            self._observer.step(
+                "Gradients are scored on the CPU: this version has no kernels for other devices"
+            )
         gradients = self._open.enter_context(PerSampleGradients(model, manifest))
         return _Checkpoint(gradients, manifest, preconditioner, moments)
 

@@ -20,7 +20,7 @@ from clusterucb.demo.wheels import DemoError, cache_folder, fetch
 from clusterucb.progress import Observer
 
 N_TARGET = 8  # samples of each subtask
-N_KIN = 20  # pool samples of each subtask's sources: fewer than are selected, so there is more to find
+N_KIN = 20  # pool samples of each subtask: half of what is selected, so no set alone can fill the selection
 N_OTHER = 26  # pool samples of every other source
 _LONGEST = 400  # characters of a sample: a gradient on 2 cores takes half a second for 90 tokens
 
