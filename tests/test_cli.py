@@ -218,6 +218,6 @@ def test_a_terminal_sees_bars_and_a_log_sees_lines():
         with screen.count("Scoring", 10, done=4, unit="draws") as advance:
             advance(6)
         texts[terminal] = stream.getvalue()
-    assert "10/10 draws" in texts[True]
+    assert "0 of 10 draws left" in texts[True]
     assert texts[False].startswith("Scoring: 10 of 10 draws")
     assert "\x1b" not in texts[False]

@@ -19,9 +19,9 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 Advance = Callable[[int], None]
@@ -33,9 +33,6 @@ class Observer(Protocol):
     def step(self, text: str) -> None:
         """Say what happens now."""
 
-    def warn(self, text: str) -> None:
-        """Say what the user should know though the run goes on."""
-
     def count(
         self, text: str, total: int, *, done: int = 0, unit: str = "samples"
     ) -> AbstractContextManager[Advance]:
@@ -46,9 +43,6 @@ class Silent:
     """Says nothing."""
 
     def step(self, text: str) -> None:
-        """Say nothing."""
-
-    def warn(self, text: str) -> None:
         """Say nothing."""
 
     def count(
@@ -79,10 +73,6 @@ class Screen:
         """Print one line."""
         self._console.print(Text(text))
 
-    def warn(self, text: str) -> None:
-        """Print one line in yellow."""
-        self._console.print(Text(f"warning: {text}", style="yellow"))
-
     def count(
         self, text: str, total: int, *, done: int = 0, unit: str = "samples"
     ) -> AbstractContextManager[Advance]:
@@ -93,12 +83,10 @@ class Screen:
     @contextmanager
     def _bar(self, text: str, total: int, done: int, unit: str) -> Iterator[Advance]:
         columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=24),
             _Left(unit),
-            _Rate(unit),
-            TimeElapsedColumn(),
-            TextColumn("left"),
+            _Rate(),
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console) as progress:
@@ -125,26 +113,25 @@ class Screen:
 
 
 class _Left(ProgressColumn):
-    """``12 of 160 draws, 148 left``."""
+    """``148 of 160 draws left``."""
 
     def __init__(self, unit: str) -> None:
         self._unit = unit
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True))
 
     def render(self, task: Task) -> Text:
         total = int(task.total or 0)
-        return Text(f"{int(task.completed)}/{total} {self._unit}, {total - int(task.completed)} to go")
+        return Text(f"{total - int(task.completed)} of {total} {self._unit} left")
 
 
 class _Rate(ProgressColumn):
-    """``2.1 draws/s``."""
+    """``2.1/s``."""
 
-    def __init__(self, unit: str) -> None:
-        self._unit = unit
-        super().__init__()
+    def __init__(self) -> None:
+        super().__init__(table_column=Column(no_wrap=True))
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.2g} {self._unit}/s" if task.speed else "")
+        return Text(f"{task.speed:.2g}/s" if task.speed else "")
 
 
 def _clock(seconds: float) -> str:
