@@ -1,9 +1,7 @@
 // The fused pass with AVX2 and FMA. This file alone is compiled for them; nothing in it runs elsewhere.
 #include <immintrin.h>
 
-#include <algorithm>
-
-#include "clusterucb/kernels.hpp"
+#include "fused.hpp"
 
 namespace clusterucb {
 namespace {
@@ -13,7 +11,7 @@ constexpr std::int64_t kLanes = 8;
 // True in the first `count` lanes.
 __m256i mask(std::int64_t count) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(std::min(count, kLanes))), lane);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count < kLanes ? count : kLanes)), lane);
 }
 
 // Eight floats, or the last few of a segment and zeros: what lies behind belongs to another parameter.
@@ -48,59 +46,42 @@ double sum(__m256 lanes) {
   return total;
 }
 
-// Two independent sums hide the latency of FMA; `update` is padded with zeros to a whole vector.
-double dot(const float* update, const float* direction, std::int64_t size) {
-  __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
-  std::int64_t i = 0;
-  for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
-    even = _mm256_fmadd_ps(_mm256_load_ps(update + i), _mm256_loadu_ps(direction + i), even);
-    odd = _mm256_fmadd_ps(_mm256_load_ps(update + i + kLanes), _mm256_loadu_ps(direction + i + kLanes), odd);
-  }
-  for (; i < size; i += kLanes) {
-    even = _mm256_fmadd_ps(_mm256_load_ps(update + i), load(direction + i, size - i), even);
-  }
-  return sum(_mm256_add_ps(even, odd));
-}
-
-template <Kind kind>
-void accumulate(const Segment& s) {
-  alignas(32) float update[kBlock];
-  for (std::int64_t begin = 0; begin < s.size; begin += kBlock) {
-    const std::int64_t size = std::min(kBlock, s.size - begin);
-    for (std::int64_t sample = 0; sample < s.samples; ++sample) {
-      const float* gradient = s.gradient + sample * s.size + begin;
-      __m256 squares = _mm256_setzero_ps();
-      for (std::int64_t i = 0; i < size; i += kLanes) {
-        __m256 m = _mm256_setzero_ps(), v = m;
-        if constexpr (kind != Kind::sgd) {
-          m = load(s.m + begin + i, size - i);
-          v = load(s.v + begin + i, size - i);
-        }
-        const __m256 value = precondition8<kind>(load(gradient + i, size - i), m, v, s.constants);
-        _mm256_store_ps(update + i, value);
-        squares = _mm256_fmadd_ps(value, value, squares);
+struct Avx2 {
+  template <Kind kind>
+  static double precondition(const float* gradient, const float* m, const float* v, std::int64_t size,
+                             const Constants& constants, float* update) {
+    __m256 squares = _mm256_setzero_ps();
+    for (std::int64_t i = 0; i < size; i += kLanes) {
+      __m256 first = _mm256_setzero_ps(), second = first;
+      if constexpr (kind != Kind::sgd) {
+        first = load(m + i, size - i);
+        second = load(v + i, size - i);
       }
-      s.norm2[sample] += sum(squares);
-      for (std::int64_t k = 0; k < s.count; ++k) {
-        s.products[sample * s.count + k] += dot(update, s.directions + k * s.stride + begin, size);
-      }
+      const __m256 value = precondition8<kind>(load(gradient + i, size - i), first, second, constants);
+      _mm256_store_ps(update + i, value);
+      squares = _mm256_fmadd_ps(value, value, squares);
     }
+    return sum(squares);
   }
-}
+
+  // Two independent sums hide the latency of FMA; `update` is padded with zeros to a whole vector.
+  static double dot(const float* update, const float* direction, std::int64_t size) {
+    __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
+    std::int64_t i = 0;
+    for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
+      even = _mm256_fmadd_ps(_mm256_load_ps(update + i), _mm256_loadu_ps(direction + i), even);
+      odd =
+          _mm256_fmadd_ps(_mm256_load_ps(update + i + kLanes), _mm256_loadu_ps(direction + i + kLanes), odd);
+    }
+    for (; i < size; i += kLanes) {
+      even = _mm256_fmadd_ps(_mm256_load_ps(update + i), load(direction + i, size - i), even);
+    }
+    return sum(_mm256_add_ps(even, odd));
+  }
+};
 
 }  // namespace
 
-void accumulate_avx2(const Segment& segment) {
-  switch (segment.kind) {
-    case Kind::adam_less:
-      return accumulate<Kind::adam_less>(segment);
-    case Kind::adam:
-      return accumulate<Kind::adam>(segment);
-    case Kind::second_moment:
-      return accumulate<Kind::second_moment>(segment);
-    case Kind::sgd:
-      return accumulate<Kind::sgd>(segment);
-  }
-}
+void accumulate_avx2(const Segment& segment) { accumulate_with<Avx2>(segment); }
 
 }  // namespace clusterucb
