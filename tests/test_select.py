@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import clusterucb as cu
 from clusterucb import checkpoint, influence
-from clusterucb.errors import ClusterUCBWarning, InputError, ModelError, OptionError, RunError
+from clusterucb.errors import ClusterUCBWarning, InputError, ModelError, OptionError, PluginError, RunError
 from clusterucb.scorer import Scorer
 from tiny import TOPICS, read_rows, rows, write_model, write_rows
 
@@ -243,6 +243,24 @@ def test_other_content_is_refused(job, run, tmp_path):
         file.write('{"prompt": "one more", "completion": "yes"}\n')
     with pytest.raises(RunError, match="the pool content has changed"):
         cu.select(**arguments(job, run, pool=tmp_path / "pool.jsonl"))
+
+
+def test_other_versions_are_warned_of(job, run):
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["versions"]["torch"] = "1.0"
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.warns(ClusterUCBWarning, match=r"begun with other versions \(torch 1.0\)"):
+        cu.select(**arguments(job, run))
+
+
+def test_labels_of_a_faulty_clusterer_are_refused_by_its_name_and_not_kept(job, tmp_path):
+    class Gap(cu.Clusterer):
+        def fit_predict(self, pool, rng):
+            return np.zeros(len(pool) - 1, np.int64)
+
+    with pytest.raises(PluginError, match=r"Gap.fit_predict: got int64 of shape \(89,\)"):
+        cu.select(**arguments(job, tmp_path / "run", clusterer=Gap()))
+    assert not (tmp_path / "run" / "labels.safetensors").exists()
 
 
 def test_overwrite_begins_anew(job, run):

@@ -34,21 +34,12 @@ def make_arms(pool: PoolView, clusterer: Clusterer | ArrayLike | None, seed: int
     if clusterer is None:
         return np.zeros(len(pool), np.int64)
     if isinstance(clusterer, Clusterer):
-        name = f"{type(clusterer).__name__}.fit_predict"
-        labels = np.asarray(clusterer.fit_predict(pool, stream(seed, "cluster")))
+        labels = check_labels(clusterer, clusterer.fit_predict(pool, stream(seed, "cluster")), len(pool))
     else:
-        name, labels = "clusterer", np.asarray(clusterer)
-    fault = PluginError if isinstance(clusterer, Clusterer) else OptionError
-    if labels.dtype.kind not in "iu" or labels.shape != (len(pool),):
-        raise fault(
-            f"{name}: got {labels.dtype} of shape {labels.shape} ({clusterer!r:.80}); expected a Clusterer "
-            f"object, None, or an integer label for each of the {len(pool)} rows"
-        )
-    if labels.min() < -1:
-        raise fault(f"{name}: got label {labels.min()}; expected 0 or more, or -1 for noise")
+        labels = check_labels(clusterer, clusterer, len(pool))
     noise = np.flatnonzero(labels == -1)
-    kept, labels = np.unique(labels, return_inverse=True)
-    labels = labels.astype(np.int64)
+    kept, inverse = np.unique(labels, return_inverse=True)
+    labels = inverse.astype(np.int64)
     if not noise.size:
         return labels
     labels -= 1  # noise sorts first
@@ -57,6 +48,27 @@ def make_arms(pool: PoolView, clusterer: Clusterer | ArrayLike | None, seed: int
     n_arms = max(round(len(noise) / size), 1)
     labels[stream(seed, "noise").permutation(noise)] = len(sizes) + np.arange(len(noise)) % n_arms
     return labels
+
+
+def check_labels(clusterer: object, found: ArrayLike, n_rows: int) -> NDArray[np.int64]:
+    """Return as i64[N] what a clusterer found, or labels that were given in its place.
+
+    Raises:
+        PluginError: a clusterer returned something else than a label from -1 for each row.
+        OptionError: so are labels that were given.
+    """
+    from_class = isinstance(clusterer, Clusterer)
+    fault = PluginError if from_class else OptionError
+    name = f"{type(clusterer).__name__}.fit_predict" if from_class else "clusterer"
+    labels = np.asarray(found)
+    if labels.dtype.kind not in "iu" or labels.shape != (n_rows,):
+        raise fault(
+            f"{name}: got {labels.dtype} of shape {labels.shape} ({clusterer!r:.80}); expected a Clusterer "
+            f"object, None, or an integer label for each of the {n_rows} rows"
+        )
+    if labels.min() < -1:
+        raise fault(f"{name}: got label {labels.min()}; expected 0 or more, or -1 for noise")
+    return labels.astype(np.int64)
 
 
 def cold_schedule(

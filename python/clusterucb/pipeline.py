@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from clusterucb.arms import check_labels
 from clusterucb.atomic import whole_file
 from clusterucb.budget import resolve_count
 from clusterucb.clusterers.base import Clusterer
@@ -145,9 +146,10 @@ class _Recorded(Clusterer):
         if path.exists():
             return np.asarray(load_file(path)["labels"])
         with self._run.phase("clusters"):
-            labels = self._clusterer.fit_predict(pool, rng)
+            found = self._clusterer.fit_predict(pool, rng)
+        labels = check_labels(self._clusterer, found, len(pool))
         with whole_file(path) as partial:
-            save_file({"labels": np.asarray(labels)}, partial)
+            save_file({"labels": labels}, partial)
         return labels
 
 

@@ -39,7 +39,7 @@ class Sample:
 
     Attributes:
         messages: the conversation, with at least one assistant turn.
-        id: the ``id`` column as a string; the content hash without one.
+        id: the ``id`` column as a string; the content hash without one, or with an empty one.
         source: the ``source`` column; the file's name without its ending, without one.
         subtask: of a target, the ``subtask`` column, or the file's name without one; "" in a pool.
         content_hash: hex SHA-256 of the messages.
@@ -224,7 +224,7 @@ def _message(turn: object, number: int) -> Message:
 
 
 def _identity(value: object, content_hash: str) -> str:
-    if value is None:
+    if value is None or value == "":
         return content_hash
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise Unreadable(f"`id` is {_kind(value)}; expected a string or a whole number")

@@ -17,6 +17,7 @@ import os
 import platform
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -29,7 +30,7 @@ import msgspec
 from clusterucb import __version__
 from clusterucb.atomic import write_whole
 from clusterucb.budget import parse_count
-from clusterucb.errors import RunError
+from clusterucb.errors import ClusterUCBWarning, RunError
 
 _FORMAT = 1
 FORWARD = 0.43  # cost of a forward pass in LoRA gradients, as measured on a 135M-parameter model
@@ -236,6 +237,19 @@ class Run:
             raise RunError(
                 f"{self.folder} holds a run with other settings: {'; '.join(changed)}. Repeat the earlier "
                 "settings to go on with it, choose another --out, or begin anew with --overwrite"
+            )
+        now = _versions()
+        if manifest.versions != now:
+            before = ", ".join(
+                f"{name} {manifest.versions.get(name)}"
+                for name in now
+                if manifest.versions.get(name) != now[name]
+            )
+            warnings.warn(
+                f"the run in {self.folder} was begun with other versions ({before}): what is computed from here on "
+                "may differ from it in the last digits",
+                ClusterUCBWarning,
+                stacklevel=4,
             )
         if (manifest.budget, manifest.select) != (budget, select):
             manifest.budget, manifest.select, manifest.status = budget, select, "running"
