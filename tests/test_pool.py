@@ -329,5 +329,7 @@ def test_overlap_finds_target_samples_in_the_pool_whatever_their_columns(tmp_pat
 
 
 def test_an_empty_id_is_none(pool_of) -> None:
-    samples = pool_of({"id": "", "prompt": "a", "completion": "b"}, {"id": "", "prompt": "c", "completion": "d"})
+    samples = pool_of(
+        {"id": "", "prompt": "a", "completion": "b"}, {"id": "", "prompt": "c", "completion": "d"}
+    )
     assert [sample.id for sample in samples.samples] == [sample.content_hash for sample in samples.samples]
