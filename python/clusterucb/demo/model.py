@@ -58,10 +58,14 @@ def convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    dequantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    vars(dequantised.config).pop("quantization_config", None)
-    model = AutoModelForCausalLM.from_config(dequantised.config)
-    model.load_state_dict(dequantised.state_dict())
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    from clusterucb.checkpoint import without_bars
+
+    where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    with without_bars():
+        tokenizer = AutoTokenizer.from_pretrained(**where)
+        dequantised = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        vars(dequantised.config).pop("quantization_config", None)
+        model = AutoModelForCausalLM.from_config(dequantised.config)
+        model.load_state_dict(dequantised.state_dict())
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

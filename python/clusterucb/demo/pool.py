@@ -60,7 +60,7 @@ def cut(wheel: Path, sources: Sequence[Source] = SOURCES) -> tuple[list[Row], li
     subtasks = [source.subtask for source in sources if source.subtask]
     with ZipFile(wheel) as archive:
         for source in sources:
-            rows = _rows(archive, source)
+            rows = rows_of(archive, source)
             share = subtasks.count(source.subtask)
             held_out, kept = (N_TARGET // share, N_KIN // share) if share else (0, N_OTHER)
             if len(rows) < held_out + kept:
@@ -73,7 +73,7 @@ def cut(wheel: Path, sources: Sequence[Source] = SOURCES) -> tuple[list[Row], li
     return pool, target
 
 
-def _rows(archive: ZipFile, source: Source) -> list[Row]:
+def rows_of(archive: ZipFile, source: Source) -> list[Row]:
     """Return a source's distinct short samples, in the order of their content's hash."""
     rows: dict[str, Row] = {}
     for number, line in enumerate(archive.read(ROOT + source.file).splitlines(), start=1):

@@ -31,7 +31,7 @@ def demo(*, out: Path, exhaustive: bool = False) -> Result:
     Raises:
         ClusterUCBError: something cannot be downloaded, read or written.
     """
-    screen, console = Screen(), Console(highlight=False)
+    screen, console = Screen(), Console(highlight=False, emoji=False)
     pool, target = demo_pool(screen)
     base = demo_model(screen)
     console.print(_terms())
