@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from clusterucb.atomic import whole_file, whole_folder, write_whole
 from clusterucb.errors import RunError
@@ -364,3 +368,16 @@ def test_what_cannot_be_written_is_named(tmp_path: Path, whole: Any) -> None:
     with pytest.raises(RunError, match=r"cannot write .*/x: No space left on device\..*make room"):
         fail()
     assert files(tmp_path) == set()
+
+
+def test_whoever_may_read_the_folder_may_read_what_is_written(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with whole_file(tmp_path / "x.safetensors") as partial:
+            save_file({"x": np.zeros(1)}, partial)
+        with whole_folder(tmp_path / "adapter") as partial:
+            save_file({"x": np.zeros(1)}, partial / "x.safetensors")
+    finally:
+        os.umask(before)
+    for name in ("x.safetensors", "adapter/x.safetensors"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640

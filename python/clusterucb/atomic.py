@@ -27,7 +27,10 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + _SUFFIX)
     with _explained(path):
         try:
+            partial.touch()
+            mode = partial.stat().st_mode
             yield partial
+            partial.chmod(mode)  # safetensors writes for the owner's eyes only, whatever the umask
             _flush(partial)
             partial.replace(path)
             _flush(path.parent)
@@ -47,9 +50,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
+            mode = partial.stat().st_mode & 0o666
             yield partial
-            for entry in [*partial.rglob("*"), partial]:
+            for entry in partial.rglob("*"):
+                if entry.is_file():
+                    entry.chmod(mode)
                 _flush(entry)
+            _flush(partial)
             shutil.rmtree(path, ignore_errors=True)
             partial.replace(path)
             _flush(path.parent)
