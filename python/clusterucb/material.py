@@ -93,5 +93,4 @@ def _encode(pool: Pool, encoder: Encoder, what: str) -> tuple[list[Sample], list
             f"no sample of the {what} can be encoded (first: {rejected[-1].reason}); expected answers with at least "
             "one token, and a chat template that fits them"
         )
-    files = {line.file: number for number, line in enumerate(reversed([*pool.rejected, *rejected]))}
-    return samples, encoded, sorted(rejected, key=lambda line: (-files[line.file], line.line))
+    return samples, encoded, pool.in_reading_order(rejected)

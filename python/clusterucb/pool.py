@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,10 +71,22 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Pool:
-    """Samples in canonical order, and the lines that were rejected in reading order."""
+    """What was read.
+
+    Attributes:
+        samples: in canonical order.
+        rejected: the lines that are not used, in reading order.
+        files: the files in reading order.
+    """
 
     samples: tuple[Sample, ...]
     rejected: tuple[Rejected, ...]
+    files: tuple[str, ...]
+
+    def in_reading_order(self, rejected: Iterable[Rejected]) -> list[Rejected]:
+        """Return lines of the pool's files by file, as they were given, and line."""
+        order = {file: number for number, file in enumerate(self.files)}
+        return sorted(rejected, key=lambda line: (order[line.file], line.line))
 
     def fingerprint(self) -> str:
         """Return a hex SHA-256 of everything a run depends on; independent of lines' and files' order."""
@@ -126,15 +138,15 @@ def _read(paths: Sequence[str | PathLike[str]], what: str) -> Pool:
             except Unreadable as error:
                 rejected.append(Rejected(str(file), number, str(error)))
     kept, duplicates = canonical_order(samples)
-    order = {str(file): number for number, file in enumerate(files)}
-    rejected = sorted([*rejected, *duplicates], key=lambda line: (order[line.file], line.line))
+    read = Pool(tuple(kept), (), tuple(map(str, files)))
+    rejected = read.in_reading_order([*rejected, *duplicates])
     if not kept:
         first = f" (first: {rejected[0].file}:{rejected[0].line}: {rejected[0].reason})" if rejected else ""
         raise InputError(
             f"the {what} has no usable sample: {len(rejected)} lines read, all rejected{first}; expected "
             "JSON objects with `messages`, or with `prompt` and `completion`, one on each line"
         )
-    return Pool(tuple(kept), tuple(rejected))
+    return replace(read, rejected=tuple(rejected))
 
 
 def _short_names(files: Sequence[Path]) -> list[str]:
