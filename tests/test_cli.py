@@ -197,10 +197,12 @@ def test_it_runs_as_a_module_and_survives_a_closed_pipe():
     assert "Exception" not in done.stderr
 
 
-def test_help_needs_no_torch():
+def test_help_needs_no_numpy_and_plugins_no_torch():
     code = (
         "import sys; from clusterucb import cli\n"
-        "assert cli.run(['--help']) == 0 == cli.run(['plugins'])\n"
+        "assert cli.run(['--help']) == 0 == cli.run(['select', '--help'])\n"
+        "assert 'numpy' not in sys.modules\n"
+        "assert cli.run(['plugins']) == 0\n"
         "assert not {'torch', 'transformers', 'peft'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from clusterucb import ops, reference
 from clusterucb.errors import ClusterUCBError, OptionError
-from clusterucb.reference import PRECONDITIONERS, Preconditioner
+from clusterucb.preconditioner import PRECONDITIONERS, Preconditioner
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,7 +14,7 @@ from clusterucb.errors import InputError
 from clusterucb.gradients import PerSampleGradients
 from clusterucb.moments import Moments
 from clusterucb.parameters import ParameterManifest
-from clusterucb.reference import PRECONDITIONERS, Preconditioner
+from clusterucb.preconditioner import PRECONDITIONERS, Preconditioner
 from clusterucb.scorer import Scorer, compute_directions
 from models import VOCABULARY, tiny_llama, with_lora
 

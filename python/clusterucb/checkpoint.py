@@ -221,22 +221,28 @@ def _sampled(path: Path) -> Iterator[bytes]:
 
 
 @contextmanager
-def _explained(what: str, name: str) -> Iterator[None]:
-    """Turn whatever a library raises while loading into one clear line; keep its progress bars off."""
+def without_bars() -> Iterator[None]:
+    """Keep transformers' progress bars off the screen."""
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
         yield
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _explained(what: str, name: str) -> Iterator[None]:
+    """Turn whatever a library raises while loading into one clear line."""
+    try:
+        with without_bars():
+            yield
     except ModelError:
         raise
-    except (
-        Exception
-    ) as error:  # transformers and peft raise every kind; all of them are about the user's files
+    except Exception as error:  # of every kind, and all of them are about the user's files
         reason = " ".join(str(error).split())
         there = "" if Path(name).exists() else " (there is no such folder, so it was taken for a hub id)"
         raise ModelError(
             f"cannot load the {what} {name!r}{there}: {type(error).__name__}: {reason:.300}"
         ) from error
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -103,7 +103,7 @@ def select(
     if json:
         _print_json(result.to_json())
     elif not quiet:
-        show(result, Console(highlight=False))
+        show(result, Console(highlight=False, emoji=False))
 
 
 @app.command
@@ -155,15 +155,14 @@ def plugins(
         broken = [{"package": plugin.provider, "reason": plugin.reason} for plugin in installed.broken]
         _print_json({"strategies": strategies, "broken": broken})
         return
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("kind", "name", "package", "what it does", "options"):
-        table.add_column(title, overflow="fold")
+    table = Table("name", "what it does, and its options", "package", box=None, header_style="dim")
     for kind in KINDS:
+        table.add_row(Text(kind, style="bold"))
         for strategy in installed.of_kind(kind):
             options = ", ".join(f"{key}={value}" for key, value in strategy.defaults().items())
-            cells = (kind, strategy.name, strategy.provider, strategy.summary, options)
-            table.add_row(*map(Text, cells))
-    console = Console(highlight=False)
+            about = Text.assemble(strategy.summary, (f"\n{options}" if options else "", "cyan"))
+            table.add_row(Text(f"  {strategy.name}"), about, Text(strategy.provider, style="dim"))
+    console = Console(highlight=False, emoji=False)
     console.print(table)
     for plugin in installed.broken:
         console.print(
@@ -179,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code."""
     debug = "--debug" in arguments
-    messages = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
+    messages = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True, markup=False)
     with warnings.catch_warnings():
         _show_warnings(messages, debug)
         try:

@@ -24,6 +24,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from clusterucb.aggregate import AGGREGATES
 from clusterucb.arms import cold_schedule, make_arms, stream
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, did_you_mean
@@ -36,11 +37,6 @@ Score = Callable[[NDArray[np.int64]], ArrayLike]
 # Cold-start draws are submitted in batches of at least this many rows whatever the batch size:
 # they do not depend on each other, and a scorer is faster on many rows of similar length.
 _COLD_BATCH = 32
-
-AGGREGATES: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
-    "max": lambda scores: scores.max(axis=1),
-    "mean": lambda scores: scores.mean(axis=1),
-}
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from clusterucb.gradients import PerSampleGradients
 from clusterucb.material import Material
 from clusterucb.moments import Moments, load_moments
 from clusterucb.parameters import ParameterManifest
+from clusterucb.preconditioner import Preconditioner
 from clusterucb.progress import Advance, Observer
-from clusterucb.reference import Preconditioner
 from clusterucb.run import Run
 from clusterucb.scorer import Scorer, compute_directions
 from clusterucb.settings import Settings

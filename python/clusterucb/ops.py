@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from clusterucb import reference
 from clusterucb.errors import ClusterUCBError, OptionError
-from clusterucb.reference import PRECONDITIONERS, Preconditioner
+from clusterucb.preconditioner import PRECONDITIONERS, Preconditioner
 
 if TYPE_CHECKING:
     import torch

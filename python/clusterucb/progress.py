@@ -71,7 +71,7 @@ class Screen:
 
     def step(self, text: str) -> None:
         """Print one line."""
-        self._console.print(Text(text))
+        self._console.print(Text(text), soft_wrap=True)
 
     def count(
         self, text: str, total: int, *, done: int = 0, unit: str = "samples"

@@ -22,7 +22,7 @@ from clusterucb.encode import Encoded, collate, micro_batches
 from clusterucb.errors import InputError
 from clusterucb.gradients import PerSampleGradients, Sink
 from clusterucb.moments import Moments
-from clusterucb.reference import Preconditioner
+from clusterucb.preconditioner import Preconditioner
 
 # Padding is never seen by a label position, so any token will do.
 _PAD = 0

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+from clusterucb.aggregate import AGGREGATES
 from clusterucb.budget import parse_count
-from clusterucb.engine import AGGREGATES
 from clusterucb.errors import OptionError, did_you_mean
-from clusterucb.reference import PRECONDITIONERS
+from clusterucb.preconditioner import PRECONDITIONERS
 
 # These may change when a run is taken up again; every other setting decides about numbers in it.
 _FREE = ("budget", "select")
