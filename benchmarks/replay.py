@@ -5,7 +5,7 @@
     python benchmarks/replay.py RUN [--targets food+nth-word,recurrences] [--budgets 5%,10%,20%] [--clusters 50]
 
 Prints, for each target and policy, the mean recall of the exhaustive top 5 % over the seeds. A target is some of
-the run's subtasks; by default it is every triple of neighbours in alphabetical order. No model is loaded; a
+the run's subtasks; by default it is every three neighbours in alphabetical order. No model is loaded; a
 replay takes milliseconds. `clusterucb demo --exhaustive` makes such a run beside its own.
 """
 
