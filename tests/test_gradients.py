@@ -227,3 +227,28 @@ def test_a_matrix_used_outside_its_layer_is_noticed():
 def test_a_model_without_a_vocabulary_head_is_refused():
     with pytest.raises(ModelError, match="no output embeddings"):
         sample_losses(tiny_llama().model, *padded(samples_of(1, [4, 6])))
+
+
+def test_a_model_that_sees_the_padding_is_refused():
+    from transformers import BertConfig, BertLMHeadModel
+
+    def bert(is_decoder):
+        shape = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+        torch.manual_seed(0)
+        model = BertLMHeadModel(
+            BertConfig(vocab_size=VOCABULARY, is_decoder=is_decoder, initializer_range=0.3, **shape)
+        )
+        return with_lora(model, target_modules=["query", "value"])
+
+    samples = samples_of(3, [6, 30])
+    for model, causal in ((bert(True), True), (bert(False), False)):
+        manifest = ParameterManifest.of(model)
+        with PerSampleGradients(model, manifest) as gradients:
+            flat_gradients(gradients, manifest, *padded(samples[:1]))  # no padding, nothing to see
+            if causal:
+                flat_gradients(gradients, manifest, *padded(samples))
+                continue
+            with pytest.raises(
+                ModelError, match=r"beside longer samples .* expected a causal language model"
+            ):
+                flat_gradients(gradients, manifest, *padded(samples))

@@ -13,10 +13,13 @@ Decisions:
     - The first batch is checked against autograd: the per-sample gradients must add up to the
       gradient of the batch. It costs one small product per matrix, and finds at once what hooks
       cannot see (a matrix used outside its layer, a layer called in an unforeseen way).
+    - The first batch with padding is checked too: its shortest sample must have the same loss alone.
+      A model that sees what comes later (BERT, say) would give scores that depend on the batch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -55,6 +58,7 @@ class PerSampleGradients:
         self._calls: set[str] = set()
         self._batch: tuple[int, ...] = ()
         self._verified = False
+        self._padding_verified = False
 
     def __enter__(self) -> Self:
         """Freeze the model and add the hooks."""
@@ -100,7 +104,26 @@ class PerSampleGradients:
                 losses = self._checked_backward(ids, labels, sink)
         finally:
             self._sink = None
+        if not self._padding_verified:
+            self._check_padding(ids, labels, losses.detach())
         return losses.detach()
+
+    @torch.no_grad()
+    def _check_padding(self, ids: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Check, once there is padding, that the shortest sample's loss is the same without it."""
+        ends = (labels * torch.arange(1, ids.shape[1] + 1, device=ids.device)).amax(dim=1)
+        row, end = int(ends.argmin()), int(ends.min())
+        padded = float(losses[row])
+        if end == ids.shape[1] or not math.isfinite(padded):
+            return  # says nothing; a later batch is checked
+        alone = float(sample_losses(self._model, ids[row : row + 1, :end], labels[row : row + 1, :end]))
+        if not abs(alone - padded) <= _TOLERANCE.get(self._dtype, 0.1) * abs(alone) + 1e-6:
+            raise ModelError(
+                f"a sample's loss is {padded:.6g} beside longer samples and {alone:.6g} alone; expected the same. "
+                f"{type(self._model).__name__} sees what follows a token, or depends on the padded length: "
+                "expected a causal language model. Where it is one, --batch-tokens 1 takes samples one by one"
+            )
+        self._padding_verified = True
 
     def _checked_backward(self, ids: Tensor, labels: Tensor, sink: Sink) -> Tensor:
         """Do the same, and check that the gradients add up to what autograd computes."""
