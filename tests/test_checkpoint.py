@@ -14,7 +14,7 @@ from clusterucb import checkpoint
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.moments import decay_groups, load_moments
 from clusterucb.parameters import ParameterManifest
-from models import VOCABULARY, tiny_llama, with_lora
+from models import VOCABULARY, tiny_gpt2, tiny_llama, with_lora
 
 LORA = {"target_modules": ["q_proj", "v_proj", "down_proj"], "lora_dropout": 0.1}
 
@@ -103,7 +103,17 @@ def test_a_plain_optimiser_with_one_group_fits(tmp_path, plain):
     assert got.m.any()
 
 
-def test_names_in_the_file_decide_over_positions(tmp_path):
+@pytest.mark.parametrize(
+    "spelt",
+    [
+        lambda name: name,
+        lambda name: name.replace(".default.", ".sft."),
+        lambda name: "module." + name,
+        lambda name: "_orig_mod." + name,
+        lambda name: name.replace(".default.", "."),
+    ],
+)
+def test_names_in_the_file_decide_over_positions_however_they_are_spelt(tmp_path, spelt):
     model = with_lora(tiny_llama())
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     for number, (_, weight) in enumerate(named):
@@ -112,10 +122,16 @@ def test_names_in_the_file_decide_over_positions(tmp_path):
     optimizer.step()
     model.zero_grad()
     manifest = ParameterManifest.of(model)
-    got = load_moments(save(tmp_path, optimizer.state_dict()), model, manifest)
+    state = optimizer.state_dict()
+    names = state["param_groups"][0]["param_names"]
+    names[:] = [spelt(name) for name in names]
+    got = load_moments(save(tmp_path, state), model, manifest)
     order = [name for name, _ in named]
     for one in manifest:
         assert got.m[one.offset] == pytest.approx(0.1 * (order.index(one.torch_name) + 1))
+    names[0] = names[1]
+    with pytest.raises(ModelError, match=r"names 12 parameters, the model trains 12; expected the same"):
+        load_moments(save(tmp_path, state), model, manifest)
 
 
 def test_groups_are_those_of_the_trainer():
@@ -147,6 +163,9 @@ class _Evil:
         (lambda state: state["state"][3].update(step=torch.tensor(9.0)), r"different step counts \[1, 9\]"),
         (lambda state: state["state"][3]["exp_avg"].fill_(torch.nan), "moments that are not finite"),
         (lambda state: state.pop("state"), "holds no optimiser state"),
+        (lambda state: state["param_groups"][0].update(amsgrad=True), "an optimiser with amsgrad=True"),
+        (lambda state: state["param_groups"][0].update(maximize=True), "an optimiser with maximize=True"),
+        (lambda state: state["state"][0].update(mu_product=torch.ones(1)), "has state .*mu_product"),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused(tmp_path, plain, spoil, message):
@@ -244,3 +263,27 @@ def test_devices():
     assert checkpoint.resolve_device("cpu") == "cpu"
     with pytest.raises(OptionError, match=r"--device is 'tpu0'.*Try cpu or auto"):
         checkpoint.resolve_device("tpu0")
+
+
+def test_a_model_has_every_token_and_every_learned_position():
+    from transformers import OPTConfig, OPTForCausalLM
+
+    opt = OPTForCausalLM(
+        OPTConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=24,
+            word_embed_proj_dim=24,
+            ffn_dim=32,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            max_position_embeddings=48,
+        )
+    )
+    for model, positions in ((tiny_gpt2(), 128), (opt, 48)):
+        checkpoint.check_limits(model, longest=positions, largest_token=VOCABULARY - 1)
+        model(input_ids=torch.zeros(1, positions, dtype=torch.long))
+        with pytest.raises(ModelError, match=rf"{positions + 1} tokens, .* --max-length {positions}$"):
+            checkpoint.check_limits(model, longest=positions + 1, largest_token=0)
+    checkpoint.check_limits(tiny_llama(), longest=10_000, largest_token=0)  # rotary: no table
+    with pytest.raises(ModelError, match=rf"gives token {VOCABULARY}, the model embeds {VOCABULARY} tokens"):
+        checkpoint.check_limits(tiny_llama(), longest=1, largest_token=VOCABULARY)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+_POSITIONS = re.compile(r"(?:^|\.)(?:wpe|\w*position\w*)$")
 _BLOCK = 1 << 20
 _BLOCKS = 16
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
@@ -116,6 +117,33 @@ class ModelSource:
 
     def _options(self) -> dict[str, Any]:
         return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+
+def check_limits(model: PreTrainedModel, *, longest: int, largest_token: int) -> None:
+    """Check that a model has an embedding for every token and every learned position.
+
+    Args:
+        model: the base model.
+        longest: tokens of the longest sample.
+        largest_token: the largest token id of any sample.
+
+    Raises:
+        ModelError: it has not.
+    """
+    tokens = model.get_input_embeddings().num_embeddings
+    if largest_token >= tokens:
+        raise ModelError(
+            f"the tokenizer gives token {largest_token}, the model embeds {tokens} tokens; expected the model's own "
+            "tokenizer, or a model whose embeddings were resized to it"
+        )
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Embedding) and _POSITIONS.search(name):
+            positions = layer.num_embeddings - getattr(layer, "offset", 0)  # OPT keeps two rows for itself
+            if longest > positions:
+                raise ModelError(
+                    f"the longest sample has {longest} tokens, the model {positions} positions ({name}); expected "
+                    f"no more. Use --max-length {positions}"
+                )
 
 
 def attach_lora(

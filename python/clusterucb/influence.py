@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -134,7 +135,14 @@ class Influence:
     @cached_property
     def _base(self) -> PreTrainedModel:
         self._observer.step(f"Loading the model {self._source.name} on {self._device}")
-        return self._source.model(self._settings.dtype, self._device)
+        model = self._source.model(self._settings.dtype, self._device)
+        samples = [*self._material.encoded, *chain(*self._material.target.values())]
+        checkpoint.check_limits(
+            model,
+            longest=max(map(len, samples)),
+            largest_token=max(int(sample.tokens.max()) for sample in samples),
+        )
+        return model
 
     @cached_property
     def _scorer(self) -> Scorer:

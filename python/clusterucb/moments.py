@@ -4,7 +4,8 @@ An optimiser's state names its parameters by position alone. The positions are t
 the Hugging Face Trainer puts the parameters with weight decay first and those without after them,
 each group in the order of `model.named_parameters()`, trainable ones only. That order is rebuilt
 here and then checked: the number of groups, their sizes and every shape must fit, and where the file
-carries names (PyTorch writes them for named parameters) they decide instead. Files are loaded with
+carries names (PyTorch writes them for named parameters) they decide instead, or refuse: a state is never
+matched by position against its own names. Files are loaded with
 ``weights_only``: nothing in them runs.
 """
 
@@ -23,10 +24,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from clusterucb.errors import ModelError
-from clusterucb.parameters import ParameterManifest
+from clusterucb.parameters import ParameterManifest, canonical_name
 
 # The Trainer gives no weight decay to these, and to the parameters of layer norms.
 _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
+
+
+_PLAIN = {"exp_avg", "exp_avg_sq", "step"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ def load_moments(path: Path, model: nn.Module, manifest: ParameterManifest) -> M
     steps = set()
     for index, name in names.items():
         moments = state.get(index)
-        if moments is None or not {"exp_avg", "exp_avg_sq", "step"} <= moments.keys():
+        if moments is None or not moments.keys() >= _PLAIN or "mu_product" in moments:  # NAdam has that too
             kind = (
                 "no state"
                 if moments is None
@@ -101,6 +105,10 @@ def load_moments(path: Path, model: nn.Module, manifest: ParameterManifest) -> M
     if len(steps) > 1 or not (np.isfinite(m).all() and np.isfinite(v).all() and (v >= 0).all()):
         fault = f"different step counts {sorted(steps)}" if len(steps) > 1 else "moments that are not finite"
         raise ModelError(f"{path} has {fault}; expected the state of one finished optimiser step")
+    if variant := next(
+        (name for name in ("amsgrad", "maximize") for group in groups if group.get(name)), None
+    ):
+        raise ModelError(f"{path} is of an optimiser with {variant}=True; expected plain AdamW or Adam")
     settings = {(tuple(group.get("betas", (0.9, 0.999))), group.get("eps", 1e-8)) for group in groups}
     if len(settings) > 1:
         raise ModelError(f"{path} has groups with different betas or eps; expected the same for all")
@@ -127,15 +135,27 @@ def _read(path: Path) -> tuple[Sequence[Mapping[str, Any]], Mapping[Any, Mapping
     return content["param_groups"], content["state"]
 
 
+def _named(path: Path, written: list[list[str]], everything: Sequence[str]) -> list[list[str]]:
+    """Return the model's names for those in the file, which may spell adapter and wrappers otherwise."""
+    known = {canonical_name(name): name for name in everything}
+    named = [[canonical_name(name) for name in group] for group in written]
+    if sorted(chain(*named)) != sorted(known):
+        strange = sorted(set(chain(*named)) ^ set(known)) or ["the same one twice"]
+        raise ModelError(
+            f"{path} names {len(list(chain(*named)))} parameters, the model trains {len(known)}; expected the same "
+            f"(they differ in {strange[0]}). It is the state of another adapter, or of a run that trained other "
+            "parameters"
+        )
+    return [[known[name] for name in group] for group in named]
+
+
 def _names(path: Path, groups: Sequence[Mapping[str, Any]], model: nn.Module) -> dict[Any, str]:
     """Return the parameter's name for each index of the optimiser state."""
     written = [list(group["params"]) for group in groups]
     ours = decay_groups(model)
     everything = [name for name, weight in model.named_parameters() if weight.requires_grad]
     if all("param_names" in group for group in groups):
-        named = [list(group["param_names"]) for group in groups]
-        if sorted(chain(*named)) == sorted(everything):
-            ours = named
+        ours = _named(path, [list(group["param_names"]) for group in groups], everything)
     elif len(groups) == 1:
         ours = [everything]
     sizes, expected = [len(group) for group in written], [len(group) for group in ours]

@@ -102,6 +102,19 @@ class ParameterManifest:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def canonical_name(name: str) -> str:
+    """Return a LoRA matrix's canonical name, however its writer spells it.
+
+    Prefixes of PEFT, of wrappers (DDP, ``torch.compile``) and the adapter's name are left out; a name
+    of something else comes back without prefixes.
+    """
+    for wrapper in ("module.", "_orig_mod."):
+        name = name.removeprefix(wrapper)
+    name = name.removeprefix("base_model.model.")
+    match = re.fullmatch(r"(.+\.lora_[AB])(?:\.[^.]+)?\.weight", name)
+    return match[1] if match else name
+
+
 def _unsupported(name: str) -> str:
     remedy = next((text for part, text in _REMEDIES.items() if part in name), "")
     return (
