@@ -223,3 +223,33 @@ def test_a_terminal_sees_bars_and_a_log_sees_lines():
     assert "0 of 10 draws left" in texts[True]
     assert texts[False].startswith("Scoring: 10 of 10 draws")
     assert "\x1b" not in texts[False]
+
+
+def test_the_way_on_after_an_interrupt_removes_nothing(monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("clusterucb.pipeline.select", interrupt)
+    command = ["select", "a.jsonl", "--target", "b", "--model", "c", "--out", "d", "--overwrite"]
+    assert cli.run(command) == 130
+    err = capsys.readouterr().err
+    assert "To go on: clusterucb select a.jsonl --target b --model c --out d\n" in err
+
+
+@pytest.mark.parametrize(
+    "option", ["--batch-size", "--lora-rank", "--warmup-steps", "--seed", "--max-length"]
+)
+@pytest.mark.parametrize("value", ["1.5", "8.0", "0x10"])
+def test_whole_numbers_are_not_rounded(capsys, option, value):
+    command = ["select", "a.jsonl", "--target", "b", "--model", "c", "--out", "d", option, value]
+    assert cli.run(command) == 2
+    assert f"{value!r} is not a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["plugins"], ["plugins", "--json"], ["--help"]])
+def test_output_that_cannot_be_written_is_no_bug(command):
+    run = [sys.executable, "-m", "clusterucb", *command]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot write to standard output: no space left; make room, then repeat\n"

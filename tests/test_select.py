@@ -420,3 +420,122 @@ def test_python_has_the_options_of_the_command_line():
     assert {"pool", "target", "model", "out", "features", "clusterer", "policy", "overwrite"} <= set(
         parameters
     )
+
+
+# A refused command costs nothing --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": 1}, "at most the budget"),
+        ({"lora_targets": "nope"}, "got nope; this model's linear layers are"),
+        ({"lora_targets": "q_proj,lm_head"}, "LoRA on the vocabulary head"),
+    ],
+)
+def test_overwrite_removes_nothing_before_the_new_run_is_accepted(job, tmp_path, changes, message):
+    shutil.copytree(job / "done", tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises((OptionError, ModelError), match=message):
+        cu.select(**arguments(job, tmp_path / "run", overwrite=True, **changes))
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_a_refused_budget_or_selection_leaves_the_run_as_it_was(job, tmp_path):
+    shutil.copytree(job / "done", tmp_path / "run")
+    for changes in ({"budget": "60%", "select": "90%"}, {"select": "90%"}):
+        with pytest.raises(OptionError, match="at most the budget"):
+            cu.select(**arguments(job, tmp_path / "run", **changes))
+    cu.select(**arguments(job, tmp_path / "run"))
+    assert results(tmp_path / "run") == results(job / "done")
+
+
+@pytest.mark.parametrize("targets", ["nope", "q_proj,nope", "lm_head", "embed_tokens"])
+def test_a_misspelt_layer_does_not_block_the_folder(job, tmp_path, targets):
+    with pytest.raises(ModelError):
+        cu.select(**arguments(job, tmp_path / "run", lora_targets=targets))
+    cu.select(**arguments(job, tmp_path / "run"))
+    assert results(tmp_path / "run") == results(job / "done")
+
+
+class _Faulty:
+    """Plugins whose methods fail or return what they must not."""
+
+    class Raises(cu.IndexPolicy):
+        def index(self, arms, rng):
+            raise ZeroDivisionError("oh\nno")
+
+    class Ragged(cu.Policy):
+        def ask(self, n, available, rng):
+            return [[1], [2, 3]]
+
+    class Clusters(cu.Clusterer):
+        def fit_predict(self, pool, rng):
+            return pool.columns["nope"]
+
+    class Short(cu.Feature):
+        def compute(self, batch):
+            return {"x": np.zeros((2, 1))}
+
+    class Nothing(cu.Feature):
+        def compute(self, batch):
+            return None
+
+    class Nan(cu.Feature):
+        def compute(self, batch):
+            return {"x": np.full((len(batch.samples), 1), np.nan)}
+
+
+@pytest.mark.parametrize(
+    ("strategies", "message"),
+    [
+        (
+            {"policy": _Faulty.Raises()},
+            r"Raises\.ask failed: ZeroDivisionError: oh no\. The fault is the plugin's",
+        ),
+        ({"policy": _Faulty.Ragged()}, r"Ragged\.ask returned \[\[1\], \[2, 3\]\]; expected 4 distinct"),
+        ({"clusterer": _Faulty.Clusters()}, r"Clusters\.fit_predict failed: KeyError: 'nope'"),
+        (
+            {"features": _Faulty.Short()},
+            rf"Short\.compute: block 'x' .* shape \(2, 1\); expected .*f32\[{N}, k\]",
+        ),
+        ({"features": _Faulty.Nothing()}, r"Nothing\.compute returned None; expected a dict"),
+        ({"features": _Faulty.Nan()}, r"Nan\.compute: block 'x' is not finite"),
+    ],
+)
+def test_a_plugins_fault_names_the_plugin_and_is_saved_nowhere(job, tmp_path, strategies, message):
+    with pytest.raises(PluginError, match=message):
+        cu.select(**arguments(job, tmp_path / "run", **strategies))
+    if "features" in strategies:
+        assert not list((tmp_path / "run").glob("features-*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pool": None}, "pool is None; expected the path of a JSONL file"),
+        ({"target": 3}, "target is 3; expected the path"),
+        ({"pool": [{"prompt": "a"}]}, "pool is .*; expected the path"),
+        ({"out": None}, "out is None; expected a path"),
+        ({"model": ""}, "model is ''; expected a path or a hub id"),
+        ({"policy": 0}, "policy is 0; expected an object of a class derived from"),
+        ({"clusterer": np.zeros(N, int)}, "clusterer is array.*; expected an object of a class derived from"),
+        ({"device": "meta"}, "--device is 'meta', which cannot be used"),
+    ],
+)
+def test_wrong_types_are_refused_in_the_users_words(job, tmp_path, changes, message):
+    with pytest.raises(OptionError, match=message):
+        cu.select(**{**arguments(job, tmp_path / "run"), **changes})
+
+
+def test_numbers_of_numpy_are_numbers(job, tmp_path):
+    numbers = {"seed": np.int64(0), "batch_size": np.int32(4), "cold_start": np.float64(0.05)}
+    cu.select(**arguments(job, tmp_path / "run", **numbers))
+    assert results(tmp_path / "run") == results(job / "done")
+
+
+def test_a_result_fits_a_line(job):
+    result = cu.select(**arguments(job, "done"))
+    assert repr(result).startswith("<Result: 4 of 90 samples selected, 18 scored, cost ")
+    assert "\n" not in repr(result) + repr(result.selection)
+    assert len(repr(result.selection)) < 100

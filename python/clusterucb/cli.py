@@ -1,12 +1,13 @@
 """The command line: options in, the summary out, errors as one line each.
 
 Standard output is for results, standard error for progress and messages. Exit codes: 0 done, 2 what
-was asked for cannot be done (one line says why), 130 interrupted (one line says how to go on), 1 a bug
-in clusterucb. Only ``--debug`` shows tracebacks.
+was asked for cannot be done (one line says why), 130 interrupted (one line says how to go on), 141 nobody
+reads the output, 1 a bug in clusterucb. Only ``--debug`` shows tracebacks.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -15,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from rich.console import Console
@@ -38,6 +39,8 @@ app = App(
 _STRATEGIES = Group("Strategies", sort_key=1)
 _OPTIONS = Group("Options", sort_key=2)
 _OUTPUT = Group("Output", sort_key=3)
+
+_BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
 
 Flag = Annotated[bool, Parameter(negative=(), group=_OUTPUT, show_default=False)]
 Name = Annotated[str, Parameter(group=_STRATEGIES)]
@@ -183,17 +186,26 @@ def run(arguments: Sequence[str]) -> int:
         _show_warnings(messages, debug)
         try:
             app(list(arguments), exit_on_error=False, print_error=False)
+            sys.stdout.flush()
         except (ClusterUCBError, CycloptsError) as error:
             _complain(messages, str(error), debug)
             return 2
         except KeyboardInterrupt:
-            command = shlex.join(["clusterucb", *arguments])
-            messages.print(f"\nInterrupted; what was scored is kept. To go on: {command}")
+            again = [one for one in arguments if one != "--overwrite"]  # it would remove what was computed
+            messages.print(
+                f"\nInterrupted; what was computed is kept. To go on: {shlex.join(['clusterucb', *again])}"
+            )
             return 130
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more
-            return 0
+        except (BrokenPipeError, SystemExit):  # nobody reads any more; rich makes an exit of it
+            _discard(sys.stdout, sys.stderr)
+            return _BROKEN_PIPE
         except Exception as error:  # whatever it is, it is ours to mend
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+                _discard(sys.stdout)
+                _complain(
+                    messages, "cannot write to standard output: no space left; make room, then repeat", debug
+                )
+                return 2
             reason = f"{type(error).__name__}: {error}"
             _complain(
                 messages, f"this is a bug in clusterucb, please report it with --debug: {reason}", debug
@@ -202,13 +214,22 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _discard(*streams: TextIO) -> None:
+    """Send what is left in the buffers nowhere, so that the interpreter can end in peace."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream.fileno())
+
+
 def _pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
     """Return ``key=value`` options as a dict."""
     values: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not (key and equals):
-            raise OptionError(f"{option} is {pair!r}; expected key=value, such as {option} n_clusters=50")
+            raise OptionError(
+                f"{option} is {pair!r}; expected key=value; `clusterucb plugins` lists the options"
+            )
         if key in values:
             raise OptionError(f"{option} gives {key!r} twice; expected each option once")
         values[key] = value

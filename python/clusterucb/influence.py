@@ -27,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 
 from clusterucb import checkpoint
 from clusterucb.atomic import whole_file
-from clusterucb.errors import ClusterUCBWarning
+from clusterucb.errors import ClusterUCBWarning, PluginError, blamed
 from clusterucb.features.base import Feature, FeatureBatch
 from clusterucb.gradients import PerSampleGradients
 from clusterucb.material import Material
@@ -41,6 +41,7 @@ from clusterucb.settings import Settings
 from clusterucb.warmup import warm_up
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 _SHARD = 4096  # rows in one file of features
@@ -66,6 +67,7 @@ class Influence:
         device: where it runs.
         material: the encoded pool of N samples and target of S subtasks.
         observer: who is told how it gets on.
+        base: the model of `load_base`, where it is loaded already.
     """
 
     def __init__(
@@ -76,8 +78,10 @@ class Influence:
         device: str,
         material: Material,
         observer: Observer,
+        base: PreTrainedModel | None = None,
     ) -> None:
         self._run = run
+        self._given = base
         self._settings = settings
         self._source = source
         self._device = device
@@ -106,8 +110,8 @@ class Influence:
                 rows = slice(start, start + _SHARD)
                 batch = FeatureBatch(samples[rows], encoded[rows], self._base)
                 with self._run.phase("features"):
-                    blocks = feature.compute(batch)
-                _save(path, {name: np.ascontiguousarray(block, np.float32) for name, block in blocks.items()})
+                    found = blamed(feature.compute)(batch)
+                _save(path, _checked_blocks(feature, found, len(batch.samples)))
             shards.append(load_file(path))
         return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
@@ -134,15 +138,9 @@ class Influence:
 
     @cached_property
     def _base(self) -> PreTrainedModel:
-        self._observer.step(f"Loading the model {self._source.name} on {self._device}")
-        model = self._source.model(self._settings.dtype, self._device)
-        samples = [*self._material.encoded, *chain(*self._material.target.values())]
-        checkpoint.check_limits(
-            model,
-            longest=max(map(len, samples)),
-            largest_token=max(int(sample.tokens.max()) for sample in samples),
-        )
-        return model
+        if self._given is not None:
+            return self._given
+        return load_base(self._settings, self._source, self._device, self._material, self._observer)
 
     @cached_property
     def _scorer(self) -> Scorer:
@@ -160,12 +158,9 @@ class Influence:
     @cached_property
     def _checkpoint(self) -> _Checkpoint:
         adapter = self._settings.adapter or self._warmed_up()
-        model = checkpoint.load_adapter(self._base, adapter)
-        manifest = ParameterManifest.of(model)
-        moments, preconditioner = None, Preconditioner("sgd")
-        if self._settings.preconditioner != "sgd":
-            path = self._settings.optimizer_file or adapter / "optimizer.pt"
-            moments = load_moments(path, model, manifest)
+        model, manifest, moments = _load_checkpoint(self._settings, self._base, adapter)
+        preconditioner = Preconditioner("sgd")
+        if moments:
             preconditioner = Preconditioner(
                 self._settings.preconditioner, moments.beta1, moments.beta2, moments.eps, moments.step
             )
@@ -182,13 +177,7 @@ class Influence:
         if folder.exists():
             return folder
         settings = self._settings
-        lora = checkpoint.attach_lora(
-            self._base,
-            rank=settings.lora_rank,
-            alpha=settings.lora_alpha,
-            targets=settings.target_layers,
-            seed=settings.seed,
-        )
+        lora = _fresh_lora(settings, self._base)
         steps = self._material.warmup_rows(settings.warmup_steps, settings.seed)
         batches = [[self._material.encoded[row] for row in rows] for rows in steps]
         title = f"Warming up LoRA ({len(batches)} steps)"
@@ -237,6 +226,83 @@ class Influence:
                 )
         _save(path, {"directions": directions})
         return directions
+
+
+def _checked_blocks(feature: Feature, found: object, n_rows: int) -> dict[str, NDArray[np.float32]]:
+    """Return what a feature computed as arrays that can be saved."""
+    name = f"{type(feature).__name__}.compute"
+    expected = f"a dict of blocks of numbers, each f32[{n_rows}, k]"
+    if not isinstance(found, Mapping) or not found:
+        raise PluginError(f"{name} returned {found!r:.80}; expected {expected}")
+    blocks = {}
+    for key, values in found.items():
+        block = np.asarray(values)
+        if (
+            not isinstance(key, str)
+            or block.dtype.kind not in "fiub"
+            or block.shape != (n_rows, *block.shape[1:2])
+        ):
+            raise PluginError(
+                f"{name}: block {key!r} is {block.dtype} of shape {block.shape}; expected {expected}"
+            )
+        blocks[key] = np.ascontiguousarray(block, np.float32)
+        if block.ndim != 2 or not np.isfinite(blocks[key]).all():
+            fault = f"of shape {block.shape}" if block.ndim != 2 else "not finite"
+            raise PluginError(f"{name}: block {key!r} is {fault}; expected {expected}, finite")
+    return blocks
+
+
+def load_base(
+    settings: Settings,
+    source: checkpoint.ModelSource,
+    device: str,
+    material: Material,
+    observer: Observer,
+) -> PreTrainedModel:
+    """Load the base model, and check that it takes the samples and the adapter or fresh LoRA asked for.
+
+    Nothing is computed and nothing written yet, so a mistake costs nothing.
+
+    Raises:
+        ModelError: something does not fit.
+    """
+    observer.step(f"Loading the model {source.name} on {device}")
+    model = source.model(settings.dtype, device)
+    samples = [*material.encoded, *chain(*material.target.values())]
+    checkpoint.check_limits(
+        model,
+        longest=max(map(len, samples)),
+        largest_token=max(int(sample.tokens.max()) for sample in samples),
+    )
+    if settings.adapter:
+        adapted, _, _ = _load_checkpoint(settings, model, settings.adapter)
+    else:
+        adapted = _fresh_lora(settings, model)
+        ParameterManifest.of(adapted)
+    adapted.unload()
+    return model
+
+
+def _fresh_lora(settings: Settings, base: PreTrainedModel) -> PeftModel:
+    return checkpoint.attach_lora(
+        base,
+        rank=settings.lora_rank,
+        alpha=settings.lora_alpha,
+        targets=settings.target_layers,
+        seed=settings.seed,
+    )
+
+
+def _load_checkpoint(
+    settings: Settings, base: PreTrainedModel, adapter: Path
+) -> tuple[PeftModel, ParameterManifest, Moments | None]:
+    """Return an adapter on the base model, where its matrices stand, and its moments unless unused."""
+    model = checkpoint.load_adapter(base, adapter)
+    manifest = ParameterManifest.of(model)
+    if settings.preconditioner == "sgd":
+        return model, manifest, None
+    path = settings.optimizer_file or adapter / "optimizer.pt"
+    return model, manifest, load_moments(path, model, manifest)
 
 
 def _save(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:

@@ -26,7 +26,7 @@ from clusterucb.budget import resolve_count
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.clusterers.kmeans import KMeans
 from clusterucb.engine import search
-from clusterucb.errors import OptionError
+from clusterucb.errors import OptionError, blamed
 from clusterucb.features.base import Feature
 from clusterucb.features.embedding import Embedding
 from clusterucb.ledger import Ledger
@@ -78,18 +78,23 @@ def select(
             what to do. What was computed before stays in the folder.
     """
     settings = settings_from(options)
-    observer = observer or Silent()
-    features = _checked("feature", features or Embedding())
-    clusterer = _checked("clusterer", clusterer or KMeans())
-    policy = _checked("policy", policy or UCB())
+    for name, value in (("model", model), ("out", out)):
+        if not isinstance(value, str | PathLike) or not str(value):
+            raise OptionError(
+                f"{name} is {value!r}; expected a path{' or a hub id' if name == 'model' else ''}"
+            )
+    observer = Silent() if observer is None else observer
+    features = _checked("feature", Embedding() if features is None else features)
+    clusterer = _checked("clusterer", KMeans() if clusterer is None else clusterer)
+    policy = _checked("policy", UCB() if policy is None else policy)
     observer.step("Reading the pool and the target")
-    pool_files, target_files = _paths(pool), _paths(target)
+    pool_files, target_files = _paths("pool", pool), _paths("target", target)
     read, held_out = read_pool(pool_files), read_target(target_files)
 
     # torch takes seconds to import; bad options and files are told before.
     from clusterucb import checkpoint
     from clusterucb.encode import Encoder
-    from clusterucb.influence import Influence
+    from clusterucb.influence import Influence, load_base
     from clusterucb.material import encode
 
     source = checkpoint.ModelSource(str(model), settings.revision, settings.trust_remote_code)
@@ -107,11 +112,13 @@ def select(
         "encoding content": encoder.fingerprint,
         **checkpoint.adapter_fingerprints(settings.adapter, settings.optimizer_file),
     }
+    material = encode(read, held_out, encoder)
+    n_budget, n_select = _counts(settings, len(material.samples))
+    # Before an earlier run is removed, everything that can refuse the new one has had its say.
+    base = load_base(settings, source, device, material, observer) if overwrite else None
     with Run(Path(out), deciding, budget=settings.budget, select=settings.select, overwrite=overwrite) as run:
         observer.step(f"{'Going on with' if run.resumed else 'Beginning'} the run in {run.folder}")
-        material = encode(read, held_out, encoder)
-        n_budget, n_select = _counts(settings, len(material.samples))
-        influence = Influence(run, settings, source, device, material, observer)
+        influence = Influence(run, settings, source, device, material, observer, base)
         with influence, _ledger(run, material, influence) as ledger:
             blocks = influence.features(features)
             with influence.drawing(n_budget, done=ledger.totals()[0]):
@@ -146,7 +153,7 @@ class _Recorded(Clusterer):
         if path.exists():
             return np.asarray(load_file(path)["labels"])
         with self._run.phase("clusters"):
-            found = self._clusterer.fit_predict(pool, rng)
+            found = blamed(self._clusterer.fit_predict)(pool, rng)
         labels = check_labels(self._clusterer, found, len(pool))
         with whole_file(path) as partial:
             save_file({"labels": labels}, partial)
@@ -177,14 +184,18 @@ def _counts(settings: Settings, n_samples: int) -> tuple[int, int]:
 def _checked(kind: str, strategy: object) -> Any:
     if not isinstance(strategy, KINDS[kind]):
         base = KINDS[kind].__name__
+        shown = " ".join(repr(strategy).split())
         raise OptionError(
-            f"{kind} is {strategy!r:.80}; expected an object of a class derived from clusterucb.{base}"
+            f"{kind} is {shown:.80}; expected an object of a class derived from clusterucb.{base}"
         )
     return strategy
 
 
-def _paths(files: Files) -> list[str]:
-    return [str(path) for path in ([files] if isinstance(files, str | PathLike) else files)]
+def _paths(what: str, files: Files) -> list[str]:
+    given = [files] if isinstance(files, str | PathLike) else files
+    if not isinstance(given, Sequence) or not all(isinstance(one, str | PathLike) for one in given):
+        raise OptionError(f"{what} is {files!r:.80}; expected the path of a JSONL file, or several")
+    return [str(path) for path in given]
 
 
 def _signature() -> inspect.Signature:

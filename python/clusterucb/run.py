@@ -35,13 +35,14 @@ from clusterucb.errors import ClusterUCBWarning, RunError
 _FORMAT = 1
 FORWARD = 0.43  # cost of a forward pass in LoRA gradients, as measured on a 135M-parameter model
 _RECORDED_VERSIONS = ("numpy", "torch", "transformers", "peft")
+_LEDGER = "ledger.sqlite*"  # made at once; its first draw comes after the other stages
 # Everything a run writes beside its manifest; --overwrite removes these and nothing else.
 _OWN_FILES = (
     "adapter",
     "directions.safetensors",
     "features-*.safetensors",
     "labels.safetensors",
-    "ledger.sqlite*",
+    _LEDGER,
     "selected.jsonl",
     "scores.jsonl",
     "rejected.jsonl",
@@ -231,6 +232,7 @@ class Run:
             )
         changed = [*_changes(manifest.settings, settings), *_smaller(manifest.budget, budget)]
         if changed and not self._holds_results():
+            _remove(self.folder)
             manifest = Manifest(settings=settings, budget=budget, select=select, versions=_versions())
             return manifest, False
         if changed:
@@ -257,7 +259,7 @@ class Run:
 
     def _holds_results(self) -> bool:
         """Whether anything was computed; a run that ended before that may take any settings."""
-        return any(any(self.folder.glob(name)) for name in _OWN_FILES)
+        return any(any(self.folder.glob(name)) for name in _OWN_FILES if name != _LEDGER)
 
 
 def _lock(folder: Path) -> int:
@@ -289,10 +291,14 @@ def _remove_run(folder: Path) -> None:
         manifest.replace(unsettled)
     if not unsettled.exists():
         return
+    _remove(folder)
+    unsettled.unlink()
+
+
+def _remove(folder: Path) -> None:
     for name in _OWN_FILES:
         for path in [*folder.glob(name), *folder.glob(f"{name}.partial")]:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    unsettled.unlink()
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
