@@ -160,6 +160,9 @@ class _Evil:
         ),
         (lambda state: state["state"][1].pop("exp_avg_sq"), "expected AdamW's exp_avg, exp_avg_sq and step"),
         (lambda state: state["state"].pop(2), "has no state for"),
+        (lambda state: state["state"][3].update(step="x"), "has step 'x'; expected the state after"),
+        (lambda state: state["state"][3].update(step=0), "has step 0; expected the state after"),
+        (lambda state: state["param_groups"][0].update(betas=(0.9,)), "expected three numbers"),
         (lambda state: state["state"][3].update(step=torch.tensor(9.0)), r"different step counts \[1, 9\]"),
         (lambda state: state["state"][3]["exp_avg"].fill_(torch.nan), "moments that are not finite"),
         (lambda state: state.pop("state"), "holds no optimiser state"),
@@ -287,3 +290,46 @@ def test_a_model_has_every_token_and_every_learned_position():
     checkpoint.check_limits(tiny_llama(), longest=10_000, largest_token=0)  # rotary: no table
     with pytest.raises(ModelError, match=rf"gives token {VOCABULARY}, the model embeds {VOCABULARY} tokens"):
         checkpoint.check_limits(tiny_llama(), longest=1, largest_token=VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 4.0},
+        {
+            "rope_type": "longrope",
+            "original_max_position_embeddings": 48,
+            "short_factor": [1.0] * 3,
+            "long_factor": [2.0] * 3,
+        },
+    ],
+)
+def test_rotary_positions_that_depend_on_the_batch_are_refused(rope):
+    model = tiny_llama(
+        max_position_embeddings=48 if rope["rope_type"] == "dynamic" else 256,
+        rope_parameters={"rope_theta": 10_000.0, **rope},
+    )
+    checkpoint.check_limits(model, longest=48, largest_token=0)
+    with pytest.raises(ModelError, match=r"49 tokens; beyond 48 .* --max-length 48"):
+        checkpoint.check_limits(model, longest=49, largest_token=0)
+
+
+def test_a_target_that_matches_no_layer_is_refused_beside_one_that_does():
+    model = tiny_llama()
+    with pytest.raises(ModelError, match="got foo; this model's linear layers are"):
+        checkpoint.attach_lora(model, rank=2, alpha=4, targets=["q_proj", "foo"], seed=0)
+    assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state": [], "param_groups": []},
+        {"state": {}, "param_groups": [{}]},
+        {"state": {}, "param_groups": 5},
+        {"state": {0: 3}, "param_groups": [{"params": [0]}]},
+    ],
+)
+def test_a_damaged_state_is_refused(tmp_path, plain, content):
+    with pytest.raises(ModelError, match="is damaged"):
+        load_moments(save(tmp_path, content), plain[0], ParameterManifest.of(plain[0]))

@@ -124,9 +124,9 @@ def test_every_row_is_with_its_nearest_centre() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_clusters": 0}, "kmeans: n_clusters is 0; expected at least 1"),
-        ({"n_clusters": -3}, "kmeans: n_clusters is -3; expected at least 1"),
-        ({"max_iter": 0}, "kmeans: max_iter is 0; expected at least 1"),
+        ({"n_clusters": 0}, "kmeans: n_clusters is 0; expected a whole number of at least 1"),
+        ({"n_clusters": -3}, "kmeans: n_clusters is -3; expected a whole number of at least 1"),
+        ({"max_iter": 0}, "kmeans: max_iter is 0; expected a whole number of at least 1"),
     ],
 )
 def test_unusable_hyper_parameter_is_refused(options: dict[str, int], message: str) -> None:

@@ -204,12 +204,8 @@ def test_a_layer_that_runs_twice_is_refused_by_name():
 
 
 def test_lora_on_the_vocabulary_head_is_refused_by_name():
-    model = with_lora(tiny_llama(), target_modules=["lm_head"])
-    with (
-        pytest.raises(ModelError, match=r"lm_head\.lora_A gets input of shape \(1, 5, 24\)"),
-        PerSampleGradients(model, ParameterManifest.of(model)) as gradients,
-    ):
-        gradients.backward(*padded(samples_of(1, [4, 6])), lambda offset, gradient: None)
+    with pytest.raises(ModelError, match=r"lm_head\.lora_A.* is LoRA on the vocabulary head"):
+        ParameterManifest.of(with_lora(tiny_llama(), target_modules=["lm_head", "q_proj"]))
 
 
 def test_a_matrix_used_outside_its_layer_is_noticed():
@@ -249,6 +245,6 @@ def test_a_model_that_sees_the_padding_is_refused():
                 flat_gradients(gradients, manifest, *padded(samples))
                 continue
             with pytest.raises(
-                ModelError, match=r"beside longer samples .* expected a causal language model"
+                ModelError, match=r"beside longer samples .*; expected a causal language model"
             ):
                 flat_gradients(gradients, manifest, *padded(samples))

@@ -169,6 +169,12 @@ def test_every_hook_is_documented_with_an_example_that_works(
             GREEDY.replace("clusterucb_policies", "clusterucb_clusterers"),
             "PluginError: clusterer 'greedy' is <class 'cucb_bad.Greedy'>; expected a class derived from",
         ),
+        (GREEDY.replace('"greedy"', "3"), "PluginError: policy 3: expected a name of letters"),
+        (GREEDY.replace('"greedy"', '"two words"'), "PluginError: policy 'two words': expected a name"),
+        (
+            GREEDY.replace("        def index", "        __signature__ = 5\n        def index"),
+            "TypeError: unexpected object 5 in __signature__",
+        ),
         (GREEDY.replace("def index", "def indx"), "PluginError: policy 'greedy' does not define index"),
         (
             GREEDY.replace('"greedy"', '"ucb"'),
@@ -183,6 +189,19 @@ def test_broken_plugin_is_named_and_explained_and_the_rest_works(
     install("cucb-good", GREEDY.replace('"greedy"', '"good"'))
     assert reason in reason_of("cucb-bad")
     assert plugins.load().table["policy", "good"].provider == "cucb-good"
+
+
+def test_what_a_plugin_prints_is_not_a_result(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install("cucb-loud", GREEDY + "\n    print('hello')")
+    assert ("policy", "greedy") in plugins.load().table
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_values_that_a_constructor_refuses_are_the_users_mistake(install: Install) -> None:
+    picky = "        def __init__(self, a=1):\n            if a > 2: raise ValueError('a too big')\n"
+    install("cucb-picky", GREEDY.replace("        def index", picky + "        def index"))
+    with pytest.raises(OptionError, match="policy greedy refuses its options: a too big"):
+        plugins.load().make("policy", "greedy", {"a": "3"})
 
 
 def test_missing_module_of_an_entry_point_is_explained(install: Install, tmp_path: Path) -> None:
@@ -299,7 +318,7 @@ def test_unusable_option_says_what_is_expected(name: str, options: dict[str, str
 
 
 def test_value_that_the_strategy_refuses_is_an_option_error() -> None:
-    with pytest.raises(OptionError, match="kmeans: n_clusters is 0; expected at least 1"):
+    with pytest.raises(OptionError, match="kmeans: n_clusters is 0; expected a whole number of at least 1"):
         plugins.load().make("clusterer", "kmeans", {"n_clusters": "0"})
 
 

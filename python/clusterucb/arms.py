@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clusterucb.clusterers.base import Clusterer
-from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError
+from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed
 from clusterucb.poolview import PoolView
 
 _STREAMS = ("priority", "cluster", "noise", "cold start")
@@ -34,7 +34,9 @@ def make_arms(pool: PoolView, clusterer: Clusterer | ArrayLike | None, seed: int
     if clusterer is None:
         return np.zeros(len(pool), np.int64)
     if isinstance(clusterer, Clusterer):
-        labels = check_labels(clusterer, clusterer.fit_predict(pool, stream(seed, "cluster")), len(pool))
+        labels = check_labels(
+            clusterer, blamed(clusterer.fit_predict)(pool, stream(seed, "cluster")), len(pool)
+        )
     else:
         labels = check_labels(clusterer, clusterer, len(pool))
     noise = np.flatnonzero(labels == -1)
@@ -63,8 +65,8 @@ def check_labels(clusterer: object, found: ArrayLike, n_rows: int) -> NDArray[np
     labels = np.asarray(found)
     if labels.dtype.kind not in "iu" or labels.shape != (n_rows,):
         raise fault(
-            f"{name}: got {labels.dtype} of shape {labels.shape} ({clusterer!r:.80}); expected a Clusterer "
-            f"object, None, or an integer label for each of the {n_rows} rows"
+            f"{name}: got {labels.dtype} of shape {labels.shape} ({found!r:.80}); expected "
+            f"{'' if from_class else 'a Clusterer object, None, or '}an integer label for each of the {n_rows} rows"
         )
     if labels.min() < -1:
         raise fault(f"{name}: got label {labels.min()}; expected 0 or more, or -1 for noise")

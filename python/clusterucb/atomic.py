@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from clusterucb.errors import RunError
 
 _SUFFIX = ".partial"
@@ -74,9 +76,10 @@ def write_whole(path: Path, content: bytes) -> None:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise RunError(
-            f"cannot write {path}: {error.strerror or error}. What was written before is kept: make room or "
+            f"cannot write {path}: {reason}. What was written before is kept: make room or "
             "repair the folder, then run the same command again"
         ) from error
 

@@ -44,7 +44,8 @@ def resolve_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=device)
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("tensors there hold no numbers")
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise OptionError(
@@ -120,7 +121,7 @@ class ModelSource:
 
 
 def check_limits(model: PreTrainedModel, *, longest: int, largest_token: int) -> None:
-    """Check that a model has an embedding for every token and every learned position.
+    """Check that a model has an embedding for every token, and positions for every sample.
 
     Args:
         model: the base model.
@@ -145,6 +146,25 @@ def check_limits(model: PreTrainedModel, *, longest: int, largest_token: int) ->
                     f"no more. Use --max-length {positions}"
                 )
 
+    limit = _rotary_limit(model.config)
+    if limit is not None and longest > limit:
+        raise ModelError(
+            f"the longest sample has {longest} tokens; beyond {limit} the model's rotary positions depend on the "
+            f"length of the batch, and so would the scores. Use --max-length {limit}"
+        )
+
+
+def _rotary_limit(config: Any) -> int | None:
+    """Return the length beyond which rotary embeddings change with the padded length, if they ever do."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    limits = []
+    for one in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if (one.get("rope_type") or one.get("type")) in ("dynamic", "longrope"):
+            original = one.get("original_max_position_embeddings")
+            original = original or getattr(config, "original_max_position_embeddings", None)
+            limits.append(int(original or config.max_position_embeddings))
+    return min(limits, default=None)
+
 
 def attach_lora(
     model: PreTrainedModel, *, rank: int, alpha: float, targets: Sequence[str] | None, seed: int
@@ -166,21 +186,30 @@ def attach_lora(
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=chosen, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
     )
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return get_peft_model(model, config)
-    except ValueError as error:
-        linear = sorted(
-            {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-        )
-        wanted = (
-            "PEFT knows no default for this architecture" if targets is None else f"got {', '.join(targets)}"
-        )
-        raise ModelError(
-            f"LoRA finds no layer to go on: {wanted}; this model's linear layers are {', '.join(linear)}. Name "
-            "some with --lora-targets"
-        ) from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            lora = get_peft_model(model, config)
+        except ValueError as error:
+            raise ModelError(_no_layer(model, targets)) from error
+    adapted = {name.partition(".lora_A.")[0] for name, _ in lora.named_parameters() if ".lora_A." in name}
+    names = [] if targets is None or chosen == "all-linear" else targets
+    for target in names:
+        if not any(name == target or name.endswith(f".{target}") for name in adapted):
+            lora.unload()
+            raise ModelError(_no_layer(model, [target]))
+    return lora
+
+
+def _no_layer(model: nn.Module, targets: Sequence[str] | None) -> str:
+    linear = sorted(
+        {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    )
+    wanted = "PEFT knows no default for this architecture" if targets is None else f"got {', '.join(targets)}"
+    return (
+        f"LoRA finds no layer to go on: {wanted}; this model's linear layers are {', '.join(linear)}. Name some "
+        "with --lora-targets"
+    )
 
 
 def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
@@ -272,5 +301,6 @@ def _explained(what: str, name: str) -> Iterator[None]:
         reason = " ".join(str(error).split())
         there = "" if Path(name).exists() else " (there is no such folder, so it was taken for a hub id)"
         raise ModelError(
-            f"cannot load the {what} {name!r}{there}: {type(error).__name__}: {reason:.300}"
+            f"cannot load the {what} {name!r}{there}: {type(error).__name__}: {reason:.300}. Expected a folder in "
+            "Hugging Face form, or a hub id that can be reached"
         ) from error

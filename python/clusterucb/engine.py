@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from clusterucb.aggregate import AGGREGATES
 from clusterucb.arms import cold_schedule, make_arms, stream
 from clusterucb.clusterers.base import Clusterer
-from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, did_you_mean
+from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed, did_you_mean
 from clusterucb.policies.base import Policy
 from clusterucb.poolview import PoolView, feature_blocks, pool_columns
 
@@ -74,7 +74,7 @@ class Journal(Protocol):
         """Record the scores of ``batch``."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Selection:
     """What a search found.
 
@@ -99,6 +99,12 @@ class Selection:
     draws: NDArray[np.int64]
     labels: NDArray[np.int64]
     stopped: Literal["budget", "exhausted"]
+
+    def __repr__(self) -> str:
+        return (
+            f"<Selection: {len(self.rows)} of {len(self.labels)} rows selected, {self.n_scored} scored in "
+            f"{len(self.draws)} arms, stopped by {self.stopped}>"
+        )
 
 
 def search(
@@ -158,7 +164,8 @@ def search(
     )
     pool = replace(pool, labels=make_arms(pool, clusterer, seed))
     state = _State(pool, journal)
-    policy.start(pool)
+    blamed(policy.start)(pool)
+    tell = blamed(policy.tell)
     for batch in state.batches(policy, cold_start if policy.cold_start else None, batch_size, seed):
         scores = batch.scores
         if scores is None:
@@ -168,7 +175,7 @@ def search(
         state.add(batch, scores, rewards)
         seen = ~np.isnan(rewards)
         if seen.any():
-            policy.tell(batch.rows[seen], rewards[seen], scores[seen])
+            tell(batch.rows[seen], rewards[seen], scores[seen])
     return state.selection("exhausted" if asked > n_rows else "budget")
 
 
@@ -200,10 +207,11 @@ class _State:
             n_cold += len(schedule[draws])
             yield self._begin(number, "cold", schedule[draws], probability[draws])
             number += 1
+        ask = blamed(policy.ask)
         while self._left:
             wanted = min(size, self._left)
             n_available = int(np.count_nonzero(self.available))
-            rows = policy.ask(wanted, self.available.copy(), np.random.default_rng([seed, number]))
+            rows = ask(wanted, self.available.copy(), np.random.default_rng([seed, number]))
             rows = _checked_rows(rows, wanted, self.available, type(policy).__name__)
             chance = wanted / n_available if policy.uniform else math.nan
             phase: Phase = "random" if policy.uniform else "policy"
@@ -305,8 +313,11 @@ def _check_options(policy: Policy, cold_start: float, seed: int, aggregate: str)
 def _checked_rows(
     rows: NDArray[np.int64], wanted: int, available: NDArray[np.bool_], policy: str
 ) -> NDArray[np.int64]:
-    got = np.asarray(rows)
     expected = f"{wanted} distinct available rows"
+    try:
+        got = np.asarray(rows)
+    except ValueError as error:
+        raise PluginError(f"{policy}.ask returned {rows!r:.80}; expected {expected}") from error
     if got.dtype.kind not in "iu" or got.shape != (wanted,):
         raise PluginError(f"{policy}.ask returned {got.dtype} of shape {got.shape}; expected {expected}")
     if got.min() < 0 or got.max() >= len(available):

@@ -7,7 +7,9 @@ Every message says what was got, what was expected and what to do. The command l
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
 
 
 class ClusterUCBError(Exception):
@@ -32,6 +34,34 @@ class PluginError(ClusterUCBError):
 
 class RunError(ClusterUCBError):
     """A run folder cannot be used: it belongs to other options, is locked, or cannot be written."""
+
+
+_Args = ParamSpec("_Args")
+_Result = TypeVar("_Result")
+
+
+def blamed(method: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
+    """Return a strategy's method so that whatever it raises names it; a built-in one as it is.
+
+    The exceptions of built-in strategies stay bugs of clusterucb.
+    """
+    cls = type(getattr(method, "__self__", None))
+    if cls.__module__.partition(".")[0] == "clusterucb":
+        return method
+
+    @functools.wraps(method)
+    def call(*args: _Args.args, **options: _Args.kwargs) -> _Result:
+        try:
+            return method(*args, **options)
+        except ClusterUCBError:
+            raise
+        except Exception as error:  # whatever a plugin raises
+            raise PluginError(
+                f"{cls.__module__}.{cls.__qualname__}.{method.__name__} failed: {type(error).__name__}: "
+                f"{' '.join(str(error).split()):.300}. The fault is the plugin's; --debug shows where"
+            ) from error
+
+    return call
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -30,6 +30,15 @@ def sample_losses(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
     Raises:
         ModelError: the model is not a causal language model that ends in its output embeddings.
     """
+    counted = labels[:, 1:]
+    counts = counted.sum(dim=1)
+    losses = cross_entropy(label_logits(model, ids, labels), ids[:, 1:][counted], reduction="none")
+    sample = torch.repeat_interleave(torch.arange(len(ids), device=ids.device), counts)
+    return torch.zeros(len(ids), device=ids.device).index_add(0, sample, losses) / counts
+
+
+def label_logits(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
+    """Return the logits that predict the labels, f32[labels.sum(), vocabulary], row by row; see `sample_losses`."""
     find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
     if not isinstance(head := find_head(), nn.Module):
         raise ModelError(f"{type(model).__name__} has no output embeddings; expected a causal language model")
@@ -40,15 +49,12 @@ def sample_losses(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
 
     hook = head.register_forward_pre_hook(keep_predicting)
     try:
-        logits = model(input_ids=ids, use_cache=False).logits.flatten(0, -2).float()
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits.flatten(0, -2).float()
     finally:
         hook.remove()
-    counts = counted.sum(dim=1)
-    if len(logits) != int(counts.sum()):
+    if len(logits) != (n_labels := int(counted.sum())):
         raise ModelError(
-            f"{type(model).__name__} gave {len(logits)} rows of logits for {int(counts.sum())} label positions; "
+            f"{type(model).__name__} gave {len(logits)} rows of logits for {n_labels} label positions; "
             "expected a causal language model whose last layer is its output embeddings"
         )
-    losses = cross_entropy(logits, ids[:, 1:][counted], reduction="none")
-    sample = torch.repeat_interleave(torch.arange(len(ids), device=ids.device), counts)
-    return torch.zeros(len(ids), device=ids.device).index_add(0, sample, losses) / counts
+    return logits

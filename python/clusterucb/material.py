@@ -89,8 +89,9 @@ def _encode(pool: Pool, encoder: Encoder, what: str) -> tuple[list[Sample], list
         except Unusable as error:
             rejected.append(Rejected(sample.file, sample.line, str(error)))
     if not samples:
+        first = rejected[len(pool.rejected)]
         raise InputError(
-            f"no sample of the {what} can be encoded (first: {rejected[-1].reason}); expected answers with at least "
-            "one token, and a chat template that fits them"
+            f"no sample of the {what} can be encoded (first: {first.file}:{first.line}: {first.reason}); expected "
+            "answers with at least one token, and a chat template that fits them"
         )
     return samples, encoded, pool.in_reading_order(rejected)

@@ -94,14 +94,14 @@ def load_moments(path: Path, model: nn.Module, manifest: ParameterManifest) -> M
             )
         one = expected[name]
         for flat, key in ((m, "exp_avg"), (v, "exp_avg_sq")):
-            values = moments[key]
+            values = torch.as_tensor(moments[key])
             if tuple(values.shape) != one.shape:
                 raise ModelError(
                     f"{path} has {key} of shape {tuple(values.shape)} for parameter {index}, which is {name} of "
                     f"shape {one.shape} in the model; expected the optimiser state of this very adapter"
                 )
             flat[one.offset : one.offset + one.size] = values.float().flatten().numpy()
-        steps.add(int(moments["step"]))
+        steps.add(_step(path, moments["step"]))
     if len(steps) > 1 or not (np.isfinite(m).all() and np.isfinite(v).all() and (v >= 0).all()):
         fault = f"different step counts {sorted(steps)}" if len(steps) > 1 else "moments that are not finite"
         raise ModelError(f"{path} has {fault}; expected the state of one finished optimiser step")
@@ -112,8 +112,22 @@ def load_moments(path: Path, model: nn.Module, manifest: ParameterManifest) -> M
     settings = {(tuple(group.get("betas", (0.9, 0.999))), group.get("eps", 1e-8)) for group in groups}
     if len(settings) > 1:
         raise ModelError(f"{path} has groups with different betas or eps; expected the same for all")
-    (beta1, beta2), eps = settings.pop()
-    return Moments(m, v, steps.pop(), float(beta1), float(beta2), float(eps))
+    betas, eps = settings.pop()
+    try:
+        beta1, beta2 = map(float, betas)
+        return Moments(m, v, steps.pop(), beta1, beta2, float(eps))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path} has betas {betas!r} and eps {eps!r}; expected three numbers") from error
+
+
+def _step(path: Path, value: object) -> int:
+    try:
+        step = int(float(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        step = 0
+    if step < 1:
+        raise ModelError(f"{path} has step {value!r}; expected the state after at least one optimiser step")
+    return step
 
 
 def _read(path: Path) -> tuple[Sequence[Mapping[str, Any]], Mapping[Any, Mapping[str, Any]]]:
@@ -132,7 +146,19 @@ def _read(path: Path) -> tuple[Sequence[Mapping[str, Any]], Mapping[Any, Mapping
         ) from error
     if not isinstance(content, dict) or not {"state", "param_groups"} <= content.keys():
         raise ModelError(f"{path} holds no optimiser state; expected a dict with `state` and `param_groups`")
-    return content["param_groups"], content["state"]
+    groups, state = content["param_groups"], content["state"]
+    sound = (
+        isinstance(state, dict)
+        and all(isinstance(moments, dict) for moments in state.values())
+        and isinstance(groups, list)
+        and all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups)
+        and all(isinstance(group.get("param_names", []), list) for group in groups)
+    )
+    if not sound:
+        raise ModelError(
+            f"{path} is damaged: `state` or `param_groups` is not as torch writes them; save it again"
+        )
+    return groups, state
 
 
 def _named(path: Path, written: list[list[str]], everything: Sequence[str]) -> list[list[str]]:

@@ -80,11 +80,18 @@ class ParameterManifest:
         trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         if not trainable:
             raise ModelError("the model has no trainable LoRA matrix; expected a PEFT model with LoRA layers")
+        find_head = getattr(model, "get_output_embeddings", lambda: None)
+        head = set(found_head.modules()) if isinstance(found_head := find_head(), nn.Module) else set()
         found = []
         for name, weight in trainable.items():
             match = _LORA_WEIGHT.fullmatch(name)
             if not match or type(model.get_submodule(match["module"])) is not nn.Linear:
                 raise ModelError(_unsupported(name))
+            if model.get_submodule(match["module"]) in head:
+                raise ModelError(
+                    f"{name!r} is LoRA on the vocabulary head, which is not supported: logits are computed at label "
+                    "positions only. Leave that layer out of the LoRA targets"
+                )
             canonical = f"{match['layer'].removeprefix('base_model.model.')}.{match['matrix']}"
             found.append((canonical, name, match["module"], tuple(weight.shape), match["adapter"]))
         if len(adapters := sorted({adapter for *_, adapter in found})) > 1:
@@ -119,5 +126,5 @@ def _unsupported(name: str) -> str:
     remedy = next((text for part, text in _REMEDIES.items() if part in name), "")
     return (
         f"parameter {name!r} is trainable; expected nothing but the A and B matrices of LoRA on linear "
-        f"layers. {remedy or 'Choose other --lora-targets, or an adapter of that kind'}"
+        f"layers. {remedy or 'Take an adapter of that kind (--lora-targets)'}"
     )

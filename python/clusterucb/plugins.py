@@ -8,7 +8,10 @@ reason and never keeps the others, or the program, from working.
 from __future__ import annotations
 
 import inspect
+import re
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, get_args, get_type_hints
@@ -19,10 +22,11 @@ import pluggy
 
 from clusterucb import hookspecs
 from clusterucb.clusterers.base import Clusterer
-from clusterucb.errors import OptionError, PluginError, did_you_mean
+from clusterucb.errors import ClusterUCBError, OptionError, PluginError, did_you_mean
 from clusterucb.features.base import Feature
 from clusterucb.policies.base import Policy
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 KINDS: dict[str, type] = {"clusterer": Clusterer, "policy": Policy, "feature": Feature}
 _HOOKS = {
     "clusterer": "clusterucb_clusterers",
@@ -109,7 +113,14 @@ class Strategies:
         ]
         if missing:
             raise OptionError(f"{kind} {name} needs a value for {', '.join(missing)}; expected key=value")
-        return strategy.factory(**values)
+        try:
+            return strategy.factory(**values)
+        except ClusterUCBError:
+            raise
+        except Exception as error:  # the constructor's own way to refuse a value
+            raise OptionError(
+                f"{kind} {name} refuses its options: {' '.join(str(error).split()):.300}"
+            ) from error
 
 
 def load(discover: Callable[[], list[EntryPoint]] | None = None) -> Strategies:
@@ -126,9 +137,10 @@ def load(discover: Callable[[], list[EntryPoint]] | None = None) -> Strategies:
     ):
         provider = point.dist.name if point.dist else point.module
         try:
-            table.update(_strategies(point, provider, table))
+            with redirect_stdout(sys.stderr):  # standard output is for results
+                table.update(_strategies(point, provider, table))
         except (Exception, SystemExit) as error:  # whatever a plugin raises, the others still load
-            broken.append(Broken(provider, f"{type(error).__name__}: {error}"))
+            broken.append(Broken(provider, f"{type(error).__name__}: {' '.join(str(error).split())}"))
     return Strategies(table, tuple(broken))
 
 
@@ -162,6 +174,10 @@ def _strategies(
 def _check(
     kind: str, name: str, factory: object, provider: str, table: Mapping[tuple[str, str], Strategy]
 ) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise PluginError(
+            f"{kind} {name!r}: expected a name of letters, digits, - and _, as the command line needs it"
+        )
     if not isinstance(factory, type) or not issubclass(factory, KINDS[kind]):
         raise PluginError(
             f"{kind} {name!r} is {factory!r}; expected a class derived from clusterucb.{KINDS[kind].__name__}"
@@ -169,6 +185,7 @@ def _check(
     if inspect.isabstract(factory):
         missing = sorted(getattr(factory, "__abstractmethods__", ()))
         raise PluginError(f"{kind} {name!r} does not define {', '.join(missing)}")
+    inspect.signature(factory)  # raises where the constructor's options cannot be known
     if (other := table.get((kind, name))) is not None:
         raise PluginError(
             f"{kind} {name!r} is already provided by {other.provider}; {provider} must rename its own"

@@ -33,7 +33,7 @@ _EXAMPLES = 3
 _WIDTH = 100  # characters of a sample's text on the screen
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """What a run selected.
 
@@ -60,6 +60,12 @@ class Result:
     def __len__(self) -> int:
         """Number of samples selected."""
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Result: {len(self)} of {self.cost.pool_samples} samples selected, {self.selection.n_scored} scored, "
+            f"cost {self.cost.total:.3f} of all pool gradients, in {self.out}>"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as JSON values: what was found, what it cost and where it stands."""

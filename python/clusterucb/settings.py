@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
+
+from cyclopts import Parameter, Token
 
 from clusterucb.aggregate import AGGREGATES
 from clusterucb.budget import parse_count
@@ -22,6 +25,16 @@ from clusterucb.preconditioner import PRECONDITIONERS
 # These may change when a run is taken up again; every other setting decides about numbers in it.
 _FREE = ("budget", "select")
 _FRESH_LORA = ("lora_rank", "lora_alpha", "lora_targets", "warmup_steps", "warmup_lr")
+
+
+def _whole(_: type, tokens: Sequence[Token]) -> int:
+    """Convert text to an integer; cyclopts' own conversion rounds 1.5 to 2."""
+    if not re.fullmatch(r"[+-]?[0-9]+", text := tokens[0].value):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+Whole = Annotated[int, Parameter(converter=_whole)]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -56,23 +69,23 @@ class Settings:
     budget: str = "20%"
     select: str = "5%"
     cold_start: float = 0.05
-    batch_size: int = 8
+    batch_size: Whole = 8
     preconditioner: str = "adam_less"
     aggregate: str = "max"
     adapter: Path | None = None
     optimizer: Path | None = None
-    lora_rank: int = 8
+    lora_rank: Whole = 8
     lora_alpha: float = 16.0
     lora_targets: str | None = None
-    warmup_steps: int = 30
+    warmup_steps: Whole = 30
     warmup_lr: float = 2e-4
-    max_length: int = 1024
-    batch_tokens: int = 1024
+    max_length: Whole = 1024
+    batch_tokens: Whole = 1024
     device: str = "auto"
     dtype: str = "auto"
     revision: str | None = None
     trust_remote_code: bool = False
-    seed: int = 0
+    seed: Whole = 0
 
     def __post_init__(self) -> None:
         for name in _FREE:
@@ -85,7 +98,7 @@ class Settings:
             value = getattr(self, name)
             self._check(name, math.isfinite(value) and value > 0, "a number above 0")
         self._check("cold_start", 0 <= self.cold_start <= 1, "a share between 0 and 1")
-        self._check("seed", self.seed >= 0, "a whole number from 0")
+        self._check("seed", 0 <= self.seed < 2**63, "a whole number from 0, below 2^63")
         self._check("max_length", self.max_length >= 2, "at least 2 tokens")
         for name, choices in (
             ("preconditioner", PRECONDITIONERS),
@@ -155,6 +168,8 @@ def _typed(name: str, value: object) -> object:
     hint = get_type_hints(Settings)[name]
     if isinstance(value, str | PathLike) and Path in get_args(hint):
         return Path(value)
+    if hasattr(value, "dtype") and not getattr(value, "shape", True):
+        value = value.item()  # type: ignore[attr-defined]  # a number of numpy
     expected = get_args(hint) or (hint,)
     if float in expected:
         expected = (*expected, int)

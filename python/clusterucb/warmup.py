@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -63,7 +64,9 @@ def warm_up(
         model.save_pretrained(partial)
         config = partial / "adapter_config.json"
         config.write_text(json.dumps(_sorted_lists(json.loads(config.read_text())), indent=2, sort_keys=True))
-        torch.save(optimizer.state_dict(), partial / "optimizer.pt")
+        content = BytesIO()  # torch's own writer hides why a disk refuses
+        torch.save(optimizer.state_dict(), content)
+        (partial / "optimizer.pt").write_bytes(content.getbuffer())
 
 
 def _sorted_lists(config: dict[str, object]) -> dict[str, object]:

@@ -38,10 +38,12 @@ class KMeans(Clusterer):
     max_iter: int = 50
 
     def __post_init__(self) -> None:
-        if self.n_clusters is not None and self.n_clusters < 1:
-            raise OptionError(f"kmeans: n_clusters is {self.n_clusters}; expected at least 1")
-        if self.max_iter < 1:
-            raise OptionError(f"kmeans: max_iter is {self.max_iter}; expected at least 1")
+        for name in ("n_clusters", "max_iter"):
+            value = getattr(self, name)
+            if value is None and name == "n_clusters":
+                continue
+            if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+                raise OptionError(f"kmeans: {name} is {value!r}; expected a whole number of at least 1")
 
     def fit_predict(self, pool: PoolView, rng: np.random.Generator) -> NDArray[np.int64]:
         """Return the cluster of every row, i64[N]; empty clusters are left out."""

@@ -33,8 +33,8 @@ class UCB(IndexPolicy):
     beta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.beta) and self.beta >= 0):
-            raise OptionError(f"ucb: beta is {self.beta}; expected a number of at least 0")
+        if not isinstance(self.beta, float | int) or not 0 <= self.beta < math.inf:
+            raise OptionError(f"ucb: beta is {self.beta!r}; expected a number of at least 0")
 
     def index(self, arms: ArmStats, rng: np.random.Generator) -> NDArray[np.float64]:  # noqa: ARG002
         """Return mean + beta * std."""
@@ -56,8 +56,8 @@ class UCB1(IndexPolicy):
 
 
 def _check_share(name: str, q: float) -> None:
-    if not 0 < q < 1:
-        raise OptionError(f"{name}: q is {q}; expected a share between 0 and 1, both excluded")
+    if not isinstance(q, float | int) or not 0 < q < 1:
+        raise OptionError(f"{name}: q is {q!r}; expected a share between 0 and 1, both excluded")
 
 
 @dataclass
