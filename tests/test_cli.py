@@ -222,6 +222,7 @@ def test_a_terminal_sees_bars_and_a_log_sees_lines():
         texts[terminal] = stream.getvalue()
     assert "0 of 10 draws left" in texts[True]
     assert texts[False].startswith("Scoring: 10 of 10 draws")
+    assert "e+" not in texts[False]
     assert "\x1b" not in texts[False]
 
 

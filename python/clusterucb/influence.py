@@ -204,7 +204,7 @@ class Influence:
             return directions
         gradients, manifest = self._checkpoint.gradients, self._checkpoint.manifest
         target = self._material.target
-        title = f"Target gradients ({len(target)} subtasks)"
+        title = f"Target gradients ({len(target)} subtask{'s' * (len(target) > 1)})"
         with (
             self._run.phase("target"),
             self._observer.count(title, self._material.n_target) as advance,

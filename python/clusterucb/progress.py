@@ -107,7 +107,7 @@ class Screen:
                 last = now
                 rate = (count - start) / max(now - began, 1e-9)
                 left = _clock((total - count) / rate) if rate > 0 else "?"
-                self.step(f"{text}: {count} of {total} {unit}, {rate:.2g} {unit}/s, {left} left")
+                self.step(f"{text}: {count} of {total} {unit}, {_rate(rate)} {unit}/s, {left} left")
 
         yield advance
 
@@ -131,7 +131,11 @@ class _Rate(ProgressColumn):
         super().__init__(table_column=Column(no_wrap=True))
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.2g}/s" if task.speed else "")
+        return Text(f"{_rate(task.speed)}/s" if task.speed else "")
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def _clock(seconds: float) -> str:
