@@ -248,3 +248,15 @@ def test_a_model_that_sees_the_padding_is_refused():
                 ModelError, match=r"beside longer samples .*; expected a causal language model"
             ):
                 flat_gradients(gradients, manifest, *padded(samples))
+
+
+def test_a_batch_costs_one_forward_pass_and_the_padding_check_two_once():
+    model = with_lora(tiny_llama())
+    passes = []
+    model.register_forward_pre_hook(lambda module, args: passes.append(1))
+    manifest = ParameterManifest.of(model)
+    with PerSampleGradients(model, manifest) as gradients:
+        for lengths, expected in (([8], 1), ([8, 8], 1), ([4, 9], 3), ([4, 9], 1), ([8], 1)):
+            passes.clear()
+            flat_gradients(gradients, manifest, *padded(samples_of(1, lengths)))
+            assert len(passes) == expected

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from clusterucb.errors import ModelError, OptionError
+from clusterucb.errors import ModelError, OptionError, one_line
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -298,9 +298,8 @@ def _explained(what: str, name: str) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:  # of every kind, and all of them are about the user's files
-        reason = " ".join(str(error).split())
         there = "" if Path(name).exists() else " (there is no such folder, so it was taken for a hub id)"
         raise ModelError(
-            f"cannot load the {what} {name!r}{there}: {type(error).__name__}: {reason:.300}. Expected a folder in "
-            "Hugging Face form, or a hub id that can be reached"
+            f"cannot load the {what} {name!r}{there}: {type(error).__name__}: {one_line(error):.300}. Expected a "
+            "folder in Hugging Face form, or a hub id that can be reached"
         ) from error

@@ -36,6 +36,11 @@ class RunError(ClusterUCBError):
     """A run folder cannot be used: it belongs to other options, is locked, or cannot be written."""
 
 
+def one_line(value: object) -> str:
+    """Return the text of an exception or value on one line."""
+    return " ".join(str(value).split())
+
+
 _Args = ParamSpec("_Args")
 _Result = TypeVar("_Result")
 
@@ -58,7 +63,7 @@ def blamed(method: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
         except Exception as error:  # whatever a plugin raises
             raise PluginError(
                 f"{cls.__module__}.{cls.__qualname__}.{method.__name__} failed: {type(error).__name__}: "
-                f"{' '.join(str(error).split()):.300}. The fault is the plugin's; --debug shows where"
+                f"{one_line(error):.300}. The fault is the plugin's; --debug shows where"
             ) from error
 
     return call

@@ -114,8 +114,10 @@ class PerSampleGradients:
         """Check, once there is padding, that the shortest sample has the same logits with and without it."""
         ends = (labels * torch.arange(1, ids.shape[1] + 1, device=ids.device)).amax(dim=1)
         row, end = int(ends.argmin()), int(ends.min())
+        if end == ids.shape[1]:
+            return
         padded = label_logits(self._model, ids[row : row + 1], labels[row : row + 1])
-        if end == ids.shape[1] or not padded.isfinite().all():
+        if not padded.isfinite().all():
             return  # says nothing; a later batch is checked
         alone = label_logits(self._model, ids[row : row + 1, :end], labels[row : row + 1, :end])
         change = float((alone - padded).norm() / (alone - alone.mean(dim=1, keepdim=True)).norm())

@@ -237,18 +237,14 @@ def _checked_blocks(feature: Feature, found: object, n_rows: int) -> dict[str, N
     blocks = {}
     for key, values in found.items():
         block = np.asarray(values)
-        if (
-            not isinstance(key, str)
-            or block.dtype.kind not in "fiub"
-            or block.shape != (n_rows, *block.shape[1:2])
-        ):
+        fits = block.ndim == 2 and len(block) == n_rows and block.dtype.kind in "fiub"
+        if not isinstance(key, str) or not fits:
             raise PluginError(
                 f"{name}: block {key!r} is {block.dtype} of shape {block.shape}; expected {expected}"
             )
         blocks[key] = np.ascontiguousarray(block, np.float32)
-        if block.ndim != 2 or not np.isfinite(blocks[key]).all():
-            fault = f"of shape {block.shape}" if block.ndim != 2 else "not finite"
-            raise PluginError(f"{name}: block {key!r} is {fault}; expected {expected}, finite")
+        if not np.isfinite(blocks[key]).all():
+            raise PluginError(f"{name}: block {key!r} is not finite; expected {expected}, finite")
     return blocks
 
 

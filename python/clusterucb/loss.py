@@ -16,6 +16,12 @@ from torch.nn.functional import cross_entropy
 from clusterucb.errors import ModelError
 
 
+def vocabulary_head(model: nn.Module) -> nn.Module | None:
+    """Return the layer that makes logits of hidden states, or None if the model has none."""
+    find: Any = getattr(model, "get_output_embeddings", lambda: None)
+    return head if isinstance(head := find(), nn.Module) else None
+
+
 def sample_losses(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
     """Return the loss of each sample of a batch.
 
@@ -39,8 +45,7 @@ def sample_losses(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
 
 def label_logits(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
     """Return the logits that predict the labels, f32[labels.sum(), vocabulary], row by row; see `sample_losses`."""
-    find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
-    if not isinstance(head := find_head(), nn.Module):
+    if (head := vocabulary_head(model)) is None:
         raise ModelError(f"{type(model).__name__} has no output embeddings; expected a causal language model")
     counted = labels[:, 1:]
 

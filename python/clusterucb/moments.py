@@ -28,8 +28,6 @@ from clusterucb.parameters import ParameterManifest, canonical_name
 
 # The Trainer gives no weight decay to these, and to the parameters of layer norms.
 _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
-
-
 _PLAIN = {"exp_avg", "exp_avg_sq", "step"}
 
 

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from clusterucb.errors import ModelError
+from clusterucb.loss import vocabulary_head
 
 _ALIGNMENT = 8
-_LORA_WEIGHT = re.compile(r"(?P<module>(?P<layer>.+)\.(?P<matrix>lora_[AB])\.(?P<adapter>[^.]+))\.weight")
+_LORA_WEIGHT = re.compile(r"(?P<module>.+\.lora_[AB]\.(?P<adapter>[^.]+))\.weight")
 _REMEDIES = {
     "lora_magnitude_vector": "DoRA is not supported; use plain LoRA (use_dora=False)",
     "modules_to_save": "modules_to_save is not supported; train them apart or leave them out",
@@ -80,20 +81,19 @@ class ParameterManifest:
         trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         if not trainable:
             raise ModelError("the model has no trainable LoRA matrix; expected a PEFT model with LoRA layers")
-        find_head = getattr(model, "get_output_embeddings", lambda: None)
-        head = set(found_head.modules()) if isinstance(found_head := find_head(), nn.Module) else set()
+        head = vocabulary_head(model)
+        of_head = set(head.modules()) if head else set()
         found = []
         for name, weight in trainable.items():
             match = _LORA_WEIGHT.fullmatch(name)
             if not match or type(model.get_submodule(match["module"])) is not nn.Linear:
                 raise ModelError(_unsupported(name))
-            if model.get_submodule(match["module"]) in head:
+            if model.get_submodule(match["module"]) in of_head:
                 raise ModelError(
                     f"{name!r} is LoRA on the vocabulary head, which is not supported: logits are computed at label "
                     "positions only. Leave that layer out of the LoRA targets"
                 )
-            canonical = f"{match['layer'].removeprefix('base_model.model.')}.{match['matrix']}"
-            found.append((canonical, name, match["module"], tuple(weight.shape), match["adapter"]))
+            found.append((canonical_name(name), name, match["module"], tuple(weight.shape), match["adapter"]))
         if len(adapters := sorted({adapter for *_, adapter in found})) > 1:
             raise ModelError(f"adapters {', '.join(adapters)} are trainable; expected one at a time")
         parameters = []

@@ -26,7 +26,7 @@ from clusterucb.budget import resolve_count
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.clusterers.kmeans import KMeans
 from clusterucb.engine import search
-from clusterucb.errors import OptionError, blamed
+from clusterucb.errors import OptionError, blamed, one_line
 from clusterucb.features.base import Feature
 from clusterucb.features.embedding import Embedding
 from clusterucb.ledger import Ledger
@@ -184,9 +184,8 @@ def _counts(settings: Settings, n_samples: int) -> tuple[int, int]:
 def _checked(kind: str, strategy: object) -> Any:
     if not isinstance(strategy, KINDS[kind]):
         base = KINDS[kind].__name__
-        shown = " ".join(repr(strategy).split())
         raise OptionError(
-            f"{kind} is {shown:.80}; expected an object of a class derived from clusterucb.{base}"
+            f"{kind} is {one_line(repr(strategy)):.80}; expected an object of a class derived from clusterucb.{base}"
         )
     return strategy
 

@@ -22,7 +22,7 @@ import pluggy
 
 from clusterucb import hookspecs
 from clusterucb.clusterers.base import Clusterer
-from clusterucb.errors import ClusterUCBError, OptionError, PluginError, did_you_mean
+from clusterucb.errors import ClusterUCBError, OptionError, PluginError, did_you_mean, one_line
 from clusterucb.features.base import Feature
 from clusterucb.policies.base import Policy
 
@@ -118,9 +118,7 @@ class Strategies:
         except ClusterUCBError:
             raise
         except Exception as error:  # the constructor's own way to refuse a value
-            raise OptionError(
-                f"{kind} {name} refuses its options: {' '.join(str(error).split()):.300}"
-            ) from error
+            raise OptionError(f"{kind} {name} refuses its options: {one_line(error):.300}") from error
 
 
 def load(discover: Callable[[], list[EntryPoint]] | None = None) -> Strategies:
@@ -140,7 +138,7 @@ def load(discover: Callable[[], list[EntryPoint]] | None = None) -> Strategies:
             with redirect_stdout(sys.stderr):  # standard output is for results
                 table.update(_strategies(point, provider, table))
         except (Exception, SystemExit) as error:  # whatever a plugin raises, the others still load
-            broken.append(Broken(provider, f"{type(error).__name__}: {' '.join(str(error).split())}"))
+            broken.append(Broken(provider, f"{type(error).__name__}: {one_line(error)}"))
     return Strategies(table, tuple(broken))
 
 
