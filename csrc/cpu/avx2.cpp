@@ -1,4 +1,4 @@
-// The fused pass with AVX2 and FMA. This file alone is compiled for them; nothing in it runs elsewhere.
+// The fused pass with AVX2, FMA and F16C. This file alone is compiled for them; nothing in it runs elsewhere.
 #include <immintrin.h>
 
 #include "fused.hpp"
@@ -6,82 +6,108 @@
 namespace clusterucb {
 namespace {
 
-constexpr std::int64_t kLanes = 8;
-
 // True in the first `count` lanes.
-__m256i mask(std::int64_t count) {
+__m256i first_lanes(std::int64_t count) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count < kLanes ? count : kLanes)), lane);
 }
 
-// Eight floats, or the last few of a segment and zeros: what lies behind belongs to another parameter.
-__m256 load(const float* from, std::int64_t left) {
-  return left >= kLanes ? _mm256_loadu_ps(from) : _mm256_maskload_ps(from, mask(left));
+__m256 widen(__m128i halves, BFloat16) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
 }
 
-template <Kind kind>
-__m256 precondition8(__m256 g, __m256 m, __m256 v, const Constants& c) {
-  if constexpr (kind == Kind::sgd) return g;
-  const __m256 eps = _mm256_set1_ps(c.eps);
-  const __m256 denominator = _mm256_set1_ps(c.denominator);
-  if constexpr (kind == Kind::second_moment) {
-    return _mm256_div_ps(g, _mm256_add_ps(_mm256_sqrt_ps(_mm256_mul_ps(v, denominator)), eps));
+__m256 widen(__m128i halves, Float16) { return _mm256_cvtph_ps(halves); }
+
+// Eight 32-bit words, for the hash.
+struct Words {
+  __m256i lanes;
+
+  Words(__m256i value) : lanes(value) {}
+  explicit Words(std::uint32_t value) : lanes(_mm256_set1_epi32(static_cast<int>(value))) {}
+};
+
+Words operator^(Words a, Words b) { return _mm256_xor_si256(a.lanes, b.lanes); }
+Words operator+(Words a, Words b) { return _mm256_add_epi32(a.lanes, b.lanes); }
+Words operator*(Words a, std::uint32_t b) { return _mm256_mullo_epi32(a.lanes, Words(b).lanes); }
+Words operator>>(Words a, int bits) { return _mm256_srli_epi32(a.lanes, bits); }
+
+// Sign masks of eight lanes: lane k has the top bit alone where bit k is set, else nothing.
+__m256i masks_of(std::uint32_t bits) {
+  const __m256i to_top = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
+  return _mm256_and_si256(_mm256_sllv_epi32(Words(bits).lanes, to_top), Words(1u << 31).lanes);
+}
+
+struct Vec {
+  __m256 lanes;
+
+  Vec() = default;
+  Vec(__m256 value) : lanes(value) {}
+  explicit Vec(float value) : lanes(_mm256_set1_ps(value)) {}
+
+  static Vec load(const float* from) { return _mm256_loadu_ps(from); }
+  static Vec load(const float* from, std::int64_t count) {
+    return count >= kLanes ? _mm256_loadu_ps(from) : _mm256_maskload_ps(from, first_lanes(count));
   }
-  const __m256 mine = _mm256_mul_ps(_mm256_set1_ps(c.one_minus_beta1), g);
-  const __m256 first = _mm256_fmadd_ps(_mm256_set1_ps(c.beta1), m, mine);
-  const __m256 square = _mm256_mul_ps(_mm256_mul_ps(_mm256_set1_ps(c.one_minus_beta2), g), g);
-  const __m256 second = _mm256_fmadd_ps(_mm256_set1_ps(c.beta2), v, square);
-  if constexpr (kind == Kind::adam_less) {
-    return _mm256_div_ps(first, _mm256_sqrt_ps(_mm256_add_ps(second, eps)));
+  template <typename Half>
+  static Vec load(const Half* from) {
+    return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)), Half{});
   }
-  return _mm256_div_ps(_mm256_mul_ps(first, _mm256_set1_ps(c.numerator)),
-                       _mm256_add_ps(_mm256_sqrt_ps(_mm256_mul_ps(second, denominator)), eps));
-}
+  template <typename Half>
+  static Vec load(const Half* from, std::int64_t count) {
+    if (count >= kLanes) return load(from);
+    alignas(16) Half padded[kLanes] = {};
+    for (std::int64_t lane = 0; lane < count; ++lane) padded[lane] = from[lane];
+    return load(padded);
+  }
+  void store(float* to) const { _mm256_storeu_ps(to, lanes); }
 
-double sum(__m256 lanes) {
-  alignas(32) float values[kLanes];
-  _mm256_store_ps(values, lanes);
-  double total = 0;
-  for (float value : values) total += value;
-  return total;
-}
+  Vec flipped(const std::uint32_t* masks) const {
+    return _mm256_xor_ps(lanes, _mm256_load_ps(reinterpret_cast<const float*>(masks)));
+  }
+  Vec flipped(std::uint32_t bits) const { return _mm256_xor_ps(lanes, _mm256_castsi256_ps(masks_of(bits))); }
+  using Turn = __m256i;
+  static Turn turn(int shift) {
+    return _mm256_xor_si256(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(shift));
+  }
+  Vec turned(Turn turn) const { return _mm256_permutevar8x32_ps(lanes, turn); }
 
-struct Avx2 {
-  template <Kind kind>
-  static double precondition(const float* gradient, const float* m, const float* v, std::int64_t size,
-                             const Constants& constants, float* update) {
-    __m256 squares = _mm256_setzero_ps();
-    for (std::int64_t i = 0; i < size; i += kLanes) {
-      __m256 first = _mm256_setzero_ps(), second = first;
-      if constexpr (kind != Kind::sgd) {
-        first = load(m + i, size - i);
-        second = load(v + i, size - i);
+  double sum() const {
+    const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(lanes));
+    const __m256d four = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_extractf128_ps(lanes, 1)));
+    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+  }
+
+  static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0); }
+
+  static void sign_masks(const SketchBlock& block, std::int64_t octet, std::int64_t octets,
+                         std::uint32_t* masks) {
+    const Words step(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    for (std::int64_t o = 0; o < octets; o += kLanes) {
+      alignas(32) std::uint32_t signs[kLanes];
+      const std::uint64_t counter = static_cast<std::uint64_t>(octet + o);
+      if ((counter & 0xffffffffu) <= 0xffffffffu - kLanes) {
+        const Words low = (Words(static_cast<std::uint32_t>(counter)) + step) ^ Words(block.sign.first);
+        const Words hashed = mix_second(mix_first(low) + Words(between(counter, block.sign)));
+        _mm256_store_si256(reinterpret_cast<__m256i*>(signs), hashed.lanes);
+      } else {  // the low word of the counter wraps
+        for (int lane = 0; lane < kLanes; ++lane) signs[lane] = octet_signs(block, octet + o + lane);
       }
-      const __m256 value = precondition8<kind>(load(gradient + i, size - i), first, second, constants);
-      _mm256_store_ps(update + i, value);
-      squares = _mm256_fmadd_ps(value, value, squares);
+      for (std::int64_t lane = 0; lane < std::min<std::int64_t>(kLanes, octets - o); ++lane) {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(masks + (o + lane) * kLanes), masks_of(signs[lane]));
+      }
     }
-    return sum(squares);
-  }
-
-  // Two independent sums hide the latency of FMA; `update` is padded with zeros to a whole vector.
-  static double dot(const float* update, const float* direction, std::int64_t size) {
-    __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
-    std::int64_t i = 0;
-    for (; i + 2 * kLanes <= size; i += 2 * kLanes) {
-      even = _mm256_fmadd_ps(_mm256_load_ps(update + i), _mm256_loadu_ps(direction + i), even);
-      odd =
-          _mm256_fmadd_ps(_mm256_load_ps(update + i + kLanes), _mm256_loadu_ps(direction + i + kLanes), odd);
-    }
-    for (; i < size; i += kLanes) {
-      even = _mm256_fmadd_ps(_mm256_load_ps(update + i), load(direction + i, size - i), even);
-    }
-    return sum(_mm256_add_ps(even, odd));
   }
 };
 
+Vec operator+(Vec a, Vec b) { return _mm256_add_ps(a.lanes, b.lanes); }
+Vec operator*(Vec a, Vec b) { return _mm256_mul_ps(a.lanes, b.lanes); }
+Vec operator/(Vec a, Vec b) { return _mm256_div_ps(a.lanes, b.lanes); }
+Vec fused_multiply_add(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.lanes, b.lanes, c.lanes); }
+Vec square_root(Vec a) { return _mm256_sqrt_ps(a.lanes); }
+
 }  // namespace
 
-void accumulate_avx2(const Segment& segment) { accumulate_with<Avx2>(segment); }
+void accumulate_avx2(const Segment& segment, const Range& range) { accumulate_with<Vec>(segment, range); }
 
 }  // namespace clusterucb

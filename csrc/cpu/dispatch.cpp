@@ -1,16 +1,30 @@
-// Chooses the kernel once: what the machine can run, or what CLUSTERUCB_SIMD asks for.
+// Chooses the kernel once, and spreads its work over threads.
+//
+// What depends on the number of threads is who does the work, never what is added to what: a segment is cut
+// into slices by its size alone, each slice has sums of its own, and they are added up in order.
+#include <algorithm>
+#include <condition_variable>
 #include <cstdlib>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <system_error>
+#include <thread>
+#include <utility>
+#include <vector>
 
 #include "clusterucb/kernels.hpp"
 
 namespace clusterucb {
 namespace {
 
+constexpr std::int64_t kSlice = 1 << 17;  // elements: enough to be worth a thread
+constexpr std::int64_t kRows = 64;        // times d elements: enough to be worth a sketch of their own
+constexpr std::int64_t kSlices = 16;      // at most
+
 bool has_avx2() {
 #ifdef CLUSTERUCB_AVX2
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #else
   return false;
 #endif
@@ -18,9 +32,10 @@ bool has_avx2() {
 
 struct Choice {
   const char* name;
-  void (*kernel)(const Segment&);
+  void (*kernel)(const Segment&, const Range&);
 };
 
+// CLUSTERUCB_SIMD decides where it is set.
 Choice choose() {
   const char* variable = std::getenv("CLUSTERUCB_SIMD");
   const std::string wanted = variable ? variable : "";
@@ -43,9 +58,70 @@ const Choice& choice() {
   return chosen;
 }
 
+// The sums of one slice, on their way to the segment's.
+class Sums {
+ public:
+  explicit Sums(const Segment& s)
+      : norm2_(s.samples), products_(s.samples * s.count), sketched_(s.samples * s.sketch.dimension) {}
+
+  Range of(std::int64_t begin, std::int64_t end) {
+    return {begin, end, norm2_.data(), products_.data(), sketched_.data()};
+  }
+  void move_to(const Segment& s) {
+    move(norm2_, s.norm2);
+    move(products_, s.products);
+    move(sketched_, s.sketched);
+  }
+
+ private:
+  template <typename Number>
+  static void move(std::vector<Number>& from, Number* to) {
+    for (std::size_t k = 0; k < from.size(); ++k) to[k] += std::exchange(from[k], Number(0));
+  }
+
+  std::vector<double> norm2_, products_;
+  std::vector<float> sketched_;
+};
+
 }  // namespace
 
-void accumulate(const Segment& segment) { choice().kernel(segment); }
+void accumulate(const Segment& s, int threads) {
+  const auto kernel = choice().kernel;
+  const std::int64_t least = std::max(kSlice, kRows * s.sketch.dimension);
+  const std::int64_t slices = std::min(kSlices, s.size / least);
+  if (slices <= 1) return kernel(s, {0, s.size, s.norm2, s.products, s.sketched});
+  const std::int64_t length = (s.size / slices + kLanes - 1) / kLanes * kLanes;
+  const std::int64_t workers = std::clamp<std::int64_t>(threads, 1, slices);
+  std::vector<Sums> sums(workers, Sums(s));
+  std::mutex mutex;
+  std::condition_variable moved;
+  std::int64_t next = 0, done = 0;  // slices begun, and slices whose sums are in the segment's
+  const auto work = [&](std::int64_t worker) {
+    std::unique_lock lock(mutex);
+    while (next < slices) {
+      const std::int64_t slice = next++;
+      lock.unlock();
+      const std::int64_t begin = slice * length;
+      kernel(s, sums[worker].of(begin, slice + 1 == slices ? s.size : begin + length));
+      lock.lock();
+      moved.wait(lock, [&] { return done == slice; });
+      sums[worker].move_to(s);
+      ++done;
+      moved.notify_all();
+    }
+  };
+  std::vector<std::thread> others;
+  others.reserve(workers);
+  for (std::int64_t worker = 1; worker < workers; ++worker) {
+    try {
+      others.emplace_back(work, worker);
+    } catch (const std::system_error&) {
+      break;  // no more threads to be had: those there are do the work
+    }
+  }
+  work(0);
+  for (auto& other : others) other.join();
+}
 
 const char* simd() { return choice().name; }
 

@@ -1,45 +1,278 @@
-// The fused pass, block by block, whatever instructions its two primitives use.
+// The fused pass over one segment, written once for every instruction set.
+//
+// Blocks of kBlock elements are outermost: a block's share of the moments, of the sketch's signs and of the S
+// directions is prepared once and stays in the first-level cache while the samples' gradients stream past it.
+// A sample's update directions live only in `update_`, for as long as its block lasts.
+//
+// What depends on the number of threads is who does the work, never what is added to what: a segment is cut
+// into slices by its size alone, each slice has sums of its own, and they are added up in order. Nor does a
+// sample's result depend on who shares its batch.
 #pragma once
+
+#include <algorithm>
 
 #include "clusterucb/kernels.hpp"
 
 namespace clusterucb {
+namespace {
 
-// `Simd` has two static functions and lives in an unnamed namespace, so that what is compiled here for one
-// instruction set is never shared with another:
-//   template <Kind kind> double precondition(const float* gradient, const float* m, const float* v,
-//                                            std::int64_t size, const Constants&, float* update)
-//     writes the update (aligned, room for kBlock) and returns the sum of its squares;
-//   double dot(const float* update, const float* direction, std::int64_t size).
-template <typename Simd, Kind kind>
-void accumulate_kind(const Segment& s) {
-  alignas(32) float update[kBlock];
-  for (std::int64_t begin = 0; begin < s.size; begin += kBlock) {
-    const std::int64_t size = s.size - begin < kBlock ? s.size - begin : kBlock;
-    const float* m = kind == Kind::sgd ? nullptr : s.m + begin;
-    const float* v = kind == Kind::sgd ? nullptr : s.v + begin;
-    for (std::int64_t sample = 0; sample < s.samples; ++sample) {
-      const float* gradient = s.gradient + sample * s.size + begin;
-      s.norm2[sample] += Simd::template precondition<kind>(gradient, m, v, size, s.constants, update);
-      for (std::int64_t k = 0; k < s.count; ++k) {
-        s.products[sample * s.count + k] += Simd::dot(update, s.directions + k * s.stride + begin, size);
+constexpr std::int64_t kBlock = 512;  // elements: 2 KB of every stream
+constexpr std::int64_t kGroup = 8;    // samples whose updates are kept for what comes after
+
+struct BFloat16 {
+  std::uint16_t bits;
+};
+struct Float16 {
+  std::uint16_t bits;
+};
+
+// `Vec` is eight floats; it lives in an unnamed namespace, so that what is compiled here for one instruction
+// set is never shared with another. It has operators + * / and
+//   static Vec load(const In*), load(const In*, count)   of float, bf16 or f16; the rest of the lanes is 0
+//   void store(float*)
+//   Vec flipped(const std::uint32_t* masks)               exclusive or with sign masks
+//   Vec flipped(std::uint32_t bits)                       lane k negated where bit k is set
+//   Vec turned(Turn), static Turn turn(int shift)         lane k becomes lane k ^ shift
+//   double sum()
+//   static void prefetch(const void*)
+//   static void sign_masks(block, octet, octets, masks)   the signs of consecutive octets, 8 masks an octet
+// and beside it fused_multiply_add(Vec, Vec, Vec) and square_root(Vec).
+
+// A block's update directions of a group of samples, and what is done with all of them at once.
+template <typename Vec>
+class Updates {
+ public:
+  explicit Updates(const Segment& segment) : s_(segment) {}
+
+  float* of(std::int64_t sample) { return update_[sample]; }
+
+  // Inner products of the group's updates with all directions, in tiles of 4 samples and 3 directions that
+  // fill the registers. The updates are padded with zeros to a whole vector.
+  void multiply(std::int64_t begin, std::int64_t size, std::int64_t samples, double* products) const {
+    for (std::int64_t k = 0; k < s_.count; k += 3) {
+      for (std::int64_t i = 0; i < samples; i += 4) {
+        const std::int64_t rows = std::min<std::int64_t>(4, samples - i);
+        const std::int64_t columns = std::min<std::int64_t>(3, s_.count - k);
+        double* to = products + i * s_.count + k;
+        const float* directions = s_.directions + k * s_.stride + begin;
+        if (rows == 4 && columns == 3) {
+          tile<4, 3>(i, directions, size, to);
+        } else {
+          for (std::int64_t row = 0; row < rows; ++row) {
+            for (std::int64_t column = 0; column < columns; ++column) {
+              tile<1, 1>(i + row, directions + column * s_.stride, size, to + row * s_.count + column);
+            }
+          }
+        }
       }
     }
   }
-}
 
-template <typename Simd>
-void accumulate_with(const Segment& segment) {
-  switch (segment.kind) {
-    case Kind::adam_less:
-      return accumulate_kind<Simd, Kind::adam_less>(segment);
-    case Kind::adam:
-      return accumulate_kind<Simd, Kind::adam>(segment);
-    case Kind::second_moment:
-      return accumulate_kind<Simd, Kind::second_moment>(segment);
-    case Kind::sgd:
-      return accumulate_kind<Simd, Kind::sgd>(segment);
+  // Adds the group's updates to their dense sketches, eight buckets at a time. The signs are those of a
+  // block's elements in 32 buckets, drawn once for all samples.
+  void project(std::int64_t begin, std::int64_t size, std::int64_t samples, float* sketched) const {
+    const std::int64_t d = s_.sketch.dimension;
+    std::uint32_t signs[kBlock];
+    for (std::int64_t word = 0; word * 32 < d; ++word) {
+      for (std::int64_t k = 0; k < size; ++k) signs[k] = dense_signs(s_.sketch, s_.offset + begin + k, word);
+      for (int quarter = 0; quarter < 4 && word * 32 + quarter * kLanes < d; ++quarter) {
+        const std::int64_t bucket = word * 32 + quarter * kLanes;
+        Vec sums[kGroup];
+        for (Vec& sum : sums) sum = Vec(0);
+        for (std::int64_t k = 0; k < size; ++k) {
+          const std::uint32_t bits = signs[k] >> (quarter * kLanes);
+          for (std::int64_t i = 0; i < kGroup; ++i) {
+            if (i < samples) sums[i] = sums[i] + Vec(update_[i][k]).flipped(bits);
+          }
+        }
+        for (std::int64_t i = 0; i < samples; ++i) {
+          float added[kLanes];
+          sums[i].store(added);
+          const std::int64_t lanes = std::min<std::int64_t>(kLanes, d - bucket);
+          for (std::int64_t lane = 0; lane < lanes; ++lane) sketched[i * d + bucket + lane] += added[lane];
+        }
+      }
+    }
+  }
+
+ private:
+  template <int rows, int columns>
+  void tile(std::int64_t first, const float* directions, std::int64_t size, double* products) const {
+    Vec sums[rows][columns];
+    for (auto& row : sums) {
+      for (auto& sum : row) sum = Vec(0);
+    }
+    const auto add = [&](std::int64_t k, auto load) {
+      Vec direction[columns];
+      for (int column = 0; column < columns; ++column)
+        direction[column] = load(directions + column * s_.stride + k);
+      for (int row = 0; row < rows; ++row) {
+        const Vec update = Vec::load(update_[first + row] + k);
+        for (int column = 0; column < columns; ++column) {
+          sums[row][column] = fused_multiply_add(update, direction[column], sums[row][column]);
+        }
+      }
+    };
+    std::int64_t k = 0;
+    for (; k + kLanes <= size; k += kLanes) add(k, [](const float* from) { return Vec::load(from); });
+    if (k < size) add(k, [&](const float* from) { return Vec::load(from, size - k); });
+    for (int row = 0; row < rows; ++row) {
+      for (int column = 0; column < columns; ++column) {
+        products[row * s_.count + column] += sums[row][column].sum();
+      }
+    }
+  }
+
+  const Segment& s_;
+  alignas(32) float update_[kGroup][kBlock];
+};
+
+// The pass over a range of elements.
+template <typename Vec, Kind kind, typename In, int blocks>
+class Pass {
+ public:
+  explicit Pass(const Segment& segment)
+      : s_(segment), updates_(segment), width_(blocks ? segment.sketch.dimension / blocks : 0) {}
+
+  void run(const Range& range) {
+    const bool dense = !blocks && s_.sketch.dimension, keep = s_.count || dense;
+    const std::int64_t block = s_.count ? kBlock : kBlock / 2;
+    for (std::int64_t begin = range.begin, size; begin < range.end; begin += size) {
+      size = std::min(block, range.end - begin);
+      if constexpr (blocks > 0) size = std::min(size, width_ - (s_.offset + begin) % width_);
+      prepare_block(begin, size);
+      for (std::int64_t group = 0; group < s_.samples; group += kGroup) {
+        const std::int64_t samples = std::min(kGroup, s_.samples - group);
+        float* sketched = range.sketched + group * s_.sketch.dimension;
+        for (std::int64_t i = 0; i < samples; ++i) {
+          float* own = sketched + i * s_.sketch.dimension;
+          range.norm2[group + i] += keep ? update_sample<true>(group + i, begin, size, updates_.of(i), own)
+                                         : update_sample<false>(group + i, begin, size, nullptr, own);
+        }
+        if (s_.count) updates_.multiply(begin, size, samples, range.products + group * s_.count);
+        if (dense) updates_.project(begin, size, samples, sketched);
+      }
+    }
+  }
+
+ private:
+  void prepare_block(std::int64_t begin, std::int64_t size) {
+    if constexpr (kind != Kind::sgd) {
+      for (std::int64_t k = 0; k < size; k += kLanes) {
+        const auto prepared = prepare<kind>(Vec::load(s_.m + begin + k, size - k),
+                                            Vec::load(s_.v + begin + k, size - k), s_.constants);
+        prepared.a.store(a_ + k);
+        prepared.b.store(b_ + k);
+      }
+    }
+    if constexpr (blocks > 0) {
+      const std::int64_t at = s_.offset + begin, row = at / width_;
+      first_octet_ = at % width_ / kLanes;
+      for (int block = 0; block < blocks; ++block) {
+        const SketchBlock& keys = s_.sketch.block[block];
+        Vec::sign_masks(keys, at / kLanes, (size + kLanes - 1) / kLanes, masks_[block]);
+        octet_shift_[block] = octet_shift(keys, row, width_);
+        lane_shift_[block] = lane_shift(keys, row, blocks);
+      }
+    }
+  }
+
+  // Adds a sample's update directions to its sparse sketch, returns the sum of their squares, and where the
+  // block keeps its updates, writes them.
+  template <bool keep>
+  double update_sample(std::int64_t sample, std::int64_t begin, std::int64_t size, float* update,
+                       float* sketched) const {
+    const In* gradient = static_cast<const In*>(s_.gradient) + sample * s_.size + begin;
+    const In* coming = prefetched(sample, begin, size);
+    const float* moment = kind == Kind::sgd || sample > 1 ? nullptr : (sample ? s_.m : s_.v) + begin + size;
+    const Constants constants = s_.constants;
+    const std::int64_t first = first_octet_ * kLanes;
+    std::int64_t shift[kMaxBlocks];
+    typename Vec::Turn turn[kMaxBlocks];
+    for (int block = 0; block < blocks; ++block) {
+      shift[block] = octet_shift_[block] * kLanes;
+      turn[block] = Vec::turn(lane_shift_[block]);
+    }
+    const auto step = [&](Vec value, std::int64_t k, Vec squares) {
+      Prepared<Vec> prepared{Vec(0), Vec(0)};
+      if constexpr (kind != Kind::sgd) prepared = {Vec::load(a_ + k), Vec::load(b_ + k)};
+      value = precondition<kind>(value, prepared, constants);
+      if constexpr (keep) value.store(update + k);
+      for (int block = 0; block < blocks; ++block) {
+        float* bucket = sketched + block * width_ + ((first + k) ^ shift[block]);
+        (Vec::load(bucket) + value.flipped(masks_[block] + k).turned(turn[block])).store(bucket);
+      }
+      return fused_multiply_add(value, value, squares);
+    };
+    Vec even = Vec(0), odd = Vec(0);
+    std::int64_t k = 0;
+    for (; k + 2 * kLanes <= size; k += 2 * kLanes) {
+      Vec::prefetch(coming + k);
+      if (moment) Vec::prefetch(moment + k);
+      even = step(Vec::load(gradient + k), k, even);
+      odd = step(Vec::load(gradient + k + kLanes), k + kLanes, odd);
+    }
+    for (; k < size; k += kLanes) even = step(Vec::load(gradient + k, size - k), k, even);
+    return (even + odd).sum();
+  }
+
+  // What to fetch while a sample's block is worked on: the block of the sample after the next, which the
+  // hardware does not foresee. After the last samples it is the first samples' next block.
+  const In* prefetched(std::int64_t sample, std::int64_t begin, std::int64_t size) const {
+    const std::int64_t coming = sample + 2;
+    const std::int64_t at =
+        coming < s_.samples ? coming * s_.size + begin : coming % s_.samples * s_.size + begin + size;
+    return static_cast<const In*>(s_.gradient) + at;
+  }
+
+  const Segment& s_;
+  Updates<Vec> updates_;
+  const std::int64_t width_;
+  std::int64_t first_octet_ = 0, octet_shift_[kMaxBlocks] = {};
+  int lane_shift_[kMaxBlocks] = {};
+  alignas(32) float a_[kBlock], b_[kBlock];
+  alignas(32) std::uint32_t masks_[blocks ? blocks : 1][kBlock];
+};
+
+template <typename Vec, Kind kind, typename In>
+void accumulate_blocks(const Segment& s, const Range& range) {
+  switch (s.sketch.blocks) {
+    case 1:
+      return Pass<Vec, kind, In, 1>(s).run(range);
+    case 2:
+      return Pass<Vec, kind, In, 2>(s).run(range);
+    case 4:
+      return Pass<Vec, kind, In, 4>(s).run(range);
+    default:
+      return Pass<Vec, kind, In, 0>(s).run(range);
   }
 }
 
+template <typename Vec, Kind kind>
+void accumulate_dtype(const Segment& s, const Range& range) {
+  switch (s.dtype) {
+    case Dtype::f32:
+      return accumulate_blocks<Vec, kind, float>(s, range);
+    case Dtype::bf16:
+      return accumulate_blocks<Vec, kind, BFloat16>(s, range);
+    case Dtype::f16:
+      return accumulate_blocks<Vec, kind, Float16>(s, range);
+  }
+}
+
+template <typename Vec>
+void accumulate_with(const Segment& s, const Range& range) {
+  switch (s.kind) {
+    case Kind::adam_less:
+      return accumulate_dtype<Vec, Kind::adam_less>(s, range);
+    case Kind::adam:
+      return accumulate_dtype<Vec, Kind::adam>(s, range);
+    case Kind::second_moment:
+      return accumulate_dtype<Vec, Kind::second_moment>(s, range);
+    case Kind::sgd:
+      return accumulate_dtype<Vec, Kind::sgd>(s, range);
+  }
+}
+
+}  // namespace
 }  // namespace clusterucb

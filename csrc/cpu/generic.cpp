@@ -1,41 +1,115 @@
 // The fused pass in portable C++.
+#include <cstring>
+
 #include "fused.hpp"
 
 namespace clusterucb {
 namespace {
 
-constexpr std::int64_t kLanes = 8;
+float bits_to_float(std::uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
 
-struct Portable {
-  template <Kind kind>
-  static double precondition(const float* gradient, const float* m, const float* v, std::int64_t size,
-                             const Constants& constants, float* update) {
-    for (std::int64_t i = 0; i < size; ++i) {
-      if constexpr (kind == Kind::sgd) {
-        update[i] = gradient[i];
-      } else {
-        update[i] = clusterucb::precondition<kind>(gradient[i], m[i], v[i], constants);
-      }
-    }
-    return dot(update, update, size);
+float widen(float value) { return value; }
+float widen(BFloat16 value) { return bits_to_float(static_cast<std::uint32_t>(value.bits) << 16); }
+
+float widen(Float16 value) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
+  const std::uint32_t rest = value.bits & 0x7fffu;
+  if (rest >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13);  // infinity or NaN
+  // As a float's exponent and mantissa it is 2^112 too small, also where it is subnormal.
+  return bits_to_float(sign | rest << 13) * 0x1p112f;
+}
+
+void masks_of(std::uint32_t bits, std::uint32_t* masks) {
+  for (int lane = 0; lane < kLanes; ++lane) masks[lane] = bits >> lane << 31;
+}
+
+struct Vec {
+  float lanes[kLanes];
+
+  Vec() = default;
+  explicit Vec(float value) {
+    for (float& lane : lanes) lane = value;
   }
 
-  // Eight sums side by side: the compiler may use vectors, and rounding does not grow with the block.
-  static double dot(const float* a, const float* b, std::int64_t size) {
-    float lanes[kLanes] = {};
-    std::int64_t i = 0;
-    for (; i + kLanes <= size; i += kLanes) {
-      for (std::int64_t lane = 0; lane < kLanes; ++lane) lanes[lane] += a[i + lane] * b[i + lane];
+  template <typename In>
+  static Vec load(const In* from) {
+    Vec loaded;
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) loaded.lanes[lane] = widen(from[lane]);
+    return loaded;
+  }
+  template <typename In>
+  static Vec load(const In* from, std::int64_t count) {
+    if (count >= kLanes) return load(from);
+    Vec loaded(0);
+    for (std::int64_t lane = 0; lane < count; ++lane) loaded.lanes[lane] = widen(from[lane]);
+    return loaded;
+  }
+  void store(float* to) const { std::memcpy(to, lanes, sizeof lanes); }
+
+  Vec flipped(const std::uint32_t* masks) const {
+    std::uint32_t bits[kLanes];
+    std::memcpy(bits, lanes, sizeof bits);
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) bits[lane] ^= masks[lane];
+    Vec result;
+    std::memcpy(result.lanes, bits, sizeof bits);
+    return result;
+  }
+  Vec flipped(std::uint32_t bits) const {
+    std::uint32_t masks[kLanes];
+    masks_of(bits, masks);
+    return flipped(masks);
+  }
+  using Turn = int;
+  static Turn turn(int shift) { return shift; }
+  Vec turned(Turn shift) const {
+    Vec result;
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) result.lanes[lane] = lanes[lane ^ shift];
+    return result;
+  }
+  double sum() const {
+    double total = 0;
+    for (float lane : lanes) total += lane;
+    return total;
+  }
+
+  static void prefetch(const void* from) { __builtin_prefetch(from); }
+
+  static void sign_masks(const SketchBlock& block, std::int64_t octet, std::int64_t octets,
+                         std::uint32_t* masks) {
+    for (std::int64_t o = 0; o < octets; ++o) {
+      const std::uint32_t signs = octet_signs(block, octet + o);
+      masks_of(signs, masks + o * kLanes);
     }
-    for (; i < size; ++i) lanes[i % kLanes] += a[i] * b[i];
-    double sum = 0;
-    for (float lane : lanes) sum += lane;
-    return sum;
   }
 };
 
+template <typename Function>
+Vec each(Function function) {
+  Vec result;
+  for (std::int64_t lane = 0; lane < kLanes; ++lane) result.lanes[lane] = function(lane);
+  return result;
+}
+
+Vec operator+(const Vec& a, const Vec& b) {
+  return each([&](std::int64_t lane) { return a.lanes[lane] + b.lanes[lane]; });
+}
+Vec operator*(const Vec& a, const Vec& b) {
+  return each([&](std::int64_t lane) { return a.lanes[lane] * b.lanes[lane]; });
+}
+Vec operator/(const Vec& a, const Vec& b) {
+  return each([&](std::int64_t lane) { return a.lanes[lane] / b.lanes[lane]; });
+}
+Vec fused_multiply_add(const Vec& a, const Vec& b, const Vec& c) { return a * b + c; }
+Vec square_root(const Vec& a) {
+  return each([&](std::int64_t lane) { return std::sqrt(a.lanes[lane]); });
+}
+
 }  // namespace
 
-void accumulate_generic(const Segment& segment) { accumulate_with<Portable>(segment); }
+void accumulate_generic(const Segment& segment, const Range& range) { accumulate_with<Vec>(segment, range); }
 
 }  // namespace clusterucb

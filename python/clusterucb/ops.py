@@ -1,80 +1,139 @@
 """The one door to the compiled kernels.
 
-Shapes and dtypes are checked here, once, in the user's words. There is no other path behind this
-door: a missing or wrong extension is an error with its remedy, because numbers of a substitute would
-be slower by orders of magnitude, or other numbers.
+There is no other path behind this door: a missing or wrong extension is an error with its remedy,
+because numbers of a substitute would be slower by orders of magnitude, or other numbers.
+
+Arrays are numpy's, torch's or of anything that speaks DLPack; nothing is copied. Their dtype, shape,
+layout and device are checked once, by the extension, before anything is written.
 """
 
 from __future__ import annotations
 
-from functools import cache
+import os
+import sys
+from functools import cache, lru_cache
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb import reference
+from clusterucb.aggregate import AGGREGATES
 from clusterucb.errors import ClusterUCBError, OptionError
 from clusterucb.preconditioner import PRECONDITIONERS, Preconditioner
+from clusterucb.sketch import Sketch
 
 if TYPE_CHECKING:
     import torch
 
+    Array = NDArray[Any] | torch.Tensor
+
 
 def accumulate(
-    gradient: NDArray[np.float32] | torch.Tensor,
+    gradient: Array,
     offset: int,
     *,
     preconditioner: Preconditioner,
-    moments: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
-    directions: NDArray[np.float32],
-    norm2: NDArray[np.float64],
-    products: NDArray[np.float64],
+    norm2: Array,
+    moments: tuple[Array, Array] | None = None,
+    directions: Array | None = None,
+    products: Array | None = None,
+    sketch: Sketch | None = None,
+    sketched: Array | None = None,
+    threads: int | None = None,
 ) -> None:
-    """Precondition one segment of the gradients, and add its squared norms and inner products.
+    """Precondition one segment of the gradients; add its squared norms, inner products and sketches.
 
-    One pass over memory: the update directions are never stored. All arrays are contiguous; sums are in
-    fp32 within blocks of 1024 elements and in double precision over blocks.
+    One pass over memory: the update directions are never stored. All arrays are contiguous and on one
+    device. Sums are in fp32 within blocks of at most 512 elements and in double precision over blocks; a
+    sketch's are in fp32. A sample's numbers depend neither on who shares its batch nor on ``threads``.
 
     Args:
-        gradient: f32[B, n], gradients of B samples by the parameters [offset, offset + n) of the flat space;
-            an array or a tensor on the CPU.
-        offset: where the segment begins.
+        gradient: f32, bf16 or f16 [B, n], gradients of B samples by the parameters [offset, offset + n) of
+            the flat space.
+        offset: where the segment begins; a multiple of 8 where there is a sketch.
         preconditioner: what turns a gradient into an update direction (`clusterucb.reference`).
-        moments: (m, v), each f32[P]; None for ``sgd``.
-        directions: f32[S, P].
         norm2: f64[B]; the squared norm of the segment's update directions is added.
-        products: f64[B, S]; their inner products with the directions are added.
+        moments: (m, v), each f32[P]; None for ``sgd``.
+        directions: f32[S, P]; or None for no inner products.
+        products: f64[B, S]; the inner products with the directions are added.
+        sketch: the projection; or None for none.
+        sketched: f32[B, d]; the sketches are added, without the sketch's scale (`finish_sketches`).
+        threads: at most as many; by default those that torch may use, or all of the process.
 
     Raises:
-        OptionError: an array has a wrong dtype, shape or layout.
+        OptionError: an array has a wrong dtype, shape, layout or device, or belongs to something that is None.
         ClusterUCBError: the compiled extension is missing or gives wrong results.
     """
-    core = _core()
-    given = np.asarray(gradient)
-    size = directions.shape[1] if directions.ndim == 2 else 0
-    n_samples, n_directions = given.shape[0] if given.ndim else 0, directions.shape[0]
+    for name, one, other in (("directions", directions, products), ("sketch", sketch, sketched)):
+        if (one is None) != (other is None):
+            of = "products" if name == "directions" else "sketched"
+            missing, given = (name, of) if one is None else (of, name)
+            raise OptionError(f"{missing} is None but {given} is given; expected both or neither")
+    if preconditioner.kind != "sgd" and moments is None:
+        raise OptionError(f"moments are None; expected (m, v) for preconditioner {preconditioner.kind}")
     m, v = moments if moments is not None else (None, None)
-    _check("gradient", given, np.float32, ("B", "n"), (n_samples, given.shape[-1] if given.ndim else 0))
-    _check("directions", directions, np.float32, ("S", "P"), (n_directions, size))
-    _check("norm2", norm2, np.float64, ("B",), (n_samples,))
-    _check("products", products, np.float64, ("B", "S"), (n_samples, n_directions))
-    if not 0 <= offset <= size - given.shape[1]:
-        raise OptionError(
-            f"the segment [{offset}, {offset + given.shape[1]}) is not within the directions; expected 0 to {size}"
-        )
-    if preconditioner.kind != "sgd":
-        if m is None or v is None:
-            raise OptionError(f"moments are None; expected (m, v) for preconditioner {preconditioner.kind}")
-        _check("moments m", m, np.float32, ("P",), (size,))
-        _check("moments v", v, np.float32, ("P",), (size,))
-    _call(core, given, offset, preconditioner, m, v, directions, norm2, products)
+    arrays = [_plain(array) for array in (gradient, m, v, directions, norm2, products, sketched)]
+    _call(_core(), arrays, offset, preconditioner, sketch, default_threads() if threads is None else threads)
+
+
+def finish(norm2: Array, products: Array, aggregate: str | None = None) -> NDArray[np.float64]:
+    """Return the scores ⟨Γ, V_s⟩ / ‖Γ‖ of accumulated samples, or their aggregate.
+
+    Args:
+        norm2: f64[B], squared norms.
+        products: f64[B, S], inner products.
+        aggregate: one of `clusterucb.aggregate.AGGREGATES`; or None for every subtask's score.
+
+    Returns:
+        f64[B, S], or f64[B] with an aggregate; NaN where a norm is zero or not finite.
+    """
+    scores = np.asarray(_on_cpu(products)) * _reciprocal_norms(norm2)[:, None]
+    return scores if aggregate is None else AGGREGATES[aggregate](scores)
+
+
+def finish_sketches(norm2: Array, sketched: Array, sketch: Sketch) -> NDArray[np.float32]:
+    """Return the sketches f32[B, d] of accumulated samples' unit updates Γ / ‖Γ‖.
+
+    Their inner products estimate cosines. A row is NaN where the norm is zero or not finite.
+
+    Args:
+        norm2: f64[B], squared norms of the updates themselves.
+        sketched: f32[B, d], as `accumulate` leaves them.
+        sketch: what they were sketched by.
+    """
+    scale = _reciprocal_norms(norm2) * sketch.scale
+    return (np.asarray(_on_cpu(sketched)) * scale[:, None]).astype(np.float32)
+
+
+def default_threads() -> int:
+    """Return the number of threads that torch may use where it is imported, else those of this process.
+
+    A kernel runs while torch waits for it, so both together never use more.
+    """
+    torch = sys.modules.get("torch")
+    return int(torch.get_num_threads()) if torch else len(os.sched_getaffinity(0))
 
 
 def simd() -> str:
     """Name the kernels in use: ``avx2`` or ``generic`` (set CLUSTERUCB_SIMD to force one)."""
     return str(_core().simd())
+
+
+def _plain(array: Any) -> Any:
+    """Return a tensor without its graph, which cannot cross the border; anything else as it is."""
+    return array.detach() if getattr(array, "requires_grad", False) else array
+
+
+def _on_cpu(array: Array) -> Any:
+    return array if isinstance(array, np.ndarray) else _plain(array).cpu()
+
+
+def _reciprocal_norms(norm2: Array) -> NDArray[np.float64]:
+    squares = np.asarray(_on_cpu(norm2), np.float64)
+    good = np.isfinite(squares) & (squares > 0)
+    return np.where(good, 1 / np.sqrt(np.where(good, squares, 1)), np.nan)
 
 
 @cache
@@ -91,21 +150,24 @@ def _core() -> ModuleType:
         core.simd()
     except ValueError as error:
         raise OptionError(str(error)) from error
-    _self_test(core)
+    _self_test(core, core.simd())
     return core
 
 
-def _self_test(core: ModuleType) -> None:
-    """Compare the kernels with the specification: exactly for integers, closely for the Adam formulas."""
-    rows, size, offset = 3, 1043, 5  # a whole block and a ragged end, off alignment
+def _self_test(module: Any, name: str) -> None:
+    """Compare kernels with the specification: exactly for integers, closely for the Adam formulas."""
+    rows, size, offset = 3, 1043, 8  # more than a block and a ragged end
     numbers = np.arange(rows * size, dtype=np.float32).reshape(rows, size) % 7 - 3
     directions = (np.arange(2 * (size + 16), dtype=np.float32).reshape(2, -1) * 5 % 11) - 5
     m, v = directions[0] * np.float32(0.01), directions[1] ** 2 + 1
     length = np.linalg.norm(directions)
     for kind in PRECONDITIONERS:
         chosen = Preconditioner(kind, step=3)
-        got, expected = ((np.zeros(rows), np.zeros((rows, 2))) for _ in range(2))
-        _call(core, numbers, offset, chosen, m, v, directions, *got)
+        sketch = Sketch(256, nonzeros=2, seed=7)
+        got, expected = (
+            (np.zeros(rows), np.zeros((rows, 2)), np.zeros((rows, 256), np.float32)) for _ in range(2)
+        )
+        _call(module, [numbers, m, v, directions, *got], offset, chosen, sketch, threads=1)
         reference.accumulate(
             numbers,
             offset,
@@ -114,43 +176,54 @@ def _self_test(core: ModuleType) -> None:
             directions=directions,
             norm2=expected[0],
             products=expected[1],
+            sketch=sketch,
+            sketched=expected[2],
         )
         scale = np.sqrt(expected[0])
         worst = max(
             np.abs(got[0] / expected[0] - 1).max(),
             (np.abs(got[1] - expected[1]) / scale[:, None]).max() / length,
+            (np.abs(got[2] - expected[2]) / scale[:, None]).max(),
         )
         tolerance = 0 if kind == "sgd" else 1e-6
         if not worst <= tolerance:
             raise ClusterUCBError(
-                f"the compiled extension ({core.simd()}) fails its self-test for {kind}: relative error {worst:.3g}, "
+                f"the compiled extension ({name}) fails its self-test for {kind}: relative error {worst:.3g}, "
                 f"expected at most {tolerance:.3g}. Build it anew on this machine; CLUSTERUCB_SIMD=generic avoids "
                 "vector kernels"
             )
 
 
+@lru_cache(maxsize=16)
+def _argument(sketch: Sketch) -> tuple[int, int, list[int]]:
+    return sketch.dimension, sketch.blocks, sketch.keys()
+
+
 def _call(
-    core: ModuleType,
-    gradient: NDArray[np.float32],
+    module: Any,
+    arrays: list[Any],
     offset: int,
     preconditioner: Preconditioner,
-    m: NDArray[np.float32] | None,
-    v: NDArray[np.float32] | None,
-    directions: NDArray[np.float32],
-    norm2: NDArray[np.float64],
-    products: NDArray[np.float64],
+    sketch: Sketch | None,
+    threads: int,
 ) -> None:
+    """Call a kernel with [gradient, m, v, directions, norm2, products, sketched]."""
+    gradient, m, v, directions, norm2, products, sketched = arrays
     kind = PRECONDITIONERS.index(preconditioner.kind)
-    core.accumulate(gradient, offset, kind, preconditioner.constants(), m, v, directions, norm2, products)
-
-
-def _check(
-    name: str, array: NDArray[np.generic], dtype: type, axes: tuple[str, ...], shape: tuple[int, ...]
-) -> None:
-    if array.dtype != dtype or array.shape != shape or not array.flags.c_contiguous:
-        layout = "contiguous" if array.flags.c_contiguous else "not contiguous"
-        sizes = ", ".join(f"{axis}={size}" for axis, size in zip(axes, shape, strict=True))
-        raise OptionError(
-            f"{name} is {array.dtype} of shape {array.shape}, {layout}; expected contiguous "
-            f"{np.dtype(dtype).name} of shape [{sizes}]"
+    try:
+        module.accumulate(
+            gradient,
+            offset,
+            kind,
+            preconditioner.constants(),
+            m,
+            v,
+            directions,
+            _argument(sketch) if sketch else None,
+            norm2,
+            products,
+            sketched,
+            threads,
         )
+    except (ValueError, BufferError) as error:
+        raise OptionError(str(error)) from error

@@ -15,15 +15,16 @@ PRECONDITIONERS = ("adam_less", "adam", "second_moment", "sgd")
 
 
 class Constants(NamedTuple):
-    """The factors of a preconditioner, computed in double precision once."""
+    """The factors of a preconditioner, computed in double precision once.
 
-    beta1: float
-    one_minus_beta1: float
-    beta2: float
-    one_minus_beta2: float
+    The Adam formulas are divided by the root of what multiplies g² under the root, above and below the
+    line, which saves a multiplication for each element (`clusterucb.reference`).
+    """
+
+    first: float  # of g, and
+    from_m: float  # of m, above the line
+    from_v: float  # of v, under the root
     eps: float
-    numerator: float  # of adam: 1 / (1 - beta1^(t+1))
-    denominator: float  # under the root: 1 / (1 - beta2^(t+1)) for adam, 1 / (1 - beta2^t) for second_moment
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,16 @@ class Preconditioner:
 
     def constants(self) -> Constants:
         """Return the factors that the formulas use."""
-        t = self.step if self.kind == "second_moment" else self.step + 1
+        if self.kind == "second_moment":
+            return Constants(1, 0, 1 / (1 - self.beta2**self.step), self.eps)
+        first, second = 1 - self.beta1, 1 - self.beta2
+        if self.kind == "adam":
+            first /= 1 - self.beta1 ** (self.step + 1)
+            second /= 1 - self.beta2 ** (self.step + 1)
+        root = second**0.5
         return Constants(
-            self.beta1,
-            1 - self.beta1,
-            self.beta2,
-            1 - self.beta2,
-            self.eps,
-            1 / (1 - self.beta1 ** (self.step + 1)),
-            1 / (1 - self.beta2**t),
+            first / root,
+            first * self.beta1 / (1 - self.beta1) / root,
+            self.beta2 / (1 - self.beta2),
+            self.eps / (root if self.kind == "adam" else second),
         )

@@ -10,7 +10,8 @@ m' = beta1 m + (1 - beta1) g and v' = beta2 v + (1 - beta2) g²:
     second_moment   g / (sqrt(v / (1 - beta2^t)) + eps)
     sgd             g
 
-They are different features of a sample: scores of two of them cannot be compared.
+They are different features of a sample: scores of two of them cannot be compared. As computed, the Adam
+formulas are divided above and below the line by the root of what multiplies g² (`Constants`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.preconditioner import Constants, Preconditioner
+from clusterucb.sketch import Sketch
 
 
 def precondition(
@@ -42,30 +44,110 @@ def precondition(
     assert v is not None
     c = Constants._make(gradient.dtype.type(value) for value in preconditioner.constants())
     if preconditioner.kind == "second_moment":
-        update: NDArray[Any] = gradient / (np.sqrt(v * c.denominator) + c.eps)
-        return update
-    first = c.beta1 * m + c.one_minus_beta1 * gradient
-    second = c.beta2 * v + c.one_minus_beta2 * gradient * gradient
+        scaled: NDArray[Any] = gradient / (np.sqrt(c.from_v * v) + c.eps)
+        return scaled
+    first = c.first * gradient + c.from_m * m
+    second = gradient * gradient + c.from_v * v
     if preconditioner.kind == "adam_less":
-        update = first / np.sqrt(second + c.eps)
+        update: NDArray[Any] = first / np.sqrt(second + c.eps)
     else:
-        update = first * c.numerator / (np.sqrt(second * c.denominator) + c.eps)
+        update = first / (np.sqrt(second) + c.eps)
     return update
 
 
+def keyed_hash(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint32]:
+    """Return 32 random bits for every counter u64[...] and a key of two 32-bit words.
+
+    Two rounds of mixing, a key word before each; the multipliers are those of Wellons' hash functions
+    lowbias32 and triple32. 32-bit multiplications are what both AVX2 and GPUs have.
+    """
+    low, high = counter.astype(np.uint32), (counter >> np.uint64(32)).astype(np.uint32)
+    x = low ^ np.uint32(key[0])
+    for shift, multiplier in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x = (x ^ (x >> np.uint32(shift))) * np.uint32(multiplier)
+    x = (x ^ (x >> np.uint32(16))) + (high * np.uint32(0x9E3779B9) + np.uint32(key[1]))
+    for shift, multiplier in ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB)):
+        x = (x ^ (x >> np.uint32(shift))) * np.uint32(multiplier)
+    mixed: NDArray[np.uint32] = x ^ (x >> np.uint32(14))
+    return mixed
+
+
+def sparse_columns(
+    sketch: Sketch, coordinates: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
+    """Return where the nonzeros of columns stand, without their scale.
+
+    A block has width w = d / s. Coordinate i stands in row r = i // w at j = i % w. Octets of coordinates
+    go to octets of buckets, j // 8 to (j // 8) ^ h(r), and within them lane j % 8 goes to (j % 8) ^ l(r).
+
+    Args:
+        sketch: of kind ``sjlt``.
+        coordinates: i64[n], of the flat parameter space.
+
+    Returns:
+        i64[s, n], the bucket of each coordinate in each block, and i8[s, n], its sign, 1 or -1.
+    """
+    width = sketch.dimension // sketch.blocks
+    row, at = coordinates // width, coordinates % width
+    buckets, signs = [], []
+    keys = iter(sketch.keys())
+    for block in range(sketch.blocks):
+        sign_key, row_key, lane_key = ((next(keys), next(keys)) for _ in range(3))
+        shift = keyed_hash(row.astype(np.uint64), row_key).astype(np.int64) & (width // 8 - 1)
+        lane_shift = row & 7
+        if sketch.blocks > 1:
+            lane_shift = lane_shift ^ (
+                keyed_hash((row >> 3).astype(np.uint64), lane_key).astype(np.int64) & 7
+            )
+        octet, lane = (at >> 3) ^ shift, (at & 7) ^ lane_shift
+        buckets.append(block * width + octet * 8 + lane)
+        octet_signs = keyed_hash((coordinates >> 3).astype(np.uint64), sign_key)
+        signs.append(1 - 2 * ((octet_signs >> (coordinates & 7).astype(np.uint32)) & 1).astype(np.int8))
+    return np.stack(buckets), np.stack(signs)
+
+
+def dense_columns(sketch: Sketch, coordinates: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Return the signs i8[n, d] of a ``rademacher`` sketch for coordinates i64[n].
+
+    Bit b % 32 of the hash of i * ceil(d / 32) + b // 32 is the sign of coordinate i in bucket b.
+    """
+    words = -(-sketch.dimension // 32)
+    counter = np.add.outer((coordinates * words).astype(np.uint64), np.arange(words, dtype=np.uint64))
+    first, second, *_ = sketch.keys()
+    hashed = keyed_hash(counter, (first, second))
+    bits = (hashed[..., None] >> np.arange(32, dtype=np.uint32)) & 1
+    return 1 - 2 * bits.reshape(len(coordinates), -1)[:, : sketch.dimension].astype(np.int8)
+
+
+def project(update: NDArray[np.float64], offset: int, sketch: Sketch) -> NDArray[np.float64]:
+    """Return the sketches f64[B, d] of updates f64[B, n] that begin at ``offset``, without their scale."""
+    coordinates = np.arange(offset, offset + update.shape[1])
+    if not sketch.blocks:
+        return update @ dense_columns(sketch, coordinates).astype(np.float64)
+    sketched = np.zeros((len(update), sketch.dimension))
+    for buckets, signs in zip(*sparse_columns(sketch, coordinates), strict=True):
+        np.add.at(sketched.T, buckets, (update * signs).T)
+    return sketched
+
+
 def accumulate(
-    gradient: NDArray[np.float32],
+    gradient: NDArray[Any],
     offset: int,
     *,
     preconditioner: Preconditioner,
-    moments: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
-    directions: NDArray[np.float32],
     norm2: NDArray[np.float64],
-    products: NDArray[np.float64],
+    moments: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None,
+    directions: NDArray[np.float32] | None = None,
+    products: NDArray[np.float64] | None = None,
+    sketch: Sketch | None = None,
+    sketched: NDArray[np.float32] | None = None,
 ) -> None:
-    """Add one segment's share of the squared norms and inner products; see `clusterucb.ops.accumulate`."""
+    """Add one segment's share of norms, inner products and sketches; see `clusterucb.ops.accumulate`."""
     segment = slice(offset, offset + gradient.shape[1])
     m, v = (moments[0][segment], moments[1][segment]) if moments else (None, None)
-    update = precondition(gradient, m, v, preconditioner).astype(np.float64)
+    update = precondition(gradient.astype(np.float32), m, v, preconditioner).astype(np.float64)
     norm2 += np.einsum("bn,bn->b", update, update)
-    products += update @ directions[:, segment].astype(np.float64).T
+    if directions is not None and products is not None:
+        products += update @ directions[:, segment].astype(np.float64).T
+    if sketch is not None and sketched is not None:
+        sketched += project(update, offset, sketch)

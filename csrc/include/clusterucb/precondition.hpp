@@ -1,26 +1,61 @@
 // The map from a gradient element to an update element; python/clusterucb/reference.py has the formulas.
+//
+// What does not depend on the sample is computed once for all samples of a batch (`prepare`), the rest for
+// each of them (`precondition`). Both are written once, for a float and for a vector of floats.
 #pragma once
 
 #include <cmath>
+
+#include "clusterucb/portable.hpp"
 
 namespace clusterucb {
 
 enum class Kind : int { adam_less = 0, adam = 1, second_moment = 2, sgd = 3 };
 
-// Factors of a formula, computed in double precision by the caller and rounded once.
+// Factors of a formula, computed in double precision by the caller and rounded once. The Adam formulas are
+// divided by the root of (1 - beta2) above and below the line, which leaves one multiplication less for each
+// element:
+//   adam_less      (first * g + a) / sqrt(g * g + b)           a = from_m * m, b = from_v * v + eps
+//   adam           (first * g + a) / (sqrt(g * g + b) + eps)   a = from_m * m, b = from_v * v
+//   second_moment  g * a                                       a = 1 / (sqrt(from_v * v) + eps)
 struct Constants {
-  float beta1, one_minus_beta1, beta2, one_minus_beta2, eps, numerator, denominator;
+  float first, from_m, from_v, eps;
 };
 
-// Internal linkage: each translation unit is compiled for its own instruction set and keeps its own copy.
-template <Kind kind>
-static inline float precondition(float g, float m, float v, const Constants& c) {
+// std::fma is a slow library call where the instruction may be missing.
+CLUSTERUCB_HD float fused_multiply_add(float a, float b, float c) {
+#ifdef __CUDA_ARCH__
+  return __fmaf_rn(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+CLUSTERUCB_HD float square_root(float a) { return std::sqrt(a); }
+
+template <typename Float>
+struct Prepared {
+  Float a, b;
+};
+
+template <Kind kind, typename Float>
+CLUSTERUCB_HD Prepared<Float> prepare(Float m, Float v, const Constants& c) {
+  const Float eps = Float(c.eps);
+  if constexpr (kind == Kind::adam_less)
+    return {Float(c.from_m) * m, fused_multiply_add(Float(c.from_v), v, eps)};
+  if constexpr (kind == Kind::adam) return {Float(c.from_m) * m, Float(c.from_v) * v};
+  if constexpr (kind == Kind::second_moment)
+    return {Float(1) / (square_root(Float(c.from_v) * v) + eps), Float(0)};
+  return {Float(0), Float(0)};
+}
+
+template <Kind kind, typename Float>
+CLUSTERUCB_HD Float precondition(Float g, const Prepared<Float>& prepared, const Constants& c) {
   if constexpr (kind == Kind::sgd) return g;
-  if constexpr (kind == Kind::second_moment) return g / (std::sqrt(v * c.denominator) + c.eps);
-  const float first = c.beta1 * m + c.one_minus_beta1 * g;
-  const float second = c.beta2 * v + c.one_minus_beta2 * g * g;
-  if constexpr (kind == Kind::adam_less) return first / std::sqrt(second + c.eps);
-  return first * c.numerator / (std::sqrt(second * c.denominator) + c.eps);
+  if constexpr (kind == Kind::second_moment) return g * prepared.a;
+  const Float first = fused_multiply_add(Float(c.first), g, prepared.a);
+  const Float second = square_root(fused_multiply_add(g, g, prepared.b));
+  if constexpr (kind == Kind::adam_less) return first / second;
+  return first / (second + Float(c.eps));
 }
 
 }  // namespace clusterucb
