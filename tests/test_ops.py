@@ -115,6 +115,24 @@ def test_adam_is_the_step_that_torch_takes():
     )
 
 
+@pytest.mark.parametrize("kind", PRECONDITIONERS)
+def test_every_element_is_within_the_error_that_is_promised(kind):
+    rng = np.random.default_rng(4)
+    chosen = Preconditioner(kind, eps=1e-8, step=20)
+    worst = 0.0
+    for exponent in range(-12, 3):  # of the second moment's root
+        g, m = (rng.normal(size=(4000, 8)) * 10.0**exponent for _ in range(2))
+        g, m = g.astype(np.float32), np.abs(m[0]).astype(np.float32)
+        g = np.abs(g)  # of one sign with m: no cancellation, so that errors can be relative
+        v = (10.0 ** (2 * exponent) * rng.uniform(0.01, 1, 8)).astype(np.float32)
+        products = run(ops.accumulate, g, 0, (m, v), np.eye(8, dtype=np.float32), chosen)[1]
+        expected = reference.precondition(
+            g.astype(np.float64), m.astype(np.float64), v.astype(np.float64), chosen
+        )
+        worst = max(worst, np.abs(products / expected - 1).max())
+    assert worst <= 3e-7
+
+
 def test_the_preconditioners_are_different_features():
     segment = arrays(4, 500, 1, 0, 0, seed=3, integers=False)
     cosines = [

@@ -16,7 +16,9 @@
 namespace clusterucb {
 namespace {
 
-constexpr std::int64_t kBlock = 512;  // elements: 2 KB of every stream
+constexpr std::int64_t kBlock = 512;  // elements
+constexpr std::int64_t kShort = 128;  // where no directions are read: sooner done preparing
+constexpr std::int64_t kAhead = 4;    // samples from the one that is worked on to the one that is fetched
 constexpr std::int64_t kGroup = 8;    // samples whose updates are kept for what comes after
 
 struct BFloat16 {
@@ -136,7 +138,7 @@ class Pass {
 
   void run(const Range& range) {
     const bool dense = !blocks && s_.sketch.dimension, keep = s_.count || dense;
-    const std::int64_t block = s_.count ? kBlock : kBlock / 2;
+    const std::int64_t block = s_.count ? kBlock : kShort;
     for (std::int64_t begin = range.begin, size; begin < range.end; begin += size) {
       size = std::min(block, range.end - begin);
       if constexpr (blocks > 0) size = std::min(size, width_ - (s_.offset + begin) % width_);
@@ -216,10 +218,10 @@ class Pass {
     return (even + odd).sum();
   }
 
-  // What to fetch while a sample's block is worked on: the block of the sample after the next, which the
+  // What to fetch while a sample's block is worked on: the same block of a later sample, which the
   // hardware does not foresee. After the last samples it is the first samples' next block.
   const In* prefetched(std::int64_t sample, std::int64_t begin, std::int64_t size) const {
-    const std::int64_t coming = sample + 2;
+    const std::int64_t coming = sample + kAhead;
     const std::int64_t at =
         coming < s_.samples ? coming * s_.size + begin : coming % s_.samples * s_.size + begin + size;
     return static_cast<const In*>(s_.gradient) + at;

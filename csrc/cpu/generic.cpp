@@ -108,6 +108,8 @@ Vec square_root(const Vec& a) {
   return each([&](std::int64_t lane) { return std::sqrt(a.lanes[lane]); });
 }
 
+Vec over_root(const Vec& a, const Vec& b) { return a / square_root(b); }
+
 }  // namespace
 
 void accumulate_generic(const Segment& segment, const Range& range) { accumulate_with<Vec>(segment, range); }

@@ -31,6 +31,7 @@ CLUSTERUCB_HD float fused_multiply_add(float a, float b, float c) {
 #endif
 }
 CLUSTERUCB_HD float square_root(float a) { return std::sqrt(a); }
+CLUSTERUCB_HD float over_root(float a, float b) { return a / std::sqrt(b); }
 
 template <typename Float>
 struct Prepared {
@@ -53,9 +54,9 @@ CLUSTERUCB_HD Float precondition(Float g, const Prepared<Float>& prepared, const
   if constexpr (kind == Kind::sgd) return g;
   if constexpr (kind == Kind::second_moment) return g * prepared.a;
   const Float first = fused_multiply_add(Float(c.first), g, prepared.a);
-  const Float second = square_root(fused_multiply_add(g, g, prepared.b));
-  if constexpr (kind == Kind::adam_less) return first / second;
-  return first / (second + Float(c.eps));
+  const Float second = fused_multiply_add(g, g, prepared.b);
+  if constexpr (kind == Kind::adam_less) return over_root(first, second);
+  return first / (square_root(second) + Float(c.eps));
 }
 
 }  // namespace clusterucb
