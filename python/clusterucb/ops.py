@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from functools import cache, lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     import torch
 
     Array = NDArray[Any] | torch.Tensor
+
+
+_CUDA = (2, 13)  # DLPack's device types: CUDA's memory, and what it manages
 
 
 def accumulate(
@@ -75,7 +79,12 @@ def accumulate(
         raise OptionError(f"moments are None; expected (m, v) for preconditioner {preconditioner.kind}")
     m, v = moments if moments is not None else (None, None)
     arrays = [_plain(array) for array in (gradient, m, v, directions, norm2, products, sketched)]
-    _call(_core(), arrays, offset, preconditioner, sketch, default_threads() if threads is None else threads)
+    if _on_cuda(gradient):
+        from clusterucb import cuda
+
+        cuda.accumulate(arrays, offset, preconditioner, sketch)
+    else:
+        call(_core(), arrays, offset, preconditioner, sketch, threads or default_threads())
 
 
 def finish(norm2: Array, products: Array, aggregate: str | None = None) -> NDArray[np.float64]:
@@ -107,6 +116,30 @@ def finish_sketches(norm2: Array, sketched: Array, sketch: Sketch) -> NDArray[np
     return (np.asarray(_on_cpu(sketched)) * scale[:, None]).astype(np.float32)
 
 
+def sketch_products(sketches: Array, targets: Array) -> NDArray[np.float64]:
+    """Return the inner products f64[N, S] of stored sketches with target sketches.
+
+    A row's numbers do not depend on the other rows.
+
+    Args:
+        sketches: f32, bf16 or f16 [N, d], on one device with
+        targets: f32[S, d].
+    """
+    sgd, n_rows, n_targets = Preconditioner("sgd"), len(sketches), len(targets)
+    norm2, products = zeros_beside(sketches, n_rows), zeros_beside(sketches, n_rows, n_targets)
+    accumulate(sketches, 0, preconditioner=sgd, norm2=norm2, directions=targets, products=products)
+    return np.asarray(_on_cpu(products))
+
+
+def zeros_beside(array: Array, *shape: int) -> Any:
+    """Return zeros f64[shape], a tensor on an array's device where it is a tensor."""
+    if isinstance(array, np.ndarray):
+        return np.zeros(shape)
+    import torch
+
+    return torch.zeros(shape, dtype=torch.float64, device=array.device)
+
+
 def default_threads() -> int:
     """Return the number of threads that torch may use where it is imported, else those of this process.
 
@@ -124,6 +157,12 @@ def simd() -> str:
 def _plain(array: Any) -> Any:
     """Return a tensor without its graph, which cannot cross the border; anything else as it is."""
     return array.detach() if getattr(array, "requires_grad", False) else array
+
+
+def _on_cuda(array: Any) -> bool:
+    if hasattr(array, "is_cuda"):  # a tensor, also one on a device that DLPack does not know
+        return bool(array.is_cuda)
+    return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] in _CUDA
 
 
 def _on_cpu(array: Array) -> Any:
@@ -150,12 +189,20 @@ def _core() -> ModuleType:
         core.simd()
     except ValueError as error:
         raise OptionError(str(error)) from error
-    _self_test(core, core.simd())
+    self_test(lambda *arguments: call(core, *arguments, 1), core.simd())
     return core
 
 
-def _self_test(module: Any, name: str) -> None:
-    """Compare kernels with the specification: exactly for integers, closely for the Adam formulas."""
+def self_test(call: Callable[..., None], name: str) -> None:
+    """Compare kernels with the specification: exactly for integers, closely for the Adam formulas.
+
+    Args:
+        call: takes [gradient, m, v, directions, norm2, products, sketched], offset, preconditioner and sketch.
+        name: of the kernels, for the message.
+
+    Raises:
+        ClusterUCBError: they differ.
+    """
     rows, size, offset = 3, 1043, 8  # more than a block and a ragged end
     numbers = np.arange(rows * size, dtype=np.float32).reshape(rows, size) % 7 - 3
     directions = (np.arange(2 * (size + 16), dtype=np.float32).reshape(2, -1) * 5 % 11) - 5
@@ -167,7 +214,7 @@ def _self_test(module: Any, name: str) -> None:
         got, expected = (
             (np.zeros(rows), np.zeros((rows, 2)), np.zeros((rows, 256), np.float32)) for _ in range(2)
         )
-        _call(module, [numbers, m, v, directions, *got], offset, chosen, sketch, threads=1)
+        call([numbers, m, v, directions, *got], offset, chosen, sketch)
         reference.accumulate(
             numbers,
             offset,
@@ -195,35 +242,27 @@ def _self_test(module: Any, name: str) -> None:
 
 
 @lru_cache(maxsize=16)
-def _argument(sketch: Sketch) -> tuple[int, int, list[int]]:
-    return sketch.dimension, sketch.blocks, sketch.keys()
+def sketch_argument(sketch: Sketch | None) -> tuple[int, int, list[int]] | None:
+    """Return what the extensions take for a sketch."""
+    return (sketch.dimension, sketch.blocks, sketch.keys()) if sketch else None
 
 
-def _call(
+def call(
     module: Any,
     arrays: list[Any],
     offset: int,
     preconditioner: Preconditioner,
     sketch: Sketch | None,
-    threads: int,
+    *last: object,
 ) -> None:
-    """Call a kernel with [gradient, m, v, directions, norm2, products, sketched]."""
+    """Call an extension with [gradient, m, v, directions, norm2, products, sketched] and its last arguments."""
     gradient, m, v, directions, norm2, products, sketched = arrays
     kind = PRECONDITIONERS.index(preconditioner.kind)
+    outputs = norm2, products, sketched
+    key = sketch_argument(sketch)
     try:
         module.accumulate(
-            gradient,
-            offset,
-            kind,
-            preconditioner.constants(),
-            m,
-            v,
-            directions,
-            _argument(sketch) if sketch else None,
-            norm2,
-            products,
-            sketched,
-            threads,
+            gradient, offset, kind, preconditioner.constants(), m, v, directions, key, *outputs, *last
         )
     except (ValueError, BufferError) as error:
         raise OptionError(str(error)) from error

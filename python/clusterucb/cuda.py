@@ -1,0 +1,121 @@
+"""What `clusterucb.ops.accumulate` runs on a CUDA device.
+
+The kernels are those of the extension ``_cuda``, launched on the caller's stream; what they write their
+partial sums to comes from torch's allocator, so nothing waits and nothing is allocated inside.
+
+An installation without ``_cuda`` (its sources were built without CUDA) computes norms and exact inner
+products with torch's operations, and says so once; both are the same numbers up to rounding. A sketch it
+refuses: torch has no operation that gives the same matrix at a price worth paying.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from clusterucb import ops
+from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
+from clusterucb.preconditioner import Preconditioner
+from clusterucb.sketch import Sketch
+
+_CHUNK = 1 << 18  # elements that torch's operations take at a time: what they keep in between is small
+_REMEDY = (
+    "build clusterucb where nvcc is found, with CLUSTERUCB_CUDA=ON (pip install --no-binary clusterucb ...)"
+)
+
+
+def accumulate(arrays: list[Any], offset: int, preconditioner: Preconditioner, sketch: Sketch | None) -> None:
+    """Accumulate [gradient, m, v, directions, norm2, products, sketched] as `clusterucb.ops.accumulate` says.
+
+    Raises:
+        OptionError: an array has a wrong dtype, shape, layout or device, or there is a sketch without ``_cuda``.
+        ClusterUCBError: the kernels cannot run on this device, or give wrong results.
+    """
+    tensors: list[Any] = [
+        array if array is None or isinstance(array, Tensor) else from_dlpack(array) for array in arrays
+    ]
+    device: torch.device = tensors[0].device
+    module = _kernels()
+    if module:
+        _checked(module, device)
+        _launch(module, tensors, offset, preconditioner, sketch)
+    elif sketch:
+        raise OptionError(f"this installation cannot sketch on {device}: {_REMEDY}, or use --device cpu")
+    else:
+        with_torch(tensors, offset, preconditioner)
+
+
+def with_torch(tensors: list[Any], offset: int, preconditioner: Preconditioner) -> None:
+    """Accumulate norms and inner products with torch's operations, whatever the device."""
+    gradient, m, v, directions, norm2, products, _ = tensors
+    for begin in range(0, gradient.shape[1], _CHUNK):
+        end = min(begin + _CHUNK, gradient.shape[1])
+        here = slice(offset + begin, offset + end)
+        first, second = (None, None) if m is None else (m[here], v[here])
+        update = _precondition(gradient[:, begin:end].float(), first, second, preconditioner)
+        norm2 += update.square().sum(dim=1, dtype=torch.float64)
+        if directions is not None:
+            products += (update @ directions[:, here].T).double()
+
+
+def _precondition(g: Tensor, m: Tensor | None, v: Tensor | None, preconditioner: Preconditioner) -> Tensor:
+    """Return the update direction by the formulas of `clusterucb.reference`."""
+    c = preconditioner.constants()
+    if m is None or v is None or preconditioner.kind == "sgd":
+        return g
+    if preconditioner.kind == "second_moment":
+        return g / ((c.from_v * v).sqrt() + c.eps)
+    first, second = c.first * g + c.from_m * m, g * g + c.from_v * v
+    if preconditioner.kind == "adam_less":
+        return first / (second + c.eps).sqrt()
+    return first / (second.sqrt() + c.eps)
+
+
+@cache
+def _kernels() -> ModuleType | None:
+    """Return the extension; None, said once, where it was not built."""
+    try:
+        module = import_module("clusterucb._cuda")
+    except ModuleNotFoundError:
+        warnings.warn(
+            "this installation has no CUDA kernels: scores are computed with torch's operations, which read memory "
+            f"several times. To have them, {_REMEDY}",
+            ClusterUCBWarning,
+            stacklevel=2,
+        )
+        return None
+    except ImportError as error:
+        raise ClusterUCBError(f"the CUDA extension cannot be loaded ({error}): {_REMEDY}") from error
+    return module
+
+
+@cache
+def _checked(module: Any, device: torch.device) -> None:
+    """Run the self-test once on every device."""
+
+    def call(arrays: list[Any], offset: int, preconditioner: Preconditioner, sketch: Sketch | None) -> None:
+        tensors = [torch.from_numpy(array).to(device) for array in arrays]
+        _launch(module, tensors, offset, preconditioner, sketch)
+        for array, tensor in zip(arrays[4:], tensors[4:], strict=True):
+            array[...] = tensor.cpu().numpy()
+
+    ops.self_test(call, f"_cuda on {torch.cuda.get_device_name(device)}")
+
+
+def _launch(
+    module: Any, tensors: list[Any], offset: int, preconditioner: Preconditioner, sketch: Sketch | None
+) -> None:
+    gradient, *_, directions, _, _, _ = tensors
+    samples, size = gradient.shape if gradient.dim() == 2 else (0, 0)
+    n_directions = 0 if directions is None else len(directions)
+    needed = module.workspace_bytes(samples, size, offset, n_directions, ops.sketch_argument(sketch))
+    workspace = torch.empty(needed, dtype=torch.uint8, device=gradient.device)
+    stream = torch.cuda.current_stream(gradient.device).cuda_stream
+    ops.call(module, tensors, offset, preconditioner, sketch, workspace, stream)
