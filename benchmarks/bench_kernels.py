@@ -31,7 +31,7 @@ import torch
 
 from clusterucb import ops, reference
 from clusterucb.preconditioner import Preconditioner
-from clusterucb.sketch import Sketch
+from clusterucb.projection import Sketch
 
 SIZES = {".46M": 460_800, "4.2M": 4_194_304, "16.8M": 16_777_216}
 DIRECTIONS = 57

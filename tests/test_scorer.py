@@ -9,13 +9,16 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from clusterucb import ops
+from clusterucb.accumulate import Accumulator, unit_sketches
 from clusterucb.encode import Encoded
 from clusterucb.errors import InputError
 from clusterucb.gradients import PerSampleGradients
 from clusterucb.moments import Moments
 from clusterucb.parameters import ParameterManifest
 from clusterucb.preconditioner import PRECONDITIONERS, Preconditioner
-from clusterucb.scorer import Scorer, compute_directions
+from clusterucb.projection import Sketch
+from clusterucb.scorer import Scorer, compute_directions, sketch_directions
 from models import VOCABULARY, tiny_llama, with_lora
 
 MODEL = with_lora(tiny_llama())
@@ -81,14 +84,9 @@ def test_scores_are_mean_cosines_whatever_the_batch(kind, batch_tokens):
         directions, failures = compute_directions(
             gradients, TARGET, size=MANIFEST.size, batch_tokens=batch_tokens
         )
-        scorer = Scorer(
-            gradients,
-            POOL,
-            directions=directions,
-            preconditioner=chosen,
-            moments=Moments(m, v, 9, 0.9, 0.999, 1e-8),
-            batch_tokens=batch_tokens,
-        )
+        moments = Moments(m, v, 9, 0.9, 0.999, 1e-8)
+        accumulator = Accumulator(gradients, chosen, moments, directions=directions)
+        scorer = Scorer(accumulator, POOL, batch_tokens=batch_tokens)
         rows = np.array([3, 0, 5, 1, 4, 2])
         scores = scorer(rows)
     assert failures == {"a": [], "b": []}
@@ -99,17 +97,32 @@ def test_scores_are_mean_cosines_whatever_the_batch(kind, batch_tokens):
 def test_scores_do_not_depend_on_the_call():
     with PerSampleGradients(MODEL, MANIFEST) as gradients:
         directions, _ = compute_directions(gradients, TARGET, size=MANIFEST.size, batch_tokens=100)
-        scorer = Scorer(
-            gradients,
-            POOL,
-            directions=directions,
-            preconditioner=Preconditioner(),
-            moments=None,
-            batch_tokens=100,
-        )
+        accumulator = Accumulator(gradients, Preconditioner(), None, directions=directions)
+        scorer = Scorer(accumulator, POOL, batch_tokens=100)
         together = scorer(np.arange(6))
         assert np.array_equal(scorer(np.arange(6)), together)
         assert np.allclose(np.concatenate([scorer(np.array([row])) for row in range(6)]), together, atol=1e-6)
+
+
+@pytest.mark.parametrize("nonzeros", [1, 2, 4])
+def test_sketches_estimate_the_exact_scores(nonzeros):
+    sketch = Sketch(8192, nonzeros, seed=1)
+    with PerSampleGradients(MODEL, MANIFEST) as gradients:
+        directions, _ = compute_directions(gradients, TARGET, size=MANIFEST.size, batch_tokens=100)
+        exact = Scorer(
+            Accumulator(gradients, Preconditioner(), None, directions=directions), POOL, batch_tokens=100
+        )
+        accumulator = Accumulator(gradients, Preconditioner(), None, sketch=sketch)
+        targets = sketch_directions(directions, sketch)
+        scorer = Scorer(accumulator, POOL, batch_tokens=100, targets=targets, sketch=sketch)
+        rows = np.arange(6)
+        true, estimated = exact(rows), scorer(rows)
+        units, faults = unit_sketches(accumulator, POOL, sketch, batch_tokens=100)
+    assert abs(estimated - true).max() < 5 / np.sqrt(8192)
+    assert abs(estimated - true).max() > 0
+    assert np.array_equal(ops.sketch_products(units, targets), estimated)
+    assert faults == [None] * 6
+    assert np.allclose(np.linalg.norm(targets, axis=1), np.linalg.norm(directions, axis=1), atol=0.05)
 
 
 class _Gradients:
@@ -134,16 +147,21 @@ GIVEN = [[0, 0, 0], [3, 0, 4], [math.nan, 1, 1], [0, 2, 0], [1, math.inf, 0]]
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam_less"])
-def test_a_gradient_that_is_zero_or_not_finite_fails_and_never_scores(kind):
+@pytest.mark.parametrize("sketched", [False, True])
+def test_a_gradient_that_is_zero_or_not_finite_fails_and_never_scores(kind, sketched):
     done = []
     moments = Moments(np.full(16, 0.5, np.float32), np.full(16, 0.5, np.float32), 3, 0.9, 0.999, 1e-8)
+    chosen, directions = Preconditioner(kind, step=3), np.ones((2, 16), np.float32)
+    projection = Sketch(256) if sketched else None
+    accumulator = Accumulator(
+        _Gradients(GIVEN), chosen, moments, directions=None if sketched else directions, sketch=projection
+    )
     scorer = Scorer(
-        _Gradients(GIVEN),
+        accumulator,
         numbered(range(5)),
-        directions=np.ones((2, 16), np.float32),
-        preconditioner=Preconditioner(kind, step=3),
-        moments=moments,
         batch_tokens=100,
+        targets=sketch_directions(directions, projection) if projection else None,
+        sketch=projection,
         advance=done.append,
     )
     scores = scorer(np.arange(5))

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from clusterucb import ops, reference
 from clusterucb.errors import OptionError
 from clusterucb.preconditioner import PRECONDITIONERS, Preconditioner
-from clusterucb.sketch import Sketch
+from clusterucb.projection import Sketch
 from golden import FILE, sketches
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@
 
 namespace clusterucb {
 
-// What Python passes for a sketch: d, s (0: dense) and six key words a block (clusterucb.sketch.Sketch.keys).
+// What Python passes for a sketch: d, s (0: dense) and six key words a block (clusterucb.projection.Sketch.keys).
 using SketchArgument = std::tuple<std::int64_t, int, std::vector<std::uint32_t>>;
 
 inline Sketch sketch_of(const std::optional<SketchArgument>& given) {
@@ -22,7 +22,7 @@ inline Sketch sketch_of(const std::optional<SketchArgument>& given) {
   const std::size_t keyed = blocks ? static_cast<std::size_t>(blocks) : 1;
   if (!known || dimension < 1 || keys.size() != 6 * keyed ||
       (blocks && (dimension < 64 * blocks || (dimension & (dimension - 1))))) {
-    throw py::value_error("sketch is not one that clusterucb.sketch.Sketch describes");
+    throw py::value_error("sketch is not one that clusterucb.projection.Sketch describes");
   }
   sketch.dimension = dimension;
   sketch.blocks = blocks;

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from clusterucb.clusterers import Clusterer, KMeans, Source
     from clusterucb.engine import search
     from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
-    from clusterucb.features import Embedding, Feature
+    from clusterucb.features import Embedding, Feature, Gradient
     from clusterucb.hookspecs import hookimpl
     from clusterucb.pipeline import select
     from clusterucb.policies import (
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     )
     from clusterucb.poolview import PoolView
     from clusterucb.report import Result
+    from clusterucb.sketching import sketch
+    from clusterucb.store import GradientStore
 
 __all__ = [
     "UCB",
@@ -44,6 +46,8 @@ __all__ = [
     "Clusterer",
     "Embedding",
     "Feature",
+    "Gradient",
+    "GradientStore",
     "IndexPolicy",
     "KMeans",
     "Policy",
@@ -56,13 +60,14 @@ __all__ = [
     "hookimpl",
     "search",
     "select",
+    "sketch",
 ]
 
 _HOMES = {
     "clusterers": ("Clusterer", "KMeans", "Source"),
     "engine": ("search",),
     "errors": ("ClusterUCBError", "ClusterUCBWarning"),
-    "features": ("Embedding", "Feature"),
+    "features": ("Embedding", "Feature", "Gradient"),
     "hookspecs": ("hookimpl",),
     "policies": (
         "UCB",
@@ -77,6 +82,8 @@ _HOMES = {
     "poolview": ("PoolView",),
     "report": ("Result",),
     "pipeline": ("select",),
+    "sketching": ("sketch",),
+    "store": ("GradientStore",),
 }
 
 

@@ -245,12 +245,7 @@ def adapter_fingerprints(adapter: Path | None, optimizer: Path | None) -> dict[s
     """
     found: dict[str, str | None] = {"adapter content": None, "optimizer content": None}
     if adapter:
-        weights = [adapter / "adapter_model.safetensors", adapter / "adapter_model.bin"]
-        files = [adapter / "adapter_config.json", *[path for path in weights if path.is_file()][:1]]
-        if len(files) < 2 or not files[0].is_file():
-            missing = files[0] if not files[0].is_file() else weights[0]
-            raise ModelError(f"there is no {missing}; expected the folder of a trained PEFT adapter")
-        found["adapter content"] = _hash(files)
+        found["adapter content"] = _hash(adapter_files(adapter))
     if optimizer:
         if not optimizer.is_file():
             raise ModelError(
@@ -259,6 +254,20 @@ def adapter_fingerprints(adapter: Path | None, optimizer: Path | None) -> dict[s
             )
         found["optimizer content"] = _hash([optimizer])
     return found
+
+
+def adapter_files(adapter: Path) -> list[Path]:
+    """Return an adapter's configuration and weights.
+
+    Raises:
+        ModelError: one of the files is missing.
+    """
+    weights = [adapter / "adapter_model.safetensors", adapter / "adapter_model.bin"]
+    files = [adapter / "adapter_config.json", *[path for path in weights if path.is_file()][:1]]
+    if len(files) < 2 or not files[0].is_file():
+        missing = files[0] if not files[0].is_file() else weights[0]
+        raise ModelError(f"there is no {missing}; expected the folder of a trained PEFT adapter")
+    return files
 
 
 def _hash(files: Sequence[Path]) -> str:

@@ -25,7 +25,7 @@ from rich.text import Text
 
 from clusterucb import __version__
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
-from clusterucb.settings import Settings
+from clusterucb.settings import GradientSettings, SearchSettings
 
 app = App(
     name="clusterucb",
@@ -38,12 +38,14 @@ app = App(
 )
 _STRATEGIES = Group("Strategies", sort_key=1)
 _OPTIONS = Group("Options", sort_key=2)
-_OUTPUT = Group("Output", sort_key=3)
+_GRADIENTS = Group("Model and gradients", sort_key=3)
+_OUTPUT = Group("Output", sort_key=4)
 
 _BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
 
 Flag = Annotated[bool, Parameter(negative=(), group=_OUTPUT, show_default=False)]
 Name = Annotated[str, Parameter(group=_STRATEGIES)]
+Gradients = Annotated[GradientSettings, Parameter(name="*", group=_GRADIENTS, negative=())]
 Pairs = Annotated[tuple[str, ...], Parameter(negative=(), group=_STRATEGIES, show_default=False)]
 
 
@@ -55,12 +57,13 @@ def select(
     target: Annotated[list[Path], Parameter(negative=(), consume_multiple=True)],
     model: str,
     out: Path,
-    features: Name = "embedding",
+    features: Annotated[str | None, Parameter(group=_STRATEGIES)] = None,
     clusterer: Name = "kmeans",
     clusterer_option: Annotated[Pairs, Parameter(name=("--clusterer-option", "-c"))] = (),
     policy: Name = "ucb",
     policy_option: Annotated[Pairs, Parameter(name=("--policy-option", "-p"))] = (),
-    settings: Annotated[Settings, Parameter(name="*", group=_OPTIONS, negative=())] = Settings(),  # noqa: B008
+    search: Annotated[SearchSettings, Parameter(name="*", group=_OPTIONS, negative=())] = SearchSettings(),  # noqa: B008
+    gradients: Gradients = GradientSettings(),  # noqa: B008
     overwrite: Flag = False,
     quiet: Flag = False,
     json: Flag = False,
@@ -75,7 +78,7 @@ def select(
         target: JSONL files of the samples to do well on; a subtask each, or a column `subtask`.
         model: Folder of a causal language model in Hugging Face form, or a hub id.
         out: Folder of the run.
-        features: What the pool is clustered by.
+        features: What the pool is clustered by: embedding by default, gradient with a store.
         clusterer: What makes the clusters.
         clusterer_option: An option of the clusterer, as key=value.
         policy: What spends the budget.
@@ -96,17 +99,56 @@ def select(
         target,
         model=model,
         out=out,
-        features=installed.make("feature", features, {}),
+        features=installed.make("feature", features, {}) if features else None,
         clusterer=installed.make("clusterer", clusterer, _pairs("-c", clusterer_option)),
         policy=installed.make("policy", policy, _pairs("-p", policy_option)),
         overwrite=overwrite,
         observer=Silent() if quiet else Screen(),
-        **vars(settings),
+        **vars(search),
+        **vars(gradients),
     )
     if json:
         _print_json(result.to_json())
     elif not quiet:
         show(result, Console(highlight=False, emoji=False))
+
+
+@app.command
+def sketch(
+    pool: Annotated[list[Path], Parameter(negative=(), name="POOL...")],
+    /,
+    *,
+    model: str,
+    out: Path,
+    gradients: Gradients = GradientSettings(),  # noqa: B008
+    overwrite: Flag = False,
+    quiet: Flag = False,
+    json: Flag = False,
+    debug: Flag = False,  # noqa: ARG001
+) -> None:
+    """Sketch the gradient of every pool sample once, for `select --store` with any number of targets.
+
+    The same command again goes on with an interrupted store, or shows what a finished one cost.
+
+    Args:
+        pool: JSONL files with `messages`, or `prompt` and `completion`, on each line.
+        model: Folder of a causal language model in Hugging Face form, or a hub id.
+        out: Folder of the gradient store.
+        overwrite: Begin anew in a folder that holds another store or run.
+        quiet: Show neither progress nor summary.
+        json: Print the summary as JSON.
+        debug: Show tracebacks and the libraries' warnings.
+    """
+    from clusterucb.progress import Screen, Silent
+    from clusterucb.report import show_store
+    from clusterucb.sketching import sketch as sketch_pool
+
+    observer = Silent() if quiet else Screen()
+    store = sketch_pool(pool, model=model, out=out, overwrite=overwrite, observer=observer, **vars(gradients))
+    if json:
+        _print_json(store.to_json())
+    elif not quiet:
+        show_store(store, Console(highlight=False, emoji=False))
 
 
 @app.command

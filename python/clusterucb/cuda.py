@@ -23,7 +23,7 @@ from torch.utils.dlpack import from_dlpack
 from clusterucb import ops
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
 from clusterucb.preconditioner import Preconditioner
-from clusterucb.sketch import Sketch
+from clusterucb.projection import Sketch
 
 _CHUNK = 1 << 18  # elements that torch's operations take at a time: what they keep in between is small
 _REMEDY = (

@@ -58,13 +58,13 @@ class Material:
         return order[: steps * size].reshape(steps, size)
 
 
-def encode(pool: Pool, target: Pool, encoder: Encoder) -> Material:
-    """Encode a pool and a target; warn about pool samples that also stand in the target.
+def encode(pool: Pool, target: Pool | None, encoder: Encoder) -> Material:
+    """Encode a pool and perhaps a target; warn about pool samples that also stand in the target.
 
     Raises:
         InputError: no sample of either can be encoded.
     """
-    if shared := overlap(pool, target):
+    if target and (shared := overlap(pool, target)):
         warnings.warn(
             f"samples of the pool that also stand in the target: {len(shared)}, the first is "
             f"{shared[0].file}:{shared[0].line}. They will score high without teaching anything new; take them out "
@@ -73,6 +73,8 @@ def encode(pool: Pool, target: Pool, encoder: Encoder) -> Material:
             stacklevel=3,
         )
     samples, encoded, pool_rejected = _encode(pool, encoder, "pool")
+    if not target:
+        return Material(samples, encoded, {}, pool_rejected, [])
     target_samples, target_encoded, target_rejected = _encode(target, encoder, "target")
     subtasks: dict[str, list[Encoded]] = {name: [] for name in sorted({s.subtask for s in target_samples})}
     for sample, tokens in zip(target_samples, target_encoded, strict=True):

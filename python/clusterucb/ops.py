@@ -23,7 +23,7 @@ from clusterucb import reference
 from clusterucb.aggregate import AGGREGATES
 from clusterucb.errors import ClusterUCBError, OptionError
 from clusterucb.preconditioner import PRECONDITIONERS, Preconditioner
-from clusterucb.sketch import Sketch
+from clusterucb.projection import Sketch
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ interrupted run, a larger budget, another number to select and a finished run al
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+import warnings
 from dataclasses import fields
 from os import PathLike
 from pathlib import Path
@@ -26,25 +26,25 @@ from clusterucb.budget import resolve_count
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.clusterers.kmeans import KMeans
 from clusterucb.engine import search
-from clusterucb.errors import OptionError, blamed, one_line
+from clusterucb.errors import ClusterUCBWarning, OptionError, blamed, one_line
 from clusterucb.features.base import Feature
 from clusterucb.features.embedding import Embedding
+from clusterucb.features.gradient import Gradient
 from clusterucb.ledger import Ledger
 from clusterucb.plugins import KINDS, describe
 from clusterucb.policies.base import Policy
 from clusterucb.policies.ucb import UCB
-from clusterucb.pool import read_pool, read_target
 from clusterucb.poolview import PoolView
+from clusterucb.prepared import Files, check_paths, prepare
 from clusterucb.progress import Observer, Silent
 from clusterucb.report import Result, finish
 from clusterucb.run import Run
 from clusterucb.settings import Settings, settings_from
+from clusterucb.store import GradientStore
 
 if TYPE_CHECKING:
     from clusterucb.influence import Influence
     from clusterucb.material import Material
-
-Files = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
 def select(
@@ -66,7 +66,7 @@ def select(
         pool, target: one or more JSONL files each (`clusterucb.pool`).
         model: folder of a causal language model in Hugging Face form, or a hub id.
         out: the run folder; the same call again resumes it, or returns what it found.
-        features: what the pool is clustered by; `Embedding` by default.
+        features: what the pool is clustered by; `Embedding` by default, `Gradient` with a store.
         clusterer: what makes the arms; `KMeans` by default.
         policy: what spends the budget; `UCB` by default.
         overwrite: begin anew in a folder that holds another run.
@@ -77,49 +77,44 @@ def select(
         ClusterUCBError: an option, a file, the model or the folder cannot be used; the message says
             what to do. What was computed before stays in the folder.
     """
-    settings = settings_from(options)
-    for name, value in (("model", model), ("out", out)):
-        if not isinstance(value, str | PathLike) or not str(value):
-            raise OptionError(
-                f"{name} is {value!r}; expected a path{' or a hub id' if name == 'model' else ''}"
-            )
+    settings = settings_from(options, Settings)
+    check_paths(model, out)
     observer = Silent() if observer is None else observer
-    features = _checked("feature", Embedding() if features is None else features)
+    store = GradientStore(settings.store) if settings.store else None
+    settings = store.applied_to(settings) if store else settings
+    by_default = Gradient() if store else Embedding()
+    features = _checked("feature", by_default if features is None else features)
     clusterer = _checked("clusterer", KMeans() if clusterer is None else clusterer)
     policy = _checked("policy", UCB() if policy is None else policy)
-    observer.step("Reading the pool and the target")
-    pool_files, target_files = _paths("pool", pool), _paths("target", target)
-    read, held_out = read_pool(pool_files), read_target(target_files)
+    prepared = prepare(pool, target, model, settings, observer)
 
-    # torch takes seconds to import; bad options and files are told before.
-    from clusterucb import checkpoint
-    from clusterucb.encode import Encoder
-    from clusterucb.influence import Influence, load_base
-    from clusterucb.material import encode
+    from clusterucb.adapted import AdaptedModel, load_base
+    from clusterucb.influence import Influence
 
-    source = checkpoint.ModelSource(str(model), settings.revision, settings.trust_remote_code)
-    device = checkpoint.resolve_device(settings.device)
-    encoder = Encoder(source.tokenizer(), max_length=settings.max_length)
+    material, source, device = prepared.material, prepared.source, prepared.device
+    if store:
+        store.check(prepared.contents)
+    elif features.gradients:
+        _warn_of_gradients(len(material.target))
     deciding = {
-        **settings.deciding(),
+        **settings.deciding(sketches=settings.by_sketch or bool(features.gradients)),
         "--device": device,
         "--features": describe(features),
         "--clusterer": describe(clusterer),
         "--policy": describe(policy),
-        "pool content": read.fingerprint(),
-        "target content": held_out.fingerprint(),
-        "model content": source.fingerprint(),
-        "encoding content": encoder.fingerprint,
-        **checkpoint.adapter_fingerprints(settings.adapter, settings.optimizer_file),
+        **prepared.contents,
+        **({"store content": store.fingerprint} if store else {}),
     }
-    material = encode(read, held_out, encoder)
     n_budget, n_select = _counts(settings, len(material.samples))
     # Before an earlier run is removed, everything that can refuse the new one has had its say.
     base = load_base(settings, source, device, material, observer) if overwrite else None
-    with Run(Path(out), deciding, budget=settings.budget, select=settings.select, overwrite=overwrite) as run:
+    with (
+        Run(Path(out), deciding, budget=settings.budget, select=settings.select, overwrite=overwrite) as run,
+        AdaptedModel(run, settings, source, device, material, observer, base) as adapted,
+    ):
         observer.step(f"{'Going on with' if run.resumed else 'Beginning'} the run in {run.folder}")
-        influence = Influence(run, settings, source, device, material, observer, base)
-        with influence, _ledger(run, material, influence) as ledger:
+        influence = Influence(run, settings, adapted, material, observer, store)
+        with _ledger(run, material, influence) as ledger:
             blocks = influence.features(features)
             with influence.drawing(n_budget, done=ledger.totals()[0]):
                 selection = search(
@@ -136,9 +131,19 @@ def select(
                     aggregate=settings.aggregate,
                     journal=ledger,
                 )
-            run.manifest.pool_files, run.manifest.target_files = pool_files, target_files
+            run.manifest.pool_files, run.manifest.target_files = prepared.pool_files, prepared.target_files
             run.manifest.n_budget, run.manifest.n_select = n_budget, n_select
-            return finish(run, settings, material, selection, ledger.failures(), features.forward_passes)
+            return finish(run, settings, material, selection, ledger.failures(), features)
+
+
+def _warn_of_gradients(n_subtasks: int) -> None:
+    warnings.warn(
+        "clustering by gradients pays for a gradient of every pool sample before the first draw: for "
+        f"{'this target' if n_subtasks == 1 else 'these subtasks'} alone, nothing is saved. Use `clusterucb sketch` "
+        "once and --store for every target, or cheaper --features",
+        ClusterUCBWarning,
+        stacklevel=3,
+    )
 
 
 class _Recorded(Clusterer):
@@ -170,8 +175,8 @@ def _ledger(run: Run, material: Material, influence: Influence) -> Ledger:
 
 
 def _counts(settings: Settings, n_samples: int) -> tuple[int, int]:
-    """Return budget and number to select of a pool of ``n_samples``."""
-    budget = resolve_count("--budget", settings.budget, n_samples)
+    """Return budget and number to select of a pool of ``n_samples``; scores that are free have no limit."""
+    budget = n_samples if settings.free_scores else resolve_count("--budget", settings.budget, n_samples)
     n_select = resolve_count("--select", settings.select, n_samples)
     if n_select > min(budget, n_samples):
         raise OptionError(
@@ -188,13 +193,6 @@ def _checked(kind: str, strategy: object) -> Any:
             f"{kind} is {one_line(repr(strategy)):.80}; expected an object of a class derived from clusterucb.{base}"
         )
     return strategy
-
-
-def _paths(what: str, files: Files) -> list[str]:
-    given = [files] if isinstance(files, str | PathLike) else files
-    if not isinstance(given, Sequence) or not all(isinstance(one, str | PathLike) for one in given):
-        raise OptionError(f"{what} is {files!r:.80}; expected the path of a JSONL file, or several")
-    return [str(path) for path in given]
 
 
 def _signature() -> inspect.Signature:

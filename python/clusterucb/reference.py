@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.preconditioner import Constants, Preconditioner
-from clusterucb.sketch import Sketch
+from clusterucb.projection import Sketch
 
 
 def precondition(

@@ -21,13 +21,16 @@ from rich.table import Table
 from rich.text import Text
 
 from clusterucb.atomic import write_whole
+from clusterucb.cost import selection_cost
 from clusterucb.engine import Selection
 from clusterucb.pool import Rejected, Sample
-from clusterucb.run import Cost, Manifest, Outcome, PhaseCost, Run
+from clusterucb.run import Cost, Manifest, Outcome, Run
 from clusterucb.settings import Settings
 
 if TYPE_CHECKING:
+    from clusterucb.features.base import Feature
     from clusterucb.material import Material
+    from clusterucb.store import GradientStore
 
 _EXAMPLES = 3
 _WIDTH = 100  # characters of a sample's text on the screen
@@ -91,7 +94,7 @@ def finish(
     material: Material,
     selection: Selection,
     failures: Sequence[tuple[int, str]],
-    forward_passes: int,
+    features: Feature,
 ) -> Result:
     """Write what a run found, and mark it as finished.
 
@@ -101,7 +104,7 @@ def finish(
         material: the encoded pool and target.
         selection: what the search found.
         failures: (row, reason) of every draw that could not be scored.
-        forward_passes: passes of the model that the features took for each sample.
+        features: what the pool was clustered by.
     """
     samples = [material.samples[row] for row in selection.rows.tolist()]
     write_whole(run.path("selected.jsonl"), b"".join(sample.raw + b"\n" for sample in samples))
@@ -117,7 +120,7 @@ def finish(
     manifest.pool_samples, manifest.pool_rejected = len(material.samples), len(material.pool_rejected)
     manifest.target_samples, manifest.target_rejected = material.n_target, len(material.target_rejected)
     manifest.subtasks = list(material.target)
-    manifest.cost = _cost(manifest.cost, settings, material, selection, forward_passes)
+    manifest.cost = selection_cost(manifest.cost, settings, material, selection, features)
     good = ~np.isnan(selection.drawn_scores)
     answers = np.array([material.encoded[row].n_labels for row in selection.drawn_rows], np.float64)
     manifest.outcome = Outcome(
@@ -165,34 +168,6 @@ def _scored(selection: Selection, material: Material) -> Iterator[dict[str, Any]
             }
 
 
-def _cost(
-    timed: Cost, settings: Settings, material: Material, selection: Selection, forward_passes: int
-) -> Cost:
-    """Return every pass that the run consists of, with the seconds that were measured.
-
-    Passes follow from what was asked for, not from counters, so a run that was killed and taken up
-    again states the same cost as one that was not.
-    """
-    pool = np.array([len(sample) for sample in material.encoded])
-    phases = {
-        "features": PhaseCost(
-            forward_passes=forward_passes * len(pool), tokens=forward_passes * int(pool.sum())
-        )
-    }
-    if settings.adapter is None:
-        rows = material.warmup_rows(settings.warmup_steps, settings.seed).ravel()
-        phases["warm-up"] = PhaseCost(gradients=len(rows), tokens=int(pool[rows].sum()))
-    tokens = sum(len(sample) for samples in material.target.values() for sample in samples)
-    phases["target"] = PhaseCost(gradients=material.n_target, tokens=tokens)
-    phases["clusters"] = PhaseCost()
-    phases["draws"] = PhaseCost(gradients=selection.n_scored, tokens=int(pool[selection.drawn_rows].sum()))
-    for name, phase in phases.items():
-        phase.seconds = timed.phases.get(name, PhaseCost()).seconds
-    cost = Cost(pool_samples=len(pool), phases=phases)
-    cost.total = sum(map(cost.share, phases.values()))
-    return cost
-
-
 def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
     return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
 
@@ -226,7 +201,7 @@ def show(result: Result, console: Console) -> None:
             + ("; the pool is exhausted" if outcome.stopped == "exhausted" else ""),
         )
     )
-    console.print(Group(_sources(result), Text(), _costs(result.cost), Text(), _examples(result)))
+    console.print(Group(_sources(result), Text(), cost_table(result.cost), Text(), _examples(result)))
     if outcome.length_correlation is not None:
         console.print(
             f"Rank correlation of score and answer length: {outcome.length_correlation:+.2f}"
@@ -237,6 +212,29 @@ def show(result: Result, console: Console) -> None:
     if rejected:
         console.print(f"{rejected} lines were not used; why: {result.out / 'rejected.jsonl'}", soft_wrap=True)
     console.print(Text.assemble("Written to ", (str(result.out / "selected.jsonl"), "bold")), soft_wrap=True)
+
+
+def show_store(store: GradientStore, console: Console) -> None:
+    """Print what was sketched, what it cost and how to use it."""
+    manifest, failed = store.manifest, len(store.failures())
+    console.print(
+        Text.assemble(
+            ("Sketched ", "bold"),
+            (f"{len(store) - failed} of {len(store)}", "bold green"),
+            (" samples ", "bold"),
+            f"in {store.sketch.dimension} dimensions",
+        )
+    )
+    console.print(Group(cost_table(manifest.cost), Text()))
+    if manifest.pool_rejected:
+        console.print(
+            f"{manifest.pool_rejected} lines were not used; why: {store.folder / 'rejected.jsonl'}",
+            soft_wrap=True,
+        )
+    console.print(
+        Text.assemble("For every target: ", (f"clusterucb select ... --store {store.folder}", "bold")),
+        soft_wrap=True,
+    )
 
 
 def _sources(result: Result) -> RenderableType:
@@ -259,7 +257,8 @@ def _sources(result: Result) -> RenderableType:
     return table
 
 
-def _costs(cost: Cost) -> RenderableType:
+def cost_table(cost: Cost) -> RenderableType:
+    """Return the passes and seconds of every phase."""
     table = Table("cost", box=None, pad_edge=False, header_style="dim")
     for title in ("gradients", "forward passes", "of all pool gradients", "time"):
         table.add_column(title, justify="right")

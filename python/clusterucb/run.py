@@ -41,6 +41,7 @@ _OWN_FILES = (
     "adapter",
     "directions.safetensors",
     "features-*.safetensors",
+    "sketches-*.safetensors",
     "labels.safetensors",
     _LEDGER,
     "selected.jsonl",
@@ -130,8 +131,8 @@ class Manifest(msgspec.Struct):
     """The content of ``manifest.json``."""
 
     settings: dict[str, Any]
-    budget: str
-    select: str
+    budget: str | None
+    select: str | None
     format: int = _FORMAT
     clusterucb: str = __version__
     versions: dict[str, str] = {}
@@ -155,7 +156,7 @@ class Run:
     Args:
         folder: created when it does not exist.
         settings: everything that decides about a number, JSON values by option name.
-        budget, select: as the user wrote them.
+        budget, select: as the user wrote them; None in a gradient store.
         overwrite: begin anew, removing what an earlier run wrote into ``folder``.
 
     Raises:
@@ -164,7 +165,13 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, Any], *, budget: str, select: str, overwrite: bool = False
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        *,
+        budget: str | None = None,
+        select: str | None = None,
+        overwrite: bool = False,
     ) -> None:
         self.folder = folder
         self._lock = _lock(folder)
@@ -217,7 +224,9 @@ class Run:
         finally:
             cost.seconds += time.monotonic() - began
 
-    def _take_up(self, settings: dict[str, Any], budget: str, select: str) -> tuple[Manifest, bool]:
+    def _take_up(
+        self, settings: dict[str, Any], budget: str | None, select: str | None
+    ) -> tuple[Manifest, bool]:
         path = self.path("manifest.json")
         if not path.exists():
             return Manifest(settings=settings, budget=budget, select=select, versions=_versions()), False
@@ -321,8 +330,10 @@ def _show(value: object) -> str:
     return "unset" if value is None else str(value)
 
 
-def _smaller(before: str, now: str) -> list[str]:
+def _smaller(before: str | None, now: str | None) -> list[str]:
     """Return the complaint about a budget that is smaller than what may have been spent already."""
+    if before is None or now is None:
+        return []
     old, new = parse_count("--budget", before), parse_count("--budget", now)
     if before == now or (type(old) is type(new) and new >= old):
         return []

@@ -2,15 +2,15 @@
 
 A subtask's direction is the mean of its samples' unit gradients, V_s. A pool sample's score is the
 cosine-like product ⟨Γ_i / ‖Γ_i‖, V_s⟩ (LESS, Xia et al. 2024, eq. 1; ClusterUCB): the mean of the
-cosines with each of the subtask's samples, since that is linear in the unit gradients. It is exact:
-no random projection stands between.
+cosines with each of the subtask's samples, since that is linear in the unit gradients. By default it is
+exact: no random projection stands between. Sketches estimate it, with an error of about 1 / sqrt(d) for
+a direction of length one.
 
 A sample fails, with its reason, when its gradient is zero or not finite. It never scores as zero.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -18,14 +18,12 @@ import torch
 from numpy.typing import NDArray
 
 from clusterucb import ops
-from clusterucb.encode import Encoded, collate, micro_batches
+from clusterucb.accumulate import Accumulator, backward, fault
+from clusterucb.encode import Encoded, micro_batches
 from clusterucb.errors import InputError
-from clusterucb.gradients import PerSampleGradients, Sink
-from clusterucb.moments import Moments
+from clusterucb.gradients import PerSampleGradients
 from clusterucb.preconditioner import Preconditioner
-
-# Padding is never seen by a label position, so any token will do.
-_PAD = 0
+from clusterucb.projection import Sketch
 
 
 def compute_directions(
@@ -75,15 +73,15 @@ def _add_units(
 ) -> list[str]:
     """Add the samples' unit gradients to a direction; return why some could not be added."""
     pieces: list[tuple[int, torch.Tensor]] = []
-    _backward(gradients, samples, device, lambda *piece: pieces.append(piece))
+    backward(gradients, samples, device, lambda *piece: pieces.append(piece))
     norms = np.sqrt(sum(piece.double().square().sum(dim=1).cpu().numpy() for _, piece in pieces))
-    faults = [_fault(norm) for norm in norms.tolist()]
-    usable = [at for at, fault in enumerate(faults) if fault is None]
+    faults = [fault(norm) for norm in norms.tolist()]
+    usable = [at for at, found in enumerate(faults) if found is None]
     weights = torch.from_numpy(1 / norms[usable])
     for offset, piece in pieces:
         total = weights.to(piece.device) @ piece[usable].double()
         direction[offset : offset + piece.shape[1]] += total.cpu().numpy()
-    return [fault for fault in faults if fault]
+    return [found for found in faults if found]
 
 
 class Scorer:
@@ -92,12 +90,11 @@ class Scorer:
     Pure and deterministic by row for the rows of one call, in whatever micro-batches they run.
 
     Args:
-        gradients: of the model at the checkpoint, entered.
+        accumulator: with the directions for exact scores, or with a sketch.
         encoded: the pool's N samples.
-        directions: f32[S, P].
-        preconditioner, moments: what turns a gradient into an update; moments may be None for ``sgd``.
         batch_tokens: padded tokens in one pass.
-        device: where the model is.
+        targets: f32[S, d], the finished sketches of the directions, where sketches score; or None.
+        sketch: what they were sketched by; or None.
         advance: called with the number of samples done.
 
     Attributes:
@@ -106,72 +103,53 @@ class Scorer:
 
     def __init__(
         self,
-        gradients: PerSampleGradients,
+        accumulator: Accumulator,
         encoded: Sequence[Encoded],
         *,
-        directions: NDArray[np.float32],
-        preconditioner: Preconditioner,
-        moments: Moments | None,
         batch_tokens: int,
-        device: str = "cpu",
+        targets: NDArray[np.float32] | None = None,
+        sketch: Sketch | None = None,
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self._gradients = gradients
+        self._accumulator = accumulator
         self._encoded = encoded
-        self._directions = directions
-        self._preconditioner = preconditioner
-        self._moments = (moments.m, moments.v) if moments else None
         self._batch_tokens = batch_tokens
-        self._device = device
+        self._targets = targets
+        self._sketch = sketch
         self._advance = advance
         self.failures: dict[int, str] = {}
 
     def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the scores of ``rows`` i64[m] as f64[m, S]; NaN where scoring failed."""
-        scores = np.empty((len(rows), len(self._directions)))
+        scores: list[NDArray[np.float64]] = [np.empty(0)] * len(rows)
         lengths = [len(self._encoded[row]) for row in rows]
         for batch in micro_batches(lengths, self._batch_tokens):
-            scores[batch] = self._score(rows[batch])
+            for at, score in zip(batch, self._score(rows[batch]), strict=True):
+                scores[at] = score
             self._advance(len(batch))
-        return scores
+        return np.stack(scores)
 
     def _score(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        norm2 = np.zeros(len(rows))
-        products = np.zeros((len(rows), len(self._directions)))
-
-        largest = np.zeros(len(rows))  # element of each raw gradient: Adam's direction hides a zero gradient
-
-        def add(offset: int, gradient: torch.Tensor) -> None:
-            np.maximum(
-                largest, torch.linalg.vector_norm(gradient, math.inf, dim=1).cpu().numpy(), out=largest
-            )
-            ops.accumulate(
-                gradient.cpu(),
-                offset,
-                preconditioner=self._preconditioner,
-                moments=self._moments,
-                directions=self._directions,
-                norm2=norm2,
-                products=products,
-            )
-
-        _backward(self._gradients, [self._encoded[row] for row in rows], self._device, add)
-        scores = np.full_like(products, np.nan)
-        for at, row in enumerate(rows.tolist()):
-            if fault := _fault(largest[at]) or _fault(norm2[at]):
-                self.failures[row] = fault
-            else:
-                scores[at] = products[at] / math.sqrt(norm2[at])
+        norm2, products, sketched, faults = self._accumulator([self._encoded[row] for row in rows])
+        self.failures |= {row: found for row, found in zip(rows.tolist(), faults, strict=True) if found}
+        if self._targets is None or self._sketch is None:
+            scores = ops.finish(norm2, products)
+        else:
+            scores = ops.sketch_products(ops.finish_sketches(norm2, sketched, self._sketch), self._targets)
+        scores[[found is not None for found in faults]] = np.nan
         return scores
 
 
-def _backward(gradients: PerSampleGradients, samples: Sequence[Encoded], device: str, sink: Sink) -> None:
-    ids, labels = collate(samples, _PAD)
-    gradients.backward(ids.to(device), labels.to(device), sink)
-
-
-def _fault(size: float) -> str | None:
-    """Return why a gradient of this size cannot be used, or None."""
-    if not math.isfinite(size):
-        return "the gradient is not finite"
-    return None if size > 0 else "the gradient is zero"
+def sketch_directions(directions: NDArray[np.float32], sketch: Sketch) -> NDArray[np.float32]:
+    """Return the finished sketches f32[S, d] of directions f32[S, P], whose norms they keep."""
+    sketched = np.zeros((len(directions), sketch.dimension), np.float32)
+    ops.accumulate(
+        directions,
+        0,
+        preconditioner=Preconditioner("sgd"),
+        norm2=np.zeros(len(directions)),
+        sketch=sketch,
+        sketched=sketched,
+    )
+    sketched *= np.float32(sketch.scale)
+    return sketched

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from cyclopts import Parameter, Token
 
@@ -21,6 +21,7 @@ from clusterucb.aggregate import AGGREGATES
 from clusterucb.budget import parse_count
 from clusterucb.errors import OptionError, did_you_mean
 from clusterucb.preconditioner import PRECONDITIONERS
+from clusterucb.projection import Sketch, check_dimension
 
 # These may change when a run is taken up again; every other setting decides about numbers in it.
 _FREE = ("budget", "select")
@@ -36,20 +37,34 @@ def _whole(_: type, tokens: Sequence[Token]) -> int:
 
 Whole = Annotated[int, Parameter(converter=_whole)]
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+SCORERS = ("auto", "exact", "sketch")
+
+
+class _Checked:
+    """What settings check their fields with."""
+
+    def _check(self, name: str, good: bool, expected: str) -> None:
+        if not good:
+            raise OptionError(f"{option_name(name)} is {getattr(self, name)!r}; expected {expected}")
+
+    def _check_whole(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            self._check(name, isinstance(value, int) and value >= 1, "a whole number from 1")
+
+    def _check_choice(self, name: str, choices: Sequence[str]) -> None:
+        value = str(getattr(self, name))
+        hint = did_you_mean(value, choices)
+        self._check(name, value in choices, f"one of {', '.join(choices)}.{hint}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Options of a selection.
+class GradientSettings(_Checked):
+    """Options that decide about a pool sample's gradient and its sketch.
 
     Attributes:
-        budget: Pool samples whose gradient may be computed: a percentage of the pool such as 20%, or a number.
-        select: Samples to select: a percentage of the pool, or a number; at most the budget.
-        cold_start: Share of every cluster that is drawn first (at least one sample of each).
-        batch_size: Draws between two decisions of the policy; 1 is the paper's loop, more is faster.
         preconditioner: What turns a gradient into an update: adam_less (as LESS and ClusterUCB), adam (the
             optimiser's true next step), second_moment, or sgd (the gradient itself).
-        aggregate: How the scores of several subtasks become one: max (the paper's) or mean.
         adapter: Folder of a trained PEFT LoRA adapter; without it a fresh LoRA is warmed up.
         optimizer: Optimiser state that belongs to the adapter; by default optimizer.pt in its folder.
         lora_rank: Rank of a fresh LoRA.
@@ -57,6 +72,7 @@ class Settings:
         lora_targets: Linear layers of a fresh LoRA, comma-separated, or all-linear; by default PEFT's choice.
         warmup_steps: AdamW steps of 4 random pool samples that a fresh LoRA is warmed up for.
         warmup_lr: Learning rate of the warm-up.
+        sketch_dim: Dimension of gradient sketches, a power of two from 256.
         max_length: Longest sample in tokens; of a longer one, the end of the prompt and the answer are kept.
         batch_tokens: Padded tokens that one pass of the model takes.
         device: Where the model runs: auto, cpu, cuda, cuda:1, ...
@@ -66,12 +82,7 @@ class Settings:
         seed: Same seed, same result.
     """
 
-    budget: str = "20%"
-    select: str = "5%"
-    cold_start: float = 0.05
-    batch_size: Whole = 8
     preconditioner: str = "adam_less"
-    aggregate: str = "max"
     adapter: Path | None = None
     optimizer: Path | None = None
     lora_rank: Whole = 8
@@ -79,6 +90,7 @@ class Settings:
     lora_targets: str | None = None
     warmup_steps: Whole = 30
     warmup_lr: float = 2e-4
+    sketch_dim: Whole = 8192
     max_length: Whole = 1024
     batch_tokens: Whole = 1024
     device: str = "auto"
@@ -88,34 +100,19 @@ class Settings:
     seed: Whole = 0
 
     def __post_init__(self) -> None:
-        for name in _FREE:
-            parse_count(option_name(name), getattr(self, name))
-        for name in ("batch_size", "lora_rank", "warmup_steps", "max_length", "batch_tokens"):
-            self._check(
-                name, isinstance(value := getattr(self, name), int) and value >= 1, "a whole number from 1"
-            )
+        self._check_whole("lora_rank", "warmup_steps", "max_length", "batch_tokens")
         for name in ("lora_alpha", "warmup_lr"):
             value = getattr(self, name)
             self._check(name, math.isfinite(value) and value > 0, "a number above 0")
-        self._check("cold_start", 0 <= self.cold_start <= 1, "a share between 0 and 1")
         self._check("seed", 0 <= self.seed < 2**63, "a whole number from 0, below 2^63")
         self._check("max_length", self.max_length >= 2, "at least 2 tokens")
-        for name, choices in (
-            ("preconditioner", PRECONDITIONERS),
-            ("aggregate", tuple(AGGREGATES)),
-            ("dtype", DTYPES),
-        ):
-            value = str(getattr(self, name))
-            hint = did_you_mean(value, choices)
-            self._check(name, value in choices, f"one of {', '.join(choices)}.{hint}")
+        self._check_choice("preconditioner", PRECONDITIONERS)
+        self._check_choice("dtype", DTYPES)
+        check_dimension("--sketch-dim", self.sketch_dim)
         if self.optimizer is not None and self.adapter is None:
             raise OptionError(
                 "--optimizer is given without --adapter; it is the state that belongs to an adapter"
             )
-
-    def _check(self, name: str, good: bool, expected: str) -> None:
-        if not good:
-            raise OptionError(f"{option_name(name)} is {getattr(self, name)!r}; expected {expected}")
 
     @property
     def target_layers(self) -> list[str] | None:
@@ -129,14 +126,83 @@ class Settings:
             return None
         return self.optimizer or self.adapter / "optimizer.pt"
 
-    def deciding(self) -> dict[str, Any]:
-        """Return the options that decide about numbers, by option name; those without effect are None."""
+    @property
+    def sketch(self) -> Sketch:
+        """The projection of gradient sketches; raw gradients are heavy-tailed and get more nonzeros."""
+        return Sketch(self.sketch_dim, 4 if self.preconditioner == "sgd" else 2, self.seed)
+
+    def deciding(self, *, sketches: bool) -> dict[str, Any]:
+        """Return the options that decide about numbers, by option name; those without effect are None.
+
+        Args:
+            sketches: whether gradients are sketched.
+        """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        unused = ("adapter", "optimizer", *(_FRESH_LORA if self.adapter else ()))
+        unused = {"adapter", "optimizer", "store", *(_FRESH_LORA if self.adapter else ())}
+        if not sketches:
+            unused.add("sketch_dim")
         return {
             option_name(name): None if name in unused else value
             for name, value in values.items()
             if name not in _FREE
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings(_Checked):
+    """Options that decide what is drawn, scored and selected.
+
+    Attributes:
+        budget: Pool samples whose gradient may be computed: a percentage of the pool such as 20%, or a number.
+        select: Samples to select: a percentage of the pool, or a number; at most the budget.
+        cold_start: Share of every cluster that is drawn first (at least one sample of each).
+        batch_size: Draws between two decisions of the policy; 1 is the paper's loop, more is faster.
+        scorer: What scores a sample: exact (its gradient), sketch (its sketch, an estimate), or auto (sketch with
+            a store, which costs no gradient, so that every sample is scored; else exact).
+        aggregate: How the scores of several subtasks become one: max (the paper's) or mean.
+        store: Folder that clusterucb sketch wrote for this pool and model: its adapter and sketches are used.
+    """
+
+    budget: str = "20%"
+    select: str = "5%"
+    cold_start: float = 0.05
+    batch_size: Whole = 8
+    scorer: str = "auto"
+    aggregate: str = "max"
+    store: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in _FREE:
+            parse_count(option_name(name), getattr(self, name))
+        self._check_whole("batch_size")
+        self._check("cold_start", 0 <= self.cold_start <= 1, "a share between 0 and 1")
+        self._check_choice("scorer", SCORERS)
+        self._check_choice("aggregate", tuple(AGGREGATES))
+
+    @property
+    def by_sketch(self) -> bool:
+        """Whether sketches score."""
+        return self.scorer == "sketch" or (self.scorer == "auto" and self.store is not None)
+
+    @property
+    def free_scores(self) -> bool:
+        """Whether scores cost no gradient, because the store has them all."""
+        return self.by_sketch and self.store is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(GradientSettings, SearchSettings):
+    """Options of a selection: those of the search and those of the gradients."""
+
+    def __post_init__(self) -> None:
+        SearchSettings.__post_init__(self)
+        GradientSettings.__post_init__(self)
+
+    def deciding(self, *, sketches: bool) -> dict[str, Any]:
+        """Return the options that decide about numbers, by option name; those without effect are None."""
+        return {
+            **super().deciding(sketches=sketches),
+            "--scorer": "sketch" if self.by_sketch else None,
         }
 
 
@@ -145,20 +211,23 @@ def option_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
-def settings_from(options: Mapping[str, Any]) -> Settings:
-    """Return settings from keyword arguments.
+AnySettings = TypeVar("AnySettings", bound=GradientSettings)
+
+
+def settings_from(options: Mapping[str, Any], kind: type[AnySettings]) -> AnySettings:
+    """Return settings of a kind from keyword arguments.
 
     Raises:
         OptionError: there is no such option, or a value cannot be used.
     """
-    known = [field.name for field in dataclasses.fields(Settings)]
+    known = [field.name for field in dataclasses.fields(kind)]
     for name in options:
         if name not in known:
             raise OptionError(
                 f"there is no option {name!r}; options: {', '.join(known)}.{did_you_mean(name, known)}"
             )
     typed: dict[str, Any] = {name: _typed(name, value) for name, value in options.items()}
-    return Settings(**typed)
+    return kind(**typed)
 
 
 def _typed(name: str, value: object) -> object:

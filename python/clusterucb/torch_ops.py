@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clusterucb import ops
 from clusterucb.preconditioner import Preconditioner
-from clusterucb.sketch import Sketch
+from clusterucb.projection import Sketch
 
 # Kept alive: its operators go with it.
 _LIBRARY = torch.library.Library("clusterucb", "DEF")

@@ -2,12 +2,13 @@
 
 from clusterucb.features.base import Feature, FeatureBatch
 from clusterucb.features.embedding import Embedding
+from clusterucb.features.gradient import Gradient
 from clusterucb.hookspecs import hookimpl
 
-__all__ = ["Embedding", "Feature", "FeatureBatch"]
+__all__ = ["Embedding", "Feature", "FeatureBatch", "Gradient"]
 
 
 @hookimpl
 def clusterucb_features() -> dict[str, type[Feature]]:
     """Name the built-in features."""
-    return {"embedding": Embedding}
+    return {"embedding": Embedding, "gradient": Gradient}

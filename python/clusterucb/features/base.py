@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -24,12 +24,28 @@ class FeatureBatch:
     Attributes:
         samples: the samples as they were read.
         encoded: their tokens, in the same order.
-        model: the base model in evaluation mode; it must not be changed.
+        load_model: what `model` comes from.
+        take_gradients: what `gradient_sketches` come from.
     """
 
     samples: Sequence[Sample]
     encoded: Sequence[Encoded]
-    model: PreTrainedModel
+    load_model: Callable[[], PreTrainedModel]
+    take_gradients: Callable[[], NDArray[np.float32]]
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The base model in evaluation mode; it must not be changed."""
+        return self.load_model()
+
+    @property
+    def gradient_sketches(self) -> NDArray[np.float32]:
+        """Sketches f32[m, d] of the samples' unit update directions; zeros where a gradient fails.
+
+        They cost a gradient of every sample, unless a store has them: a feature that uses them says so in
+        `Feature.gradients`.
+        """
+        return self.take_gradients()
 
 
 class Feature(ABC):
@@ -38,9 +54,11 @@ class Feature(ABC):
     Attributes:
         forward_passes: passes of the model over each sample that `compute` makes; part of the cost
             that a run reports.
+        gradients: gradients of each sample that it takes; part of the cost, too.
     """
 
     forward_passes: ClassVar[int] = 0
+    gradients: ClassVar[int] = 0
 
     @abstractmethod
     def compute(self, batch: FeatureBatch) -> Mapping[str, NDArray[np.float32]]:

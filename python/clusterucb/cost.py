@@ -1,0 +1,74 @@
+"""What a job costs: every pass that it consists of, in one unit.
+
+Passes follow from what was asked for, not from counters, so a job that was killed and taken up again
+states the same cost as one that was not. Only seconds are measured.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clusterucb.run import Cost, PhaseCost
+from clusterucb.settings import GradientSettings, Settings
+
+if TYPE_CHECKING:
+    from clusterucb.engine import Selection
+    from clusterucb.features.base import Feature
+    from clusterucb.material import Material
+
+
+def selection_cost(
+    timed: Cost, settings: Settings, material: Material, selection: Selection, features: Feature
+) -> Cost:
+    """Return the cost of a selection.
+
+    Args:
+        timed: with the seconds of each phase.
+        settings: the options.
+        material: the pool of N samples and the target.
+        selection: the draws.
+        features: what the pool was clustered by.
+    """
+    pool = np.array([len(sample) for sample in material.encoded])
+    gradients = 0 if settings.store else features.gradients
+    passes = gradients + features.forward_passes
+    tokens = sum(len(sample) for samples in material.target.values() for sample in samples)
+    drawn = selection.drawn_rows[:0] if settings.free_scores else selection.drawn_rows
+    phases = {
+        "features": PhaseCost(
+            gradients * len(pool), features.forward_passes * len(pool), passes * int(pool.sum())
+        ),
+        **_warm_up(settings, material),
+        "target": PhaseCost(gradients=material.n_target, tokens=tokens),
+        "clusters": PhaseCost(),
+        "draws": PhaseCost(gradients=len(drawn), tokens=int(pool[drawn].sum())),
+    }
+    return _summed(phases, timed, len(pool))
+
+
+def store_cost(timed: Cost, settings: GradientSettings, material: Material) -> Cost:
+    """Return the cost of a gradient store: a gradient of every pool sample."""
+    tokens = sum(map(len, material.encoded))
+    phases = {
+        **_warm_up(settings, material),
+        "sketches": PhaseCost(gradients=len(material.encoded), tokens=tokens),
+    }
+    return _summed(phases, timed, len(material.encoded))
+
+
+def _warm_up(settings: GradientSettings, material: Material) -> dict[str, PhaseCost]:
+    if settings.adapter is not None:
+        return {}
+    rows = material.warmup_rows(settings.warmup_steps, settings.seed).ravel().tolist()
+    tokens = sum(len(material.encoded[row]) for row in rows)
+    return {"warm-up": PhaseCost(gradients=len(rows), tokens=tokens)}
+
+
+def _summed(phases: dict[str, PhaseCost], timed: Cost, n_samples: int) -> Cost:
+    for name, phase in phases.items():
+        phase.seconds = timed.phases.get(name, PhaseCost()).seconds
+    cost = Cost(pool_samples=n_samples, phases=phases)
+    cost.total = sum(map(cost.share, phases.values()))
+    return cost

@@ -1,0 +1,108 @@
+"""The job that makes a gradient store: read, encode, warm up, and sketch every pool sample's gradient.
+
+Everything is written as it is computed, a shard of rows at a time; the same command goes on after the
+last whole shard, to the same bytes.
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from safetensors.numpy import save_file
+
+from clusterucb.atomic import whole_file, write_whole
+from clusterucb.cost import store_cost
+from clusterucb.pool import Rejected
+from clusterucb.prepared import Files, check_paths, prepare
+from clusterucb.progress import Observer, Silent
+from clusterucb.projection import VERSION
+from clusterucb.run import Run
+from clusterucb.settings import GradientSettings, settings_from
+from clusterucb.store import KIND, SHARD, GradientStore, failures
+
+
+def sketch(
+    pool: Files,
+    *,
+    model: str | PathLike[str],
+    out: str | PathLike[str],
+    overwrite: bool = False,
+    observer: Observer | None = None,
+    **options: Any,
+) -> GradientStore:
+    """Sketch the gradient of every pool sample, so that further targets need no pass over the pool.
+
+    Args:
+        pool: one or more JSONL files.
+        model: folder of a causal language model in Hugging Face form, or a hub id.
+        out: the store's folder; the same call again goes on with it, or returns it.
+        overwrite: begin anew in a folder that holds another store or run.
+        observer: who is told how it gets on; nobody by default.
+        **options: the fields of `clusterucb.settings.GradientSettings`: ``sketch_dim``, ``adapter``, ...
+
+    Raises:
+        ClusterUCBError: an option, a file, the model or the folder cannot be used.
+    """
+    settings = settings_from(options, GradientSettings)
+    check_paths(model, out)
+    observer = Silent() if observer is None else observer
+    prepared = prepare(pool, None, model, settings, observer)
+
+    from clusterucb.accumulate import unit_sketches
+    from clusterucb.adapted import AdaptedModel, load_base
+
+    material, folder = prepared.material, Path(out)
+    deciding = {
+        **settings.deciding(sketches=True),
+        **KIND,
+        "sketch version": VERSION,
+        "nonzeros": settings.sketch.nonzeros,
+        "--device": prepared.device,
+        **prepared.contents,
+    }
+    base = load_base(settings, prepared.source, prepared.device, material, observer) if overwrite else None
+    with (
+        Run(folder, deciding, overwrite=overwrite) as run,
+        AdaptedModel(run, settings, prepared.source, prepared.device, material, observer, base) as adapted,
+    ):
+        observer.step(f"{'Going on with' if run.resumed else 'Beginning'} the gradient store in {folder}")
+        adapted.keep_adapter()
+        starts = range(0, len(material.samples), SHARD)
+        missing = [start for start in starts if not _shard(run, start).exists()]
+        if missing:
+            accumulator = adapted.accumulator(sketch=settings.sketch)
+            total, done = len(material.samples), (len(starts) - len(missing)) * SHARD
+            with run.phase("sketches"), observer.count("Sketching", total, done=done) as advance:
+                for start in missing:
+                    sketches, faults = unit_sketches(
+                        accumulator,
+                        material.encoded[start : start + SHARD],
+                        settings.sketch,
+                        batch_tokens=settings.batch_tokens,
+                        advance=advance,
+                    )
+                    reasons = {str(start + at): fault for at, fault in enumerate(faults) if fault}
+                    with whole_file(_shard(run, start)) as partial:
+                        save_file({"sketches": sketches.astype(np.float16)}, partial, metadata=reasons)
+        failed = {row: reason for start in starts for row, reason in failures(_shard(run, start)).items()}
+        samples = [(material.samples[row], reason) for row, reason in failed.items()]
+        rejected = [
+            *material.pool_rejected,
+            *(Rejected(sample.file, sample.line, reason) for sample, reason in samples),
+        ]
+        lines = (msgspec.json.encode(line._asdict()) + b"\n" for line in rejected)
+        write_whole(run.path("rejected.jsonl"), b"".join(lines))
+        manifest = run.manifest
+        manifest.pool_files = prepared.pool_files
+        manifest.pool_samples, manifest.pool_rejected = len(material.samples), len(rejected)
+        manifest.cost = store_cost(manifest.cost, settings, material)
+        manifest.status = "finished"
+    return GradientStore(folder)
+
+
+def _shard(run: Run, start: int) -> Path:
+    return run.path(f"sketches-{start // SHARD:05}.safetensors")
