@@ -12,6 +12,7 @@
 #include <algorithm>
 
 #include "clusterucb/kernels.hpp"
+#include "clusterucb/widen.hpp"
 
 namespace clusterucb {
 namespace {
@@ -20,13 +21,6 @@ constexpr std::int64_t kBlock = 512;  // elements
 constexpr std::int64_t kShort = 128;  // where no directions are read: sooner done preparing
 constexpr std::int64_t kAhead = 4;    // samples from the one that is worked on to the one that is fetched
 constexpr std::int64_t kGroup = 8;    // samples whose updates are kept for what comes after
-
-struct BFloat16 {
-  std::uint16_t bits;
-};
-struct Float16 {
-  std::uint16_t bits;
-};
 
 // `Vec` is eight floats; it lives in an unnamed namespace, so that what is compiled here for one instruction
 // set is never shared with another. It has operators + * / and

@@ -6,23 +6,6 @@
 namespace clusterucb {
 namespace {
 
-float bits_to_float(std::uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-float widen(float value) { return value; }
-float widen(BFloat16 value) { return bits_to_float(static_cast<std::uint32_t>(value.bits) << 16); }
-
-float widen(Float16 value) {
-  const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
-  const std::uint32_t rest = value.bits & 0x7fffu;
-  if (rest >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13);  // infinity or NaN
-  // As a float's exponent and mantissa it is 2^112 too small, also where it is subnormal.
-  return bits_to_float(sign | rest << 13) * 0x1p112f;
-}
-
 void masks_of(std::uint32_t bits, std::uint32_t* masks) {
   for (int lane = 0; lane < kLanes; ++lane) masks[lane] = bits >> lane << 31;
 }
