@@ -309,6 +309,28 @@ def test_wrong_arguments_are_refused(change, message):
         ops.accumulate(arguments.pop("gradient"), arguments.pop("offset"), **arguments)
 
 
+class _Foreign:
+    """An array of some other library: DLPack and nothing else."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __dlpack__(self, **options):
+        return self.tensor.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.tensor.__dlpack_device__()
+
+
+def test_arrays_of_any_library_with_dlpack_are_taken():
+    gradient = torch.arange(16, dtype=torch.bfloat16).reshape(2, 8)
+    norm2 = torch.zeros(2, dtype=torch.float64)
+    ops.accumulate(_Foreign(gradient), 0, preconditioner=SGD, norm2=_Foreign(norm2))
+    assert norm2.tolist() == gradient.double().square().sum(dim=1).tolist()
+    with pytest.raises(OptionError, match=r"gradient is bfloat16 of shape \(8, 2\), not contiguous"):
+        ops.accumulate(_Foreign(gradient.T), 0, preconditioner=SGD, norm2=norm2)
+
+
 def test_arrays_that_cannot_be_written_are_refused():
     norm2 = np.zeros(2)
     norm2.flags.writeable = False

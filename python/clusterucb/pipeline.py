@@ -9,9 +9,7 @@ interrupted run, a larger budget, another number to select and a finished run al
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +37,7 @@ from clusterucb.prepared import Files, check_paths, prepare
 from clusterucb.progress import Observer, Silent
 from clusterucb.report import Result, finish
 from clusterucb.run import Run
-from clusterucb.settings import Settings, settings_from
+from clusterucb.settings import Settings, settings_from, spelt_out
 from clusterucb.store import GradientStore
 
 if TYPE_CHECKING:
@@ -47,6 +45,7 @@ if TYPE_CHECKING:
     from clusterucb.material import Material
 
 
+@spelt_out(Settings)
 def select(
     pool: Files,
     target: Files,
@@ -193,19 +192,3 @@ def _checked(kind: str, strategy: object) -> Any:
             f"{kind} is {one_line(repr(strategy)):.80}; expected an object of a class derived from clusterucb.{base}"
         )
     return strategy
-
-
-def _signature() -> inspect.Signature:
-    """Return the signature of `select` with every option of `Settings` spelt out."""
-    signature = inspect.signature(select)
-    named = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
-    options = [
-        inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type
-        )
-        for field in fields(Settings)
-    ]
-    return signature.replace(parameters=[*named, *options])
-
-
-select.__signature__ = _signature()  # type: ignore[attr-defined]

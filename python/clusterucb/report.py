@@ -202,6 +202,12 @@ def show(result: Result, console: Console) -> None:
         )
     )
     console.print(Group(_sources(result), Text(), cost_table(result.cost), Text(), _examples(result)))
+    if manifest.settings.get("--scorer") == "sketch":
+        error = manifest.settings["--sketch-dim"] ** -0.5
+        console.print(
+            f"Scores are estimates by sketches, each with an error of about {error:.3f} at most",
+            soft_wrap=True,
+        )
     if outcome.length_correlation is not None:
         console.print(
             f"Rank correlation of score and answer length: {outcome.length_correlation:+.2f}"

@@ -6,9 +6,10 @@ Strategies are not here: Python passes objects, and only the command line knows 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -212,6 +213,7 @@ def option_name(field: str) -> str:
 
 
 AnySettings = TypeVar("AnySettings", bound=GradientSettings)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def settings_from(options: Mapping[str, Any], kind: type[AnySettings]) -> AnySettings:
@@ -228,6 +230,24 @@ def settings_from(options: Mapping[str, Any], kind: type[AnySettings]) -> AnySet
             )
     typed: dict[str, Any] = {name: _typed(name, value) for name, value in options.items()}
     return kind(**typed)
+
+
+def spelt_out(kind: type[GradientSettings]) -> Callable[[Function], Function]:
+    """Return a decorator that gives a function with ``**options`` the signature with every field of a kind."""
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        named = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        options = [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type
+            )
+            for field in dataclasses.fields(kind)
+        ]
+        function.__signature__ = signature.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 def _typed(name: str, value: object) -> object:

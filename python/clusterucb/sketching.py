@@ -21,10 +21,11 @@ from clusterucb.prepared import Files, check_paths, prepare
 from clusterucb.progress import Observer, Silent
 from clusterucb.projection import VERSION
 from clusterucb.run import Run
-from clusterucb.settings import GradientSettings, settings_from
+from clusterucb.settings import GradientSettings, settings_from, spelt_out
 from clusterucb.store import KIND, SHARD, GradientStore, failures
 
 
+@spelt_out(GradientSettings)
 def sketch(
     pool: Files,
     *,
