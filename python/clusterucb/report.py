@@ -205,7 +205,7 @@ def show(result: Result, console: Console) -> None:
     if manifest.settings.get("--scorer") == "sketch":
         error = manifest.settings["--sketch-dim"] ** -0.5
         console.print(
-            f"Scores are estimates by sketches, each with an error of about {error:.3f} at most",
+            f"Scores are estimates by sketches, with errors of about {error:.3f}",
             soft_wrap=True,
         )
     if outcome.length_correlation is not None:
