@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 CSRC := CMakeLists.txt $(wildcard csrc/*/*.* csrc/include/clusterucb/*.hpp)
+CLANG_FORMATTED := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh csrc/include/clusterucb/*.hpp tests/simt/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format gpu-check clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 setup: $(VENV)/.installed  ## create .venv with CPU torch, the compiled extension and the plugins
 
@@ -25,12 +26,15 @@ lint: setup $(VENV)/.lint  ## check style (ruff, clang-format) and types (mypy -
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/include/clusterucb/*.hpp)
+	$(BIN)/clang-format --dry-run --Werror $(CLANG_FORMATTED)
 
 format: setup $(VENV)/.lint  ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/include/clusterucb/*.hpp)
+	$(BIN)/clang-format -i $(CLANG_FORMATTED)
+
+gpu-check:  ## check and time the CUDA kernels on this machine's GPU, with the torch of PYTHON
+	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) build

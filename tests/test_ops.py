@@ -299,12 +299,14 @@ def test_a_missing_extension_is_an_error_with_its_remedy():
 
 
 @pytest.mark.parametrize(
-    ("value", "message"), [("ON", "no CUDA kernels yet"), ("YES", "expected OFF, AUTO or ON")]
+    ("value", "message"),
+    [("ON", "no CUDA compiler was found. Put nvcc on the PATH"), ("YES", "expected OFF, AUTO or ON")],
 )
 def test_cuda_that_is_not_there_is_refused_when_building(tmp_path, value, message):
     cmake = Path(sys.executable).with_name("cmake")
     done = subprocess.run(
         [cmake, "-S", ROOT, "-B", tmp_path, f"-DCLUSTERUCB_CUDA={value}"],
+        env={**os.environ, "CUDACXX": str(tmp_path / "no-nvcc")},
         capture_output=True,
         text=True,
         check=False,

@@ -32,9 +32,9 @@ CLUSTERUCB_HD float fused_multiply_add(float a, float b, float c) {
 }
 
 #ifdef __CUDA_ARCH__
-// On a GPU roots and divisions that round correctly take some 20 instructions and a branch. These start from the
-// hardware's estimates, whose errors are below 2^-22, and refine them once: the errors that are left are of the
-// last rounding. As in the AVX2 kernels, what is not a normal number has no reciprocal root.
+// On a GPU roots and divisions that round correctly take some 20 instructions and a branch. These start from
+// the hardware's estimates, whose errors are below 2^-22, and refine them once: the errors that are left are
+// of the last rounding. As in the AVX2 kernels, what is not a normal number has no reciprocal root.
 CLUSTERUCB_HD float estimate_of_reciprocal(float a) {
   float estimate;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(estimate) : "f"(a));
