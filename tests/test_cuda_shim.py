@@ -322,14 +322,6 @@ def test_what_lies_beside_a_segment_is_never_read(kind, size):
             assert all(np.isfinite(array).all() for array in got)
 
 
-@pytest.mark.parametrize("kind", ["adam_less", "adam", "second_moment"])
-def test_an_eps_that_is_zero_in_fp32_spoils_no_ragged_end(kind):
-    ones = np.ones(9, np.float32)
-    what = {"preconditioner": Preconditioner(kind, eps=1e-60, step=2), "moments": (ones, ones)}
-    for sketch in (None, Sketch(256, 1), Sketch(40, kind="rademacher")):
-        assert all(np.isfinite(array).all() for array in run(ones[None], sketch=sketch, **what))
-
-
 def test_segments_add_up_to_the_whole():
     rng = np.random.default_rng(4)
     gradient, directions = integers(rng, 3, 3001), integers(rng, 5, 3001)

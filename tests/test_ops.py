@@ -115,6 +115,16 @@ def test_adam_is_the_step_that_torch_takes():
     )
 
 
+@pytest.mark.parametrize("kind", ["adam_less", "adam"])
+@pytest.mark.parametrize("eps", [1e-37, 1e-8, 1e3])
+def test_ragged_ends_and_untrained_parameters_are_finite(kind, eps):
+    gradient, zeros = np.full((2, 9), 1e-3, np.float32), np.zeros(9, np.float32)
+    norm2, _ = run(
+        ops.accumulate, gradient, 0, (zeros, zeros), zeros[None], Preconditioner(kind, eps=eps, step=1)
+    )
+    assert np.isfinite(norm2).all()
+
+
 @pytest.mark.parametrize("kind", PRECONDITIONERS)
 def test_every_element_is_within_the_error_that_is_promised(kind):
     rng = np.random.default_rng(4)
@@ -229,6 +239,7 @@ def test_wrong_arrays_are_refused_and_nothing_is_written(change, message):
         ({"beta1": 1.0}, "beta1 is 1.0; expected at least 0 and below 1"),
         ({"beta2": -0.1}, "beta2 is -0.1"),
         ({"eps": 0.0}, "eps is 0.0"),
+        ({"eps": 1e-60}, "expected at least 1e-37, since gradients are preconditioned in fp32"),
     ],
 )
 def test_wrong_preconditioners_are_refused(options, message):

@@ -11,7 +11,7 @@
 
 namespace clusterucb {
 
-// What Python passes for a sketch: d, s (0: dense) and six key words a block (clusterucb.projection.Sketch.keys).
+// What Python passes for a sketch: d, s (0: dense) and six key words a block (projection.Sketch.keys).
 using SketchArgument = std::tuple<std::int64_t, int, std::vector<std::uint32_t>>;
 
 inline Sketch sketch_of(const std::optional<SketchArgument>& given) {

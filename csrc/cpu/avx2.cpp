@@ -78,7 +78,8 @@ struct Vec {
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
   }
 
-  static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T0); }
+  // Into the second-level cache, which can wait for more lines at once than the first-level one can.
+  static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T1); }
 
   static void sign_masks(const SketchBlock& block, std::int64_t octet, std::int64_t octets,
                          std::uint32_t* masks) {

@@ -18,8 +18,7 @@ namespace clusterucb {
 namespace {
 
 constexpr std::int64_t kBlock = 512;  // elements
-constexpr std::int64_t kShort = 128;  // where no directions are read: sooner done preparing
-constexpr std::int64_t kAhead = 4;    // samples from the one that is worked on to the one that is fetched
+constexpr std::int64_t kAhead = 2;    // samples from the one that is worked on to the one that is fetched
 constexpr std::int64_t kGroup = 8;    // samples whose updates are kept for what comes after
 
 // `Vec` is eight floats; it lives in an unnamed namespace, so that what is compiled here for one instruction
@@ -30,7 +29,7 @@ constexpr std::int64_t kGroup = 8;    // samples whose updates are kept for what
 //   Vec flipped(std::uint32_t bits)                       lane k negated where bit k is set
 //   Vec turned(Turn), static Turn turn(int shift)         lane k becomes lane k ^ shift
 //   double sum()
-//   static void prefetch(const void*)
+//   static void prefetch(const void*)                     into the second-level cache
 //   static void sign_masks(block, octet, octets, masks)   the signs of consecutive octets, 8 masks an octet
 // and beside it fused_multiply_add(Vec, Vec, Vec) and square_root(Vec).
 
@@ -132,9 +131,8 @@ class Pass {
 
   void run(const Range& range) {
     const bool dense = !blocks && s_.sketch.dimension, keep = s_.count || dense;
-    const std::int64_t block = s_.count ? kBlock : kShort;
     for (std::int64_t begin = range.begin, size; begin < range.end; begin += size) {
-      size = std::min(block, range.end - begin);
+      size = std::min(kBlock, range.end - begin);
       if constexpr (blocks > 0) size = std::min(size, width_ - (s_.offset + begin) % width_);
       prepare_block(begin, size);
       for (std::int64_t group = 0; group < s_.samples; group += kGroup) {

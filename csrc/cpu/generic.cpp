@@ -59,7 +59,7 @@ struct Vec {
     return total;
   }
 
-  static void prefetch(const void* from) { __builtin_prefetch(from); }
+  static void prefetch(const void* from) { __builtin_prefetch(from, 0, 2); }
 
   static void sign_masks(const SketchBlock& block, std::int64_t octet, std::int64_t octets,
                          std::uint32_t* masks) {

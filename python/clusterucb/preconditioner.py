@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from clusterucb.errors import OptionError, did_you_mean
 
+_SMALLEST_EPS = 1e-37
 PRECONDITIONERS = ("adam_less", "adam", "second_moment", "sgd")
 
 
@@ -55,8 +56,10 @@ class Preconditioner:
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= beta < 1:
                 raise OptionError(f"{name} is {beta}; expected at least 0 and below 1")
-        if not self.eps > 0:
-            raise OptionError(f"eps is {self.eps}; expected a number above 0")
+        if not self.eps >= _SMALLEST_EPS:
+            raise OptionError(
+                f"eps is {self.eps}; expected at least {_SMALLEST_EPS}, since gradients are preconditioned in fp32"
+            )
         if self.step < (self.kind == "second_moment"):
             raise OptionError(
                 f"step is {self.step}; expected at least {int(self.kind == 'second_moment')}: {self.kind} needs "
