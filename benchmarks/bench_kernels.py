@@ -158,7 +158,8 @@ def eager(batch: Batch, dimension: int) -> Run:
         sketched.index_add_(1, bucket, update * sign)
         return update.square().sum(dim=1)
 
-    assert torch.allclose(run().double().sqrt(), batch.norm2.sqrt(), rtol=1e-4), "eager is wrong"
+    norms = run().double().sqrt()
+    assert np.isclose(norms[0], np.linalg.norm(batch.update(0)), rtol=1e-4), "eager is wrong"
     return run
 
 
@@ -221,7 +222,7 @@ def main() -> None:
             print(f"{case:48} {ratio:8.3f} of {name} ({milliseconds:.3g} ms)", flush=True)
 
     for (label, size), samples, threads in product(SIZES.items(), (1, 8, 32), (1, 2)):
-        rounds = options.rounds if size * samples <= 2**26 else max(options.rounds // 3, 3)
+        rounds = options.rounds if size * samples <= 2**26 else max(options.rounds // 4, 3)
         torch.set_num_threads(threads)
         for dtype, kind in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
             batch = None
@@ -234,10 +235,9 @@ def main() -> None:
                 batch = batch or Batch(size, samples, dtype)
                 sketch = Sketch(8192, nonzeros) if nonzeros else None
                 ours = fused(batch, sketch, threads)
-                theirs = {"read": reader(batch.read, threads)}
-                if sketch and size * samples <= 2**25:
-                    theirs["eager"] = eager(batch, 8192)
-                measure(case, ours, theirs, rounds)
+                measure(case, ours, {"read": reader(batch.read, threads)}, rounds)
+                if sketch and samples == 8 and size <= 2**23:
+                    measure(case, ours, {"eager": eager(batch, 8192)}, min(rounds, 5))
                 if options.projector and sketch and (label, samples, threads, kind) == (".46M", 8, 1, "fp32"):
                     measure(case, ours, {"BasicProjector": basic_projector(batch, 8192)}, 1)
         case = f"exact S={DIRECTIONS} fp32 p={label} B={samples} t={threads}"

@@ -19,6 +19,7 @@ namespace {
 
 constexpr std::int64_t kBlock = 512;  // elements
 constexpr std::int64_t kAhead = 2;    // samples from the one that is worked on to the one that is fetched
+constexpr std::int64_t kRun = 32;     // elements that a dense sketch adds up one by one
 constexpr std::int64_t kGroup = 8;    // samples whose updates are kept for what comes after
 
 // `Vec` is eight floats; it lives in an unnamed namespace, so that what is compiled here for one instruction
@@ -74,11 +75,16 @@ class Updates {
         const std::int64_t bucket = word * 32 + quarter * kLanes;
         Vec sums[kGroup];
         for (Vec& sum : sums) sum = Vec(0);
-        for (std::int64_t k = 0; k < size; ++k) {
-          const std::uint32_t bits = signs[k] >> (quarter * kLanes);
-          for (std::int64_t i = 0; i < kGroup; ++i) {
-            if (i < samples) sums[i] = sums[i] + Vec(update_[i][k]).flipped(bits);
+        for (std::int64_t start = 0; start < size; start += kRun) {  // sums of sums round less
+          Vec part[kGroup];
+          for (Vec& sum : part) sum = Vec(0);
+          for (std::int64_t k = start; k < std::min(start + kRun, size); ++k) {
+            const std::uint32_t bits = signs[k] >> (quarter * kLanes);
+            for (std::int64_t i = 0; i < kGroup; ++i) {
+              if (i < samples) part[i] = part[i] + Vec(update_[i][k]).flipped(bits);
+            }
           }
+          for (std::int64_t i = 0; i < kGroup; ++i) sums[i] = sums[i] + part[i];
         }
         for (std::int64_t i = 0; i < samples; ++i) {
           float added[kLanes];
