@@ -53,10 +53,14 @@ class Updates {
         const float* directions = s_.directions + k * s_.stride + begin;
         if (rows == 4 && columns == 3) {
           tile<4, 3>(i, directions, size, to);
-        } else {
-          for (std::int64_t row = 0; row < rows; ++row) {
+          continue;
+        }
+        for (std::int64_t row = 0; row < rows; ++row, to += s_.count) {
+          if (columns == 3) {
+            tile<1, 3>(i + row, directions, size, to);
+          } else {
             for (std::int64_t column = 0; column < columns; ++column) {
-              tile<1, 1>(i + row, directions + column * s_.stride, size, to + row * s_.count + column);
+              tile<1, 1>(i + row, directions + column * s_.stride, size, to + column);
             }
           }
         }
@@ -105,8 +109,9 @@ class Updates {
     }
     const auto add = [&](std::int64_t k, auto load) {
       Vec direction[columns];
-      for (int column = 0; column < columns; ++column)
+      for (int column = 0; column < columns; ++column) {
         direction[column] = load(directions + column * s_.stride + k);
+      }
       for (int row = 0; row < rows; ++row) {
         const Vec update = Vec::load(update_[first + row] + k);
         for (int column = 0; column < columns; ++column) {
@@ -115,7 +120,14 @@ class Updates {
       }
     };
     std::int64_t k = 0;
-    for (; k + kLanes <= size; k += kLanes) add(k, [](const float* from) { return Vec::load(from); });
+    for (; k + kLanes <= size; k += kLanes) {
+      if (first == 0 && k % (2 * kLanes) == 0) {  // the directions' next block, a line at a time
+        for (int column = 0; column < columns; ++column) {
+          Vec::prefetch(directions + column * s_.stride + k + kBlock);
+        }
+      }
+      add(k, [](const float* from) { return Vec::load(from); });
+    }
     if (k < size) add(k, [&](const float* from) { return Vec::load(from, size - k); });
     for (int row = 0; row < rows; ++row) {
       for (int column = 0; column < columns; ++column) {
