@@ -218,8 +218,8 @@ def main() -> None:
 
     def measure(case: str, ours: Run, theirs: dict[str, Run], rounds: int) -> None:
         for name, (ratio, milliseconds) in ratios(ours, theirs, rounds).items():
-            rows.append({"case": case, "ratio_to": name, "ratio": round(ratio, 4)})
-            print(f"{case:48} {ratio:8.3f} of {name} ({milliseconds:.3g} ms)", flush=True)
+            rows.append({"case": case, "ratio_to": name, "ratio": float(f"{ratio:.4g}")})
+            print(f"{case:48} {ratio:8.3g} of {name} ({milliseconds:.3g} ms)", flush=True)
 
     for (label, size), samples, threads in product(SIZES.items(), (1, 8, 32), (1, 2)):
         rounds = options.rounds if size * samples <= 2**26 else max(options.rounds // 4, 3)
