@@ -114,10 +114,10 @@ def test_sketches_estimate_the_exact_scores(nonzeros):
         )
         accumulator = Accumulator(gradients, Preconditioner(), None, sketch=sketch)
         targets = sketch_directions(directions, sketch)
-        scorer = Scorer(accumulator, POOL, batch_tokens=100, targets=targets, sketch=sketch)
+        scorer = Scorer(accumulator, POOL, batch_tokens=100, targets=targets)
         rows = np.arange(6)
         true, estimated = exact(rows), scorer(rows)
-        units, faults = unit_sketches(accumulator, POOL, sketch, batch_tokens=100)
+        units, faults = unit_sketches(accumulator, POOL, batch_tokens=100)
     assert abs(estimated - true).max() < 5 / np.sqrt(8192)
     assert abs(estimated - true).max() > 0
     assert np.array_equal(ops.sketch_products(units, targets), estimated)
@@ -161,7 +161,6 @@ def test_a_gradient_that_is_zero_or_not_finite_fails_and_never_scores(kind, sket
         numbered(range(5)),
         batch_tokens=100,
         targets=sketch_directions(directions, projection) if projection else None,
-        sketch=projection,
         advance=done.append,
     )
     scores = scorer(np.arange(5))

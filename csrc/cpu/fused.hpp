@@ -3,10 +3,7 @@
 // Blocks of kBlock elements are outermost: a block's share of the moments, of the sketch's signs and of the S
 // directions is prepared once and stays in the first-level cache while the samples' gradients stream past it.
 // A sample's update directions live only in `update_`, for as long as its block lasts.
-//
-// What depends on the number of threads is who does the work, never what is added to what: a segment is cut
-// into slices by its size alone, each slice has sums of its own, and they are added up in order. Nor does a
-// sample's result depend on who shares its batch.
+// A sample's result does not depend on who shares its batch.
 #pragma once
 
 #include <algorithm>
@@ -32,7 +29,7 @@ constexpr std::int64_t kGroup = 8;    // samples whose updates are kept for what
 //   double sum()
 //   static void prefetch(const void*)                     into the second-level cache
 //   static void sign_masks(block, octet, octets, masks)   the signs of consecutive octets, 8 masks an octet
-// and beside it fused_multiply_add(Vec, Vec, Vec) and square_root(Vec).
+// and beside it fused_multiply_add(Vec, Vec, Vec), square_root(Vec) and over_root(a, b), a / sqrt(b).
 
 // A block's update directions of a group of samples, and what is done with all of them at once.
 template <typename Vec>

@@ -51,6 +51,9 @@ class Accumulator:
         device: where the model is.
         directions: f32[S, P], of the target's subtasks; or None.
         sketch: the projection; or None.
+
+    Attributes:
+        sketch: the same.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class Accumulator:
         self._device = device
         self._moments = (self._tensor(moments.m), self._tensor(moments.v)) if moments else None
         self._directions = None if directions is None else self._tensor(directions)
-        self._sketch = sketch
+        self.sketch = sketch
 
     def __call__(self, samples: Sequence[Encoded]) -> Accumulated:
         """Return the numbers of B samples."""
@@ -78,8 +81,8 @@ class Accumulator:
         products = sketched = None
         if self._directions is not None:
             products = self._zeros(torch.float64, count, len(self._directions))
-        if self._sketch is not None:
-            sketched = self._zeros(torch.float32, count, self._sketch.dimension)
+        if self.sketch is not None:
+            sketched = self._zeros(torch.float32, count, self.sketch.dimension)
 
         def add(offset: int, gradient: torch.Tensor) -> None:
             torch.maximum(largest, torch.linalg.vector_norm(gradient, math.inf, dim=1), out=largest)
@@ -91,7 +94,7 @@ class Accumulator:
                 moments=self._moments,
                 directions=self._directions,
                 products=products,
-                sketch=self._sketch,
+                sketch=self.sketch,
                 sketched=sketched,
             )
 
@@ -122,7 +125,6 @@ def fault(size: float) -> str | None:
 def unit_sketches(
     accumulator: Accumulator,
     samples: Sequence[Encoded],
-    sketch: Sketch,
     *,
     batch_tokens: int,
     advance: Callable[[int], None] = lambda _: None,
@@ -130,12 +132,13 @@ def unit_sketches(
     """Return the finished sketches f32[m, d] of samples, NaN where a gradient fails, and why it does.
 
     Args:
-        accumulator: with
-        sketch: the projection.
+        accumulator: with a sketch.
         samples: m of them.
         batch_tokens: padded tokens in one pass.
         advance: called with the number of samples done.
     """
+    sketch = accumulator.sketch
+    assert sketch is not None
     sketches = np.full((len(samples), sketch.dimension), np.nan, np.float32)
     faults: list[str | None] = [None] * len(samples)
     for batch in micro_batches([len(sample) for sample in samples], batch_tokens):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import msgspec
 from safetensors import SafetensorError
 
 from clusterucb.errors import RunError
@@ -70,6 +72,11 @@ def write_whole(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path``, whole or not at all."""
     with whole_file(path) as partial:
         partial.write_bytes(content)
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write a line of JSON for each row to ``path``, all or nothing."""
+    write_whole(path, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from clusterucb.accumulate import unit_sketches
+from clusterucb.accumulate import Accumulator, unit_sketches
 from clusterucb.adapted import AdaptedModel
 from clusterucb.atomic import whole_file
 from clusterucb.errors import ClusterUCBWarning, PluginError, blamed
@@ -112,9 +112,8 @@ class Influence:
                 )
                 with self._observer.count(title, len(rows)) as advance:
                     found, _ = unit_sketches(
-                        self._model.accumulator(sketch=self._sketch),
+                        self._sketcher,
                         self._material.encoded[here],
-                        self._sketch,
                         batch_tokens=self._settings.batch_tokens,
                         advance=advance,
                     )
@@ -129,24 +128,26 @@ class Influence:
         return self._store.sketch if self._store is not None else self._settings.sketch
 
     @cached_property
+    def _sketcher(self) -> Accumulator:
+        return self._model.accumulator(sketch=self._sketch)
+
+    @cached_property
     def _scorer(self) -> Scorer | StoredScores:
         settings = self._settings
         directions = self._directions()
         if not settings.by_sketch:
             accumulator = self._model.accumulator(directions=directions)
-            targets = sketch = None
+            targets = None
         else:
-            sketch = self._sketch
-            targets = sketch_directions(directions, sketch)
+            targets = sketch_directions(directions, self._sketch)
             if self._store is not None:
                 return StoredScores(self._store, targets, advance=lambda n: self._count(n))
-            accumulator = self._model.accumulator(sketch=sketch)
+            accumulator = self._sketcher
         return Scorer(
             accumulator,
             self._material.encoded,
             batch_tokens=settings.batch_tokens,
             targets=targets,
-            sketch=sketch,
             advance=lambda n: self._count(n),
         )
 

@@ -7,7 +7,7 @@ canonical order, and N, the number that percentages refer to, counts what is lef
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,10 @@ class Material:
             "tokens": np.array([len(sample) for sample in self.encoded]),
             "label_tokens": np.array([sample.n_labels for sample in self.encoded]),
         }
+
+    def rejected_rows(self, reasons: Iterable[tuple[int, str]]) -> list[Rejected]:
+        """Return where the pool samples of (row, reason) stand in their files, and why they are not used."""
+        return [Rejected(self.samples[row].file, self.samples[row].line, reason) for row, reason in reasons]
 
     def warmup_rows(self, steps: int, seed: int) -> NDArray[np.int64]:
         """Return the rows of each warm-up step, i64[steps, 4]: epochs over the pool in random order."""

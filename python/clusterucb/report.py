@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +20,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from clusterucb.atomic import write_whole
+from clusterucb.atomic import write_lines, write_whole
 from clusterucb.cost import selection_cost
 from clusterucb.engine import Selection
-from clusterucb.pool import Rejected, Sample
+from clusterucb.pool import Sample
 from clusterucb.run import Cost, Manifest, Outcome, Run
 from clusterucb.settings import Settings
 
@@ -108,14 +108,9 @@ def finish(
     """
     samples = [material.samples[row] for row in selection.rows.tolist()]
     write_whole(run.path("selected.jsonl"), b"".join(sample.raw + b"\n" for sample in samples))
-    write_whole(run.path("scores.jsonl"), _lines(_scored(selection, material)))
-    unscored = [
-        Rejected(material.samples[row].file, material.samples[row].line, reason) for row, reason in failures
-    ]
-    write_whole(
-        run.path("rejected.jsonl"),
-        _lines(line._asdict() for line in (*material.pool_rejected, *material.target_rejected, *unscored)),
-    )
+    write_lines(run.path("scores.jsonl"), _scored(selection, material))
+    rejected = (*material.pool_rejected, *material.target_rejected, *material.rejected_rows(failures))
+    write_lines(run.path("rejected.jsonl"), (line._asdict() for line in rejected))
     manifest = run.manifest
     manifest.pool_samples, manifest.pool_rejected = len(material.samples), len(material.pool_rejected)
     manifest.target_samples, manifest.target_rejected = material.n_target, len(material.target_rejected)
@@ -166,10 +161,6 @@ def _scored(selection: Selection, material: Material) -> Iterator[dict[str, Any]
                 "draw": draw,
                 "selected": row in chosen,
             }
-
-
-def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
-    return b"".join(msgspec.json.encode(row) + b"\n" for row in rows)
 
 
 def spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:

@@ -94,7 +94,6 @@ class Scorer:
         encoded: the pool's N samples.
         batch_tokens: padded tokens in one pass.
         targets: f32[S, d], the finished sketches of the directions, where sketches score; or None.
-        sketch: what they were sketched by; or None.
         advance: called with the number of samples done.
 
     Attributes:
@@ -108,14 +107,12 @@ class Scorer:
         *,
         batch_tokens: int,
         targets: NDArray[np.float32] | None = None,
-        sketch: Sketch | None = None,
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._accumulator = accumulator
         self._encoded = encoded
         self._batch_tokens = batch_tokens
         self._targets = targets
-        self._sketch = sketch
         self._advance = advance
         self.failures: dict[int, str] = {}
 
@@ -132,10 +129,11 @@ class Scorer:
     def _score(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         norm2, products, sketched, faults = self._accumulator([self._encoded[row] for row in rows])
         self.failures |= {row: found for row, found in zip(rows.tolist(), faults, strict=True) if found}
-        if self._targets is None or self._sketch is None:
+        sketch = self._accumulator.sketch
+        if self._targets is None or sketch is None:
             scores = ops.finish(norm2, products)
         else:
-            scores = ops.sketch_products(ops.finish_sketches(norm2, sketched, self._sketch), self._targets)
+            scores = ops.sketch_products(ops.finish_sketches(norm2, sketched, sketch), self._targets)
         scores[[found is not None for found in faults]] = np.nan
         return scores
 

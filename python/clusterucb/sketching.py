@@ -10,19 +10,17 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 from safetensors.numpy import save_file
 
-from clusterucb.atomic import whole_file, write_whole
+from clusterucb.atomic import whole_file, write_lines
 from clusterucb.cost import store_cost
-from clusterucb.pool import Rejected
 from clusterucb.prepared import Files, check_paths, prepare
 from clusterucb.progress import Observer, Silent
 from clusterucb.projection import VERSION
 from clusterucb.run import Run
 from clusterucb.settings import GradientSettings, settings_from, spelt_out
-from clusterucb.store import KIND, SHARD, GradientStore, failures
+from clusterucb.store import KIND, SHARD, GradientStore, failures, shard_path
 
 
 @spelt_out(GradientSettings)
@@ -82,7 +80,6 @@ def sketch(
                     sketches, faults = unit_sketches(
                         accumulator,
                         material.encoded[start : start + SHARD],
-                        settings.sketch,
                         batch_tokens=settings.batch_tokens,
                         advance=advance,
                     )
@@ -90,13 +87,8 @@ def sketch(
                     with whole_file(_shard(run, start)) as partial:
                         save_file({"sketches": sketches.astype(np.float16)}, partial, metadata=reasons)
         failed = {row: reason for start in starts for row, reason in failures(_shard(run, start)).items()}
-        samples = [(material.samples[row], reason) for row, reason in failed.items()]
-        rejected = [
-            *material.pool_rejected,
-            *(Rejected(sample.file, sample.line, reason) for sample, reason in samples),
-        ]
-        lines = (msgspec.json.encode(line._asdict()) + b"\n" for line in rejected)
-        write_whole(run.path("rejected.jsonl"), b"".join(lines))
+        rejected = [*material.pool_rejected, *material.rejected_rows(failed.items())]
+        write_lines(run.path("rejected.jsonl"), (line._asdict() for line in rejected))
         manifest = run.manifest
         manifest.pool_files = prepared.pool_files
         manifest.pool_samples, manifest.pool_rejected = len(material.samples), len(rejected)
@@ -106,4 +98,4 @@ def sketch(
 
 
 def _shard(run: Run, start: int) -> Path:
-    return run.path(f"sketches-{start // SHARD:05}.safetensors")
+    return shard_path(run.folder, start // SHARD)

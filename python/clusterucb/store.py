@@ -156,7 +156,7 @@ class GradientStore:
                 )
 
     def _shard(self, number: int) -> NDArray[np.float16]:
-        path = self.folder / f"sketches-{number:05}.safetensors"
+        path = shard_path(self.folder, number)
         try:
             sketches: NDArray[np.float16] = load_file(path)["sketches"]
         except (OSError, SafetensorError, KeyError) as error:
@@ -164,6 +164,11 @@ class GradientStore:
                 f"{path} of the gradient store cannot be read ({error}); repeat the `clusterucb sketch` that made it"
             ) from error
         return sketches
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """Return where a shard of a store stands."""
+    return folder / f"sketches-{number:05}.safetensors"
 
 
 def failures(shard: Path) -> dict[int, str]:
