@@ -112,7 +112,7 @@ Vec over_root(Vec a, Vec b) {
   const __m256 root = _mm256_rsqrt_ps(b.lanes), start = _mm256_mul_ps(a.lanes, root);
   const __m256 e = _mm256_fnmadd_ps(_mm256_mul_ps(b.lanes, root), root, _mm256_set1_ps(1.0f));
   const __m256 more = _mm256_fmadd_ps(e, _mm256_set1_ps(0.375f), _mm256_set1_ps(0.5f));
-  return _mm256_fmadd_ps(start, _mm256_mul_ps(e, more), start);
+  return _mm256_fmadd_ps(_mm256_mul_ps(start, e), more, start);
 }
 Vec square_root(Vec a) { return _mm256_sqrt_ps(a.lanes); }
 

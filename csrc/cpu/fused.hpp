@@ -187,10 +187,11 @@ class Pass {
   }
 
   // Adds a sample's update directions to its sparse sketch, returns the sum of their squares, and where the
-  // block keeps its updates, writes them.
+  // block keeps its updates, writes them. Apart from the rest of the pass, its loop has registers enough for
+  // all its pointers.
   template <bool keep>
-  double update_sample(std::int64_t sample, std::int64_t begin, std::int64_t size, float* update,
-                       float* sketched) const {
+  __attribute__((noinline)) double update_sample(std::int64_t sample, std::int64_t begin, std::int64_t size,
+                                                 float* update, float* sketched) const {
     const In* gradient = static_cast<const In*>(s_.gradient) + sample * s_.size + begin;
     const In* coming = prefetched(sample, begin, size);
     const float* moment = kind == Kind::sgd || sample > 1 ? nullptr : (sample ? s_.m : s_.v) + begin + size;
