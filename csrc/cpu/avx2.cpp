@@ -40,6 +40,9 @@ __m256i masks_of(std::uint32_t bits) {
 struct Vec {
   __m256 lanes;
 
+  static constexpr int kWidth = 8, kSigns = 8;
+  using Signs = std::uint32_t;  // the mask of a lane
+
   Vec() = default;
   Vec(__m256 value) : lanes(value) {}
   explicit Vec(float value) : lanes(_mm256_set1_ps(value)) {}
@@ -81,7 +84,7 @@ struct Vec {
   // Into the second-level cache, which can wait for more lines at once than the first-level one can.
   static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T1); }
 
-  static void sign_masks(const SketchBlock& block, std::int64_t octet, std::int64_t octets,
+  static void draw_signs(const SketchBlock& block, std::int64_t octet, std::int64_t octets,
                          std::uint32_t* masks) {
     const Words step(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     for (std::int64_t o = 0; o < octets; o += kLanes) {

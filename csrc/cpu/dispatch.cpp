@@ -22,35 +22,45 @@ constexpr std::int64_t kSlice = 1 << 17;  // elements: enough to be worth a thre
 constexpr std::int64_t kRows = 64;        // times d elements: enough to be worth a sketch of their own
 constexpr std::int64_t kSlices = 16;      // at most
 
-bool has_avx2() {
-#ifdef CLUSTERUCB_AVX2
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-#else
-  return false;
-#endif
-}
-
 struct Choice {
   const char* name;
+  bool runs;  // on this machine
   void (*kernel)(const Segment&, const Range&);
 };
+
+// The kernels that were compiled, fastest first.
+std::vector<Choice> choices() {
+  return {
+#ifdef CLUSTERUCB_X86
+      // VBMI2 has nothing to do with it, but processors before it slow down for vectors of this width.
+      {"avx512",
+       __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vbmi2"),
+       accumulate_avx512},
+      {"avx2",
+       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"),
+       accumulate_avx2},
+#endif
+      {"generic", true, accumulate_generic},
+  };
+}
 
 // CLUSTERUCB_SIMD decides where it is set.
 Choice choose() {
   const char* variable = std::getenv("CLUSTERUCB_SIMD");
   const std::string wanted = variable ? variable : "";
-  if (!wanted.empty() && wanted != "generic" && wanted != "avx2") {
-    throw std::invalid_argument("the environment variable CLUSTERUCB_SIMD is '" + wanted +
-                                "'; expected generic or avx2, or leave it unset");
+  for (const Choice& one : choices()) {
+    if (wanted.empty() ? one.runs : wanted == one.name && one.runs) return one;
+    if (wanted == one.name) {
+      throw std::invalid_argument("the environment variable CLUSTERUCB_SIMD is '" + wanted +
+                                  "', which this machine cannot run; leave it unset");
+    }
   }
-  if (wanted == "avx2" && !has_avx2()) {
-    throw std::invalid_argument(
-        "the environment variable CLUSTERUCB_SIMD is 'avx2', which this machine cannot run; leave it unset");
-  }
-#ifdef CLUSTERUCB_AVX2
-  if (wanted != "generic" && has_avx2()) return {"avx2", accumulate_avx2};
-#endif
-  return {"generic", accumulate_generic};
+  std::string known;
+  for (const Choice& one : choices()) known += (known.empty() ? "" : ", ") + std::string(one.name);
+  throw std::invalid_argument("the environment variable CLUSTERUCB_SIMD is '" + wanted +
+                              "'; expected one of " + known + ", or leave it unset");
 }
 
 const Choice& choice() {

@@ -16,19 +16,20 @@ namespace {
 
 constexpr std::int64_t kBlock = 512;  // elements
 constexpr std::int64_t kAhead = 2;    // samples from the one that is worked on to the one that is fetched
+constexpr std::int64_t kLine = 16;    // floats of a line of memory
 constexpr std::int64_t kRun = 32;     // elements that a dense sketch adds up one by one
 constexpr std::int64_t kGroup = 8;    // samples whose updates are kept for what comes after
 
-// `Vec` is eight floats; it lives in an unnamed namespace, so that what is compiled here for one instruction
-// set is never shared with another. It has operators + * / and
+// `Vec` is kWidth floats, one octet of the sketch or two; it lives in an unnamed namespace, so that what is
+// compiled here for one instruction set is never shared with another. It has operators + * / and
 //   static Vec load(const In*), load(const In*, count)   of float, bf16 or f16; the rest of the lanes is 0
 //   void store(float*)
-//   Vec flipped(const std::uint32_t* masks)               exclusive or with sign masks
+//   Vec flipped(const Signs*)                             by the signs of its octets
 //   Vec flipped(std::uint32_t bits)                       lane k negated where bit k is set
 //   Vec turned(Turn), static Turn turn(int shift)         lane k becomes lane k ^ shift
 //   double sum()
 //   static void prefetch(const void*)                     into the second-level cache
-//   static void sign_masks(block, octet, octets, masks)   the signs of consecutive octets, 8 masks an octet
+//   static void draw_signs(block, octet, octets, Signs*)  of consecutive octets, kSigns of them an octet
 // and beside it fused_multiply_add(Vec, Vec, Vec), square_root(Vec) and over_root(a, b), a / sqrt(b).
 
 // A block's update directions of a group of samples, and what is done with all of them at once.
@@ -65,22 +66,22 @@ class Updates {
     }
   }
 
-  // Adds the group's updates to their dense sketches, eight buckets at a time. The signs are those of a
+  // Adds the group's updates to their dense sketches, a vector of buckets at a time. The signs are those of a
   // block's elements in 32 buckets, drawn once for all samples.
   void project(std::int64_t begin, std::int64_t size, std::int64_t samples, float* sketched) const {
     const std::int64_t d = s_.sketch.dimension;
     std::uint32_t signs[kBlock];
     for (std::int64_t word = 0; word * 32 < d; ++word) {
       for (std::int64_t k = 0; k < size; ++k) signs[k] = dense_signs(s_.sketch, s_.offset + begin + k, word);
-      for (int quarter = 0; quarter < 4 && word * 32 + quarter * kLanes < d; ++quarter) {
-        const std::int64_t bucket = word * 32 + quarter * kLanes;
+      for (int lane = 0; lane < 32 && word * 32 + lane < d; lane += Vec::kWidth) {
+        const std::int64_t bucket = word * 32 + lane;
         Vec sums[kGroup];
         for (Vec& sum : sums) sum = Vec(0);
         for (std::int64_t start = 0; start < size; start += kRun) {  // sums of sums round less
           Vec part[kGroup];
           for (Vec& sum : part) sum = Vec(0);
           for (std::int64_t k = start; k < std::min(start + kRun, size); ++k) {
-            const std::uint32_t bits = signs[k] >> (quarter * kLanes);
+            const std::uint32_t bits = signs[k] >> lane;
             for (std::int64_t i = 0; i < kGroup; ++i) {
               if (i < samples) part[i] = part[i] + Vec(update_[i][k]).flipped(bits);
             }
@@ -88,10 +89,10 @@ class Updates {
           for (std::int64_t i = 0; i < kGroup; ++i) sums[i] = sums[i] + part[i];
         }
         for (std::int64_t i = 0; i < samples; ++i) {
-          float added[kLanes];
+          float added[Vec::kWidth];
           sums[i].store(added);
-          const std::int64_t lanes = std::min<std::int64_t>(kLanes, d - bucket);
-          for (std::int64_t lane = 0; lane < lanes; ++lane) sketched[i * d + bucket + lane] += added[lane];
+          const std::int64_t buckets = std::min<std::int64_t>(Vec::kWidth, d - bucket);
+          for (std::int64_t at = 0; at < buckets; ++at) sketched[i * d + bucket + at] += added[at];
         }
       }
     }
@@ -117,8 +118,8 @@ class Updates {
       }
     };
     std::int64_t k = 0;
-    for (; k + kLanes <= size; k += kLanes) {
-      if (first == 0 && k % (2 * kLanes) == 0) {  // the directions' next block, a line at a time
+    for (; k + Vec::kWidth <= size; k += Vec::kWidth) {
+      if (first == 0 && k % kLine == 0) {  // the directions' next block, a line at a time
         for (int column = 0; column < columns; ++column) {
           Vec::prefetch(directions + column * s_.stride + k + kBlock);
         }
@@ -134,7 +135,7 @@ class Updates {
   }
 
   const Segment& s_;
-  alignas(32) float update_[kGroup][kBlock];
+  alignas(64) float update_[kGroup][kBlock];
 };
 
 // The pass over a range of elements.
@@ -148,7 +149,10 @@ class Pass {
     const bool dense = !blocks && s_.sketch.dimension, keep = s_.count || dense;
     for (std::int64_t begin = range.begin, size; begin < range.end; begin += size) {
       size = std::min(kBlock, range.end - begin);
-      if constexpr (blocks > 0) size = std::min(size, width_ - (s_.offset + begin) % width_);
+      if constexpr (blocks > 0) {
+        size = std::min(size, width_ - (s_.offset + begin) % width_);
+        if ((s_.offset + begin) % Vec::kWidth) size = std::min<std::int64_t>(size, kLanes);
+      }
       prepare_block(begin, size);
       for (std::int64_t group = 0; group < s_.samples; group += kGroup) {
         const std::int64_t samples = std::min(kGroup, s_.samples - group);
@@ -167,7 +171,7 @@ class Pass {
  private:
   void prepare_block(std::int64_t begin, std::int64_t size) {
     if constexpr (kind != Kind::sgd) {
-      for (std::int64_t k = 0; k < size; k += kLanes) {
+      for (std::int64_t k = 0; k < size; k += Vec::kWidth) {
         const auto prepared = prepare<kind>(Vec::load(s_.m + begin + k, size - k),
                                             Vec::load(s_.v + begin + k, size - k), s_.constants);
         prepared.a.store(a_ + k);
@@ -175,13 +179,14 @@ class Pass {
       }
     }
     if constexpr (blocks > 0) {
-      const std::int64_t at = s_.offset + begin, row = at / width_;
-      first_octet_ = at % width_ / kLanes;
+      const std::int64_t at = s_.offset + begin, row = at / width_, octet = at % width_ / kLanes;
+      first_octet_ = octet & ~kOdd;
       for (int block = 0; block < blocks; ++block) {
         const SketchBlock& keys = s_.sketch.block[block];
-        Vec::sign_masks(keys, at / kLanes, (size + kLanes - 1) / kLanes, masks_[block]);
-        octet_shift_[block] = octet_shift(keys, row, width_);
-        lane_shift_[block] = lane_shift(keys, row, blocks);
+        Vec::draw_signs(keys, at / kLanes, (size + kLanes - 1) / kLanes, signs_[block]);
+        const std::int64_t shift = octet_shift(keys, row, width_);
+        octet_shift_[block] = shift & ~kOdd;
+        lane_shift_[block] = lane_shift(keys, row, blocks) + ((shift ^ octet) & kOdd) * kLanes;
       }
     }
   }
@@ -210,19 +215,22 @@ class Pass {
       if constexpr (keep) value.store(update + k);
       for (int block = 0; block < blocks; ++block) {
         float* bucket = sketched + block * width_ + ((first + k) ^ shift[block]);
-        (Vec::load(bucket) + value.flipped(masks_[block] + k).turned(turn[block])).store(bucket);
+        (Vec::load(bucket) + value.flipped(signs_[block] + k / kLanes * Vec::kSigns).turned(turn[block]))
+            .store(bucket);
       }
       return fused_multiply_add(value, value, squares);
     };
     Vec even = Vec(0), odd = Vec(0);
     std::int64_t k = 0;
-    for (; k + 2 * kLanes <= size; k += 2 * kLanes) {
-      Vec::prefetch(coming + k);
-      if (moment) Vec::prefetch(moment + k);
+    for (; k + 2 * Vec::kWidth <= size; k += 2 * Vec::kWidth) {
+      for (std::int64_t line = k; line < k + 2 * Vec::kWidth; line += kLine) {
+        Vec::prefetch(coming + line);
+        if (moment) Vec::prefetch(moment + line);
+      }
       even = step(Vec::load(gradient + k), k, even);
-      odd = step(Vec::load(gradient + k + kLanes), k + kLanes, odd);
+      odd = step(Vec::load(gradient + k + Vec::kWidth), k + Vec::kWidth, odd);
     }
-    for (; k < size; k += kLanes) even = step(Vec::load(gradient + k, size - k), k, even);
+    for (; k < size; k += Vec::kWidth) even = step(Vec::load(gradient + k, size - k), k, even);
     return (even + odd).sum();
   }
 
@@ -235,13 +243,18 @@ class Pass {
     return static_cast<const In*>(s_.gradient) + at;
   }
 
+  // A vector of two octets goes to two neighbouring octets of buckets: what the XOR does to the lowest bit of
+  // the octet's number, it does to bit 3 of the lane's. An octet at an odd number, where a segment may begin,
+  // is worked on alone, as the vector of which it is the second half; that half is swapped in the same way.
+  static constexpr std::int64_t kOdd = Vec::kWidth / kLanes - 1;
+
   const Segment& s_;
   Updates<Vec> updates_;
   const std::int64_t width_;
   std::int64_t first_octet_ = 0, octet_shift_[kMaxBlocks] = {};
   int lane_shift_[kMaxBlocks] = {};
-  alignas(32) float a_[kBlock], b_[kBlock];
-  alignas(32) std::uint32_t masks_[blocks ? blocks : 1][kBlock];
+  alignas(64) float a_[kBlock], b_[kBlock];
+  alignas(64) typename Vec::Signs signs_[blocks ? blocks : 1][kBlock / kLanes * Vec::kSigns];
 };
 
 template <typename Vec, Kind kind, typename In>

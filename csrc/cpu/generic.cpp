@@ -13,6 +13,9 @@ void masks_of(std::uint32_t bits, std::uint32_t* masks) {
 struct Vec {
   float lanes[kLanes];
 
+  static constexpr int kWidth = 8, kSigns = 8;
+  using Signs = std::uint32_t;  // the mask of a lane
+
   Vec() = default;
   explicit Vec(float value) {
     for (float& lane : lanes) lane = value;
@@ -61,7 +64,7 @@ struct Vec {
 
   static void prefetch(const void* from) { __builtin_prefetch(from, 0, 2); }
 
-  static void sign_masks(const SketchBlock& block, std::int64_t octet, std::int64_t octets,
+  static void draw_signs(const SketchBlock& block, std::int64_t octet, std::int64_t octets,
                          std::uint32_t* masks) {
     for (std::int64_t o = 0; o < octets; ++o) {
       const std::uint32_t signs = octet_signs(block, octet + o);

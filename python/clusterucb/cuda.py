@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from clusterucb import ops
+from clusterucb import ops, reference
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
 from clusterucb.preconditioner import Preconditioner
 from clusterucb.projection import Sketch
@@ -59,23 +59,10 @@ def with_torch(tensors: list[Any], offset: int, preconditioner: Preconditioner) 
         end = min(begin + _CHUNK, gradient.shape[1])
         here = slice(offset + begin, offset + end)
         first, second = (None, None) if m is None else (m[here], v[here])
-        update = _precondition(gradient[:, begin:end].float(), first, second, preconditioner)
+        update = reference.precondition(gradient[:, begin:end].float(), first, second, preconditioner)
         norm2 += update.square().sum(dim=1, dtype=torch.float64)
         if directions is not None:
             products += (update @ directions[:, here].T).double()
-
-
-def _precondition(g: Tensor, m: Tensor | None, v: Tensor | None, preconditioner: Preconditioner) -> Tensor:
-    """Return the update direction by the formulas of `clusterucb.reference`."""
-    c = preconditioner.constants()
-    if m is None or v is None or preconditioner.kind == "sgd":
-        return g
-    if preconditioner.kind == "second_moment":
-        return g / ((c.from_v * v).sqrt() + c.eps)
-    first, second = c.first * g + c.from_m * m, g * g + c.from_v * v
-    if preconditioner.kind == "adam_less":
-        return first / (second + c.eps).sqrt()
-    return first / (second.sqrt() + c.eps)
 
 
 @cache

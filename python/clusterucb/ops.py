@@ -150,7 +150,7 @@ def default_threads() -> int:
 
 
 def simd() -> str:
-    """Name the kernels in use: ``avx2`` or ``generic`` (set CLUSTERUCB_SIMD to force one)."""
+    """Name the kernels in use: ``avx512``, ``avx2`` or ``generic`` (set CLUSTERUCB_SIMD to force one)."""
     return str(_core().simd())
 
 

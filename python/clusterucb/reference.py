@@ -16,43 +16,34 @@ formulas are divided above and below the line by the root of what multiplies g²
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.preconditioner import Constants, Preconditioner
+from clusterucb.preconditioner import Preconditioner
 from clusterucb.projection import Sketch
 
+Array: TypeAlias = Any  # of numpy or of torch: what is written with operators serves both
 
-def precondition(
-    gradient: NDArray[Any],
-    m: NDArray[Any] | None,
-    v: NDArray[Any] | None,
-    preconditioner: Preconditioner,
-) -> NDArray[Any]:
+
+def precondition(gradient: Array, m: Array | None, v: Array | None, preconditioner: Preconditioner) -> Array:
     """Return the update direction of every element, in the precision of ``gradient``.
 
     Args:
-        gradient: [B, n], or any shape that ``m`` and ``v`` broadcast to.
+        gradient: [B, n], or any shape that ``m`` and ``v`` broadcast to; of numpy or of torch.
         m, v: [n], the moments; None for ``sgd``.
         preconditioner: the formula and its settings.
     """
-    if preconditioner.kind == "sgd":
+    c = preconditioner.constants()
+    if m is None or v is None or preconditioner.kind == "sgd":
         return gradient
-    assert m is not None
-    assert v is not None
-    c = Constants._make(gradient.dtype.type(value) for value in preconditioner.constants())
     if preconditioner.kind == "second_moment":
-        scaled: NDArray[Any] = gradient / (np.sqrt(c.from_v * v) + c.eps)
-        return scaled
-    first = c.first * gradient + c.from_m * m
-    second = gradient * gradient + c.from_v * v
+        return gradient / ((c.from_v * v) ** 0.5 + c.eps)
+    first, second = c.first * gradient + c.from_m * m, gradient * gradient + c.from_v * v
     if preconditioner.kind == "adam_less":
-        update: NDArray[Any] = first / np.sqrt(second + c.eps)
-    else:
-        update = first / (np.sqrt(second) + c.eps)
-    return update
+        return first / (second + c.eps) ** 0.5
+    return first / (second**0.5 + c.eps)
 
 
 def keyed_hash(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint32]:

@@ -39,9 +39,10 @@ struct Range {
 
 void accumulate_generic(const Segment& segment, const Range& range);
 void accumulate_avx2(const Segment& segment, const Range& range);
+void accumulate_avx512(const Segment& segment, const Range& range);
 
-// Runs the fastest kernel of this machine, or the one that CLUSTERUCB_SIMD names (generic, avx2), on up to
-// `threads` threads. The result does not depend on their number.
+// Runs the fastest kernel of this machine, or the one that CLUSTERUCB_SIMD names (generic, avx2, avx512),
+// on up to `threads` threads. The result does not depend on their number.
 void accumulate(const Segment& segment, int threads);
 const char* simd();
 
