@@ -1,6 +1,6 @@
 // The fused pass over one segment, written once for every instruction set.
 //
-// Blocks of kBlock elements are outermost: a block's share of the moments, of the sketch's signs and of the S
+// Blocks of elements are outermost: a block's share of the moments, of the sketch's signs and of the S
 // directions is prepared once and stays in the first-level cache while the samples' gradients stream past it.
 // A sample's update directions live only in `update_`, for as long as its block lasts.
 // A sample's result does not depend on who shares its batch.
@@ -14,11 +14,10 @@
 namespace clusterucb {
 namespace {
 
-constexpr std::int64_t kBlock = 512;  // elements
-constexpr std::int64_t kAhead = 2;    // samples from the one that is worked on to the one that is fetched
-constexpr std::int64_t kLine = 16;    // floats of a line of memory
-constexpr std::int64_t kRun = 32;     // elements that a dense sketch adds up one by one
-constexpr std::int64_t kGroup = 8;    // samples whose updates are kept for what comes after
+constexpr std::int64_t kAhead = 4;  // samples from the one that is worked on to the one that is fetched
+constexpr std::int64_t kLine = 16;  // floats of a line of memory
+constexpr std::int64_t kRun = 32;   // elements that a dense sketch adds up one by one
+constexpr std::int64_t kGroup = 8;  // samples whose updates are kept for what comes after
 
 // `Vec` is kWidth floats, one octet of the sketch or two; it lives in an unnamed namespace, so that what is
 // compiled here for one instruction set is never shared with another. It has operators + * / and
@@ -31,6 +30,9 @@ constexpr std::int64_t kGroup = 8;    // samples whose updates are kept for what
 //   static void prefetch(const void*)                     into the second-level cache
 //   static void draw_signs(block, octet, octets, Signs*)  of consecutive octets, kSigns of them an octet
 // and beside it fused_multiply_add(Vec, Vec, Vec), square_root(Vec) and over_root(a, b), a / sqrt(b).
+
+template <typename Vec>
+constexpr std::int64_t kBlock = 64 * Vec::kWidth;  // elements
 
 // A block's update directions of a group of samples, and what is done with all of them at once.
 template <typename Vec>
@@ -70,7 +72,7 @@ class Updates {
   // block's elements in 32 buckets, drawn once for all samples.
   void project(std::int64_t begin, std::int64_t size, std::int64_t samples, float* sketched) const {
     const std::int64_t d = s_.sketch.dimension;
-    std::uint32_t signs[kBlock];
+    std::uint32_t signs[kBlock<Vec>];
     for (std::int64_t word = 0; word * 32 < d; ++word) {
       for (std::int64_t k = 0; k < size; ++k) signs[k] = dense_signs(s_.sketch, s_.offset + begin + k, word);
       for (int lane = 0; lane < 32 && word * 32 + lane < d; lane += Vec::kWidth) {
@@ -121,7 +123,7 @@ class Updates {
     for (; k + Vec::kWidth <= size; k += Vec::kWidth) {
       if (first == 0 && k % kLine == 0) {  // the directions' next block, a line at a time
         for (int column = 0; column < columns; ++column) {
-          Vec::prefetch(directions + column * s_.stride + k + kBlock);
+          Vec::prefetch(directions + column * s_.stride + k + kBlock<Vec>);
         }
       }
       add(k, [](const float* from) { return Vec::load(from); });
@@ -135,7 +137,7 @@ class Updates {
   }
 
   const Segment& s_;
-  alignas(64) float update_[kGroup][kBlock];
+  alignas(64) float update_[kGroup][kBlock<Vec>];
 };
 
 // The pass over a range of elements.
@@ -148,7 +150,7 @@ class Pass {
   void run(const Range& range) {
     const bool dense = !blocks && s_.sketch.dimension, keep = s_.count || dense;
     for (std::int64_t begin = range.begin, size; begin < range.end; begin += size) {
-      size = std::min(kBlock, range.end - begin);
+      size = std::min(kBlock<Vec>, range.end - begin);
       if constexpr (blocks > 0) {
         size = std::min(size, width_ - (s_.offset + begin) % width_);
         if ((s_.offset + begin) % Vec::kWidth) size = std::min<std::int64_t>(size, kLanes);
@@ -253,8 +255,8 @@ class Pass {
   const std::int64_t width_;
   std::int64_t first_octet_ = 0, octet_shift_[kMaxBlocks] = {};
   int lane_shift_[kMaxBlocks] = {};
-  alignas(64) float a_[kBlock], b_[kBlock];
-  alignas(64) typename Vec::Signs signs_[blocks ? blocks : 1][kBlock / kLanes * Vec::kSigns];
+  alignas(64) float a_[kBlock<Vec>], b_[kBlock<Vec>];
+  alignas(64) typename Vec::Signs signs_[blocks ? blocks : 1][kBlock<Vec> / kLanes * Vec::kSigns];
 };
 
 template <typename Vec, Kind kind, typename In>
