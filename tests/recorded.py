@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from clusterucb.engine import Batch, Selection, search
 from clusterucb.errors import ClusterUCBWarning
-from clusterucb.policies import UCB, UCB1, Policy, Random, ThresholdHard, ThresholdNormal
+from clusterucb.policies import UCB, UCB1, ClusterMean, Policy, Random, ThresholdHard, ThresholdNormal
 
-POLICIES = [UCB(), UCB1(), ThresholdHard(), ThresholdNormal(), Random()]
+POLICIES = [UCB(), UCB1(), ThresholdHard(), ThresholdNormal(), Random(), ClusterMean()]
 
 
 @dataclass
@@ -52,6 +52,15 @@ class Case:
             )
 
 
+def rewards_of(case: Case, found: Selection) -> np.ndarray:
+    """Return the rewards f64[N] that the scores stand for, NaN where scoring fails."""
+    scores = np.where(np.isfinite(case.scores).all(axis=1)[:, None], case.scores, np.nan)
+    if found.standardized is not None:
+        mean, std = found.standardized
+        return ((scores - mean) / std).max(axis=1)
+    return scores.max(axis=1) if case.aggregate == "max" else scores.mean(axis=1)
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """Pools full of ties, failures, negative scores, noise, gaps in the labels and singleton arms."""
@@ -69,7 +78,7 @@ def cases(draw: st.DrawFn) -> Case:
         cold_start=draw(st.sampled_from([0, 0.05, 0.29, 0.5, 1])),
         batch_size=draw(st.integers(1, 7)),
         seed=draw(st.integers(0, 3)),
-        aggregate=draw(st.sampled_from(["max", "mean"])),
+        aggregate=draw(st.sampled_from(["max", "mean", "standardized"])),
     )
 
 

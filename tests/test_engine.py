@@ -16,7 +16,7 @@ from clusterucb.clusterers import Clusterer
 from clusterucb.engine import search
 from clusterucb.errors import ClusterUCBWarning
 from clusterucb.policies import UCB, Policy, Random
-from recorded import POLICIES, Case, Memory, cases, identical
+from recorded import POLICIES, Case, Memory, cases, identical, rewards_of
 
 
 @given(cases())
@@ -35,8 +35,7 @@ def test_result_is_the_brute_force_best_of_exactly_the_budget(case: Case) -> Non
     assert found.drawn_rows.tolist() == submitted
 
     good = np.isfinite(case.scores).all(axis=1)
-    rewards = case.scores.max(axis=1) if case.aggregate == "max" else case.scores.mean(axis=1)
-    rewards[~good] = np.nan
+    rewards = rewards_of(case, found)
     np.testing.assert_array_equal(found.drawn_scores, rewards[submitted])
     expected_scores = np.where(good[submitted][:, None], case.scores[submitted], np.nan)
     np.testing.assert_array_equal(found.subtask_scores, expected_scores)
@@ -238,7 +237,8 @@ def test_policy_is_told_each_usable_reward_once_and_asked_for_batches(case: Case
     assert list(told) == found.drawn_rows[usable].tolist()
     assert [reward for reward, _ in told.values()] == found.drawn_scores[usable].tolist()
     assert [each for _, each in told.values()] == found.subtask_scores[usable].tolist()
-    full, rest = divmod(found.n_scored, case.batch_size)
+    full, rest = divmod(sum(asked), case.batch_size)
+    assert (sum(asked) < found.n_scored) == (case.aggregate == "standardized")
     assert asked == [case.batch_size] * full + [rest] * (rest > 0)
 
 

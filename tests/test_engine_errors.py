@@ -35,7 +35,10 @@ USABLE = {"clusterer": None, "policy": UCB(), "budget": 3, "n_select": 2}
         ({"seed": -1}, "seed is -1; expected a whole number of at least 0"),
         ({"seed": 0.5}, "seed is 0.5; expected"),
         ({"seed": True}, "seed is True; expected"),
-        ({"aggregate": "men"}, "aggregate is 'men'; expected one of max, mean. Did you mean 'mean'?"),
+        (
+            {"aggregate": "men"},
+            "aggregate is 'men'; expected one of max, mean, standardized. Did you mean 'mean'?",
+        ),
         ({"policy": "ucb"}, "policy is 'ucb'; expected a Policy object such as clusterucb.UCB()"),
         ({"policy": UCB}, "expected a Policy object"),
         ({"clusterer": KMeans}, "expected a Clusterer object, None, or an integer label for each of the 5"),

@@ -226,7 +226,9 @@ def test_unknown_name_lists_the_choices_the_closest_and_what_is_broken(install: 
     with pytest.raises(OptionError) as caught:
         plugins.load().make("policy", "treshold-hard", {})
     message = str(caught.value)
-    assert message.startswith("there is no policy 'treshold-hard'; installed: random, ")
+    assert message.startswith(
+        "there is no policy 'treshold-hard'; installed: cluster-mean, exhaustive, random, "
+    )
     assert "Did you mean 'threshold-hard'? Plugin cucb-bad could not be loaded." in message
 
 

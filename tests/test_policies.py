@@ -17,6 +17,7 @@ from clusterucb.policies import (
     UCB,
     UCB1,
     ArmStats,
+    ClusterMean,
     IndexPolicy,
     Policy,
     Random,
@@ -28,7 +29,7 @@ from clusterucb.poolview import PoolView
 N_ARMS = 5
 REWARDS = st.floats(-1, 1) | st.sampled_from([-0.5, 0.0, 0.1, 0.25])
 OBSERVATIONS = st.lists(st.tuples(st.integers(0, N_ARMS - 1), REWARDS), max_size=120)
-POLICIES = [UCB(), UCB(beta=3), UCB1(), ThresholdHard(), ThresholdNormal(), Random()]
+POLICIES = [UCB(), UCB(beta=3), UCB1(), ThresholdHard(), ThresholdNormal(), Random(), ClusterMean()]
 INDEX_POLICIES = [policy for policy in POLICIES if isinstance(policy, IndexPolicy)]
 named = {"ids": lambda policy: repr(policy)}
 

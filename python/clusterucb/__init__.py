@@ -19,13 +19,16 @@ if TYPE_CHECKING:
     from clusterucb.clusterers import Clusterer, KMeans, Source
     from clusterucb.engine import search
     from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
-    from clusterucb.features import Embedding, Feature, Gradient
+    from clusterucb.features import Embedding, Feature, Gradient, Hidden
     from clusterucb.hookspecs import hookimpl
     from clusterucb.pipeline import select
     from clusterucb.policies import (
+        RDS,
         UCB,
         UCB1,
         ArmStats,
+        ClusterMean,
+        Exhaustive,
         IndexPolicy,
         Policy,
         Random,
@@ -38,16 +41,20 @@ if TYPE_CHECKING:
     from clusterucb.store import GradientStore
 
 __all__ = [
+    "RDS",
     "UCB",
     "UCB1",
     "ArmStats",
+    "ClusterMean",
     "ClusterUCBError",
     "ClusterUCBWarning",
     "Clusterer",
     "Embedding",
+    "Exhaustive",
     "Feature",
     "Gradient",
     "GradientStore",
+    "Hidden",
     "IndexPolicy",
     "KMeans",
     "Policy",
@@ -67,12 +74,15 @@ _HOMES = {
     "clusterers": ("Clusterer", "KMeans", "Source"),
     "engine": ("search",),
     "errors": ("ClusterUCBError", "ClusterUCBWarning"),
-    "features": ("Embedding", "Feature", "Gradient"),
+    "features": ("Embedding", "Feature", "Gradient", "Hidden"),
     "hookspecs": ("hookimpl",),
     "policies": (
+        "RDS",
         "UCB",
         "UCB1",
         "ArmStats",
+        "ClusterMean",
+        "Exhaustive",
         "IndexPolicy",
         "Policy",
         "Random",

@@ -17,10 +17,16 @@ if TYPE_CHECKING:
     from clusterucb.engine import Selection
     from clusterucb.features.base import Feature
     from clusterucb.material import Material
+    from clusterucb.policies.base import Policy
 
 
 def selection_cost(
-    timed: Cost, settings: Settings, material: Material, selection: Selection, features: Feature
+    timed: Cost,
+    settings: Settings,
+    material: Material,
+    selection: Selection,
+    features: Feature,
+    policy: Policy,
 ) -> Cost:
     """Return the cost of a selection.
 
@@ -29,16 +35,21 @@ def selection_cost(
         settings: the options.
         material: the pool of N samples and the target.
         selection: the draws.
-        features: what the pool was clustered by.
+        features: what the pool was clustered by, and compared with the target where the policy wants that.
+        policy: what spent the budget.
     """
     pool = np.array([len(sample) for sample in material.encoded])
     gradients = 0 if settings.store else features.gradients
-    passes = gradients + features.forward_passes
     tokens = sum(len(sample) for samples in material.target.values() for sample in samples)
+    compared = "similarity" in policy.columns
     drawn = selection.drawn_rows[:0] if settings.free_scores else selection.drawn_rows
     phases = {
         "features": PhaseCost(
-            gradients * len(pool), features.forward_passes * len(pool), passes * int(pool.sum())
+            gradients * len(pool),
+            features.forward_passes * (len(pool) + compared * material.n_target),
+            round(
+                gradients * int(pool.sum()) + features.forward_passes * (int(pool.sum()) + compared * tokens)
+            ),
         ),
         **_warm_up(settings, material),
         "target": PhaseCost(gradients=material.n_target, tokens=tokens),

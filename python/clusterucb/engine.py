@@ -24,8 +24,9 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clusterucb.aggregate import AGGREGATES
+from clusterucb.aggregate import AGGREGATES, NAMES, Standardized
 from clusterucb.arms import cold_schedule, make_arms, stream
+from clusterucb.choice import SELECT_BY, choose
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed, did_you_mean
 from clusterucb.policies.base import Policy
@@ -79,7 +80,8 @@ class Selection:
     """What a search found.
 
     Attributes:
-        rows: i64[n_select], best first, ties to the lower row (fewer only if scoring failed for many).
+        rows: i64[n_select], best first, ties to the lower row (fewer only if scoring failed for many, or a cap
+            kept them out).
         scores: f64[n_select], the rewards of exactly those rows.
         drawn_rows: i64[n_scored], every row submitted, in order.
         drawn_scores: f64[n_scored], their rewards; NaN where scoring failed.
@@ -88,6 +90,7 @@ class Selection:
         draws: i64[K], draws of each arm, cold start included.
         labels: i64[N], the arm of each row.
         stopped: ``budget`` when the whole budget was spent, ``exhausted`` when the pool ended first.
+        standardized: the mean and deviation f64[2, S] that the rewards are based on; None for other aggregates.
     """
 
     rows: NDArray[np.int64]
@@ -99,6 +102,7 @@ class Selection:
     draws: NDArray[np.int64]
     labels: NDArray[np.int64]
     stopped: Literal["budget", "exhausted"]
+    standardized: NDArray[np.float64] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -120,6 +124,8 @@ def search(
     seed: int = 0,
     columns: Mapping[str, ArrayLike] | None = None,
     aggregate: str = "max",
+    select_by: str = "top",
+    max_per_source: int | None = None,
     journal: Journal | None = None,
 ) -> Selection:
     """Spend ``budget`` draws on the pool and return the best ``n_select`` of the rows drawn.
@@ -138,7 +144,10 @@ def search(
         batch_size: rows drawn between two updates of the policy. 1 is the paper's loop.
         seed: same seed, same result.
         columns: named arrays [N] for strategies that use more than the features.
-        aggregate: how S scores become one reward: ``max`` (the paper's) or ``mean``.
+        aggregate: how S scores become one reward: ``max`` (the paper's), ``mean`` or ``standardized``
+            (`clusterucb.aggregate`), which makes a cold start for every policy.
+        select_by: ``top`` or ``round-robin`` (`clusterucb.choice`).
+        max_per_source: most rows selected of one value of the column ``source``.
         journal: where to record the search, and from where to resume it.
 
     Raises:
@@ -152,7 +161,9 @@ def search(
     if _count("n_select", n_select) > budget:
         raise OptionError(f"n_select is {n_select}; expected at most the budget, {budget} of {n_rows} rows")
     _count("batch_size", batch_size)
-    _check_options(policy, cold_start, seed, aggregate)
+    if max_per_source is not None:
+        _count("max_per_source", max_per_source)
+    _check_options(policy, cold_start, seed, aggregate, select_by)
 
     pool = PoolView(
         features=blocks,
@@ -162,49 +173,77 @@ def search(
         budget=budget,
         n_select=n_select,
     )
+    if max_per_source is not None and "source" not in pool.columns:
+        raise OptionError("max_per_source is given, but the pool has no column 'source'; pass it in columns")
     pool = replace(pool, labels=make_arms(pool, clusterer, seed))
     state = _State(pool, journal)
     blamed(policy.start)(pool)
     tell = blamed(policy.tell)
-    for batch in state.batches(policy, cold_start if policy.cold_start else None, batch_size, seed):
-        scores = batch.scores
-        if scores is None:
-            scores = _checked_scores(score(batch.rows), len(batch.rows), state.n_subtasks)
-            state.finish(batch, scores)
-        rewards = AGGREGATES[aggregate](scores)
-        state.add(batch, scores, rewards)
-        seen = ~np.isnan(rewards)
-        if seen.any():
-            tell(batch.rows[seen], rewards[seen], scores[seen])
-    return state.selection("exhausted" if asked > n_rows else "budget")
+    reward = AGGREGATES.get(aggregate)
+    share = cold_start if policy.cold_start or reward is None else None
+    for batch in state.batches(policy, share, batch_size, seed):
+        news = [(batch.rows, state.add(batch, score))]
+        if reward is None:
+            if state.n_cold_left:
+                continue
+            reward = Standardized(*state.random_draws())
+            news = state.drawn()
+        for rows, scores in news:
+            rewards = reward(scores)
+            seen = ~np.isnan(rewards)
+            if seen.any():
+                tell(rows[seen], rewards[seen], scores[seen])
+    assert reward is not None
+    rows, scores = (np.concatenate(arrays) for arrays in zip(*state.drawn(), strict=True))
+    rewards = reward(scores)
+    groups = pool.columns["source"][rows] if max_per_source else None
+    best = choose(rows, rewards, scores, n_select, by=select_by, groups=groups, cap=max_per_source)
+    if len(best) < n_select:
+        _warn_of_few(len(best), rewards, n_select, max_per_source)
+    return Selection(
+        rows=rows[best],
+        scores=rewards[best],
+        drawn_rows=rows,
+        drawn_scores=rewards,
+        subtask_scores=scores,
+        n_scored=len(rows),
+        draws=np.bincount(pool.labels[rows], minlength=pool.n_arms),
+        labels=pool.labels,
+        stopped="exhausted" if asked > n_rows else "budget",
+        standardized=np.stack([reward.mean, reward.std]) if isinstance(reward, Standardized) else None,
+    )
 
 
 class _State:
-    """What has been drawn so far, and where it is recorded."""
+    """What has been drawn so far, and where it is recorded.
+
+    Attributes:
+        n_cold_left: draws of the cold start that are still to come.
+    """
 
     def __init__(self, pool: PoolView, journal: Journal | None) -> None:
         self.pool = pool
         self.journal = journal
         self.available = np.ones(len(pool), np.bool_)
         self.n_drawn = 0
-        self.n_subtasks: int | None = None
-        self._drawn: list[tuple[Batch, NDArray[np.float64], NDArray[np.float64]]] = []
+        self.n_cold_left = 0
+        self._drawn: list[tuple[Batch, NDArray[np.float64]]] = []
 
     def batches(self, policy: Policy, share: float | None, size: int, seed: int) -> Iterator[Batch]:
         """Yield the batches to be scored: recorded ones, then the cold start, then what the policy asks."""
+        schedule, probability = cold_schedule(self.pool, share, seed)
+        n_cold = min(len(schedule), self.pool.budget)
+        self.n_cold_left = n_cold
         number = 0
-        n_cold = 0
         for batch in self.journal.recorded() if self.journal else ():
             self._check_recorded(batch)
-            self._take(batch.rows)
+            self._take(batch)
             number = batch.number + 1
-            n_cold += len(batch.rows) if batch.phase == "cold" else 0
             yield batch
-        schedule, probability = cold_schedule(self.pool, share, seed)
         step = max(size, _COLD_BATCH)
-        while self._left and n_cold < len(schedule):
-            draws = slice(n_cold, n_cold + min(step, self._left))
-            n_cold += len(schedule[draws])
+        while self.n_cold_left:
+            begin = n_cold - self.n_cold_left
+            draws = slice(begin, min(begin + step, n_cold))
             yield self._begin(number, "cold", schedule[draws], probability[draws])
             number += 1
         ask = blamed(policy.ask)
@@ -217,6 +256,27 @@ class _State:
             phase: Phase = "random" if policy.uniform else "policy"
             yield self._begin(number, phase, rows, np.full(len(rows), chance))
             number += 1
+
+    def add(self, batch: Batch, score: Score) -> NDArray[np.float64]:
+        """Return the scores f64[m, S] of a batch, computing and recording those that are missing."""
+        if batch.scores is None:
+            n_subtasks = self._drawn[0][1].shape[1] if self._drawn else None
+            batch = replace(batch, scores=_checked_scores(score(batch.rows), len(batch.rows), n_subtasks))
+            if self.journal:
+                self.journal.finish(batch)
+        assert batch.scores is not None
+        self._drawn.append((batch, batch.scores))
+        return batch.scores
+
+    def drawn(self) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        """Return rows i64[m] and scores f64[m, S] of every batch so far."""
+        return [(batch.rows, scores) for batch, scores in self._drawn]
+
+    def random_draws(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the scores f64[m, S] of the cold start, and the inclusion probabilities f64[m]."""
+        cold = [(scores, batch.probability) for batch, scores in self._drawn if batch.phase == "cold"]
+        scores, probability = (np.concatenate(arrays) for arrays in zip(*cold, strict=True))
+        return scores, probability
 
     @property
     def _left(self) -> int:
@@ -239,53 +299,28 @@ class _State:
                 "journal of a search with the same features, clusterer and seed"
             )
 
-    def _take(self, rows: NDArray[np.int64]) -> None:
-        self.available[rows] = False
-        self.n_drawn += len(rows)
+    def _take(self, batch: Batch) -> None:
+        self.available[batch.rows] = False
+        self.n_drawn += len(batch.rows)
+        self.n_cold_left -= len(batch.rows) if batch.phase == "cold" else 0
 
     def _begin(
         self, number: int, phase: Phase, rows: NDArray[np.int64], probability: NDArray[np.float64]
     ) -> Batch:
         batch = Batch(number, phase, rows, self.pool.labels[rows], probability)
-        self._take(rows)
+        self._take(batch)
         if self.journal:
             self.journal.begin(batch)
         return batch
 
-    def finish(self, batch: Batch, scores: NDArray[np.float64]) -> None:
-        """Record the scores of ``batch``."""
-        if self.journal:
-            self.journal.finish(replace(batch, scores=scores))
 
-    def add(self, batch: Batch, scores: NDArray[np.float64], rewards: NDArray[np.float64]) -> None:
-        """Remember a scored batch: scores f64[m, S], rewards f64[m]."""
-        self.n_subtasks = scores.shape[1]
-        self._drawn.append((batch, scores, rewards))
-
-    def selection(self, stopped: Literal["budget", "exhausted"]) -> Selection:
-        """Return the best rows among those drawn."""
-        rows = np.concatenate([batch.rows for batch, _, _ in self._drawn])
-        rewards = np.concatenate([rewards for _, _, rewards in self._drawn])
-        good = np.flatnonzero(~np.isnan(rewards))
-        best = good[np.lexsort((rows[good], -rewards[good]))][: self.pool.n_select]
-        if len(best) < self.pool.n_select:
-            warnings.warn(
-                f"only {len(best)} of {len(rows)} draws could be scored: fewer than the {self.pool.n_select} "
-                "rows to be selected",
-                ClusterUCBWarning,
-                stacklevel=3,
-            )
-        return Selection(
-            rows=rows[best],
-            scores=rewards[best],
-            drawn_rows=rows,
-            drawn_scores=rewards,
-            subtask_scores=np.concatenate([scores for _, scores, _ in self._drawn]),
-            n_scored=len(rows),
-            draws=np.bincount(self.pool.labels[rows], minlength=self.pool.n_arms),
-            labels=self.pool.labels,
-            stopped=stopped,
-        )
+def _warn_of_few(n_found: int, rewards: NDArray[np.float64], n_select: int, cap: int | None) -> None:
+    n_failed = int(np.isnan(rewards).sum())
+    if len(rewards) - n_failed < n_select:
+        reason = f"only {n_found} of {len(rewards)} draws could be scored"
+    else:
+        reason = f"only {n_found} of {len(rewards)} draws fit under at most {cap} of each source"
+    warnings.warn(f"{reason}: fewer than the {n_select} rows to be selected", ClusterUCBWarning, stacklevel=3)
 
 
 def _count(name: str, value: int) -> int:
@@ -298,16 +333,19 @@ def _count(name: str, value: int) -> int:
     return count
 
 
-def _check_options(policy: Policy, cold_start: float, seed: int, aggregate: str) -> None:
+def _check_options(policy: Policy, cold_start: float, seed: int, aggregate: str, select_by: str) -> None:
     if not isinstance(policy, Policy):
         raise OptionError(f"policy is {policy!r}; expected a Policy object such as clusterucb.UCB()")
     if not 0 <= cold_start <= 1:
         raise OptionError(f"cold_start is {cold_start}; expected a share of each arm between 0 and 1")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise OptionError(f"seed is {seed!r}; expected a whole number of at least 0")
-    if aggregate not in AGGREGATES:
-        hint = did_you_mean(str(aggregate), AGGREGATES)
-        raise OptionError(f"aggregate is {aggregate!r}; expected one of {', '.join(AGGREGATES)}.{hint}")
+    if aggregate not in NAMES:
+        hint = did_you_mean(str(aggregate), NAMES)
+        raise OptionError(f"aggregate is {aggregate!r}; expected one of {', '.join(NAMES)}.{hint}")
+    if select_by not in SELECT_BY:
+        hint = did_you_mean(str(select_by), SELECT_BY)
+        raise OptionError(f"select_by is {select_by!r}; expected one of {', '.join(SELECT_BY)}.{hint}")
 
 
 def _checked_rows(

@@ -7,7 +7,7 @@ and what a gradient store holds is not computed at all.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -19,14 +19,17 @@ from safetensors.numpy import load_file, save_file
 from clusterucb.accumulate import Accumulator, unit_sketches
 from clusterucb.adapted import AdaptedModel
 from clusterucb.atomic import whole_file
-from clusterucb.errors import ClusterUCBWarning, PluginError, blamed
+from clusterucb.encode import Encoded
+from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed
 from clusterucb.features.base import Feature, FeatureBatch
 from clusterucb.material import Material
+from clusterucb.pool import Sample
 from clusterucb.progress import Advance, Observer
 from clusterucb.projection import Sketch
 from clusterucb.run import Run
 from clusterucb.scorer import Scorer, compute_directions, sketch_directions
 from clusterucb.settings import Settings
+from clusterucb.similarity import similarity
 from clusterucb.store import SHARD, GradientStore, StoredScores
 
 _SHARD = 4096  # rows in one file of features
@@ -79,6 +82,36 @@ class Influence:
             shards.append(load_file(path))
         return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
+    def similarity(self, feature: Feature, blocks: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
+        """Return how similar each pool sample is to the target, f64[N]; ``blocks`` are its features.
+
+        Raises:
+            OptionError: the features are gradients.
+        """
+        if feature.gradients:
+            raise OptionError(
+                "similarity to the target is what is known without gradients; use other --features, such as hidden "
+                "or embedding"
+            )
+        path = self._run.path("similarity.safetensors")
+        if path.exists():
+            return np.asarray(load_file(path)["similarity"])
+        names = feature.similar_by or tuple(blocks)
+        target = self._material.target
+        with self._run.phase("features"):
+            targets = [
+                _checked_blocks(
+                    feature,
+                    blamed(feature.compute)(self._features_of(self._material.target_samples[name], encoded)),
+                    len(encoded),
+                )
+                for name, encoded in target.items()
+            ]
+            found = similarity({name: blocks[name] for name in names}, targets)
+        with whole_file(path) as partial:
+            save_file({"similarity": found}, partial)
+        return found
+
     @contextmanager
     def drawing(self, budget: int, done: int) -> Iterator[None]:
         """Show how much of the budget is spent while the block draws; ``done`` draws are already recorded."""
@@ -119,9 +152,18 @@ class Influence:
                     )
             return np.nan_to_num(found, copy=False, nan=0.0)
 
-        return FeatureBatch(
-            self._material.samples[here], self._material.encoded[here], lambda: self._model.base, sketches
-        )
+        return self._features_of(self._material.samples[here], self._material.encoded[here], sketches)
+
+    def _features_of(
+        self,
+        samples: Sequence[Sample],
+        encoded: Sequence[Encoded],
+        sketches: Callable[[], NDArray[np.float32]] | None = None,
+    ) -> FeatureBatch:
+        def none() -> NDArray[np.float32]:
+            raise OptionError("the target's gradients are no features of it")
+
+        return FeatureBatch(samples, encoded, lambda: self._model.base, sketches or none)
 
     @property
     def _sketch(self) -> Sketch:

@@ -27,12 +27,14 @@ class Material:
     Attributes:
         samples, encoded: the pool's N samples in canonical order, and their tokens.
         target: the encoded samples of each subtask, subtasks sorted by name.
+        target_samples: the same samples as they were read.
         pool_rejected, target_rejected: the lines that are not used, and why.
     """
 
     samples: Sequence[Sample]
     encoded: Sequence[Encoded]
     target: Mapping[str, Sequence[Encoded]]
+    target_samples: Mapping[str, Sequence[Sample]]
     pool_rejected: Sequence[Rejected]
     target_rejected: Sequence[Rejected]
 
@@ -78,12 +80,14 @@ def encode(pool: Pool, target: Pool | None, encoder: Encoder) -> Material:
         )
     samples, encoded, pool_rejected = _encode(pool, encoder, "pool")
     if not target:
-        return Material(samples, encoded, {}, pool_rejected, [])
+        return Material(samples, encoded, {}, {}, pool_rejected, [])
     target_samples, target_encoded, target_rejected = _encode(target, encoder, "target")
     subtasks: dict[str, list[Encoded]] = {name: [] for name in sorted({s.subtask for s in target_samples})}
+    read: dict[str, list[Sample]] = {name: [] for name in subtasks}
     for sample, tokens in zip(target_samples, target_encoded, strict=True):
         subtasks[sample.subtask].append(tokens)
-    return Material(samples, encoded, subtasks, pool_rejected, target_rejected)
+        read[sample.subtask].append(sample)
+    return Material(samples, encoded, subtasks, read, pool_rejected, target_rejected)
 
 
 def _encode(pool: Pool, encoder: Encoder, what: str) -> tuple[list[Sample], list[Encoded], list[Rejected]]:

@@ -23,6 +23,7 @@ from clusterucb.atomic import whole_file
 from clusterucb.budget import resolve_count
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.clusterers.kmeans import KMeans
+from clusterucb.cost import selection_cost
 from clusterucb.engine import search
 from clusterucb.errors import ClusterUCBWarning, OptionError, blamed, one_line
 from clusterucb.features.base import Feature
@@ -115,6 +116,9 @@ def select(
         influence = Influence(run, settings, adapted, material, observer, store)
         with _ledger(run, material, influence) as ledger:
             blocks = influence.features(features)
+            columns = material.columns()
+            if "similarity" in policy.columns:
+                columns["similarity"] = influence.similarity(features, blocks)
             with influence.drawing(n_budget, done=ledger.totals()[0]):
                 selection = search(
                     blocks,
@@ -126,13 +130,17 @@ def select(
                     cold_start=settings.cold_start,
                     batch_size=settings.batch_size,
                     seed=settings.seed,
-                    columns=material.columns(),
+                    columns=columns,
                     aggregate=settings.aggregate,
+                    select_by=settings.select_by,
+                    max_per_source=settings.max_per_source,
                     journal=ledger,
                 )
             run.manifest.pool_files, run.manifest.target_files = prepared.pool_files, prepared.target_files
             run.manifest.n_budget, run.manifest.n_select = n_budget, n_select
-            return finish(run, settings, material, selection, ledger.failures(), features)
+            run.manifest.select_by, run.manifest.max_per_source = settings.select_by, settings.max_per_source
+            cost = selection_cost(run.manifest.cost, settings, material, selection, features, policy)
+            return finish(run, material, selection, ledger.failures(), cost)
 
 
 def _warn_of_gradients(n_subtasks: int) -> None:

@@ -21,14 +21,11 @@ from rich.table import Table
 from rich.text import Text
 
 from clusterucb.atomic import write_lines, write_whole
-from clusterucb.cost import selection_cost
 from clusterucb.engine import Selection
 from clusterucb.pool import Sample
 from clusterucb.run import Cost, Manifest, Outcome, Run
-from clusterucb.settings import Settings
 
 if TYPE_CHECKING:
-    from clusterucb.features.base import Feature
     from clusterucb.material import Material
     from clusterucb.store import GradientStore
 
@@ -89,22 +86,16 @@ class Result:
 
 
 def finish(
-    run: Run,
-    settings: Settings,
-    material: Material,
-    selection: Selection,
-    failures: Sequence[tuple[int, str]],
-    features: Feature,
+    run: Run, material: Material, selection: Selection, failures: Sequence[tuple[int, str]], cost: Cost
 ) -> Result:
     """Write what a run found, and mark it as finished.
 
     Args:
         run: the run's folder.
-        settings: the run's options.
         material: the encoded pool and target.
         selection: what the search found.
         failures: (row, reason) of every draw that could not be scored.
-        features: what the pool was clustered by.
+        cost: what it all cost.
     """
     samples = [material.samples[row] for row in selection.rows.tolist()]
     write_whole(run.path("selected.jsonl"), b"".join(sample.raw + b"\n" for sample in samples))
@@ -115,7 +106,7 @@ def finish(
     manifest.pool_samples, manifest.pool_rejected = len(material.samples), len(material.pool_rejected)
     manifest.target_samples, manifest.target_rejected = material.n_target, len(material.target_rejected)
     manifest.subtasks = list(material.target)
-    manifest.cost = selection_cost(manifest.cost, settings, material, selection, features)
+    manifest.cost = cost
     good = ~np.isnan(selection.drawn_scores)
     answers = np.array([material.encoded[row].n_labels for row in selection.drawn_rows], np.float64)
     manifest.outcome = Outcome(
@@ -127,6 +118,9 @@ def finish(
         draws=selection.draws.tolist(),
         selected_by_source=dict(Counter(sample.source for sample in samples).most_common()),
         length_correlation=spearman(selection.drawn_scores[good], answers[good]),
+        standardized=None
+        if selection.standardized is None
+        else dict(zip(material.target, selection.standardized.T.tolist(), strict=True)),
     )
     manifest.status = "finished"
     run.save()
@@ -262,12 +256,12 @@ def cost_table(cost: Cost) -> RenderableType:
     for name, phase in cost.phases.items():
         share = cost.share(phase)
         table.add_row(
-            name, str(phase.gradients), str(phase.forward_passes), f"{share:.3f}", _seconds(phase.seconds)
+            name, str(phase.gradients), f"{phase.forward_passes:.0f}", f"{share:.3f}", _seconds(phase.seconds)
         )
     table.add_row(
         "total",
         str(cost.gradients),
-        str(cost.forward_passes),
+        f"{cost.forward_passes:.0f}",
         f"{cost.total:.3f}",
         _seconds(cost.seconds),
         style="bold",

@@ -43,6 +43,7 @@ _OWN_FILES = (
     "features-*.safetensors",
     "sketches-*.safetensors",
     "labels.safetensors",
+    "similarity.safetensors",
     _LEDGER,
     "selected.jsonl",
     "scores.jsonl",
@@ -63,7 +64,7 @@ class PhaseCost(msgspec.Struct):
     """
 
     gradients: int = 0
-    forward_passes: int = 0
+    forward_passes: float = 0
     tokens: int = 0
     seconds: float = 0.0
 
@@ -93,7 +94,7 @@ class Cost(msgspec.Struct):
         return sum(phase.gradients for phase in self.phases.values())
 
     @property
-    def forward_passes(self) -> int:
+    def forward_passes(self) -> float:
         """Forward passes over all phases."""
         return sum(phase.forward_passes for phase in self.phases.values())
 
@@ -114,6 +115,7 @@ class Outcome(msgspec.Struct):
         clusters: number of arms.
         draws: draws of each arm.
         selected_by_source: samples selected of each source.
+        standardized: for each subtask the mean and deviation that rewards are based on; None for other aggregates.
         length_correlation: Spearman correlation of score and answer length over the draws.
     """
 
@@ -125,6 +127,7 @@ class Outcome(msgspec.Struct):
     draws: list[int]
     selected_by_source: dict[str, int]
     length_correlation: float | None
+    standardized: dict[str, list[float]] | None = None
 
 
 class Manifest(msgspec.Struct):
@@ -146,6 +149,8 @@ class Manifest(msgspec.Struct):
     subtasks: list[str] = []
     n_budget: int = 0
     n_select: int = 0
+    select_by: str = "top"
+    max_per_source: int | None = None
     cost: Cost = msgspec.field(default_factory=Cost)
     outcome: Outcome | None = None
 

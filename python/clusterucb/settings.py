@@ -18,14 +18,16 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from cyclopts import Parameter, Token
 
-from clusterucb.aggregate import AGGREGATES
+from clusterucb.aggregate import NAMES
 from clusterucb.budget import parse_count
+from clusterucb.choice import SELECT_BY
 from clusterucb.errors import OptionError, did_you_mean
 from clusterucb.preconditioner import PRECONDITIONERS
 from clusterucb.projection import Sketch, check_dimension
 
 # These may change when a run is taken up again; every other setting decides about numbers in it.
-_FREE = ("budget", "select")
+_COUNTS = ("budget", "select")
+_FREE = (*_COUNTS, "select_by", "max_per_source")
 _FRESH_LORA = ("lora_rank", "lora_alpha", "lora_targets", "warmup_steps", "warmup_lr")
 
 
@@ -160,7 +162,10 @@ class SearchSettings(_Checked):
         batch_size: Draws between two decisions of the policy; 1 is the paper's loop, more is faster.
         scorer: What scores a sample: exact (its gradient), sketch (its sketch, an estimate), or auto (sketch with
             a store, which costs no gradient, so that every sample is scored; else exact).
-        aggregate: How the scores of several subtasks become one: max (the paper's) or mean.
+        aggregate: How the scores of several subtasks become one: max (the paper's), mean, or standardized (the
+            largest after each subtask's scores are brought to one scale, so that none decides alone).
+        select_by: What is selected: top (the largest scores) or round-robin (each subtask's best in turn).
+        max_per_source: Most samples to select of one source.
         store: Folder that clusterucb sketch wrote for this pool and model: its adapter and sketches are used.
     """
 
@@ -170,15 +175,20 @@ class SearchSettings(_Checked):
     batch_size: Whole = 8
     scorer: str = "auto"
     aggregate: str = "max"
+    select_by: str = "top"
+    max_per_source: Whole | None = None
     store: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in _FREE:
+        for name in _COUNTS:
             parse_count(option_name(name), getattr(self, name))
         self._check_whole("batch_size")
         self._check("cold_start", 0 <= self.cold_start <= 1, "a share between 0 and 1")
         self._check_choice("scorer", SCORERS)
-        self._check_choice("aggregate", tuple(AGGREGATES))
+        self._check_choice("aggregate", NAMES)
+        self._check_choice("select_by", SELECT_BY)
+        if self.max_per_source is not None:
+            self._check_whole("max_per_source")
 
     @property
     def by_sketch(self) -> bool:
@@ -252,7 +262,7 @@ def spelt_out(kind: type[GradientSettings]) -> Callable[[Function], Function]:
 
 def _typed(name: str, value: object) -> object:
     """Return the value of a keyword argument as the field's type."""
-    if name in _FREE:
+    if name in _COUNTS:
         return str(value)  # counts may be given as numbers
     hint = get_type_hints(Settings)[name]
     if isinstance(value, str | PathLike) and Path in get_args(hint):

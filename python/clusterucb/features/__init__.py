@@ -3,12 +3,13 @@
 from clusterucb.features.base import Feature, FeatureBatch
 from clusterucb.features.embedding import Embedding
 from clusterucb.features.gradient import Gradient
+from clusterucb.features.hidden import Hidden
 from clusterucb.hookspecs import hookimpl
 
-__all__ = ["Embedding", "Feature", "FeatureBatch", "Gradient"]
+__all__ = ["Embedding", "Feature", "FeatureBatch", "Gradient", "Hidden"]
 
 
 @hookimpl
 def clusterucb_features() -> dict[str, type[Feature]]:
     """Name the built-in features."""
-    return {"embedding": Embedding, "gradient": Gradient}
+    return {"embedding": Embedding, "gradient": Gradient, "hidden": Hidden}

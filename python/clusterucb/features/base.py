@@ -52,13 +52,15 @@ class Feature(ABC):
     """Describes samples by vectors, without gradients if it is to save any.
 
     Attributes:
-        forward_passes: passes of the model over each sample that `compute` makes; part of the cost
-            that a run reports.
+        forward_passes: passes of the model over each sample that `compute` makes (a part of one counts
+            as a part); part of the cost that a run reports.
         gradients: gradients of each sample that it takes; part of the cost, too.
+        similar_by: the blocks in which samples are compared with the target; all of them where it is empty.
     """
 
-    forward_passes: ClassVar[int] = 0
+    forward_passes: float = 0
     gradients: ClassVar[int] = 0
+    similar_by: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def compute(self, batch: FeatureBatch) -> Mapping[str, NDArray[np.float32]]:

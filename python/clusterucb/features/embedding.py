@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ class Embedding(Feature):
 
     Blocks: ``embedding`` f32[m, hidden]; ``length`` f32[m, 2], log of tokens and of label tokens.
     """
+
+    similar_by: ClassVar[tuple[str, ...]] = ("embedding",)
 
     def compute(self, batch: FeatureBatch) -> Mapping[str, NDArray[np.float32]]:
         """Return both blocks."""

@@ -2,11 +2,24 @@
 
 from clusterucb.hookspecs import hookimpl
 from clusterucb.policies.base import IndexPolicy, Policy
+from clusterucb.policies.baselines import RDS, ClusterMean, Exhaustive
 from clusterucb.policies.random import Random
 from clusterucb.policies.stats import ArmStats
 from clusterucb.policies.ucb import UCB, UCB1, ThresholdHard, ThresholdNormal
 
-__all__ = ["UCB", "UCB1", "ArmStats", "IndexPolicy", "Policy", "Random", "ThresholdHard", "ThresholdNormal"]
+__all__ = [
+    "RDS",
+    "UCB",
+    "UCB1",
+    "ArmStats",
+    "ClusterMean",
+    "Exhaustive",
+    "IndexPolicy",
+    "Policy",
+    "Random",
+    "ThresholdHard",
+    "ThresholdNormal",
+]
 
 
 @hookimpl
@@ -18,4 +31,7 @@ def clusterucb_policies() -> dict[str, type[Policy]]:
         "threshold-hard": ThresholdHard,
         "threshold-normal": ThresholdNormal,
         "random": Random,
+        "exhaustive": Exhaustive,
+        "rds": RDS,
+        "cluster-mean": ClusterMean,
     }

@@ -1,0 +1,93 @@
+"""Mean hidden state of a layer: what the model makes of a sample after a part of a forward pass.
+
+The pass ends at the layer; what comes after is never computed. Later tokens weigh more, in proportion to their
+position: in a causal model they have seen more. Template tokens are left out, and with them the attention sinks
+at the beginning, whose states are hundreds of times larger than all others and would be most of the mean.
+
+Samples go through the model one by one: a row must not depend, even in its last bit, on what it is padded with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.errors import ModelError, OptionError
+from clusterucb.features.base import Feature, FeatureBatch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class _Reached(Exception):
+    """The layer has been reached; carries its output."""
+
+    def __init__(self, state: Tensor) -> None:
+        self.state = state
+
+
+@dataclass
+class Hidden(Feature):
+    """Weighted mean hidden state of a sample's content tokens.
+
+    Block: ``hidden`` f32[m, width].
+
+    Attributes:
+        depth: which layer, as a share of all: 1 is the last. It is the price, too, in forward passes.
+    """
+
+    depth: float = 0.15
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.depth, float | int) or not 0 < self.depth <= 1:
+            raise OptionError(
+                f"hidden: depth is {self.depth!r}; expected a share of the layers above 0, to 1"
+            )
+        self.forward_passes = float(self.depth)
+
+    def compute(self, batch: FeatureBatch) -> Mapping[str, NDArray[np.float32]]:
+        """Return the block."""
+        import torch
+
+        model = batch.model
+        layers = _layers(model)
+        layer = layers[max(round(self.depth * len(layers)), 1) - 1]
+        rows = []
+
+        def stop(module: nn.Module, inputs: object, output: object) -> None:  # noqa: ARG001
+            state = output[0] if isinstance(output, tuple) else output
+            raise _Reached(state)  # type: ignore[arg-type]
+
+        handle = layer.register_forward_hook(stop)
+        try:
+            for sample in batch.encoded:
+                tokens = torch.from_numpy(sample.tokens)[None].to(model.device)
+                try:
+                    with torch.inference_mode():
+                        model(input_ids=tokens, use_cache=False)
+                except _Reached as reached:
+                    state = reached.state[0].float().cpu().numpy()
+                weight = np.where(sample.content, np.arange(1, len(sample) + 1), 0).astype(np.float64)
+                if not weight.any():
+                    weight[-1] = 1
+                rows.append((weight / weight.sum()) @ state)
+        finally:
+            handle.remove()
+        return {"hidden": np.array(rows, np.float32)}
+
+
+def _layers(model: nn.Module) -> nn.ModuleList:
+    """Return the decoder's layers: the list that has as many modules as the configuration has layers."""
+    from torch import nn
+
+    count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ModelError(
+        f"feature hidden: {type(model).__name__} has no list of {count} layers; use --features embedding"
+    )

@@ -1,0 +1,38 @@
+"""How similar each pool sample is to the target by its features: what `rds` draws by, without a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Blocks = Mapping[str, NDArray[np.float32]]
+
+
+def similarity(pool: Blocks, targets: Sequence[Blocks]) -> NDArray[np.float64]:
+    """Return the cosine of each row with the mean of a subtask's unit rows, the largest over subtasks, f64[N].
+
+    Every block is centred on the pool and scaled to the pool's mean norm first, as in `PoolView.matrix`: what all
+    samples have in common says nothing about which are alike.
+
+    Args:
+        pool: named blocks f32[N, k].
+        targets: the same blocks f32[n, k] of each subtask's samples.
+    """
+    centre = {name: block.mean(axis=0, dtype=np.float64) for name, block in pool.items()}
+    norm = {name: np.linalg.norm(block - centre[name], axis=1).mean() for name, block in pool.items()}
+
+    def unit(blocks: Blocks) -> NDArray[np.float64]:
+        joined = np.concatenate(
+            [(blocks[name] - centre[name]) / (norm[name] or 1.0) for name in pool], axis=1
+        )
+        length = np.linalg.norm(joined, axis=1, keepdims=True)
+        rows: NDArray[np.float64] = np.divide(joined, length, out=np.zeros_like(joined), where=length > 0)
+        return rows
+
+    means = np.stack([unit(blocks).mean(axis=0) for blocks in targets])
+    length = np.linalg.norm(means, axis=1, keepdims=True)
+    directions = np.divide(means, length, out=np.zeros_like(means), where=length > 0)
+    cosines: NDArray[np.float64] = (unit(pool) @ directions.T).max(axis=1)
+    return cosines
