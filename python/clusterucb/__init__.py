@@ -17,6 +17,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from clusterucb.clusterers import Clusterer, KMeans, Source
+    from clusterucb.comparing import compare
+    from clusterucb.comparison import Contender
+    from clusterucb.comparison_report import Comparison
     from clusterucb.engine import search
     from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
     from clusterucb.features import Embedding, Feature, Gradient, Hidden
@@ -49,6 +52,8 @@ __all__ = [
     "ClusterUCBError",
     "ClusterUCBWarning",
     "Clusterer",
+    "Comparison",
+    "Contender",
     "Embedding",
     "Exhaustive",
     "Feature",
@@ -64,6 +69,7 @@ __all__ = [
     "Source",
     "ThresholdHard",
     "ThresholdNormal",
+    "compare",
     "hookimpl",
     "search",
     "select",
@@ -72,6 +78,9 @@ __all__ = [
 
 _HOMES = {
     "clusterers": ("Clusterer", "KMeans", "Source"),
+    "comparing": ("compare",),
+    "comparison_report": ("Comparison",),
+    "comparison": ("Contender",),
     "engine": ("search",),
     "errors": ("ClusterUCBError", "ClusterUCBWarning"),
     "features": ("Embedding", "Feature", "Gradient", "Hidden"),

@@ -25,7 +25,7 @@ from rich.text import Text
 
 from clusterucb import __version__
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
-from clusterucb.settings import GradientSettings, SearchSettings
+from clusterucb.settings import DrawSettings, GradientSettings, SearchSettings, Whole
 
 app = App(
     name="clusterucb",
@@ -58,6 +58,7 @@ def select(
     model: str,
     out: Path,
     features: Annotated[str | None, Parameter(group=_STRATEGIES)] = None,
+    feature_option: Annotated[Pairs, Parameter(name=("--feature-option", "-f"))] = (),
     clusterer: Name = "kmeans",
     clusterer_option: Annotated[Pairs, Parameter(name=("--clusterer-option", "-c"))] = (),
     policy: Name = "ucb",
@@ -79,6 +80,7 @@ def select(
         model: Folder of a causal language model in Hugging Face form, or a hub id.
         out: Folder of the run.
         features: What the pool is clustered by: embedding by default, gradient with a store.
+        feature_option: An option of the features, as key=value.
         clusterer: What makes the clusters.
         clusterer_option: An option of the clusterer, as key=value.
         policy: What spends the budget.
@@ -94,12 +96,14 @@ def select(
     from clusterucb.report import show
 
     installed = plugins.load()
+    if feature_option and not features:
+        raise OptionError(f"-f is {feature_option[0]!r}, but there are no --features that it could belong to")
     result = run_selection(
         pool,
         target,
         model=model,
         out=out,
-        features=installed.make("feature", features, {}) if features else None,
+        features=installed.make("feature", features, _pairs("-f", feature_option)) if features else None,
         clusterer=installed.make("clusterer", clusterer, _pairs("-c", clusterer_option)),
         policy=installed.make("policy", policy, _pairs("-p", policy_option)),
         overwrite=overwrite,
@@ -149,6 +153,70 @@ def sketch(
         _print_json(store.to_json())
     elif not quiet:
         show_store(store, Console(highlight=False, emoji=False))
+
+
+@app.command
+def compare(
+    pool: Annotated[list[Path], Parameter(negative=(), name="POOL...")],
+    /,
+    *,
+    target: Annotated[list[Path], Parameter(negative=(), consume_multiple=True)],
+    model: str,
+    out: Path,
+    strategies: Annotated[str, Parameter(group=_STRATEGIES)] = "random,rds,cluster-mean,ucb",
+    budgets: Annotated[str, Parameter(group=_OPTIONS)] = "5%,10%,20%",
+    seeds: Annotated[Whole, Parameter(group=_OPTIONS)] = 5,
+    scores: Annotated[Path | None, Parameter(group=_OPTIONS)] = None,
+    search: Annotated[DrawSettings, Parameter(name="*", group=_OPTIONS, negative=())] = DrawSettings(),  # noqa: B008
+    gradients: Gradients = GradientSettings(),  # noqa: B008
+    overwrite: Flag = False,
+    quiet: Flag = False,
+    json: Flag = False,
+    debug: Flag = False,  # noqa: ARG001
+) -> None:
+    """Compare strategies: score the whole pool once, then replay each of them on the recorded scores.
+
+    The folder keeps scores and features: the same command with other strategies, budgets or seeds takes seconds.
+
+    Args:
+        pool: JSONL files with `messages`, or `prompt` and `completion`, on each line.
+        target: JSONL files of the samples to do well on; a subtask each, or a column `subtask`.
+        model: Folder of a causal language model in Hugging Face form, or a hub id.
+        out: Folder of the comparison, with comparison.html and comparison.json.
+        strategies: What to compare, comma-separated: policy[@clusterer][@features][key=value,...] each.
+        budgets: Draws, comma-separated: percentages of the pool, or numbers.
+        seeds: Searches of every strategy and budget.
+        scores: Folder of a run that has scored the whole pool for this target, in place of scoring it here.
+        overwrite: Begin anew in a folder that holds something else.
+        quiet: Show neither progress nor table.
+        json: Print what was found as JSON.
+        debug: Show tracebacks and the libraries' warnings.
+    """
+    from clusterucb import plugins
+    from clusterucb.comparing import compare as run_comparison
+    from clusterucb.comparison_report import show
+    from clusterucb.contenders import contender, split
+    from clusterucb.progress import Screen, Silent
+
+    installed = plugins.load()
+    comparison = run_comparison(
+        pool,
+        target,
+        model=model,
+        out=out,
+        strategies=[contender(spec, installed) for spec in split(strategies)],
+        budgets=[budget.strip() for budget in budgets.split(",")],
+        seeds=seeds,
+        scores=scores,
+        overwrite=overwrite,
+        observer=Silent() if quiet else Screen(),
+        **vars(search),
+        **vars(gradients),
+    )
+    if json:
+        _print_json(comparison.content)
+    elif not quiet:
+        show(comparison, Console(highlight=False, emoji=False))
 
 
 @app.command

@@ -22,6 +22,7 @@ from clusterucb.atomic import whole_file
 from clusterucb.encode import Encoded
 from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed
 from clusterucb.features.base import Feature, FeatureBatch
+from clusterucb.ledger import Ledger
 from clusterucb.material import Material
 from clusterucb.pool import Sample
 from clusterucb.progress import Advance, Observer
@@ -64,16 +65,31 @@ class Influence:
         self._store = store
         self._count: Advance = lambda _: None
 
-    def features(self, feature: Feature) -> dict[str, NDArray[np.float32]]:
-        """Return the pool's feature blocks, each f32[N, k], computing the shards that are missing."""
+    def ledger(self) -> Ledger:
+        """Return the run's ledger, to be opened and closed by the caller."""
+        return Ledger(
+            self._run.path("ledger.sqlite"),
+            subtasks=list(self._material.target),
+            tokens=np.array([len(sample) for sample in self._material.encoded]),
+            failure=lambda row: self._scorer.failures[row],
+        )
+
+    def features(self, feature: Feature, folder: str = "") -> dict[str, NDArray[np.float32]]:
+        """Return the pool's feature blocks, each f32[N, k], computing the shards that are missing.
+
+        Args:
+            feature: what to compute.
+            folder: where in the run's folder the shards are kept, when it keeps several features.
+        """
         shards = []
         n_samples, size = len(self._material.samples), SHARD if feature.gradients else _SHARD
         stored = feature.gradients and self._store is not None
         for number, start in enumerate(range(0, n_samples, size)):
-            path = self._run.path(f"features-{number:05}.safetensors")
+            path = self._run.path(folder) / f"features-{number:05}.safetensors"
+            path.parent.mkdir(exist_ok=True)
             if stored or not path.exists():
                 rows = range(start, min(start + size, n_samples))
-                with self._run.phase("features"):
+                with self._run.phase(folder or "features"):
                     found = _checked_blocks(feature, blamed(feature.compute)(self._batch(rows)), len(rows))
                 if stored:  # they stand on the disk already
                     shards.append(found)
@@ -82,8 +98,15 @@ class Influence:
             shards.append(load_file(path))
         return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
-    def similarity(self, feature: Feature, blocks: Mapping[str, NDArray[np.float32]]) -> NDArray[np.float64]:
-        """Return how similar each pool sample is to the target, f64[N]; ``blocks`` are its features.
+    def similarity(
+        self, feature: Feature, blocks: Mapping[str, NDArray[np.float32]], folder: str = ""
+    ) -> NDArray[np.float64]:
+        """Return how similar each pool sample is to the target, f64[N].
+
+        Args:
+            feature: what the target is described by, too.
+            blocks: the pool's features.
+            folder: as in `features`.
 
         Raises:
             OptionError: the features are gradients.
@@ -93,12 +116,12 @@ class Influence:
                 "similarity to the target is what is known without gradients; use other --features, such as hidden "
                 "or embedding"
             )
-        path = self._run.path("similarity.safetensors")
+        path = self._run.path(folder) / "similarity.safetensors"
         if path.exists():
             return np.asarray(load_file(path)["similarity"])
         names = feature.similar_by or tuple(blocks)
         target = self._material.target
-        with self._run.phase("features"):
+        with self._run.phase(folder or "features"):
             targets = [
                 _checked_blocks(
                     feature,
@@ -128,10 +151,6 @@ class Influence:
     def score(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the scores of pool rows i64[m] for every subtask, f64[m, S]; NaN where scoring failed."""
         return self._scorer(rows)
-
-    def failure(self, row: int) -> str:
-        """Return why scoring a row failed."""
-        return self._scorer.failures[row]
 
     def _batch(self, rows: range) -> FeatureBatch:
         here = slice(rows.start, rows.stop)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import warnings
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,6 @@ from clusterucb.errors import ClusterUCBWarning, OptionError, blamed, one_line
 from clusterucb.features.base import Feature
 from clusterucb.features.embedding import Embedding
 from clusterucb.features.gradient import Gradient
-from clusterucb.ledger import Ledger
 from clusterucb.plugins import KINDS, describe
 from clusterucb.policies.base import Policy
 from clusterucb.policies.ucb import UCB
@@ -40,10 +39,6 @@ from clusterucb.report import Result, finish
 from clusterucb.run import Run
 from clusterucb.settings import Settings, settings_from, spelt_out
 from clusterucb.store import GradientStore
-
-if TYPE_CHECKING:
-    from clusterucb.influence import Influence
-    from clusterucb.material import Material
 
 
 @spelt_out(Settings)
@@ -114,7 +109,7 @@ def select(
     ):
         observer.step(f"{'Going on with' if run.resumed else 'Beginning'} the run in {run.folder}")
         influence = Influence(run, settings, adapted, material, observer, store)
-        with _ledger(run, material, influence) as ledger:
+        with influence.ledger() as ledger:
             blocks = influence.features(features)
             columns = material.columns()
             if "similarity" in policy.columns:
@@ -170,15 +165,6 @@ class _Recorded(Clusterer):
         with whole_file(path) as partial:
             save_file({"labels": labels}, partial)
         return labels
-
-
-def _ledger(run: Run, material: Material, influence: Influence) -> Ledger:
-    return Ledger(
-        run.path("ledger.sqlite"),
-        subtasks=list(material.target),
-        tokens=np.array([len(sample) for sample in material.encoded]),
-        failure=influence.failure,
-    )
 
 
 def _counts(settings: Settings, n_samples: int) -> tuple[int, int]:

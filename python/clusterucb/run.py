@@ -40,7 +40,7 @@ _LEDGER = "ledger.sqlite*"  # made at once; its first draw comes after the other
 _OWN_FILES = (
     "adapter",
     "directions.safetensors",
-    "features-*.safetensors",
+    "features-*",
     "sketches-*.safetensors",
     "labels.safetensors",
     "similarity.safetensors",
@@ -48,6 +48,8 @@ _OWN_FILES = (
     "selected.jsonl",
     "scores.jsonl",
     "rejected.jsonl",
+    "comparison.json",
+    "comparison.html",
 )
 # Stands in a folder without manifest.json while a run is being begun or removed.
 _UNSETTLED = "manifest.json.partial"

@@ -152,11 +152,10 @@ class GradientSettings(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchSettings(_Checked):
-    """Options that decide what is drawn, scored and selected.
+class DrawSettings(_Checked):
+    """Options that decide how samples are drawn, scored and selected, whatever the budget.
 
     Attributes:
-        budget: Pool samples whose gradient may be computed: a percentage of the pool such as 20%, or a number.
         select: Samples to select: a percentage of the pool, or a number; at most the budget.
         cold_start: Share of every cluster that is drawn first (at least one sample of each).
         batch_size: Draws between two decisions of the policy; 1 is the paper's loop, more is faster.
@@ -169,7 +168,6 @@ class SearchSettings(_Checked):
         store: Folder that clusterucb sketch wrote for this pool and model: its adapter and sketches are used.
     """
 
-    budget: str = "20%"
     select: str = "5%"
     cold_start: float = 0.05
     batch_size: Whole = 8
@@ -180,8 +178,7 @@ class SearchSettings(_Checked):
     store: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            parse_count(option_name(name), getattr(self, name))
+        parse_count("--select", self.select)
         self._check_whole("batch_size")
         self._check("cold_start", 0 <= self.cold_start <= 1, "a share between 0 and 1")
         self._check_choice("scorer", SCORERS)
@@ -199,6 +196,24 @@ class SearchSettings(_Checked):
     def free_scores(self) -> bool:
         """Whether scores cost no gradient, because the store has them all."""
         return self.by_sketch and self.store is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Budget:
+    budget: str = "20%"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings(DrawSettings, _Budget):
+    """Options that decide what is drawn, scored and selected.
+
+    Attributes:
+        budget: Pool samples whose gradient may be computed: a percentage of the pool such as 20%, or a number.
+    """
+
+    def __post_init__(self) -> None:
+        parse_count("--budget", self.budget)
+        super().__post_init__()
 
 
 @dataclass(frozen=True, kw_only=True)

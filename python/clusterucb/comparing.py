@@ -1,0 +1,250 @@
+"""Compare strategies on one pool: score all of it once, then replay every strategy on the recorded scores.
+
+The folder keeps scores and features, so that the same command with other strategies, budgets or seeds takes
+seconds. (The file is not called ``compare.py``: a submodule of that name would hide the function ``cu.compare``.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb import __version__, comparison_page
+from clusterucb.atomic import write_whole
+from clusterucb.budget import resolve_count
+from clusterucb.comparison import Contender, Replay, Rules, Truth, replay
+from clusterucb.comparison_report import Comparison, budgets_of, folder_of, results
+from clusterucb.engine import search
+from clusterucb.errors import OptionError, RunError
+from clusterucb.ledger import Ledger
+from clusterucb.policies.baselines import Exhaustive
+from clusterucb.prepared import Files, Prepared, check_paths, prepare
+from clusterucb.progress import Observer, Silent
+from clusterucb.run import Cost, Manifest, Run
+from clusterucb.settings import Settings, settings_from
+from clusterucb.store import GradientStore
+
+if TYPE_CHECKING:
+    from clusterucb.influence import Influence
+
+_Blocks = dict[str, NDArray[np.float32]]
+_Columns = dict[str, NDArray[np.float64]]
+
+_BATCH = 64  # samples scored between two entries in the ledger
+_REPLAYED = ("--cold-start", "--batch-size", "--aggregate")  # decide about replays, not about what is kept
+
+
+def compare(
+    pool: Files,
+    target: Files,
+    *,
+    model: str | PathLike[str],
+    out: str | PathLike[str],
+    strategies: Sequence[Contender],
+    budgets: Sequence[str | int] = ("5%", "10%", "20%"),
+    seeds: int = 5,
+    scores: str | PathLike[str] | None = None,
+    overwrite: bool = False,
+    observer: Observer | None = None,
+    **options: Any,
+) -> Comparison:
+    """Compare strategies by what they find of the exhaustive best, and at what price.
+
+    Args:
+        pool, target: one or more JSONL files each.
+        model: folder of a causal language model in Hugging Face form, or a hub id.
+        out: the folder; the same call again goes on with it, also with other strategies, budgets or seeds.
+        strategies: what to compare.
+        budgets: draws, as in `select`; each at least the number to select.
+        seeds: searches of every strategy and budget.
+        scores: folder of a run that has scored the whole pool for this target; without it, or a store, the pool
+            is scored here.
+        overwrite: begin anew in a folder that holds something else.
+        observer: who is told how it gets on.
+        **options: the fields of `clusterucb.settings.Settings` but ``budget``.
+
+    Raises:
+        ClusterUCBError: an option, a file, the model or a folder cannot be used.
+    """
+    if "budget" in options:
+        raise OptionError("there is no option 'budget'; a comparison has budgets, such as ('10%', '20%')")
+    settings = settings_from({**options, "budget": "100%"}, Settings)
+    check_paths(model, out)
+    contenders = _checked(strategies, seeds)
+    observer = Silent() if observer is None else observer
+    store = GradientStore(settings.store) if settings.store else None
+    settings = store.applied_to(settings) if store else settings
+    prepared = prepare(pool, target, model, settings, observer)
+    material = prepared.material
+    n_samples = len(material.samples)
+    n_select = resolve_count("--select", settings.select, n_samples)
+    counts = {str(budget): resolve_count("--budgets", budget, n_samples) for budget in budgets}
+    for budget, count in counts.items():
+        if not n_select <= count <= n_samples:
+            raise OptionError(
+                f"--budgets: {budget} is {count} of {n_samples} samples; expected at least --select "
+                f"{settings.select}, which is {n_select}, and at most the pool"
+            )
+    recorded = _Recorded(Path(scores), prepared) if scores is not None else None
+
+    from clusterucb.adapted import AdaptedModel
+    from clusterucb.influence import Influence
+
+    if store:
+        store.check(prepared.contents)
+    deciding = {
+        "job": "compare",
+        **settings.deciding(sketches=True),
+        "--device": prepared.device,
+        **prepared.contents,
+        **({"store content": store.fingerprint} if store else {}),
+        **({"scores content": recorded.fingerprint} if recorded else {}),
+    }
+    deciding = {name: value for name, value in deciding.items() if name not in _REPLAYED}
+    rules = Rules(
+        n_select,
+        settings.cold_start,
+        settings.batch_size,
+        settings.aggregate,
+        settings.select_by,
+        settings.max_per_source,
+    )
+    columns = material.columns()
+    with Run(Path(out), deciding, budget="100%", select=settings.select, overwrite=overwrite) as run:
+        with AdaptedModel(run, settings, prepared.source, prepared.device, material, observer) as adapted:
+            influence = Influence(run, settings, adapted, material, observer, store)
+            scored = recorded.scores if recorded else _score_all(influence, n_samples)
+            described = _describe(influence, contenders)
+        truth = Truth.of(scored, columns["source"], rules)
+        replays: dict[str, list[list[Replay]]] = {}
+        budgets_by_name = {one.name: budgets_of(one, counts, n_samples) for one in contenders}
+        n_searches = seeds * sum(map(len, budgets_by_name.values()))
+        with observer.count("Replaying", n_searches, unit="searches") as advance:
+            for one in contenders:
+                blocks, more = described[folder_of(one.features)]
+                replays[one.name] = replay(
+                    one,
+                    truth,
+                    blocks,
+                    {**columns, **more},
+                    list(budgets_by_name[one.name].values()),
+                    seeds,
+                    rules,
+                    advance,
+                )
+        content = {
+            "clusterucb": __version__,
+            "pool": prepared.pool_files,
+            "target": prepared.target_files,
+            "model": str(model),
+            "select": settings.select,
+            "seeds": seeds,
+            **results(
+                contenders, replays, counts, truth, settings, material, _timed(run.manifest.cost, recorded)
+            ),
+        }
+        encoded = msgspec.json.format(msgspec.json.encode(content), indent=1)
+        write_whole(run.path("comparison.json"), encoded + b"\n")
+        write_whole(run.path("comparison.html"), comparison_page.render(content).encode())
+        run.manifest.status = "finished"
+    return Comparison(content, Path(out))
+
+
+def _checked(strategies: Sequence[Contender], seeds: int) -> Sequence[Contender]:
+    if not isinstance(seeds, int) or seeds < 1:
+        raise OptionError(f"--seeds is {seeds!r}; expected a whole number from 1")
+    if not strategies:
+        raise OptionError("there are no strategies to compare; expected one or more, such as random and ucb")
+    for one in strategies:
+        if not isinstance(one, Contender):
+            raise OptionError(f"a strategy is {one!r:.80}; expected a clusterucb.Contender")
+    names = [one.name for one in strategies]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise OptionError(f"strategies are named twice: {', '.join(sorted(twice))}; expected different names")
+    return strategies
+
+
+def _score_all(influence: Influence, n_samples: int) -> NDArray[np.float64]:
+    """Return the scores of the whole pool, f64[N, S], going on where an earlier session stopped."""
+    with influence.ledger() as ledger, influence.drawing(n_samples, done=ledger.totals()[0]):
+        found = search(
+            np.zeros((n_samples, 1)),
+            influence.score,
+            clusterer=None,
+            policy=Exhaustive(),
+            budget=n_samples,
+            n_select=1,
+            batch_size=_BATCH,
+            journal=ledger,
+        )
+    scores = np.empty_like(found.subtask_scores)
+    scores[found.drawn_rows] = found.subtask_scores
+    return scores
+
+
+class _Recorded:
+    """The scores of an earlier run that has scored its whole pool.
+
+    Attributes:
+        scores: f64[N, S].
+        cost: what the run cost.
+        fingerprint: of the scores.
+
+    Raises:
+        RunError: it is no such run, or one of another pool, target or model.
+    """
+
+    def __init__(self, folder: Path, prepared: Prepared) -> None:
+        path, material = folder / "manifest.json", prepared.material
+        try:
+            manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+        except (OSError, msgspec.MsgspecError) as error:
+            raise RunError(
+                f"--scores {folder} holds no run ({error}); expected the --out of an earlier one"
+            ) from error
+        names = ("pool content", "target content", "model content", "encoding content")
+        if other := [name for name in names if manifest.settings.get(name) != prepared.contents[name]]:
+            raise RunError(
+                f"--scores {folder} is a run of another {', another '.join(n.partition(' ')[0] for n in other)}; "
+                "expected one of the same pool, target and model"
+            )
+        n_samples, subtasks = len(material.samples), list(material.target)
+        lengths = np.array([len(sample) for sample in material.encoded])
+        with Ledger(folder / "ledger.sqlite", subtasks=subtasks, tokens=lengths, failure=str) as ledger:
+            batches = [batch for batch in ledger.recorded() if batch.scores is not None]
+        n_scored = sum(len(batch.rows) for batch in batches)
+        if n_scored < n_samples:
+            raise RunError(
+                f"--scores {folder} has scored {n_scored} of {n_samples} samples; expected all: run it again with "
+                "--budget 100%"
+            )
+        self.scores = np.full((n_samples, len(subtasks)), np.nan)
+        for batch in batches:
+            assert batch.scores is not None
+            self.scores[batch.rows] = batch.scores
+        self.cost = manifest.cost
+        self.fingerprint = hashlib.sha256(self.scores.tobytes()).hexdigest()
+
+
+def _describe(influence: Influence, contenders: Sequence[Contender]) -> dict[str, tuple[_Blocks, _Columns]]:
+    """Return the blocks of every feature, and the similarity to the target where a policy needs it."""
+    described: dict[str, tuple[_Blocks, _Columns]] = {}
+    for one in contenders:
+        folder = folder_of(one.features)
+        blocks, columns = described.get(folder) or (influence.features(one.features, folder), {})
+        if "similarity" in one.policy.columns and not columns:
+            columns = {"similarity": influence.similarity(one.features, blocks, folder)}
+        described[folder] = blocks, columns
+    return described
+
+
+def _timed(own: Cost, recorded: _Recorded | None) -> Cost:
+    """Return the seconds of every phase, those of scoring from the run that did it."""
+    return Cost(phases={**(recorded.cost.phases if recorded else {}), **own.phases})

@@ -1,0 +1,211 @@
+"""How strategies compare on a pool whose every score is known: what each finds of the best, and at what price.
+
+A strategy is replayed through `clusterucb.engine.search`, the same loop that a selection runs, with a score that
+looks recorded numbers up. So what is compared is what would have happened, at the cost of milliseconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.aggregate import AGGREGATES, Standardized
+from clusterucb.choice import choose
+from clusterucb.clusterers.base import Clusterer
+from clusterucb.clusterers.kmeans import KMeans
+from clusterucb.engine import Selection, search
+from clusterucb.errors import blamed
+from clusterucb.features.base import Feature
+from clusterucb.features.embedding import Embedding
+from clusterucb.policies.base import Policy
+from clusterucb.poolview import PoolView
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A strategy that takes part in a comparison.
+
+    Attributes:
+        name: what tables call it.
+        policy: what spends the budget.
+        clusterer: what makes the arms; None: a single arm.
+        features: what the pool is clustered by.
+        cold_start, batch_size: the comparison's own where None.
+    """
+
+    name: str
+    policy: Policy
+    clusterer: Clusterer | None = field(default_factory=KMeans)
+    features: Feature = field(default_factory=Embedding)
+    cold_start: float | None = None
+    batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What all contenders are compared under: see `clusterucb.engine.search`."""
+
+    n_select: int
+    cold_start: float = 0.05
+    batch_size: int = 8
+    aggregate: str = "max"
+    select_by: str = "top"
+    max_per_source: int | None = None
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What scoring the whole pool has shown.
+
+    Attributes:
+        scores: f64[N, S], NaN where scoring failed.
+        sources: [N], the source of each row.
+        rewards: f64[N].
+        best: i64[n], the rows that are selected when every score is known.
+    """
+
+    scores: NDArray[np.float64]
+    sources: NDArray[np.generic]
+    rewards: NDArray[np.float64]
+    best: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, scores: NDArray[np.float64], sources: NDArray[np.generic], rules: Rules) -> Truth:
+        """Return the truth under the rules of a comparison."""
+        reward = AGGREGATES.get(rules.aggregate) or Standardized(scores, np.ones(len(scores)))
+        rewards = reward(scores)
+        best = choose(
+            np.arange(len(scores)),
+            rewards,
+            scores,
+            rules.n_select,
+            by=rules.select_by,
+            groups=sources,
+            cap=rules.max_per_source,
+        )
+        return cls(scores, sources, rewards, best)
+
+    def recall(self, rows: NDArray[np.int64]) -> float:
+        """Return the share of the best that is among ``rows``."""
+        return float(np.isin(self.best, rows).mean())
+
+    def mass(self, rows: NDArray[np.int64]) -> float:
+        """Return the mean reward of ``rows`` above the pool's, as a share of what the best reach above it."""
+        base = float(np.nanmean(self.rewards))
+        attainable = float((self.rewards[self.best] - base).sum())
+        return float((self.rewards[rows] - base).sum() / attainable) if attainable > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One search of one contender: a seed and a budget.
+
+    Attributes:
+        selection: what it found.
+        seconds: the time of clustering and policy; looking scores up is part of it.
+    """
+
+    selection: Selection
+    seconds: float
+
+
+class _Clustered(Clusterer):
+    """A clusterer that fits once for each seed, and says how long it took."""
+
+    def __init__(self, clusterer: Clusterer) -> None:
+        self._clusterer = clusterer
+        self._found: dict[bytes, tuple[NDArray[np.int64], float]] = {}
+        self.seconds = 0.0
+
+    def fit_predict(self, pool: PoolView, rng: np.random.Generator) -> NDArray[np.int64]:
+        key = str(rng.bit_generator.state).encode()
+        if key not in self._found:
+            began = time.perf_counter()
+            labels = blamed(self._clusterer.fit_predict)(pool, rng)
+            self._found[key] = labels, time.perf_counter() - began
+        labels, self.seconds = self._found[key]
+        return labels
+
+
+def replay(
+    contender: Contender,
+    truth: Truth,
+    features: Mapping[str, NDArray[np.float32]],
+    columns: Mapping[str, NDArray[np.generic]],
+    budgets: Sequence[int],
+    seeds: int,
+    rules: Rules,
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[list[Replay]]:
+    """Return for every budget the replays of all seeds.
+
+    Args:
+        contender: the strategy.
+        truth: the recorded scores.
+        features: the pool's blocks, each f32[N, k].
+        columns: what strategies may use beside them.
+        budgets: draws.
+        seeds: how many searches for each budget.
+        rules: what is the same for all contenders.
+        advance: called with 1 after each search.
+    """
+    clusterer = None if contender.clusterer is None else _Clustered(contender.clusterer)
+    found: list[list[Replay]] = []
+    for budget in budgets:
+        found.append([])
+        for seed in range(seeds):
+            began = time.perf_counter()
+            selection = search(
+                features,
+                lambda rows: truth.scores[rows],
+                clusterer=clusterer,
+                policy=contender.policy,
+                budget=budget,
+                n_select=rules.n_select,
+                cold_start=rules.cold_start if contender.cold_start is None else contender.cold_start,
+                batch_size=contender.batch_size or rules.batch_size,
+                seed=seed,
+                columns=columns,
+                aggregate=rules.aggregate,
+                select_by=rules.select_by,
+                max_per_source=rules.max_per_source,
+            )
+            seconds = time.perf_counter() - began
+            if clusterer is not None and budget != budgets[0]:
+                seconds += clusterer.seconds  # it was not fitted again
+            found[-1].append(Replay(selection, seconds))
+            advance(1)
+    return found
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean, standard deviation and the values themselves as JSON."""
+    return {"mean": float(np.mean(values)), "std": float(np.std(values)), "seeds": [float(v) for v in values]}
+
+
+def overlaps(selections: Mapping[str, Sequence[Selection]]) -> list[list[float]]:
+    """Return how much the selections of every two contenders share (Jaccard), the mean over seeds."""
+    names = list(selections)
+    matrix = np.eye(len(names))
+    for (i, one), (j, other) in combinations(enumerate(names), 2):
+        shared = [
+            len(np.intersect1d(a.rows, b.rows)) / max(len(np.union1d(a.rows, b.rows)), 1)
+            for a, b in zip(selections[one], selections[other], strict=True)
+        ]
+        matrix[i, j] = matrix[j, i] = float(np.mean(shared))
+    return [[float(value) for value in row] for row in matrix]
+
+
+def by_source(rows: Sequence[NDArray[np.int64]], sources: NDArray[np.generic]) -> dict[str, float]:
+    """Return how many rows come from each source, the mean over several selections, largest first."""
+    count: Counter[str] = Counter()
+    for one in rows:
+        count.update(sources[one].tolist())
+    return {source: number / len(rows) for source, number in count.most_common()}

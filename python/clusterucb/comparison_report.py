@@ -1,0 +1,194 @@
+"""What a comparison found: as JSON values, and as a table on the screen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clusterucb.comparison import Contender, Replay, Truth, by_source, overlaps, spread
+from clusterucb.cost import selection_cost
+from clusterucb.plugins import describe
+from clusterucb.policies.baselines import Exhaustive
+from clusterucb.run import Cost, PhaseCost
+from clusterucb.settings import Settings
+
+if TYPE_CHECKING:
+    from clusterucb.features.base import Feature
+    from clusterucb.material import Material
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison:
+    """What a comparison found.
+
+    Attributes:
+        content: everything as JSON values, as in ``comparison.json``.
+        out: its folder, with ``comparison.json`` and ``comparison.html``.
+    """
+
+    content: dict[str, Any]
+    out: Path
+
+    def __repr__(self) -> str:
+        strategies = self.content["strategies"]
+        return f"<Comparison: {len(strategies)} strategies on {self.content['pool_samples']} samples, in {self.out}>"
+
+    def recall(self, name: str, budget: str) -> float:
+        """Return a strategy's mean recall at a budget, as it was spelt."""
+        points = {
+            (one["name"], point["budget"]): point["recall"]["mean"]
+            for one in self.content["strategies"]
+            for point in one["points"]
+        }
+        return float(points[name, budget])
+
+
+def folder_of(feature: Feature) -> str:
+    """Return where the shards of a feature are kept: a name that its class and options decide."""
+    return "features-" + hashlib.sha256(msgspec.json.encode(describe(feature))).hexdigest()[:12]
+
+
+def budgets_of(contender: Contender, counts: Mapping[str, int], n_samples: int) -> dict[str, int]:
+    """Return the budgets of a contender by their spelling; what scores everything has one of its own."""
+    return {"100%": n_samples} if isinstance(contender.policy, Exhaustive) else dict(counts)
+
+
+def results(
+    contenders: Sequence[Contender],
+    replays: Mapping[str, Sequence[Sequence[Replay]]],
+    counts: Mapping[str, int],
+    truth: Truth,
+    settings: Settings,
+    material: Material,
+    timed: Cost,
+) -> dict[str, Any]:
+    """Return what all contenders reached, as JSON values.
+
+    Args:
+        contenders: the strategies.
+        replays: for each of them by name, and for each of its budgets, the searches of all seeds.
+        counts: the budgets by their spelling.
+        truth: what scoring the whole pool has shown.
+        settings: the options.
+        material: the pool and the target.
+        timed: the seconds of every phase.
+    """
+    return {
+        "pool_samples": len(material.samples),
+        "n_select": len(truth.best),
+        "subtasks": list(material.target),
+        "aggregate": settings.aggregate,
+        "batch_size": settings.batch_size,
+        "truth": {"scored": len(truth.rewards), "failed": int(np.isnan(truth.rewards).sum())},
+        "strategies": [
+            _strategy(one, replays[one.name], counts, truth, settings, material, timed) for one in contenders
+        ],
+        **_at_largest(replays, list(counts)[-1], truth),
+    }
+
+
+def _strategy(
+    contender: Contender,
+    replays: Sequence[Sequence[Replay]],
+    counts: Mapping[str, int],
+    truth: Truth,
+    settings: Settings,
+    material: Material,
+    timed: Cost,
+) -> dict[str, Any]:
+    """Return what a contender reached and what it cost, as JSON values."""
+    n_samples = len(material.samples)
+    points: list[dict[str, Any]] = []
+    for budget, of_budget in zip(budgets_of(contender, counts, n_samples), replays, strict=True):
+        some = of_budget[0].selection
+        cost = selection_cost(Cost(), settings, material, some, contender.features, contender.policy)
+        own = float(np.median([one.seconds for one in of_budget]))
+        drawing = timed.phases.get("draws", PhaseCost()).seconds * some.n_scored / n_samples
+        before = sum(timed.phases.get(name, PhaseCost()).seconds for name in ("warm-up", "target"))
+        before += timed.phases.get(folder_of(contender.features), PhaseCost()).seconds
+        points.append(
+            {
+                "budget": budget,
+                "n_budget": some.n_scored,
+                "cost": cost.total,
+                "gradients": cost.gradients,
+                "seconds": own,
+                "total_seconds": before + drawing + own,
+                "recall": spread([truth.recall(one.selection.rows) for one in of_budget]),
+                "mass": spread([truth.mass(one.selection.rows) for one in of_budget]),
+            }
+        )
+    parts = {
+        part: getattr(contender, part)
+        for part in ("policy", "clusterer", "features")
+        if getattr(contender, part) is not None
+    }
+    overhead = points[0]["cost"] - (0 if settings.free_scores else points[0]["n_budget"] / n_samples)
+    return {
+        "name": contender.name,
+        **{part: type(strategy).__name__ for part, strategy in parts.items()},
+        "options": {part: describe(strategy)["options"] for part, strategy in parts.items()},
+        "overhead": overhead,
+        "points": points,
+    }
+
+
+def _at_largest(
+    replays: Mapping[str, Sequence[Sequence[Replay]]], budget: str, truth: Truth
+) -> dict[str, Any]:
+    """Return what the selections at the largest budget share, and where they come from."""
+    selections = {name: [one.selection for one in of[-1]] for name, of in replays.items()}
+    return {
+        "overlap": {"budget": budget, "names": list(selections), "jaccard": overlaps(selections)},
+        "sources": {
+            "budget": budget,
+            "truth": by_source([truth.best], truth.sources),
+            "strategies": {
+                name: by_source([one.rows for one in some], truth.sources)
+                for name, some in selections.items()
+            },
+        },
+    }
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """Print the recall of every strategy at every budget, best first, and what it cost."""
+    content = comparison.content
+    budgets = list(dict.fromkeys(p["budget"] for one in content["strategies"] for p in one["points"]))
+    console.print(
+        Text(
+            f"Recall of the exhaustive best {content['n_select']} of {content['pool_samples']} samples, mean ± "
+            f"deviation over {content['seeds']} seeds"
+        )
+    )
+    table = Table("strategy", box=None, pad_edge=False, header_style="dim")
+    for budget in budgets:
+        table.add_column(f"at {budget}", justify="right")
+    for title in ("cost at the largest", "own time"):
+        table.add_column(title, justify="right")
+    for one in sorted(content["strategies"], key=lambda one: -one["points"][-1]["recall"]["mean"]):
+        points = {point["budget"]: point for point in one["points"]}
+        cells = [
+            f"{points[budget]['recall']['mean']:.2f} ± {points[budget]['recall']['std']:.2f}"
+            if budget in points
+            else ""
+            for budget in budgets
+        ]
+        last = one["points"][-1]
+        table.add_row(Text(one["name"]), *cells, f"{last['cost']:.3f}", f"{last['seconds']:.2f} s")
+    console.print(table)
+    console.print(
+        "Cost is in gradients of every pool sample, with every pass counted: features, warm-up, target and draws."
+    )
+    console.print(
+        Text.assemble("Written to ", (str(comparison.out / "comparison.html"), "bold")), soft_wrap=True
+    )

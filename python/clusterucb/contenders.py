@@ -1,0 +1,103 @@
+"""Contenders as the command line spells them: ``policy[@clusterer][@features][key=value,...]``.
+
+    random
+    rds@hidden
+    ucb@kmeans@embedding[n_clusters=150,beta=0.5]
+
+An option belongs to whichever of the three has it; ``cold_start`` and ``batch_size`` belong to the search. Where
+two of them have an option of the same name, ``policy.``, ``clusterer.`` or ``features.`` before it decides.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from clusterucb.comparison import Contender
+from clusterucb.errors import OptionError, did_you_mean
+from clusterucb.plugins import Strategies
+
+_SPEC = re.compile(r"(?P<parts>[^\[\]]+)(\[(?P<options>[^\[\]]*)\])?")
+_KINDS = {"policy": "policy", "clusterer": "clusterer", "features": "feature"}
+_SEARCH = {"cold_start": float, "batch_size": int}
+
+
+def split(text: str) -> list[str]:
+    """Return the specifications of a list; commas in brackets separate options."""
+    return [spec.strip() for spec in re.split(r",(?![^\[]*\])", text) if spec.strip()]
+
+
+def contender(spec: str, installed: Strategies) -> Contender:
+    """Return the contender that a specification means.
+
+    Raises:
+        OptionError: it is not one, or a strategy or an option in it does not exist.
+    """
+    matched = _SPEC.fullmatch(spec.strip())
+    if not matched:
+        raise OptionError(
+            f"strategy {spec!r} cannot be read; expected policy[@clusterer][@features][key=value,...], such as "
+            "ucb@kmeans@embedding[n_clusters=50]"
+        )
+    names = _names(spec, matched["parts"], installed)
+    options: dict[str, dict[str, str]] = {part: {} for part in (*_KINDS, "search")}
+    for pair in filter(None, (matched["options"] or "").split(",")):
+        key, equals, value = (text.strip() for text in pair.partition("="))
+        if not (key and equals):
+            raise OptionError(f"strategy {spec}: {pair!r} is not an option; expected key=value")
+        part, key = _owner(spec, key, names, installed)
+        options[part][key] = value
+    made = {part: installed.make(_KINDS[part], name, options[part]) for part, name in names.items() if name}
+    return Contender(name=spec.strip(), **made, **_search_options(spec, options["search"]))
+
+
+def _names(spec: str, parts: str, installed: Strategies) -> dict[str, str]:
+    """Return the names of policy, clusterer and features; the second may be either of the latter."""
+    policy, *rest = (part.strip() for part in parts.split("@"))
+    if len(rest) > 2:
+        raise OptionError(
+            f"strategy {spec!r} has {len(rest) + 1} parts; expected policy[@clusterer][@features]"
+        )
+    if len(rest) == 1 and ("clusterer", rest[0]) not in installed.table:
+        if ("feature", rest[0]) not in installed.table:
+            known = [one.name for kind in ("clusterer", "feature") for one in installed.of_kind(kind)]
+            raise OptionError(
+                f"strategy {spec!r}: there is no clusterer or feature {rest[0]!r}; installed: {', '.join(known)}."
+                f"{did_you_mean(rest[0], known)}"
+            )
+        rest = ["kmeans", *rest]
+    return dict(zip(_KINDS, (policy, *rest, *("kmeans", "embedding")[len(rest) :]), strict=True))
+
+
+def _owner(spec: str, key: str, names: dict[str, str], installed: Strategies) -> tuple[str, str]:
+    """Return which part an option belongs to, and its name there."""
+    part, dot, rest = key.partition(".")
+    if dot and part in names:
+        return part, rest
+    known = {
+        part: list(installed.table[_KINDS[part], name].options())
+        if (_KINDS[part], name) in installed.table
+        else []
+        for part, name in names.items()
+    }
+    known["search"] = list(_SEARCH)
+    owners = [part for part, keys in known.items() if key in keys]
+    if len(owners) > 1:
+        choices = " or ".join(f"{part}.{key}" for part in owners)
+        raise OptionError(f"strategy {spec}: {key} is an option of several parts; expected {choices}")
+    if not owners:
+        every = [one for keys in known.values() for one in keys]
+        raise OptionError(
+            f"strategy {spec} has no option {key!r}; its options: {', '.join(every)}.{did_you_mean(key, every)}"
+        )
+    return owners[0], key
+
+
+def _search_options(spec: str, options: dict[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, text in options.items():
+        try:
+            values[key] = _SEARCH[key](text)
+        except ValueError:
+            raise OptionError(f"strategy {spec}: {key} is {text!r}; expected a number") from None
+    return values
