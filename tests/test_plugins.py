@@ -100,6 +100,22 @@ def test_installed_package_is_found_and_used(install: Install) -> None:
     assert isinstance(found.make("policy", "greedy", {}), IndexPolicy)
 
 
+@pytest.mark.parametrize(("asked", "fits"), [(">=0.1", True), (">=99", False), ("<0.1", False)])
+def test_a_plugin_of_another_clusterucb_is_set_aside(
+    install: Install, tmp_path: Path, asked: str, fits: bool
+) -> None:
+    install("cucb-greedy", GREEDY)
+    metadata = tmp_path / "cucb_greedy-1.0.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text() + f"Requires-Dist: numpy\nRequires-Dist: ClusterUCB{asked}\n")
+    if fits:
+        assert plugins.load().table["policy", "greedy"].version == "1.0"
+    else:
+        expected = (
+            f"needs clusterucb{asked}, but {clusterucb.__version__} is installed; upgrade one of the two"
+        )
+        assert expected in reason_of("cucb-greedy")
+
+
 def test_nothing_is_remembered_from_one_load_to_the_next(install: Install) -> None:
     before = plugins.load()
     install("cucb-greedy", GREEDY)

@@ -259,6 +259,7 @@ def plugins(
                 "kind": strategy.kind,
                 "name": strategy.name,
                 "package": strategy.provider,
+                "version": strategy.version,
                 "summary": strategy.summary,
                 "options": strategy.defaults(),
             }
@@ -274,7 +275,11 @@ def plugins(
         for strategy in installed.of_kind(kind):
             options = ", ".join(f"{key}={value}" for key, value in strategy.defaults().items())
             about = Text.assemble(strategy.summary, (f"\n{options}" if options else "", "cyan"))
-            table.add_row(Text(f"  {strategy.name}"), about, Text(strategy.provider, style="dim"))
+            table.add_row(
+                Text(f"  {strategy.name}"),
+                about,
+                Text(f"{strategy.provider} {strategy.version}", style="dim"),
+            )
     console = Console(highlight=False, emoji=False)
     console.print(table)
     for plugin in installed.broken:

@@ -19,8 +19,10 @@ from typing import Any, get_args, get_type_hints
 import msgspec
 import numpy as np
 import pluggy
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from clusterucb import hookspecs
+from clusterucb import __version__, hookspecs
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.errors import ClusterUCBError, OptionError, PluginError, did_you_mean, one_line
 from clusterucb.features.base import Feature
@@ -44,12 +46,14 @@ class Strategy:
         name: what the command line calls it.
         factory: its class.
         provider: the package (or module) that provides it.
+        version: the package's; empty for a module.
     """
 
     kind: str
     name: str
     factory: type
     provider: str
+    version: str = ""
 
     @property
     def summary(self) -> str:
@@ -135,6 +139,7 @@ def load(discover: Callable[[], list[EntryPoint]] | None = None) -> Strategies:
     ):
         provider = point.dist.name if point.dist else point.module
         try:
+            _check_version(point)
             with redirect_stdout(sys.stderr):  # standard output is for results
                 table.update(_strategies(point, provider, table))
         except (Exception, SystemExit) as error:  # whatever a plugin raises, the others still load
@@ -144,6 +149,18 @@ def load(discover: Callable[[], list[EntryPoint]] | None = None) -> Strategies:
 
 def _built_in_first(point: EntryPoint) -> tuple[bool, str]:
     return (point.dist is None or point.dist.name != "clusterucb", point.value)
+
+
+def _check_version(point: EntryPoint) -> None:
+    """Refuse a plugin that asks for another clusterucb: an installation without dependencies lets it through."""
+    for text in (point.dist.requires if point.dist else None) or ():
+        requirement = Requirement(text)
+        ours = canonicalize_name(requirement.name) == hookspecs.PROJECT
+        if ours and not requirement.specifier.contains(__version__, prereleases=True):
+            raise PluginError(
+                f"it needs {hookspecs.PROJECT}{requirement.specifier}, but {__version__} is installed; upgrade one "
+                "of the two"
+            )
 
 
 def _strategies(
@@ -165,7 +182,8 @@ def _strategies(
         for strategies in getattr(manager.hook, hook)():
             for name, factory in strategies.items():
                 _check(kind, name, factory, provider, table)
-                found[kind, name] = Strategy(kind, name, factory, provider)
+                version = point.dist.version if point.dist else ""
+                found[kind, name] = Strategy(kind, name, factory, provider, version)
     return found
 
 
