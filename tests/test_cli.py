@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import clusterucb as cu
 from clusterucb import cli, pipeline
 from clusterucb.progress import Screen
 from tiny import rows, write_model, write_rows
@@ -188,6 +190,30 @@ def test_plugins_lists_every_strategy_with_its_options(capsys):
         one for one in listed["strategies"] if one["name"] == "ucb"
     ).items()
     assert all(one["summary"] for one in listed["strategies"])
+
+
+def test_a_strategy_is_checked_and_a_package_begun(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["plugins", "check", "ucb", "-o", "beta=2"]) == 0
+    out, _ = capsys.readouterr()
+    assert "passed search spends exactly the budget" in out
+    assert re.search(r"ucb passes all \d+ tests", out)
+    assert cli.run(["plugins", "new", "my-policy", "--kind", "policy"]) == 0
+    assert "my-policy/pyproject.toml" in capsys.readouterr()[0]
+    assert cli.run(["plugins", "new", "my-policy", "--kind", "policy"]) == 2
+    assert "my-policy exists; expected a name whose folder is still to be made" in capsys.readouterr()[1]
+    monkeypatch.setattr(cu.UCB, "index", lambda self, arms, rng: np.random.random(len(arms.mean)))  # noqa: NPY002
+    assert cli.run(["plugins", "check", "ucb"]) == 2
+    out, err = capsys.readouterr()
+    assert "FAILED randomness comes from rng alone" in out
+    assert re.search(r"ucb fails \d+ of \d+ tests", err)
+
+
+def test_an_option_of_features_needs_features(command, capsys):
+    assert cli.run([*command, "-f", "depth=0.5"]) == 2
+    assert "-f is 'depth=0.5', but there are no --features" in capsys.readouterr()[1]
+    assert cli.run([*command, "--features", "hidden", "-f", "depth=0.5"]) == 0
+    assert re.search(r"features +0 +20 +0.215", capsys.readouterr()[0])
 
 
 def test_it_runs_as_a_module_and_survives_a_closed_pipe():

@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clusterucb import __version__
-from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
+from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError, PluginError
 from clusterucb.settings import DrawSettings, GradientSettings, SearchSettings, Whole
 
 app = App(
@@ -238,8 +238,12 @@ def demo(
     run_demo(out=out, exhaustive=exhaustive)
 
 
-@app.command
-def plugins(
+plugins = App(name="plugins", help="List the installed strategies; write or check one of your own.")
+app.command(plugins)
+
+
+@plugins.default
+def list_plugins(
     *,
     json: Flag = False,
     debug: Flag = False,  # noqa: ARG001
@@ -286,6 +290,61 @@ def plugins(
         console.print(
             Text(f"{plugin.provider} could not be loaded: {plugin.reason}", style="red"), soft_wrap=True
         )
+
+
+@plugins.command(name="new")
+def new_plugin(
+    name: str,
+    /,
+    *,
+    kind: str,
+    debug: Flag = False,  # noqa: ARG001
+) -> None:
+    """Write a package with a working strategy and its tests into the folder NAME.
+
+    Args:
+        name: Of the package and its strategy: lower-case letters, digits and -.
+        kind: policy, clusterer or feature.
+        debug: Show tracebacks and the libraries' warnings.
+    """
+    from clusterucb.plugin_tools import create
+
+    console = Console(highlight=False, emoji=False)
+    for path in create(name, kind):
+        console.print(Text(str(path)), soft_wrap=True)
+    console.print(
+        Text.assemble("Try it: ", (f"pip install --no-build-isolation ./{name} && pytest {name}", "bold"))
+    )
+
+
+@plugins.command(name="check")
+def check_plugin(
+    name: str,
+    /,
+    *,
+    option: Annotated[Pairs, Parameter(name=("--option", "-o"))] = (),
+    debug: Flag = False,  # noqa: ARG001
+) -> None:
+    """Run the tests that every strategy has to pass on an installed one.
+
+    Args:
+        name: Of the policy, clusterer or feature.
+        option: An option of the strategy, as key=value.
+        debug: Show tracebacks and the libraries' warnings.
+    """
+    from clusterucb.plugin_tools import check
+
+    console = Console(highlight=False, emoji=False)
+    found = check(name, _pairs("-o", option))
+    for one in found:
+        mark = ("passed ", "green") if one.passed else ("FAILED ", "bold red")
+        console.print(Text.assemble(mark, one.property), soft_wrap=True)
+        if not one.passed:
+            console.print(Text(f"       {one.message}"), soft_wrap=True)
+    failed = sum(not one.passed for one in found)
+    if failed:
+        raise PluginError(f"{name} fails {failed} of {len(found)} tests")
+    console.print(Text(f"{name} passes all {len(found)} tests"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

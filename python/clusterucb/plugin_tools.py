@@ -1,0 +1,311 @@
+"""For authors of plugins: a package to begin with, and the suites run on what is installed.
+
+Decision: what `create` writes is a strategy that works and passes its suite, not a skeleton of gaps. Who begins with it
+sees at once that everything is wired, and replaces a method.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+from clusterucb import __version__, plugins
+from clusterucb.errors import OptionError, did_you_mean
+
+if TYPE_CHECKING:
+    from clusterucb.testing import Outcome
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+
+
+def create(name: str, kind: str, folder: Path = Path()) -> list[Path]:
+    """Write a package with one strategy into the folder ``name``.
+
+    Args:
+        name: of the package and the strategy: lower-case letters, digits and -.
+        kind: ``policy``, ``clusterer`` or ``feature``.
+        folder: where the package's folder is put; it is created where it is missing.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        OptionError: there is no such kind, the name cannot be used or is taken, or nothing can be written there.
+    """
+    if kind not in _SOURCES:
+        raise OptionError(
+            f"kind is {kind!r}; expected one of {', '.join(_SOURCES)}.{did_you_mean(kind, _SOURCES)}"
+        )
+    package = folder / name
+    _check_name(name, kind, package)
+    module = name.replace("-", "_")
+    words = {
+        "name": name,
+        "kind": kind,
+        "module": module,
+        "cls": _class_name(name),
+        "suite": f"{kind.capitalize()}Suite",
+        "release": ".".join(__version__.split(".")[:2]),
+        "option": {"policy": "-p bonus=0.2", "clusterer": "-c n_clusters=5", "feature": ""}[kind],
+        "flag": "features" if kind == "feature" else kind,
+    }
+    files = {
+        "pyproject.toml": _PYPROJECT,
+        "README.md": _README,
+        f"src/{module}/__init__.py": _SOURCES[kind],
+        f"tests/test_{module}.py": _TEST,
+    }
+    written = []
+    try:
+        for path, template in files.items():
+            target = package / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(Template(template).substitute(words).replace(" \n", "\n"), encoding="utf-8")
+            written.append(target)
+    except OSError as error:
+        raise OptionError(
+            f"cannot write {package}: {error.strerror}; expected a folder that can be written to"
+        ) from error
+    return written
+
+
+def check(name: str, options: Mapping[str, str] | None = None) -> list[Outcome]:
+    """Run the suite of every installed strategy that is called ``name``.
+
+    Args:
+        name: as the command line has it.
+        options: ``key=value`` options for the constructor; its defaults where there are none.
+
+    Returns:
+        What each test found; the properties are preceded by the kind where several kinds have the name.
+
+    Raises:
+        OptionError: no strategy has the name, or it refuses the options.
+    """
+    installed = plugins.load()
+    kinds = [kind for kind in plugins.KINDS if (kind, name) in installed.table]
+    if not kinds:
+        known = sorted({strategy for _, strategy in installed.table})
+        listed = "; ".join(
+            f"{kind}: {', '.join(one.name for one in installed.of_kind(kind))}" for kind in plugins.KINDS
+        )
+        broken = "".join(
+            f" Plugin {one.provider} could not be loaded: {one.reason}." for one in installed.broken
+        )
+        raise OptionError(
+            f"there is no strategy {name!r}; installed: {listed}.{did_you_mean(name, known)}{broken}"
+        )
+
+    from clusterucb import testing
+
+    suites = {
+        "policy": testing.PolicySuite,
+        "clusterer": testing.ClustererSuite,
+        "feature": testing.FeatureSuite,
+    }
+    found: dict[str, list[Outcome]] = {}
+    with redirect_stdout(sys.stderr):  # standard output is for results
+        for kind in kinds:
+            make = partial(installed.make, kind, name, options or {})
+            make()  # options that it refuses are no property of the strategy
+            found[kind] = testing.outcomes(suites[kind], make)
+    if len(kinds) == 1:
+        return found[kinds[0]]
+    return [
+        one._replace(property=f"{kind}: {one.property}") for kind, of_kind in found.items() for one in of_kind
+    ]
+
+
+def _class_name(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("-"))
+
+
+def _check_name(name: str, kind: str, package: Path) -> None:
+    module = name.replace("-", "_")
+    if not _NAME.fullmatch(name) or keyword.iskeyword(module) or keyword.iskeyword(_class_name(name)):
+        raise OptionError(
+            f"the name is {name!r}; expected lower-case letters, digits and -, beginning with a letter, and no "
+            "word of Python's own, such as my-policy"
+        )
+    if package.exists():
+        raise OptionError(f"{package} exists; expected a name whose folder is still to be made")
+    if module in sys.stdlib_module_names or find_spec(module) is not None:
+        raise OptionError(f"the name is {name!r}, but there is a module {module!r} already; use another name")
+    if (other := plugins.load().table.get((kind, name))) is not None:
+        raise OptionError(
+            f"the name is {name!r}, but {other.provider} has a {kind} of that name; use another one"
+        )
+
+
+_PYPROJECT = """\
+[build-system]
+requires = ["hatchling>=1.27"]
+build-backend = "hatchling.build"
+
+[project]
+name = "$name"
+version = "0.1.0"
+description = "A $kind for clusterucb"
+readme = "README.md"
+requires-python = ">=3.11"
+dependencies = ["clusterucb>=$release", "numpy"]
+
+[project.optional-dependencies]
+test = ["pytest"]
+
+[project.entry-points.clusterucb]
+$name = "$module"
+
+[tool.hatch.build.targets.wheel]
+packages = ["src/$module"]
+"""
+
+_README = """\
+# $name
+
+A $kind for clusterucb.
+
+```bash
+pip install -e '.[test]'
+pytest
+clusterucb plugins check $name
+clusterucb select pool.jsonl --target dev.jsonl --model path/to/model --out runs/a --$flag $name $option
+```
+"""
+
+_TEST = """\
+import pytest
+from clusterucb import plugins
+from clusterucb.testing import $suite
+
+from $module import $cls
+
+
+class Test$cls($suite):
+    @pytest.fixture
+    def $kind(self):
+        return $cls()
+
+
+def test_command_line_finds_it():
+    assert isinstance(plugins.load().make("$kind", "$name", {}), $cls)
+"""
+
+_POLICY = '''\
+"""A policy: draws where rewards are high, with a bonus for clusters that were seldom drawn from."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from clusterucb.errors import OptionError
+from clusterucb.hookspecs import hookimpl
+from clusterucb.policies import IndexPolicy
+
+
+@dataclass
+class $cls(IndexPolicy):
+    """Draw from the cluster with the largest mean + bonus / sqrt(draws).
+
+    Attributes:
+        bonus: what a cluster is worth beyond its mean after its first draw, at least 0.
+    """
+
+    bonus: float = 0.1
+
+    def __post_init__(self):
+        if not self.bonus >= 0:
+            raise OptionError(f"$name: bonus is {self.bonus!r}; expected a number of at least 0")
+
+    def index(self, arms, rng):
+        """Return a value for each arm; those without an observation (count 0) may have any."""
+        return arms.mean + self.bonus / np.sqrt(np.maximum(arms.count, 1))
+
+
+@hookimpl
+def clusterucb_policies():
+    """Name the policies for the command line."""
+    return {"$name": $cls}
+'''
+
+_CLUSTERER = '''\
+"""A clusterer: samples of similar length."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from clusterucb.clusterers import Clusterer
+from clusterucb.errors import OptionError
+from clusterucb.hookspecs import hookimpl
+
+
+@dataclass
+class $cls(Clusterer):
+    """Cut the pool at the quantiles of its samples' lengths.
+
+    Attributes:
+        n_clusters: clusters at most, at least 1; fewer where many samples are of one length.
+    """
+
+    n_clusters: int = 10
+
+    def __post_init__(self):
+        if not self.n_clusters >= 1:
+            raise OptionError(f"$name: n_clusters is {self.n_clusters!r}; expected at least 1")
+
+    def fit_predict(self, pool, rng):
+        """Return the cluster of every row; `pool.matrix()` would be the features."""
+        tokens = pool.columns["tokens"]
+        edges = np.quantile(tokens, np.arange(1, self.n_clusters) / self.n_clusters)
+        return np.unique(np.searchsorted(edges, tokens), return_inverse=True)[1]
+
+
+@hookimpl
+def clusterucb_clusterers():
+    """Name the clusterers for the command line."""
+    return {"$name": $cls}
+'''
+
+_FEATURE = '''\
+"""A feature: how much a sample repeats itself."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from clusterucb.features import Feature
+from clusterucb.hookspecs import hookimpl
+
+
+@dataclass
+class $cls(Feature):
+    """Length and variety of a sample's tokens.
+
+    Block: ``variety`` f32[m, 2], log of the number of tokens, and the share of different ones.
+    """
+
+    def compute(self, batch):
+        """Return blocks with a row for each sample, which must not depend on the other samples.
+
+        What uses `batch.model` for a pass sets `forward_passes`; what uses `batch.gradient_sketches` sets
+        `gradients`: a run reports its cost by them.
+        """
+        rows = [
+            [np.log(len(sample)), len(np.unique(sample.tokens)) / len(sample)] for sample in batch.encoded
+        ]
+        return {"variety": np.array(rows, np.float32)}
+
+
+@hookimpl
+def clusterucb_features():
+    """Name the features for the command line."""
+    return {"$name": $cls}
+'''
+
+_SOURCES = {"policy": _POLICY, "clusterer": _CLUSTERER, "feature": _FEATURE}

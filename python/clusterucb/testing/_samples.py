@@ -1,0 +1,156 @@
+"""Samples, a model and gradients for the suite of features: made in memory, the model only when it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.encode import Encoded
+from clusterucb.features.base import Feature, FeatureBatch
+from clusterucb.pool import Message, Sample
+
+if TYPE_CHECKING:
+    from torch import nn
+
+N_SAMPLES = 7
+_VOCABULARY = 64
+_WORDS = ("add", "sum", "red", "blue", "cow", "hill", "far", "small", "bright", "young")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+class Bench:
+    """Gives a feature batches of the same few samples, and sees what it takes and changes.
+
+    Args:
+        model: what features get as the model; None: a tiny random Llama.
+
+    Attributes:
+        samples, encoded: all there are; of two to twelve tokens, one of them without content.
+        n_gradients: how often gradient sketches were taken.
+        n_passes: how often the model, or a part of it that has parts, was called.
+    """
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self.samples, self.encoded = _samples()
+        self.n_gradients = 0
+        self.n_passes = 0
+        self._model = model
+        self._undo: list[Callable[[], object]] = []  # what the bench does to the model and torch, taken back
+        self._before: dict[str, Any] | None = None
+
+    def compute(self, feature: Feature, rows: Sequence[int] = range(N_SAMPLES)) -> object:
+        """Return what a feature makes of some samples; nothing of the bench stays on the model."""
+        try:
+            return feature.compute(self.batch(rows))
+        finally:
+            for undo in self._undo:
+                undo()
+            self._undo.clear()
+
+    def batch(self, rows: Sequence[int] = range(N_SAMPLES)) -> FeatureBatch:
+        """Return a batch of some samples; its lists are its own, the samples' arrays are the bench's."""
+        return FeatureBatch(
+            [self.samples[row] for row in rows],
+            [self.encoded[row] for row in rows],
+            self._load,
+            lambda: self._sketches(rows),
+        )
+
+    def changes_of_model(self, feature: Feature) -> list[str]:
+        """Return what of the model is not as it was, after `compute`."""
+        self._before = {}
+        self.compute(feature)
+        before = self._before
+        after = _state_of(self._model) if before and self._model is not None else {}
+        self._before = None
+        return sorted(name for name in before | after if not _equal(before.get(name), after.get(name)))
+
+    def _load(self) -> Any:
+        if self._model is None:
+            self._model = _tiny_llama()
+        if self._before == {}:
+            self._before = _state_of(self._model)
+        if not self._undo:
+            import torch
+
+            self._undo.append(partial(torch.set_num_threads, torch.get_num_threads()))
+            torch.set_num_threads(1)  # more would be slower for a model as small as this
+            for module in self._model.modules():
+                if next(module.children(), None) is not None:  # looking up an embedding is no pass
+                    self._undo.append(module.register_forward_pre_hook(self._count).remove)
+        return self._model
+
+    def _count(self, module: nn.Module, inputs: object) -> None:  # noqa: ARG002
+        self.n_passes += 1
+
+    def _sketches(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        """Return a random unit row for each sample, and zeros for the last, whose gradient "failed"."""
+        self.n_gradients += 1
+        every = np.random.default_rng(0).normal(size=(N_SAMPLES, 32))
+        every /= np.linalg.norm(every, axis=1, keepdims=True)
+        every[-1] = 0
+        return every[list(rows)].astype(np.float32)
+
+
+def _samples() -> tuple[list[Sample], list[Encoded]]:
+    rng = np.random.default_rng(0)
+    samples, encoded = [], []
+    for row, length in enumerate((12, 2, 7, 3, 9, 5, 6)):
+        prompt, answer = (" ".join(rng.choice(_WORDS, 3)) for _ in range(2))
+        raw = json.dumps({"prompt": prompt, "completion": answer}).encode()
+        digest = hashlib.sha256(raw).hexdigest()
+        messages = (Message("user", prompt), Message("assistant", answer))
+        source = f"source {row % 3}"
+        samples.append(Sample(messages, digest, source, "", digest, raw, "pool.jsonl", row + 1))
+        labels = np.arange(length) >= max(length // 2, 1)
+        content = (np.arange(length) % 3 != 0) & (row != 3)
+        encoded.append(Encoded(rng.integers(0, _VOCABULARY, length), labels, content))
+    return samples, encoded
+
+
+def _tiny_llama() -> nn.Module:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: nn.Module = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=_VOCABULARY,
+                hidden_size=16,
+                intermediate_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                max_position_embeddings=64,
+                initializer_range=0.3,
+            )
+        )
+    return model.eval()
+
+
+def _state_of(model: nn.Module) -> dict[str, Any]:
+    """Return what a feature could change of a model, by name."""
+    state: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        state[f"training mode of {name or 'the model'}"] = module.training
+        for kind in _HOOKS:
+            hooks = getattr(module, kind, None) or {}
+            state[f"{kind.strip('_').replace('_', ' ')} of {name or 'the model'}"] = list(hooks)
+    for name, weight in model.named_parameters():
+        state[f"weight {name}"] = weight.detach().clone()
+        state[f"gradient of {name}"] = weight.grad is None
+        state[f"requires_grad of {name}"] = weight.requires_grad
+    return state
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    return bool(one.equal(other)) if hasattr(one, "equal") else bool(one == other)
