@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.errors import OptionError
+from clusterucb.errors import OptionError, PluginError
 from clusterucb.policies import (
     UCB,
     UCB1,
@@ -284,3 +284,36 @@ def test_unusable_hyper_parameter_is_refused(make: Any, message: str) -> None:
     with pytest.raises(OptionError) as caught:
         make()
     assert message in str(caught.value)
+
+
+def test_a_batch_may_be_drawn_by_several_indices():
+    class Turns(IndexPolicy):
+        def index(self, arms, rng):
+            return arms.mean
+
+        def indices(self, arms, n, rng):
+            return np.eye(3)[: min(n, 3)]
+
+    policy = Turns()
+    pool = pool_of([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    policy.start(pool)
+    policy.tell(np.array([0, 3, 6]), np.zeros(3), np.zeros((3, 1)))
+    available = np.ones(9, bool)
+    available[[0, 3, 6]] = False
+    drawn = policy.ask(5, available, np.random.default_rng(0))
+    assert pool.labels[drawn].tolist() == [0, 1, 1, 2, 2]
+    assert len(set(drawn)) == 5
+    available[[1, 2]] = False  # the first arm has no rows left: the next best takes its part
+    assert pool.labels[policy.ask(3, available, np.random.default_rng(0))].tolist() == [1, 1, 2]
+
+
+@pytest.mark.parametrize("shape", [(0, 2), (9, 2), (2, 3), (2,)])
+def test_indices_of_a_wrong_shape_are_refused(shape):
+    class Wrong(UCB):
+        def indices(self, arms, n, rng):
+            return np.zeros(shape)
+
+    policy = Wrong()
+    policy.start(pool_of([0, 0, 1, 1]))
+    with pytest.raises(PluginError, match=r"Wrong.indices returned shape .*; expected \(1 to 3, 2\)"):
+        policy.ask(3, np.ones(4, bool), np.random.default_rng(0))

@@ -13,6 +13,7 @@ an arm is a random draw without replacement.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -101,33 +102,63 @@ class IndexPolicy(Policy):
         """Add the rewards to the statistics of the rows' arms."""
         self._arms.add(self._labels[rows], rewards)
 
+    def indices(self, arms: ArmStats, n: int, rng: np.random.Generator) -> NDArray[np.float64]:  # noqa: ARG002
+        """Return f64[m, K], m from 1 to n: a batch of ``n`` rows is drawn in m parts, each by an index of its own.
+
+        One for the whole batch where it is not overridden; a random index may want more.
+        """
+        return np.asarray(self.index(arms, rng), dtype=np.float64)[None]
+
     def ask(self, n: int, available: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
         """Draw from the arm with the largest index, overflowing to the next when it has no rows left."""
+        arms = self._arms.seen_from(self._labels, available)
+        indices = self._checked(self.indices(arms, n, rng), arms, n)
+        left = available if len(indices) == 1 else available.copy()
         rows: list[NDArray[np.int64]] = []
-        missing = n
-        for arm in self._ranked(available, rng):
-            members = self._by_priority[self._begin[arm] : self._begin[arm + 1]]
-            taken = members[available[members]][:missing]
-            rows.append(taken)
-            missing -= len(taken)
-            if not missing:
-                break
+        for part, index in enumerate(indices):
+            wanted = n * (part + 1) // len(indices) - n * part // len(indices)
+            rows += self._walk(index, wanted, left, arms)
+            if len(indices) > 1 and rows:
+                left[np.concatenate(rows)] = False
         return np.concatenate(rows) if rows else np.zeros(0, np.int64)
 
-    def _ranked(self, available: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.intp]:
-        """Return the arms that may have rows left: observed ones by falling index, then the others."""
-        arms = self._arms.seen_from(self._labels, available)
-        index = np.asarray(self.index(arms, rng), dtype=np.float64)
-        if index.shape != arms.count.shape:
+    def _walk(
+        self, index: NDArray[np.float64], wanted: int, left: NDArray[np.bool_], arms: ArmStats
+    ) -> list[NDArray[np.int64]]:
+        """Return ``wanted`` rows of the arms with the largest index; an array for each arm."""
+        rows = []
+        for arm in self._ranked(index, arms):
+            members = self._by_priority[self._begin[arm] : self._begin[arm + 1]]
+            taken = members[left[members]][:wanted]
+            rows.append(taken)
+            wanted -= len(taken)
+            if not wanted:
+                break
+        return rows
+
+    def _ranked(self, index: NDArray[np.float64], arms: ArmStats) -> Iterator[np.intp]:
+        """Yield the arms that may have rows left: observed ones by falling index, then the others."""
+        observed = arms.count > 0
+        can_be = observed & (arms.count < arms.size)
+        if can_be.any():  # the first is nearly always enough
+            yield (best := np.argmax(np.where(can_be, index, -np.inf)))
+        order = np.argsort(-np.where(observed, index, np.nan), kind="stable")  # NaN sorts last
+        for arm in order[arms.count[order] < arms.size[order]]:
+            if not (can_be.any() and arm == best):
+                yield arm
+
+    def _checked(self, indices: NDArray[np.float64], arms: ArmStats, n: int) -> NDArray[np.float64]:
+        n_arms = len(arms.count)
+        if indices.ndim != 2 or indices.shape[1] != n_arms or not 1 <= len(indices) <= n:
+            name, shape = ("index", indices.shape[1:]) if len(indices) == 1 else ("indices", indices.shape)
+            expected = f"({n_arms},)" if name == "index" else f"(1 to {n}, {n_arms})"
             raise PluginError(
-                f"{type(self).__name__}.index returned shape {index.shape}; expected {arms.count.shape}, "
-                "a value for each arm"
+                f"{type(self).__name__}.{name} returned shape {shape}; expected {expected}, a value for each arm"
             )
         observed = arms.count > 0
-        for arm in np.flatnonzero(observed & np.isnan(index))[:1]:
+        for arm in np.flatnonzero(observed & np.isnan(indices).any(axis=0))[:1]:
             raise PluginError(
                 f"{type(self).__name__}.index returned NaN for arm {arm}, which was observed; expected "
                 "a number"
             )
-        order = np.argsort(-np.where(observed, index, np.nan), kind="stable")  # NaN sorts last
-        return order[arms.count[order] < arms.size[order]]
+        return indices

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.errors import OptionError
-from clusterucb.policies.base import Policy
+from clusterucb.policies.base import IndexPolicy, Policy
+from clusterucb.policies.stats import ArmStats
 from clusterucb.poolview import PoolView
 
 
@@ -54,7 +55,7 @@ class RDS(Policy):
 
 
 @dataclass
-class ClusterMean(Policy):
+class ClusterMean(IndexPolicy):
     """Score a few representatives of every cluster, then whole clusters by the mean of theirs.
 
     This is what selects clusters rather than samples; a bandit goes on learning while it draws.
@@ -63,6 +64,7 @@ class ClusterMean(Policy):
         representatives: rows scored of every cluster first.
     """
 
+    cold_start: ClassVar[bool] = False
     representatives: int = 3
 
     def __post_init__(self) -> None:
@@ -72,32 +74,28 @@ class ClusterMean(Policy):
             )
 
     def start(self, pool: PoolView) -> None:
-        """Choose the representatives: the first of every cluster by priority."""
-        sizes = np.bincount(pool.labels, minlength=pool.n_arms)
-        self._labels, self._by_priority = pool.labels, np.lexsort((pool.priority, pool.labels))
-        self._place = np.empty(len(pool), np.int64)  # of each row in its cluster
-        self._place[self._by_priority] = np.arange(len(pool)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        self._is_first = self._place < self.representatives
-        self._sum, self._count = np.zeros(pool.n_arms), np.zeros(pool.n_arms)
+        """Choose the representatives: the first of every cluster by priority, all first ones first."""
+        super().start(pool)
+        begin = self._begin[:-1]
+        places = [begin + place for place in range(self.representatives)]
+        rows = [self._by_priority[place[place < self._begin[1:]]] for place in places]
+        self._representatives = np.concatenate(rows)
+        self._represents = np.zeros(len(pool), np.bool_)
+        self._represents[self._representatives] = True
 
-    def ask(self, n: int, available: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:  # noqa: ARG002
+    def index(self, arms: ArmStats, rng: np.random.Generator) -> NDArray[np.float64]:  # noqa: ARG002
+        """Return the mean of each cluster's representatives."""
+        return arms.mean
+
+    def ask(self, n: int, available: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
         """Return representatives that are left, then the rows of the clusters whose mean is largest."""
-        with np.errstate(invalid="ignore"):
-            mean = self._sum / self._count  # NaN where nothing was observed, which sorts last
-        rank = np.argsort(np.argsort(-mean, kind="stable"), kind="stable")
-        rows = self._by_priority[available[self._by_priority]]
-        later = np.where(
-            self._is_first[rows], self._place[rows], len(self._labels) + rank[self._labels[rows]]
-        )
-        return rows[np.argsort(later, kind="stable")][:n]
+        first = self._representatives[available[self._representatives]][:n]
+        others = available & ~self._represents
+        return np.concatenate([first, super().ask(n - len(first), others, rng)]) if len(first) < n else first
 
     def tell(
-        self,
-        rows: NDArray[np.int64],
-        rewards: NDArray[np.float64],
-        scores: NDArray[np.float64],  # noqa: ARG002  (part of the contract)
+        self, rows: NDArray[np.int64], rewards: NDArray[np.float64], scores: NDArray[np.float64]
     ) -> None:
         """Add the rewards of representatives to their clusters' means."""
-        kept = self._is_first[rows]
-        np.add.at(self._sum, self._labels[rows[kept]], rewards[kept])
-        np.add.at(self._count, self._labels[rows[kept]], 1)
+        kept = self._represents[rows]
+        super().tell(rows[kept], rewards[kept], scores[kept])
