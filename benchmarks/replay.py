@@ -39,10 +39,7 @@ def recorded(run: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     n_samples = len(next(iter(features.values())))
     subtasks = json.loads((run / "manifest.json").read_text())["subtasks"]
     with Ledger(run / "ledger.sqlite", subtasks=subtasks, tokens=np.zeros(n_samples), failure=str) as ledger:
-        batches = [batch for batch in ledger.recorded() if batch.scores is not None]
-    scores = np.full((n_samples, len(subtasks)), np.nan)
-    for batch in batches:
-        scores[batch.rows] = batch.scores
+        scores = ledger.scores()
     if len(rows := np.flatnonzero(np.isnan(scores).all(axis=1))) > n_samples / 100:
         raise SystemExit(
             f"{run} has no scores for {len(rows)} of {n_samples} samples; give a run with --budget 100%"

@@ -174,7 +174,7 @@ def _checked(strategies: Sequence[Contender], seeds: int) -> Sequence[Contender]
 def _score_all(influence: Influence, n_samples: int) -> NDArray[np.float64]:
     """Return the scores of the whole pool, f64[N, S], going on where an earlier session stopped."""
     with influence.ledger() as ledger, influence.drawing(n_samples, done=ledger.totals()[0]):
-        found = search(
+        search(
             np.zeros((n_samples, 1)),
             influence.score,
             clusterer=None,
@@ -184,9 +184,7 @@ def _score_all(influence: Influence, n_samples: int) -> NDArray[np.float64]:
             batch_size=_BATCH,
             journal=ledger,
         )
-    scores = np.empty_like(found.subtask_scores)
-    scores[found.drawn_rows] = found.subtask_scores
-    return scores
+        return ledger.scores()
 
 
 class _Recorded:
@@ -218,17 +216,12 @@ class _Recorded:
         n_samples, subtasks = len(material.samples), list(material.target)
         lengths = np.array([len(sample) for sample in material.encoded])
         with Ledger(folder / "ledger.sqlite", subtasks=subtasks, tokens=lengths, failure=str) as ledger:
-            batches = [batch for batch in ledger.recorded() if batch.scores is not None]
-        n_scored = sum(len(batch.rows) for batch in batches)
+            n_scored, self.scores = ledger.totals()[0], ledger.scores()
         if n_scored < n_samples:
             raise RunError(
                 f"--scores {folder} has scored {n_scored} of {n_samples} samples; expected all: run it again with "
                 "--budget 100%"
             )
-        self.scores = np.full((n_samples, len(subtasks)), np.nan)
-        for batch in batches:
-            assert batch.scores is not None
-            self.scores[batch.rows] = batch.scores
         self.cost = manifest.cost
         self.fingerprint = hashlib.sha256(self.scores.tobytes()).hexdigest()
 

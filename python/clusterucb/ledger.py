@@ -87,6 +87,14 @@ class Ledger:
                 scores=np.array(scores, np.float64).T.copy() if all(done) else None,
             )
 
+    def scores(self) -> NDArray[np.float64]:
+        """Return the scores f64[N, S] of all rows; NaN where there are none, and where scoring failed."""
+        scores = np.full((len(self._tokens), len(self._columns)), np.nan)
+        for batch in self.recorded():
+            if batch.scores is not None:
+                scores[batch.rows] = batch.scores
+        return scores
+
     def begin(self, batch: Batch) -> None:
         """Record that ``batch`` is about to be scored."""
         with self._using(), self._transaction():
