@@ -313,7 +313,7 @@ def _remove_run(folder: Path) -> None:
 
 def _remove(folder: Path) -> None:
     for name in _OWN_FILES:
-        for path in [*folder.glob(name), *folder.glob(f"{name}.partial")]:
+        for path in {*folder.glob(name), *folder.glob(f"{name}.partial")}:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
