@@ -41,7 +41,8 @@ def compare(folder, out, specs="random,ucb@kmeans[n_clusters=9],exhaustive,rds@h
         "batch_size": 4,
         **changes,
     }
-    return cu.compare(folder / "pool.jsonl", folder / "dev.jsonl", model=folder / "model", out=out, **options)
+    target = options.pop("target", folder / "dev.jsonl")
+    return cu.compare(folder / "pool.jsonl", target, model=folder / "model", out=out, **options)
 
 
 def points(content, name):
@@ -130,6 +131,24 @@ def test_recorded_scores_take_the_place_of_scoring(job, tmp_path, monkeypatch):
         points(found.content, "ucb@kmeans[n_clusters=9]")["40%"]["recall"]
         == (points(before, "ucb@kmeans[n_clusters=9]")["40%"]["recall"])
     )
+
+
+def test_recorded_scores_of_more_subtasks_do_for_some_of_them(job, tmp_path, monkeypatch):
+    for name, seed in (("one", 5), ("two", 6), ("three", 7)):
+        write_rows(tmp_path / f"{name}.jsonl", rows(4, seed=seed))
+    wanted, every = [tmp_path / "two.jsonl", tmp_path / "one.jsonl"], tmp_path / "three.jsonl"
+    scoring = {"model": job / "model", "warmup_steps": 5, "policy": cu.Exhaustive(), "budget": "100%"}
+    alone = cu.select(job / "pool.jsonl", wanted, out=tmp_path / "alone", **scoring)
+    among = cu.select(job / "pool.jsonl", [every, *wanted], out=tmp_path / "among", **scoring)
+    monkeypatch.setattr(Scorer, "__call__", lambda self, rows: pytest.fail("scored again"))
+    found = [
+        compare(job, tmp_path / f"compared-{run.out.name}", "ucb", target=wanted, scores=run.out).content
+        for run in (alone, among)
+    ]
+    assert found[0]["subtasks"] == found[1]["subtasks"] == ["one", "two"]
+    assert found[0]["sources"] == found[1]["sources"]
+    recalls = [[point["recall"] for point in one["strategies"][0]["points"]] for one in found]
+    assert recalls[0] == recalls[1]
 
 
 def test_scores_that_do_not_fit_are_refused(job, tmp_path):

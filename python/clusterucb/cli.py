@@ -186,7 +186,8 @@ def compare(
         strategies: What to compare, comma-separated: policy[@clusterer][@features][key=value,...] each.
         budgets: Draws, comma-separated: percentages of the pool, or numbers.
         seeds: Searches of every strategy and budget.
-        scores: Folder of a run that has scored the whole pool for this target, in place of scoring it here.
+        scores: Folder of a run that has scored the whole pool for this target, or for its subtasks among others, in
+            place of scoring it here.
         overwrite: Begin anew in a folder that holds something else.
         quiet: Show neither progress nor table.
         json: Print what was found as JSON.

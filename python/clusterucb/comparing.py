@@ -64,8 +64,8 @@ def compare(
         strategies: what to compare.
         budgets: draws, as in `select`; each at least the number to select.
         seeds: searches of every strategy and budget.
-        scores: folder of a run that has scored the whole pool for this target; without it, or a store, the pool
-            is scored here.
+        scores: folder of a run that has scored the whole pool for this target, or for its subtasks among others;
+            without it, or a store, the pool is scored here.
         overwrite: begin anew in a folder that holds something else.
         observer: who is told how it gets on.
         **options: the fields of `clusterucb.settings.Settings` but ``budget``.
@@ -153,6 +153,7 @@ def compare(
         encoded = msgspec.json.format(msgspec.json.encode(content), indent=1)
         write_whole(run.path("comparison.json"), encoded + b"\n")
         write_whole(run.path("comparison.html"), comparison_page.render(content).encode())
+        run.manifest.subtasks, run.manifest.subtask_contents = list(material.target), material.subtask_contents()
         run.manifest.status = "finished"
     return Comparison(content, Path(out))
 
@@ -188,10 +189,10 @@ def _score_all(influence: Influence, n_samples: int) -> NDArray[np.float64]:
 
 
 class _Recorded:
-    """The scores of an earlier run that has scored its whole pool.
+    """The scores of an earlier run that has scored its whole pool, perhaps for more subtasks.
 
     Attributes:
-        scores: f64[N, S].
+        scores: f64[N, S], of the target's subtasks.
         cost: what the run cost.
         fingerprint: of the scores.
 
@@ -207,21 +208,25 @@ class _Recorded:
             raise RunError(
                 f"--scores {folder} holds no run ({error}); expected the --out of an earlier one"
             ) from error
-        names = ("pool content", "target content", "model content", "encoding content")
-        if other := [name for name in names if manifest.settings.get(name) != prepared.contents[name]]:
+        names = ("pool content", "model content", "encoding content")
+        other = [name for name in names if manifest.settings.get(name) != prepared.contents[name]]
+        if not material.subtask_contents().items() <= manifest.subtask_contents.items():
+            other.append("target content")
+        if other:
             raise RunError(
                 f"--scores {folder} is a run of another {', another '.join(n.partition(' ')[0] for n in other)}; "
-                "expected one of the same pool, target and model"
+                "expected one of the same pool and model, and of the target's subtasks, perhaps among others"
             )
-        n_samples, subtasks = len(material.samples), list(material.target)
+        n_samples, subtasks = len(material.samples), manifest.subtasks
         lengths = np.array([len(sample) for sample in material.encoded])
         with Ledger(folder / "ledger.sqlite", subtasks=subtasks, tokens=lengths, failure=str) as ledger:
-            n_scored, self.scores = ledger.totals()[0], ledger.scores()
+            n_scored, scores = ledger.totals()[0], ledger.scores()
         if n_scored < n_samples:
             raise RunError(
                 f"--scores {folder} has scored {n_scored} of {n_samples} samples; expected all: run it again with "
                 "--budget 100%"
             )
+        self.scores = scores[:, [subtasks.index(name) for name in material.target]]
         self.cost = manifest.cost
         self.fingerprint = hashlib.sha256(self.scores.tobytes()).hexdigest()
 

@@ -6,6 +6,7 @@ canonical order, and N, the number that percentages refer to, counts what is lef
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,13 @@ class Material:
             "source": np.array([sample.source for sample in self.samples]),
             "tokens": np.array([len(sample) for sample in self.encoded]),
             "label_tokens": np.array([sample.n_labels for sample in self.encoded]),
+        }
+
+    def subtask_contents(self) -> dict[str, str]:
+        """Return a hex SHA-256 of each subtask's samples: who has the same has the same scores."""
+        return {
+            name: hashlib.sha256("".join(sample.content_hash for sample in samples).encode()).hexdigest()
+            for name, samples in self.target_samples.items()
         }
 
     def rejected_rows(self, reasons: Iterable[tuple[int, str]]) -> list[Rejected]:

@@ -106,6 +106,7 @@ def finish(
     manifest.pool_samples, manifest.pool_rejected = len(material.samples), len(material.pool_rejected)
     manifest.target_samples, manifest.target_rejected = material.n_target, len(material.target_rejected)
     manifest.subtasks = list(material.target)
+    manifest.subtask_contents = material.subtask_contents()
     manifest.cost = cost
     good = ~np.isnan(selection.drawn_scores)
     answers = np.array([material.encoded[row].n_labels for row in selection.drawn_rows], np.float64)

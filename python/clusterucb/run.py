@@ -149,6 +149,7 @@ class Manifest(msgspec.Struct):
     target_samples: int = 0
     target_rejected: int = 0
     subtasks: list[str] = []
+    subtask_contents: dict[str, str] = {}
     n_budget: int = 0
     n_select: int = 0
     select_by: str = "top"
