@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.clusterers import KMeans, Source
+from clusterucb.clusterers import KMeans, Source, default_n_clusters
 from clusterucb.errors import OptionError
 from clusterucb.poolview import PoolView
 
@@ -77,10 +78,15 @@ def test_as_many_clusters_as_asked_for_where_the_rows_differ(n_rows: int, data: 
     assert len(set(labels)) == n_clusters
 
 
-@pytest.mark.parametrize(("n_rows", "n_clusters"), [(1, 1), (2, 1), (3, 2), (90, 9), (100, 10), (800, 28)])
-def test_default_is_the_rounded_root_of_the_pool(n_rows: int, n_clusters: int) -> None:
-    rows = np.random.default_rng(0).normal(size=(n_rows, 8))
-    assert len(set(kmeans(rows))) == n_clusters
+@pytest.mark.parametrize(
+    ("n_rows", "budget", "n_clusters"),
+    [(1, 1, 1), (3, 2, 1), (90, 20, 6), (90, 0, 30), (800, 160, 53), (800, 800, 113), (800, 0, 113)],
+)
+def test_default_is_a_third_of_the_budget_and_bounded(n_rows: int, budget: int, n_clusters: int) -> None:
+    rows = np.random.default_rng(0).normal(size=(n_rows, 8)).astype(np.float32)
+    pool = replace(pool_of(rows), budget=budget)
+    assert default_n_clusters(pool) == n_clusters
+    assert len(set(KMeans().fit_predict(pool, np.random.default_rng(0)))) == n_clusters
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -204,6 +204,25 @@ def test_cold_start_takes_its_share_of_every_arm_before_the_policy_is_asked() ->
     ]  # whatever the rewards
 
 
+@pytest.mark.parametrize(("budget", "per_arm"), [(400, 10), (200, 5), (100, 2), (20, 1)])
+def test_cold_start_is_a_quarter_of_the_budget_by_default(budget: int, per_arm: int) -> None:
+    journal = Memory()
+    scores = np.random.default_rng(0).normal(size=1000)
+    search(
+        np.ones((1000, 1)),
+        lambda rows: scores[rows],
+        clusterer=np.arange(1000) % 10,
+        policy=UCB(),
+        budget=budget,
+        n_select=1,
+        journal=journal,
+    )
+    phases = {kind: 0 for kind in ("cold", "policy")}
+    for kind, batch in journal.operations:
+        phases[batch.phase] += len(batch.rows) * (kind == "begin")
+    assert phases == {"cold": 10 * per_arm, "policy": budget - 10 * per_arm}
+
+
 # Batches -------------------------------------------------------------------------------------------------
 
 

@@ -100,6 +100,14 @@ def test_single_draws_with_a_raised_budget_equal_a_search_that_had_it_from_the_s
     identical(case.run(Memory(journal.operations), budget=budget), case.run(budget=budget))
 
 
+def test_another_cold_start_than_recorded_is_refused() -> None:
+    case = Case(np.zeros((50, 1)), np.arange(50) % 2, UCB(), 20, 1, 0.2, 1, seed=0)
+    journal = Memory()
+    case.run(journal)
+    with pytest.raises(OptionError, match=r"cold start had 10 draws, this one has 20; expected the cold_start of"):
+        replace(case, cold_start=0.4).run(Memory(journal.operations))
+
+
 def test_smaller_budget_than_recorded_is_refused() -> None:
     case = Case(np.zeros((50, 1)), np.zeros(50, int), UCB(), 20, 1, 0.5, 1, seed=0)
     journal = Memory()

@@ -3,9 +3,9 @@
 Decisions:
     - Rows are never dropped: noise becomes arms of its own, of about the median size.
     - Empty clusters do not exist: labels are renumbered without gaps.
-    - Cold-start draws do not depend on rewards, nor on the budget. Their order is fixed beforehand
-      (every arm once, then every arm that is owed a second draw, ...), so that a small budget cuts it
-      short fairly, and an enlarged one goes on where it stopped.
+    - Cold-start draws do not depend on rewards, and on the budget only by way of the default share. Their order
+      is fixed beforehand (every arm once, then every arm that is owed a second draw, ...), so that a small budget
+      cuts it short fairly, and with the same share an enlarged one goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -71,6 +71,14 @@ def check_labels(clusterer: object, found: ArrayLike, n_rows: int) -> NDArray[np
     if labels.min() < -1:
         raise fault(f"{name}: got label {labels.min()}; expected 0 or more, or -1 for noise")
     return labels.astype(np.int64)
+
+
+def default_cold_start(budget: int, n_rows: int) -> float:
+    """Return the share of every arm that is drawn first: a quarter of the budget's share of all rows.
+
+    At a budget of 20 % it is the paper's 5 %. A fixed 5 % would leave a budget of 5 % nothing to decide about.
+    """
+    return min(budget, n_rows) / (4 * n_rows)
 
 
 def cold_schedule(

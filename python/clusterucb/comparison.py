@@ -53,7 +53,7 @@ class Rules:
     """What all contenders are compared under: see `clusterucb.engine.search`."""
 
     n_select: int
-    cold_start: float = 0.05
+    cold_start: float | None = None
     batch_size: int = 8
     aggregate: str = "max"
     select_by: str = "top"
@@ -121,11 +121,11 @@ class _Clustered(Clusterer):
 
     def __init__(self, clusterer: Clusterer) -> None:
         self._clusterer = clusterer
-        self._found: dict[bytes, tuple[NDArray[np.int64], float]] = {}
+        self._found: dict[tuple[str, int], tuple[NDArray[np.int64], float]] = {}
         self.seconds = 0.0
 
     def fit_predict(self, pool: PoolView, rng: np.random.Generator) -> NDArray[np.int64]:
-        key = str(rng.bit_generator.state).encode()
+        key = (str(rng.bit_generator.state), pool.budget)
         if key not in self._found:
             began = time.perf_counter()
             labels = blamed(self._clusterer.fit_predict)(pool, rng)

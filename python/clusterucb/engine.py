@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clusterucb.aggregate import AGGREGATES, NAMES, Standardized
-from clusterucb.arms import cold_schedule, make_arms, stream
+from clusterucb.arms import cold_schedule, default_cold_start, make_arms, stream
 from clusterucb.choice import SELECT_BY, choose
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed, did_you_mean
@@ -119,7 +119,7 @@ def search(
     policy: Policy,
     budget: int,
     n_select: int,
-    cold_start: float = 0.05,
+    cold_start: float | None = None,
     batch_size: int = 1,
     seed: int = 0,
     columns: Mapping[str, ArrayLike] | None = None,
@@ -140,7 +140,7 @@ def search(
         budget: rows that may be submitted to ``score``; more than N is clipped.
         n_select: rows to return, at most the budget.
         cold_start: share of every arm that is drawn first, max(floor(share * size), 1) rows, if the
-            policy wants a cold start.
+            policy wants a cold start; by default a quarter of the budget's share of the pool.
         batch_size: rows drawn between two updates of the policy. 1 is the paper's loop.
         seed: same seed, same result.
         columns: named arrays [N] for strategies that use more than the features.
@@ -180,7 +180,8 @@ def search(
     blamed(policy.start)(pool)
     tell = blamed(policy.tell)
     reward = AGGREGATES.get(aggregate)
-    share = cold_start if policy.cold_start or reward is None else None
+    wants_cold_start = policy.cold_start or reward is None
+    share = (default_cold_start(budget, n_rows) if cold_start is None else cold_start) if wants_cold_start else None
     for batch in state.batches(policy, share, batch_size, seed):
         news = [(batch.rows, state.add(batch, score))]
         if reward is None:
@@ -240,6 +241,11 @@ class _State:
             self._take(batch)
             number = batch.number + 1
             yield batch
+            if self.n_cold_left and batch.phase != "cold":
+                raise OptionError(
+                    f"the journal's cold start had {n_cold - self.n_cold_left} draws, this one has {n_cold}; expected "
+                    "the cold_start of the search that began the journal"
+                )
         step = max(size, _COLD_BATCH)
         while self.n_cold_left:
             begin = n_cold - self.n_cold_left
@@ -333,10 +339,10 @@ def _count(name: str, value: int) -> int:
     return count
 
 
-def _check_options(policy: Policy, cold_start: float, seed: int, aggregate: str, select_by: str) -> None:
+def _check_options(policy: Policy, cold_start: float | None, seed: int, aggregate: str, select_by: str) -> None:
     if not isinstance(policy, Policy):
         raise OptionError(f"policy is {policy!r}; expected a Policy object such as clusterucb.UCB()")
-    if not 0 <= cold_start <= 1:
+    if cold_start is not None and not 0 <= cold_start <= 1:
         raise OptionError(f"cold_start is {cold_start}; expected a share of each arm between 0 and 1")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise OptionError(f"seed is {seed!r}; expected a whole number of at least 0")

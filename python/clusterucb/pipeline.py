@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from clusterucb.arms import check_labels
+from clusterucb.arms import check_labels, default_cold_start
 from clusterucb.atomic import whole_file
 from clusterucb.budget import resolve_count
 from clusterucb.clusterers.base import Clusterer
@@ -114,7 +114,9 @@ def select(
             columns = material.columns()
             if "similarity" in policy.columns:
                 columns["similarity"] = influence.similarity(features, blocks)
-            with influence.drawing(n_budget, done=ledger.totals()[0]):
+            if not (n_done := ledger.totals()[0]):
+                _record_cold_start(run, settings, default_cold_start(n_budget, len(material.samples)))
+            with influence.drawing(n_budget, done=n_done):
                 selection = search(
                     blocks,
                     influence.score,
@@ -122,7 +124,7 @@ def select(
                     policy=policy,
                     budget=n_budget,
                     n_select=n_select,
-                    cold_start=settings.cold_start,
+                    cold_start=run.manifest.cold_start,
                     batch_size=settings.batch_size,
                     seed=settings.seed,
                     columns=columns,
@@ -146,6 +148,12 @@ def _warn_of_gradients(n_subtasks: int) -> None:
         ClusterUCBWarning,
         stacklevel=3,
     )
+
+
+def _record_cold_start(run: Run, settings: Settings, by_default: float) -> None:
+    """Keep the share of the cold start: a larger budget later on does not change how a run began."""
+    run.manifest.cold_start = by_default if settings.cold_start is None else settings.cold_start
+    run.save()
 
 
 class _Recorded(Clusterer):

@@ -154,6 +154,7 @@ class Manifest(msgspec.Struct):
     n_select: int = 0
     select_by: str = "top"
     max_per_source: int | None = None
+    cold_start: float | None = None
     cost: Cost = msgspec.field(default_factory=Cost)
     outcome: Outcome | None = None
 

@@ -157,7 +157,8 @@ class DrawSettings(_Checked):
 
     Attributes:
         select: Samples to select: a percentage of the pool, or a number; at most the budget.
-        cold_start: Share of every cluster that is drawn first (at least one sample of each).
+        cold_start: Share of every cluster that is drawn first (at least one sample of each); by default a quarter of
+            the budget's share of the pool.
         batch_size: Draws between two decisions of the policy; 1 is the paper's loop, more is faster.
         scorer: What scores a sample: exact (its gradient), sketch (its sketch, an estimate), or auto (sketch with
             a store, which costs no gradient, so that every sample is scored; else exact).
@@ -169,7 +170,7 @@ class DrawSettings(_Checked):
     """
 
     select: str = "5%"
-    cold_start: float = 0.05
+    cold_start: float | None = None
     batch_size: Whole = 8
     scorer: str = "auto"
     aggregate: str = "max"
@@ -180,7 +181,8 @@ class DrawSettings(_Checked):
     def __post_init__(self) -> None:
         parse_count("--select", self.select)
         self._check_whole("batch_size")
-        self._check("cold_start", 0 <= self.cold_start <= 1, "a share between 0 and 1")
+        if self.cold_start is not None:
+            self._check("cold_start", 0 <= self.cold_start <= 1, "a share between 0 and 1")
         self._check_choice("scorer", SCORERS)
         self._check_choice("aggregate", NAMES)
         self._check_choice("select_by", SELECT_BY)

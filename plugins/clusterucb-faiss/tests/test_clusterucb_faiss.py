@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 import pytest
 from clusterucb import plugins
-from clusterucb.clusterers import KMeans
+from clusterucb.clusterers import KMeans, default_n_clusters
 from clusterucb.errors import OptionError
 from clusterucb.poolview import PoolView
 from clusterucb.testing import ClustererSuite
@@ -69,10 +69,10 @@ def test_clusters_hold_one_direction_each_whatever_the_rows_lengths() -> None:
     assert all(len(set(truth[found == label])) == 1 for label in set(found))
 
 
-@pytest.mark.parametrize(("n_rows", "n_clusters"), [(1, 1), (2, 1), (90, 9), (100, 10), (800, 28)])
-def test_default_is_the_rounded_root_of_the_pool(n_rows: int, n_clusters: int) -> None:
+@pytest.mark.parametrize("n_rows", [1, 2, 90, 100, 800])
+def test_default_is_that_of_the_built_in_kmeans(n_rows: int) -> None:
     rows = np.random.default_rng(0).normal(size=(n_rows, 8))
-    assert len(set(labels_of(rows))) == n_clusters
+    assert len(set(labels_of(rows))) == default_n_clusters(pool_of(rows))
 
 
 @pytest.mark.parametrize("limit", [1, 4, 256])

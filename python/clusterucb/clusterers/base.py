@@ -10,6 +10,17 @@ from numpy.typing import NDArray
 from clusterucb.poolview import PoolView
 
 
+def default_n_clusters(pool: PoolView) -> int:
+    """Return how many clusters suit the budget: a third of it, so that an arm gets three draws on average.
+
+    More would use the budget up for first draws, fewer leave each arm a mixture of good and bad rows
+    (benchmarks/README.md has the figures). At most 4 times the square root of N, so that k-means stays cheap beside
+    the gradients of a large pool. A pool without a budget may be drawn whole.
+    """
+    budget = pool.budget or len(pool)
+    return max(min(budget // 3, round(4 * len(pool) ** 0.5)), 1)
+
+
 class Clusterer(ABC):
     """Groups the pool into clusters, which become the arms of the bandit."""
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.clusterers.base import Clusterer
+from clusterucb.clusterers.base import Clusterer, default_n_clusters
 from clusterucb.errors import OptionError
 from clusterucb.poolview import PoolView
 
@@ -29,8 +29,8 @@ class KMeans(Clusterer):
     """Spherical k-means on all features.
 
     Attributes:
-        n_clusters: K; by default the rounded square root of N. Fewer come out when the pool has
-            fewer distinct rows.
+        n_clusters: K; by default a third of the budget, at most 4 times the square root of N. Fewer
+            come out when the pool has fewer distinct rows.
         max_iter: passes over the pool at most.
     """
 
@@ -48,7 +48,7 @@ class KMeans(Clusterer):
     def fit_predict(self, pool: PoolView, rng: np.random.Generator) -> NDArray[np.int64]:
         """Return the cluster of every row, i64[N]; empty clusters are left out."""
         rows = _unit(pool.matrix())
-        n_clusters = min(self.n_clusters or max(round(len(pool) ** 0.5), 1), len(pool))
+        n_clusters = min(self.n_clusters or default_n_clusters(pool), len(pool))
         centres = _seed(rows, n_clusters, rng)
         labels = np.full(len(rows), -1, np.int64)
         for _ in range(self.max_iter):

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from clusterucb.clusterers import Clusterer
+from clusterucb.clusterers import Clusterer, default_n_clusters
 from clusterucb.errors import OptionError
 from clusterucb.hookspecs import hookimpl
 from clusterucb.poolview import PoolView
@@ -35,8 +35,8 @@ class FaissKMeans(Clusterer):
     """Spherical k-means by faiss, for pools of 100,000 rows and more.
 
     Attributes:
-        n_clusters: K; by default the rounded square root of N. Fewer come out where clusters end up
-            empty, or the pool has fewer distinct directions.
+        n_clusters: K; by default a third of the budget, at most 4 times the square root of N. Fewer
+            come out where clusters end up empty, or the pool has fewer distinct directions.
         niter: passes over the sample.
         max_points_per_centroid: rows a cluster that centres are learnt on at most; the rest of the
             pool is only assigned.
@@ -60,7 +60,7 @@ class FaissKMeans(Clusterer):
         """Return the cluster of every row, i64[N]; empty clusters are left out."""
         seed = int(rng.integers(1, 2**31))
         rows = _unit(pool.matrix())
-        n_clusters = min(self.n_clusters or max(round(len(pool) ** 0.5), 1), len(pool))
+        n_clusters = min(self.n_clusters or default_n_clusters(pool), len(pool))
         directions, labels = np.unique(_fingerprints(rows), return_inverse=True)
         if len(directions) > n_clusters:
             with _threads(self.threads):
