@@ -3,8 +3,8 @@
     python benchmarks/real_pool.py FOLDER
 
 The samples come out of the same wheel, under the same terms (`clusterucb.demo.sources`): up to 108 of each
-source, of which 8 are held out for the target where the source is one of its subtasks. Three of the subtasks
-make one target of a replay: `benchmarks/replay.py` joins any of them afterwards.
+source, of which 8 are held out for the target where the source is one of its subtasks. Some of the subtasks
+make one target: `benchmarks/strategies.py` joins them.
 """
 
 from __future__ import annotations

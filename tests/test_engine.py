@@ -217,7 +217,7 @@ def test_cold_start_is_a_quarter_of_the_budget_by_default(budget: int, per_arm: 
         n_select=1,
         journal=journal,
     )
-    phases = {kind: 0 for kind in ("cold", "policy")}
+    phases = dict.fromkeys(("cold", "policy"), 0)
     for kind, batch in journal.operations:
         phases[batch.phase] += len(batch.rows) * (kind == "begin")
     assert phases == {"cold": 10 * per_arm, "policy": budget - 10 * per_arm}

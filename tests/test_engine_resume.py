@@ -104,7 +104,9 @@ def test_another_cold_start_than_recorded_is_refused() -> None:
     case = Case(np.zeros((50, 1)), np.arange(50) % 2, UCB(), 20, 1, 0.2, 1, seed=0)
     journal = Memory()
     case.run(journal)
-    with pytest.raises(OptionError, match=r"cold start had 10 draws, this one has 20; expected the cold_start of"):
+    with pytest.raises(
+        OptionError, match=r"cold start had 10 draws, this one has 20; expected the cold_start of"
+    ):
         replace(case, cold_start=0.4).run(Memory(journal.operations))
 
 

@@ -217,7 +217,8 @@ def test_a_larger_budget_goes_on_where_the_smaller_ended(job, run):
     for old, new in zip(before, after, strict=False):
         assert {**old, "selected": None} == {**new, "selected": None}
     assert result.scores[0] >= before[0]["score"]
-    assert json.loads((run / "manifest.json").read_text())["cold_start"] == 0.05  # a quarter of the budget that it began with
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["cold_start"] == 0.05  # a quarter of the budget that it began with
 
 
 @pytest.mark.parametrize(

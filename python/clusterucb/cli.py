@@ -274,17 +274,16 @@ def list_plugins(
         broken = [{"package": plugin.provider, "reason": plugin.reason} for plugin in installed.broken]
         _print_json({"strategies": strategies, "broken": broken})
         return
-    table = Table("name", "what it does, and its options", "package", box=None, header_style="dim")
+    table = Table(
+        "name", "what it does, its options, its package", box=None, pad_edge=False, header_style="dim"
+    )
     for kind in KINDS:
         table.add_row(Text(kind, style="bold"))
         for strategy in installed.of_kind(kind):
             options = ", ".join(f"{key}={value}" for key, value in strategy.defaults().items())
-            about = Text.assemble(strategy.summary, (f"\n{options}" if options else "", "cyan"))
-            table.add_row(
-                Text(f"  {strategy.name}"),
-                about,
-                Text(f"{strategy.provider} {strategy.version}", style="dim"),
-            )
+            package = f"{'   ' if options else ''}{strategy.provider} {strategy.version}"
+            about = Text.assemble(strategy.summary, "\n", (options, "cyan"), (package, "dim"))
+            table.add_row(Text(f"  {strategy.name}"), about)
     console = Console(highlight=False, emoji=False)
     console.print(table)
     for plugin in installed.broken:

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from clusterucb import __version__, comparison_page
 from clusterucb.atomic import write_whole
 from clusterucb.budget import resolve_count
-from clusterucb.comparison import Contender, Replay, Rules, Truth, replay
+from clusterucb.comparison import Clusterings, Contender, Replay, Rules, Truth, replay
 from clusterucb.comparison_report import Comparison, budgets_of, folder_of, results
 from clusterucb.engine import search
 from clusterucb.errors import OptionError, RunError
 from clusterucb.ledger import Ledger
+from clusterucb.plugins import describe
 from clusterucb.policies.baselines import Exhaustive
 from clusterucb.prepared import Files, Prepared, check_paths, prepare
 from clusterucb.progress import Observer, Silent
@@ -124,11 +125,13 @@ def compare(
             described = _describe(influence, contenders)
         truth = Truth.of(scored, columns["source"], rules)
         replays: dict[str, list[list[Replay]]] = {}
+        clusterings: dict[bytes, Clusterings] = {}
         budgets_by_name = {one.name: budgets_of(one, counts, n_samples) for one in contenders}
         n_searches = seeds * sum(map(len, budgets_by_name.values()))
         with observer.count("Replaying", n_searches, unit="searches") as advance:
             for one in contenders:
                 blocks, more = described[folder_of(one.features)]
+                key = msgspec.json.encode([describe(one.features), one.clusterer and describe(one.clusterer)])
                 replays[one.name] = replay(
                     one,
                     truth,
@@ -137,6 +140,7 @@ def compare(
                     list(budgets_by_name[one.name].values()),
                     seeds,
                     rules,
+                    clusterings.setdefault(key, {}),
                     advance,
                 )
         content = {
@@ -153,7 +157,10 @@ def compare(
         encoded = msgspec.json.format(msgspec.json.encode(content), indent=1)
         write_whole(run.path("comparison.json"), encoded + b"\n")
         write_whole(run.path("comparison.html"), comparison_page.render(content).encode())
-        run.manifest.subtasks, run.manifest.subtask_contents = list(material.target), material.subtask_contents()
+        run.manifest.subtasks, run.manifest.subtask_contents = (
+            list(material.target),
+            material.subtask_contents(),
+        )
         run.manifest.status = "finished"
     return Comparison(content, Path(out))
 

@@ -116,21 +116,35 @@ class Replay:
     seconds: float
 
 
-class _Clustered(Clusterer):
-    """A clusterer that fits once for each seed, and says how long it took."""
+Clusterings = dict[tuple[str, int], tuple[NDArray[np.int64], float]]
 
-    def __init__(self, clusterer: Clusterer) -> None:
+
+class _Clustered(Clusterer):
+    """A clusterer that fits once for each seed and budget.
+
+    Args:
+        clusterer: what fits.
+        found: the labels so far, and the seconds that they took; may be shared by contenders with the same clusterer
+            and features.
+
+    Attributes:
+        saved: seconds that the last clustering would have taken, had it not been there already.
+    """
+
+    def __init__(self, clusterer: Clusterer, found: Clusterings) -> None:
         self._clusterer = clusterer
-        self._found: dict[tuple[str, int], tuple[NDArray[np.int64], float]] = {}
-        self.seconds = 0.0
+        self._found = found
+        self.saved = 0.0
 
     def fit_predict(self, pool: PoolView, rng: np.random.Generator) -> NDArray[np.int64]:
         key = (str(rng.bit_generator.state), pool.budget)
-        if key not in self._found:
-            began = time.perf_counter()
-            labels = blamed(self._clusterer.fit_predict)(pool, rng)
-            self._found[key] = labels, time.perf_counter() - began
-        labels, self.seconds = self._found[key]
+        if key in self._found:
+            labels, self.saved = self._found[key]
+            return labels
+        began = time.perf_counter()
+        labels = blamed(self._clusterer.fit_predict)(pool, rng)
+        self._found[key] = labels, time.perf_counter() - began
+        self.saved = 0.0
         return labels
 
 
@@ -142,6 +156,7 @@ def replay(
     budgets: Sequence[int],
     seeds: int,
     rules: Rules,
+    clusterings: Clusterings | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[list[Replay]]:
     """Return for every budget the replays of all seeds.
@@ -154,9 +169,11 @@ def replay(
         budgets: draws.
         seeds: how many searches for each budget.
         rules: what is the same for all contenders.
+        clusterings: those of earlier contenders with the same clusterer and features, to be used and added to.
         advance: called with 1 after each search.
     """
-    clusterer = None if contender.clusterer is None else _Clustered(contender.clusterer)
+    found_before = {} if clusterings is None else clusterings
+    clusterer = None if contender.clusterer is None else _Clustered(contender.clusterer, found_before)
     found: list[list[Replay]] = []
     for budget in budgets:
         found.append([])
@@ -177,9 +194,7 @@ def replay(
                 select_by=rules.select_by,
                 max_per_source=rules.max_per_source,
             )
-            seconds = time.perf_counter() - began
-            if clusterer is not None and budget != budgets[0]:
-                seconds += clusterer.seconds  # it was not fitted again
+            seconds = time.perf_counter() - began + (clusterer.saved if clusterer else 0.0)
             found[-1].append(Replay(selection, seconds))
             advance(1)
     return found

@@ -181,7 +181,11 @@ def search(
     tell = blamed(policy.tell)
     reward = AGGREGATES.get(aggregate)
     wants_cold_start = policy.cold_start or reward is None
-    share = (default_cold_start(budget, n_rows) if cold_start is None else cold_start) if wants_cold_start else None
+    share = (
+        (default_cold_start(budget, n_rows) if cold_start is None else cold_start)
+        if wants_cold_start
+        else None
+    )
     for batch in state.batches(policy, share, batch_size, seed):
         news = [(batch.rows, state.add(batch, score))]
         if reward is None:
@@ -339,7 +343,9 @@ def _count(name: str, value: int) -> int:
     return count
 
 
-def _check_options(policy: Policy, cold_start: float | None, seed: int, aggregate: str, select_by: str) -> None:
+def _check_options(
+    policy: Policy, cold_start: float | None, seed: int, aggregate: str, select_by: str
+) -> None:
     if not isinstance(policy, Policy):
         raise OptionError(f"policy is {policy!r}; expected a Policy object such as clusterucb.UCB()")
     if cold_start is not None and not 0 <= cold_start <= 1:

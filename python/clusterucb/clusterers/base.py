@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -18,7 +19,7 @@ def default_n_clusters(pool: PoolView) -> int:
     the gradients of a large pool. A pool without a budget may be drawn whole.
     """
     budget = pool.budget or len(pool)
-    return max(min(budget // 3, round(4 * len(pool) ** 0.5)), 1)
+    return max(min(budget // 3, 4 * math.isqrt(len(pool))), 1)
 
 
 class Clusterer(ABC):

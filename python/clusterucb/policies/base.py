@@ -140,12 +140,11 @@ class IndexPolicy(Policy):
         """Yield the arms that may have rows left: observed ones by falling index, then the others."""
         observed = arms.count > 0
         can_be = observed & (arms.count < arms.size)
-        if can_be.any():  # the first is nearly always enough
-            yield (best := np.argmax(np.where(can_be, index, -np.inf)))
+        best = np.argmax(np.where(can_be, index, -np.inf)) if can_be.any() else None
+        if best is not None:  # the first is nearly always enough
+            yield best
         order = np.argsort(-np.where(observed, index, np.nan), kind="stable")  # NaN sorts last
-        for arm in order[arms.count[order] < arms.size[order]]:
-            if not (can_be.any() and arm == best):
-                yield arm
+        yield from (arm for arm in order[arms.count[order] < arms.size[order]] if arm != best)
 
     def _checked(self, indices: NDArray[np.float64], arms: ArmStats, n: int) -> NDArray[np.float64]:
         n_arms = len(arms.count)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 class ArmStats:
-    """What is known of K arms. Arrays are f64[K] or i64[K]; treat them as read-only.
+    """What is known of K arms. Arrays are f64[K] or i64[K]; those that a policy is given are read-only.
 
     Attributes:
         size: i64[K], rows of each arm.
@@ -60,9 +60,12 @@ class ArmStats:
         self.total = total
 
     def seen_from(self, labels: NDArray[np.int64], available: NDArray[np.bool_]) -> ArmStats:
-        """Return a view that shares these statistics and knows which rows can still be drawn."""
+        """Return a read-only view that shares these statistics and knows which rows can still be drawn."""
         view = object.__new__(ArmStats)
         view.__dict__.update(self.__dict__)
+        for name in ("size", "count", "mean", "min", "max"):
+            array = view.__dict__[name] = view.__dict__[name].view()
+            array.flags.writeable = False
         view._labels, view._available = labels, available
         return view
 
