@@ -9,10 +9,10 @@ CSRC := CMakeLists.txt $(wildcard csrc/*/*.* csrc/include/clusterucb/*.hpp)
 CLANG_FORMATTED := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh csrc/include/clusterucb/*.hpp tests/simt/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format gpu-check clean
+.PHONY: help setup demo test lint format bench-strategies gpu-check clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 setup: $(VENV)/.installed  ## create .venv with CPU torch, the compiled extension and the plugins
 
@@ -32,6 +32,9 @@ format: setup $(VENV)/.lint  ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CLANG_FORMATTED)
+
+bench-strategies: setup  ## compare all strategies on two real pools (the first time, some two hours)
+	$(BIN)/python benchmarks/strategies.py $(ARGS)
 
 gpu-check:  ## check and time the CUDA kernels on this machine's GPU, with the torch of PYTHON
 	$(PYTHON) benchmarks/gpu_check.py $(ARGS)

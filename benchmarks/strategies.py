@@ -38,11 +38,11 @@ FREE = (
     "random",
     "rds",
     *POLICIES,
-    *(f"ucb[n_clusters={n_clusters}]" for n_clusters in (50, 150, 300)),
+    *(f"ucb[n_clusters={n_clusters}]" for n_clusters in (50, 100, 150, 200, 300)),
     *(f"ucb[beta={beta}]" for beta in (0, 0.5, 2)),
     *(f"ucb[cold_start={share}]" for share in (0, 0.02, 0.1)),
     *(f"{policy}@source" for policy in ("ucb", "thompson")),
-    *(f"ucb@{clusterer}" for clusterer in ("faiss-kmeans", "hdbscan", "hdbscan[noise=nearest]")),
+    *(f"ucb@{clusterer}" for clusterer in ("faiss-kmeans", "hdbscan", "hdbscan[noise=arms]")),
     *(f"{policy}@ngrams" for policy in ("rds", "ucb", "thompson")),
 )
 PAID = ("rds@hidden", "ucb@hidden", "ucb@gradient", "thompson@gradient", "ucb@gradient[n_clusters=50]")

@@ -105,16 +105,16 @@ def test_very_wide_features_are_reduced_at_random_but_reproducibly(monkeypatch: 
 # Noise -----------------------------------------------------------------------------------------------------
 
 
-def test_noise_is_left_to_the_engine_by_default() -> None:
+def test_noise_may_be_left_to_the_engine() -> None:
     rows, truth = islands_and_sea()
-    found = labels_of(rows)
+    found = labels_of(rows, noise="arms")
     assert (found[truth == -1] == -1).mean() > 0.9
     assert (found[truth >= 0] >= 0).mean() > 0.9
 
 
 def test_single_makes_one_cluster_of_all_noise() -> None:
     rows, _ = islands_and_sea()
-    noise = labels_of(rows) == -1
+    noise = labels_of(rows, noise="arms") == -1
     found = labels_of(rows, noise="single")
     assert set(found[noise]) == {found.max()}
     assert (found[~noise] < found.max()).all()
@@ -122,7 +122,7 @@ def test_single_makes_one_cluster_of_all_noise() -> None:
 
 def test_nearest_gives_noise_to_the_closest_centroid() -> None:
     rows, _ = islands_and_sea()
-    before, found = labels_of(rows), labels_of(rows, noise="nearest")
+    before, found = labels_of(rows, noise="arms"), labels_of(rows)
     noise = before == -1
     np.testing.assert_array_equal(found[~noise], before[~noise])
     centroids = np.array([rows[before == label].mean(axis=0) for label in range(before.max() + 1)])

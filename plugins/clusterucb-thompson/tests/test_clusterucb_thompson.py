@@ -98,15 +98,6 @@ def test_share_has_the_beta_posterior() -> None:
     np.testing.assert_allclose(share.var(axis=0), a * (n - a) / (n * n * (n + 1)), rtol=0.15, atol=1e-4)
 
 
-def test_weight_of_the_prior_follows_how_much_arms_differ() -> None:
-    from clusterucb_thompson import _fitted_weight
-
-    either_or = np.array([10.0, 10.0, 0.0, 0.0, 0.0, 0.0])
-    alike = np.array([3.0, 3.0, 4.0, 3.0, 4.0, 3.0])
-    assert _fitted_weight(either_or, 10 - either_or, 1 / 3) < 1
-    assert _fitted_weight(alike, 10 - alike, 1 / 3) == 16
-
-
 def test_mean_has_students_posterior() -> None:
     rng = np.random.default_rng(2)
     rewards = [rng.normal(arm, size=12).tolist() for arm in range(3)]
@@ -205,7 +196,7 @@ def test_unusable_hyper_parameter_is_refused(make: Any, message: str) -> None:
 def test_policies_are_installed_under_their_names() -> None:
     found = plugins.load()
     assert found.make("policy", "thompson", {}) == Thompson()
-    assert found.make("policy", "thompson", {"q": "0.1", "prior": "none"}) == Thompson(q=0.1)
+    assert found.make("policy", "thompson", {"q": "none", "prior": "1"}) == Thompson(prior=1)
     assert found.make("policy", "thompson-mean", {"prior": "2"}) == ThompsonMean(prior=2)
     assert found.table["policy", "thompson"].provider == "clusterucb-thompson"
 

@@ -46,15 +46,15 @@ class Hdbscan(Clusterer):
         min_samples: neighbours by which density is measured: more of them means more noise; by default 5,
             or ``min_cluster_size`` where that is smaller.
         n_components: principal directions kept, at most what there is.
-        noise: what becomes of noise: ``arms`` (of the clusters' median size, made at random by the
-            engine), ``nearest`` (the cluster whose centroid is nearest) or ``single`` (one cluster).
+        noise: what becomes of noise: ``nearest`` (the cluster whose centroid is nearest), ``arms`` (of the
+            clusters' median size, made at random by the engine) or ``single`` (one cluster).
         max_fit: rows clustered at most; of a larger pool, a random sample is.
     """
 
     min_cluster_size: int | None = None
     min_samples: int | None = None
     n_components: int = 32
-    noise: str = "arms"
+    noise: str = "nearest"
     max_fit: int = 50_000
 
     def __post_init__(self) -> None:
