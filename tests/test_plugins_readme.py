@@ -8,10 +8,12 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from clusterucb import hookspecs
+import clusterucb
+from clusterucb import clusterers, features, hookspecs, policies, testing
 from tiny import rows, write_model, write_rows
 
 PLUGINS = Path(__file__).parent.parent / "plugins"
@@ -83,3 +85,24 @@ def test_every_hook_has_a_package_here_with_a_test_and_a_place_on_the_page(hook)
         (test,) = (source.parents[2] / "tests").glob("test_*.py")
         assert f"({suite[hook.removeprefix('clusterucb_')]})" in test.read_text()
     assert f"`{hook}`" in PAGE
+
+
+@pytest.mark.parametrize(
+    "module", [clusterers, features, policies, testing], ids=lambda module: module.__name__
+)
+def test_nothing_is_public_by_accident(module):
+    own = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    hooks = {name for name in own if name.startswith("clusterucb_")}
+    assert own - hooks - {"annotations", "hookimpl"} == set(module.__all__)
+
+
+def test_every_name_on_the_page_is_public():
+    named = re.findall(r"`clusterucb\.(?:(policies|clusterers|features|testing|errors)\.)?([A-Z]\w+)`", PAGE)
+    assert len(named) >= 6
+    for module, name in named:
+        home = getattr(clusterucb, module) if module else clusterucb
+        assert name in getattr(home, "__all__", vars(home))

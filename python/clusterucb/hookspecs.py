@@ -20,7 +20,11 @@ constructor takes plain hyper-parameters (a dataclass, say):
     def clusterucb_policies():
         return {"greedy": Greedy}
 
-After ``pip install``, ``clusterucb select ... --policy greedy`` works.
+After ``pip install``, ``clusterucb select ... --policy greedy`` works. `clusterucb.testing` has the tests that it should
+pass; ``plugins/README.md`` leads from nothing to a published package.
+
+Public beside the hooks is what strategies are written with: what `clusterucb.policies`, `clusterucb.clusterers`,
+`clusterucb.features`, `clusterucb.testing` and `clusterucb` itself list in ``__all__``, and `clusterucb.errors`.
 """
 
 from __future__ import annotations
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from clusterucb.clusterers.base import Clusterer
     from clusterucb.features.base import Feature
     from clusterucb.policies.base import Policy
+
+__all__ = ["clusterucb_clusterers", "clusterucb_features", "clusterucb_policies", "hookimpl"]
 
 PROJECT = "clusterucb"
 
