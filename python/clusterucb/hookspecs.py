@@ -20,8 +20,8 @@ constructor takes plain hyper-parameters (a dataclass, say):
     def clusterucb_policies():
         return {"greedy": Greedy}
 
-After ``pip install``, ``clusterucb select ... --policy greedy`` works. `clusterucb.testing` has the tests that it should
-pass; ``plugins/README.md`` leads from nothing to a published package.
+After ``pip install``, ``clusterucb select ... --policy greedy`` works. `clusterucb.testing` has the tests that it
+should pass; ``plugins/README.md`` leads from nothing to a published package.
 
 Public beside the hooks is what strategies are written with: what `clusterucb.policies`, `clusterucb.clusterers`,
 `clusterucb.features`, `clusterucb.testing` and `clusterucb` itself list in ``__all__``, and `clusterucb.errors`.
