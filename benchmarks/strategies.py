@@ -25,7 +25,7 @@ import clusterucb as cu
 import diverse_pool
 import real_pool
 from clusterucb import plugins
-from clusterucb.contenders import contender
+from clusterucb.contenders import contender, split
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
 from clusterucb.progress import Screen
@@ -157,6 +157,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--pools", default=",".join(POOLS))
+    parser.add_argument("--strategies", default=",".join((*FREE, *PAID)))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -164,17 +165,14 @@ def main() -> None:
     warnings.simplefilter("ignore", cu.ClusterUCBWarning)
     folder = options.folder or cache_folder().parent / "bench"
     model = demo_model(Screen())
+    strategies = split(options.strategies)
     found: dict[str, list[dict[str, object]]] = {}
     for name in options.pools.split(","):
         scored = Scored(name, folder, model)
         scored.prepare(POOLS[name])
-        every = (*FREE, *PAID)
-        found[name] = summary(
-            [scored.compare(number, every, options.seeds) for number in range(len(TARGETS))]
-        )
-        print(
-            f"\n{name}: recall of the exhaustive best 5 %, mean over {len(TARGETS)} targets ± deviation over seeds\n"
-        )
+        targets = range(len(TARGETS))
+        found[name] = summary([scored.compare(number, strategies, options.seeds) for number in targets])
+        print(f"\n{name}: recall of the best 5 %, mean over {len(TARGETS)} targets ± deviation over seeds\n")
         print(table(found[name]))
     if options.json:
         content = {"budgets": BUDGETS, "seeds": options.seeds, "pools": found}

@@ -100,10 +100,10 @@ class Turns(Policy):
 
 
 class ChangesStatistics(IndexPolicy):
-    """Does what `ArmStats` asks not to do."""
+    """Reaches around the read-only statistics that it is given."""
 
     def index(self, arms, rng):
-        arms.mean[:] = arms.mean.max(initial=0, where=arms.count > 0) - arms.mean
+        self._arms.mean[:] = arms.mean.max(initial=0, where=arms.count > 0) - arms.mean
         return arms.mean
 
 

@@ -13,7 +13,7 @@ import clusterucb as cu
 from clusterucb import plugins
 from clusterucb.comparison import Rules, Truth, by_source, overlaps, replay, spread
 from clusterucb.contenders import contender, split
-from clusterucb.errors import OptionError, RunError
+from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, RunError
 from clusterucb.scorer import Scorer
 from tiny import read_rows, rows, write_model, write_rows
 
@@ -151,6 +151,51 @@ def test_recorded_scores_of_more_subtasks_do_for_some_of_them(job, tmp_path, mon
     assert recalls[0] == recalls[1]
 
 
+def test_what_many_searches_warn_of_is_said_once_with_the_strategy(job):
+    with pytest.warns(ClusterUCBWarning) as caught:
+        compare(job, job / "done", "ucb@kmeans[n_clusters=50],random", budgets=["10%"], seeds=4)
+    about = [str(one.message) for one in caught if "too small" in str(one.message)]
+    assert len(about) == 1
+    assert about[0].startswith("strategy ucb@kmeans[n_clusters=50]: the budget of 9 draws is too small")
+    assert about[0].endswith("(and in 3 more searches)")
+
+
+class Fails(cu.IndexPolicy):
+    def index(self, arms, rng):
+        raise KeyError("lost")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "error", "message"),
+    [
+        (
+            cu.Contender("by sorce", cu.UCB(), cu.Source("sorce")),
+            OptionError,
+            "strategy by sorce: clusterer source: the pool has no column 'sorce'",
+        ),
+        (cu.Contender("broken", Fails()), PluginError, "strategy broken: .*Fails.ask failed: KeyError"),
+        (
+            cu.Contender("alike", cu.RDS(), features=cu.Gradient()),
+            OptionError,
+            "strategy alike compares gradients with the target, .* expected other features",
+        ),
+    ],
+)
+def test_strategies_that_do_not_work_are_refused_before_anything_is_scored(
+    job, tmp_path, monkeypatch, strategy, error, message
+):
+    monkeypatch.setattr(Scorer, "__call__", lambda self, rows: pytest.fail("scored"))
+    with pytest.raises(error, match=message):
+        compare(job, tmp_path / "a", strategies=[cu.Contender("random", cu.Random()), strategy])
+
+
+def test_order_and_spelling_of_budgets_do_not_matter(job):
+    content = compare(job, job / "done", "random,ucb", budgets=["40%", "36", "10%"]).content
+    for one in content["strategies"]:
+        assert [point["budget"] for point in one["points"]] == ["10%", "40%"]
+    assert content["overlap"]["budget"] == content["sources"]["budget"] == "40%"
+
+
 def test_scores_that_do_not_fit_are_refused(job, tmp_path):
     with pytest.raises(RunError, match="holds no run"):
         compare(job, tmp_path / "a", scores=tmp_path)
@@ -234,7 +279,14 @@ def test_specifications_name_policy_clusterer_features_and_options():
         ("ucb[beta=2", "cannot be read; expected policy"),
         ("ucb[beta]", "'beta' is not an option; expected key=value"),
         ("ucb[betta=2]", "has no option 'betta'.*Did you mean 'beta'"),
-        ("ucb[batch_size=x]", "batch_size is 'x'; expected a number"),
+        ("ucb[batch_size=x]", "batch_size is 'x'; expected a whole number from 1"),
+        ("ucb[batch_size=2.5]", "batch_size is '2.5'; expected a whole number from 1"),
+        ("ucb[batch_size=0]", "batch_size is '0'; expected a whole number from 1"),
+        ("ucb[cold_start=2]", "cold_start is '2'; expected a share between 0 and 1"),
+        ("ucb[beta=1,beta=2]", "beta is given twice; expected it once"),
+        ("@kmeans", "leaves a part empty; expected policy"),
+        ("ucb@", "leaves a part empty"),
+        ("ucb@@hidden", "leaves a part empty"),
         ("ucb[beta=x]", "policy ucb: beta is 'x'; expected float"),
     ],
 )
@@ -258,6 +310,14 @@ def test_recall_and_mass_are_those_of_the_definition():
     assert truth.mass(np.array([2, 3])) == 1
     assert truth.mass(np.array([1, 2])) == pytest.approx((1 + 4 - 2 * 2) / (4 + 3 - 2 * 2))
     assert truth_of([1.0, 1.0, 1.0, 1.0]).mass(np.array([0, 1])) == 1
+
+
+def test_mass_is_at_most_one_whatever_decides_about_the_selection():
+    scores = np.array([[9.0, 0.0], [8.0, 0.1], [7.0, 0.2], [0.0, 0.3]])
+    truth = Truth.of(scores, np.array(["a"] * 4), Rules(n_select=2, select_by="round-robin"))
+    assert sorted(truth.best) == [0, 3]
+    assert truth.mass(np.array([0, 1])) == 1
+    assert truth.mass(truth.best) < 1
     assert truth_of([0.0, 1.0, 4.0, np.nan], max_per_source=1).best.tolist() == [2, 1]
 
 

@@ -7,7 +7,11 @@ seconds. (The file is not called ``compare.py``: a submodule of that name would 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +26,7 @@ from clusterucb.budget import resolve_count
 from clusterucb.comparison import Clusterings, Contender, Replay, Rules, Truth, replay
 from clusterucb.comparison_report import Comparison, budgets_of, folder_of, results
 from clusterucb.engine import search
-from clusterucb.errors import OptionError, RunError
+from clusterucb.errors import ClusterUCBError, OptionError, RunError
 from clusterucb.ledger import Ledger
 from clusterucb.plugins import describe
 from clusterucb.policies.baselines import Exhaustive
@@ -93,6 +97,7 @@ def compare(
                 f"--budgets: {budget} is {count} of {n_samples} samples; expected at least --select "
                 f"{settings.select}, which is {n_select}, and at most the pool"
             )
+    counts = _rising(counts)
     recorded = _Recorded(Path(scores), prepared) if scores is not None else None
 
     from clusterucb.adapted import AdaptedModel
@@ -121,28 +126,24 @@ def compare(
     with Run(Path(out), deciding, budget="100%", select=settings.select, overwrite=overwrite) as run:
         with AdaptedModel(run, settings, prepared.source, prepared.device, material, observer) as adapted:
             influence = Influence(run, settings, adapted, material, observer, store)
-            scored = recorded.scores if recorded else _score_all(influence, n_samples)
             described = _describe(influence, contenders)
+            clusterings: dict[bytes, Clusterings] = {}
+            budgets_by_name = {one.name: budgets_of(one, counts, n_samples) for one in contenders}
+            play = partial(_play, described=described, columns=columns, rules=rules, clusterings=clusterings)
+            observer.step("Rehearsing the strategies")
+            anything = np.random.default_rng(0).normal(size=(n_samples, len(material.target)))
+            rehearsed = Truth.of(anything, columns["source"], rules)
+            for one in contenders:
+                _rehearse(play, one, rehearsed, list(budgets_by_name[one.name].values())[:1])
+            scored = recorded.scores if recorded else _score_all(influence, n_samples)
         truth = Truth.of(scored, columns["source"], rules)
         replays: dict[str, list[list[Replay]]] = {}
-        clusterings: dict[bytes, Clusterings] = {}
-        budgets_by_name = {one.name: budgets_of(one, counts, n_samples) for one in contenders}
         n_searches = seeds * sum(map(len, budgets_by_name.values()))
         with observer.count("Replaying", n_searches, unit="searches") as advance:
             for one in contenders:
-                blocks, more = described[folder_of(one.features)]
-                key = msgspec.json.encode([describe(one.features), one.clusterer and describe(one.clusterer)])
-                replays[one.name] = replay(
-                    one,
-                    truth,
-                    blocks,
-                    {**columns, **more},
-                    list(budgets_by_name[one.name].values()),
-                    seeds,
-                    rules,
-                    clusterings.setdefault(key, {}),
-                    advance,
-                )
+                with _warnings_once(one.name):
+                    budgets_of_one = list(budgets_by_name[one.name].values())
+                    replays[one.name] = play(one, truth, budgets_of_one, seeds, advance=advance)
         content = {
             "clusterucb": __version__,
             "pool": prepared.pool_files,
@@ -173,6 +174,11 @@ def _checked(strategies: Sequence[Contender], seeds: int) -> Sequence[Contender]
     for one in strategies:
         if not isinstance(one, Contender):
             raise OptionError(f"a strategy is {one!r:.80}; expected a clusterucb.Contender")
+        if "similarity" in one.policy.columns and one.features.gradients:
+            raise OptionError(
+                f"strategy {one.name} compares gradients with the target, which is to be done without them; expected "
+                "other features, such as hidden or embedding"
+            )
     names = [one.name for one in strategies]
     if twice := {name for name in names if names.count(name) > 1}:
         raise OptionError(f"strategies are named twice: {', '.join(sorted(twice))}; expected different names")
@@ -248,6 +254,63 @@ def _describe(influence: Influence, contenders: Sequence[Contender]) -> dict[str
             columns = {"similarity": influence.similarity(one.features, blocks, folder)}
         described[folder] = blocks, columns
     return described
+
+
+def _rising(counts: dict[str, int]) -> dict[str, int]:
+    """Return budgets by their spelling in rising order; of those that are equal, the first."""
+    rising: dict[int, str] = {}
+    for spelling, count in sorted(counts.items(), key=lambda one: one[1]):
+        rising.setdefault(count, spelling)
+    return {spelling: count for count, spelling in rising.items()}
+
+
+def _play(
+    one: Contender,
+    truth: Truth,
+    budgets: Sequence[int],
+    seeds: int,
+    *,
+    described: Mapping[str, tuple[_Blocks, _Columns]],
+    columns: Mapping[str, NDArray[np.generic]],
+    rules: Rules,
+    clusterings: dict[bytes, Clusterings],
+    advance: Callable[[int], None] = lambda _: None,
+) -> list[list[Replay]]:
+    """Return a contender's replays; contenders with the same clusterer and features share their clusterings."""
+    blocks, more = described[folder_of(one.features)]
+    key = msgspec.json.encode([describe(one.features), one.clusterer and describe(one.clusterer)])
+    found = clusterings.setdefault(key, {})
+    return replay(one, truth, blocks, {**columns, **more}, budgets, seeds, rules, found, advance)
+
+
+def _rehearse(play: Callable[..., object], one: Contender, truth: Truth, budgets: Sequence[int]) -> None:
+    """Run a strategy once on made-up scores: what is wrong with it is told before the pool has been scored.
+
+    Its clusters are kept, so that little is done twice.
+
+    Raises:
+        ClusterUCBError: of the same kind, with the strategy's name.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            play(one, truth, budgets, 1)
+    except ClusterUCBError as error:
+        raise type(error)(f"strategy {one.name}: {error}") from error
+
+
+@contextmanager
+def _warnings_once(strategy: str) -> Iterator[None]:
+    """Give a warning that many searches of a strategy repeat, perhaps with other numbers, once and with its name."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    of_a_kind: dict[str, list[warnings.WarningMessage]] = {}
+    for one in caught:
+        of_a_kind.setdefault(re.sub(r"\d+", "", str(one.message)), []).append(one)
+    for first, *others in of_a_kind.values():
+        more = f" (and in {len(others)} more searches)" if others else ""
+        warnings.warn(f"strategy {strategy}: {first.message}{more}", first.category, stacklevel=4)
 
 
 def _timed(own: Cost, recorded: _Recorded | None) -> Cost:

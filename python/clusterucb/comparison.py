@@ -97,9 +97,10 @@ class Truth:
         return float(np.isin(self.best, rows).mean())
 
     def mass(self, rows: NDArray[np.int64]) -> float:
-        """Return the mean reward of ``rows`` above the pool's, as a share of what the best reach above it."""
+        """Return what ``rows`` reach above the pool's mean reward, as a share of what the largest rewards reach."""
         base = float(np.nanmean(self.rewards))
-        attainable = float((self.rewards[self.best] - base).sum())
+        largest = np.sort(self.rewards[~np.isnan(self.rewards)])[-len(self.best) :]
+        attainable = float((largest - base).sum())
         return float((self.rewards[rows] - base).sum() / attainable) if attainable > 0 else 1.0
 
 
@@ -187,7 +188,7 @@ def replay(
                 budget=budget,
                 n_select=rules.n_select,
                 cold_start=rules.cold_start if contender.cold_start is None else contender.cold_start,
-                batch_size=contender.batch_size or rules.batch_size,
+                batch_size=rules.batch_size if contender.batch_size is None else contender.batch_size,
                 seed=seed,
                 columns=columns,
                 aggregate=rules.aggregate,

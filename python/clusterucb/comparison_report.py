@@ -170,11 +170,10 @@ def show(comparison: Comparison, console: Console) -> None:
             f"deviation over {content['seeds']} seeds"
         )
     )
-    table = Table("strategy", box=None, pad_edge=False, header_style="dim")
-    for budget in budgets:
-        table.add_column(f"at {budget}", justify="right")
-    for title in ("cost at the largest", "own time"):
-        table.add_column(title, justify="right")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("strategy", overflow="fold")
+    for title in (*(f"at {budget}" for budget in budgets), "cost", "time", "own time"):
+        table.add_column(title, justify="right", no_wrap=True)
     for one in sorted(content["strategies"], key=lambda one: -one["points"][-1]["recall"]["mean"]):
         points = {point["budget"]: point for point in one["points"]}
         cells = [
@@ -184,10 +183,12 @@ def show(comparison: Comparison, console: Console) -> None:
             for budget in budgets
         ]
         last = one["points"][-1]
-        table.add_row(Text(one["name"]), *cells, f"{last['cost']:.3f}", f"{last['seconds']:.2f} s")
+        times = (f"{last['total_seconds']:.0f} s", f"{last['seconds']:.2f} s")
+        table.add_row(Text(one["name"]), *cells, f"{last['cost']:.3f}", *times)
     console.print(table)
     console.print(
-        "Cost is in gradients of every pool sample, with every pass counted: features, warm-up, target and draws."
+        "Cost and time are those at the largest budget, with every pass counted: features, warm-up, target, draws. "
+        "Cost is in gradients of every pool sample; own time is the strategy's, without gradients."
     )
     console.print(
         Text.assemble("Written to ", (str(comparison.out / "comparison.html"), "bold")), soft_wrap=True

@@ -10,7 +10,9 @@ two of them have an option of the same name, ``policy.``, ``clusterer.`` or ``fe
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 from clusterucb.comparison import Contender
@@ -19,7 +21,10 @@ from clusterucb.plugins import Strategies
 
 _SPEC = re.compile(r"(?P<parts>[^\[\]]+)(\[(?P<options>[^\[\]]*)\])?")
 _KINDS = {"policy": "policy", "clusterer": "clusterer", "features": "feature"}
-_SEARCH = {"cold_start": float, "batch_size": int}
+_SEARCH: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "cold_start": ("a share between 0 and 1", lambda share: 0 <= share <= 1),
+    "batch_size": ("a whole number from 1", lambda size: size >= 1),
+}
 
 
 def split(text: str) -> list[str]:
@@ -46,14 +51,18 @@ def contender(spec: str, installed: Strategies) -> Contender:
         if not (key and equals):
             raise OptionError(f"strategy {spec}: {pair!r} is not an option; expected key=value")
         part, key = _owner(spec, key, names, installed)
+        if key in options[part]:
+            raise OptionError(f"strategy {spec}: {key} is given twice; expected it once")
         options[part][key] = value
-    made = {part: installed.make(_KINDS[part], name, options[part]) for part, name in names.items() if name}
+    made = {part: installed.make(_KINDS[part], name, options[part]) for part, name in names.items()}
     return Contender(name=spec.strip(), **made, **_search_options(spec, options["search"]))
 
 
 def _names(spec: str, parts: str, installed: Strategies) -> dict[str, str]:
     """Return the names of policy, clusterer and features; the second may be either of the latter."""
     policy, *rest = (part.strip() for part in parts.split("@"))
+    if not all((policy, *rest)):
+        raise OptionError(f"strategy {spec!r} leaves a part empty; expected policy[@clusterer][@features]")
     if len(rest) > 2:
         raise OptionError(
             f"strategy {spec!r} has {len(rest) + 1} parts; expected policy[@clusterer][@features]"
@@ -96,8 +105,11 @@ def _owner(spec: str, key: str, names: dict[str, str], installed: Strategies) ->
 def _search_options(spec: str, options: dict[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, text in options.items():
+        expected, good = _SEARCH[key]
         try:
-            values[key] = _SEARCH[key](text)
+            values[key] = (float if key == "cold_start" else int)(text)
         except ValueError:
-            raise OptionError(f"strategy {spec}: {key} is {text!r}; expected a number") from None
+            values[key] = math.nan
+        if not good(values[key]):
+            raise OptionError(f"strategy {spec}: {key} is {text!r}; expected {expected}")
     return values

@@ -1,0 +1,53 @@
+"""The tables of benchmarks/README.md are those of the committed results, and the defaults reach their targets."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def results(name):
+    return json.loads((BENCHMARKS / "results" / f"{name}-smollm2-135m.json").read_text())["pools"]
+
+
+POOLS = results("strategies")
+
+
+@pytest.fixture
+def strategies(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import strategies
+
+    yield strategies
+    for name in ("strategies", "real_pool", "diverse_pool"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_tables_are_those_of_the_committed_results(pool, strategies):
+    assert strategies.table(POOLS[pool]) in (BENCHMARKS / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("pool", "free", "gradient"), [("templated", 0.88, 0.90), ("diverse", 0.58, 0.80)])
+def test_recorded_results_reach_what_is_promised(pool, free, gradient):
+    recall = {row["strategy"]: row["recall"][-1] for row in POOLS[pool]}
+    assert recall["ucb"] >= free
+    assert recall["ucb@gradient"] >= gradient
+    assert recall["thompson"] >= recall["ucb"] - 0.02
+    if pool == "diverse":  # where five seeds leave too wide a deviation to tell
+        recall = {row["strategy"]: row["recall"][-1] for row in results("gradient-clusters")[pool]}
+    assert recall["thompson@gradient"] >= recall["ucb@gradient"] - 0.02
+
+
+def test_every_strategy_of_the_bench_can_be_made(strategies):
+    from clusterucb import plugins
+    from clusterucb.contenders import contender
+
+    installed = plugins.load()
+    names = [contender(spec, installed).name for spec in (*strategies.FREE, *strategies.PAID)]
+    assert sorted(names) == sorted(row["strategy"] for row in POOLS["diverse"])
