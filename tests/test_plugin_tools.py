@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -91,6 +93,8 @@ def test_new_package_depends_on_this_release_and_is_explained(kind: str, tmp_pat
     assert project["entry-points"]["clusterucb"] == {"my-own": "my_own"}
     readme = (tmp_path / "my-own" / "README.md").read_text()
     assert f"--{'features' if kind == 'feature' else kind} my-own" in readme
+    changes = (tmp_path / "my-own" / "CHANGELOG.md").read_text()
+    assert changes == f"# Changelog\n\n## 0.1.0 (unreleased)\n\n- The {kind} `my-own`.\n"
     for path in (tmp_path / "my-own").rglob("*.*"):
         assert "$" not in path.read_text()
         assert all(line == line.rstrip() for line in path.read_text().splitlines())
@@ -122,6 +126,50 @@ def test_name_that_cannot_be_used_is_refused(name: str, kind: str, message: str,
         create(name, kind, tmp_path)
     assert message in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("name", "taken"),
+    [
+        ("policy-suite", "PolicySuite"),
+        ("clusterer-suite", "ClustererSuite"),
+        ("feature-suite", "FeatureSuite"),
+        ("option-error", "OptionError"),
+        ("index-policy", "IndexPolicy"),
+        ("clusterer", "Clusterer"),
+        ("feature", "Feature"),
+        ("policy", "Policy"),
+        ("hookimpl", "hookimpl"),
+        ("dataclass", "dataclass"),
+        ("np", "np"),
+        ("plugins", "plugins"),
+        ("pytest", "pytest"),
+    ],
+)
+def test_name_that_the_package_imports_is_refused(name: str, taken: str, kind: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError) as caught:
+        create(name, kind, tmp_path)
+    assert str(caught.value) == (
+        f"the name is {name!r}, but {taken} is a name that packages import; use another name, such "
+        f"as my-{name}"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_name_that_a_package_imports_is_refused(kind: str, tmp_path: Path) -> None:
+    for path in create("my-own", kind, tmp_path):
+        if path.suffix != ".py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import | ast.ImportFrom) and getattr(node, "module", "") != "my_own":
+                for alias in node.names:
+                    # OptionError is written option-error where it is a package's name.
+                    bound = alias.asname or alias.name
+                    name = re.sub(r"(?<=.)(?=[A-Z])", "-", bound).lower()
+                    with pytest.raises(OptionError, match=f"but {bound} is a name that packages import"):
+                        create(name, kind, tmp_path)
 
 
 def test_what_exists_is_left_alone(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import inspect
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -100,7 +101,17 @@ def test_installed_package_is_found_and_used(install: Install) -> None:
     assert isinstance(found.make("policy", "greedy", {}), IndexPolicy)
 
 
-@pytest.mark.parametrize(("asked", "fits"), [(">=0.1", True), (">=99", False), ("<0.1", False)])
+@pytest.mark.parametrize(
+    ("asked", "fits"),
+    [
+        (">=0.1", True),
+        (">=99", False),
+        ("<0.1", False),
+        ('>=99; extra == "next"', True),
+        ('>=99; python_version < "3"', True),
+        ('>=99; python_version >= "3"', False),
+    ],
+)
 def test_a_plugin_of_another_clusterucb_is_set_aside(
     install: Install, tmp_path: Path, asked: str, fits: bool
 ) -> None:
@@ -110,6 +121,7 @@ def test_a_plugin_of_another_clusterucb_is_set_aside(
     if fits:
         assert plugins.load().table["policy", "greedy"].version == "1.0"
     else:
+        asked = asked.partition(";")[0]
         expected = (
             f"needs clusterucb{asked}, but {clusterucb.__version__} is installed; upgrade one of the two"
         )
@@ -128,6 +140,27 @@ def test_entry_points_can_be_given() -> None:
     found = plugins.load(lambda: [point])
     assert {strategy.kind for strategy in found.table.values()} == {"policy"}
     assert plugins.load(list).table == {}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_tells_the_required_method_its_shapes_and_what_is_returned(hook: str) -> None:
+    text = " ".join((inspect.getdoc(getattr(hookspecs, hook)) or "").partition("Example:")[0].split())
+    bases = {
+        "clusterucb_clusterers": [clusterucb.clusterers.Clusterer],
+        "clusterucb_policies": [clusterucb.policies.Policy, IndexPolicy],
+        "clusterucb_features": [clusterucb.features.Feature],
+    }[hook]
+    for base in bases:
+        assert base.__abstractmethods__
+        for method in base.__abstractmethods__:
+            parameters = [*inspect.signature(getattr(base, method)).parameters][1:]
+            # The signature, then the type and shape of what comes out: f64[K], or {block: f32[m, k]}.
+            signature = re.escape(f"``{method}({', '.join(parameters)}) -> ")
+            assert re.search(rf"{signature}({{\w+: )?[if]\d\d\[[^`]+\]}}?``", text), method
+    returns = text.partition("Returns: ")[2]
+    assert returns.startswith("A dictionary from the name that the command line uses to a class derived from")
+    named = re.findall(r"`clusterucb\.(\w+)`", returns)
+    assert [getattr(clusterucb, name) for name in named] == bases[:1]
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -173,11 +206,44 @@ def test_every_hook_is_documented_with_an_example_that_works(
             "clusterucb_policies, clusterucb_features, each marked with clusterucb.hookspecs.hookimpl",
         ),
         (GREEDY.replace("clusterucb_policies", "clusterucb_policy"), "unknown hook 'clusterucb_policy'"),
+        (
+            GREEDY.replace("clusterucb_policies", "clusterucb_policy"),
+            "Did you mean 'clusterucb_policies'?",
+        ),
         (GREEDY.replace("policies()", "policies(pool)"), "Argument(s) {'pool'} are declared in the hookimpl"),
         (GREEDY.replace('return {"greedy": Greedy}', "raise KeyError('x')"), "KeyError: 'x'"),
         (
             GREEDY.replace('return {"greedy": Greedy}', "return [Greedy]"),
-            "AttributeError: 'list' object has no",
+            "PluginError: hook clusterucb_policies returned [<class 'cucb_bad.Greedy'>]; expected a "
+            'dictionary of classes by name: return {"my-policy": MyPolicy}',
+        ),
+        (
+            GREEDY.replace('return {"greedy": Greedy}', '{"greedy": Greedy}'),
+            "PluginError: hook clusterucb_policies returned None; expected a dictionary of classes by name",
+        ),
+        (
+            GREEDY.replace('return {"greedy": Greedy}', "return {}"),
+            "PluginError: hook clusterucb_policies returned {}; expected a dictionary of classes by name",
+        ),
+        (
+            GREEDY + "\n    @hookimpl\n    def clusterucb_clusterers(): pass",
+            "PluginError: hook clusterucb_clusterers returned None; expected a dictionary of classes by "
+            'name: return {"my-clusterer": MyClusterer}',
+        ),
+        (
+            GREEDY + "\n    def clusterucb_features():\n        return {}",
+            "PluginError: clusterucb_features is named like a hook, but is no function marked with "
+            "clusterucb.hookspecs.hookimpl; mark it, or rename it if it is no hook.",
+        ),
+        (
+            GREEDY + "\n    def clusterucb_feature():\n        return {}",
+            "clusterucb_feature is named like a hook, but is no function marked with "
+            "clusterucb.hookspecs.hookimpl; mark it, or rename it if it is no hook. Did you mean "
+            "'clusterucb_features'?",
+        ),
+        (
+            GREEDY + "\n    clusterucb_features = {}",
+            "clusterucb_features is named like a hook, but is no function",
         ),
         (GREEDY.replace(": Greedy}", ": Greedy()}"), "expected a class derived from clusterucb.Policy"),
         (GREEDY.replace(": Greedy}", ": dict}"), "expected a class derived from clusterucb.Policy"),
@@ -190,6 +256,19 @@ def test_every_hook_is_documented_with_an_example_that_works(
         (
             GREEDY.replace("        def index", "        __signature__ = 5\n        def index"),
             "TypeError: unexpected object 5 in __signature__",
+        ),
+        (
+            GREEDY.replace("        def index", "        def __init__(self, *args): ...\n        def index"),
+            "PluginError: the constructor of policy 'greedy' takes *args; expected named hyper-parameters: "
+            "write each of them out",
+        ),
+        (
+            GREEDY.replace("        def index", "        def __init__(self, **kw): ...\n        def index"),
+            "the constructor of policy 'greedy' takes **kw; expected named hyper-parameters",
+        ),
+        (
+            GREEDY.replace("        def index", "        def __init__(self, a, /): ...\n        def index"),
+            "the constructor of policy 'greedy' takes a, /; expected named hyper-parameters",
         ),
         (GREEDY.replace("def index", "def indx"), "PluginError: policy 'greedy' does not define index"),
         (
@@ -207,6 +286,30 @@ def test_broken_plugin_is_named_and_explained_and_the_rest_works(
     assert plugins.load().table["policy", "good"].provider == "cucb-good"
 
 
+@pytest.mark.parametrize(
+    "beside",
+    [
+        "from clusterucb.hookspecs import clusterucb_features",
+        "import clusterucb as clusterucb_itself",
+        "clusterucb_version = 3",
+        "@hookimpl(specname='clusterucb_features')\n    def clusterucb_more(): return {'f': Embedding}",
+    ],
+)
+def test_what_is_no_forgotten_hook_is_let_be(install: Install, beside: str) -> None:
+    install("cucb-good", f"{GREEDY}\n    from clusterucb.features import Embedding\n    {beside}\n")
+    found = plugins.load()
+    assert not found.broken
+    assert ("policy", "greedy") in found.table
+    assert (("feature", "f") in found.table) == ("specname" in beside)
+
+
+def test_broken_plugin_has_the_version_of_its_package(install: Install) -> None:
+    install("cucb-bad", "assert False")
+    assert plugins.load().broken == (plugins.Broken("cucb-bad", "AssertionError", "1.0"),)
+    (module,) = plugins.load(lambda: [EntryPoint("p", "cucb_bad", "clusterucb")]).broken
+    assert (module.provider, module.version) == ("cucb_bad", "")
+
+
 def test_what_a_plugin_prints_is_not_a_result(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
     install("cucb-loud", GREEDY + "\n    print('hello')")
     assert ("policy", "greedy") in plugins.load().table
@@ -217,6 +320,13 @@ def test_values_that_a_constructor_refuses_are_the_users_mistake(install: Instal
     picky = "        def __init__(self, a=1):\n            if a > 2: raise ValueError('a too big')\n"
     install("cucb-picky", GREEDY.replace("        def index", picky + "        def index"))
     with pytest.raises(OptionError, match="policy greedy refuses its options: a too big"):
+        plugins.load().make("policy", "greedy", {"a": "3"})
+
+
+def test_refusal_without_a_message_has_its_type(install: Install) -> None:
+    picky = "        def __init__(self, a=1):\n            assert a < 2\n"
+    install("cucb-picky", GREEDY.replace("        def index", picky + "        def index"))
+    with pytest.raises(OptionError, match=r"policy greedy refuses its options: AssertionError$"):
         plugins.load().make("policy", "greedy", {"a": "3"})
 
 
@@ -308,6 +418,65 @@ def test_option_is_parsed_by_the_type_of_its_parameter(text: str, key: str, valu
 def test_option_without_annotation_has_the_type_of_its_default() -> None:
     made = STRATEGIES.make("policy", "undecorated", {"power": "3", "required": "1"})
     assert (made.power, made.required) == (3, 1.0)
+
+
+def test_annotation_that_cannot_be_resolved_gives_way_to_the_default(install: Install) -> None:
+    fields = """
+        count: int = 1
+        share: Nope = 0.5
+        limit: Nope | None = None
+    """
+    source = "from __future__ import annotations\nfrom dataclasses import dataclass\n" + textwrap.dedent(
+        GREEDY
+    )
+    source = source.replace("class Greedy", "@dataclass\nclass Greedy")
+    source = source.replace(
+        "    def index", f"{textwrap.indent(textwrap.dedent(fields), '    ')}    def index"
+    )
+    install("cucb-typed", source)
+    found = plugins.load()
+    made = found.make("policy", "greedy", {"count": "2", "share": "1"})
+    assert (made.count, made.share) == (2, 1.0)
+    with pytest.raises(OptionError, match="greedy: share is 'much'; expected float"):
+        found.make("policy", "greedy", {"share": "much"})
+    with pytest.raises(PluginError) as caught:
+        found.make("policy", "greedy", {"limit": "3"})
+    assert str(caught.value) == (
+        "cucb_typed.Greedy annotates limit as 'Nope | None', which cannot be resolved; expected a name that "
+        "its module has at run time: import it outside TYPE_CHECKING"
+    )
+
+
+def test_annotation_of_an_inherited_option_is_of_the_module_that_wrote_it(install: Install) -> None:
+    base = """
+        from __future__ import annotations
+        from dataclasses import dataclass
+        from typing import Literal
+        from clusterucb.policies import Random
+
+        @dataclass
+        class Base(Random):
+            how: Literal["fast", "slow"] = "fast"
+    """
+    install("cucb-base", base, "cucb_base")
+    install(
+        "cucb-derived",
+        """
+        from dataclasses import dataclass
+        import cucb_base
+        from clusterucb.hookspecs import hookimpl
+
+        @dataclass
+        class Derived(cucb_base.Base):
+            more: int = 1
+
+        @hookimpl
+        def clusterucb_policies():
+            return {"derived": Derived}
+        """,
+    )
+    with pytest.raises(OptionError, match=r"policy derived: how is 'idle'; expected typing\.Literal"):
+        plugins.load().make("policy", "derived", {"how": "idle"})
 
 
 @pytest.mark.parametrize(

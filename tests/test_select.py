@@ -57,6 +57,10 @@ def results(folder):
     return {name: (folder / name).read_bytes() for name in RESULTS}
 
 
+def valid_lines(path):
+    return [line for line in path.read_text().splitlines() if line.startswith("{") and '"id"' in line]
+
+
 def test_the_best_of_what_was_drawn_are_written_as_they_came(job, tmp_path):
     result = cu.select(**arguments(job, tmp_path / "run"))
     scores = read_rows(result.out / "scores.jsonl")
@@ -71,6 +75,30 @@ def test_the_best_of_what_was_drawn_are_written_as_they_came(job, tmp_path):
     assert [json.loads(line)["id"] for line in written] == result.ids
     assert set(written) <= set((job / "pool.jsonl").read_bytes().splitlines())
     assert results(result.out) == results(job / "done")
+
+
+def test_other_rules_decide_what_is_selected(job, tmp_path):
+    rules = {"aggregate": "standardized", "select_by": "round-robin", "max_per_source": 2}
+    result = cu.select(**arguments(job, tmp_path / "run", budget="40%", select=8, **rules))
+    scores = read_rows(result.out / "scores.jsonl")
+    fitted = json.loads((result.out / "manifest.json").read_text())["outcome"]["standardized"]
+    for line in scores:
+        z = [(score - fitted[topic][0]) / fitted[topic][1] for topic, score in line["subtasks"].items()]
+        assert line["score"] == pytest.approx(max(z))
+    taken, sources = [], {row["id"]: row["source"] for row in read_rows(result.out / "selected.jsonl")}
+    assert sorted(sources.values()) == sorted([*TOPICS] * 2)
+    for turn in range(
+        8
+    ):  # each subtask in turn takes its best of what is left, of sources with less than two
+        topic = sorted(TOPICS)[turn % len(TOPICS)]
+        pool = {row["id"]: row["source"] for row in map(json.loads, valid_lines(job / "pool.jsonl"))}
+        left = [
+            line
+            for line in scores
+            if line["id"] not in taken and [pool[one] for one in taken].count(pool[line["id"]]) < 2
+        ]
+        taken.append(max(left, key=lambda line: line["subtasks"][topic])["id"])
+    assert set(taken) == set(result.ids)
 
 
 def test_every_pass_is_counted(job):

@@ -271,7 +271,10 @@ def list_plugins(
             for kind in KINDS
             for strategy in installed.of_kind(kind)
         ]
-        broken = [{"package": plugin.provider, "reason": plugin.reason} for plugin in installed.broken]
+        broken = [
+            {"package": plugin.provider, "version": plugin.version, "reason": plugin.reason}
+            for plugin in installed.broken
+        ]
         _print_json({"strategies": strategies, "broken": broken})
         return
     table = Table(
@@ -287,9 +290,8 @@ def list_plugins(
     console = Console(highlight=False, emoji=False)
     console.print(table)
     for plugin in installed.broken:
-        console.print(
-            Text(f"{plugin.provider} could not be loaded: {plugin.reason}", style="red"), soft_wrap=True
-        )
+        package = f"{plugin.provider} {plugin.version}".rstrip()
+        console.print(Text(f"{package} could not be loaded: {plugin.reason}", style="red"), soft_wrap=True)
 
 
 @plugins.command(name="new")

@@ -24,7 +24,9 @@ After ``pip install``, ``clusterucb select ... --policy greedy`` works. `cluster
 should pass; ``plugins/README.md`` leads from nothing to a published package.
 
 Public beside the hooks is what strategies are written with: what `clusterucb.policies`, `clusterucb.clusterers`,
-`clusterucb.features`, `clusterucb.testing` and `clusterucb` itself list in ``__all__``, and `clusterucb.errors`.
+`clusterucb.features`, `clusterucb.testing` and `clusterucb` itself list in ``__all__``, `clusterucb.errors`,
+and ``clusterucb.plugins.load().make(kind, name, options)``, which makes an installed strategy as the command
+line does.
 """
 
 from __future__ import annotations
@@ -48,7 +50,14 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def clusterucb_clusterers() -> dict[str, type[Clusterer]]:
-    """Return clusterers by name.
+    """Return clusterers by name: what groups the pool into the arms.
+
+    Required of a class is ``fit_predict(pool, rng) -> i64[N]``, the cluster of each of the pool's N rows:
+    0..K-1, or -1 for noise. ``pool.matrix()`` is the features, f32[N, k].
+
+    Returns:
+        A dictionary from the name that the command line uses to a class derived from `clusterucb.Clusterer`;
+        never an empty one.
 
     Example:
         >>> class Halves(Clusterer):
@@ -63,7 +72,15 @@ def clusterucb_clusterers() -> dict[str, type[Clusterer]]:
 
 @hookspec
 def clusterucb_policies() -> dict[str, type[Policy]]:
-    """Return policies by name.
+    """Return policies by name: what decides which rows are drawn next.
+
+    Required of a class is ``ask(n, available, rng) -> i64[min(n, available.sum())]``, distinct rows where
+    ``available``, bool[N], is true. A class derived from `clusterucb.policies.IndexPolicy` has that already,
+    and needs ``index(arms, rng) -> f64[K]``: the arm with the largest value is drawn from next.
+
+    Returns:
+        A dictionary from the name that the command line uses to a class derived from `clusterucb.Policy`;
+        never an empty one.
 
     Example:
         >>> class Greedy(IndexPolicy):
@@ -78,7 +95,14 @@ def clusterucb_policies() -> dict[str, type[Policy]]:
 
 @hookspec
 def clusterucb_features() -> dict[str, type[Feature]]:
-    """Return features by name.
+    """Return features by name: what the pool is clustered by.
+
+    Required of a class is ``compute(batch) -> {block: f32[m, k]}``, named blocks of finite numbers with a
+    row for each of the batch's m samples, which does not depend on the other samples.
+
+    Returns:
+        A dictionary from the name that the command line uses to a class derived from `clusterucb.Feature`;
+        never an empty one.
 
     Example:
         >>> class Length(Feature):

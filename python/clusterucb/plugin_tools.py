@@ -6,6 +6,7 @@ sees at once that everything is wired, and replaces a method.
 
 from __future__ import annotations
 
+import ast
 import keyword
 import re
 import sys
@@ -46,20 +47,12 @@ def create(name: str, kind: str, folder: Path = Path()) -> list[Path]:
         )
     package = folder / name
     _check_name(name, kind, package)
-    module = name.replace("-", "_")
-    words = {
-        "name": name,
-        "kind": kind,
-        "module": module,
-        "cls": _class_name(name),
-        "suite": f"{kind.capitalize()}Suite",
-        "release": ".".join(__version__.split(".")[:2]),
-        "option": {"policy": "-p bonus=0.2", "clusterer": "-c n_clusters=5", "feature": ""}[kind],
-        "flag": "features" if kind == "feature" else kind,
-    }
+    words = _words(name, kind)
+    module = words["module"]
     files = {
         "pyproject.toml": _PYPROJECT,
         "README.md": _README,
+        "CHANGELOG.md": _CHANGELOG,
         f"src/{module}/__init__.py": _SOURCES[kind],
         f"tests/test_{module}.py": _TEST,
     }
@@ -128,6 +121,31 @@ def _class_name(name: str) -> str:
     return "".join(part.capitalize() for part in name.split("-"))
 
 
+def _words(name: str, kind: str) -> dict[str, str]:
+    """Return what the templates' placeholders stand for."""
+    return {
+        "name": name,
+        "kind": kind,
+        "module": name.replace("-", "_"),
+        "cls": _class_name(name),
+        "suite": f"{kind.capitalize()}Suite",
+        "release": ".".join(__version__.split(".")[:2]),
+        "option": {"policy": "-p bonus=0.2", "clusterer": "-c n_clusters=5", "feature": ""}[kind],
+        "flag": "features" if kind == "feature" else kind,
+    }
+
+
+def _imported() -> set[str]:
+    """Return the names that a package imports, or that its author may want to, and so cannot have itself."""
+    names = {base.__name__ for base in plugins.KINDS.values()}
+    for kind, source in _SOURCES.items():
+        for template in (source, _TEST):
+            for node in ast.walk(ast.parse(Template(template).substitute(_words("x", kind)))):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    names |= {alias.asname or alias.name for alias in node.names}
+    return names - {_class_name("x")}  # what a test imports is the package's own
+
+
 def _check_name(name: str, kind: str, package: Path) -> None:
     module = name.replace("-", "_")
     if not _NAME.fullmatch(name) or keyword.iskeyword(module) or keyword.iskeyword(_class_name(name)):
@@ -135,6 +153,12 @@ def _check_name(name: str, kind: str, package: Path) -> None:
             f"the name is {name!r}; expected lower-case letters, digits and -, beginning with a letter, and no "
             "word of Python's own, such as my-policy"
         )
+    for taken in sorted(_imported()):
+        if taken.lower() == module.replace("_", ""):
+            raise OptionError(
+                f"the name is {name!r}, but {taken} is a name that packages import; use another name, such "
+                f"as my-{name}"
+            )
     if package.exists():
         raise OptionError(f"{package} exists; expected a name whose folder is still to be made")
     if module in sys.stdlib_module_names or find_spec(module) is not None:
@@ -179,6 +203,14 @@ pytest
 clusterucb plugins check $name
 clusterucb select pool.jsonl --target dev.jsonl --model path/to/model --out runs/a --$flag $name $option
 ```
+"""
+
+_CHANGELOG = """\
+# Changelog
+
+## 0.1.0 (unreleased)
+
+- The $kind `$name`.
 """
 
 _TEST = """\

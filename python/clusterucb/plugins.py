@@ -10,10 +10,11 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 import msgspec
@@ -34,6 +35,12 @@ _HOOKS = {
     "clusterer": "clusterucb_clusterers",
     "policy": "clusterucb_policies",
     "feature": "clusterucb_features",
+}
+
+_UNNAMED: dict[Any, str] = {
+    inspect.Parameter.POSITIONAL_ONLY: "{}, /",
+    inspect.Parameter.VAR_POSITIONAL: "*{}",
+    inspect.Parameter.VAR_KEYWORD: "**{}",
 }
 
 
@@ -74,10 +81,17 @@ class Strategy:
 
 @dataclass(frozen=True)
 class Broken:
-    """A plugin that could not be used, and why."""
+    """A plugin that could not be used, and why.
+
+    Attributes:
+        provider: the package (or module) that provides it.
+        reason: what went wrong, on one line.
+        version: the package's; empty for a module.
+    """
 
     provider: str
     reason: str
+    version: str = ""
 
 
 @dataclass(frozen=True)
@@ -96,6 +110,7 @@ class Strategies:
 
         Raises:
             OptionError: no such strategy, no such option, or a value of the wrong type.
+            PluginError: the type of an option cannot be known.
         """
         strategy = self.table.get((kind, name))
         if strategy is None:
@@ -122,7 +137,8 @@ class Strategies:
         except ClusterUCBError:
             raise
         except Exception as error:  # the constructor's own way to refuse a value
-            raise OptionError(f"{kind} {name} refuses its options: {one_line(error):.300}") from error
+            why = one_line(error) or type(error).__name__
+            raise OptionError(f"{kind} {name} refuses its options: {why:.300}") from error
 
 
 def load(discover: Callable[[], list[EntryPoint]] | None = None) -> Strategies:
@@ -143,7 +159,8 @@ def load(discover: Callable[[], list[EntryPoint]] | None = None) -> Strategies:
             with redirect_stdout(sys.stderr):  # standard output is for results
                 table.update(_strategies(point, provider, table))
         except (Exception, SystemExit) as error:  # whatever a plugin raises, the others still load
-            broken.append(Broken(provider, f"{type(error).__name__}: {one_line(error)}"))
+            reason = f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
+            broken.append(Broken(provider, reason, _version(point)))
     return Strategies(table, tuple(broken))
 
 
@@ -151,10 +168,16 @@ def _built_in_first(point: EntryPoint) -> tuple[bool, str]:
     return (point.dist is None or point.dist.name != "clusterucb", point.value)
 
 
+def _version(point: EntryPoint) -> str:
+    return (point.dist.version if point.dist else "") or ""
+
+
 def _check_version(point: EntryPoint) -> None:
     """Refuse a plugin that asks for another clusterucb: an installation without dependencies lets it through."""
     for text in (point.dist.requires if point.dist else None) or ():
         requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue  # of an extra, or for other machines
         ours = canonicalize_name(requirement.name) == hookspecs.PROJECT
         if ours and not requirement.specifier.contains(__version__, prereleases=True):
             raise PluginError(
@@ -167,24 +190,56 @@ def _strategies(
     point: EntryPoint, provider: str, table: Mapping[tuple[str, str], Strategy]
 ) -> dict[tuple[str, str], Strategy]:
     """Return what one plugin provides; an error in any of it refuses all of it."""
+    found = {}
+    for kind, hook, strategies in _returned(point):
+        if not isinstance(strategies, Mapping) or not strategies:
+            raise PluginError(
+                f"hook {hook} returned {strategies!r:.100}; expected a dictionary of classes by name: "
+                f'return {{"my-{kind}": My{kind.capitalize()}}}'
+            )
+        for name, factory in strategies.items():
+            _check(kind, name, factory, provider, table)
+            found[kind, name] = Strategy(kind, name, factory, provider, _version(point))
+    return found
+
+
+def _returned(point: EntryPoint) -> Iterator[tuple[str, str, object]]:
+    """Yield the kind, the hook and what it returns for each hook of a plugin.
+
+    Each is called by itself: pluggy leaves out those that return None, where an author forgot the ``return``.
+    """
     manager = pluggy.PluginManager(hookspecs.PROJECT)  # its own: no plugin sees another's mistakes
     manager.add_hookspecs(hookspecs)
     plugin = point.load()
     manager.register(plugin)
-    manager.check_pending()
+    try:
+        manager.check_pending()
+    except pluggy.PluginValidationError as error:
+        unknown = [hook for hook, caller in vars(manager.hook).items() if not caller.has_spec()]
+        hints = (did_you_mean(hook, _HOOKS.values()) for hook in unknown)
+        raise PluginError(f"{one_line(error)}.{''.join(hints)}") from error
     if not manager.get_hookcallers(plugin):
         raise PluginError(
             f"{point.value} implements no hook; expected one or more of {', '.join(_HOOKS.values())}, each "
             "marked with clusterucb.hookspecs.hookimpl"
         )
-    found = {}
+    for name in dir(plugin):
+        if name.startswith(f"{hookspecs.PROJECT}_"):
+            _check_marked(name, getattr(plugin, name, None), manager.parse_hookimpl_opts(plugin, name))
     for kind, hook in _HOOKS.items():
-        for strategies in getattr(manager.hook, hook)():
-            for name, factory in strategies.items():
-                _check(kind, name, factory, provider, table)
-                version = point.dist.version if point.dist else ""
-                found[kind, name] = Strategy(kind, name, factory, provider, version)
-    return found
+        for implementation in getattr(manager.hook, hook).get_hookimpls():
+            yield kind, hook, implementation.function()
+
+
+def _check_marked(name: str, value: object, mark: object) -> None:
+    """Refuse what is named as a hook is, but would not be called."""
+    looks_like_one = inspect.isroutine(value) or name in _HOOKS.values()
+    if looks_like_one and mark is None and value is not getattr(hookspecs, name, None):
+        hint = "" if name in _HOOKS.values() else did_you_mean(name, _HOOKS.values())
+        raise PluginError(
+            f"{name} is named like a hook, but is no function marked with clusterucb.hookspecs.hookimpl; "
+            f"mark it, or rename it if it is no hook.{hint}"
+        )
 
 
 def _check(
@@ -201,7 +256,13 @@ def _check(
     if inspect.isabstract(factory):
         missing = sorted(getattr(factory, "__abstractmethods__", ()))
         raise PluginError(f"{kind} {name!r} does not define {', '.join(missing)}")
-    inspect.signature(factory)  # raises where the constructor's options cannot be known
+    # A signature raises where the constructor's options cannot be known.
+    for option in inspect.signature(factory).parameters.values():
+        if (form := _UNNAMED.get(option.kind)) is not None:
+            raise PluginError(
+                f"the constructor of {kind} {name!r} takes {form.format(option.name)}; expected named "
+                "hyper-parameters: write each of them out"
+            )
     if (other := table.get((kind, name))) is not None:
         raise PluginError(
             f"{kind} {name!r} is already provided by {other.provider}; {provider} must rename its own"
@@ -237,8 +298,7 @@ def describe(strategy: object) -> dict[str, Any]:
 
 def _parse(what: str, text: str, factory: type, parameter: inspect.Parameter) -> object:
     """Convert ``text`` to the type of a constructor's parameter (its annotation, or its default's type)."""
-    hints = get_type_hints(factory.__init__)  # type: ignore[misc]
-    expected = hints.get(parameter.name, type(parameter.default))
+    expected = _type_of(factory, parameter)
     if text.lower() == "none" and type(None) in get_args(expected):
         return None
     try:
@@ -246,3 +306,21 @@ def _parse(what: str, text: str, factory: type, parameter: inspect.Parameter) ->
     except msgspec.ValidationError as error:
         name = getattr(expected, "__name__", str(expected)) if isinstance(expected, type) else str(expected)
         raise OptionError(f"{what} is {text!r}; expected {name}") from error
+
+
+def _type_of(factory: type, parameter: inspect.Parameter) -> Any:
+    """Return the type of a parameter: its annotation, or its default's type where that cannot be resolved."""
+    default = parameter.default
+    if parameter.annotation is parameter.empty:
+        return type(default)
+    annotated = SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
+    for base in factory.__mro__:  # a field may be inherited, and its annotation written for another module
+        with suppress(Exception):  # an annotation may be any expression, and raise anything
+            return get_type_hints(annotated, vars(sys.modules[base.__module__]))[parameter.name]
+    if isinstance(default, bool | int | float | str):
+        return type(default)
+    raise PluginError(
+        f"{factory.__module__}.{factory.__qualname__} annotates {parameter.name} as "
+        f"{parameter.annotation!r}, which cannot be resolved; expected a name that its module has at run "
+        "time: import it outside TYPE_CHECKING"
+    )
