@@ -1,9 +1,10 @@
-"""Time the engine and a policy without any scoring: what a draw costs beside its gradient.
+"""Time the engine and a policy without any scoring: what a draw costs beside its gradient, and a whole replay.
 
     python benchmarks/bench_engine.py [--json FILE] [--policies ucb,random] [--sizes 10000,100000,1000000]
 
 Scores are looked up, 1,000 arms, batches of 64. A row is the time of a draw over 50 microseconds, which is what it
-may take; a gradient takes a thousand times as long. What does not depend on the number of draws (sorting the pool into
+may take; a gradient takes a thousand times as long. A replay of 5,000 rows with 577 features, clustering included, may
+take a second. What does not depend on the number of draws (sorting the pool into
 arms, the cold start) is left out: a search with half the draws is subtracted.
 """
 
@@ -22,6 +23,7 @@ from clusterucb import plugins
 ALLOWED = 50e-6  # seconds a draw
 N_ARMS = 1000
 N_DRAWS = 6400
+N_REPLAYED, WIDTH = 5000, 577
 
 
 def seconds(policy: cu.Policy, scores: np.ndarray, labels: np.ndarray, draws: int) -> float:
@@ -41,6 +43,26 @@ def seconds(policy: cu.Policy, scores: np.ndarray, labels: np.ndarray, draws: in
     taken = time.perf_counter() - began
     assert found.n_scored == budget == len(set(found.drawn_rows.tolist())), "the budget was not kept"
     return taken
+
+
+def replay_seconds(policy: cu.Policy, seed: int) -> float:
+    """Return the time of a replay with the default clusters, at a budget of 20 %."""
+    rng = np.random.default_rng(seed)
+    topic = rng.integers(100, size=N_REPLAYED)
+    features = rng.normal(size=(100, WIDTH))[topic] + rng.normal(size=(N_REPLAYED, WIDTH))
+    scores = rng.normal(size=100)[topic] + rng.normal(size=N_REPLAYED)
+    began = time.perf_counter()
+    cu.search(
+        features.astype(np.float32),
+        scores.__getitem__,
+        clusterer=cu.KMeans(),
+        policy=policy,
+        budget=N_REPLAYED // 5,
+        n_select=N_REPLAYED // 20,
+        batch_size=8,
+        seed=seed,
+    )
+    return time.perf_counter() - began
 
 
 def main() -> None:
@@ -69,6 +91,11 @@ def main() -> None:
             case = f"{name} K={N_ARMS} batch=64 N={size}"
             rows.append({"case": case, "ratio_to": "50 us a draw", "ratio": float(f"{a_draw / ALLOWED:.3g}")})
             print(f"{case:45} {1e6 * a_draw:7.1f} us a draw", flush=True)
+        whole = float(np.median([replay_seconds(policy, seed) for seed in range(options.rounds)]))
+        rows.append(
+            {"case": f"replay {name} N={N_REPLAYED}", "ratio_to": "1 s", "ratio": float(f"{whole:.3g}")}
+        )
+        print(f"{rows[-1]['case']:45} {whole:7.2f} s", flush=True)
     if options.json:
         options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 

@@ -163,7 +163,7 @@ def compare(
     target: Annotated[list[Path], Parameter(negative=(), consume_multiple=True)],
     model: str,
     out: Path,
-    strategies: Annotated[str, Parameter(group=_STRATEGIES)] = "random,rds,cluster-mean,ucb",
+    strategies: Annotated[str, Parameter(group=_STRATEGIES)] = "random,rds@hidden,cluster-mean,ucb",
     budgets: Annotated[str, Parameter(group=_OPTIONS)] = "5%,10%,20%",
     seeds: Annotated[Whole, Parameter(group=_OPTIONS)] = 5,
     scores: Annotated[Path | None, Parameter(group=_OPTIONS)] = None,

@@ -11,6 +11,17 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
+__all__ = [
+    "ClusterUCBError",
+    "ClusterUCBWarning",
+    "InputError",
+    "ModelError",
+    "OptionError",
+    "PluginError",
+    "RunError",
+    "did_you_mean",
+]
+
 
 class ClusterUCBError(Exception):
     """Base class of everything that clusterucb raises on purpose."""
