@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import clusterucb as cu
 from clusterucb import plugins
 from clusterucb.comparison import Rules, Truth, by_source, overlaps, replay, spread
+from clusterucb.comparison_report import Comparison, show
 from clusterucb.contenders import contender, split
 from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, RunError
 from clusterucb.scorer import Scorer
@@ -293,6 +296,21 @@ def test_specifications_name_policy_clusterer_features_and_options():
 def test_wrong_specifications_are_refused(spec, message):
     with pytest.raises(OptionError, match=message):
         contender(spec, plugins.load())
+
+
+def test_table_stands_on_a_narrow_screen(job):
+    content = json.loads((job / "first.json").read_text())
+    screen = Console(width=80, file=io.StringIO())
+    show(Comparison(content, job), screen)
+    lines = screen.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[1].split() == ["strategy", "10%", "40%", "100%", "cost", "time", "own"]
+    for one in content["strategies"]:
+        (line,) = (line for line in lines if line.startswith(f"{one['name']:.14} "[:14]))
+        for point in one["points"]:
+            spread = f"{point['recall']['std']:.2f}".removeprefix("0")
+            assert f"{point['recall']['mean']:.2f} ±{spread}" in line
+        assert f"{one['points'][-1]['cost']:.3f} " in line
 
 
 # Measures -------------------------------------------------------------------------------------------------

@@ -172,24 +172,31 @@ def show(comparison: Comparison, console: Console) -> None:
     )
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("strategy", overflow="fold")
-    for title in (*(f"at {budget}" for budget in budgets), "cost", "time", "own time"):
+    for title in (*budgets, "cost", "time", "own"):
         table.add_column(title, justify="right", no_wrap=True)
     for one in sorted(content["strategies"], key=lambda one: -one["points"][-1]["recall"]["mean"]):
-        points = {point["budget"]: point for point in one["points"]}
-        cells = [
-            f"{points[budget]['recall']['mean']:.2f} ± {points[budget]['recall']['std']:.2f}"
-            if budget in points
-            else ""
-            for budget in budgets
-        ]
+        recalls = {point["budget"]: point["recall"] for point in one["points"]}
+        cells = [_short(**recalls[budget]) if budget in recalls else "" for budget in budgets]
         last = one["points"][-1]
-        times = (f"{last['total_seconds']:.0f} s", f"{last['seconds']:.2f} s")
+        times = (_rounded(last["total_seconds"]), f"{last['seconds']:.2f} s")
         table.add_row(Text(one["name"]), *cells, f"{last['cost']:.3f}", *times)
     console.print(table)
     console.print(
         "Cost and time are those at the largest budget, with every pass counted: features, warm-up, target, draws. "
-        "Cost is in gradients of every pool sample; own time is the strategy's, without gradients."
+        "Cost is in gradients of every pool sample; own is the strategy's time, without gradients."
     )
     console.print(
         Text.assemble("Written to ", (str(comparison.out / "comparison.html"), "bold")), soft_wrap=True
     )
+
+
+def _short(mean: float, std: float, **_: object) -> str:
+    return f"{mean:.2f} ±{std:.2f}".replace("±0.", "±.")
+
+
+def _rounded(seconds: float) -> str:
+    """Return a time in two or three digits: half a minute, or days."""
+    for size, unit in ((1, "s"), (60, "min"), (3600, "h")):
+        if seconds < 100 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.1f} d"
