@@ -3,9 +3,9 @@
     python benchmarks/bench_engine.py [--json FILE] [--policies ucb,random] [--sizes 10000,100000,1000000]
 
 Scores are looked up, 1,000 arms, batches of 64. A row is the time of a draw over 50 microseconds, which is what it
-may take; a gradient takes a thousand times as long. A replay of 5,000 rows with 577 features, clustering included, may
-take a second. What does not depend on the number of draws (sorting the pool into
-arms, the cold start) is left out: a search with half the draws is subtracted.
+may take; a gradient takes a thousand times as long. What does not depend on the number of draws (sorting the pool into
+arms, the cold start) is left out: a search with half the draws is subtracted. A replay of 5,000 rows with 577 features,
+clustering included, may take a second.
 """
 
 from __future__ import annotations
