@@ -21,7 +21,7 @@ from clusterucb.ledger import Ledger
 
 def recorded(run: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return a run's feature blocks, each f32[N, k], and for each subtask the scores f64[N] of all samples."""
-    shards = [load_file(path) for path in sorted(run.glob("features-*.safetensors"))]
+    shards = [load_file(path) for path in sorted(run.glob("features-[0-9]*.safetensors"))]
     features = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
     n_samples = len(next(iter(features.values())))
     subtasks = json.loads((run / "manifest.json").read_text())["subtasks"]

@@ -327,7 +327,68 @@ class SimilarByNothing(Embedding):
     similar_by = ("embeddings",)
 
 
+class LongestWord(Length):
+    """A good feature that learns from the pool: lengths as shares of the longest."""
+
+    fit_samples = 100
+
+    def fit(self, batch):
+        return {"longest": np.array([max(len(sample) for sample in batch.encoded)])}
+
+    def values(self, batch):
+        return super().values(batch) / batch.fitted["longest"].astype(np.float32)
+
+
+class FitsAList(LongestWord):
+    def fit(self, batch):
+        return [len(batch.samples)]
+
+    def values(self, batch):
+        return super(LongestWord, self).values(batch)
+
+
+class FitsWords(FitsAList):
+    def fit(self, batch):
+        return {"source": [sample.source for sample in batch.samples]}
+
+
+class FitsAnew(LongestWord):
+    """Numbers what it has learnt."""
+
+    _fits = 0
+
+    def fit(self, batch):
+        self._fits += 1
+        return {**super().fit(batch), "number": self._fits}
+
+
+class RemembersFit(LongestWord):
+    """Keeps what it has learnt."""
+
+    def fit(self, batch):
+        self._longest = super().fit(batch)["longest"]
+
+    def values(self, batch):
+        return super(LongestWord, self).values(batch) / self._longest.astype(np.float32)
+
+
+class FitsByAPass(LongestWord):
+    forward_passes = 1
+
+    def fit(self, batch):
+        import torch
+
+        with torch.inference_mode():
+            batch.model(torch.tensor([[1, 2]]))
+        return super().fit(batch)
+
+
 FEATURES = [
+    (FitsAList, "fit returns named arrays"),
+    (FitsWords, "fit returns named arrays"),
+    (FitsAnew, "fit gives the same for the same samples"),
+    (RemembersFit, "what fit returned is all that is needed"),
+    (FitsByAPass, "fit makes no pass"),
     (Nothing, "compute returns named blocks"),
     (BareArray, "compute returns named blocks"),
     (OneDimension, "every block has a row for each sample"),

@@ -1,7 +1,16 @@
 from __future__ import annotations
 
+import os
+import tempfile
+
 from hypothesis import settings
 
 # The same examples on every machine, and no deadline: a slow machine is not a failure.
 settings.register_profile("clusterucb", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("clusterucb")
+
+# Before any test imports or runs anything: no test may use, or fill, the user's cache. Features are not kept
+# either, or what a test counts would depend on the tests before it; tests of the cache switch it on.
+_cache = tempfile.TemporaryDirectory(prefix="clusterucb-tests-")
+os.environ["CLUSTERUCB_CACHE"] = _cache.name
+os.environ["CLUSTERUCB_CACHE_LIMIT"] = "0"

@@ -124,6 +124,8 @@ def test_hidden_states_are_weighted_means_over_content(model):
         state = states[max(round(n_layers / 2), 1)][0].numpy()
         weight = np.where(sample.content, np.arange(1, len(sample) + 1), 0.0)
         expected = np.average(state, axis=0, weights=weight) if weight.any() else state[-1]
+        limit = 10 * np.median(np.abs(expected))
+        expected = np.clip(expected, -limit, limit)
         np.testing.assert_allclose(row, expected, rtol=1e-5, atol=1e-6)
 
 

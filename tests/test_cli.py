@@ -89,7 +89,7 @@ def test_strategies_and_their_options_are_named(command, capsys):
         (["-p", "beta"], "-p is 'beta'; expected key=value"),
         (["-p", "beta=1", "-p", "beta=2"], "-p gives 'beta' twice"),
         (["-c", "n_clusters=many"], "clusterer kmeans: n_clusters is 'many'; expected int | None"),
-        (["--features", "dense"], "there is no feature 'dense'; installed: embedding"),
+        (["--features", "dense"], "there is no feature 'dense'; installed: column"),
         (["--adapter", "nowhere"], "there is no nowhere/adapter_config.json"),
         (["--target", "none.jsonl"], "none.jsonl"),
         (["--device", "abacus"], "--device is 'abacus'"),
@@ -177,6 +177,24 @@ def test_help_and_version(capsys):
     from clusterucb import __version__
 
     assert capsys.readouterr().out.strip() == __version__
+
+
+def test_the_help_names_every_environment_variable_that_is_read(capsys):
+    root = Path(cli.__file__).parents[2]
+    sources = [*(root / "python").rglob("*.py"), *(root / "csrc").rglob("*.cpp")]
+    read = {
+        name
+        for path in sources
+        for name in re.findall(r"(?:environ(?:\.get\(|\[)|getenv\()\s*\"([A-Z_]+)\"", path.read_text())
+    }
+    assert "CLUSTERUCB_SIMD" in read
+    assert cli.run(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert not {name for name in read if name.startswith("CLUSTERUCB_") and name not in text}
+    assert max(map(len, text.splitlines())) <= 80
+    for command in ("select", "plugins", "completion"):
+        assert cli.run([command, "--help"]) == 0
+        assert "Environment variables" not in capsys.readouterr().out
 
 
 def test_plugins_lists_every_strategy_with_its_options(capsys):

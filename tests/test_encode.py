@@ -193,7 +193,7 @@ def test_a_blank_answer_has_no_label_beside_one_that_says_something() -> None:
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("answer", ["", " ", "\n\t "])
 def test_an_empty_answer_is_unusable(name: str, answer: str) -> None:
-    with pytest.raises(Unusable, match="the answer is empty"):
+    with pytest.raises(Unusable, match="empty answer"):
         ENCODERS[name](turns("Hi", answer))
 
 
@@ -206,7 +206,9 @@ def test_a_conversation_without_an_answer_is_unusable() -> None:
 
 
 def test_what_a_template_refuses_is_unusable_with_its_words() -> None:
-    with pytest.raises(Unusable, match="the chat template refuses it: no system turns") as refusal:
+    with pytest.raises(
+        Unusable, match="chat template: it refuses the conversation: no system turns"
+    ) as refusal:
         ENCODERS["gemma"](turns("Hi", "Hello.", system="Be brief."))
     assert refusal.value.reason == str(refusal.value)
     with pytest.raises(Unusable, match="must alternate"):
@@ -224,16 +226,16 @@ def changed(name: str, old: str, new: str) -> Encoder:
 def test_a_template_that_rewrites_contents_is_refused() -> None:
     encoder = changed("chatml", "m['content']", "m['content'] | replace('a', 'b')")
     assert labelled(encoder, encoder(turns("Hi", "Hello."))) == "Hello.<|im_end|>"
-    with pytest.raises(Unusable, match=r"the chat template rewrites turn 1 \(user\)"):
+    with pytest.raises(Unusable, match=r"chat template: it rewrites turn 1 \(user\)"):
         encoder(turns("What?", "Hello."))
 
 
 def test_a_template_that_leaves_a_turn_out_or_repeats_it_is_refused() -> None:
     silent = changed("chatml", "m['content']", "m['content'] if m['role'] != 'user'")
-    with pytest.raises(Unusable, match=r"the chat template writes turn 1 \(user\) 0 times"):
+    with pytest.raises(Unusable, match=r"chat template: it writes turn 1 \(user\) 0 times"):
         silent(turns("Hi", "Hello."))
     echoing = changed("chatml", "m['content']", "m['content'] * 2")
-    with pytest.raises(Unusable, match=r"the chat template writes turn 1 \(user\) 2 times"):
+    with pytest.raises(Unusable, match=r"chat template: it writes turn 1 \(user\) 2 times"):
         echoing(turns("Hi", "Hello."))
 
 
@@ -323,7 +325,7 @@ def test_thinking_that_the_template_takes_out_is_not_there() -> None:
     encoded = encoder(turns("Hi", f"{THOUGHT}Fine."))
     assert labelled(encoder, encoded) == "\n\nFine.</s>"
     assert "Hm." not in encoder._tokenizer.decode(encoded.tokens)
-    with pytest.raises(Unusable, match="the chat template or the tokenizer leaves nothing of the answer"):
+    with pytest.raises(Unusable, match="chat template: it, or the tokenizer, leaves nothing of the answer"):
         encoder(turns("Hi", THOUGHT))
 
 
@@ -420,6 +422,42 @@ def test_the_end_of_turn_is_no_control_in_a_content_though_the_tokenizer_does_no
 BARE = Shape(None, ("<s>", "</s>"), "</s>", bos="<s>", eos="</s>")
 
 
+@pytest.mark.parametrize("name", SHAPES)
+@given(text=TEXT.filter(lambda text: len(text.strip()) > 3))
+def test_a_plain_text_is_predicted_but_for_its_beginning(name: str, text: str) -> None:
+    tokenizer = SHAPES[name].tokenizer()
+    encoded = ENCODERS[name]([Message("text", text)])
+    expected = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    assert encoded.labels.tolist() == [False] + [True] * (len(encoded) - 1)
+    assert encoded.content.tolist() == [not begins] + [True] * (len(encoded) - 1)
+    special = {
+        str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special
+    }
+    assert not set(encoded.tokens[int(begins) :].tolist()) & (
+        set(special.values()) - {tokenizer.unk_token_id}
+    )
+    if not any(token in text for token in special):
+        assert encoded.tokens[int(begins) :].tolist() == expected
+
+
+def test_a_blank_or_tiny_text_is_unusable() -> None:
+    for text, reason in (
+        ("  \n", "empty answer: the text is blank"),
+        ("a", "too short: the text is one token"),
+    ):
+        with pytest.raises(Unusable, match=reason):
+            ENCODERS["chatml"]([Message("text", text)])
+
+
+def test_a_long_text_keeps_its_beginning() -> None:
+    encoded = Encoder(SHAPES["chatml"].tokenizer(), max_length=8)(
+        [Message("text", "one two three four five six seven")]
+    )
+    whole = ENCODERS["chatml"]([Message("text", "one two three four five six seven")])
+    assert encoded.tokens.tolist() == whole.tokens[:8].tolist()
+
+
 @given(prompt=TEXT, answer=SAID)
 def test_without_a_template_prompt_and_answer_stand_together_and_eos_ends_them(
     prompt: str, answer: str
@@ -456,12 +494,14 @@ def test_without_a_template_an_answer_alone_is_predicted_but_for_its_first_token
     "messages", [turns("Hi", "Hello.", "And you?", "Fine."), turns("Hi", "Hi.", system="Hm.")]
 )
 def test_without_a_template_a_conversation_is_unusable(messages: list[Message]) -> None:
-    with pytest.raises(Unusable, match="needs a chat template, and the tokenizer has none"):
+    with pytest.raises(
+        Unusable, match="chat template: the tokenizer has none, and a conversation of several turns needs one"
+    ):
         PLAIN(messages)
 
 
 def test_without_a_template_an_empty_answer_is_unusable() -> None:
-    with pytest.raises(Unusable, match="the answer is empty"):
+    with pytest.raises(Unusable, match="empty answer"):
         PLAIN(turns("Hi", " "))
 
 

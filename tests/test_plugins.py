@@ -21,8 +21,10 @@ import clusterucb.features
 import clusterucb.policies
 from clusterucb import hookspecs, plugins
 from clusterucb.clusterers import KMeans
+from clusterucb.contenders import contender
 from clusterucb.engine import search
 from clusterucb.errors import OptionError, PluginError
+from clusterucb.features import Concatenation, Hidden, Lexical
 from clusterucb.policies import UCB, IndexPolicy, Random
 
 HOOKS = [name for name in vars(hookspecs) if name.startswith("clusterucb_")]
@@ -534,3 +536,76 @@ def test_description_does_not_change_with_use() -> None:
     before = plugins.describe(policy)
     search([[0.0], [1.0]], lambda rows: rows * 1.0, clusterer=None, policy=policy, budget=2, n_select=1)
     assert plugins.describe(policy) == before
+
+
+# Joined features -----------------------------------------------------------------------------------------
+
+
+def test_features_are_joined_by_their_names_and_options_find_their_part() -> None:
+    found = plugins.load()
+    made = found.make("feature", "hidden + lexical", {"depth": "0.5", "lexical.dim": "8"})
+    assert made == Concatenation((Hidden(depth=0.5), Lexical(dim=8)))
+    assert found.options("feature", "hidden+lexical") == ["depth", "dim", "hidden.depth", "lexical.dim"]
+    assert found.options("feature", "lexical") == ["dim"]
+    assert found.options("feature", "hidden+none") == ["depth", "hidden.depth"]
+    described = plugins.describe(made)
+    assert described["options"]["parts"] == [plugins.describe(part) for part in made.parts]
+    assert described != plugins.describe(found.make("feature", "hidden+lexical", {"dim": "8"}))
+
+
+def test_what_is_made_by_name_can_be_named_again() -> None:
+    found = plugins.load()
+    made = found.make("feature", "lexical+hidden", {"dim": "8"})
+    assert found.named(made) == ("lexical+hidden", {"lexical.dim": 8, "hidden.depth": 0.15})
+    assert found.named(UCB(beta=2.0)) == ("ucb", {"beta": 2.0})
+    assert found.named(Concatenation((Hidden(depth=0.5), Hidden()))) is None  # no name tells them apart
+    assert found.named(Undecorated(required=0.5)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("hidden+lexcal", {}, r"there is no feature 'lexcal'; .* Did you mean 'lexical'\?"),
+        ("hidden+", {}, "there is no feature ''"),
+        ("hidden+hidden", {}, r"features hidden\+hidden name one of them twice; expected different ones"),
+        ("hidden+lexical", {"dept": "1"}, r"have no option 'dept'; their options: depth, .* mean 'depth'\?"),
+        ("hidden+lexical", {"ngrams.dim": "1"}, "have no option 'ngrams.dim'"),
+        ("hidden+lexical", {"hidden.dim": "1"}, "feature hidden has no option 'dim'"),
+        (
+            "hidden+lexical",
+            {"dim": "1", "lexical.dim": "1"},
+            r"lexical\.dim is given twice; expected it once",
+        ),
+        (
+            "ngrams+lexical",
+            {"dim": "1"},
+            r"dim is an option of several; expected ngrams\.dim or lexical\.dim",
+        ),
+    ],
+)
+def test_joined_features_that_cannot_be_made_are_explained(
+    name: str, options: dict[str, str], message: str
+) -> None:
+    found = plugins.load()
+    if "ngrams" in name and ("feature", "ngrams") not in found.table:
+        other = dataclass(type("Other", (Hidden,), {"__annotations__": {"dim": int}, "dim": 1}))
+        ngrams = plugins.Strategy("feature", "ngrams", other, "test")
+        found = plugins.Strategies({**found.table, ("feature", "ngrams"): ngrams}, ())
+    with pytest.raises(OptionError, match=message):
+        found.make("feature", name, options)
+
+
+def test_contenders_may_have_joined_features() -> None:
+    found = plugins.load()
+    expected = Concatenation((Hidden(), Lexical(dim=3)))
+    for spec in (
+        "ucb@hidden+lexical[dim=3]",
+        "ucb@kmeans@hidden+lexical[lexical.dim=3]",
+        "ucb@kmeans@hidden+lexical[features.lexical.dim=3]",
+    ):
+        one = contender(spec, found)
+        assert (one.features, one.clusterer, one.name) == (expected, KMeans(), spec)
+    with pytest.raises(OptionError, match="there is no feature 'lexcal'"):
+        contender("ucb@hidden+lexcal", found)
+    with pytest.raises(OptionError, match=r"has no option 'dimm'; .* Did you mean 'dim'"):
+        contender("ucb@hidden+lexical[dimm=3]", found)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bad_lines import BAD_LINES
 from clusterucb.errors import InputError
 from clusterucb.pool import Pool, overlap, read_pool, read_target
 
@@ -69,50 +70,14 @@ def test_content_hash_depends_on_the_messages_alone(pool_of) -> None:
     assert one.content_hash == other.content_hash != different.content_hash
 
 
-BAD_LINES = {
-    b"{": "not JSON: ",
-    b"{'a': 1}": "not JSON: ",
-    b'{"prompt": "q", "completion": NaN}': "not JSON: ",
-    b'{"prompt": "q", "completion": "\xff"}': "not JSON: 'utf-8' codec can't decode byte 0xff",
-    b'{"prompt": "q", "completion": "\xed\xa0\x80"}': "not JSON: 'utf-8' codec can't decode",
-    b'{"prompt": "q", "completion": "\\ud800\\u0041"}': "not JSON: ",  # half a surrogate pair
-    b'{"prompt": "q", "completion": "\\udc00"}': "not JSON: ",
-    b'{"prompt": "q", "completion": "\\ud800"}': "not JSON: ",
-    b'{"prompt": "q", "completion": "a", "\\ud800": 1}': "not JSON: ",
-    b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}": "not JSON: ",
-    b'{"id": ' + b"9" * 5000 + b', "prompt": "q", "completion": "a"}': "not JSON: ",
-    b'{"prompt": "q", "completion": "a"} x': "not JSON: ",
-    b"[1, 2]": "not a JSON object but a list",
-    b'"text"': "not a JSON object but a string",
-    b"5": "not a JSON object but a number",
-    b"true": "not a JSON object but true or false",
-    b"null": "not a JSON object but null",
-    b"{}": "neither `messages` nor `prompt` and `completion` among its keys (none)",
-    b'{"prompt": "q", "text": "t"}': "nor `prompt` and `completion` among its keys (`prompt`, `text`)",
-    b'{"prompt": 5, "completion": "a"}': "`prompt` is a number; expected a string",
-    b'{"prompt": "q", "completion": null}': "`completion` is null; expected a string",
-    b'{"messages": "hello"}': "`messages` is a string; expected a list of turns",
-    b'{"messages": []}': "`messages` is empty; expected a list of turns",
-    b'{"messages": ["hello"]}': "turn 1 of `messages` is not an object with `role` and `content`",
-    b'{"messages": [{"role": "user"}]}': "turn 1 of `messages` is not an object with `role` and `content`",
-    b'{"messages": [{"role": "bot", "content": "a"}]}': "turn 1 has role 'bot'; expected system, user, as",
-    b'{"messages": [{"role": ["user"], "content": "a"}]}': "turn 1 has role ['user']; expected system",
-    b'{"messages": [{"role": "assistant", "content": ["a"]}]}': "the content of turn 1 is a list; expected a",
-    b'{"messages": [{"role": "user", "content": "q"}]}': "no assistant turn",
-    b'{"id": 1.5, "prompt": "q", "completion": "a"}': "`id` is a number; expected a string or a whole number",
-    b'{"id": true, "prompt": "q", "completion": "a"}': "`id` is true or false; expected a string or a whole",
-    b'{"id": ["a"], "prompt": "q", "completion": "a"}': "`id` is a list; expected a string or a whole number",
-    b'{"source": 3, "prompt": "q", "completion": "a"}': "`source` is a number; expected a string",
-}
-
-
-@pytest.mark.parametrize(("line", "reason"), BAD_LINES.items(), ids=lambda text: repr(text[:50]))
+@pytest.mark.parametrize(("line", "reason"), BAD_LINES, ids=[repr(line[:50]) for line, _ in BAD_LINES])
 def test_bad_line_is_rejected_with_its_reason_and_stops_nothing(pool_of, line: bytes, reason: str) -> None:
     pool = pool_of(row("first"), line, row("last"))
     assert len(pool.samples) == 2
-    ((file, number, got),) = reasons(pool)
-    assert (file, number) == ("pool.jsonl", 2)
-    assert reason in got
+    (got,) = pool.rejected
+    assert (Path(got.file).name, got.line) == ("pool.jsonl", 2)
+    assert reason in got.reason
+    assert got.text == line.decode("utf-8", "replace")[:200]
 
 
 @given(st.lists(st.binary(max_size=60).filter(lambda line: b"\n" not in line), max_size=5))
@@ -158,27 +123,34 @@ def test_raw_is_the_line_as_it_was_read(pool_of) -> None:
     assert sample.raw == line
 
 
-def test_missing_file_folder_and_no_file_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot read .*nothing.jsonl: No such file.*expected a JSONL file"):
-        read_pool([tmp_path / "nothing.jsonl"])
-    with pytest.raises(InputError, match=r"cannot read .*: Is a directory"):
-        read_pool([tmp_path])
-    with pytest.raises(InputError, match="no target file given; expected one or more JSONL files"):
-        read_target([])
-
-
-def test_pool_without_a_good_sample_is_an_error_that_shows_the_first_reason(tmp_path: Path) -> None:
-    path = write(tmp_path / "pool.jsonl", [b"", b"[]", b"{}"])
+def test_pool_without_a_good_sample_is_an_error_that_counts_the_reasons(tmp_path: Path) -> None:
+    path = write(tmp_path / "pool.jsonl", [b"", b"{}", b"{", b"{}"])
     with pytest.raises(InputError) as caught:
         read_pool([path])
     message = str(caught.value)
-    assert "the pool has no usable sample: 2 lines read, all rejected" in message
-    assert f"(first: {path}:2: not a JSON object but empty); expected JSON objects with `messages`" in message
+    assert (
+        "the pool has no usable sample: 3 lines read, all rejected (2 no conversation, 1 not JSON; "
+        in message
+    )
+    assert f"first: {path}:2: no conversation: expected `messages`" in message
     write(path, [])
     with pytest.raises(
         InputError, match="the target has no usable sample: 0 lines read, all rejected; expected"
     ):
         read_target([path])
+
+
+def test_strict_stops_at_the_first_line_that_cannot_be_used(tmp_path: Path) -> None:
+    path = write(tmp_path / "pool.jsonl", [row("a"), b"{", b"["])
+    with pytest.raises(
+        InputError, match=r"pool.jsonl:2: not JSON: the line breaks off; mend the line, or leave"
+    ):
+        read_pool([path], strict=True)
+    write(path, [row("a"), row("b"), row("a")])
+    with pytest.raises(InputError, match=r"pool.jsonl:3: duplicate of .*pool.jsonl:1; mend"):
+        read_pool([path], strict=True)
+    write(path, [row("a"), row("b")])
+    assert len(read_pool([path], strict=True).samples) == 2
 
 
 # Order, ids and duplicates -------------------------------------------------------------------------------
@@ -239,7 +211,7 @@ def test_of_an_id_with_two_contents_the_same_is_kept_in_any_order(tmp_path: Path
         (sample,) = pool.samples
         ((_, line, reason),) = reasons(pool)
         assert line == 3 - sample.line
-        assert reason == f"id 'x' is also that of {sample.file}:{sample.line}, with other content"
+        assert reason == f"same id: 'x' is also that of {sample.file}:{sample.line}, with other content"
         kept.add(sample.content_hash)
     assert len(kept) == 1
 
@@ -317,7 +289,9 @@ def test_one_sample_may_serve_two_subtasks_but_only_once_each(tmp_path: Path) ->
 
 def test_bad_subtask_is_rejected_in_a_target_and_no_matter_in_a_pool(tmp_path: Path) -> None:
     path = write(tmp_path / "dev.jsonl", [row("a"), row("b", subtask=5)])
-    assert reasons(read_target([path])) == [("dev.jsonl", 2, "`subtask` is a number; expected a string")]
+    assert reasons(read_target([path])) == [
+        ("dev.jsonl", 2, "wrong type: `subtask` is a number; expected a string")
+    ]
     assert len(read_pool([path]).samples) == 2
 
 

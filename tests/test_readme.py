@@ -42,7 +42,7 @@ def test_commands_and_programs_run_in_order(folder):
             assert done.returncode == 0, f"{block}\n{done.stderr}"
             ran += 1
     assert ran >= 5
-    for name in "abcdef":
+    for name in "abcdefgh":
         assert (folder / "runs" / name / "selected.jsonl").read_bytes()
 
 

@@ -327,9 +327,12 @@ def test_rejected_lines_say_where_and_why(job):
     assert [line["line"] for line in rejected] == [41, 42, 43]
     assert all(line["file"] == str(job / "pool.jsonl") for line in rejected)
     reasons = [line["reason"] for line in rejected]
-    assert "neither `messages` nor `prompt` and `completion`" in reasons[0]
+    assert reasons[0].startswith("no conversation: expected `messages`")
     assert reasons[1].startswith("not JSON")
-    assert "empty" in reasons[2]
+    assert reasons[2] == "empty answer"
+    assert [line["text"] for line in rejected] == (job / "pool.jsonl").read_text().splitlines()[40:43]
+    manifest = json.loads((job / "done" / "manifest.json").read_text())
+    assert manifest["rejected"] == {"empty answer": 1, "no conversation": 1, "not JSON": 1}
 
 
 def test_a_sample_without_a_finite_gradient_is_listed_and_counted(job, tmp_path):
@@ -353,6 +356,7 @@ def test_a_sample_without_a_finite_gradient_is_listed_and_counted(job, tmp_path)
         "file": str(tmp_path / "pool.jsonl"),
         "line": 13,
         "reason": "the gradient is not finite",
+        "text": (tmp_path / "pool.jsonl").read_text().splitlines()[12],
     }
     assert result.selection.n_scored == result.cost.phases["draws"].gradients == 13
     assert len(read_rows(result.out / "scores.jsonl")) == 12
@@ -543,11 +547,13 @@ def test_a_plugins_fault_names_the_plugin_and_is_saved_nowhere(job, tmp_path, st
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pool": None}, "pool is None; expected the path of a JSONL file"),
-        ({"target": 3}, "target is 3; expected the path"),
-        ({"pool": [{"prompt": "a"}]}, "pool is .*; expected the path"),
-        ({"out": None}, "out is None; expected a path"),
-        ({"model": ""}, "model is ''; expected a path or a hub id"),
+        ({"pool": None}, "pool is of type NoneType; expected paths, a list of dicts"),
+        ({"target": 3}, "target is of type int; expected paths, a list of dicts"),
+        ({"target": None}, "target is None; expected the path of a file, or rows"),
+        ({"pool": {"prompt": "a"}}, "pool is of type dict; expected paths"),
+        ({"out": None, "export": "trl"}, "export is given without out; expected a folder"),
+        ({"out": ""}, "out is ''; expected the path of a folder"),
+        ({"model": ""}, "model is ''; expected a path, a hub id or a loaded model"),
         ({"policy": 0}, "policy is 0; expected an object of a class derived from"),
         ({"clusterer": np.zeros(N, int)}, "clusterer is array.*; expected an object of a class derived from"),
         ({"device": "meta"}, "--device is 'meta', which cannot be used"),

@@ -15,9 +15,9 @@ import clusterucb.clusterers
 import clusterucb.features
 import clusterucb.policies
 from broken_policies import POLICIES, Draws, SeedsNumpy
-from broken_strategies import CLUSTERERS, FEATURES, Gaps, GlobalCut, Good, Length, TorchNoise
+from broken_strategies import CLUSTERERS, FEATURES, Gaps, GlobalCut, Good, Length, LongestWord, TorchNoise
 from clusterucb.clusterers import KMeans
-from clusterucb.features import Embedding, Hidden
+from clusterucb.features import Column, Concatenation, Embedding, Gradient, Hidden, Lexical
 from clusterucb.policies import UCB
 from clusterucb.testing import ClustererSuite, FeatureSuite, PolicySuite, outcomes
 from models import tiny_gpt2
@@ -29,6 +29,14 @@ BUILT_IN = [
     *(("feature", name, make) for name, make in clusterucb.features.clusterucb_features().items()),
     *(("clusterer", f"kmeans of {n}", lambda n=n: KMeans(n_clusters=n)) for n in (1, 2, 3, 7, 20, 100)),
     ("feature", "last hidden state", lambda: Hidden(depth=1)),
+    ("feature", "lexical of more columns than samples", lambda: Lexical(dim=200)),
+    ("feature", "one that learns", LongestWord),
+    (
+        "feature",
+        "all joined",
+        lambda: Concatenation((Embedding(), Lexical(), Hidden(), Column(), Gradient())),
+    ),
+    ("feature", "two of a kind", lambda: Concatenation((Hidden(depth=0.1), Hidden(depth=1)))),
 ]
 
 

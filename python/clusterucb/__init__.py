@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from clusterucb.comparison_report import Comparison
     from clusterucb.engine import search
     from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
-    from clusterucb.features import Embedding, Feature, Gradient, Hidden
+    from clusterucb.features import (
+        Column,
+        Concatenation,
+        Embedding,
+        Feature,
+        Gradient,
+        Hidden,
+        Lexical,
+    )
     from clusterucb.hookspecs import hookimpl
     from clusterucb.pipeline import select
     from clusterucb.policies import (
@@ -39,7 +47,8 @@ if TYPE_CHECKING:
         ThresholdNormal,
     )
     from clusterucb.poolview import PoolView
-    from clusterucb.report import Result
+    from clusterucb.result import Result
+    from clusterucb.scoring import Scores, score
     from clusterucb.sketching import sketch
     from clusterucb.store import GradientStore
 
@@ -52,7 +61,9 @@ __all__ = [
     "ClusterUCBError",
     "ClusterUCBWarning",
     "Clusterer",
+    "Column",
     "Comparison",
+    "Concatenation",
     "Contender",
     "Embedding",
     "Exhaustive",
@@ -62,15 +73,18 @@ __all__ = [
     "Hidden",
     "IndexPolicy",
     "KMeans",
+    "Lexical",
     "Policy",
     "PoolView",
     "Random",
     "Result",
+    "Scores",
     "Source",
     "ThresholdHard",
     "ThresholdNormal",
     "compare",
     "hookimpl",
+    "score",
     "search",
     "select",
     "sketch",
@@ -83,7 +97,7 @@ _HOMES = {
     "comparison": ("Contender",),
     "engine": ("search",),
     "errors": ("ClusterUCBError", "ClusterUCBWarning"),
-    "features": ("Embedding", "Feature", "Gradient", "Hidden"),
+    "features": ("Column", "Concatenation", "Embedding", "Feature", "Gradient", "Hidden", "Lexical"),
     "hookspecs": ("hookimpl",),
     "policies": (
         "RDS",
@@ -99,7 +113,8 @@ _HOMES = {
         "ThresholdNormal",
     ),
     "poolview": ("PoolView",),
-    "report": ("Result",),
+    "result": ("Result",),
+    "scoring": ("Scores", "score"),
     "pipeline": ("select",),
     "sketching": ("sketch",),
     "store": ("GradientStore",),

@@ -11,7 +11,6 @@ from __future__ import annotations
 import shutil
 from contextlib import ExitStack
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -23,6 +22,7 @@ from clusterucb import checkpoint
 from clusterucb.accumulate import Accumulator
 from clusterucb.atomic import whole_folder
 from clusterucb.gradients import PerSampleGradients
+from clusterucb.loaded import LoadedModel
 from clusterucb.material import Material
 from clusterucb.moments import Moments, load_moments
 from clusterucb.parameters import ParameterManifest
@@ -55,7 +55,7 @@ class AdaptedModel:
         self,
         run: Run,
         settings: GradientSettings,
-        source: checkpoint.ModelSource,
+        source: checkpoint.ModelSource | LoadedModel,
         device: str,
         material: Material,
         observer: Observer,
@@ -156,7 +156,7 @@ class AdaptedModel:
 
 def load_base(
     settings: GradientSettings,
-    source: checkpoint.ModelSource,
+    source: checkpoint.ModelSource | LoadedModel,
     device: str,
     material: Material,
     observer: Observer,
@@ -170,12 +170,7 @@ def load_base(
     """
     observer.step(f"Loading the model {source.name} on {device}")
     model = source.model(settings.dtype, device)
-    samples = [*material.encoded, *chain(*material.target.values())]
-    checkpoint.check_limits(
-        model,
-        longest=max(map(len, samples)),
-        largest_token=max(int(sample.tokens.max()) for sample in samples),
-    )
+    checkpoint.check_limits(model, longest=material.longest(), largest_token=material.largest_token())
     if settings.adapter:
         adapted, _, _ = _load_checkpoint(settings, model, settings.adapter)
     else:

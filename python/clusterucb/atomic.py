@@ -76,7 +76,8 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a line of JSON for each row to ``path``, all or nothing."""
-    write_whole(path, b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    with whole_file(path) as partial, partial.open("wb") as lines:
+        lines.writelines(msgspec.json.encode(row) + b"\n" for row in rows)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jinja2
 
 from clusterucb.errors import ModelError
-from clusterucb.pool import Message
+from clusterucb.shapes import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,13 +113,13 @@ class ChatTemplate:
         pieces = [Piece(pattern.segments[0], Kind.TEMPLATE)]
         position = len(pattern.segments[0])
         if not rendered.startswith(pattern.segments[0]):
-            raise Unusable("the chat template begins with text that depends on what the turns say")
+            raise Unusable("chat template: it begins with text that depends on what the turns say")
         for slot, segment in zip(pattern.slots, pattern.segments[1:], strict=True):
             turn = messages[slot.message]
             content = _written(rendered, position, segment, _variants(turn.content, slot.whole))
             if content is None:
                 raise Unusable(
-                    f"the chat template rewrites turn {slot.message + 1} ({turn.role}), so its content "
+                    f"chat template: it rewrites turn {slot.message + 1} ({turn.role}), so its content "
                     "cannot be told from the template's text"
                 )
             position += len(content) + len(segment)
@@ -129,7 +129,7 @@ class ChatTemplate:
             pieces.append(Piece(content, Kind.TEMPLATE if blank else kind))
             pieces.extend(_split_end(segment, pattern.end if is_answer and not blank else ""))
         if position != len(rendered):
-            raise Unusable("the chat template ends with text that depends on what the turns say")
+            raise Unusable("chat template: it ends with text that depends on what the turns say")
         return pieces, pattern.end
 
     def _pattern(self, messages: Sequence[Message]) -> _Pattern:
@@ -153,7 +153,7 @@ class ChatTemplate:
             text, slot = next(((text, slot) for text, slot in forms if text in rendered), forms[0])
             if (times := rendered.count(text)) != 1:
                 raise Unusable(
-                    f"the chat template writes turn {at + 1} ({role}) {times} times; expected once"
+                    f"chat template: it writes turn {at + 1} ({role}) {times} times; expected once"
                 )
             start = rendered.index(text)
             found.append((start, start + len(text), slot))
@@ -176,7 +176,7 @@ class ChatTemplate:
                 "expected one that is. Correct `chat_template` in its tokenizer_config.json"
             ) from error
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
-            raise Unusable(f"the chat template refuses it: {error}") from error
+            raise Unusable(f"chat template: it refuses the conversation: {error}") from error
 
 
 def _with_fixed_date(source: str) -> str:

@@ -82,7 +82,13 @@ class ModelSource:
             if not _HUB_ID.fullmatch(self.name):
                 raise ModelError(f"there is no folder {self.name!r}; expected a model's folder, or a hub id")
             with _explained("model", self.name):
-                return str(AutoConfig.from_pretrained(self.name, **self._options())._commit_hash)
+                commit = AutoConfig.from_pretrained(self.name, **self._options())._commit_hash
+            if commit is None:
+                raise ModelError(
+                    f"nothing says which commit of {self.name!r} is meant; expected a hub id with a commit. Download "
+                    "the model and give its folder"
+                )
+            return str(commit)
         digest = hashlib.sha256()
         for path in sorted(path for path in folder.iterdir() if path.is_file()):
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())

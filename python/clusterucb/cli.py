@@ -8,94 +8,172 @@ reads the output, 1 a bug in clusterucb. Only ``--debug`` shows tracebacks.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from clusterucb import __version__
-from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError, PluginError
-from clusterucb.settings import DrawSettings, GradientSettings, SearchSettings, Whole
+from clusterucb import __version__, config
+from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError, printable
+from clusterucb.plugins_cli import OUTPUT, STRATEGIES, Flag, Pairs, key_values, plugins, print_json
+from clusterucb.settings import DrawSettings, GradientSettings, OutputSettings, SearchSettings, Whole
+
+if TYPE_CHECKING:
+    from clusterucb.progress import Observer
+
+_JOBS = ("select", "sketch", "compare")  # take --config
+
+
+def _from_file(_: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Give a job's arguments what its --config says."""
+    if commands and commands[0] in _JOBS:
+        config.fill(
+            arguments,
+            commands[0],
+            lambda: {name: app[name].assemble_argument_collection(parse_docstring=True) for name in _JOBS},
+        )
+
+
+_ENVIRONMENT = """\
+Environment variables:
+  CLUSTERUCB_CACHE        folder of what outlives a run [~/.cache/clusterucb]
+  CLUSTERUCB_CACHE_LIMIT  GB that features may take in it; 0 keeps none [10]
+  CLUSTERUCB_SIMD         CPU kernels: avx512, avx2, generic [the fastest here]
+  HF_HOME, HF_TOKEN       where hub models are kept; your token for them
+  HF_HUB_OFFLINE=1        no model is looked for in the network
+  CUDA_VISIBLE_DEVICES    the GPUs that may be used
+  OMP_NUM_THREADS         threads of the model and the kernels [one a core]
+  NO_COLOR, COLUMNS       no colours; how wide tables and help are"""
 
 app = App(
     name="clusterucb",
     version=__version__,
+    config=_from_file,
     help="Select fine-tuning data by gradient influence under a budget.",
+    help_epilogue=_ENVIRONMENT,
     help_format="plaintext",
     version_flags=["--version"],
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-_STRATEGIES = Group("Strategies", sort_key=1)
 _OPTIONS = Group("Options", sort_key=2)
 _GRADIENTS = Group("Model and gradients", sort_key=3)
-_OUTPUT = Group("Output", sort_key=4)
 
 _BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
 
-Flag = Annotated[bool, Parameter(negative=(), group=_OUTPUT, show_default=False)]
-Name = Annotated[str, Parameter(group=_STRATEGIES)]
+Pool = Annotated[
+    list[Path],
+    Parameter(
+        negative=(),
+        json_list=False,  # [ab].jsonl is a pattern
+        name="POOL...",
+        help="Files, folders and patterns with a conversation in each row: JSONL, JSON, CSV, TSV (also .gz, .zst), "
+        "Parquet, Arrow, saved datasets.",
+    ),
+]
+Target = Annotated[
+    list[Path],
+    Parameter(
+        negative=(),
+        json_list=False,
+        consume_multiple=True,
+        help="Files of the samples to do well on; a subtask each, or a column `subtask`.",
+    ),
+]
+_FILES = Parameter(negative=(), json_list=False, consume_multiple=True)
+Model = Annotated[str, Parameter(help="Folder of a causal language model in Hugging Face form, or a hub id.")]
+Name = Annotated[str, Parameter(group=STRATEGIES)]
 Gradients = Annotated[GradientSettings, Parameter(name="*", group=_GRADIENTS, negative=())]
-Pairs = Annotated[tuple[str, ...], Parameter(negative=(), group=_STRATEGIES, show_default=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every job takes beside its settings.
+
+    Attributes:
+        config: YAML or JSON file with options of this command, such as a run's config.yaml; the command line
+            goes before it.
+        overwrite: Begin anew in a folder that holds something else.
+        quiet: Show neither progress nor summary.
+        json: Print the summary as JSON.
+        debug: Show tracebacks and the libraries' warnings.
+    """
+
+    config: Path | None = None
+    overwrite: bool = False
+    quiet: bool = False
+    json: bool = False
+    debug: bool = False  # acted on in `run`, whatever else cannot be parsed
+
+    @property
+    def observer(self) -> Observer:
+        """Who is told how the job gets on."""
+        from clusterucb.progress import Screen, Silent
+
+        return Silent() if self.quiet else Screen()
+
+    def show(self, summary: object, show: Callable[[Console], None]) -> None:
+        """Print a job's summary."""
+        if self.json:
+            print_json(summary)
+        elif not self.quiet:
+            show(Console(highlight=False, emoji=False))
+
+
+Jobs = Annotated[Job, Parameter(name="*", group=OUTPUT, negative=(), show_default=False)]
 
 
 @app.command
 def select(
-    pool: Annotated[list[Path], Parameter(negative=(), name="POOL...")],
+    pool: Pool,
     /,
     *,
-    target: Annotated[list[Path], Parameter(negative=(), consume_multiple=True)],
-    model: str,
+    target: Target,
+    model: Model,
     out: Path,
-    features: Annotated[str | None, Parameter(group=_STRATEGIES)] = None,
+    features: Annotated[str | None, Parameter(group=STRATEGIES)] = None,
     feature_option: Annotated[Pairs, Parameter(name=("--feature-option", "-f"))] = (),
+    feature_depth: Annotated[float | None, Parameter(group=STRATEGIES)] = None,
     clusterer: Name = "kmeans",
     clusterer_option: Annotated[Pairs, Parameter(name=("--clusterer-option", "-c"))] = (),
     policy: Name = "ucb",
     policy_option: Annotated[Pairs, Parameter(name=("--policy-option", "-p"))] = (),
     search: Annotated[SearchSettings, Parameter(name="*", group=_OPTIONS, negative=())] = SearchSettings(),  # noqa: B008
     gradients: Gradients = GradientSettings(),  # noqa: B008
-    overwrite: Flag = False,
-    quiet: Flag = False,
-    json: Flag = False,
-    debug: Flag = False,  # noqa: ARG001  (acted on in `run`, whatever else cannot be parsed)
+    outputs: Annotated[OutputSettings, Parameter(name="*", group=OUTPUT, negative=())] = OutputSettings(),  # noqa: B008
+    job: Jobs = Job(),
 ) -> None:
     """Select the pool samples whose gradients agree most with the target's, within a gradient budget.
 
     The same command again resumes an interrupted run, or shows what a finished one found.
 
     Args:
-        pool: JSONL files with `messages`, or `prompt` and `completion`, on each line.
-        target: JSONL files of the samples to do well on; a subtask each, or a column `subtask`.
-        model: Folder of a causal language model in Hugging Face form, or a hub id.
         out: Folder of the run.
         features: What the pool is clustered by: embedding by default, gradient with a store.
         feature_option: An option of the features, as key=value.
+        feature_depth: Depth of the layer of hidden, as a share of all layers; the same as -f depth=.
         clusterer: What makes the clusters.
         clusterer_option: An option of the clusterer, as key=value.
         policy: What spends the budget.
         policy_option: An option of the policy, as key=value.
-        overwrite: Begin anew in a folder that holds another run.
-        quiet: Show neither progress nor summary.
-        json: Print the summary as JSON.
-        debug: Show tracebacks and the libraries' warnings.
     """
     from clusterucb import plugins
     from clusterucb.pipeline import select as run_selection
-    from clusterucb.progress import Screen, Silent
     from clusterucb.report import show
 
     installed = plugins.load()
+    if feature_depth is not None:
+        feature_option = (*feature_option, f"depth={feature_depth}")
     if feature_option and not features:
         raise OptionError(f"-f is {feature_option[0]!r}, but there are no --features that it could belong to")
     result = run_selection(
@@ -103,101 +181,81 @@ def select(
         target,
         model=model,
         out=out,
-        features=installed.make("feature", features, _pairs("-f", feature_option)) if features else None,
-        clusterer=installed.make("clusterer", clusterer, _pairs("-c", clusterer_option)),
-        policy=installed.make("policy", policy, _pairs("-p", policy_option)),
-        overwrite=overwrite,
-        observer=Silent() if quiet else Screen(),
+        features=installed.make("feature", features, key_values("-f", feature_option)) if features else None,
+        clusterer=installed.make("clusterer", clusterer, key_values("-c", clusterer_option)),
+        policy=installed.make("policy", policy, key_values("-p", policy_option)),
+        overwrite=job.overwrite,
+        observer=job.observer,
         **vars(search),
         **vars(gradients),
+        **vars(outputs),
     )
-    if json:
-        _print_json(result.to_json())
-    elif not quiet:
-        show(result, Console(highlight=False, emoji=False))
+    job.show(result.to_json(), partial(show, result))
 
 
 @app.command
 def sketch(
-    pool: Annotated[list[Path], Parameter(negative=(), name="POOL...")],
+    pool: Pool,
     /,
     *,
-    model: str,
+    model: Model,
     out: Path,
     gradients: Gradients = GradientSettings(),  # noqa: B008
-    overwrite: Flag = False,
-    quiet: Flag = False,
-    json: Flag = False,
-    debug: Flag = False,  # noqa: ARG001
+    job: Jobs = Job(),
 ) -> None:
     """Sketch the gradient of every pool sample once, for `select --store` with any number of targets.
 
     The same command again goes on with an interrupted store, or shows what a finished one cost.
 
     Args:
-        pool: JSONL files with `messages`, or `prompt` and `completion`, on each line.
-        model: Folder of a causal language model in Hugging Face form, or a hub id.
         out: Folder of the gradient store.
-        overwrite: Begin anew in a folder that holds another store or run.
-        quiet: Show neither progress nor summary.
-        json: Print the summary as JSON.
-        debug: Show tracebacks and the libraries' warnings.
     """
-    from clusterucb.progress import Screen, Silent
     from clusterucb.report import show_store
     from clusterucb.sketching import sketch as sketch_pool
 
-    observer = Silent() if quiet else Screen()
-    store = sketch_pool(pool, model=model, out=out, overwrite=overwrite, observer=observer, **vars(gradients))
-    if json:
-        _print_json(store.to_json())
-    elif not quiet:
-        show_store(store, Console(highlight=False, emoji=False))
+    store = sketch_pool(
+        pool,
+        model=model,
+        out=out,
+        overwrite=job.overwrite,
+        observer=job.observer,
+        **vars(gradients),
+    )
+    job.show(store.to_json(), partial(show_store, store))
 
 
 @app.command
 def compare(
-    pool: Annotated[list[Path], Parameter(negative=(), name="POOL...")],
+    pool: Pool,
     /,
     *,
-    target: Annotated[list[Path], Parameter(negative=(), consume_multiple=True)],
-    model: str,
+    target: Target,
+    model: Model,
     out: Path,
-    strategies: Annotated[str, Parameter(group=_STRATEGIES)] = "random,rds@hidden,cluster-mean,ucb",
+    strategies: Annotated[str, Parameter(group=STRATEGIES)] = "random,rds@hidden,cluster-mean,ucb",
     budgets: Annotated[str, Parameter(group=_OPTIONS)] = "5%,10%,20%",
     seeds: Annotated[Whole, Parameter(group=_OPTIONS)] = 5,
     scores: Annotated[Path | None, Parameter(group=_OPTIONS)] = None,
     search: Annotated[DrawSettings, Parameter(name="*", group=_OPTIONS, negative=())] = DrawSettings(),  # noqa: B008
     gradients: Gradients = GradientSettings(),  # noqa: B008
-    overwrite: Flag = False,
-    quiet: Flag = False,
-    json: Flag = False,
-    debug: Flag = False,  # noqa: ARG001
+    job: Jobs = Job(),
 ) -> None:
     """Compare strategies: score the whole pool once, then replay each of them on the recorded scores.
 
     The folder keeps scores and features: the same command with other strategies, budgets or seeds takes seconds.
 
     Args:
-        pool: JSONL files with `messages`, or `prompt` and `completion`, on each line.
-        target: JSONL files of the samples to do well on; a subtask each, or a column `subtask`.
-        model: Folder of a causal language model in Hugging Face form, or a hub id.
         out: Folder of the comparison, with comparison.html and comparison.json.
         strategies: What to compare, comma-separated: policy[@clusterer][@features][key=value,...] each.
         budgets: Draws, comma-separated: percentages of the pool, or numbers.
         seeds: Searches of every strategy and budget.
         scores: Folder of a run that has scored the whole pool for this target, or for its subtasks among others, in
             place of scoring it here.
-        overwrite: Begin anew in a folder that holds something else.
-        quiet: Show neither progress nor table.
-        json: Print what was found as JSON.
-        debug: Show tracebacks and the libraries' warnings.
     """
     from clusterucb import plugins
     from clusterucb.comparing import compare as run_comparison
     from clusterucb.comparison_report import show
     from clusterucb.contenders import contender, split
-    from clusterucb.progress import Screen, Silent
 
     installed = plugins.load()
     comparison = run_comparison(
@@ -209,15 +267,57 @@ def compare(
         budgets=[budget.strip() for budget in budgets.split(",")],
         seeds=seeds,
         scores=scores,
-        overwrite=overwrite,
-        observer=Silent() if quiet else Screen(),
+        overwrite=job.overwrite,
+        observer=job.observer,
         **vars(search),
         **vars(gradients),
     )
+    job.show(comparison.content, partial(show, comparison))
+
+
+@app.command
+def doctor(
+    *,
+    pool: Annotated[list[Path] | None, _FILES] = None,
+    target: Annotated[list[Path] | None, _FILES] = None,
+    model: str | None = None,
+    search: Annotated[SearchSettings, Parameter(name="*", group=_OPTIONS, negative=())] = SearchSettings(),  # noqa: B008
+    gradients: Gradients = GradientSettings(),  # noqa: B008
+    json: Flag = False,
+    debug: Flag = False,  # noqa: ARG001  (acted on in `run`, whatever else cannot be parsed)
+) -> None:
+    """Describe this installation, or what a selection would make of its files.
+
+    Of every file the first rows are read, and of the model a few gradients computed; nothing is kept.
+
+    Args:
+        pool: As of select.
+        target: As of select.
+        model: As of select.
+        json: Print what was found as JSON.
+        debug: Show tracebacks and the libraries' warnings.
+    """
+    from msgspec import to_builtins
+
+    from clusterucb.doctor import show_dry_run, show_machine
+    from clusterucb.dry_run import examine as examine_files
+    from clusterucb.machine import examine as examine_machine
+    from clusterucb.progress import Screen, Silent
+    from clusterucb.settings import Settings
+
+    if pool is None and (target or model):
+        raise OptionError(
+            f"{'--target' if target else '--model'} is given without --pool; expected the pool, too"
+        )
+    settings = Settings(**vars(search), **vars(gradients))
+    files = examine_files(pool, target, model, settings, Silent() if json else Screen()) if pool else None
+    console = Console(highlight=False, emoji=False)
     if json:
-        _print_json(comparison.content)
-    elif not quiet:
-        show(comparison, Console(highlight=False, emoji=False))
+        print_json({"machine": to_builtins(examine_machine()), "dry_run": to_builtins(files)})
+    elif files:
+        show_dry_run(files, console)
+    else:
+        show_machine(examine_machine(), console)
 
 
 @app.command
@@ -239,114 +339,27 @@ def demo(
     run_demo(out=out, exhaustive=exhaustive)
 
 
-plugins = App(name="plugins", help="List the installed strategies; write or check one of your own.")
 app.command(plugins)
 
 
-@plugins.default
-def list_plugins(
-    *,
-    json: Flag = False,
-    debug: Flag = False,  # noqa: ARG001
-) -> None:
-    """List the installed features, clusterers and policies with their options.
-
-    Args:
-        json: Print the list as JSON.
-        debug: Show tracebacks and the libraries' warnings.
-    """
-    from clusterucb.plugins import KINDS, load
-
-    installed = load()
-    if json:
-        strategies = [
-            {
-                "kind": strategy.kind,
-                "name": strategy.name,
-                "package": strategy.provider,
-                "version": strategy.version,
-                "summary": strategy.summary,
-                "options": strategy.defaults(),
-            }
-            for kind in KINDS
-            for strategy in installed.of_kind(kind)
-        ]
-        broken = [
-            {"package": plugin.provider, "version": plugin.version, "reason": plugin.reason}
-            for plugin in installed.broken
-        ]
-        _print_json({"strategies": strategies, "broken": broken})
-        return
-    table = Table(
-        "name", "what it does, its options, its package", box=None, pad_edge=False, header_style="dim"
-    )
-    for kind in KINDS:
-        table.add_row(Text(kind, style="bold"))
-        for strategy in installed.of_kind(kind):
-            options = ", ".join(f"{key}={value}" for key, value in strategy.defaults().items())
-            package = f"{'   ' if options else ''}{strategy.provider} {strategy.version}"
-            about = Text.assemble(strategy.summary, "\n", (options, "cyan"), (package, "dim"))
-            table.add_row(Text(f"  {strategy.name}"), about)
-    console = Console(highlight=False, emoji=False)
-    console.print(table)
-    for plugin in installed.broken:
-        package = f"{plugin.provider} {plugin.version}".rstrip()
-        console.print(Text(f"{package} could not be loaded: {plugin.reason}", style="red"), soft_wrap=True)
-
-
-@plugins.command(name="new")
-def new_plugin(
-    name: str,
+@app.command
+def completion(
+    shell: Literal["bash", "zsh", "fish"],
     /,
     *,
-    kind: str,
     debug: Flag = False,  # noqa: ARG001
 ) -> None:
-    """Write a package with a working strategy and its tests into the folder NAME.
+    """Print a script with which a shell completes commands and options: source <(clusterucb completion bash).
 
     Args:
-        name: Of the package and its strategy: lower-case letters, digits and -.
-        kind: policy, clusterer or feature.
+        shell: The shell.
         debug: Show tracebacks and the libraries' warnings.
     """
-    from clusterucb.plugin_tools import create
-
-    console = Console(highlight=False, emoji=False)
-    for path in create(name, kind):
-        console.print(Text(str(path)), soft_wrap=True)
-    console.print(
-        Text.assemble("Try it: ", (f"pip install --no-build-isolation ./{name} && pytest {name}", "bold"))
-    )
+    sys.stdout.write(app.generate_completion(shell=shell))
 
 
-@plugins.command(name="check")
-def check_plugin(
-    name: str,
-    /,
-    *,
-    option: Annotated[Pairs, Parameter(name=("--option", "-o"))] = (),
-    debug: Flag = False,  # noqa: ARG001
-) -> None:
-    """Run the tests that every strategy has to pass on an installed one.
-
-    Args:
-        name: Of the policy, clusterer or feature.
-        option: An option of the strategy, as key=value.
-        debug: Show tracebacks and the libraries' warnings.
-    """
-    from clusterucb.plugin_tools import check
-
-    console = Console(highlight=False, emoji=False)
-    found = check(name, _pairs("-o", option))
-    for one in found:
-        mark = ("passed ", "green") if one.passed else ("FAILED ", "bold red")
-        console.print(Text.assemble(mark, one.property), soft_wrap=True)
-        if not one.passed:
-            console.print(Text(f"       {one.message}"), soft_wrap=True)
-    failed = sum(not one.passed for one in found)
-    if failed:
-        raise PluginError(f"{name} fails {failed} of {len(found)} tests")
-    console.print(Text(f"{name} passes all {len(found)} tests"))
+for _command in (*_JOBS, "doctor", "demo", "plugins", "completion"):
+    app[_command].help_epilogue = ""  # the first page of the help has it
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -397,25 +410,6 @@ def _discard(*streams: TextIO) -> None:
         os.dup2(nowhere, stream.fileno())
 
 
-def _pairs(option: str, pairs: Sequence[str]) -> dict[str, str]:
-    """Return ``key=value`` options as a dict."""
-    values: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals):
-            raise OptionError(
-                f"{option} is {pair!r}; expected key=value; `clusterucb plugins` lists the options"
-            )
-        if key in values:
-            raise OptionError(f"{option} gives {key!r} twice; expected each option once")
-        values[key] = value
-    return values
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
 def _show_warnings(console: Console, debug: bool) -> None:
     """Show our own warnings as lines, and those of libraries with ``--debug`` alone."""
 
@@ -430,7 +424,7 @@ def _show_warnings(console: Console, debug: bool) -> None:
         place = (
             "" if issubclass(category, ClusterUCBWarning) else f"{filename}:{lineno}: {category.__name__}: "
         )
-        console.print(Text(f"warning: {place}{message}", style="yellow"))
+        console.print(Text(printable(f"warning: {place}{message}"), style="yellow"))
 
     warnings.showwarning = show
     if not debug:
@@ -441,4 +435,4 @@ def _show_warnings(console: Console, debug: bool) -> None:
 def _complain(console: Console, text: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    console.print(Text.assemble(("error: ", "bold red"), text))
+    console.print(Text.assemble(("error: ", "bold red"), printable(text)))

@@ -25,15 +25,17 @@ from clusterucb.atomic import write_whole
 from clusterucb.budget import resolve_count
 from clusterucb.comparison import Clusterings, Contender, Replay, Rules, Truth, replay
 from clusterucb.comparison_report import Comparison, budgets_of, folder_of, results
-from clusterucb.engine import search
 from clusterucb.errors import ClusterUCBError, OptionError, RunError
 from clusterucb.ledger import Ledger
+from clusterucb.loaded import borrowing
 from clusterucb.plugins import describe
-from clusterucb.policies.baselines import Exhaustive
-from clusterucb.prepared import Files, Prepared, check_paths, prepare
-from clusterucb.progress import Observer, Silent
+from clusterucb.prepared import Model, Prepared, Rows, check_paths, prepare
+from clusterucb.progress import AnyObserver, observer_of
+from clusterucb.resolved import resolved
 from clusterucb.run import Cost, Manifest, Run
+from clusterucb.scoring import score_all
 from clusterucb.settings import Settings, settings_from
+from clusterucb.similarity import check_comparable
 from clusterucb.store import GradientStore
 
 if TYPE_CHECKING:
@@ -42,29 +44,29 @@ if TYPE_CHECKING:
 _Blocks = dict[str, NDArray[np.float32]]
 _Columns = dict[str, NDArray[np.float64]]
 
-_BATCH = 64  # samples scored between two entries in the ledger
 _REPLAYED = ("--cold-start", "--batch-size", "--aggregate")  # decide about replays, not about what is kept
 
 
+@borrowing
 def compare(
-    pool: Files,
-    target: Files,
+    pool: Rows,
+    target: Rows,
     *,
-    model: str | PathLike[str],
+    model: Model,
     out: str | PathLike[str],
     strategies: Sequence[Contender],
     budgets: Sequence[str | int] = ("5%", "10%", "20%"),
     seeds: int = 5,
     scores: str | PathLike[str] | None = None,
     overwrite: bool = False,
-    observer: Observer | None = None,
+    observer: AnyObserver | None = None,
     **options: Any,
 ) -> Comparison:
     """Compare strategies by what they find of the exhaustive best, and at what price.
 
     Args:
-        pool, target: one or more JSONL files each.
-        model: folder of a causal language model in Hugging Face form, or a hub id.
+        pool, target: files, or rows in memory, as in `select`.
+        model: folder of a causal language model, a hub id, or a loaded model with its ``tokenizer``.
         out: the folder; the same call again goes on with it, also with other strategies, budgets or seeds.
         strategies: what to compare.
         budgets: draws, as in `select`; each at least the number to select.
@@ -81,9 +83,21 @@ def compare(
     if "budget" in options:
         raise OptionError("there is no option 'budget'; a comparison has budgets, such as ('10%', '20%')")
     settings = settings_from({**options, "budget": "100%"}, Settings)
-    check_paths(model, out)
+    check_paths(model, out, needed=True, target=target)
     contenders = _checked(strategies, seeds)
-    observer = Silent() if observer is None else observer
+    observer = observer_of(observer)
+    config = resolved(
+        settings,
+        without=("budget",),
+        pool=pool,
+        target=target,
+        model=model,
+        out=out,
+        strategies=contenders,
+        budgets=list(budgets),
+        seeds=seeds,
+        scores=None if scores is None else Path(scores),
+    )
     store = GradientStore(settings.store) if settings.store else None
     settings = store.applied_to(settings) if store else settings
     prepared = prepare(pool, target, model, settings, observer)
@@ -123,7 +137,9 @@ def compare(
         settings.max_per_source,
     )
     columns = material.columns()
-    with Run(Path(out), deciding, budget="100%", select=settings.select, overwrite=overwrite) as run:
+    with Run(
+        Path(out), deciding, budget="100%", select=settings.select, config=config, overwrite=overwrite
+    ) as run:
         with AdaptedModel(run, settings, prepared.source, prepared.device, material, observer) as adapted:
             influence = Influence(run, settings, adapted, material, observer, store)
             described = _describe(influence, contenders)
@@ -135,7 +151,7 @@ def compare(
             rehearsed = Truth.of(anything, columns["source"], rules)
             for one in contenders:
                 _rehearse(play, one, rehearsed, list(budgets_by_name[one.name].values())[:1])
-            scored = recorded.scores if recorded else _score_all(influence, n_samples)
+            scored = recorded.scores if recorded else score_all(influence, n_samples)[0]
         truth = Truth.of(scored, columns["source"], rules)
         replays: dict[str, list[list[Replay]]] = {}
         n_searches = seeds * sum(map(len, budgets_by_name.values()))
@@ -174,31 +190,11 @@ def _checked(strategies: Sequence[Contender], seeds: int) -> Sequence[Contender]
     for one in strategies:
         if not isinstance(one, Contender):
             raise OptionError(f"a strategy is {one!r:.80}; expected a clusterucb.Contender")
-        if "similarity" in one.policy.columns and one.features.gradients:
-            raise OptionError(
-                f"strategy {one.name} compares gradients with the target, which is to be done without them; expected "
-                "other features, such as hidden or embedding"
-            )
+        check_comparable(one.policy, one.features, one.name)
     names = [one.name for one in strategies]
     if twice := {name for name in names if names.count(name) > 1}:
         raise OptionError(f"strategies are named twice: {', '.join(sorted(twice))}; expected different names")
     return strategies
-
-
-def _score_all(influence: Influence, n_samples: int) -> NDArray[np.float64]:
-    """Return the scores of the whole pool, f64[N, S], going on where an earlier session stopped."""
-    with influence.ledger() as ledger, influence.drawing(n_samples, done=ledger.totals()[0]):
-        search(
-            np.zeros((n_samples, 1)),
-            influence.score,
-            clusterer=None,
-            policy=Exhaustive(),
-            budget=n_samples,
-            n_select=1,
-            batch_size=_BATCH,
-            journal=ledger,
-        )
-        return ledger.scores()
 
 
 class _Recorded:
@@ -231,8 +227,9 @@ class _Recorded:
                 "expected one of the same pool and model, and of the target's subtasks, perhaps among others"
             )
         n_samples, subtasks = len(material.samples), manifest.subtasks
-        lengths = np.array([len(sample) for sample in material.encoded])
-        with Ledger(folder / "ledger.sqlite", subtasks=subtasks, tokens=lengths, failure=str) as ledger:
+        with Ledger(
+            folder / "ledger.sqlite", subtasks=subtasks, tokens=material.encoded.lengths, failure=str
+        ) as ledger:
             n_scored, scores = ledger.totals()[0], ledger.scores()
         if n_scored < n_samples:
             raise RunError(
@@ -250,6 +247,7 @@ def _describe(influence: Influence, contenders: Sequence[Contender]) -> dict[str
     for one in contenders:
         folder = folder_of(one.features)
         blocks, columns = described.get(folder) or (influence.features(one.features, folder), {})
+        influence.count_passes(one.features, folder)
         if "similarity" in one.policy.columns and not columns:
             columns = {"similarity": influence.similarity(one.features, blocks, folder)}
         described[folder] = blocks, columns

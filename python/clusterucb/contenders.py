@@ -3,9 +3,11 @@
     random
     rds@hidden
     ucb@kmeans@embedding[n_clusters=150,beta=0.5]
+    ucb@embedding+lexical[dim=32]
 
 An option belongs to whichever of the three has it; ``cold_start`` and ``batch_size`` belong to the search. Where
-two of them have an option of the same name, ``policy.``, ``clusterer.`` or ``features.`` before it decides.
+two of them have an option of the same name, ``policy.``, ``clusterer.`` or ``features.`` before it decides; of
+features that are joined, their own names do: ``lexical.dim``.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ def _names(spec: str, parts: str, installed: Strategies) -> dict[str, str]:
             f"strategy {spec!r} has {len(rest) + 1} parts; expected policy[@clusterer][@features]"
         )
     if len(rest) == 1 and ("clusterer", rest[0]) not in installed.table:
-        if ("feature", rest[0]) not in installed.table:
+        if "+" not in rest[0] and ("feature", rest[0]) not in installed.table:
             known = [one.name for kind in ("clusterer", "feature") for one in installed.of_kind(kind)]
             raise OptionError(
                 f"strategy {spec!r}: there is no clusterer or feature {rest[0]!r}; installed: {', '.join(known)}."
@@ -83,12 +85,7 @@ def _owner(spec: str, key: str, names: dict[str, str], installed: Strategies) ->
     part, dot, rest = key.partition(".")
     if dot and part in names:
         return part, rest
-    known = {
-        part: list(installed.table[_KINDS[part], name].options())
-        if (_KINDS[part], name) in installed.table
-        else []
-        for part, name in names.items()
-    }
+    known = {part: installed.options(_KINDS[part], name) for part, name in names.items()}
     known["search"] = list(_SEARCH)
     owners = [part for part, keys in known.items() if key in keys]
     if len(owners) > 1:

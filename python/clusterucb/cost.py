@@ -2,13 +2,15 @@
 
 Passes follow from what was asked for, not from counters, so a job that was killed and taken up again
 states the same cost as one that was not. Only seconds are measured.
+
+A pass of another, smaller model (`clusterucb.features.sentence`) counts as the part of a pass of the base model that
+its parameters are. Features that a selection took from the cache cost it no pass; the run that computed them has
+stated what they cost. A comparison is about what strategies cost, and counts them in full.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from clusterucb.run import Cost, PhaseCost
 from clusterucb.settings import GradientSettings, Settings
@@ -27,6 +29,8 @@ def selection_cost(
     selection: Selection,
     features: Feature,
     policy: Policy,
+    *,
+    reused: bool = False,
 ) -> Cost:
     """Return the cost of a selection.
 
@@ -37,19 +41,23 @@ def selection_cost(
         selection: the draws.
         features: what the pool was clustered by, and compared with the target where the policy wants that.
         policy: what spent the budget.
+        reused: whether the pool's features were taken from the cache.
     """
-    pool = np.array([len(sample) for sample in material.encoded])
+    pool = material.encoded.lengths
     gradients = 0 if settings.store else features.gradients
     tokens = sum(len(sample) for samples in material.target.values() for sample in samples)
     compared = "similarity" in policy.columns
     drawn = selection.drawn_rows[:0] if settings.free_scores else selection.drawn_rows
+    described = pool[:0] if reused else pool
     phases = {
         "features": PhaseCost(
-            gradients * len(pool),
-            features.forward_passes * (len(pool) + compared * material.n_target),
+            gradients * len(described),
+            features.forward_passes * (len(described) + compared * material.n_target),
             round(
-                gradients * int(pool.sum()) + features.forward_passes * (int(pool.sum()) + compared * tokens)
+                gradients * int(described.sum())
+                + features.forward_passes * (int(described.sum()) + compared * tokens)
             ),
+            reused=reused,
         ),
         **_warm_up(settings, material),
         "target": PhaseCost(gradients=material.n_target, tokens=tokens),
@@ -61,7 +69,7 @@ def selection_cost(
 
 def store_cost(timed: Cost, settings: GradientSettings, material: Material) -> Cost:
     """Return the cost of a gradient store: a gradient of every pool sample."""
-    tokens = sum(map(len, material.encoded))
+    tokens = int(material.encoded.lengths.sum())
     phases = {
         **_warm_up(settings, material),
         "sketches": PhaseCost(gradients=len(material.encoded), tokens=tokens),
@@ -72,8 +80,8 @@ def store_cost(timed: Cost, settings: GradientSettings, material: Material) -> C
 def _warm_up(settings: GradientSettings, material: Material) -> dict[str, PhaseCost]:
     if settings.adapter is not None:
         return {}
-    rows = material.warmup_rows(settings.warmup_steps, settings.seed).ravel().tolist()
-    tokens = sum(len(material.encoded[row]) for row in rows)
+    rows = material.warmup_rows(settings.warmup_steps, settings.seed).ravel()
+    tokens = int(material.encoded.lengths[rows].sum())
     return {"warm-up": PhaseCost(gradients=len(rows), tokens=tokens)}
 
 

@@ -10,6 +10,7 @@ Decisions:
       character's tokens are taken out again. It needs no second pass, and adds no space after the seam
       as tokenising in pieces does with SentencePiece vocabularies. Special tokens and the end of turn
       are controls; tokens that a vocabulary means to be found in text, such as ``<think>``, are not.
+    - A plain text is predicted as a whole, without a template and without an end: it may go on.
     - Without a chat template only a prompt and its answer can be encoded: BOS (if the tokenizer writes
       one), prompt, answer, EOS. How to set longer conversations apart would be a format of our making,
       which the model has never seen.
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 
 from clusterucb.chat import ChatTemplate, Kind, Piece, Unusable
 from clusterucb.errors import ModelError, OptionError
-from clusterucb.pool import Message
+from clusterucb.shapes import TEXT, Message
 
 if TYPE_CHECKING:
     import torch
@@ -111,12 +112,14 @@ class Encoder:
             Unusable: it cannot be encoded, or nothing in it is predicted.
             ModelError: the chat template is not valid.
         """
+        if [message.role for message in messages] == [TEXT]:
+            return self._plain(messages[0].content)
         answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
         if not answers:
             raise Unusable("no assistant turn")
         said = [at for at in answers if messages[at].content.strip()]
         if not said:
-            raise Unusable("the answer is empty")
+            raise Unusable("empty answer")
         messages = messages[: said[-1] + 1]
         if self._template:
             encoded = self._tokenise(*self._template(messages))
@@ -126,7 +129,19 @@ class Encoder:
             encoded = _surrounded(self._bos, self._tokenise(pieces, self._tokenizer.eos_token), [eos])
         encoded.labels[:1] = False
         if not (encoded.labels & encoded.content).any():
-            raise Unusable("the chat template or the tokenizer leaves nothing of the answer")
+            raise Unusable("chat template: it, or the tokenizer, leaves nothing of the answer")
+        return _truncate(encoded, self._max_length, self._tokenizer.bos_token_id)
+
+    def _plain(self, text: str) -> Encoded:
+        """Encode a text that is no conversation."""
+        if not text.strip():
+            raise Unusable("empty answer: the text is blank")
+        encoded = _surrounded(self._bos, self._tokenise([Piece(text, Kind.ANSWER)], ""), [])
+        encoded.labels[:1] = False
+        if not encoded.labels.any():
+            raise Unusable(
+                "too short: the text is one token; expected one to predict, and one to predict it from"
+            )
         return _truncate(encoded, self._max_length, self._tokenizer.bos_token_id)
 
     @property
@@ -169,7 +184,9 @@ class Encoder:
         control &= tokens != self._tokenizer.unk_token_id  # which stands for whatever has no other token
         for at in np.flatnonzero((dropped | control) & content):
             near = text[max(starts[at] - 8, 0) : ends[at] + 8].replace(_BREAK, "")
-            raise Unusable(f"a turn spells out a control token that cannot be encoded as text, near {near!r}")
+            raise Unusable(
+                f"control token: a turn spells out one that cannot be encoded as text, near {near!r}"
+            )
         keep = ~dropped
         return Encoded(tokens[keep], holds(Kind.ANSWER, Kind.END)[keep], content[keep])
 
@@ -200,8 +217,8 @@ def _prompt_and_answer(messages: Sequence[Message]) -> list[Piece]:
     roles = tuple(message.role for message in messages)
     if roles not in (("user", "assistant"), ("assistant",)):
         raise Unusable(
-            f"a conversation of several turns ({', '.join(roles)}) needs a chat template, and the tokenizer "
-            "has none; expected one prompt and its answer"
+            "chat template: the tokenizer has none, and a conversation of several turns needs one "
+            f"({', '.join(roles)}); expected one prompt and its answer"
         )
     *prompt, answer = messages
     return [*(Piece(turn.content, Kind.CONTENT) for turn in prompt), Piece(answer.content, Kind.ANSWER)]

@@ -47,6 +47,11 @@ class RunError(ClusterUCBError):
     """A run folder cannot be used: it belongs to other options, is locked, or cannot be written."""
 
 
+def printable(text: str) -> str:
+    """Return text without what a terminal would obey: control characters, but line breaks, become �."""
+    return "".join(one if one.isprintable() or one == "\n" else "�" for one in text)
+
+
 def one_line(value: object) -> str:
     """Return the text of an exception or value on one line."""
     return " ".join(str(value).split())

@@ -98,7 +98,8 @@ def clusterucb_features() -> dict[str, type[Feature]]:
     """Return features by name: what the pool is clustered by.
 
     Required of a class is ``compute(batch) -> {block: f32[m, k]}``, named blocks of finite numbers with a
-    row for each of the batch's m samples, which does not depend on the other samples.
+    row for each of the batch's m samples, which does not depend on the other samples. What has to be known of the
+    pool before comes from ``fit(batch) -> {array: numbers}``, optional: `clusterucb.features.Feature.fit`.
 
     Returns:
         A dictionary from the name that the command line uses to a class derived from `clusterucb.Feature`;

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +20,26 @@ from safetensors.numpy import load_file, save_file
 from clusterucb.accumulate import Accumulator, unit_sketches
 from clusterucb.adapted import AdaptedModel
 from clusterucb.atomic import whole_file
+from clusterucb.cache import feature_key, home
 from clusterucb.encode import Encoded
-from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed
-from clusterucb.features.base import Feature, FeatureBatch
+from clusterucb.errors import ClusterUCBWarning, OptionError, blamed
+from clusterucb.features.base import (
+    PASSES,
+    Feature,
+    FeatureBatch,
+    Fitted,
+    checked_blocks,
+    checked_fit,
+)
 from clusterucb.ledger import Ledger
 from clusterucb.material import Material
-from clusterucb.pool import Sample
 from clusterucb.progress import Advance, Observer
 from clusterucb.projection import Sketch
 from clusterucb.run import Run
+from clusterucb.sample import Sample
 from clusterucb.scorer import Scorer, compute_directions, sketch_directions
-from clusterucb.settings import Settings
+from clusterucb.settings import ScoringSettings
+from clusterucb.shards import CACHED, Shards
 from clusterucb.similarity import similarity
 from clusterucb.store import SHARD, GradientStore, StoredScores
 
@@ -51,7 +61,7 @@ class Influence:
     def __init__(
         self,
         run: Run,
-        settings: Settings,
+        settings: ScoringSettings,
         model: AdaptedModel,
         material: Material,
         observer: Observer,
@@ -70,33 +80,51 @@ class Influence:
         return Ledger(
             self._run.path("ledger.sqlite"),
             subtasks=list(self._material.target),
-            tokens=np.array([len(sample) for sample in self._material.encoded]),
+            tokens=self._material.encoded.lengths,
             failure=lambda row: self._scorer.failures[row],
         )
 
     def features(self, feature: Feature, folder: str = "") -> dict[str, NDArray[np.float32]]:
-        """Return the pool's feature blocks, each f32[N, k], computing the shards that are missing.
+        """Return the pool's feature blocks, each f32[N, k], computing what is missing, or taking it from the cache.
+
+        A comparison, which keeps several features, counts them with the time that they once took: it is about what
+        strategies cost. A selection that has them from the cache has them for nothing (`reused`).
 
         Args:
             feature: what to compute.
             folder: where in the run's folder the shards are kept, when it keeps several features.
         """
-        shards = []
-        n_samples, size = len(self._material.samples), SHARD if feature.gradients else _SHARD
-        stored = feature.gradients and self._store is not None
-        for number, start in enumerate(range(0, n_samples, size)):
-            path = self._run.path(folder) / f"features-{number:05}.safetensors"
-            path.parent.mkdir(exist_ok=True)
-            if stored or not path.exists():
-                rows = range(start, min(start + size, n_samples))
-                with self._run.phase(folder or "features"):
-                    found = _checked_blocks(feature, blamed(feature.compute)(self._batch(rows)), len(rows))
-                if stored:  # they stand on the disk already
-                    shards.append(found)
-                    continue
-                _save(path, found)
-            shards.append(load_file(path))
-        return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+        phase = folder or "features"
+        if feature.gradients and self._store is not None:  # they stand on the disk already
+            return self._stored(feature, phase)
+        shards = self._shards(feature, folder)
+        with self._run.phase(phase):
+            key = self._cache_key(feature)
+            seconds = shards.take(key)
+        timed = self._run.manifest.cost.phases[phase]
+        if seconds is not None:
+            self._observer.step(f"Features taken from the cache: {home()}")
+            timed.seconds += seconds if folder else 0.0
+        with self._run.phase(phase):
+            computed = shards.fill(
+                lambda: self._fit(feature),
+                lambda rows, fitted: checked_blocks(
+                    feature, blamed(feature.compute)(self._batch(rows, fitted)), len(rows)
+                ),
+            )
+        if computed:
+            shards.keep(key, timed.seconds)
+        self.count_passes(feature, folder)
+        return shards.blocks()
+
+    def count_passes(self, feature: Feature, folder: str = "") -> None:
+        """Tell a feature how many passes it makes, where that was learnt; `features` has been called for its like."""
+        _count_passes(feature, self._shards(feature, folder).fitted())
+
+    @property
+    def reused(self) -> bool:
+        """Whether the run's features were taken from the cache."""
+        return self._run.path(CACHED).exists()
 
     def similarity(
         self, feature: Feature, blocks: Mapping[str, NDArray[np.float32]], folder: str = ""
@@ -104,33 +132,25 @@ class Influence:
         """Return how similar each pool sample is to the target, f64[N].
 
         Args:
-            feature: what the target is described by, too.
-            blocks: the pool's features.
+            feature: what the target is described by, too; no gradients.
+            blocks: the pool's features, from `features`.
             folder: as in `features`.
-
-        Raises:
-            OptionError: the features are gradients.
         """
-        if feature.gradients:
-            raise OptionError(
-                "similarity to the target is what is known without gradients; use other --features, such as hidden "
-                "or embedding"
-            )
         path = self._run.path(folder) / "similarity.safetensors"
         if path.exists():
             return np.asarray(load_file(path)["similarity"])
-        names = feature.similar_by or tuple(blocks)
-        target = self._material.target
+        fitted = self._shards(feature, folder).fitted()
+        material = self._material
         with self._run.phase(folder or "features"):
             targets = [
-                _checked_blocks(
+                checked_blocks(
                     feature,
-                    blamed(feature.compute)(self._features_of(self._material.target_samples[name], encoded)),
+                    blamed(feature.compute)(self._batch_of(material.target_samples[name], encoded, fitted)),
                     len(encoded),
                 )
-                for name, encoded in target.items()
+                for name, encoded in material.target.items()
             ]
-            found = similarity({name: blocks[name] for name in names}, targets)
+            found = similarity({name: blocks[name] for name in feature.compared(blocks)}, targets)
         with whole_file(path) as partial:
             save_file({"similarity": found}, partial)
         return found
@@ -152,7 +172,42 @@ class Influence:
         """Return the scores of pool rows i64[m] for every subtask, f64[m, S]; NaN where scoring failed."""
         return self._scorer(rows)
 
-    def _batch(self, rows: range) -> FeatureBatch:
+    def _shards(self, feature: Feature, folder: str) -> Shards:
+        size = SHARD if feature.gradients else _SHARD
+        return Shards(self._run.path(folder), len(self._material.samples), size, fits=feature.fit_samples > 0)
+
+    def _cache_key(self, feature: Feature) -> str | None:
+        settings = self._run.manifest.settings
+        return feature_key(
+            feature,
+            {
+                **{
+                    name: settings.get(name) for name in ("pool content", "encoding content", "model content")
+                },
+                "dtype": self._settings.dtype,
+                "device": self._model.device.partition(":")[0],
+                "rows": _SHARD,
+            },
+        )
+
+    def _stored(self, feature: Feature, phase: str) -> dict[str, NDArray[np.float32]]:
+        """Return features that are read from the store."""
+        n_samples = len(self._material.samples)
+        shards = []
+        with self._run.phase(phase):
+            fitted = self._fit(feature) if feature.fit_samples else {}
+            _count_passes(feature, fitted)
+            for start in range(0, n_samples, SHARD):
+                rows = range(start, min(start + SHARD, n_samples))
+                found = blamed(feature.compute)(self._batch(rows, fitted))
+                shards.append(checked_blocks(feature, found, len(rows)))
+        return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+
+    def _fit(self, feature: Feature) -> dict[str, NDArray[Any]]:
+        whole = self._batch_of(self._material.samples, self._material.encoded, {})
+        return checked_fit(feature, blamed(feature.fit)(whole.spread(feature.fit_samples)))
+
+    def _batch(self, rows: range, fitted: Fitted) -> FeatureBatch:
         here = slice(rows.start, rows.stop)
 
         def sketches() -> NDArray[np.float32]:
@@ -171,18 +226,20 @@ class Influence:
                     )
             return np.nan_to_num(found, copy=False, nan=0.0)
 
-        return self._features_of(self._material.samples[here], self._material.encoded[here], sketches)
+        return self._batch_of(self._material.samples[here], self._material.encoded[here], fitted, sketches)
 
-    def _features_of(
+    def _batch_of(
         self,
         samples: Sequence[Sample],
         encoded: Sequence[Encoded],
+        fitted: Fitted,
         sketches: Callable[[], NDArray[np.float32]] | None = None,
     ) -> FeatureBatch:
         def none() -> NDArray[np.float32]:
             raise OptionError("the target's gradients are no features of it")
 
-        return FeatureBatch(samples, encoded, lambda: self._model.base, sketches or none)
+        device = self._model.device
+        return FeatureBatch(samples, encoded, lambda: self._model.base, sketches or none, fitted, device)
 
     @property
     def _sketch(self) -> Sketch:
@@ -244,24 +301,9 @@ class Influence:
         return directions
 
 
-def _checked_blocks(feature: Feature, found: object, n_rows: int) -> dict[str, NDArray[np.float32]]:
-    """Return what a feature computed as arrays that can be saved."""
-    name = f"{type(feature).__name__}.compute"
-    expected = f"a dict of blocks of numbers, each f32[{n_rows}, k]"
-    if not isinstance(found, Mapping) or not found:
-        raise PluginError(f"{name} returned {found!r:.80}; expected {expected}")
-    blocks = {}
-    for key, values in found.items():
-        block = np.asarray(values)
-        fits = block.ndim == 2 and len(block) == n_rows and block.dtype.kind in "fiub"
-        if not isinstance(key, str) or not fits:
-            raise PluginError(
-                f"{name}: block {key!r} is {block.dtype} of shape {block.shape}; expected {expected}"
-            )
-        blocks[key] = np.ascontiguousarray(block, np.float32)
-        if not np.isfinite(blocks[key]).all():
-            raise PluginError(f"{name}: block {key!r} is not finite; expected {expected}, finite")
-    return blocks
+def _count_passes(feature: Feature, fitted: Fitted) -> None:
+    if PASSES in fitted:
+        feature.forward_passes = float(fitted[PASSES].item())
 
 
 def _save(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:

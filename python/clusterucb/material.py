@@ -10,14 +10,19 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.encode import Encoded, Encoder, Unusable
 from clusterucb.errors import ClusterUCBWarning, InputError
-from clusterucb.pool import Pool, Rejected, Sample, overlap
+from clusterucb.pool import Pool, Rejected, Sample, Samples, not_usable, overlap
+from clusterucb.progress import Observer, Silent
+from clusterucb.sample import by_kind, told
+from clusterucb.tokens import EncodedSamples, TokenFile
 
+_SLOW = 20_000  # samples from which encoding them has a bar
 WARMUP_BATCH = 4  # samples in one step
 
 
@@ -26,14 +31,16 @@ class Material:
     """Encoded samples.
 
     Attributes:
-        samples, encoded: the pool's N samples in canonical order, and their tokens.
+        samples, encoded: the pool's N samples in canonical order, and their tokens; both on the disk.
+        sources: [N], the samples' ``source``.
         target: the encoded samples of each subtask, subtasks sorted by name.
         target_samples: the same samples as they were read.
         pool_rejected, target_rejected: the lines that are not used, and why.
     """
 
-    samples: Sequence[Sample]
-    encoded: Sequence[Encoded]
+    samples: Samples
+    encoded: EncodedSamples
+    sources: NDArray[np.str_]
     target: Mapping[str, Sequence[Encoded]]
     target_samples: Mapping[str, Sequence[Sample]]
     pool_rejected: Sequence[Rejected]
@@ -47,10 +54,19 @@ class Material:
     def columns(self) -> dict[str, NDArray[np.generic]]:
         """Return the pool's columns [N] that strategies may use beside the features."""
         return {
-            "source": np.array([sample.source for sample in self.samples]),
-            "tokens": np.array([len(sample) for sample in self.encoded]),
-            "label_tokens": np.array([sample.n_labels for sample in self.encoded]),
+            "source": self.sources,
+            "tokens": self.encoded.lengths,
+            "label_tokens": self.encoded.n_labels,
         }
+
+    def longest(self) -> int:
+        """Return how many tokens the longest sample of pool and target has."""
+        return max(int(self.encoded.lengths.max()), *map(len, chain(*self.target.values())), 0)
+
+    def largest_token(self) -> int:
+        """Return the largest token of pool and target."""
+        of_target = (int(sample.tokens.max()) for sample in chain(*self.target.values()))
+        return max(self.encoded.largest_token, *of_target, 0)
 
     def subtask_contents(self) -> dict[str, str]:
         """Return a hex SHA-256 of each subtask's samples: who has the same has the same scores."""
@@ -61,7 +77,7 @@ class Material:
 
     def rejected_rows(self, reasons: Iterable[tuple[int, str]]) -> list[Rejected]:
         """Return where the pool samples of (row, reason) stand in their files, and why they are not used."""
-        return [Rejected(self.samples[row].file, self.samples[row].line, reason) for row, reason in reasons]
+        return [Rejected.of(self.samples[row], reason) for row, reason in reasons]
 
     def warmup_rows(self, steps: int, seed: int) -> NDArray[np.int64]:
         """Return the rows of each warm-up step, i64[steps, 4]: epochs over the pool in random order."""
@@ -72,8 +88,21 @@ class Material:
         return order[: steps * size].reshape(steps, size)
 
 
-def encode(pool: Pool, target: Pool | None, encoder: Encoder) -> Material:
+def encode(
+    pool: Pool,
+    target: Pool | None,
+    encoder: Encoder,
+    *,
+    strict: bool = False,
+    observer: Observer | None = None,
+) -> Material:
     """Encode a pool and perhaps a target; warn about pool samples that also stand in the target.
+
+    Args:
+        pool, target: as they were read.
+        encoder: what turns conversations into tokens.
+        strict: the first sample that cannot be encoded is an error.
+        observer: who is told how far it got.
 
     Raises:
         InputError: no sample of either can be encoded.
@@ -86,30 +115,39 @@ def encode(pool: Pool, target: Pool | None, encoder: Encoder) -> Material:
             ClusterUCBWarning,
             stacklevel=3,
         )
-    samples, encoded, pool_rejected = _encode(pool, encoder, "pool")
-    if not target:
-        return Material(samples, encoded, {}, {}, pool_rejected, [])
-    target_samples, target_encoded, target_rejected = _encode(target, encoder, "target")
-    subtasks: dict[str, list[Encoded]] = {name: [] for name in sorted({s.subtask for s in target_samples})}
-    read: dict[str, list[Sample]] = {name: [] for name in subtasks}
-    for sample, tokens in zip(target_samples, target_encoded, strict=True):
-        subtasks[sample.subtask].append(tokens)
-        read[sample.subtask].append(sample)
-    return Material(samples, encoded, subtasks, read, pool_rejected, target_rejected)
+    subtasks: dict[str, list[Encoded]] = {}
+    read: dict[str, list[Sample]] = {}
+    target_rejected: list[Rejected] = []
+    if target:
+        samples, encoded, target_rejected = _encode(target, encoder, "target", strict, Silent())
+        for sample, tokens in sorted(zip(samples, encoded, strict=True), key=lambda one: one[0].subtask):
+            subtasks.setdefault(sample.subtask, []).append(tokens)
+            read.setdefault(sample.subtask, []).append(sample)
+    samples, encoded, rejected = _encode(pool, encoder, "pool", strict, observer or Silent())
+    sources = np.array([sample.source for sample in samples])
+    return Material(samples, encoded, sources, subtasks, read, rejected, target_rejected)
 
 
-def _encode(pool: Pool, encoder: Encoder, what: str) -> tuple[list[Sample], list[Encoded], list[Rejected]]:
-    samples, encoded, rejected = [], [], list(pool.rejected)
-    for sample in pool.samples:
-        try:
-            encoded.append(encoder(sample.messages))
-            samples.append(sample)
-        except Unusable as error:
-            rejected.append(Rejected(sample.file, sample.line, str(error)))
-    if not samples:
+def _encode(
+    pool: Pool, encoder: Encoder, what: str, strict: bool, observer: Observer
+) -> tuple[Samples, EncodedSamples, list[Rejected]]:
+    tokens, rejected = TokenFile(), list(pool.rejected)
+    kept = np.ones(len(pool.samples), bool)
+    shown = observer if len(kept) >= _SLOW else Silent()
+    with shown.count(f"Encoding the {what}", len(kept)) as advance:
+        for at, sample in enumerate(pool.samples):
+            try:
+                tokens.add(encoder(sample.messages))
+            except Unusable as error:
+                kept[at] = False
+                rejected.append(Rejected.of(sample, str(error)))
+                if strict:
+                    raise not_usable(rejected[-1]) from error
+            advance(1)
+    if not kept.any():
         first = rejected[len(pool.rejected)]
         raise InputError(
-            f"no sample of the {what} can be encoded (first: {first.file}:{first.line}: {first.reason}); expected "
-            "answers with at least one token, and a chat template that fits them"
+            f"no sample of the {what} can be encoded ({told(by_kind(rejected))}; first: {first.file}:{first.line}: "
+            f"{first.reason}); expected answers with at least one token, and a chat template that fits them"
         )
-    return samples, encoded, pool.in_reading_order(rejected)
+    return pool.samples.take(np.flatnonzero(kept)), tokens.close(), pool.in_reading_order(rejected)

@@ -10,8 +10,8 @@ interrupted run, a larger budget, another number to select and a finished run al
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,58 +29,71 @@ from clusterucb.errors import ClusterUCBWarning, OptionError, blamed, one_line
 from clusterucb.features.base import Feature
 from clusterucb.features.embedding import Embedding
 from clusterucb.features.gradient import Gradient
+from clusterucb.loaded import borrowing
 from clusterucb.plugins import KINDS, describe
 from clusterucb.policies.base import Policy
 from clusterucb.policies.ucb import UCB
 from clusterucb.poolview import PoolView
-from clusterucb.prepared import Files, check_paths, prepare
-from clusterucb.progress import Observer, Silent
-from clusterucb.report import Result, finish
+from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare
+from clusterucb.progress import AnyObserver, observer_of
+from clusterucb.report import finish
+from clusterucb.resolved import resolved
+from clusterucb.result import Result
 from clusterucb.run import Run
-from clusterucb.settings import Settings, settings_from, spelt_out
+from clusterucb.settings import SelectSettings, Settings, settings_from, spelt_out
+from clusterucb.similarity import check_comparable
 from clusterucb.store import GradientStore
 
 
-@spelt_out(Settings)
+@borrowing
+@spelt_out(SelectSettings)
 def select(
-    pool: Files,
-    target: Files,
+    pool: Rows,
+    target: Rows,
     *,
-    model: str | PathLike[str],
-    out: str | PathLike[str],
+    model: Model,
+    out: str | PathLike[str] | None = None,
     features: Feature | None = None,
     clusterer: Clusterer | None = None,
     policy: Policy | None = None,
     overwrite: bool = False,
-    observer: Observer | None = None,
+    observer: AnyObserver | None = None,
     **options: Any,
 ) -> Result:
     """Select the pool samples that influence the target most, within a gradient budget.
 
     Args:
-        pool, target: one or more JSONL files each (`clusterucb.pool`).
-        model: folder of a causal language model in Hugging Face form, or a hub id.
-        out: the run folder; the same call again resumes it, or returns what it found.
+        pool, target: files, folders and patterns, one or more; or rows in memory: a list of dicts, a Dataset, a
+            DataFrame (`clusterucb.sources`).
+        model: folder of a causal language model in Hugging Face form, or a hub id; or a loaded model, perhaps of
+            PEFT, with its ``tokenizer``. It is given back as it was.
+        out: the run folder; the same call again resumes it, or returns what it found. Without one, nothing is kept
+            but the result.
         features: what the pool is clustered by; `Embedding` by default, `Gradient` with a store.
         clusterer: what makes the arms; `KMeans` by default.
         policy: what spends the budget; `UCB` by default.
         overwrite: begin anew in a folder that holds another run.
-        observer: who is told how the run gets on; nobody by default.
-        **options: the fields of `clusterucb.settings.Settings`: ``budget``, ``select``, ``seed``, ...
+        observer: who is told how the run gets on: a function of (text, done, total), or a
+            `clusterucb.progress.Observer`; by default nobody, but the screen in a notebook.
+        **options: the fields of `clusterucb.settings.SelectSettings`: ``budget``, ``select``, ``seed``, ...
 
     Raises:
         ClusterUCBError: an option, a file, the model or the folder cannot be used; the message says
             what to do. What was computed before stays in the folder.
     """
-    settings = settings_from(options, Settings)
-    check_paths(model, out)
-    observer = Silent() if observer is None else observer
-    store = GradientStore(settings.store) if settings.store else None
-    settings = store.applied_to(settings) if store else settings
+    given = settings_from(options, SelectSettings)
+    check_paths(model, out, target=target)
+    if out is None and (given.tools or given.scores_parquet):
+        name = "export" if given.tools else "scores_parquet"
+        raise OptionError(f"{name} is given without out; expected a folder that what is written may stay in")
+    observer = observer_of(observer)
+    store = GradientStore(given.store) if given.store else None
+    settings = store.applied_to(given) if store else given
     by_default = Gradient() if store else Embedding()
     features = _checked("feature", by_default if features is None else features)
     clusterer = _checked("clusterer", KMeans() if clusterer is None else clusterer)
     policy = _checked("policy", UCB() if policy is None else policy)
+    check_comparable(policy, features)
     prepared = prepare(pool, target, model, settings, observer)
 
     from clusterucb.adapted import AdaptedModel, load_base
@@ -100,11 +113,29 @@ def select(
         **prepared.contents,
         **({"store content": store.fingerprint} if store else {}),
     }
+    config = resolved(
+        given,
+        pool=pool,
+        target=target,
+        model=model,
+        out=out,
+        features=features,
+        clusterer=clusterer,
+        policy=policy,
+    )
     n_budget, n_select = _counts(settings, len(material.samples))
     # Before an earlier run is removed, everything that can refuse the new one has had its say.
     base = load_base(settings, source, device, material, observer) if overwrite else None
     with (
-        Run(Path(out), deciding, budget=settings.budget, select=settings.select, overwrite=overwrite) as run,
+        folder_for(out) as folder,
+        Run(
+            folder,
+            deciding,
+            budget=settings.budget,
+            select=settings.select,
+            config=config,
+            overwrite=overwrite,
+        ) as run,
         AdaptedModel(run, settings, source, device, material, observer, base) as adapted,
     ):
         observer.step(f"{'Going on with' if run.resumed else 'Beginning'} the run in {run.folder}")
@@ -136,8 +167,11 @@ def select(
             run.manifest.pool_files, run.manifest.target_files = prepared.pool_files, prepared.target_files
             run.manifest.n_budget, run.manifest.n_select = n_budget, n_select
             run.manifest.select_by, run.manifest.max_per_source = settings.select_by, settings.max_per_source
-            cost = selection_cost(run.manifest.cost, settings, material, selection, features, policy)
-            return finish(run, material, selection, ledger.failures(), cost)
+            cost = selection_cost(
+                run.manifest.cost, settings, material, selection, features, policy, reused=influence.reused
+            )
+            result = finish(run, material, selection, ledger.failures(), cost, given, str(model))
+            return result if out is not None else replace(result, out=None)
 
 
 def _warn_of_gradients(n_subtasks: int) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
@@ -27,6 +28,7 @@ from clusterucb import __version__, hookspecs
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.errors import ClusterUCBError, OptionError, PluginError, did_you_mean, one_line
 from clusterucb.features.base import Feature
+from clusterucb.features.concatenation import Concatenation
 from clusterucb.policies.base import Policy
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -105,13 +107,34 @@ class Strategies:
         """Return the strategies of one kind by name."""
         return [strategy for (of, _), strategy in sorted(self.table.items()) if of == kind]
 
+    def options(self, kind: str, name: str) -> list[str]:
+        """Return the options of a strategy; of features that are joined, also with their parts' names before them.
+
+        Empty where there is no such strategy.
+        """
+        names = _parts(kind, name)
+        parts = {part: list(self.table[kind, part].options()) for part in names if (kind, part) in self.table}
+        if len(names) == 1:
+            return parts.get(name, [])
+        return list(
+            dict.fromkeys(
+                [*chain(*parts.values()), *(f"{part}.{key}" for part, keys in parts.items() for key in keys)]
+            )
+        )
+
     def make(self, kind: str, name: str, options: Mapping[str, str]) -> Any:
         """Construct a strategy from its name and ``key=value`` options as the command line has them.
+
+        Features may be joined: ``embedding+lexical``. An option belongs to whichever of them has it; where several
+        have one of that name, the feature's name before it decides, ``lexical.dim``.
 
         Raises:
             OptionError: no such strategy, no such option, or a value of the wrong type.
             PluginError: the type of an option cannot be known.
         """
+        names = _parts(kind, name)
+        if len(names) > 1:
+            return self._concatenation(name, names, options)
         strategy = self.table.get((kind, name))
         if strategy is None:
             choices = [known.name for known in self.of_kind(kind)]
@@ -139,6 +162,53 @@ class Strategies:
         except Exception as error:  # the constructor's own way to refuse a value
             why = one_line(error) or type(error).__name__
             raise OptionError(f"{kind} {name} refuses its options: {why:.300}") from error
+
+    def named(self, strategy: object) -> tuple[str, dict[str, Any]] | None:
+        """Return the name and the options that `make` makes a strategy of; None where it has no name.
+
+        Options are plain values; of joined features, they are preceded by the part's name.
+        """
+        if isinstance(strategy, Concatenation):
+            parts = [self.named(part) for part in strategy.parts]
+            found = [one for one in parts if one is not None]
+            names = [name for name, _ in found]
+            if len(found) < len(parts) or len(set(names)) < len(names):
+                return None
+            return "+".join(names), {
+                f"{name}.{key}": value for name, options in found for key, value in options.items()
+            }
+        for one in self.table.values():
+            if one.factory is type(strategy):
+                return one.name, describe(strategy)["options"]
+        return None
+
+    def _concatenation(self, joined: str, names: list[str], options: Mapping[str, str]) -> Concatenation:
+        if len(set(names)) < len(names):
+            raise OptionError(f"features {joined} name one of them twice; expected different ones")
+        own: dict[str, dict[str, str]] = {name: {} for name in names}
+        for key, text in options.items():
+            part, dot, rest = key.partition(".")
+            if not (dot and part in own):
+                owners = [name for name in names if key in self.options("feature", name)]
+                if len(owners) > 1:
+                    choices = " or ".join(f"{name}.{key}" for name in owners)
+                    raise OptionError(f"features {joined}: {key} is an option of several; expected {choices}")
+                if not owners:
+                    known = self.options("feature", joined)
+                    raise OptionError(
+                        f"features {joined} have no option {key!r}; their options: {', '.join(known) or 'none'}."
+                        f"{did_you_mean(key, known)}"
+                    )
+                part, rest = owners[0], key
+            if rest in own[part]:
+                raise OptionError(f"features {joined}: {part}.{rest} is given twice; expected it once")
+            own[part][rest] = text
+        return Concatenation(tuple(self.make("feature", name, own[name]) for name in names))
+
+
+def _parts(kind: str, name: str) -> list[str]:
+    """Return the names that a name joins; only features can be joined."""
+    return [part.strip() for part in name.split("+")] if kind == "feature" else [name]
 
 
 def load(discover: Callable[[], list[EntryPoint]] | None = None) -> Strategies:
@@ -272,6 +342,9 @@ def _check(
 def describe(strategy: object) -> dict[str, Any]:
     """Return a strategy's class and hyper-parameters as plain values, for manifests and fingerprints.
 
+    Hyper-parameters that are strategies are described in the same way. Of a feature whose options name files there
+    are ``contents``, too, their fingerprints by option.
+
     Raises:
         PluginError: a parameter of the constructor is not kept as an attribute of its name, or is not a
             plain value; a run could not tell whether its settings have changed.
@@ -292,8 +365,14 @@ def describe(strategy: object) -> dict[str, Any]:
             raise PluginError(
                 f"{cls.__qualname__} does not keep its hyper-parameter {name!r}; expected an attribute of that name"
             )
-        options[name] = msgspec.to_builtins(getattr(strategy, name), enc_hook=plain)
-    return {"class": f"{cls.__module__}.{cls.__qualname__}", "options": options}
+        value = getattr(strategy, name)
+        if isinstance(value, tuple) and value and isinstance(value[0], tuple(KINDS.values())):
+            options[name] = [describe(one) for one in value]
+        else:
+            options[name] = msgspec.to_builtins(value, enc_hook=plain)
+    contents = strategy.contents() if isinstance(strategy, Feature) else {}
+    described = {"class": f"{cls.__module__}.{cls.__qualname__}", "options": options}
+    return {**described, "contents": contents} if contents else described
 
 
 def _parse(what: str, text: str, factory: type, parameter: inspect.Parameter) -> object:

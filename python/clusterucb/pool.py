@@ -1,4 +1,4 @@
-"""Read pools and targets: files to samples in canonical order, and the lines that were rejected.
+"""Read pools and targets: sources to samples in canonical order, and the lines that were rejected.
 
 Decisions:
     - One bad line never stops a run. It becomes a `Rejected` with file, line and reason; only a file
@@ -7,66 +7,43 @@ Decisions:
       order, so the order of lines and files changes nothing. For the same reason the choice among
       duplicates depends on what they hold, never on where they stand.
     - A sample keeps its line's bytes: what is selected is written exactly as it came.
-    - `read_row` is the one place that knows shapes of rows; a new shape is a new branch there.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from os import PathLike
-from pathlib import Path
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any
 
-import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from clusterucb.errors import InputError
+from clusterucb.lines import Lines, Origin, Samples
+from clusterucb.progress import Advance, Observer, Silent
+from clusterucb.sample import Rejected, Sample, beginning, by_kind, told
+from clusterucb.shapes import ROLES, Layout, Message, Unreadable
+from clusterucb.sources import Line, Source, sources_of
 
-ROLES = ("system", "user", "assistant")
+__all__ = [
+    "ROLES",
+    "Message",
+    "Pool",
+    "Rejected",
+    "Sample",
+    "Samples",
+    "overlap",
+    "read_pool",
+    "read_target",
+]
 
-
-class Message(NamedTuple):
-    """One turn of a conversation; ``role`` is one of `ROLES`."""
-
-    role: str
-    content: str
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One sample of a pool or a target.
-
-    Attributes:
-        messages: the conversation, with at least one assistant turn.
-        id: the ``id`` column as a string; the content hash without one, or with an empty one.
-        source: the ``source`` column; the file's name without its ending, without one.
-        subtask: of a target, the ``subtask`` column, or the file's name without one; "" in a pool.
-        content_hash: hex SHA-256 of the messages.
-        raw: the line as it was read, without its line ending.
-        file, line: where it stands (lines count from 1).
-    """
-
-    messages: tuple[Message, ...]
-    id: str
-    source: str
-    subtask: str
-    content_hash: str
-    raw: bytes
-    file: str
-    line: int
-
-
-class Rejected(NamedTuple):
-    """A line that is not used, and why."""
-
-    file: str
-    line: int
-    reason: str
-
-
-class Unreadable(Exception):
-    """Why one row cannot be used; becomes the reason of a `Rejected`."""
+_SLOW = 64 << 20  # bytes of a file from which reading it has a bar
+_MEGABYTE = 1_000_000
+_ORDER = ("content_hash", "subtask", "id", "source", "raw")
 
 
 @dataclass(frozen=True)
@@ -77,11 +54,15 @@ class Pool:
         samples: in canonical order.
         rejected: the lines that are not used, in reading order.
         files: the files in reading order.
+        shapes: how many rows of each shape each file has.
+        unseen: the columns that the layout names and no row has.
     """
 
-    samples: tuple[Sample, ...]
+    samples: Samples
     rejected: tuple[Rejected, ...]
     files: tuple[str, ...]
+    shapes: Mapping[str, Counter[str]]
+    unseen: frozenset[str] = frozenset()
 
     def in_reading_order(self, rejected: Iterable[Rejected]) -> list[Rejected]:
         """Return lines of the pool's files by file, as they were given, and line."""
@@ -90,200 +71,161 @@ class Pool:
 
     def fingerprint(self) -> str:
         """Return a hex SHA-256 of everything a run depends on; independent of lines' and files' order."""
-        digest = hashlib.sha256()
-        for sample in self.samples:
-            digest.update(
-                msgspec.json.encode((sample.content_hash, sample.id, sample.source, sample.subtask))
+        return hashlib.sha256(self.samples.digests.tobytes()).hexdigest()
+
+
+def read_pool(
+    given: Any,
+    layout: Layout | None = None,
+    *,
+    strict: bool = False,
+    limit: int | None = None,
+    observer: Observer | None = None,
+) -> Pool:
+    """Read a pool.
+
+    Args:
+        given: files, folders or rows in memory (`clusterucb.sources.sources_of`).
+        layout: how rows are read; by default found from their keys.
+        strict: the first line that cannot be used is an error.
+        limit: lines to read of every file; by default all.
+        observer: who is told how far it got.
+
+    Raises:
+        InputError: a file cannot be read, or no line of any file can be used.
+    """
+    return _read(given, "pool", layout, strict, limit, observer)
+
+
+def read_target(
+    given: Any,
+    layout: Layout | None = None,
+    *,
+    strict: bool = False,
+    limit: int | None = None,
+    observer: Observer | None = None,
+) -> Pool:
+    """Read a target; rows without a ``subtask`` are one of their file's name. As `read_pool` else."""
+    return _read(given, "target", layout, strict, limit, observer)
+
+
+def _read(
+    given: Any, what: str, layout: Layout | None, strict: bool, limit: int | None, observer: Observer | None
+) -> Pool:
+    sources = sources_of(given, what)
+    files = tuple(source.place for source in sources)
+    lines = Lines(layout or Layout())
+    shapes: dict[str, Counter[str]] = {}
+    rejected: list[Rejected] = []
+    for source in sources:
+        lines.begin(Origin(source.place, source.name, source.name if what == "target" else None))
+        with _progress(source, limit, observer or Silent()) as advance:
+            found = islice(source.lines(advance), limit)
+            for line in _kept(found, source.place, lines, shapes.setdefault(source.place, Counter())):
+                if strict:
+                    raise not_usable(line)
+                rejected.append(line)
+    lines.close()
+    rows, duplicates = canonical_order(lines)
+    read = Pool(Samples(lines, rows), (), files, shapes, frozenset(lines.unseen))
+    rejected = read.in_reading_order([*rejected, *duplicates])
+    if strict and rejected:
+        raise not_usable(rejected[0])
+    if not len(rows):
+        first = rejected[0] if rejected else None
+        raise InputError(
+            f"the {what} has no usable sample: {len(rejected)} lines read, all rejected"
+            + (
+                f" ({told(by_kind(rejected))}; first: {first.file}:{first.line}: {first.reason})"
+                if first
+                else ""
             )
-            digest.update(hashlib.sha256(sample.raw).digest())
-        return digest.hexdigest()
-
-
-def read_pool(paths: Sequence[str | PathLike[str]]) -> Pool:
-    """Read a pool from JSONL files.
-
-    Raises:
-        InputError: a file cannot be read, or no line of any file can be used.
-    """
-    return _read(paths, "pool")
-
-
-def read_target(paths: Sequence[str | PathLike[str]]) -> Pool:
-    """Read a target from JSONL files; without a ``subtask`` column, each file is a subtask of its name.
-
-    Raises:
-        InputError: a file cannot be read, or no line of any file can be used.
-    """
-    return _read(paths, "target")
+            + "; expected JSON objects with `messages`, or with `prompt` and `completion`, one on each line"
+        )
+    return replace(read, rejected=tuple(rejected))
 
 
 def overlap(pool: Pool, target: Pool) -> list[Sample]:
     """Return the pool's samples whose content also stands in the target."""
     held_out = {sample.content_hash for sample in target.samples}
-    return [sample for sample in pool.samples if sample.content_hash in held_out]
+    likely = np.isin(pool.samples.content_keys, target.samples.content_keys)
+    return [sample for sample in pool.samples.take(np.flatnonzero(likely)) if sample.content_hash in held_out]
 
 
-def _read(paths: Sequence[str | PathLike[str]], what: str) -> Pool:
-    files = [Path(path) for path in paths]
-    if not files:
-        raise InputError(f"no {what} file given; expected one or more JSONL files")
-    samples: list[Sample] = []
-    rejected: list[Rejected] = []
-    for file, name in zip(files, _short_names(files), strict=True):
-        for number, line in _lines(file):
-            try:
-                samples.append(
-                    read_row(line, str(file), number, source=name, subtask=name if what == "target" else None)
-                )
-            except Unreadable as error:
-                rejected.append(Rejected(str(file), number, str(error)))
-    kept, duplicates = canonical_order(samples)
-    read = Pool(tuple(kept), (), tuple(map(str, files)))
-    rejected = read.in_reading_order([*rejected, *duplicates])
-    if not kept:
-        first = f" (first: {rejected[0].file}:{rejected[0].line}: {rejected[0].reason})" if rejected else ""
-        raise InputError(
-            f"the {what} has no usable sample: {len(rejected)} lines read, all rejected{first}; expected "
-            "JSON objects with `messages`, or with `prompt` and `completion`, one on each line"
-        )
-    return replace(read, rejected=tuple(rejected))
+def _kept(found: Iterable[Line], place: str, lines: Lines, shapes: Counter[str]) -> Iterator[Rejected]:
+    """Keep the lines that are found in a place; yield those that cannot be used."""
+    for number, line in found:
+        try:
+            if isinstance(line, Unreadable):
+                raise line
+            shape, _ = lines.read(line, number)
+            shapes[shape] += 1
+        except Unreadable as error:
+            text = "" if isinstance(line, Unreadable) else beginning(line)
+            yield Rejected(place, number, str(error), text)
 
 
-def _short_names(files: Sequence[Path]) -> list[str]:
-    """Return each file's name without its ending, or its path where two names would be the same."""
-    stems = [file.stem for file in files]
-    return [stem if stems.count(stem) == 1 else str(file) for stem, file in zip(stems, files, strict=True)]
+@contextmanager
+def _progress(source: Source, limit: int | None, observer: Observer) -> Iterator[Advance]:
+    """Show how much of a large file has been read."""
+    if source.size < _SLOW or limit is not None:
+        yield lambda _: None
+        return
+    read = 0
+    with observer.count(f"Reading {source.place}", source.size // _MEGABYTE, unit="MB") as shown:
+
+        def advance(n_bytes: int) -> None:
+            nonlocal read
+            before, read = read, read + n_bytes
+            if step := read // _MEGABYTE - before // _MEGABYTE:
+                shown(step)
+
+        yield advance
 
 
-def _lines(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (line number, bytes without line ending) of every line that is not blank."""
-    try:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")  # a byte-order mark
-                line = line.rstrip(b"\r\n")
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        raise InputError(f"cannot read {file}: {error.strerror}; expected a JSONL file") from error
-
-
-def read_row(line: bytes, file: str, number: int, *, source: str, subtask: str | None = None) -> Sample:
-    """Return the sample that one line holds.
-
-    Args:
-        line: a JSON object with ``messages``, or with ``prompt`` and ``completion``; optionally
-            ``id`` (string or whole number), ``source`` and ``subtask`` (strings).
-        file, number: where the line stands.
-        source: the source of a row without one.
-        subtask: the subtask of a row without one; None in a pool, whose rows have no subtask.
-
-    Raises:
-        Unreadable: the line cannot be used; the message is the reason.
-    """
-    try:
-        row = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Unreadable(f"not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise Unreadable(f"not a JSON object but {_kind(row)}")
-    messages = _messages(row)
-    content_hash = hashlib.sha256(msgspec.json.encode(messages)).hexdigest()
-    return Sample(
-        messages=messages,
-        id=_identity(row.get("id"), content_hash),
-        source=_name(row, "source", source),
-        subtask="" if subtask is None else _name(row, "subtask", subtask),
-        content_hash=content_hash,
-        raw=line,
-        file=file,
-        line=number,
+def not_usable(line: Rejected) -> InputError:
+    """Return the error that ``strict`` makes of a line."""
+    return InputError(
+        f"{line.file}:{line.line}: {line.reason}; mend the line, or leave --strict away to go on without it"
     )
 
 
-def _messages(row: dict[str, Any]) -> tuple[Message, ...]:
-    if "messages" in row:
-        turns = row["messages"]
-        if not isinstance(turns, list) or not turns:
-            raise Unreadable(f"`messages` is {_kind(turns)}; expected a list of turns")
-        messages = tuple(_message(turn, number) for number, turn in enumerate(turns, start=1))
-    elif "prompt" in row and "completion" in row:
-        messages = (_text(row, "prompt", "user"), _text(row, "completion", "assistant"))
-    else:
-        keys = ", ".join(f"`{key}`" for key in list(row)[:8]) or "none"
-        raise Unreadable(f"neither `messages` nor `prompt` and `completion` among its keys ({keys})")
-    if not any(message.role == "assistant" for message in messages):
-        raise Unreadable("no assistant turn")
-    return messages
-
-
-def _text(row: dict[str, Any], key: str, role: str) -> Message:
-    if not isinstance(row[key], str):
-        raise Unreadable(f"`{key}` is {_kind(row[key])}; expected a string")
-    return Message(role, row[key])
-
-
-def _message(turn: object, number: int) -> Message:
-    if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
-        raise Unreadable(f"turn {number} of `messages` is not an object with `role` and `content`")
-    role, content = turn["role"], turn["content"]
-    if role not in ROLES:
-        raise Unreadable(f"turn {number} has role {role!r:.40}; expected {', '.join(ROLES)}")
-    if not isinstance(content, str):
-        raise Unreadable(f"the content of turn {number} is {_kind(content)}; expected a string")
-    return Message(role, content)
-
-
-def _identity(value: object, content_hash: str) -> str:
-    if value is None or value == "":
-        return content_hash
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise Unreadable(f"`id` is {_kind(value)}; expected a string or a whole number")
-    return str(value)
-
-
-def _name(row: dict[str, Any], key: str, default: str) -> str:
-    value = row.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, str):
-        raise Unreadable(f"`{key}` is {_kind(value)}; expected a string")
-    return value
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number"}
-    if value is None:
-        return "null"
-    return names.get(type(value), "a number") if value != "" and value != [] else "empty"
-
-
-def canonical_order(samples: Iterable[Sample]) -> tuple[list[Sample], list[Rejected]]:
-    """Return samples in canonical order without duplicates, and the duplicates as rejected lines.
+def canonical_order(lines: Lines) -> tuple[NDArray[np.int64], list[Rejected]]:
+    """Return the rows of samples in canonical order without duplicates, i64[N], and the duplicates as rejected lines.
 
     Of samples with the same content (and subtask) the first in canonical order is kept. Of samples
     with the same id and different content the one with the smallest content hash is kept.
+
+    Rows are sorted by the first eight bytes of their content hash; only samples that share these, or their id, with
+    another are looked at one by one.
     """
-    ordered = sorted(
-        samples, key=lambda s: (s.content_hash, s.subtask, s.id, s.source, s.raw)
-    )  # equal in all of these: the same line twice, so the one read first stays
-    kept: list[Sample] = []
+    keys = lines.content_keys
+    order = np.argsort(keys, kind="stable")
+    same = np.concatenate(([False], np.diff(keys[order]) == 0))
+    ids = np.sort(lines.id_keys)
+    shared_id = np.isin(lines.id_keys, ids[1:][ids[1:] == ids[:-1]])[order]
+    doubtful = np.flatnonzero(same | np.roll(same, -1) | shared_id)
+    kept = np.ones(len(order), bool)
     rejected: list[Rejected] = []
-    by_id: dict[str, Sample] = {}
-    for sample in ordered:
-        last = kept[-1] if kept else None
-        if last and (last.content_hash, last.subtask) == (sample.content_hash, sample.subtask):
-            rejected.append(Rejected(sample.file, sample.line, f"duplicate of {last.file}:{last.line}"))
-        elif (other := by_id.get(sample.id)) and other.content_hash != sample.content_hash:
-            rejected.append(
-                Rejected(
-                    sample.file,
-                    sample.line,
-                    f"id {sample.id!r} is also that of {other.file}:{other.line}, with other content",
-                )
-            )
-        else:
-            by_id[sample.id] = sample
-            kept.append(sample)
-    return kept, rejected
+    by_id: dict[str, tuple[str, str]] = {}
+    for group in np.split(doubtful, np.flatnonzero(~same[doubtful])[1:]):
+        rows = order[group].tolist()
+        alike = sorted(
+            zip(map(lines.sample, rows), rows, strict=True),
+            key=lambda one: (*(getattr(one[0], name) for name in _ORDER), one[1]),
+        )
+        order[group] = [row for _, row in alike]
+        last: Sample | None = None
+        for at, (sample, _) in zip(group.tolist(), alike, strict=True):
+            content, place = by_id.get(sample.id, ("", ""))
+            if last and (last.content_hash, last.subtask) == (sample.content_hash, sample.subtask):
+                reason = f"duplicate of {last.file}:{last.line}"
+            elif content and content != sample.content_hash:
+                reason = f"same id: {sample.id!r} is also that of {place}, with other content"
+            else:
+                by_id[sample.id] = sample.content_hash, f"{sample.file}:{sample.line}"
+                last = sample
+                continue
+            rejected.append(Rejected.of(sample, reason))
+            kept[at] = False
+    return order[kept], rejected

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from clusterucb.errors import OptionError
-from clusterucb.pool import read_pool, read_target
+from clusterucb.loaded import LoadedModel
+from clusterucb.pool import Pool, read_pool, read_target
 from clusterucb.progress import Observer
+from clusterucb.sample import decode
 from clusterucb.settings import GradientSettings
 
 if TYPE_CHECKING:
     from clusterucb.checkpoint import ModelSource
     from clusterucb.material import Material
 
-Files = str | PathLike[str] | Sequence[str | PathLike[str]]
+# Paths and patterns, or rows in memory: `clusterucb.sources.sources_of`.
+Rows = Any
+Model = str | PathLike[str] | LoadedModel
+_LISTED = 8  # files of which is said what was found in them
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Prepared:
     """
 
     material: Material
-    source: ModelSource
+    source: ModelSource | LoadedModel
     device: str
     contents: dict[str, str | None]
     pool_files: list[str]
@@ -40,30 +50,47 @@ class Prepared:
 
 
 def prepare(
-    pool: Files,
-    target: Files | None,
-    model: str | PathLike[str],
+    pool: Rows,
+    target: Rows | None,
+    model: Model,
     settings: GradientSettings,
     observer: Observer,
+    *,
+    limit: int | None = None,
 ) -> Prepared:
     """Read and encode a pool and perhaps a target.
+
+    Args:
+        pool, target: files, or rows in memory.
+        model: the base model.
+        settings: the options.
+        observer: who is told how it gets on.
+        limit: lines to read of every file; by default all.
 
     Raises:
         ClusterUCBError: a file, the model or the device cannot be used.
     """
     observer.step(f"Reading the pool{' and the target' if target is not None else ''}")
-    pool_files = _paths("pool", pool)
-    target_files = [] if target is None else _paths("target", target)
-    read = read_pool(pool_files)
-    held_out = read_target(target_files) if target_files else None
+    reading = partial(_read, settings=settings, limit=limit, observer=observer)
+    held_out = None if target is None else reading(read_target, target)
+    read = reading(read_pool, pool)
+    if unseen := read.unseen & (held_out or read).unseen:
+        raise OptionError(
+            f"--columns names {', '.join(sorted(unseen))}, which no row has; the columns of the first row are "
+            f"{', '.join(decode(read.samples[0].raw))}"
+        )
 
     # torch takes seconds to import; bad options and files are told before.
     from clusterucb import checkpoint
     from clusterucb.encode import Encoder
     from clusterucb.material import encode
 
-    source = checkpoint.ModelSource(str(model), settings.revision, settings.trust_remote_code)
-    device = checkpoint.resolve_device(settings.device)
+    source: ModelSource | LoadedModel
+    if isinstance(model, LoadedModel):
+        source, device = model, model.device(settings.device)
+    else:
+        source = checkpoint.ModelSource(str(model), settings.revision, settings.trust_remote_code)
+        device = checkpoint.resolve_device(settings.device)
     encoder = Encoder(source.tokenizer(), max_length=settings.max_length)
     contents = {
         "pool content": read.fingerprint(),
@@ -72,20 +99,47 @@ def prepare(
         "encoding content": encoder.fingerprint,
         **checkpoint.adapter_fingerprints(settings.adapter, settings.optimizer_file),
     }
-    return Prepared(encode(read, held_out, encoder), source, device, contents, pool_files, target_files)
+    material = encode(read, held_out, encoder, strict=settings.strict, observer=observer)
+    return Prepared(
+        material, source, device, contents, list(read.files), list(held_out.files if held_out else ())
+    )
 
 
-def check_paths(model: object, out: object) -> None:
-    """Refuse a model or a folder that cannot be one."""
-    for name, value in (("model", model), ("out", out)):
-        if not isinstance(value, str | PathLike) or not str(value):
-            raise OptionError(
-                f"{name} is {value!r}; expected a path{' or a hub id' if name == 'model' else ''}"
-            )
+def _read(
+    read: Callable[..., Pool],
+    given: Rows,
+    *,
+    settings: GradientSettings,
+    limit: int | None,
+    observer: Observer,
+) -> Pool:
+    """Read a pool or a target, and say what was found in each file."""
+    pool = read(given, settings.layout, strict=settings.strict, limit=limit, observer=observer)
+    by_file = Counter(line.file for line in pool.rejected)
+    for file, shapes in list(pool.shapes.items())[:_LISTED]:
+        found = [f"{count:,} of {shape}" for shape, count in shapes.most_common()]
+        refused = [f"{by_file[file]:,} not used"] if by_file[file] else []
+        observer.step(f"  {file}: rows: {', '.join([*found, *refused]) or 'none'}")
+    if len(pool.shapes) > _LISTED:
+        observer.step(f"  and {len(pool.shapes) - _LISTED} more files")
+    return pool
 
 
-def _paths(what: str, files: Any) -> list[str]:
-    given = [files] if isinstance(files, str | PathLike) else files
-    if not isinstance(given, Sequence) or not all(isinstance(one, str | PathLike) for one in given):
-        raise OptionError(f"{what} is {files!r:.80}; expected the path of a JSONL file, or several")
-    return [str(path) for path in given]
+def check_paths(model: object, out: object, *, needed: bool = False, target: object = ()) -> None:
+    """Refuse a model, a folder or a target that cannot be one; ``out`` may be None unless it is needed."""
+    if target is None:
+        raise OptionError("target is None; expected the path of a file, or rows")
+    if not isinstance(model, str | PathLike | LoadedModel) or not str(model):
+        raise OptionError(f"model is {model!r}; expected a path, a hub id or a loaded model")
+    if (out is not None or needed) and (not isinstance(out, str | PathLike) or not str(out)):
+        raise OptionError(f"out is {out!r}; expected the path of a folder")
+
+
+@contextmanager
+def folder_for(out: str | PathLike[str] | None) -> Iterator[Path]:
+    """Yield the folder of a run: the one that was asked for, or one that is gone when the block ends."""
+    if out is not None:
+        yield Path(out)
+        return
+    with TemporaryDirectory(prefix="clusterucb-") as folder:
+        yield Path(folder)

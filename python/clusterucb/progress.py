@@ -1,8 +1,8 @@
 """What a person sees while a run works: steps, notes, and how much of a budget is left.
 
-On a terminal, bars with rate and time left (rich); elsewhere, plain lines, at most one every few
-seconds, so that a log stays readable. All of it goes to standard error: standard output is for
-results.
+On a terminal, bars with rate and time left (rich); in a notebook, a line that counts; elsewhere, plain lines, at
+most one every few seconds, so that a log stays readable. All of it goes to standard error: standard output is for
+results. From Python, nobody is told unless it is a notebook; a function may be, or any `Observer`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -24,9 +24,12 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
+from clusterucb.errors import OptionError, printable
+
 Advance = Callable[[int], None]
 
 
+@runtime_checkable
 class Observer(Protocol):
     """Whoever wants to know how a run gets on."""
 
@@ -37,6 +40,9 @@ class Observer(Protocol):
         self, text: str, total: int, *, done: int = 0, unit: str = "samples"
     ) -> AbstractContextManager[Advance]:
         """Count up to ``total`` while the block runs; it gets a function to call with each increment."""
+
+
+AnyObserver = Observer | Callable[[str, int, int], object]
 
 
 class Silent:
@@ -57,8 +63,56 @@ class Silent:
         return nullcontext(lambda _: None)
 
 
+class Calls:
+    """Tells a function.
+
+    Args:
+        function: called with what happens, how much of it is done, and how much there is (0 and 0 of a step).
+    """
+
+    def __init__(self, function: Callable[[str, int, int], object]) -> None:
+        self._function = function
+
+    def step(self, text: str) -> None:
+        """Tell that something happens."""
+        self._function(text, 0, 0)
+
+    @contextmanager
+    def count(
+        self,
+        text: str,
+        total: int,
+        *,
+        done: int = 0,
+        unit: str = "samples",  # noqa: ARG002
+    ) -> Iterator[Advance]:
+        """Tell how far it got, now and with every increment."""
+        count = done
+
+        def advance(n: int) -> None:
+            nonlocal count
+            count += n
+            self._function(text, count, total)
+
+        advance(0)
+        yield advance
+
+
+def observer_of(given: AnyObserver | None) -> Observer:
+    """Return an observer: the one that is given, a function's, or by default the screen of a notebook alone."""
+    if given is None:
+        return Screen() if Console().is_jupyter else Silent()
+    if isinstance(given, Observer):
+        return given
+    if callable(given):
+        return Calls(given)
+    raise OptionError(
+        f"observer is {given!r:.80}; expected a function of (text, done, total), or an Observer"
+    )
+
+
 class Screen:
-    """Shows progress on standard error.
+    """Shows progress on standard error, or in a notebook.
 
     Args:
         console: where to write; by default standard error.
@@ -71,12 +125,14 @@ class Screen:
 
     def step(self, text: str) -> None:
         """Print one line."""
-        self._console.print(Text(text), soft_wrap=True)
+        self._console.print(Text(printable(text)), soft_wrap=True)
 
     def count(
         self, text: str, total: int, *, done: int = 0, unit: str = "samples"
     ) -> AbstractContextManager[Advance]:
         """Show a bar on a terminal, plain lines elsewhere."""
+        if self._console.is_jupyter:
+            return self._in_notebook(text, total, done, unit)
         count = self._bar if self._console.is_terminal else self._lines
         return count(text, total, done, unit)
 
@@ -95,7 +151,26 @@ class Screen:
             yield lambda n: progress.advance(task, n)
 
     @contextmanager
-    def _lines(self, text: str, total: int, done: int, unit: str) -> Iterator[Advance]:
+    def _in_notebook(self, text: str, total: int, done: int, unit: str) -> Iterator[Advance]:
+        from IPython.display import display
+
+        def line(status: str) -> dict[str, str]:
+            return {"text/plain": status}
+
+        shown = display(line(f"{text}: {done} of {total} {unit}"), raw=True, display_id=True)
+        with self._counted(
+            text, total, done, unit, 0.5, lambda status: shown.update(line(status), raw=True)
+        ) as advance:
+            yield advance
+
+    def _lines(self, text: str, total: int, done: int, unit: str) -> AbstractContextManager[Advance]:
+        return self._counted(text, total, done, unit, self._seconds, self.step)
+
+    @contextmanager
+    def _counted(
+        self, text: str, total: int, done: int, unit: str, seconds: float, show: Callable[[str], None]
+    ) -> Iterator[Advance]:
+        """Show a line at most every few seconds, and at the end."""
         began = last = time.monotonic()
         start = count = done
 
@@ -103,11 +178,11 @@ class Screen:
             nonlocal count, last
             count += n
             now = time.monotonic()
-            if count >= total or now - last >= self._seconds:
+            if count >= total or now - last >= seconds:
                 last = now
                 rate = (count - start) / max(now - began, 1e-9)
                 left = _clock((total - count) / rate) if rate > 0 else "?"
-                self.step(f"{text}: {count} of {total} {unit}, {_rate(rate)} {unit}/s, {left} left")
+                show(f"{text}: {count} of {total} {unit}, {_rate(rate)} {unit}/s, {left} left")
 
         yield advance
 

@@ -7,86 +7,44 @@ them again gives the same bytes.
 from __future__ import annotations
 
 import math
+import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from clusterucb.atomic import write_lines, write_whole
+from clusterucb.atomic import write_lines
 from clusterucb.engine import Selection
-from clusterucb.pool import Sample
-from clusterucb.run import Cost, Manifest, Outcome, Run
+from clusterucb.errors import one_line, printable
+from clusterucb.export import export
+from clusterucb.result import EXAMPLES, TABLE, Result
+from clusterucb.run import Cost, Outcome, Run
+from clusterucb.sample import by_kind, told
+from clusterucb.scores_table import write_scores
+from clusterucb.shapes import TEXT
 
 if TYPE_CHECKING:
     from clusterucb.material import Material
+    from clusterucb.settings import SelectSettings
     from clusterucb.store import GradientStore
 
-_EXAMPLES = 3
 _WIDTH = 100  # characters of a sample's text on the screen
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Result:
-    """What a run selected.
-
-    Attributes:
-        rows: i64[n], the selected samples' rows in canonical order, best first.
-        ids: their ids.
-        scores: f64[n], their influence scores.
-        samples: the samples themselves.
-        cost: what the run cost.
-        selection: every draw, the arms and why the search stopped.
-        manifest: everything else that was recorded.
-        out: the run folder.
-    """
-
-    rows: NDArray[np.int64]
-    ids: list[str]
-    scores: NDArray[np.float64]
-    samples: list[Sample]
-    cost: Cost
-    selection: Selection
-    manifest: Manifest
-    out: Path
-
-    def __len__(self) -> int:
-        """Number of samples selected."""
-        return len(self.rows)
-
-    def __repr__(self) -> str:
-        return (
-            f"<Result: {len(self)} of {self.cost.pool_samples} samples selected, {self.selection.n_scored} scored, "
-            f"cost {self.cost.total:.3f} of all pool gradients, in {self.out}>"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the summary as JSON values: what was found, what it cost and where it stands."""
-        manifest = msgspec.to_builtins(self.manifest)
-        names = ("pool_samples", "pool_rejected", "target_samples", "target_rejected", "subtasks", "n_budget")
-        files = ("selected.jsonl", "scores.jsonl", "rejected.jsonl", "manifest.json")
-        return {
-            "out": str(self.out),
-            **{name: manifest[name] for name in names},
-            **manifest["outcome"],
-            "cost": manifest["cost"],
-            "best": [
-                {"id": name, "score": score}
-                for name, score in zip(self.ids[:_EXAMPLES], self.scores[:_EXAMPLES].tolist(), strict=True)
-            ],
-            "files": {name: str(self.out / name) for name in files},
-        }
-
-
 def finish(
-    run: Run, material: Material, selection: Selection, failures: Sequence[tuple[int, str]], cost: Cost
+    run: Run,
+    material: Material,
+    selection: Selection,
+    failures: Sequence[tuple[int, str]],
+    cost: Cost,
+    settings: SelectSettings,
+    model: str,
 ) -> Result:
     """Write what a run found, and mark it as finished.
 
@@ -96,13 +54,30 @@ def finish(
         selection: what the search found.
         failures: (row, reason) of every draw that could not be scored.
         cost: what it all cost.
+        settings: in which forms it is written.
+        model: folder of the model, or its hub id.
     """
     samples = [material.samples[row] for row in selection.rows.tolist()]
-    write_whole(run.path("selected.jsonl"), b"".join(sample.raw + b"\n" for sample in samples))
+    result = Result(
+        rows=selection.rows,
+        ids=[sample.id for sample in samples],
+        scores=selection.scores,
+        samples=samples,
+        subtasks=list(material.target),
+        cost=cost,
+        selection=selection,
+        manifest=run.manifest,
+        out=run.folder,
+        exports=export(run.folder, settings.tools, samples, model=model, settings=settings),
+    )
+    result.write(run.path("selected.jsonl"), annotate=settings.annotate)
     write_lines(run.path("scores.jsonl"), _scored(selection, material))
+    if settings.scores_parquet or run.path(TABLE).exists():  # never one of an earlier selection
+        write_scores(run.path(TABLE), selection, material.samples, list(material.target))
     rejected = (*material.pool_rejected, *material.target_rejected, *material.rejected_rows(failures))
     write_lines(run.path("rejected.jsonl"), (line._asdict() for line in rejected))
     manifest = run.manifest
+    manifest.rejected = by_kind(rejected)
     manifest.pool_samples, manifest.pool_rejected = len(material.samples), len(material.pool_rejected)
     manifest.target_samples, manifest.target_rejected = material.n_target, len(material.target_rejected)
     manifest.subtasks = list(material.target)
@@ -125,16 +100,7 @@ def finish(
     )
     manifest.status = "finished"
     run.save()
-    return Result(
-        rows=selection.rows,
-        ids=[sample.id for sample in samples],
-        scores=selection.scores,
-        samples=samples,
-        cost=manifest.cost,
-        selection=selection,
-        manifest=manifest,
-        out=run.folder,
-    )
+    return result
 
 
 def _scored(selection: Selection, material: Material) -> Iterator[dict[str, Any]]:
@@ -200,10 +166,20 @@ def show(result: Result, console: Console) -> None:
             + (" (long answers are favoured)" if outcome.length_correlation > 0.3 else "")
             + (" (short answers are favoured)" if outcome.length_correlation < -0.3 else "")
         )
-    rejected = manifest.pool_rejected + manifest.target_rejected + outcome.n_failed
-    if rejected:
-        console.print(f"{rejected} lines were not used; why: {result.out / 'rejected.jsonl'}", soft_wrap=True)
-    console.print(Text.assemble("Written to ", (str(result.out / "selected.jsonl"), "bold")), soft_wrap=True)
+    if result.out is not None:
+        _show_files(result, result.out, console)
+
+
+def _show_files(result: Result, out: Path, console: Console) -> None:
+    _show_rejected(result.manifest.rejected, out, console)
+    console.print(Text.assemble("Written to ", (str(out / "selected.jsonl"), "bold")), soft_wrap=True)
+    if (table := out / TABLE).exists():
+        console.print(f"Written to {table}", soft_wrap=True, markup=False)
+    for one in result.exports:
+        console.print(f"Written to {one.folder}", soft_wrap=True, markup=False)
+        for program, file in one.trainings:
+            command = f"{program} {shlex.quote(str(file))}"
+            console.print(Text.assemble("  to train: ", (command, "bold")), soft_wrap=True)
 
 
 def show_store(store: GradientStore, console: Console) -> None:
@@ -218,15 +194,19 @@ def show_store(store: GradientStore, console: Console) -> None:
         )
     )
     console.print(Group(cost_table(manifest.cost), Text()))
-    if manifest.pool_rejected:
-        console.print(
-            f"{manifest.pool_rejected} lines were not used; why: {store.folder / 'rejected.jsonl'}",
-            soft_wrap=True,
-        )
+    _show_rejected(manifest.rejected, store.folder, console)
     console.print(
         Text.assemble("For every target: ", (f"clusterucb select ... --store {store.folder}", "bold")),
         soft_wrap=True,
     )
+
+
+def _show_rejected(rejected: Mapping[str, int], folder: Path, console: Console) -> None:
+    if rejected:
+        n_lines, which = sum(rejected.values()), folder / "rejected.jsonl"
+        console.print(
+            Text(f"{n_lines:,} lines were not used: {told(rejected)}; which: {which}"), soft_wrap=True
+        )
 
 
 def _sources(result: Result) -> RenderableType:
@@ -257,7 +237,11 @@ def cost_table(cost: Cost) -> RenderableType:
     for name, phase in cost.phases.items():
         share = cost.share(phase)
         table.add_row(
-            name, str(phase.gradients), f"{phase.forward_passes:.0f}", f"{share:.3f}", _seconds(phase.seconds)
+            f"{name} (from the cache)" if phase.reused else name,
+            str(phase.gradients),
+            f"{phase.forward_passes:.0f}",
+            f"{share:.3f}",
+            _seconds(phase.seconds),
         )
     table.add_row(
         "total",
@@ -274,20 +258,19 @@ def _examples(result: Result) -> RenderableType:
     table = Table("score", "", box=None, pad_edge=False, header_style="dim")
     table.add_column("sample", overflow="fold")
     best = list(zip(result.scores.tolist(), result.samples, strict=True))
-    worst = best[max(len(best) - 1, _EXAMPLES) :]
-    for title, some in (("best", best[:_EXAMPLES]), ("last selected", worst)):
+    worst = best[max(len(best) - 1, EXAMPLES) :]
+    for title, some in (("best", best[:EXAMPLES]), ("last selected", worst)):
         for score, sample in some:
             question = next((m.content for m in reversed(sample.messages) if m.role == "user"), "")
-            answer = next(m.content for m in reversed(sample.messages) if m.role == "assistant")
+            answer = next(m.content for m in reversed(sample.messages) if m.role in ("assistant", TEXT))
             text = Text.assemble((_plain(question), "dim"), "\n", _plain(answer))
             table.add_row(f"{score:+.4f}", title, text)
     return table
 
 
 def _plain(text: str, width: int = _WIDTH) -> str:
-    """Return text on one line, cut, without control characters that a terminal would obey."""
-    line = " ".join(text.split())
-    line = "".join(character if character.isprintable() else "�" for character in line)
+    """Return text on one line, cut, without what a terminal would obey."""
+    line = printable(one_line(text))
     return line if len(line) <= width else line[: width - 1] + "…"
 
 

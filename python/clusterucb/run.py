@@ -31,11 +31,15 @@ from clusterucb import __version__
 from clusterucb.atomic import write_whole
 from clusterucb.budget import parse_count
 from clusterucb.errors import ClusterUCBWarning, RunError
+from clusterucb.export import OWN_FILES
 
 _FORMAT = 1
 FORWARD = 0.43  # cost of a forward pass in LoRA gradients, as measured on a 135M-parameter model
 _RECORDED_VERSIONS = ("numpy", "torch", "transformers", "peft")
-_LEDGER = "ledger.sqlite*"  # made at once; its first draw comes after the other stages
+_LEDGER = "ledger.sqlite*"
+_CONFIG = "config.yaml"
+# There before anything is computed: the ledger's first draw comes after the other stages.
+_AT_ONCE = (_LEDGER, _CONFIG)
 # Everything a run writes beside its manifest; --overwrite removes these and nothing else.
 _OWN_FILES = (
     "adapter",
@@ -44,12 +48,14 @@ _OWN_FILES = (
     "sketches-*.safetensors",
     "labels.safetensors",
     "similarity.safetensors",
-    _LEDGER,
+    *_AT_ONCE,
     "selected.jsonl",
     "scores.jsonl",
     "rejected.jsonl",
     "comparison.json",
     "comparison.html",
+    "scores.parquet",
+    *OWN_FILES,
 )
 # Stands in a folder without manifest.json while a run is being begun or removed.
 _UNSETTLED = "manifest.json.partial"
@@ -63,12 +69,14 @@ class PhaseCost(msgspec.Struct):
         forward_passes: forward passes of one sample without a gradient.
         tokens: tokens in these passes.
         seconds: wall-clock time over all sessions of the run.
+        reused: whether an earlier run has paid for it, so that it cost nothing.
     """
 
     gradients: int = 0
     forward_passes: float = 0
     tokens: int = 0
     seconds: float = 0.0
+    reused: bool = False
 
 
 class Cost(msgspec.Struct):
@@ -150,6 +158,7 @@ class Manifest(msgspec.Struct):
     target_rejected: int = 0
     subtasks: list[str] = []
     subtask_contents: dict[str, str] = {}
+    rejected: dict[str, int] = {}
     n_budget: int = 0
     n_select: int = 0
     select_by: str = "top"
@@ -166,6 +175,7 @@ class Run:
         folder: created when it does not exist.
         settings: everything that decides about a number, JSON values by option name.
         budget, select: as the user wrote them; None in a gradient store.
+        config: content of ``config.yaml``, which no result depends on.
         overwrite: begin anew, removing what an earlier run wrote into ``folder``.
 
     Raises:
@@ -180,6 +190,7 @@ class Run:
         *,
         budget: str | None = None,
         select: str | None = None,
+        config: bytes | None = None,
         overwrite: bool = False,
     ) -> None:
         self.folder = folder
@@ -192,6 +203,8 @@ class Run:
             )  # as the manifest gives them back
             self.manifest, self.resumed = self._take_up(plain, budget, select)
             self.save()
+            if config is not None:
+                write_whole(self.path(_CONFIG), config)
         except BaseException:
             os.close(self._lock)
             raise
@@ -277,7 +290,7 @@ class Run:
 
     def _holds_results(self) -> bool:
         """Whether anything was computed; a run that ended before that may take any settings."""
-        return any(any(self.folder.glob(name)) for name in _OWN_FILES if name != _LEDGER)
+        return any(any(self.folder.glob(name)) for name in _OWN_FILES if name not in _AT_ONCE)
 
 
 def _lock(folder: Path) -> int:
@@ -333,7 +346,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _show(value: object) -> str:
-    if isinstance(value, dict) and value.keys() == {"class", "options"}:
+    if isinstance(value, dict) and value.keys() >= {"class", "options"}:
         options = ", ".join(f"{key}={option!r}" for key, option in value["options"].items())
         return f"{value['class'].rpartition('.')[2]}({options})"
     return "unset" if value is None else str(value)

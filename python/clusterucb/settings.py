@@ -14,20 +14,30 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from cyclopts import Parameter, Token
+from cyclopts import Group, Parameter, Token
 
 from clusterucb.aggregate import NAMES
 from clusterucb.budget import parse_count
 from clusterucb.choice import SELECT_BY
 from clusterucb.errors import OptionError, did_you_mean
+from clusterucb.export import TOOLS
 from clusterucb.preconditioner import PRECONDITIONERS
 from clusterucb.projection import Sketch, check_dimension
+from clusterucb.shapes import FIELDS, SHAPES, Layout
 
 # These may change when a run is taken up again; every other setting decides about numbers in it.
 _COUNTS = ("budget", "select")
-_FREE = (*_COUNTS, "select_by", "max_per_source")
+_READING = (
+    "format",
+    "columns",
+    "drop_unsupported",
+    "strict",
+)  # what they decide is in the pool's fingerprint
+_LISTS = ("export", "lora_targets")  # comma-separated
+_OUTPUT = ("annotate", "export", "scores_parquet")
+_FREE = (*_COUNTS, "select_by", "max_per_source", *_READING, *_OUTPUT)
 _FRESH_LORA = ("lora_rank", "lora_alpha", "lora_targets", "warmup_steps", "warmup_lr")
 
 
@@ -38,7 +48,17 @@ def _whole(_: type, tokens: Sequence[Token]) -> int:
     return int(text)
 
 
+def _columns(_: type, tokens: Sequence[Token]) -> dict[str, str]:
+    """Convert ``prompt=question,completion=answer`` to a dictionary."""
+    pairs = [pair.partition("=") for pair in tokens[0].value.split(",")]
+    if not all(name.strip() and equals and column.strip() for name, equals, column in pairs):
+        raise ValueError(f"{tokens[0].value!r} is not of the form prompt=question,completion=answer")
+    return {name.strip(): column.strip() for name, _, column in pairs}
+
+
 Whole = Annotated[int, Parameter(converter=_whole)]
+Columns = Annotated[dict[str, str], Parameter(converter=_columns, accepts_keys=False, n_tokens=1)]
+_ROWS = Parameter(group=Group("Rows", sort_key=1.5))
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCORERS = ("auto", "exact", "sketch")
 
@@ -62,7 +82,40 @@ class _Checked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientSettings(_Checked):
+class ReadSettings(_Checked):
+    """Options that decide how rows are read, of the pool and of the target.
+
+    Attributes:
+        format: Shape of every row: messages, conversations, prompt-completion, alpaca, chosen or text; by default each
+            row's keys say.
+        columns: Columns that stand for others, as prompt=question,completion=answer; also for id, source and subtask.
+        drop_unsupported: Leave out images and tool calls, instead of the rows that hold them.
+        strict: Stop at the first line that cannot be used.
+    """
+
+    format: Annotated[str | None, _ROWS] = None
+    columns: Annotated[Columns | None, _ROWS] = None
+    drop_unsupported: Annotated[bool, _ROWS] = False
+    strict: Annotated[bool, _ROWS] = False
+
+    def __post_init__(self) -> None:
+        if self.format is not None:
+            self._check_choice("format", tuple(SHAPES))
+        for name, column in (self.columns or {}).items():
+            if name not in FIELDS or not isinstance(column, str):
+                raise OptionError(
+                    f"--columns has {name}={column}; expected the name of a column for one of {', '.join(FIELDS)}."
+                    f"{did_you_mean(name, FIELDS)}"
+                )
+
+    @property
+    def layout(self) -> Layout:
+        """How rows are read."""
+        return Layout(self.format, self.columns or {}, self.drop_unsupported)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientSettings(ReadSettings):
     """Options that decide about a pool sample's gradient and its sketch.
 
     Attributes:
@@ -103,6 +156,7 @@ class GradientSettings(_Checked):
     seed: Whole = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._check_whole("lora_rank", "warmup_steps", "max_length", "batch_tokens")
         for name in ("lora_alpha", "warmup_lr"):
             value = getattr(self, name)
@@ -152,42 +206,20 @@ class GradientSettings(_Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawSettings(_Checked):
-    """Options that decide how samples are drawn, scored and selected, whatever the budget.
+class ScoreSettings(_Checked):
+    """Options that decide what scores a sample.
 
     Attributes:
-        select: Samples to select: a percentage of the pool, or a number; at most the budget.
-        cold_start: Share of every cluster that is drawn first (at least one sample of each); by default a quarter of
-            the budget's share of the pool.
-        batch_size: Draws between two decisions of the policy; 1 is the paper's loop, more is faster.
         scorer: What scores a sample: exact (its gradient), sketch (its sketch, an estimate), or auto (sketch with
             a store, which costs no gradient, so that every sample is scored; else exact).
-        aggregate: How the scores of several subtasks become one: max (the paper's), mean, or standardized (the
-            largest after each subtask's scores are brought to one scale, so that none decides alone).
-        select_by: What is selected: top (the largest scores) or round-robin (each subtask's best in turn).
-        max_per_source: Most samples to select of one source.
         store: Folder that clusterucb sketch wrote for this pool and model: its adapter and sketches are used.
     """
 
-    select: str = "5%"
-    cold_start: float | None = None
-    batch_size: Whole = 8
     scorer: str = "auto"
-    aggregate: str = "max"
-    select_by: str = "top"
-    max_per_source: Whole | None = None
     store: Path | None = None
 
     def __post_init__(self) -> None:
-        parse_count("--select", self.select)
-        self._check_whole("batch_size")
-        if self.cold_start is not None:
-            self._check("cold_start", 0 <= self.cold_start <= 1, "a share between 0 and 1")
         self._check_choice("scorer", SCORERS)
-        self._check_choice("aggregate", NAMES)
-        self._check_choice("select_by", SELECT_BY)
-        if self.max_per_source is not None:
-            self._check_whole("max_per_source")
 
     @property
     def by_sketch(self) -> bool:
@@ -198,6 +230,40 @@ class DrawSettings(_Checked):
     def free_scores(self) -> bool:
         """Whether scores cost no gradient, because the store has them all."""
         return self.by_sketch and self.store is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawSettings(ScoreSettings):
+    """Options that decide how samples are drawn, scored and selected, whatever the budget.
+
+    Attributes:
+        select: Samples to select: a percentage of the pool, or a number; at most the budget.
+        cold_start: Share of every cluster that is drawn first (at least one sample of each); by default a quarter of
+            the budget's share of the pool.
+        batch_size: Draws between two decisions of the policy; 1 is the paper's loop, more is faster.
+        aggregate: How the scores of several subtasks become one: max (the paper's), mean, or standardized (the
+            largest after each subtask's scores are brought to one scale, so that none decides alone).
+        select_by: What is selected: top (the largest scores) or round-robin (each subtask's best in turn).
+        max_per_source: Most samples to select of one source.
+    """
+
+    select: str = "5%"
+    cold_start: float | None = None
+    batch_size: Whole = 8
+    aggregate: str = "max"
+    select_by: str = "top"
+    max_per_source: Whole | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parse_count("--select", self.select)
+        self._check_whole("batch_size")
+        if self.cold_start is not None:
+            self._check("cold_start", 0 <= self.cold_start <= 1, "a share between 0 and 1")
+        self._check_choice("aggregate", NAMES)
+        self._check_choice("select_by", SELECT_BY)
+        if self.max_per_source is not None:
+            self._check_whole("max_per_source")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,11 +285,11 @@ class SearchSettings(DrawSettings, _Budget):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(GradientSettings, SearchSettings):
-    """Options of a selection: those of the search and those of the gradients."""
+class ScoringSettings(GradientSettings, ScoreSettings):
+    """Options of scoring: those of the gradients and what is made of them."""
 
     def __post_init__(self) -> None:
-        SearchSettings.__post_init__(self)
+        ScoreSettings.__post_init__(self)
         GradientSettings.__post_init__(self)
 
     def deciding(self, *, sketches: bool) -> dict[str, Any]:
@@ -232,6 +298,49 @@ class Settings(GradientSettings, SearchSettings):
             **super().deciding(sketches=sketches),
             "--scorer": "sketch" if self.by_sketch else None,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(ScoringSettings, SearchSettings):
+    """Options of a selection: those of scoring and those of the search."""
+
+    def __post_init__(self) -> None:
+        SearchSettings.__post_init__(self)
+        GradientSettings.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings(_Checked):
+    """Options that decide in which forms the selection is written, and about no number.
+
+    Attributes:
+        annotate: Add a field clusterucb (id, score, rank, subtasks, cluster, draw) to each line of selected.jsonl.
+        export: Tools to write the selection for, comma-separated: llamafactory, trl, axolotl.
+        scores_parquet: Write scores.parquet beside scores.jsonl.
+    """
+
+    annotate: bool = False
+    export: str | None = None
+    scores_parquet: bool = False
+
+    def __post_init__(self) -> None:
+        for tool in self.tools:
+            hint = did_you_mean(tool, TOOLS)
+            self._check("export", tool in TOOLS, f"some of {', '.join(TOOLS)}, comma-separated.{hint}")
+
+    @property
+    def tools(self) -> list[str]:
+        """The names in ``export``."""
+        return [] if self.export is None else [name.strip() for name in self.export.split(",")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectSettings(OutputSettings, Settings):
+    """Options of `clusterucb.select`: those of a selection and those of its output."""
+
+    def __post_init__(self) -> None:
+        OutputSettings.__post_init__(self)
+        Settings.__post_init__(self)
 
 
 def option_name(field: str) -> str:
@@ -255,7 +364,7 @@ def settings_from(options: Mapping[str, Any], kind: type[AnySettings]) -> AnySet
             raise OptionError(
                 f"there is no option {name!r}; options: {', '.join(known)}.{did_you_mean(name, known)}"
             )
-    typed: dict[str, Any] = {name: _typed(name, value) for name, value in options.items()}
+    typed: dict[str, Any] = {name: _typed(kind, name, value) for name, value in options.items()}
     return kind(**typed)
 
 
@@ -277,16 +386,18 @@ def spelt_out(kind: type[GradientSettings]) -> Callable[[Function], Function]:
     return decorate
 
 
-def _typed(name: str, value: object) -> object:
-    """Return the value of a keyword argument as the field's type."""
+def _typed(kind: type, name: str, value: object) -> object:
+    """Return the value of a keyword argument as the type of a field of ``kind``."""
     if name in _COUNTS:
         return str(value)  # counts may be given as numbers
-    hint = get_type_hints(Settings)[name]
+    if name in _LISTS and isinstance(value, list | tuple):
+        return ",".join(map(str, value)) or None
+    hint = get_type_hints(kind)[name]
     if isinstance(value, str | PathLike) and Path in get_args(hint):
         return Path(value)
     if hasattr(value, "dtype") and not getattr(value, "shape", True):
         value = value.item()  # type: ignore[attr-defined]  # a number of numpy
-    expected = get_args(hint) or (hint,)
+    expected = tuple(get_origin(one) or one for one in get_args(hint) or (hint,))
     if float in expected:
         expected = (*expected, int)
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb.errors import OptionError
+
+if TYPE_CHECKING:
+    from clusterucb.features.base import Feature
+    from clusterucb.policies.base import Policy
+
 Blocks = Mapping[str, NDArray[np.float32]]
+
+
+def check_comparable(policy: Policy, features: Feature, strategy: str = "") -> None:
+    """Refuse a policy that draws by similarity to the target by features that are gradients.
+
+    Raises:
+        OptionError: it is one, and the message begins with the strategy's name.
+    """
+    if "similarity" in policy.columns and features.gradients:
+        name = f"strategy {strategy}" if strategy else f"policy {type(policy).__name__.lower()}"
+        raise OptionError(
+            f"{name} compares gradients with the target, which is to be done without them; expected other features, "
+            "such as hidden or embedding"
+        )
 
 
 def similarity(pool: Blocks, targets: Sequence[Blocks]) -> NDArray[np.float64]:

@@ -15,29 +15,33 @@ from safetensors.numpy import save_file
 
 from clusterucb.atomic import whole_file, write_lines
 from clusterucb.cost import store_cost
-from clusterucb.prepared import Files, check_paths, prepare
-from clusterucb.progress import Observer, Silent
+from clusterucb.loaded import borrowing
+from clusterucb.prepared import Model, Rows, check_paths, prepare
+from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.projection import VERSION
+from clusterucb.resolved import resolved
 from clusterucb.run import Run
+from clusterucb.sample import by_kind
 from clusterucb.settings import GradientSettings, settings_from, spelt_out
 from clusterucb.store import KIND, SHARD, GradientStore, failures, shard_path
 
 
+@borrowing
 @spelt_out(GradientSettings)
 def sketch(
-    pool: Files,
+    pool: Rows,
     *,
-    model: str | PathLike[str],
+    model: Model,
     out: str | PathLike[str],
     overwrite: bool = False,
-    observer: Observer | None = None,
+    observer: AnyObserver | None = None,
     **options: Any,
 ) -> GradientStore:
     """Sketch the gradient of every pool sample, so that further targets need no pass over the pool.
 
     Args:
-        pool: one or more JSONL files.
-        model: folder of a causal language model in Hugging Face form, or a hub id.
+        pool: files, or rows in memory, as in `select`.
+        model: folder of a causal language model, a hub id, or a loaded model with its ``tokenizer``.
         out: the store's folder; the same call again goes on with it, or returns it.
         overwrite: begin anew in a folder that holds another store or run.
         observer: who is told how it gets on; nobody by default.
@@ -47,8 +51,8 @@ def sketch(
         ClusterUCBError: an option, a file, the model or the folder cannot be used.
     """
     settings = settings_from(options, GradientSettings)
-    check_paths(model, out)
-    observer = Silent() if observer is None else observer
+    check_paths(model, out, needed=True)
+    observer = observer_of(observer)
     prepared = prepare(pool, None, model, settings, observer)
 
     from clusterucb.accumulate import unit_sketches
@@ -63,9 +67,10 @@ def sketch(
         "--device": prepared.device,
         **prepared.contents,
     }
+    config = resolved(settings, pool=pool, model=model, out=out)
     base = load_base(settings, prepared.source, prepared.device, material, observer) if overwrite else None
     with (
-        Run(folder, deciding, overwrite=overwrite) as run,
+        Run(folder, deciding, config=config, overwrite=overwrite) as run,
         AdaptedModel(run, settings, prepared.source, prepared.device, material, observer, base) as adapted,
     ):
         observer.step(f"{'Going on with' if run.resumed else 'Beginning'} the gradient store in {folder}")
@@ -91,6 +96,7 @@ def sketch(
         write_lines(run.path("rejected.jsonl"), (line._asdict() for line in rejected))
         manifest = run.manifest
         manifest.pool_files = prepared.pool_files
+        manifest.rejected = by_kind(rejected)
         manifest.pool_samples, manifest.pool_rejected = len(material.samples), len(rejected)
         manifest.cost = store_cost(manifest.cost, settings, material)
         manifest.status = "finished"

@@ -30,7 +30,7 @@ from clusterucb import ops
 from clusterucb.errors import OptionError, RunError
 from clusterucb.projection import VERSION, Sketch
 from clusterucb.run import Manifest
-from clusterucb.settings import Settings
+from clusterucb.settings import AnySettings
 
 SHARD = 256  # rows in one file: what a crash can lose
 KIND = {"what the folder holds": "a gradient store"}  # in its settings, so that no run mistakes it for one
@@ -117,7 +117,7 @@ class GradientStore:
         shards = sorted(self.folder.glob("sketches-*.safetensors"))
         return {row: reason for shard in shards for row, reason in failures(shard).items()}
 
-    def applied_to(self, settings: Settings) -> Settings:
+    def applied_to(self, settings: AnySettings) -> AnySettings:
         """Return a selection's settings with the store's checkpoint and sketch.
 
         Raises:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from clusterucb import cache
 from clusterucb.atomic import whole_file
 from clusterucb.errors import ClusterUCBError
 from clusterucb.progress import Observer
@@ -44,13 +44,12 @@ class Wheel:
 
 
 def cache_folder() -> Path:
-    """Return the demo's folder in ``$CLUSTERUCB_CACHE``, or else in the user's cache; create it.
+    """Return the demo's folder in the user's cache (`clusterucb.cache.home`); create it.
 
     Raises:
         DemoError: it cannot be created.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("CLUSTERUCB_CACHE") or Path(home) / "clusterucb") / "demo"
+    folder = cache.home() / "demo"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

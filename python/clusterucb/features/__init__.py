@@ -1,15 +1,33 @@
 """Features: what the pool is clustered by. The built-in ones register as a plugin would."""
 
 from clusterucb.features.base import Feature, FeatureBatch
+from clusterucb.features.column import Column
+from clusterucb.features.concatenation import Concatenation
 from clusterucb.features.embedding import Embedding
 from clusterucb.features.gradient import Gradient
 from clusterucb.features.hidden import Hidden
+from clusterucb.features.lexical import Lexical
 from clusterucb.hookspecs import hookimpl
 
-__all__ = ["Embedding", "Feature", "FeatureBatch", "Gradient", "Hidden"]
+__all__ = [
+    "Column",
+    "Concatenation",
+    "Embedding",
+    "Feature",
+    "FeatureBatch",
+    "Gradient",
+    "Hidden",
+    "Lexical",
+]
 
 
 @hookimpl
 def clusterucb_features() -> dict[str, type[Feature]]:
     """Name the built-in features."""
-    return {"embedding": Embedding, "gradient": Gradient, "hidden": Hidden}
+    return {
+        "column": Column,
+        "embedding": Embedding,
+        "gradient": Gradient,
+        "hidden": Hidden,
+        "lexical": Lexical,
+    }

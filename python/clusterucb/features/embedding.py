@@ -1,38 +1,81 @@
-"""Mean token embedding and lengths: features that need no pass of the model.
+"""Mean token embedding and lengths: features that need no pass of the model; or those of a sentence-embedding model.
 
 The mean is over content tokens alone. Template tokens are the same in every sample, and in a short
 one they would make up most of the mean.
+
+A sentence-embedding model reads prompt and answer apart: it takes few tokens, and a long prompt would leave no room
+for the answer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.features.base import Feature, FeatureBatch
+from clusterucb.errors import OptionError
+from clusterucb.features.base import PASSES, Feature, FeatureBatch, Fitted
+from clusterucb.features.sentence import SentenceModel
 
 
 @dataclass
 class Embedding(Feature):
     """Mean input embedding of a sample's content tokens, and the logarithms of its lengths.
 
-    Blocks: ``embedding`` f32[m, hidden]; ``length`` f32[m, 2], log of tokens and of label tokens.
+    Blocks: ``embedding`` f32[m, hidden], or with a model of its own f32[m, 2 * width], of the prompt and of the
+    answer; ``length`` f32[m, 2], log of tokens and of label tokens.
+
+    Attributes:
+        model: folder of a sentence-embedding model; None: the input embeddings of the base model.
     """
+
+    model: str | None = None
 
     similar_by: ClassVar[tuple[str, ...]] = ("embedding",)
 
+    def __post_init__(self) -> None:
+        if self.model is None:
+            return
+        if not isinstance(self.model, str):
+            raise OptionError(f"embedding: model is {self.model!r}; expected the path of a folder, or None")
+        self.fit_samples = 1  # for the number of passes alone
+        self.forward_passes = 1.0  # until `fit` knows better
+        self._sentences  # noqa: B018  (what is wrong with the folder is told at once)
+
+    def fit(self, batch: FeatureBatch) -> Fitted | None:
+        """Return how much of a pass of the base model one of the sentence-embedding model is."""
+        return {PASSES: np.array([self._sentences.passes(batch.model)])}
+
     def compute(self, batch: FeatureBatch) -> Mapping[str, NDArray[np.float32]]:
         """Return both blocks."""
-        weight = batch.model.get_input_embeddings().weight.detach()
-        table = weight.float().cpu().numpy()
-        embedding = np.zeros((len(batch.encoded), table.shape[1]), np.float32)
-        for row, sample in enumerate(batch.encoded):
-            tokens = sample.tokens[sample.content]
-            if len(tokens):
-                embedding[row] = table[tokens].mean(axis=0, dtype=np.float64)
         lengths = [[len(sample), sample.n_labels] for sample in batch.encoded]
+        embedding = _mean_tokens(batch) if self.model is None else self._prompts_and_answers(batch)
         return {"embedding": embedding, "length": np.log(np.array(lengths, np.float32))}
+
+    def contents(self) -> dict[str, str]:
+        """Return the fingerprint of the sentence-embedding model."""
+        return {} if self.model is None else {"model": self._sentences.fingerprint}
+
+    @cached_property
+    def _sentences(self) -> SentenceModel:
+        assert self.model is not None
+        return SentenceModel(self.model)
+
+    def _prompts_and_answers(self, batch: FeatureBatch) -> NDArray[np.float32]:
+        texts = zip(*((sample.prompt, sample.answer) for sample in batch.samples), strict=True)
+        return np.concatenate([self._sentences.vectors(some, batch.device) for some in texts], axis=1)
+
+
+def _mean_tokens(batch: FeatureBatch) -> NDArray[np.float32]:
+    weight = batch.model.get_input_embeddings().weight.detach()
+    table = weight.float().cpu().numpy()
+    embedding = np.zeros((len(batch.encoded), table.shape[1]), np.float32)
+    for row, sample in enumerate(batch.encoded):
+        tokens = sample.tokens[sample.content]
+        if len(tokens):
+            embedding[row] = table[tokens].mean(axis=0, dtype=np.float64)
+    return embedding

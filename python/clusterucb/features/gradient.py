@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ class Gradient(Feature):
     Block: ``gradient`` f32[m, d].
     """
 
-    gradients: ClassVar[int] = 1
+    gradients = 1
 
     def compute(self, batch: FeatureBatch) -> Mapping[str, NDArray[np.float32]]:
         """Return the block."""

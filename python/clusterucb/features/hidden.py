@@ -4,6 +4,15 @@ The pass ends at the layer; what comes after is never computed. Later tokens wei
 position: in a causal model they have seen more. Template tokens are left out, and with them the attention sinks
 at the beginning, whose states are hundreds of times larger than all others and would be most of the mean.
 
+A few dimensions of many models hold values tens or hundreds of times larger than the others, whatever the text
+("massive activations", Sun et al. 2024; "rogue dimensions", Timkey and van Schijndel 2021), and distances would be
+theirs alone. So no entry of a row counts for more than `_EXTREME` medians of the row's own absolute values. That is a
+rule of the row, not of the pool: it needs no look at other samples, and finds the dimensions in any model. On the
+pools of the benchmarks (SmolLM2-135M, layer 4, similarity to the target) one dimension has 23 and 15 % of the variance
+without it and 3 % with it, and the recall of the best 5 % rises from .47, .73 and .75 to .50, .77 and .78 on the
+templated pool, from .21, .28 and .42 to .21, .31 and .44 on the diverse one, at budgets of 5, 10 and 20 %. Limits
+from 2 to 20 medians give about the same.
+
 Samples go through the model one by one: a row must not depend, even in its last bit, on what it is padded with.
 """
 
@@ -23,6 +32,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+_EXTREME = (
+    10  # medians: almost 7 deviations of normal values, so that nothing changes where nothing is extreme
+)
+
+
 class _Reached(Exception):
     """The layer has been reached; carries its output."""
 
@@ -32,7 +46,7 @@ class _Reached(Exception):
 
 @dataclass
 class Hidden(Feature):
-    """Weighted mean hidden state of a sample's content tokens.
+    """Weighted mean hidden state of a sample's content tokens, extreme dimensions damped.
 
     Block: ``hidden`` f32[m, width].
 
@@ -74,10 +88,16 @@ class Hidden(Feature):
                 weight = np.where(sample.content, np.arange(1, len(sample) + 1), 0).astype(np.float64)
                 if not weight.any():
                     weight[-1] = 1
-                rows.append((weight / weight.sum()) @ state)
+                rows.append(_damped((weight / weight.sum()) @ state))
         finally:
             handle.remove()
         return {"hidden": np.array(rows, np.float32)}
+
+
+def _damped(row: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a row f64[k] whose entries lie within `_EXTREME` medians of its absolute values."""
+    limit = _EXTREME * np.median(np.abs(row))
+    return np.clip(row, -limit, limit)
 
 
 def _layers(model: nn.Module) -> nn.ModuleList:

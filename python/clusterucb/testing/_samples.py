@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.encode import Encoded
-from clusterucb.features.base import Feature, FeatureBatch
-from clusterucb.pool import Message, Sample
+from clusterucb.features.base import Feature, FeatureBatch, Fitted
+from clusterucb.sample import Sample
+from clusterucb.shapes import Message
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,12 +48,28 @@ class Bench:
 
     def compute(self, feature: Feature, rows: Sequence[int] = range(N_SAMPLES)) -> object:
         """Return what a feature makes of some samples; nothing of the bench stays on the model."""
-        try:
-            return feature.compute(self.batch(rows))
-        finally:
-            for undo in self._undo:
-                undo()
-            self._undo.clear()
+        return self.compute_with(self.fit(feature), feature, rows)
+
+    def compute_with(
+        self, fitted: Fitted, feature: Feature, rows: Sequence[int] = range(N_SAMPLES)
+    ) -> object:
+        """Return what a feature makes of some samples by what was learnt before."""
+        return self._clean(lambda: feature.compute(replace(self.batch(rows), fitted=fitted)))
+
+    def fit(self, feature: Feature) -> Fitted:
+        """Return what a feature learns from all samples, as it would be read back; empty where that is no dict."""
+        found = self.fit_raw(feature)
+        arrays = {} if not isinstance(found, Mapping) else dict(found)
+        learnt = {name: np.array(array) for name, array in arrays.items()}
+        for array in learnt.values():
+            array.flags.writeable = False
+        return learnt
+
+    def fit_raw(self, feature: Feature) -> object:
+        """Return what `Feature.fit` returns for all samples; None where it would not be called."""
+        if not feature.fit_samples:
+            return None
+        return self._clean(lambda: feature.fit(self.batch().spread(feature.fit_samples)))
 
     def batch(self, rows: Sequence[int] = range(N_SAMPLES)) -> FeatureBatch:
         """Return a batch of some samples; its lists are its own, the samples' arrays are the bench's."""
@@ -61,6 +79,14 @@ class Bench:
             self._load,
             lambda: self._sketches(rows),
         )
+
+    def _clean(self, call: Callable[[], object]) -> object:
+        try:
+            return call()
+        finally:
+            for undo in self._undo:
+                undo()
+            self._undo.clear()
 
     def changes_of_model(self, feature: Feature) -> list[str]:
         """Return what of the model is not as it was, after `compute`."""
@@ -103,7 +129,8 @@ def _samples() -> tuple[list[Sample], list[Encoded]]:
     samples, encoded = [], []
     for row, length in enumerate((12, 2, 7, 3, 9, 5, 6)):
         prompt, answer = (" ".join(rng.choice(_WORDS, 3)) for _ in range(2))
-        raw = json.dumps({"prompt": prompt, "completion": answer}).encode()
+        vector = rng.normal(size=4).tolist()
+        raw = json.dumps({"prompt": prompt, "completion": answer, "vector": vector}).encode()
         digest = hashlib.sha256(raw).hexdigest()
         messages = (Message("user", prompt), Message("assistant", answer))
         source = f"source {row % 3}"

@@ -1,12 +1,15 @@
 """What every feature has to keep to.
 
 A feature has no rng: the same samples give the same rows, in any batch, so that a run that was interrupted goes on
-to the same bits. What it takes of the model has to be declared, since a run reports its cost from that.
+to the same bits. What it learns from the pool is arrays that are written down, not state. What it takes of the model
+has to be declared, since a run reports its cost from that.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -150,6 +153,66 @@ class FeatureSuite:
             "Spell them as `compute` does",
         )
 
+    # Fit ------------------------------------------------------------------------------------------------------
+
+    def test_fit_returns_named_arrays(self, feature: Feature, model: nn.Module | None) -> None:
+        """They are written to the run folder; or None."""
+        found: Any = _fitted(feature, Bench(model))
+        arrays = {name: np.asarray(array) for name, array in _named(found).items()}
+        named = isinstance(found, Mapping) and all(
+            isinstance(name, str) and array.dtype.kind in "fiub" for name, array in arrays.items()
+        )
+        require(
+            found is None or named,
+            f"{found!r:.80} from fit",
+            "a dict of arrays of numbers by name, or None",
+            'Return {"name": array}',
+        )
+
+    def test_fit_gives_the_same_for_the_same_samples(self, feature: Feature, model: nn.Module | None) -> None:
+        """A run that was interrupted before it was written goes on to the same bits."""
+        bench = Bench(model)
+        first = _named(_fitted(feature, bench))
+        again = _named(_fitted(feature, bench))
+        require(
+            first.keys() == again.keys() and same_bits([*first.values()], [again[name] for name in first]),
+            "something else from a second fit to the same samples",
+            "the same arrays",
+            "Give what draws random numbers a seed of its own, and keep nothing between calls",
+        )
+
+    def test_what_fit_returned_is_all_that_is_needed(self, feature: Feature, model: nn.Module | None) -> None:
+        """A run that was interrupted computes with what it finds in its folder."""
+        bench, fresh = Bench(model), copy.deepcopy(feature)
+        expected = _comparable(_blocks(feature, bench))
+        with seeded(0):
+            learnt = bench.fit(feature)
+            try:
+                found = _comparable(_arrays(bench.compute_with(learnt, fresh)))
+            except Exception as error:  # whatever is missing
+                found = {}
+                got = f"{type(error).__name__}: {error}"
+            else:
+                got = "other rows"
+        require(
+            found.keys() == expected.keys()
+            and same_bits([*found.values()], [expected[name] for name in found]),
+            f"{got} from a copy of the feature that has not fitted itself",
+            "the rows of the one that has",
+            "Keep nothing in the feature: return arrays from fit, and compute with batch.fitted",
+        )
+
+    def test_fit_makes_no_pass(self, feature: Feature, model: nn.Module | None) -> None:
+        """A run's cost would not know of it."""
+        bench = Bench(model)
+        _fitted(feature, bench)
+        require(
+            not bench.n_passes,
+            "a pass of the model in fit",
+            "passes in compute alone",
+            "Learn from samples and tokens",
+        )
+
     # Nothing else changes -------------------------------------------------------------------------------------
 
     def test_same_samples_give_the_same_rows(self, feature: Feature, model: nn.Module | None) -> None:
@@ -180,8 +243,8 @@ class FeatureSuite:
     def test_samples_are_left_as_they_are(self, feature: Feature, model: nn.Module | None) -> None:
         """Their gradients are still to be taken."""
         bench, untouched = Bench(model), Bench(model)
-        batch = bench.batch()
         with seeded(0):
+            batch = replace(bench.batch(), fitted=bench.fit(feature))
             feature.compute(batch)
         require(
             list(batch.samples) == untouched.samples and list(batch.encoded) == bench.encoded,
@@ -243,13 +306,22 @@ def _computed(feature: Feature, bench: Bench, rows: Sequence[int] = _EVERYTHING)
         return bench.compute(feature, rows)
 
 
+def _fitted(feature: Feature, bench: Bench) -> object:
+    with seeded(0):
+        return bench.fit_raw(feature)
+
+
 def _named(found: object) -> dict[str, Any]:
     return dict(found) if isinstance(found, Mapping) else {}
 
 
 def _blocks(feature: Feature, bench: Bench, rows: Sequence[int] = _EVERYTHING) -> dict[str, NDArray[Any]]:
     """Return a feature's blocks as arrays; none where it returns something else."""
-    return {name: np.asarray(block) for name, block in _named(_computed(feature, bench, rows)).items()}
+    return _arrays(_computed(feature, bench, rows))
+
+
+def _arrays(found: object) -> dict[str, NDArray[Any]]:
+    return {name: np.asarray(block) for name, block in _named(found).items()}
 
 
 def _comparable(blocks: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:

@@ -1,0 +1,249 @@
+"""What is kept from one run to the next, in the user's cache: features.
+
+Another target, budget or policy for the same pool and model needs the same features, and they may take hours. The
+folder is ``$CLUSTERUCB_CACHE``, else ``clusterucb`` in ``$XDG_CACHE_HOME``, else in ``~/.cache``.
+
+Decisions:
+    - An entry is found by the SHA-256 of everything that decides its numbers (`feature_key`), the source code of the
+      feature among it. Where that cannot be known, as for a class of a notebook, nothing is kept.
+    - An entry is whole or not there (`atomic`), and says the SHA-256 of each of its files. What does not fit is
+      never used, and is replaced when it has been computed anew.
+    - Files are linked where that is possible (the same bytes on the disk for run and cache), else copied. A run whose
+      files were linked needs the cache no more.
+    - Readers share a lock, a writer has it alone, so any number of processes may use the cache.
+    - A cache is a convenience: one that cannot be used is a warning, never an error.
+    - When it grows beyond ``$CLUSTERUCB_CACHE_LIMIT`` (GB, 10 by default), what has not been used for longest goes; 0
+      switches the cache off.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import math
+import os
+import platform
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, distributions, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from clusterucb.atomic import whole_file, whole_folder, write_whole
+from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
+from clusterucb.features.concatenation import Concatenation
+from clusterucb.plugins import describe
+
+if TYPE_CHECKING:
+    from clusterucb.features.base import Feature
+
+_FORMAT = 1
+_LIMIT = "CLUSTERUCB_CACHE_LIMIT"
+_GIGABYTE = 10**9
+_LIBRARIES = ("numpy", "scipy", "scikit-learn", "torch", "transformers")
+_CODE = (".py", ".so", ".pyd")
+
+
+class Entry(msgspec.Struct):
+    """What ``entry.json`` says of an entry.
+
+    Attributes:
+        files: hex SHA-256 of each file, by name.
+        seconds: the time that it took to compute them.
+    """
+
+    files: dict[str, str]
+    seconds: float
+
+
+def home() -> Path:
+    """Return the folder of everything that is kept; it may not exist yet."""
+    own = os.environ.get("CLUSTERUCB_CACHE")
+    return (
+        Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clusterucb"
+    )
+
+
+class FeatureCache:
+    """Features of earlier runs.
+
+    Raises:
+        OptionError: ``CLUSTERUCB_CACHE_LIMIT`` is no size.
+    """
+
+    def __init__(self) -> None:
+        self._folder = home() / "features"
+        self._limit = _limit()
+
+    def holds(self, key: str) -> bool:
+        """Whether there is an entry; it may turn out to be unreadable."""
+        return bool(self._limit) and self._about(key).is_file()
+
+    def take(self, key: str, folder: Path) -> float | None:
+        """Put an entry's files into a folder.
+
+        Args:
+            key: of `feature_key`.
+            folder: an existing folder; a file is there as a whole or not at all.
+
+        Returns:
+            The seconds that the files once took to compute; None where there is no such entry, or one that cannot be
+            read or put there, or does not hold what it says.
+        """
+        if not self.holds(key):
+            return None
+        try:
+            with self._locked(fcntl.LOCK_SH):
+                entry = msgspec.json.decode(self._about(key).read_bytes(), type=Entry)
+                paths = [self._about(key).with_name(name) for name in entry.files]
+                if any(_sha256(path) != entry.files[path.name] for path in paths):
+                    return None
+                for path in paths:
+                    _put(path, folder / path.name)
+                os.utime(self._about(key))
+        except (OSError, msgspec.MsgspecError, ClusterUCBError):
+            return None
+        return entry.seconds
+
+    def keep(self, key: str, files: Sequence[Path], seconds: float) -> None:
+        """Keep files for later runs, and let go of what has not been used for longest.
+
+        Args:
+            key: of `feature_key`.
+            files: of different names.
+            seconds: the time that it took to compute them.
+        """
+        if sum(path.stat().st_size for path in files) > self._limit:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with self._locked(fcntl.LOCK_EX):
+                with whole_folder(self._folder / key) as partial:
+                    for path in files:
+                        _put(path, partial / path.name)
+                    entry = Entry({path.name: _sha256(path) for path in files}, seconds)
+                    write_whole(partial / "entry.json", msgspec.json.encode(entry))
+                self._trim()
+        except (OSError, ClusterUCBError) as error:
+            warnings.warn(
+                f"features are not kept for later runs: {error}. Set CLUSTERUCB_CACHE to another folder, or {_LIMIT}=0",
+                ClusterUCBWarning,
+                stacklevel=2,
+            )
+
+    def _trim(self) -> None:
+        def last_used(folder: Path) -> float:
+            about = folder / "entry.json"
+            return about.stat().st_mtime if about.exists() and folder.suffix != ".partial" else 0
+
+        folders = sorted((path for path in self._folder.iterdir() if path.is_dir()), key=last_used)
+        sizes = [sum(file.stat().st_size for file in folder.iterdir()) for folder in folders]
+        excess = sum(sizes) - self._limit
+        for folder, size in zip(folders, sizes, strict=True):
+            if excess > 0:
+                (folder / "entry.json").unlink(
+                    missing_ok=True
+                )  # what is left, if this is cut short, is no entry
+                shutil.rmtree(folder)
+                excess -= size
+
+    def _about(self, key: str) -> Path:
+        return self._folder / key / "entry.json"
+
+    @contextmanager
+    def _locked(self, mode: int) -> Iterator[None]:
+        descriptor = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, mode)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def feature_key(feature: Feature, deciding: Mapping[str, Any]) -> str | None:
+    """Return what identifies a pool's features, a hex SHA-256; None where something that decides them is not known.
+
+    Args:
+        feature: what describes the pool.
+        deciding: everything else that decides the numbers, as JSON values; none of them may be None.
+    """
+    classes = [cls for one in _parts(feature) for cls in type(one).__mro__]
+    if (
+        feature.gradients
+        or None in deciding.values()
+        or any("<locals>" in cls.__qualname__ for cls in classes)
+    ):
+        return None
+    packages = {cls.__module__.partition(".")[0] for cls in classes} - sys.stdlib_module_names
+    code = {package: _code(package) for package in sorted(packages)}
+    if None in code.values():
+        return None
+    plugin = packages != {"clusterucb"}
+    libraries = sorted({one.name for one in distributions()}) if plugin else _LIBRARIES
+    everything = {
+        "format": _FORMAT,
+        "feature": describe(feature),
+        "code": code,
+        "versions": {name: _version(name) for name in libraries},
+        "machine": platform.machine(),
+        **deciding,
+    }
+    return hashlib.sha256(msgspec.json.encode(everything, order="deterministic")).hexdigest()
+
+
+def _parts(feature: Feature) -> list[Feature]:
+    inside = feature.parts if isinstance(feature, Concatenation) else ()
+    return [feature, *(one for part in inside for one in _parts(part))]
+
+
+def _code(package: str) -> str | None:
+    """Return a hex SHA-256 of a package's code; None where it is in no file."""
+    file = getattr(sys.modules.get(package), "__file__", None)
+    if package == "__main__" or not file:
+        return None
+    path = Path(file)
+    inside = sorted(path.parent.rglob("*")) if path.name == "__init__.py" else [path]
+    digest = hashlib.sha256()
+    for one in inside:
+        if one.suffix in _CODE and one.is_file():
+            digest.update(f"{one.relative_to(path.parent)} {_sha256(one)}\n".encode())
+    return digest.hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _limit() -> int:
+    """Return the most bytes that may be kept."""
+    text = os.environ.get(_LIMIT) or "10"
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not 0 <= size < math.inf:
+        raise OptionError(f"{_LIMIT} is {text!r}; expected gigabytes, such as 10, or 0 to keep nothing")
+    return int(size * _GIGABYTE)
+
+
+def _put(source: Path, path: Path) -> None:
+    """Link a file to another place, or copy it there where links are not possible."""
+    with whole_file(path) as partial:
+        partial.unlink()
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,0 +1,357 @@
+"""Options in a file: read for ``--config``, and written into every run as ``config.yaml``.
+
+    pool: [data/pool.jsonl]
+    target: data/dev.jsonl
+    model: path/to/model
+    budget: 20%
+    policy: {name: ucb, beta: 1.5}
+    out: runs/a
+
+Decisions:
+    - A value is the text that stands in the file, and the option says what the text means, as on the command
+      line. So ``20%``, ``1e-4``, a revision ``0123456`` and a source ``no`` arrive as they are written, whatever
+      YAML 1.1 makes of them; an empty value and ``null`` leave an option unset.
+    - YAML is parsed to events, and nothing is constructed from them: tags, anchors and aliases are refused, so no
+      tag runs code and nothing can unfold. JSON holds the same options; TOML is left out, as a line of dotted
+      keys makes Python's reader take all memory.
+    - The command line goes before the file, the file before the defaults. A list on the command line replaces
+      the file's; of a strategy's options each key by itself, unless the command line names another strategy:
+      then none of the file's options apply. ``--trust-remote-code=false`` switches off what a file switches on.
+    - Relative paths are relative to where the command runs, as on the command line; ``~/`` is the home folder.
+    - ``overwrite``, ``debug`` and ``config`` stay on the command line: a file that is used again would remove
+      what it computed, and the two others act before a file is read.
+    - cyclopts' own ``cyclopts.config.Yaml`` takes neither positional arguments nor our strategies, keeps the
+      last of duplicate keys, unfolds aliases, and reads ``no`` and ``0123456`` as YAML 1.1 does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
+
+from cyclopts import Token
+
+from clusterucb.errors import OptionError, did_you_mean, one_line
+
+if TYPE_CHECKING:
+    from cyclopts import ArgumentCollection
+    from cyclopts.argument import Argument
+
+
+_Value = str | list[Any] | dict[str, Any] | None  # of such values again
+
+_HERE = ("config", "debug", "overwrite")  # on the command line alone
+_LARGEST = 1 << 18  # bytes
+_DEEPEST = 8  # lists and mappings in one another
+_TOO_DEEP = f"more than {_DEEPEST} lists and mappings in one another; expected options and their values"
+_NULLS = ("", "~", "null", "Null", "NULL")
+_SWITCHES = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
+_TYPES: dict[type, tuple[str, re.Pattern[str]]] = {
+    bool: ("true or false", re.compile(rf"(?i)({'|'.join(_SWITCHES)})")),
+    int: ("a whole number", re.compile(r"[+-]?[0-9]+")),
+    float: ("a number", re.compile(r"(?i)[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf)")),
+}
+_SEVERAL = "comma-separated"  # in the help of an option whose text may be a list here
+
+
+def read(path: Path) -> dict[str, _Value]:
+    """Return the options in a file by their keys: texts, None, and lists and mappings of these.
+
+    Raises:
+        OptionError: it cannot be read, or is not the YAML or JSON of one mapping with different keys.
+    """
+    parse = _PARSERS.get(path.suffix.lower())
+    if parse is None:
+        raise OptionError(f"--config is {str(path)!r}; expected a file with the end {', '.join(_PARSERS)}")
+    try:
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+    except OSError as error:
+        raise OptionError(f"--config {path} cannot be read: {error.strerror}") from error
+    if len(content) > _LARGEST:
+        raise OptionError(f"--config {path} is larger than 256 KiB; expected a file of options")
+    try:
+        values = _plain(path, parse(path, content.decode("utf-8-sig")))
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except RecursionError as error:
+        raise OptionError(f"{path}: {_TOO_DEEP}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise OptionError(f"{path} is {_show(values)}; expected a mapping of options, such as `budget: 20%`")
+    return values
+
+
+def fill(
+    arguments: ArgumentCollection, command: str, documented: Callable[[], Mapping[str, ArgumentCollection]]
+) -> None:
+    """Give a command's arguments, where the command line leaves them, what the file of ``--config`` says.
+
+    Args:
+        arguments: of the command, with the command line's tokens.
+        command: its name.
+        documented: returns the arguments, with their help, of all commands that take a file, by name.
+
+    Raises:
+        OptionError: the file cannot be read, has an option that the command lacks, or a value of another type.
+    """
+    named = by_key(arguments)
+    if "config" not in named or not named["config"].tokens:
+        return
+    path = Path(named["config"].tokens[0].value)
+    values: dict[str, _Value] = {}
+    for spelt, value in read(path).items():
+        key = spelt.replace("-", "_")
+        if key in values:
+            raise OptionError(f"{path} gives {key!r} twice; expected each option once")
+        if key in _HERE:
+            raise OptionError(f"{path}: {key!r} belongs on the command line; take it out of the file")
+        if key not in named:
+            _refuse(path, spelt, key, command, documented())
+        values[key] = value
+    for kind in [key for key in named if option_key(key) in named]:
+        _fill_strategy(path, kind, values, named)
+    for key, value in values.items():
+        argument = named[key]
+        if argument.tokens:
+            continue
+        if isinstance(value, list) and argument.resolved_hint is str:
+            about = by_key(documented()[command])[key].parameter.help or ""
+            if _SEVERAL in about:
+                value = ",".join(_text(path, key, one, "a list of texts") for one in value)
+        _give_value(path, key, argument, value)
+
+
+def by_key(arguments: ArgumentCollection) -> dict[str, Argument]:
+    """Return the arguments that take values by the key that a file has for them."""
+    named = {}
+    for argument in arguments:
+        if not argument.children:
+            options = [name.removeprefix("--") for name in argument.names if name.startswith("--")]
+            key = options[0] if options else argument.field_info.name
+            named[key.replace("-", "_")] = argument
+    return named
+
+
+def _refuse(
+    path: Path,
+    spelt: str,
+    key: str,
+    command: str,
+    documented: Mapping[str, ArgumentCollection],
+) -> NoReturn:
+    owners = [name for name, arguments in documented.items() if key in by_key(arguments)]
+    if owners:
+        raise OptionError(
+            f"{path}: {spelt!r} is an option of {' and '.join(owners)}, not of {command}; take it out of the file"
+        )
+    known = [one for one in by_key(documented[command]) if one not in _HERE]
+    raise OptionError(
+        f"{path}: {command} has no option {spelt!r}.{did_you_mean(key, known)} `clusterucb {command} --help` lists "
+        "its options"
+    )
+
+
+def option_key(kind: str) -> str:
+    """Return the key of a strategy's options: ``policy_option`` of ``policy``, ``feature_option`` of ``features``."""
+    return kind.removesuffix("s") + "_option"
+
+
+def _fill_strategy(path: Path, kind: str, values: dict[str, _Value], named: Mapping[str, Argument]) -> None:
+    """Give a strategy's options, and leave its name in ``values``.
+
+    Args:
+        kind: the option that names the strategy.
+    """
+    key = option_key(kind)
+    at_name, at_options = named[kind], named[key]
+    options = _options_of(path, key, values.pop(key, []))
+    name = values.get(kind, at_name.field_info.default)
+    if isinstance(name, dict):
+        nested = dict(name)
+        name = nested.pop("name", None)
+        if not isinstance(name, str):
+            raise OptionError(
+                f"{path}: {kind} is a mapping without a name; expected such as `{kind}: {{name: NAME, OPTION: 1}}`"
+            )
+        if twice := options.keys() & nested.keys():
+            raise OptionError(f"{path} gives the option {min(twice)!r} of {kind} twice; expected it once")
+        options = {**nested, **options}
+        values[kind] = name
+    if options and name is None:
+        raise OptionError(f"{path}: {key} is given without {kind}; expected the name that it belongs to")
+    if at_name.tokens and at_name.tokens[-1].value != name:
+        return  # the file's options are another strategy's
+    taken = {token.value.partition("=")[0] for token in at_options.tokens}
+    pairs = [f"{option}={option_text(value)}" for option, value in options.items() if option not in taken]
+    _give(path, key, at_options, pairs)
+
+
+def _options_of(path: Path, key: str, value: _Value) -> dict[str, _Value]:
+    """Return a strategy's options, given as a mapping, ``key=value`` or a list of these."""
+    if isinstance(value, dict):
+        return value
+    options: dict[str, _Value] = {}
+    for pair in value if isinstance(value, list) else [value]:
+        name, equals, text = pair.partition("=") if isinstance(pair, str) else ("", "", "")
+        if not (name and equals):
+            raise OptionError(f"{path}: {key} is {_show(pair)}; expected key=value, or a mapping")
+        if name in options:
+            raise OptionError(f"{path}: {key} gives {name!r} twice; expected each option once")
+        options[name] = text
+    return options
+
+
+def option_text(value: _Value) -> str:
+    """Return a value of a strategy's option as ``key=value`` has it."""
+    if isinstance(value, list | dict):
+        return json.dumps(value)
+    return "none" if value is None else value
+
+
+def _give(path: Path, key: str, argument: Argument, texts: Sequence[str]) -> None:
+    first = len(argument.tokens)
+    for index, text in enumerate(texts):
+        argument.append(Token(keyword=f"{key} of {path}", value=text, source=str(path), index=first + index))
+
+
+def _give_value(path: Path, key: str, argument: Argument, value: _Value) -> None:
+    """Give an argument what would stand on the command line for a value.
+
+    Raises:
+        OptionError: the value is of another type than the option.
+    """
+    hint, default = argument.resolved_hint, argument.field_info.default
+    if value is None and (default is None or NoneType in get_args(argument.hint)):
+        argument.append(Token(keyword=f"{key} of {path}", source=str(path), implicit_value=None))
+    elif get_origin(hint) is dict and isinstance(value, dict):
+        texts = {name: _text(path, f"{key}: {name}", one, "a text") for name, one in value.items()}
+        argument.append(Token(keyword=f"{key} of {path}", source=str(path), implicit_value=texts))
+    elif get_origin(hint) in (list, tuple):
+        several = value if isinstance(value, list) else [value]
+        if not several and argument.field_info.required:
+            raise OptionError(f"{path}: {key} is an empty list; expected one text or more")
+        _give(path, key, argument, [_text(path, key, one, "a text, or a list of texts") for one in several])
+    else:
+        expected, good = _TYPES.get(hint, ("a text", re.compile("(?s).*")))
+        text = _text(path, key, value, expected)
+        if not good.fullmatch(text):
+            _mistaken(path, key, value, expected)
+        _give(path, key, argument, [_SWITCHES[text.lower()] if hint is bool else text])
+
+
+def _text(path: Path, key: str, value: _Value, expected: str) -> str:
+    if not isinstance(value, str):
+        _mistaken(path, key, value, expected)
+    return os.path.expanduser(value) if value.startswith("~/") else value
+
+
+def _mistaken(path: Path, key: str, value: _Value, expected: str) -> NoReturn:
+    raise OptionError(f"{path}: {key} is {_show(value)}; expected {expected}")
+
+
+def _show(value: _Value) -> str:
+    if isinstance(value, str):
+        return f"{value!r:.80}"
+    if value is None:
+        return "empty"
+    return "a list" if isinstance(value, list) else "a mapping"
+
+
+def _parse_yaml(path: Path, text: str) -> _Value:
+    import yaml  # type: ignore[import-untyped]
+
+    def fail(event: Any, why: str) -> NoReturn:
+        raise OptionError(f"{path}, line {event.start_mark.line + 1}: {why}")
+
+    def value(event: Any, depth: int) -> _Value:
+        if getattr(event, "anchor", None):
+            fail(event, f"{event.anchor!r} is an anchor or alias; write the value out where it is used")
+        if event.tag is not None:
+            fail(event, f"{event.tag!r} is a tag; expected plain values: no tag is ever acted on")
+        if depth > _DEEPEST:
+            fail(event, _TOO_DEEP)
+        if isinstance(event, yaml.ScalarEvent):
+            return None if event.style is None and event.value in _NULLS else str(event.value)
+        if isinstance(event, yaml.SequenceStartEvent):
+            return [value(one, depth + 1) for one in until(yaml.SequenceEndEvent)]
+        found: dict[str, _Value] = {}
+        for key in until(yaml.MappingEndEvent):
+            name = value(key, depth + 1)
+            if not isinstance(name, str):
+                fail(key, f"a key is {_show(name)}; expected a text")
+            if name in found:
+                fail(key, f"{name!r} is given twice; expected each key once")
+            found[name] = value(next(events), depth + 1)
+        return found
+
+    def until(end: type) -> Iterator[Any]:
+        while not isinstance(event := next(events), end):
+            yield event
+
+    events = yaml.parse(text, Loader=yaml.SafeLoader)
+    try:
+        next(events)  # the stream's start
+        if isinstance(next(events), yaml.StreamEndEvent):
+            return None
+        content = value(next(events), 0)
+        next(events)  # the document's end
+        if not isinstance(event := next(events), yaml.StreamEndEvent):
+            fail(event, "a second document begins; expected one")
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}" if mark else ""
+        raise OptionError(f"{path}{place} is not valid YAML: {one_line(error.problem)}") from error
+    except yaml.YAMLError as error:
+        raise OptionError(f"{path} is not valid YAML: {one_line(error)}") from error
+    return content
+
+
+def _parse_json(path: Path, text: str) -> object:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+            raise OptionError(f"{path}: {twice!r} is given twice; expected each key once")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=unique, parse_int=str, parse_float=str, parse_constant=str)
+    except json.JSONDecodeError as error:
+        raise OptionError(f"{path} is not valid JSON: {error}") from error
+
+
+_PARSERS: dict[str, Callable[[Path, str], object]] = {
+    ".yaml": _parse_yaml,
+    ".yml": _parse_yaml,
+    ".json": _parse_json,
+}
+
+
+def _plain(path: Path, value: object, depth: int = 0) -> _Value:
+    """Return what was parsed with texts in place of numbers and truth values."""
+    if depth > _DEEPEST:
+        raise OptionError(f"{path}: {_TOO_DEEP}")
+    if isinstance(value, dict):
+        return {str(_plain(path, key)): _plain(path, one, depth + 1) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(path, one, depth + 1) for one in value]
+    if value is None:
+        return None
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    try:
+        usable = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        usable = False
+    if not usable:
+        raise OptionError(
+            f"{path}: {_show(text)} has characters that no command line can have; take them out"
+        )
+    return text

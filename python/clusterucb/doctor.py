@@ -1,0 +1,118 @@
+"""The screen of ``clusterucb doctor``: what the installation can do, and what a job would make of its files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clusterucb.dry_run import DryRun, FileFacts
+from clusterucb.errors import printable
+from clusterucb.machine import Machine
+from clusterucb.sample import told
+
+_STYLES = {"template": "dim", "content": "", "label": "black on green"}
+_TEXT = 1500  # characters of a sample that are shown
+_SOURCES = 6
+_BAD = "bold red"
+
+
+def show_machine(found: Machine, console: Console) -> None:
+    """Print what the installation can do."""
+    libraries = ", ".join(f"{name} {number}" for name, number in found.versions.items())
+    total, free = found.memory
+    lines = {
+        "versions": libraries,
+        "kernels": found.kernels,
+        "threads": found.threads,
+        "GPU": found.gpu,
+        "memory": f"{_size(total)}, {_size(free)} available",
+        **{what: f"{_size(free)} free in {place}" for what, (place, free) in found.disk.items()},
+    }
+    lines["cache"] += f", {_size(found.cached)} in use"
+    lines["plugins"] = ", ".join(name for name, reason in found.plugins.items() if not reason)
+    broken = {name: reason for name, reason in found.plugins.items() if reason}
+    console.print(
+        _table({**lines, **{f"{name}": f"cannot be loaded: {reason}" for name, reason in broken.items()}})
+    )
+
+
+def show_dry_run(found: DryRun, console: Console) -> None:
+    """Print what a job would make of its files."""
+    console.print(_table(dict(_facts(found))))
+    if found.sample:
+        console.print(
+            Text.assemble(
+                "\nA sample as the model sees it: ",
+                ("the template's", _STYLES["template"]),
+                ", the content's, and ",
+                ("what is predicted", _STYLES["label"]),
+                "\n",
+            )
+        )
+        console.print(_shown(found.sample), soft_wrap=True)
+
+
+def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
+    for place, facts in found.files.items():
+        yield place, _file(facts)
+    counts = Counter(found.sources)
+    shown = [f"{count} {name}" for name, count in counts.most_common(_SOURCES)]
+    more = [f"and {len(counts) - _SOURCES} more"] if len(counts) > _SOURCES else []
+    yield "sources", ", ".join([*shown, *more])
+    yield "duplicates", f"{found.duplicates}"
+    yield "in pool and target", f"{found.overlap}"
+    for what, lengths in found.lengths.items():
+        cut = f"; {lengths.at_limit} reach --max-length" if lengths.at_limit else ""
+        yield (
+            f"tokens, {what}",
+            f"{lengths.shortest} to {lengths.longest}, median {lengths.median}, of which "
+            f"{lengths.answers} are predicted{cut}",
+        )
+    if expected := found.expected:
+        yield (
+            "a selection takes",
+            (
+                f"about {_duration(expected.seconds)} for {expected.gradients:,} gradients (a pool of "
+                f"{expected.samples:,}), {_size(expected.memory)} of memory and {_size(expected.disk)} of disk"
+            ),
+        )
+
+
+def _file(facts: FileFacts) -> str:
+    shapes = ", ".join(f"{count} of {shape}" for shape, count in facts.shapes.items()) or "none"
+    total = "" if facts.total == facts.read else f" of about {facts.total:,}" if facts.total else " or more"
+    refused = f"; not used: {told(facts.rejected)}" if facts.rejected else ""
+    return f"{facts.read} lines{total}: {shapes}{refused}"
+
+
+def _shown(pieces: list[tuple[str, str]]) -> Text:
+    text = Text()
+    for piece, kind in pieces:
+        text.append(printable(piece), _STYLES[kind])
+    if len(text) > _TEXT:
+        text.truncate(_TEXT, overflow="ellipsis")
+    return text
+
+
+def _table(lines: dict[str, str]) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", no_wrap=True, overflow="ellipsis")
+    table.add_column(overflow="fold")
+    for name, value in lines.items():
+        bad = value.startswith(("none: the compiled", "cannot be loaded"))
+        table.add_row(Text(printable(name)), Text(printable(value), style=_BAD if bad else ""))
+    return table
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

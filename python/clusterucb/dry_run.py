@@ -1,0 +1,233 @@
+"""A dry run: what a job would make of the first rows of its files, and about what it would take.
+
+Decisions:
+    - It is the job itself that runs, on the first rows: the same reading, encoding, model and gradients. What goes
+      wrong here goes wrong there, in the same words.
+    - Time and memory are measured on a few samples and multiplied; they are a guide, and called one.
+    - Nothing is written but into a temporary folder.
+"""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from clusterucb.budget import resolve_count
+from clusterucb.pool import Pool, overlap, read_pool, read_target
+from clusterucb.prepared import Model, Prepared, Rows, prepare
+from clusterucb.progress import Observer
+from clusterucb.run import Run
+from clusterucb.sample import by_kind
+from clusterucb.settings import Settings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from clusterucb.encode import Encoded
+
+FIRST = 200  # lines of every file that are looked at
+_PROBED = 8  # samples whose gradients are timed
+_FLOAT = 4  # bytes
+
+
+class FileFacts(msgspec.Struct):
+    """What the first lines of a file are.
+
+    Attributes:
+        read: lines looked at.
+        total: lines in all: exact where the file is shorter, an estimate where it is not; None if unknown.
+        shapes: rows of each shape.
+        rejected: lines of each kind of reason.
+    """
+
+    read: int
+    total: int | None
+    shapes: dict[str, int]
+    rejected: dict[str, int]
+
+
+class Lengths(msgspec.Struct):
+    """Tokens of samples: the shortest, the median and the longest; and how many are cut at the limit."""
+
+    shortest: int
+    median: int
+    longest: int
+    answers: int
+    at_limit: int
+
+
+class Expected(msgspec.Struct):
+    """What a selection would take, about.
+
+    Attributes:
+        samples: of the pool.
+        gradients: of the pool, the target and the warm-up.
+        seconds: for them.
+        memory: bytes, at the peak.
+        disk: bytes in the run's folder and in the temporary folder.
+    """
+
+    samples: int
+    gradients: int
+    seconds: float
+    memory: int
+    disk: int
+
+
+class DryRun(msgspec.Struct):
+    """What a job would make of its files.
+
+    Attributes:
+        files: by place, those of the pool first.
+        duplicates: among the lines looked at.
+        overlap: pool samples that also stand in the target.
+        sources: samples of each source of the pool.
+        lengths: of the pool and of the target, where there is a model.
+        sample: a sample as the model sees it: pieces of text, each ``template``, ``content`` or ``label``.
+        expected: where there are a model and a target.
+    """
+
+    files: dict[str, FileFacts]
+    duplicates: int
+    overlap: int
+    sources: dict[str, int]
+    lengths: dict[str, Lengths] = {}
+    sample: list[tuple[str, str]] = []
+    expected: Expected | None = None
+
+
+def examine(
+    pool: Rows, target: Rows | None, model: Model | None, settings: Settings, observer: Observer
+) -> DryRun:
+    """Find out what a job would make of the first rows of its files.
+
+    Raises:
+        ClusterUCBError: as the job would.
+    """
+    read = read_pool(pool, settings.layout, limit=FIRST)
+    held_out = None if target is None else read_target(target, settings.layout, limit=FIRST)
+    pools = [read, *([held_out] if held_out else [])]
+    found = DryRun(
+        files={file: facts for one in pools for file, facts in _files(one).items()},
+        duplicates=sum(line.kind == "duplicate" for one in pools for line in one.rejected),
+        overlap=len(overlap(read, held_out)) if held_out else 0,
+        sources=dict(Counter(sample.source for sample in read.samples).most_common()),
+    )
+    if model is None:
+        return found
+    prepared = prepare(pool, target, model, settings, observer, limit=FIRST)
+    material = prepared.material
+    found.lengths["pool"] = _lengths(list(material.encoded), settings.max_length)
+    if held_out:
+        targets = [sample for samples in material.target.values() for sample in samples]
+        found.lengths["target"] = _lengths(targets, settings.max_length)
+    median = int(np.argsort(material.encoded.lengths)[len(material.encoded) // 2])
+    found.sample = _pieces(material.encoded[median], prepared.source.tokenizer())
+    if held_out:
+        totals = [found.files[file].total for file in read.files]
+        share = len(material.samples) / sum(found.files[file].read for file in read.files)
+        n_samples = len(material.samples) if None in totals else round(share * sum(filter(None, totals)))
+        found.expected = _expected(prepared, n_samples, settings, observer)
+    return found
+
+
+def _files(pool: Pool) -> dict[str, FileFacts]:
+    found = {}
+    for file in pool.files:
+        sizes = [len(sample.raw) + 1 for sample in pool.samples if sample.file == file]
+        rejected = [line for line in pool.rejected if line.file == file]
+        read = len(sizes) + len(rejected)
+        found[file] = FileFacts(
+            read,
+            read if read < FIRST else _total(Path(file), sizes),
+            dict(pool.shapes[file].most_common()),
+            by_kind(rejected),
+        )
+    return found
+
+
+def _total(file: Path, sizes: Sequence[int]) -> int | None:
+    """Return how many lines a file has, as far as its size or its own count says."""
+    if file.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        return int(pq.ParquetFile(file).metadata.num_rows)
+    if file.suffix in (".jsonl", ".ndjson") and sizes:
+        return round(file.stat().st_size / float(np.mean(sizes)))
+    return None
+
+
+def _lengths(samples: Sequence[Encoded], limit: int) -> Lengths:
+    lengths = np.array([len(sample) for sample in samples])
+    answers = np.array([sample.n_labels for sample in samples])
+    return Lengths(
+        int(lengths.min()),
+        int(np.median(lengths)),
+        int(lengths.max()),
+        int(np.median(answers)),
+        int((lengths >= limit).sum()),
+    )
+
+
+def _pieces(sample: Encoded, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, str]]:
+    """Return a sample's text in pieces, each with what it is."""
+    kinds = np.where(sample.labels, "label", np.where(sample.content, "content", "template"))
+    ends = [*(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1).tolist(), len(kinds)]
+    starts = [0, *ends[:-1]]
+    return [
+        (
+            str(tokenizer.decode(sample.tokens[start:end], clean_up_tokenization_spaces=False)),
+            str(kinds[start]),
+        )
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def _expected(prepared: Prepared, n_samples: int, settings: Settings, observer: Observer) -> Expected:
+    """Measure a few gradients, and multiply."""
+    from clusterucb.adapted import AdaptedModel
+    from clusterucb.influence import Influence
+
+    material = prepared.material
+    few = replace(material, target={name: samples[:1] for name, samples in material.target.items()})
+    probing = settings if settings.adapter else replace(settings, warmup_steps=1)
+    with (
+        tempfile.TemporaryDirectory(prefix="clusterucb-") as folder,
+        Run(Path(folder), {}) as run,
+        AdaptedModel(run, probing, prepared.source, prepared.device, few, observer) as adapted,
+    ):
+        influence = Influence(run, probing, adapted, few, observer)
+        by_length = np.argsort(material.encoded.lengths, kind="stable")
+        chosen = by_length[np.linspace(0, len(by_length) - 1, min(_PROBED, len(by_length))).astype(int)]
+        influence.score(chosen[:1])  # loads the model
+        began = time.monotonic()
+        influence.score(chosen)
+        seconds = time.monotonic() - began
+        memory, width = _peak_memory(), adapted.base.get_input_embeddings().weight.shape[1]
+        stored = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+    per_token = seconds / float(material.encoded.lengths[chosen].sum())
+    warm_up = 0 if settings.adapter else material.warmup_rows(settings.warmup_steps, settings.seed).size
+    gradients = resolve_count("--budget", settings.budget, n_samples) + material.n_target + warm_up
+    features = n_samples * width * _FLOAT
+    lines = float(np.mean([len(sample.raw) for sample in material.samples]))
+    tokens = _FLOAT * float(material.encoded.lengths.mean())
+    return Expected(
+        samples=n_samples,
+        gradients=gradients,
+        seconds=gradients * per_token * float(material.encoded.lengths.mean()),
+        memory=memory + features,
+        disk=stored + features + round(n_samples * (lines + tokens)),
+    )
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,89 @@
+"""A column of vectors that the pool's rows carry already: whatever their maker knows about them.
+
+The length is that of the first row in canonical order, learnt once: so every other row, of the pool or of the target,
+is held to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.errors import InputError, OptionError
+from clusterucb.features.base import Feature, FeatureBatch, Fitted
+from clusterucb.shapes import kind_of
+
+if TYPE_CHECKING:
+    from clusterucb.sample import Sample
+
+
+@dataclass
+class Column(Feature):
+    """A column of the pool's rows that holds a vector: a list of numbers, as many in every row.
+
+    Block: ``column`` f32[m, k].
+
+    Attributes:
+        name: the column's.
+    """
+
+    name: str = "vector"
+
+    fit_samples = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise OptionError(
+                f"column: name is {self.name!r}; expected the name of a column of the pool's rows"
+            )
+
+    def fit(self, batch: FeatureBatch) -> Fitted:
+        """Return the length of the vectors."""
+        return {"length": np.array([len(self._vector(batch.samples[0]))])}
+
+    def compute(self, batch: FeatureBatch) -> Mapping[str, NDArray[np.float32]]:
+        """Return the block.
+
+        Raises:
+            InputError: a row has no vector of the right length there.
+        """
+        length = int(batch.fitted["length"].item())
+        rows = np.empty((len(batch.samples), length), np.float32)
+        for row, sample in enumerate(batch.samples):
+            vector = self._vector(sample)
+            if len(vector) != length:
+                raise self._refusal(sample, f"{len(vector)} numbers", f"{length}, as in other rows")
+            rows[row] = vector
+        return {"column": rows}
+
+    def _vector(self, sample: Sample) -> NDArray[np.float32]:
+        """Return a row's vector, f32[k], k >= 1.
+
+        Raises:
+            InputError: it has none.
+        """
+        found, wanted = msgspec.json.decode(sample.raw).get(self.name), "a list of numbers"
+        if not isinstance(found, list) or not found:
+            raise self._refusal(sample, "nothing" if found is None else kind_of(found), wanted)
+        for value in found:
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise self._refusal(sample, f"a list with {kind_of(value)} in it", wanted)
+        try:
+            with np.errstate(over="ignore"):
+                vector = np.array(found, np.float64).astype(np.float32)
+        except OverflowError:
+            vector = np.array([np.inf], np.float32)
+        if not np.isfinite(vector).all():
+            raise self._refusal(sample, "a number too large for 32 bits", "finite ones")
+        return vector
+
+    def _refusal(self, sample: Sample, got: str, expected: str) -> InputError:
+        return InputError(
+            f"{sample.file}:{sample.line}: column {self.name!r} holds {got}; expected {expected}. Mend the row, or "
+            "use other --features"
+        )

@@ -1,0 +1,202 @@
+"""The lines of a pool on the disk: samples that are made when they are asked for.
+
+Millions of lines do not fit into memory, so they go, as Arrow, to a file without a name (under ``TMPDIR``), which
+is mapped when the last has been written. In memory are 60 bytes of each: parts of its hashes, and where it
+stands. A file without a name is gone with the process, however that ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import tempfile
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.errors import InputError
+from clusterucb.sample import Sample, decode, sample_of
+from clusterucb.shapes import Layout
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BATCH = 1024  # lines in one Arrow batch
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where lines come from: a file, and what stands for the ``source`` and ``subtask`` of a row without one."""
+
+    file: str
+    source: str
+    subtask: str | None
+
+
+class Lines:
+    """Lines on the disk, and what samples are made of.
+
+    Args:
+        layout: how rows are read.
+
+    Attributes:
+        unseen: the columns that the layout names and no line had so far.
+    """
+
+    def __init__(self, layout: Layout) -> None:
+        import pyarrow as pa
+
+        self._layout = layout
+        self.unseen = set(layout.columns.values())
+        self._origins: list[Origin] = []
+        self._contents = array("Q")
+        self._digests = bytearray()
+        self._ids = array("Q")
+        self._origin = array("I")
+        self._number = array("Q")
+        self._waiting: list[bytes] = []
+        self._column: pa.ChunkedArray | None = None
+        with room_for("lines"):
+            self._file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (open as long as this is)
+            self._writer = pa.ipc.new_file(self._file, pa.schema([("line", pa.large_binary())]))
+
+    def __len__(self) -> int:
+        return len(self._number)
+
+    def begin(self, origin: Origin) -> None:
+        """Say where the following lines come from."""
+        self._origins.append(origin)
+
+    def read(self, line: bytes, number: int) -> tuple[str, Sample]:
+        """Return the shape and the sample of a line of the present origin, and keep it.
+
+        Raises:
+            Unreadable: it has none; nothing is kept.
+        """
+        row = decode(line)
+        self.unseen.difference_update(row)
+        shape, sample = self._made(row, line, len(self._origins) - 1, number)
+        self._contents.append(int(sample.content_hash[:16], 16))
+        self._digests += sample.digest()
+        self._ids.append(int.from_bytes(hashlib.blake2b(sample.id.encode(), digest_size=8).digest(), "big"))
+        self._origin.append(len(self._origins) - 1)
+        self._number.append(number)
+        self._waiting.append(line)
+        if len(self._waiting) == _BATCH:
+            self._write()
+        return shape, sample
+
+    def close(self) -> None:
+        """Write what is left; from now on lines can be taken back."""
+        import pyarrow as pa
+
+        if self._waiting:
+            self._write()
+        with room_for("lines"):
+            self._writer.close()
+            self._file.flush()
+            mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._column = pa.ipc.open_file(pa.py_buffer(mapped)).read_all()["line"]
+
+    def sample(self, at: int) -> Sample:
+        """Return the sample of the line that was kept as number ``at``."""
+        assert self._column is not None
+        line = self._column[at].as_py()
+        return self._made(decode(line), line, self._origin[at], self._number[at])[1]
+
+    @property
+    def content_keys(self) -> NDArray[np.uint64]:
+        """The first eight bytes of the content hashes, u64[n]; their order is that of the hashes."""
+        return np.frombuffer(self._contents, np.uint64)
+
+    @property
+    def digests(self) -> NDArray[np.uint8]:
+        """SHA-256 of everything about each sample that a run depends on, u8[n, 32]."""
+        return np.frombuffer(self._digests, np.uint8).reshape(-1, 32)
+
+    @property
+    def id_keys(self) -> NDArray[np.uint64]:
+        """Hashes of the ids, u64[n]; the same id has the same."""
+        return np.frombuffer(self._ids, np.uint64)
+
+    def _made(self, row: dict[str, Any], line: bytes, origin: int, number: int) -> tuple[str, Sample]:
+        place = self._origins[origin]
+        return sample_of(
+            row,
+            line,
+            self._layout,
+            file=place.file,
+            number=number,
+            source=place.source,
+            subtask=place.subtask,
+        )
+
+    def _write(self) -> None:
+        import pyarrow as pa
+
+        with room_for("lines"):
+            self._writer.write_batch(pa.record_batch([pa.array(self._waiting, pa.large_binary())], ["line"]))
+        self._waiting.clear()
+
+
+class Samples(Sequence[Sample]):
+    """N samples whose lines lie on the disk: a sequence that makes a sample when it is asked for.
+
+    Args:
+        lines: of all of them.
+        rows: i64[N], the lines' numbers.
+    """
+
+    def __init__(self, lines: Lines, rows: NDArray[np.int64]) -> None:
+        self._lines = lines
+        self._rows = rows
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> Sample: ...
+    @overload
+    def __getitem__(self, at: slice) -> Samples: ...
+    def __getitem__(self, at: int | slice) -> Sample | Samples:
+        """Return one sample, or a part of them."""
+        if isinstance(at, slice):
+            return Samples(self._lines, self._rows[at])
+        return self._lines.sample(int(self._rows[at]))
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Return the samples one by one."""
+        return map(self._lines.sample, self._rows.tolist())
+
+    def take(self, at: Sequence[int] | NDArray[np.int64]) -> Samples:
+        """Return the samples at some positions."""
+        return Samples(self._lines, self._rows[np.asarray(at, np.int64)])
+
+    @property
+    def content_keys(self) -> NDArray[np.uint64]:
+        """The first eight bytes of the content hashes, u64[N]."""
+        return self._lines.content_keys[self._rows]
+
+    @property
+    def digests(self) -> NDArray[np.uint8]:
+        """SHA-256 of everything about each sample that a run depends on, u8[N, 32]."""
+        return self._lines.digests[self._rows]
+
+
+@contextmanager
+def room_for(what: str) -> Iterator[None]:
+    """Say what to do when a temporary file does not fit on the disk."""
+    try:
+        yield
+    except OSError as error:
+        where = tempfile.tempdir or "any temporary folder"
+        raise InputError(
+            f"cannot keep the pool's {what} in {where}: {error.strerror or error}; make room there, or set TMPDIR to a "
+            "folder with as much room as the pool takes"
+        ) from error

@@ -1,0 +1,151 @@
+"""The commands about plugins: what is installed, a package to begin with, the tests that a strategy has to pass."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+from cyclopts import App, Group, Parameter
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clusterucb.errors import OptionError, PluginError
+
+OUTPUT = Group("Output", sort_key=4)
+STRATEGIES = Group("Strategies", sort_key=1)
+
+Flag = Annotated[bool, Parameter(negative=(), group=OUTPUT, show_default=False)]
+Pairs = Annotated[
+    tuple[str, ...], Parameter(negative=(), json_list=False, group=STRATEGIES, show_default=False)
+]
+
+plugins = App(name="plugins", help="List the installed strategies; write or check one of your own.")
+
+
+@plugins.default
+def list_plugins(
+    *,
+    json: Flag = False,
+    debug: Flag = False,  # noqa: ARG001
+) -> None:
+    """List the installed features, clusterers and policies with their options.
+
+    Args:
+        json: Print the list as JSON.
+        debug: Show tracebacks and the libraries' warnings.
+    """
+    from clusterucb.plugins import KINDS, load
+
+    installed = load()
+    if json:
+        strategies = [
+            {
+                "kind": strategy.kind,
+                "name": strategy.name,
+                "package": strategy.provider,
+                "version": strategy.version,
+                "summary": strategy.summary,
+                "options": strategy.defaults(),
+            }
+            for kind in KINDS
+            for strategy in installed.of_kind(kind)
+        ]
+        broken = [
+            {"package": plugin.provider, "version": plugin.version, "reason": plugin.reason}
+            for plugin in installed.broken
+        ]
+        print_json({"strategies": strategies, "broken": broken})
+        return
+    table = Table(
+        "name", "what it does, its options, its package", box=None, pad_edge=False, header_style="dim"
+    )
+    for kind in KINDS:
+        table.add_row(Text(kind, style="bold"))
+        for strategy in installed.of_kind(kind):
+            options = ", ".join(f"{key}={value}" for key, value in strategy.defaults().items())
+            package = f"{'   ' if options else ''}{strategy.provider} {strategy.version}"
+            about = Text.assemble(strategy.summary, "\n", (options, "cyan"), (package, "dim"))
+            table.add_row(Text(f"  {strategy.name}"), about)
+    console = Console(highlight=False, emoji=False)
+    console.print(table)
+    for plugin in installed.broken:
+        package = f"{plugin.provider} {plugin.version}".rstrip()
+        console.print(Text(f"{package} could not be loaded: {plugin.reason}", style="red"), soft_wrap=True)
+
+
+@plugins.command(name="new")
+def new_plugin(
+    name: str,
+    /,
+    *,
+    kind: str,
+    debug: Flag = False,  # noqa: ARG001
+) -> None:
+    """Write a package with a working strategy and its tests into the folder NAME.
+
+    Args:
+        name: Of the package and its strategy: lower-case letters, digits and -.
+        kind: policy, clusterer or feature.
+        debug: Show tracebacks and the libraries' warnings.
+    """
+    from clusterucb.plugin_tools import create
+
+    console = Console(highlight=False, emoji=False)
+    for path in create(name, kind):
+        console.print(Text(str(path)), soft_wrap=True)
+    console.print(
+        Text.assemble("Try it: ", (f"pip install --no-build-isolation ./{name} && pytest {name}", "bold"))
+    )
+
+
+@plugins.command(name="check")
+def check_plugin(
+    name: str,
+    /,
+    *,
+    option: Annotated[Pairs, Parameter(name=("--option", "-o"))] = (),
+    debug: Flag = False,  # noqa: ARG001
+) -> None:
+    """Run the tests that every strategy has to pass on an installed one.
+
+    Args:
+        name: Of the policy, clusterer or feature.
+        option: An option of the strategy, as key=value.
+        debug: Show tracebacks and the libraries' warnings.
+    """
+    from clusterucb.plugin_tools import check
+
+    console = Console(highlight=False, emoji=False)
+    found = check(name, key_values("-o", option))
+    for one in found:
+        mark = ("passed ", "green") if one.passed else ("FAILED ", "bold red")
+        console.print(Text.assemble(mark, one.property), soft_wrap=True)
+        if not one.passed:
+            console.print(Text(f"       {one.message}"), soft_wrap=True)
+    failed = sum(not one.passed for one in found)
+    if failed:
+        raise PluginError(f"{name} fails {failed} of {len(found)} tests")
+    console.print(Text(f"{name} passes all {len(found)} tests"))
+
+
+def key_values(option: str, pairs: Sequence[str]) -> dict[str, str]:
+    """Return ``key=value`` options as a dict."""
+    values: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise OptionError(
+                f"{option} is {pair!r}; expected key=value; `clusterucb plugins` lists the options"
+            )
+        if key in values:
+            raise OptionError(f"{option} gives {key!r} twice; expected each option once")
+        values[key] = value
+    return values
+
+
+def print_json(value: object) -> None:
+    """Print a value on standard output, for other programs."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

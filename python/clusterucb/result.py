@@ -1,0 +1,164 @@
+"""What a selection found, for Python: the samples, their scores, tables of them, and a page for notebooks."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.annotate import annotated
+from clusterucb.atomic import write_whole
+from clusterucb.engine import Selection
+from clusterucb.export import Exported
+from clusterucb.pool import Sample
+from clusterucb.run import Cost, Manifest
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from pandas import DataFrame
+
+EXAMPLES = 3
+_ROWS = 10  # samples on the page of a notebook
+_TEXT = 300  # characters of a sample there
+TABLE = "scores.parquet"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Result:
+    """What a run selected.
+
+    Attributes:
+        rows: i64[n], the selected samples' rows in canonical order, best first.
+        ids: their ids.
+        scores: f64[n], their influence scores.
+        samples: the samples themselves.
+        subtasks: the target's subtasks.
+        cost: what the run cost.
+        selection: every draw, the arms and why the search stopped.
+        manifest: everything else that was recorded.
+        out: the run folder; None if nothing was to be kept.
+        exports: what was written for training tools.
+    """
+
+    rows: NDArray[np.int64]
+    ids: list[str]
+    scores: NDArray[np.float64]
+    samples: list[Sample]
+    subtasks: list[str]
+    cost: Cost
+    selection: Selection
+    manifest: Manifest
+    out: Path | None
+    exports: Sequence[Exported] = ()
+
+    def __len__(self) -> int:
+        """Number of samples selected."""
+        return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"<Result: {self._summary()}, {f'in {self.out}' if self.out else 'in no folder'}>"
+
+    def lines(self, *, annotate: bool = False) -> Iterator[bytes]:
+        """Yield the selected rows as lines of JSON, best first, as they were read.
+
+        Args:
+            annotate: with a field ``clusterucb`` of what was found of each: id, score, rank, subtasks, cluster, draw.
+        """
+        if not annotate:
+            return (sample.raw for sample in self.samples)
+        return map(annotated, (sample.raw for sample in self.samples), self._found())
+
+    def write(self, path: str | PathLike[str], *, annotate: bool = False) -> None:
+        """Write the selected rows to a JSONL file, whole or not at all.
+
+        Args:
+            path: the file.
+            annotate: as of `lines`.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        write_whole(Path(path), b"".join(line + b"\n" for line in self.lines(annotate=annotate)))
+
+    def to_dataset(self, *, annotate: bool = False) -> Dataset:
+        """Return the selected rows, best first, as a Dataset of the ``datasets`` library."""
+        from datasets import Dataset
+
+        return Dataset.from_list(self._rows(annotate))
+
+    def to_pandas(self, *, annotate: bool = False) -> DataFrame:
+        """Return the selected rows, best first, as a DataFrame."""
+        from pandas import DataFrame
+
+        return DataFrame(self._rows(annotate))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the summary as JSON values: what was found, what it cost and where it stands."""
+        manifest = msgspec.to_builtins(self.manifest)
+        names = ("pool_samples", "pool_rejected", "target_samples", "target_rejected", "subtasks", "n_budget")
+        files = ["selected.jsonl", "scores.jsonl", "rejected.jsonl", "manifest.json"]
+        files += [TABLE] if self.out and (self.out / TABLE).exists() else []
+        files += [one.folder.name for one in self.exports]
+        best = zip(self.ids[:EXAMPLES], self.scores[:EXAMPLES].tolist(), strict=True)
+        return {
+            "out": str(self.out) if self.out else None,
+            **{name: manifest[name] for name in names},
+            **manifest["outcome"],
+            "cost": manifest["cost"],
+            "best": [{"id": name, "score": score} for name, score in best],
+            "files": {name: str(self.out / name) for name in files} if self.out else {},
+        }
+
+    def _repr_html_(self) -> str:
+        head = "".join(
+            f"<th style='text-align:left'>{name}</th>" for name in ("score", "source", "prompt", "answer")
+        )
+        best = zip(self.scores.tolist(), self.samples, strict=True)
+        body = "".join(
+            f"<tr>{''.join(map(_cell, (f'{score:+.4f}', one.source, one.prompt, one.answer)))}</tr>"
+            for _, (score, one) in zip(range(_ROWS), best, strict=False)
+        )
+        more = f"<p>and {len(self) - _ROWS} more</p>" if len(self) > _ROWS else ""
+        where = f"<p>{html.escape(str(self.out))}</p>" if self.out else ""
+        return (
+            f"<p><b>{html.escape(self._summary())}</b></p><table><thead><tr>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table>{more}{where}"
+        )
+
+    def _summary(self) -> str:
+        return (
+            f"{len(self)} of {self.cost.pool_samples} samples selected, {self.selection.n_scored} scored, cost "
+            f"{self.cost.total:.3f} of all pool gradients"
+        )
+
+    def _rows(self, annotate: bool) -> list[dict[str, Any]]:
+        return [msgspec.json.decode(line) for line in self.lines(annotate=annotate)]
+
+    def _found(self) -> Iterator[dict[str, Any]]:
+        """Yield what was found of each selected sample."""
+        selection = self.selection
+        draws = np.flatnonzero(np.isin(selection.drawn_rows, self.rows)).tolist()
+        draw_of = dict(zip(selection.drawn_rows[draws].tolist(), draws, strict=True))
+        best = zip(self.ids, self.rows.tolist(), self.scores.tolist(), strict=True)
+        for rank, (name, row, score) in enumerate(best, start=1):
+            draw = draw_of[row]
+            yield {
+                "id": name,
+                "score": score,
+                "rank": rank,
+                "subtasks": dict(zip(self.subtasks, selection.subtask_scores[draw].tolist(), strict=True)),
+                "cluster": int(selection.labels[row]),
+                "draw": draw,
+            }
+
+
+def _cell(text: str) -> str:
+    shown = text if len(text) <= _TEXT else f"{text[:_TEXT]}…"
+    return f"<td style='text-align:left;vertical-align:top;white-space:pre-wrap'>{html.escape(shown)}</td>"

@@ -1,0 +1,157 @@
+"""Scores alone: the influence of every pool sample on a target, with nothing selected.
+
+Everything goes through the run folder and its ledger, as in `clusterucb.pipeline`: the same call again goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.engine import search
+from clusterucb.loaded import borrowing
+from clusterucb.policies.baselines import Exhaustive
+from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare
+from clusterucb.progress import AnyObserver, observer_of
+from clusterucb.run import Run
+from clusterucb.sample import Rejected
+from clusterucb.settings import ScoringSettings, settings_from, spelt_out
+from clusterucb.store import GradientStore
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from clusterucb.influence import Influence
+
+_BATCH = 64  # samples scored between two entries in the ledger
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Scores:
+    """The influence of N pool samples on S subtasks, in the order in which the pool was read.
+
+    Attributes:
+        ids: the samples' ids.
+        files: where they stand; ``<pool>`` for rows in memory.
+        lines: i64[N], their lines, or rows, from 1.
+        subtasks: the target's subtasks.
+        values: f64[N, S], NaN where a sample could not be scored.
+        rejected: the lines that were not used, those that could not be scored included, and why.
+    """
+
+    ids: list[str]
+    files: list[str]
+    lines: NDArray[np.int64]
+    subtasks: list[str]
+    values: NDArray[np.float64]
+    rejected: list[Rejected]
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"<Scores: {len(self)} samples, subtasks {', '.join(self.subtasks)}>"
+
+    def to_pandas(self) -> DataFrame:
+        """Return a table with ``id``, ``file``, ``line`` and a column for every subtask."""
+        from pandas import DataFrame
+
+        table = DataFrame({"id": self.ids, "file": self.files, "line": self.lines})
+        for name, values in zip(self.subtasks, self.values.T, strict=True):
+            table[name] = values
+        return table
+
+
+@borrowing
+@spelt_out(ScoringSettings)
+def score(
+    pool: Rows,
+    target: Rows,
+    *,
+    model: Model,
+    out: str | PathLike[str] | None = None,
+    overwrite: bool = False,
+    observer: AnyObserver | None = None,
+    **options: Any,
+) -> Scores:
+    """Score every pool sample for every subtask of a target; selects nothing.
+
+    Args:
+        pool, target: files, or rows in memory, as in `select`.
+        model: folder of a causal language model, a hub id, or a loaded model with its ``tokenizer``.
+        out: a folder that keeps the scores: the same call again goes on with it, or returns them. Without one,
+            nothing is kept.
+        overwrite: begin anew in a folder that holds something else.
+        observer: who is told how it gets on; nobody by default.
+        **options: the fields of `clusterucb.settings.ScoringSettings`: ``scorer``, ``adapter``, ``seed``, ...
+
+    Raises:
+        ClusterUCBError: an option, a row, the model or the folder cannot be used.
+    """
+    settings = settings_from(options, ScoringSettings)
+    check_paths(model, out, target=target)
+    observer = observer_of(observer)
+    store = GradientStore(settings.store) if settings.store else None
+    settings = store.applied_to(settings) if store else settings
+    prepared = prepare(pool, target, model, settings, observer)
+
+    from clusterucb.adapted import AdaptedModel
+    from clusterucb.influence import Influence
+
+    if store:
+        store.check(prepared.contents)
+    material = prepared.material
+    deciding = {
+        "job": "score",
+        **settings.deciding(sketches=settings.by_sketch),
+        "--device": prepared.device,
+        **prepared.contents,
+        **({"store content": store.fingerprint} if store else {}),
+    }
+    with (
+        folder_for(out) as folder,
+        Run(folder, deciding, overwrite=overwrite) as run,
+        AdaptedModel(run, settings, prepared.source, prepared.device, material, observer) as adapted,
+    ):
+        influence = Influence(run, settings, adapted, material, observer, store)
+        values, failures = score_all(influence, len(material.samples))
+        run.manifest.subtasks, run.manifest.subtask_contents = (
+            list(material.target),
+            material.subtask_contents(),
+        )
+        run.manifest.status = "finished"
+    where = [(sample.id, sample.file, sample.line) for sample in material.samples]
+    files = {file: number for number, file in enumerate(prepared.pool_files)}
+    order = sorted(range(len(where)), key=lambda row: (files[where[row][1]], where[row][2]))
+    return Scores(
+        ids=[where[row][0] for row in order],
+        files=[where[row][1] for row in order],
+        lines=np.array([where[row][2] for row in order], np.int64),
+        subtasks=list(material.target),
+        values=values[order],
+        rejected=[*material.pool_rejected, *material.target_rejected, *material.rejected_rows(failures)],
+    )
+
+
+def score_all(influence: Influence, n_samples: int) -> tuple[NDArray[np.float64], list[tuple[int, str]]]:
+    """Return the scores of the whole pool, f64[N, S], and (row, reason) of the failures.
+
+    Goes on where an earlier session stopped.
+    """
+    with influence.ledger() as ledger, influence.drawing(n_samples, done=ledger.totals()[0]):
+        search(
+            np.zeros((n_samples, 1)),
+            influence.score,
+            clusterer=None,
+            policy=Exhaustive(),
+            budget=n_samples,
+            n_select=1,
+            batch_size=_BATCH,
+            journal=ledger,
+        )
+        return ledger.scores(), ledger.failures()

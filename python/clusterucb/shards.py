@@ -1,0 +1,117 @@
+"""The features of a pool as files in a run folder: computed once, or taken from the cache.
+
+``features-00000.safetensors`` and so on hold the blocks of some thousand rows each, ``features-fit.safetensors`` what
+the feature learnt from the pool (`Feature.fit`). A file that exists is whole, and is never computed again.
+
+Decision: features come from the cache as a whole or not at all, and a run that began without them goes on without, so
+that what a run reports does not depend on where it was interrupted. ``features-cached.json`` says that they came from
+there. It is written before the first file and removed if one has to be computed after all (somebody emptied the cache
+in between); such a run states the cost of computing everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
+
+from clusterucb.atomic import whole_file, write_whole
+from clusterucb.cache import FeatureCache
+
+CACHED = "features-cached.json"  # says that features came from the cache
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class Shards:
+    """Where the features of N samples are.
+
+    Args:
+        folder: where the files are; it is created.
+        n_samples: N.
+        size: rows in one shard.
+        fits: whether there is something to learn first.
+    """
+
+    def __init__(self, folder: Path, n_samples: int, size: int, *, fits: bool) -> None:
+        folder.mkdir(exist_ok=True)
+        starts = range(0, n_samples, size)
+        self._fit = folder / "features-fit.safetensors"
+        self._rows = {
+            folder / f"features-{number:05}.safetensors": range(start, min(start + size, n_samples))
+            for number, start in enumerate(starts)
+        }
+        self._files = [*([self._fit] if fits else []), *self._rows]
+        self._mark = folder / CACHED
+
+    def take(self, key: str | None) -> float | None:
+        """Take the features from the cache, unless some were computed already.
+
+        Args:
+            key: of `clusterucb.cache.feature_key`; None: the cache cannot have them.
+
+        Returns:
+            The seconds that they once took; None where nothing was taken.
+        """
+        begun = any(path.exists() for path in self._files) and not self._mark.exists()
+        if self._complete or begun or not key or not (cache := FeatureCache()).holds(key):
+            return None
+        write_whole(self._mark, msgspec.json.encode({"cache": key}))
+        seconds = cache.take(key, self._mark.parent)
+        return seconds if self._complete else None
+
+    def fill(
+        self,
+        fit: Callable[[], Arrays],
+        compute: Callable[[range, Arrays], dict[str, NDArray[np.float32]]],
+    ) -> bool:
+        """Compute the files that are missing.
+
+        Args:
+            fit: returns what is learnt.
+            compute: returns the blocks of some rows, by what was learnt.
+
+        Returns:
+            Whether any was missing.
+        """
+        if self._complete:
+            return False
+        self._mark.unlink(missing_ok=True)
+        if self._fit in self._files and not self._fit.exists():
+            _save(self._fit, fit())
+        learnt = self.fitted()
+        for path, rows in self._rows.items():
+            if not path.exists():
+                _save(path, compute(rows, learnt))
+        return True
+
+    def keep(self, key: str | None, seconds: float) -> None:
+        """Keep the features, which took some seconds, for other runs; where they have a key."""
+        if key:
+            FeatureCache().keep(key, self._files, seconds)
+
+    def fitted(self) -> Arrays:
+        """Return what was learnt, read-only; empty where nothing was, or not yet."""
+        arrays: Arrays = load_file(self._fit) if self._fit.exists() else {}
+        for array in arrays.values():
+            array.flags.writeable = False
+        return arrays
+
+    def blocks(self) -> dict[str, NDArray[np.float32]]:
+        """Return the blocks, each f32[N, k]."""
+        shards = [load_file(path) for path in self._rows]
+        return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+
+    @property
+    def _complete(self) -> bool:
+        return all(path.exists() for path in self._files)
+
+
+def _save(path: Path, arrays: Arrays) -> None:
+    with whole_file(path) as partial:
+        save_file(arrays, partial)

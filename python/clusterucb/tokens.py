@@ -1,0 +1,115 @@
+"""The tokens of a pool on the disk: like its lines, too many for memory.
+
+A token, whether it is predicted and whether it is content make one i32 in a file without a name (under ``TMPDIR``);
+in memory are where each sample begins, and how many of its tokens are predicted.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.encode import Encoded
+from clusterucb.lines import room_for
+
+_WRITE = 1 << 20  # tokens written at a time
+_LABEL, _CONTENT, _SHIFT = 1, 2, 2
+
+
+class TokenFile:
+    """Takes encoded samples one by one, and gives them back as `EncodedSamples`."""
+
+    def __init__(self) -> None:
+        with room_for("tokens"):
+            self._file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (open as long as this is)
+        self._waiting: list[NDArray[np.int32]] = []
+        self._n_waiting = 0
+        self._ends = array("q", [0])
+        self._n_labels = array("q")
+        self._largest = 0
+
+    def add(self, sample: Encoded) -> None:
+        """Keep a sample."""
+        packed = sample.tokens << _SHIFT | sample.labels * _LABEL | sample.content * _CONTENT
+        self._waiting.append(packed.astype(np.int32))
+        self._n_waiting += len(sample)
+        self._ends.append(self._ends[-1] + len(sample))
+        self._n_labels.append(sample.n_labels)
+        self._largest = max(self._largest, int(sample.tokens.max()))
+        if self._n_waiting >= _WRITE:
+            self._write()
+
+    def close(self) -> EncodedSamples:
+        """Return everything that was kept."""
+        with room_for("tokens"):
+            self._write()
+            self._file.flush()
+            n_tokens = self._ends[-1]
+            packed = (
+                np.memmap(self._file, np.int32, "r", shape=(n_tokens,)) if n_tokens else np.empty(0, np.int32)
+            )
+        ends = np.frombuffer(self._ends, np.int64)
+        return EncodedSamples(
+            packed, ends[:-1], ends[1:], np.frombuffer(self._n_labels, np.int64), self._largest
+        )
+
+    def _write(self) -> None:
+        if self._waiting:
+            with room_for("tokens"):
+                np.concatenate(self._waiting).tofile(self._file)
+        self._waiting.clear()
+        self._n_waiting = 0
+
+
+class EncodedSamples(Sequence[Encoded]):
+    """N encoded samples whose tokens lie on the disk.
+
+    Args:
+        packed: i32[total], all tokens one after the other.
+        starts, ends: i64[N], where each sample's begin and end.
+        n_labels: i64[N], predicted tokens of each.
+        largest_token: of all of them.
+
+    Attributes:
+        lengths: i64[N], tokens of each sample.
+        n_labels, largest_token: as given.
+    """
+
+    def __init__(
+        self,
+        packed: NDArray[np.int32],
+        starts: NDArray[np.int64],
+        ends: NDArray[np.int64],
+        n_labels: NDArray[np.int64],
+        largest_token: int,
+    ) -> None:
+        self._packed = packed
+        self._starts, self._ends = starts, ends
+        self.lengths = ends - starts
+        self.n_labels = n_labels
+        self.largest_token = largest_token
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, at: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, at: slice) -> EncodedSamples: ...
+    def __getitem__(self, at: int | slice) -> Encoded | EncodedSamples:
+        """Return one sample, or a part of them."""
+        if isinstance(at, slice):
+            parts = self._starts[at], self._ends[at], self.n_labels[at]
+            return EncodedSamples(self._packed, *parts, self.largest_token)
+        packed = np.asarray(self._packed[self._starts[at] : self._ends[at]])
+        return Encoded((packed >> _SHIFT).astype(np.int64), packed & _LABEL != 0, packed & _CONTENT != 0)
+
+    def __iter__(self) -> Iterator[Encoded]:
+        """Return the samples one by one."""
+        return (self[at] for at in range(len(self)))

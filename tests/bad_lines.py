@@ -1,0 +1,97 @@
+"""Lines that cannot be used, and what is said of each: one for every way in which people's files go wrong."""
+
+from __future__ import annotations
+
+BAD_LINES: list[tuple[bytes, str]] = [
+    (b"{", "not JSON: the line breaks off"),
+    (b'{"prompt": "q", "completion": "a"', "not JSON: the line breaks off"),
+    (b"{'a': 1}", "not JSON: "),
+    (b'{"prompt": "q", "completion": NaN}', "not JSON: NaN is no number of JSON; expected null"),
+    (b'{"prompt": "q", "completion": "a", "x": -Infinity}', "not JSON: Infinity is no number of JSON"),
+    (b'{"prompt": "q", "completion": "a", "x": 1e999}', "not JSON: Number out of range"),
+    (b'{"prompt": "q", "completion": "\xff"}', "not UTF-8: byte 0xff"),
+    (b'{"prompt": "q", "completion": "\xed\xa0\x80"}', "not UTF-8: byte 0xed"),
+    (b'{"prompt": "q", "completion": "\\ud800\\u0041"}', "not JSON: half of a surrogate pair, \\ud800"),
+    (b'{"prompt": "q", "completion": "\\udc00"}', "not JSON: half of a surrogate pair, \\udc00"),
+    (b'{"prompt": "q", "completion": "\\ud800"}', "not JSON: half of a surrogate pair, \\ud800"),
+    (b'{"prompt": "q", "completion": "a", "\\ud800": 1}', "not JSON: half of a surrogate pair"),
+    (b'{"prompt": "q", "completion": "a\0"}', "not JSON: a NUL byte at 32"),
+    (b"\0" * 100, "not JSON: a NUL byte at 0"),
+    (b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not JSON: nested too deeply"),
+    (
+        b'{"id": ' + b"9" * 5000 + b', "prompt": "q", "completion": "a"}',
+        "not JSON: Integer value out of range",
+    ),
+    (b'{"prompt": "q", "completion": "a"} x', "not JSON: "),
+    (b"[1, 2]", "not an object: the line is a list"),
+    (b'"text"', "not an object: the line is a string"),
+    (b"5", "not an object: the line is a number"),
+    (b"true", "not an object: the line is true or false"),
+    (b"null", "not an object: the line is null"),
+    (b"{}", "no conversation: expected `messages`, `conversations`, `prompt` and `completion`, "),
+    (b"{}", "; it has no keys"),
+    (b'{"prompt": "q", "text": "t"}', "or `text`; its keys are `prompt`, `text`"),
+    (b'{"question": "q", "answer": "t"}', "; its keys are `question`, `answer`"),
+    (b'{"prompt": 5, "completion": "a"}', "wrong type: `prompt` is a number; expected a string"),
+    (b'{"prompt": "q", "completion": null}', "no conversation: expected"),
+    (b'{"prompt": "q", "completion": {"a": 1}}', "wrong type: `completion` is an object; expected a string"),
+    (b'{"text": ["a"]}', "wrong type: `text` is a list; expected a string"),
+    (b'{"messages": "hello"}', "wrong type: `messages` is a string; expected a list of turns"),
+    (b'{"messages": []}', "wrong type: `messages` is empty; expected a list of turns"),
+    (b'{"messages": ["hello"]}', "wrong type: turn 1 of `messages` is no object with `role` and `content`"),
+    (b'{"messages": [{"content": "a"}]}', "wrong type: turn 1 of `messages` is no object with `role` and"),
+    (b'{"messages": [{"role": "user"}]}', "wrong type: the content of turn 1 is null; expected a string"),
+    (
+        b'{"messages": [{"role": "bot", "content": "a"}]}',
+        "unknown role: 'bot' in turn 1; expected system, user, as",
+    ),
+    (
+        b'{"messages": [{"role": ["user"], "content": "a"}]}',
+        "unknown role: ['user'] in turn 1; expected system",
+    ),
+    (b'{"messages": [{"role": "assistant", "content": 7}]}', "wrong type: the content of turn 1 is a number"),
+    (
+        b'{"messages": [{"role": "assistant", "content": [7]}]}',
+        "wrong type: a part of turn 1 is no object with `type`",
+    ),
+    (b'{"messages": [{"role": "user", "content": "q"}]}', "no assistant turn"),
+    (b'{"conversations": [{"from": "human", "value": "q"}]}', "no assistant turn"),
+    (b'{"conversations": [{"from": "gpt"}]}', "wrong type: the content of turn 1 is null; expected a string"),
+    (
+        b'{"id": 1.5, "prompt": "q", "completion": "a"}',
+        "wrong type: `id` is a number; expected a string or a whole",
+    ),
+    (
+        b'{"id": true, "prompt": "q", "completion": "a"}',
+        "wrong type: `id` is true or false; expected a string or",
+    ),
+    (
+        b'{"id": ["a"], "prompt": "q", "completion": "a"}',
+        "wrong type: `id` is a list; expected a string or a whole",
+    ),
+    (
+        b'{"source": 3, "prompt": "q", "completion": "a"}',
+        "wrong type: `source` is a number; expected a string",
+    ),
+    (b'{"instruction": "i", "output": "o", "history": ["q"]}', "wrong type: `history` is no list of pairs"),
+    (
+        b'{"chosen": "\\n\\nHuman: q"}',
+        "no conversation: `chosen` is an answer alone; expected a `prompt` beside it",
+    ),
+    (
+        b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}, {"role": "assistant", "content": "a"}]}',
+        "unsupported content: turn 1 holds a part of type 'image_url'; expected text (--drop-unsupported leaves",
+    ),
+    (
+        b'{"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}',
+        "unsupported content: turn 1 makes 'tool_calls'; expected text",
+    ),
+    (
+        b'{"messages": [{"role": "tool", "content": "5"}, {"role": "assistant", "content": "a"}]}',
+        "unsupported content: turn 1 is of role 'tool'; expected text",
+    ),
+    (
+        b'{"images": ["a.png"], "prompt": "q", "completion": "a"}',
+        "unsupported content: the row has 'images' (--drop-unsupported ignores it)",
+    ),
+]

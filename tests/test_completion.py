@@ -1,0 +1,86 @@
+"""Completion: the script that the command prints, in a real shell."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+
+from clusterucb import cli
+
+COMPLETE = """
+cd "$1"; shift
+source ./script
+COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMP_LINE="$*"
+_clusterucb
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("completion")
+    for name in ("pool.jsonl", "poor.jsonl", "other.txt"):
+        (made / name).touch()
+    (made / "models").mkdir()
+    return made
+
+
+@pytest.fixture
+def scripts(capsys):
+    """Return a function that returns the script of a shell."""
+
+    def script(shell):
+        assert cli.run(["completion", shell]) == 0
+        out, err = capsys.readouterr()
+        assert not err
+        return out
+
+    return script
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([""], {"select", "sketch", "compare", "demo", "doctor", "plugins", "completion"}),
+        (["se"], {"select"}),
+        (["select", "--budg"], {"--budget"}),
+        (["compare", "--budg"], {"--budgets"}),
+        (["select", "--con"], {"--config"}),
+        (["select", "--lora-"], {"--lora-rank", "--lora-alpha", "--lora-targets"}),
+        (["sketch", "--targ"], set()),
+        (["select", "poo"], {"pool.jsonl", "poor.jsonl"}),
+        (["select", "pool.jsonl", "--target", "poor"], {"poor.jsonl"}),
+        (["select", "pool.jsonl", "--target", "poor.jsonl", "--out", "mod"], {"models"}),
+        (["plugins", "ch"], {"check"}),
+        (["completion", ""], {"bash", "zsh", "fish"}),
+    ],
+)
+def test_bash_completes(folder, scripts, words, expected):
+    (folder / "script").write_text(scripts("bash"))
+    command = ["bash", "--noprofile", "--norc", "-c", COMPLETE, "bash", str(folder), "clusterucb", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert not done.stderr
+    found = {word for word in done.stdout.split() if word not in ("--help", "-h", "--version")}
+    assert found == expected
+
+
+@pytest.mark.parametrize(("shell", "check"), [("zsh", ["-n"]), ("fish", ["--no-execute"])])
+def test_the_other_scripts_name_every_option(folder, scripts, shell, check):
+    text = scripts(shell)
+    for argument in cli.app["select"].assemble_argument_collection():
+        for name in argument.names:
+            if name.startswith("--"):
+                assert name.removeprefix("--") in text
+    if shutil.which(shell):
+        (folder / "script").write_text(text)
+        subprocess.run([shell, *check, str(folder / "script")], check=True)
+
+
+def test_another_shell_is_a_mistake(capsys):
+    assert cli.run(["completion", "tcsh"]) == 2
+    err = capsys.readouterr().err
+    assert 'Invalid value "tcsh" for SHELL. Choose from: "bash", "zsh", "fish"' in err
+    assert err.count("\n") == 1

@@ -1,0 +1,292 @@
+"""Jobs on objects in memory: rows, tables, loaded models; and the objects are as before afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import clusterucb as cu
+from clusterucb.errors import ClusterUCBError, ModelError, OptionError
+from tiny import rows, write_model, write_rows
+
+SMALL = {"warmup_steps": 2, "batch_size": 4}
+POOL, TARGET = rows(40), rows(6, seed=3)
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """Return a folder with a model, a pool and a target, and what was found with them on disk."""
+    folder = tmp_path_factory.mktemp("job")
+    write_model(folder / "model")
+    write_rows(folder / "pool.jsonl", POOL)
+    write_rows(folder / "dev.jsonl", TARGET)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_disk(job):
+    return cu.select(job / "pool.jsonl", job / "dev.jsonl", model=job / "model", out=job / "run", **SMALL)
+
+
+@pytest.fixture
+def tokenizer(job):
+    return AutoTokenizer.from_pretrained(job / "model")
+
+
+@pytest.fixture
+def model(job):
+    return AutoModelForCausalLM.from_pretrained(job / "model", dtype=torch.float32)
+
+
+def state(model: torch.nn.Module) -> list[Any]:
+    """Return everything about a model that a job could change."""
+    found: list[Any] = []
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, dict):
+                found.append((name, key, [(one, id(each)) for one, each in value.items()]))
+            else:
+                found.append((name, key, value if isinstance(value, bool | int | float | str) else id(value)))
+    for name, weight in model.named_parameters():
+        found.append(
+            (name, weight.requires_grad, weight.grad is None, id(weight), weight.detach().numpy().tobytes())
+        )
+    return found
+
+
+# Rows -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        list,
+        pd.DataFrame,
+        datasets.Dataset.from_list,
+        lambda made: datasets.Dataset.from_list(made).to_iterable_dataset(),
+    ],
+)
+def test_rows_in_memory_give_what_the_same_rows_on_disk_give(job, on_disk, kind) -> None:
+    result = cu.select(kind(POOL), kind(TARGET), model=job / "model", **SMALL)
+    assert result.ids == on_disk.ids
+    assert result.scores.tobytes() == on_disk.scores.tobytes()
+    assert result.out is None
+
+
+def test_a_result_is_written_and_turned_into_tables(job, on_disk, tmp_path: Path) -> None:
+    result = cu.select(POOL, TARGET, model=job / "model", **SMALL)
+    by_id = {row["id"]: row for row in POOL}
+    expected = [by_id[name] for name in result.ids]
+    assert result.to_dataset().to_list() == expected
+    assert result.to_pandas().to_dict("records") == expected
+    result.write(tmp_path / "chosen.jsonl")
+    assert [json.loads(line) for line in (tmp_path / "chosen.jsonl").read_text().splitlines()] == expected
+    annotated = result.to_pandas(annotate=True)
+    assert [one["score"] for one in annotated["clusterucb"]] == result.scores.tolist()
+    with pytest.raises(ClusterUCBError, match="cannot write"):
+        result.write(tmp_path / "no" / "folder.jsonl")
+    assert on_disk.out == job / "run"
+    assert "no folder" in repr(result)
+
+
+def test_nothing_is_left_behind_without_a_folder(
+    job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    cu.select(POOL, TARGET, model=job / "model", **SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Scores alone ---------------------------------------------------------------------------------------------
+
+
+def test_scores_come_in_the_order_of_the_rows(job, on_disk) -> None:
+    bad = {"prompt": "no answer"}
+    scores = cu.score([*POOL[:5], bad, *POOL[5:]], TARGET, model=job / "model", **SMALL_WITHOUT_BATCHES)
+    assert scores.ids == [row["id"] for row in POOL]
+    assert scores.lines.tolist() == [*range(1, 6), *range(7, 42)]
+    assert scores.values.shape == (40, 1)
+    assert [(line.line, line.kind) for line in scores.rejected] == [(6, "no conversation")]
+    found = dict(zip(on_disk.ids, on_disk.scores.tolist(), strict=True))
+    of_all = dict(zip(scores.ids, scores.values[:, 0].tolist(), strict=True))
+    assert {name: of_all[name] for name in found} == pytest.approx(found, rel=1e-6)
+    table = scores.to_pandas()
+    assert table.columns.tolist() == ["id", "file", "line", "target"]
+    assert table["target"].to_numpy().tobytes() == scores.values[:, 0].tobytes()
+
+
+SMALL_WITHOUT_BATCHES = {"warmup_steps": 2}
+
+
+def test_scores_are_kept_in_a_folder(job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = {"model": job / "model", "out": tmp_path / "scores", **SMALL_WITHOUT_BATCHES}
+    first = cu.score(POOL, TARGET, **again)
+    monkeypatch.setattr("clusterucb.adapted.load_base", None)  # nothing is computed, so no model is needed
+    second = cu.score(POOL, TARGET, **again)
+    assert first.values.tobytes() == second.values.tobytes()
+    assert repr(second) == "<Scores: 40 samples, subtasks target>"
+
+
+# Models ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_loaded_model_gives_what_its_folder_gives_and_is_as_before(
+    job, on_disk, model, tokenizer, training
+) -> None:
+    model.train(training)
+    model.model.layers[0].requires_grad_(False)
+    handle = model.model.layers[1].register_forward_hook(lambda *_: None)
+    tokenizer.padding_side = "left"
+    tokenizer("a b", max_length=9, truncation=True)
+    before, backend = state(model), tokenizer.backend_tokenizer.to_str()
+    result = cu.select(POOL, TARGET, model=model, tokenizer=tokenizer, **SMALL)
+    assert result.ids == on_disk.ids
+    assert result.scores.tobytes() == on_disk.scores.tobytes()
+    assert state(model) == before
+    assert tokenizer.backend_tokenizer.to_str() == backend
+    handle.remove()
+
+
+def test_a_model_is_as_before_after_a_failure(model, tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = state(model)
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("clusterucb.scorer.Scorer._score", fail)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        cu.select(POOL, TARGET, model=model, tokenizer=tokenizer, **SMALL)
+    assert state(model) == before
+
+
+def trained(model, steps: int = 2) -> tuple[PeftModel, torch.optim.Optimizer]:
+    """Return a model with a LoRA that has been trained for a few steps, and its optimiser."""
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    lora = get_peft_model(model, config)
+    optimizer = torch.optim.AdamW([one for one in lora.parameters() if one.requires_grad], lr=1e-2)
+    for seed in range(steps):
+        ids = torch.randint(5, 50, (2, 12), generator=torch.Generator().manual_seed(seed))
+        lora(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return lora, optimizer
+
+
+def test_the_lora_of_a_loaded_model_is_the_checkpoint(job, model, tokenizer, tmp_path: Path) -> None:
+    lora, optimizer = trained(model)
+    before = state(lora)
+    result = cu.select(POOL, TARGET, model=lora, tokenizer=tokenizer, optimizer=optimizer, batch_size=4)
+    assert state(lora) == before
+    lora.save_pretrained(tmp_path / "adapter")
+    torch.save(optimizer.state_dict(), tmp_path / "adapter" / "optimizer.pt")
+    same = cu.select(POOL, TARGET, model=job / "model", adapter=tmp_path / "adapter", batch_size=4)
+    assert result.ids == same.ids
+    assert result.scores.tobytes() == same.scores.tobytes()
+
+
+def test_a_run_on_objects_is_taken_up_again(model, tokenizer, tmp_path: Path) -> None:
+    lora, optimizer = trained(model)
+    arguments = {
+        "model": lora,
+        "tokenizer": tokenizer,
+        "optimizer": optimizer,
+        "batch_size": 4,
+        "out": tmp_path / "run",
+    }
+    first = cu.select(POOL, TARGET, budget="10%", **arguments)
+    more = cu.select(POOL, TARGET, budget="20%", **arguments)
+    assert (
+        more.selection.drawn_rows[: first.selection.n_scored].tolist() == first.selection.drawn_rows.tolist()
+    )
+    with torch.no_grad():
+        next(one for one in lora.parameters() if one.requires_grad).add_(1)
+    with pytest.raises(cu.ClusterUCBError, match="the adapter content has changed"):
+        cu.select(POOL, TARGET, budget="30%", **arguments)
+
+
+def test_what_does_not_fit_is_refused(job, model, tokenizer, tmp_path: Path) -> None:
+    def refused(error: type[Exception], match: str, **arguments: Any) -> None:
+        with pytest.raises(error, match=match):
+            cu.select(POOL, TARGET, **{"tokenizer": tokenizer, **arguments, **SMALL})
+
+    refused(OptionError, "model is 5; expected the path of a model's folder", model=5)
+    refused(OptionError, "given without its tokenizer; expected tokenizer=", model=model, tokenizer=None)
+    refused(OptionError, "a tokenizer is given with the path of a model", model=job / "model")
+    refused(
+        OptionError, "dtype is 'bfloat16', the model that was given float32", model=model, dtype="bfloat16"
+    )
+    refused(OptionError, "device is 'cuda', the model that was given cpu", model=model, device="cuda")
+    stranger = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
+    refused(
+        OptionError, "an optimizer is given with a model that has no adapter", model=model, optimizer=stranger
+    )
+    lora, optimizer = trained(model)
+    refused(ModelError, "1 parameters of the optimizer are not the model's", model=lora, optimizer=stranger)
+    refused(OptionError, "an adapter is given with a model that has one", model=lora, adapter=tmp_path)
+    lora.merge_adapter()
+    refused(
+        ModelError,
+        "the adapter is merged into the model; expected model.unmerge",
+        model=lora,
+        optimizer=optimizer,
+    )
+    with pytest.raises(OptionError, match="out is 5; expected the path of a folder"):
+        cu.select(POOL, TARGET, model=job / "model", out=5)
+    with pytest.raises(OptionError, match="out is None; expected the path of a folder"):
+        cu.sketch(POOL, model=job / "model", out=None)
+
+
+def test_the_signature_names_everything() -> None:
+    names = list(inspect.signature(cu.select).parameters)
+    assert names[:6] == ["pool", "target", "model", "tokenizer", "out", "features"]
+    assert {"budget", "columns", "adapter"} <= set(names)
+    assert "tokenizer" in inspect.signature(cu.compare).parameters
+
+
+# Surroundings ---------------------------------------------------------------------------------------------
+
+
+def test_a_running_event_loop_does_not_matter(job, on_disk) -> None:
+    async def within() -> cu.Result:
+        here = asyncio.create_task(asyncio.sleep(0))
+        result = cu.select(POOL, TARGET, model=job / "model", **SMALL)
+        await here
+        there = await asyncio.to_thread(cu.select, POOL, TARGET, model=job / "model", **SMALL)
+        assert there.scores.tobytes() == result.scores.tobytes()
+        return result
+
+    assert asyncio.run(within()).ids == on_disk.ids
+
+
+def test_a_function_is_told_of_progress(job) -> None:
+    seen: list[tuple[str, int, int]] = []
+    cu.select(POOL, TARGET, model=job / "model", observer=lambda *event: seen.append(event), **SMALL)
+    scoring = [(done, total) for text, done, total in seen if text == "Scoring"]
+    assert scoring[0] == (0, 8)
+    assert scoring[-1] == (8, 8)
+    assert [done for done, _ in scoring] == sorted(done for done, _ in scoring)
+    assert ("Reading the pool and the target", 0, 0) in seen
+
+
+def test_a_notebook_sees_a_table_and_no_code_of_the_pool(job) -> None:
+    evil = [{**row, "prompt": f"<script>alert({at})</script> {row['prompt']}"} for at, row in enumerate(POOL)]
+    result = cu.select(evil, TARGET, model=job / "model", **SMALL)
+    page = result._repr_html_()
+    assert "<table" in page
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert f"{result.scores[0]:+.4f}" in page
+    assert np.isfinite(result.scores).all()

@@ -1,0 +1,172 @@
+"""Shapes of rows: every way in which people write a prompt and an answer gives the same conversation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterucb.shapes import FIELDS, SHAPES, Layout, Unreadable
+
+ASKED, ANSWERED = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
+TURNS = (("user", "q"), ("assistant", "a"))
+
+
+def turns(row: dict[str, Any], **options: Any) -> tuple[tuple[str, str], ...]:
+    _, messages = Layout(**options).conversation(row)
+    return tuple(tuple(message) for message in messages)
+
+
+ALIKE = [
+    ("messages", {"messages": [ASKED, ANSWERED]}),
+    ("messages", {"messages": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}),
+    (
+        "messages",
+        {"messages": [{**ASKED, "content": [{"type": "text", "text": "q"}]}, ANSWERED], "tools": []},
+    ),
+    ("messages", {"messages": [{**ASKED, "content": ["q"]}, {**ANSWERED, "tool_calls": None}]}),
+    ("conversations", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}),
+    ("conversations", {"conversations": [ASKED, ANSWERED], "text": "rendered"}),
+    ("prompt-completion", {"prompt": "q", "completion": "a"}),
+    ("prompt-completion", {"prompt": [ASKED], "completion": [ANSWERED], "messages": None}),
+    ("alpaca", {"instruction": "q", "input": "", "output": "a", "text": "rendered"}),
+    ("alpaca", {"instruction": "", "input": "q", "output": "a", "history": [], "system": ""}),
+    ("chosen", {"prompt": "q", "chosen": "a", "rejected": "b"}),
+    ("chosen", {"prompt": [ASKED], "chosen": [ANSWERED], "rejected": [ANSWERED]}),
+    ("chosen", {"prompt": "q", "chosen": [ASKED, ANSWERED], "rejected": [ASKED]}),
+    ("chosen", {"prompt": "q", "chosen": [ANSWERED]}),
+]
+
+
+@pytest.mark.parametrize(
+    ("shape", "row"), ALIKE, ids=[f"{shape}-{at}" for at, (shape, _) in enumerate(ALIKE)]
+)
+def test_every_shape_is_found_and_gives_the_same_conversation(shape: str, row: dict) -> None:
+    found, messages = Layout().conversation(row)
+    assert found == shape
+    assert messages == TURNS
+    if None not in row.values():
+        assert Layout(shape).conversation(row) == (shape, messages)
+
+
+def test_an_input_follows_its_instruction_after_a_blank_line() -> None:
+    row = {
+        "instruction": "Translate.",
+        "input": "Haus",
+        "output": "house",
+        "system": "Be brief.",
+        "history": [["1", "2"]],
+    }
+    assert turns(row) == (
+        ("system", "Be brief."),
+        ("user", "1"),
+        ("assistant", "2"),
+        ("user", "Translate.\n\nHaus"),
+        ("assistant", "house"),
+    )
+
+
+def test_a_system_text_of_the_row_comes_first_unless_there_is_one() -> None:
+    own = {"role": "system", "content": "own"}
+    assert turns({"messages": [ASKED, ANSWERED], "system": "row"}) == (("system", "row"), *TURNS)
+    assert turns({"messages": [own, ASKED, ANSWERED], "system": "row"}) == (("system", "own"), *TURNS)
+    assert turns({"messages": [{"role": "developer", "content": "d"}, ANSWERED]}) == (
+        ("system", "d"),
+        ("assistant", "a"),
+    )
+
+
+def test_plain_text_is_a_sample_of_its_own_kind() -> None:
+    assert Layout().conversation({"text": "once upon", "meta": 1}) == ("text", (("text", "once upon"),))
+
+
+def test_a_richer_shape_is_preferred_and_format_decides_otherwise() -> None:
+    row = {
+        "messages": [ASKED, ANSWERED],
+        "prompt": "other",
+        "chosen": [ASKED, {**ANSWERED, "content": "c"}],
+        "text": "t",
+    }
+    assert Layout().conversation(row)[0] == "messages"
+    assert turns(row, shape="chosen")[-1] == ("assistant", "c")
+    assert turns(row, shape="text") == (("text", "t"),)
+    with pytest.raises(
+        Unreadable, match=r"no conversation: `completion` is missing, which prompt-completion needs; its keys"
+    ):
+        turns(row, shape="prompt-completion")
+
+
+def test_columns_stand_for_others() -> None:
+    layout = Layout(columns={"prompt": "question", "completion": "answer", "source": "topic"})
+    row = layout.renamed({"question": "q", "answer": "a", "topic": "maths", "prompt": "no"})
+    assert layout.conversation(row) == ("prompt-completion", TURNS)
+    assert row["source"] == "maths"
+    same = {"prompt": "q", "completion": "a"}
+    assert layout.renamed(same) is same
+
+
+def test_unsupported_parts_and_turns_are_left_out_on_request() -> None:
+    row = {
+        "messages": [
+            {"role": "user", "content": [{"type": "image", "image": "x.png"}, {"type": "text", "text": "q"}]},
+            {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]},
+            {"role": "tool", "content": "5"},
+            {"role": "user", "content": [{"type": "input_audio"}]},
+            {"role": "assistant", "content": "a", "function_call": {"name": "g"}},
+        ],
+        "tools": [{"name": "f"}],
+    }
+    assert turns(row, drop_unsupported=True) == TURNS
+    with pytest.raises(Unreadable, match=r"^unsupported content: the row has 'tools'"):
+        turns(row)
+    with pytest.raises(Unreadable, match=r"^unsupported content: turn 1 holds a part of type 'image'"):
+        turns({**row, "tools": None})
+
+
+def test_nothing_left_after_leaving_out_is_no_answer() -> None:
+    row = {"messages": [ASKED, {"role": "assistant", "tool_calls": [{}]}]}
+    with pytest.raises(Unreadable, match="no assistant turn"):
+        turns(row, drop_unsupported=True)
+
+
+anything = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from(["user", "gpt", "tool"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "from", "content", "value", "type", "text", "tool_calls"]), inner
+        )
+    ),
+    max_leaves=8,
+)
+
+
+KINDS = ("no conversation", "no assistant turn", "unknown role", "unsupported content", "wrong type")
+
+
+@given(
+    row=st.dictionaries(st.sampled_from([*FIELDS, "tools"]), anything, max_size=5),
+    shape=st.sampled_from([None, *SHAPES]),
+    drop=st.booleans(),
+)
+def test_whatever_a_row_holds_it_is_a_conversation_or_refused(
+    row: dict, shape: str | None, drop: bool
+) -> None:
+    kind = None
+    try:
+        found, messages = Layout(shape, drop_unsupported=drop).conversation(row)
+    except Unreadable as error:
+        kind = str(error).partition(":")[0]
+    if kind is not None:
+        assert kind in KINDS
+        return
+    assert found in SHAPES
+    assert any(message.role in ("assistant", "text") for message in messages)
+    assert all(isinstance(text, str) for _, text in messages)
