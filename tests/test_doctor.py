@@ -110,15 +110,16 @@ def test_kernels_that_cannot_be_used_are_said(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_screen_colours_what_is_predicted(found) -> None:
-    console = Console(force_terminal=True, color_system="standard", width=100, highlight=False)
-    with console.capture() as captured:
-        doctor.show_dry_run(found, console)
-    text = captured.get()
-    words = " ".join(text.split())
+    texts = []
+    for colours in ("standard", None):
+        console = Console(force_terminal=True, color_system=colours, width=400, highlight=False)
+        with console.capture() as captured:
+            doctor.show_dry_run(found, console)
+        texts.append(captured.get())
     label = next(piece for piece, kind in found.sample if kind == "label")
-    assert f"\x1b[30;42m{label}" in text
-    assert "gradients (a pool of" in words
-    assert "1 no conversation" in words
+    assert f"\x1b[30;42m{label}" in texts[0]
+    assert "gradients (a pool of" in texts[1]
+    assert "not used: 1 duplicate, 1 no conversation" in texts[1]
 
 
 def test_the_command(job, capsys) -> None:

@@ -134,13 +134,14 @@ def _read(
     if not len(rows):
         first = rejected[0] if rejected else None
         raise InputError(
-            f"the {what} has no usable sample: {len(rejected)} lines read, all rejected"
+            f"the {what} ({', '.join(files)}) has no usable sample: {len(rejected)} lines read, all rejected"
             + (
                 f" ({told(by_kind(rejected))}; first: {first.file}:{first.line}: {first.reason})"
                 if first
                 else ""
             )
-            + "; expected JSON objects with `messages`, or with `prompt` and `completion`, one on each line"
+            + "; expected rows with `messages`, with `prompt` and `completion`, or of another known shape. --columns "
+            "says which columns stand for these"
         )
     return replace(read, rejected=tuple(rejected))
 
