@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import random
 import re
 import subprocess
@@ -185,17 +184,6 @@ def test_a_column_that_no_row_has_is_an_error(select) -> None:
 
 
 # Folders --------------------------------------------------------------------------------------------------
-
-
-def as_nobody(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command with the rights of a user who owns nothing; root may write anywhere."""
-    return subprocess.run(
-        [sys.executable, "-m", "clusterucb", *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=(lambda: (os.setgid(65534), os.setuid(65534))) if os.getuid() == 0 else None,
-    )
 
 
 def test_a_read_only_pool_will_do_and_a_read_only_folder_will_not(select, folder, tmp_path) -> None:
