@@ -15,16 +15,12 @@ from hypothesis import strategies as st
 
 from bad_lines import BAD_LINES
 from clusterucb import cli
-from tiny import read_rows, rows, write_model, write_rows
+from tiny import read_rows, rows, write_job, write_rows
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("job")
-    write_model(folder / "model")
-    write_rows(folder / "pool.jsonl", rows(30))
-    write_rows(folder / "dev.jsonl", rows(4, seed=3))
-    return folder
+    return write_job(tmp_path_factory.mktemp("job"))
 
 
 @pytest.fixture
@@ -138,7 +134,7 @@ def test_a_pool_of_one_row_is_a_pool(select, tmp_path) -> None:
 
 
 def test_a_target_that_is_part_of_the_pool_is_warned_of(select, folder, tmp_path) -> None:
-    target = write_rows(tmp_path / "dev.jsonl", rows(30)[:5])
+    target = write_rows(tmp_path / "dev.jsonl", rows(40)[:5])
     code, _, err = select(target=target)
     assert code == 0
     assert "warning: samples of the pool that also stand in the target: 5, the first is" in err

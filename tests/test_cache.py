@@ -14,7 +14,7 @@ from clusterucb import cache, influence
 from clusterucb.cache import FeatureCache, feature_key
 from clusterucb.errors import ClusterUCBWarning, OptionError
 from clusterucb.progress import Silent
-from tiny import rows, write_model, write_rows
+from tiny import write_job
 
 DECIDING = {"pool content": "p", "dtype": "float32"}
 DONE = ("features-fit.safetensors", "features-00000.safetensors")
@@ -30,11 +30,7 @@ def kept(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("job")
-    write_model(folder / "model")
-    write_rows(folder / "pool.jsonl", rows(40))
-    write_rows(folder / "dev.jsonl", rows(6, seed=9))
-    return folder
+    return write_job(tmp_path_factory.mktemp("job"))
 
 
 class Told(Silent):

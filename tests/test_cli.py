@@ -15,16 +15,12 @@ import pytest
 import clusterucb as cu
 from clusterucb import cli, pipeline
 from clusterucb.progress import Screen
-from tiny import rows, write_model, write_rows
+from tiny import write_job, write_rows
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("job")
-    write_model(folder / "model")
-    write_rows(folder / "pool.jsonl", rows(40))
-    write_rows(folder / "dev.jsonl", rows(6, seed=3))
-    return folder
+    return write_job(tmp_path_factory.mktemp("job"))
 
 
 @pytest.fixture

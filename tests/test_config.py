@@ -22,7 +22,7 @@ from clusterucb.features.column import Column
 from clusterucb.features.concatenation import Concatenation
 from clusterucb.resolved import resolved
 from clusterucb.settings import Settings
-from tiny import rows, write_model, write_rows
+from tiny import write_job
 
 JOBS = ("select", "sketch", "compare")
 COMMAND_LINE = {"config", "debug", "overwrite", "quiet", "json"}  # what a resolved configuration leaves out
@@ -45,11 +45,7 @@ def parse(*tokens):
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("job")
-    write_model(folder / "model")
-    write_rows(folder / "pool.jsonl", rows(40))
-    write_rows(folder / "dev.jsonl", rows(6, seed=3))
-    return folder
+    return write_job(tmp_path_factory.mktemp("job"))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import clusterucb as cu
 from clusterucb.errors import ClusterUCBError, ModelError, OptionError
-from tiny import rows, write_model, write_rows
+from tiny import rows, write_job
 
 SMALL = {"warmup_steps": 2, "batch_size": 4}
 POOL, TARGET = rows(40), rows(6, seed=3)
@@ -27,11 +27,7 @@ POOL, TARGET = rows(40), rows(6, seed=3)
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """Return a folder with a model, a pool and a target, and what was found with them on disk."""
-    folder = tmp_path_factory.mktemp("job")
-    write_model(folder / "model")
-    write_rows(folder / "pool.jsonl", POOL)
-    write_rows(folder / "dev.jsonl", TARGET)
-    return folder
+    return write_job(tmp_path_factory.mktemp("job"))
 
 
 @pytest.fixture(scope="module")

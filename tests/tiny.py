@@ -56,5 +56,13 @@ def write_rows(path: Path, lines) -> Path:
     return path
 
 
+def write_job(folder: Path) -> Path:
+    """Write a model, a pool of 40 samples and a target of 6 into a folder, and return it."""
+    write_model(folder / "model")
+    write_rows(folder / "pool.jsonl", rows(40))
+    write_rows(folder / "dev.jsonl", rows(6, seed=3))
+    return folder
+
+
 def read_rows(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
