@@ -101,7 +101,10 @@ class Encoder:
         self._template = None if tokenizer.chat_template is None else ChatTemplate(tokenizer)
         added = tokenizer.added_tokens_decoder
         self._added = {str(token): number for number, token in added.items() if str(token).strip()}
+        numbers = np.arange(max(len(tokenizer), *self._added.values(), 0) + 1)  # tables are faster than np.isin
+        self._is_added = np.isin(numbers, list(self._added.values()))
         self._special = {text for text, number in self._added.items() if added[number].special}
+        self._is_special = np.isin(numbers, [self._added[text] for text in self._special])
         first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
         self._bos = first if first == [tokenizer.bos_token_id] else []
 
@@ -176,11 +179,12 @@ class Encoder:
         starts, ends = self._spans(tokens, np.array(batch["offset_mapping"], np.int64).reshape(-1, 2), text)
 
         def holds(*wanted: Kind) -> NDArray[np.bool_]:
-            total = np.concatenate(([0], np.cumsum(np.isin(kinds, wanted))))
+            there = np.logical_or.reduce([kinds == kind for kind in wanted])
+            total = np.concatenate(([0], np.cumsum(there)))
             return np.asarray(total[ends] > total[starts])
 
         dropped, content = holds(Kind.DROPPED), holds(Kind.CONTENT, Kind.ANSWER)
-        control = np.isin(tokens, [self._added[token] for token in controls])
+        control = self._is_special[tokens] | (tokens == self._added.get(end, -1))
         control &= tokens != self._tokenizer.unk_token_id  # which stands for whatever has no other token
         for at in np.flatnonzero((dropped | control) & content):
             near = text[max(starts[at] - 8, 0) : ends[at] + 8].replace(_BREAK, "")
@@ -204,7 +208,7 @@ class Encoder:
         for at in np.flatnonzero(starts > previous):
             if text[previous[at] : starts[at]].isspace():
                 starts[at] = previous[at]
-        for at in np.flatnonzero(np.isin(tokens, list(self._added.values()))):
+        for at in np.flatnonzero(self._is_added[tokens]):
             written = text[starts[at] : ends[at]]
             if written.strip():
                 starts[at] += len(written) - len(written.lstrip())
