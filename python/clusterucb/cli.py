@@ -46,14 +46,16 @@ def _from_file(_: App, commands: tuple[str, ...], arguments: ArgumentCollection)
 
 _ENVIRONMENT = """\
 Environment variables:
-  CLUSTERUCB_CACHE        folder of what outlives a run [~/.cache/clusterucb]
-  CLUSTERUCB_CACHE_LIMIT  GB that features may take in it; 0 keeps none [10]
-  CLUSTERUCB_SIMD         CPU kernels: avx512, avx2, generic [the fastest here]
-  HF_HOME, HF_TOKEN       where hub models are kept; your token for them
-  HF_HUB_OFFLINE=1        no model is looked for in the network
-  CUDA_VISIBLE_DEVICES    the GPUs that may be used
-  OMP_NUM_THREADS         threads of the model and the kernels [one a core]
-  NO_COLOR, COLUMNS       no colours; how wide tables and help are"""
+
+- `CLUSTERUCB_CACHE`: folder of what outlives a run (~/.cache/clusterucb)
+- `CLUSTERUCB_CACHE_LIMIT`: GB that features may take in it; 0 keeps none (10)
+- `CLUSTERUCB_SIMD`: CPU kernels: avx512, avx2, generic (the fastest here)
+- `TMPDIR`: where the rows and tokens of a pool wait (/tmp)
+- `HF_HOME`, `HF_TOKEN`: where hub models are kept; your token for them
+- `HF_HUB_OFFLINE=1`: no model is looked for in the network
+- `CUDA_VISIBLE_DEVICES`: the GPUs that may be used
+- `OMP_NUM_THREADS`: threads of the model and the kernels (one a core)
+- `NO_COLOR`, `COLUMNS`: no colours; how wide tables and help are"""
 
 app = App(
     name="clusterucb",
@@ -61,7 +63,7 @@ app = App(
     config=_from_file,
     help="Select fine-tuning data by gradient influence under a budget.",
     help_epilogue=_ENVIRONMENT,
-    help_format="plaintext",
+    help_format="markdown",
     version_flags=["--version"],
     result_action="return_value",
     suppress_keyboard_interrupt=False,
