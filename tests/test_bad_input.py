@@ -56,7 +56,7 @@ def errors(err: str) -> list[str]:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.touch(), "has no usable sample: 0 lines read"),
+        (lambda path: path.touch(), "has no usable sample: no lines"),
         (lambda path: path.mkdir(), "is a folder without data files; expected files ending in .jsonl"),
         (lambda path: None, "No such file or directory; expected JSONL"),
         (lambda path: path.write_bytes(b"\x00\x01\x02" * 99), "is a binary file; expected JSONL"),

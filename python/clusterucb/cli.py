@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
-from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter
+from cyclopts import App, ArgumentCollection, CycloptsError, Group, MissingArgumentError, Parameter
 from rich.console import Console
 from rich.text import Text
 
@@ -175,6 +175,8 @@ def select(
 
     installed = plugins.load()
     if feature_depth is not None:
+        if not features:
+            raise OptionError("--feature-depth is given without --features; expected --features hidden")
         feature_option = (*feature_option, f"depth={feature_depth}")
     if feature_option and not features:
         raise OptionError(f"-f is {feature_option[0]!r}, but there are no --features that it could belong to")
@@ -379,7 +381,9 @@ def run(arguments: Sequence[str]) -> int:
             app(list(arguments), exit_on_error=False, print_error=False)
             sys.stdout.flush()
         except (ClusterUCBError, CycloptsError) as error:
-            _complain(messages, str(error), debug)
+            first = isinstance(error, MissingArgumentError) and "POOL" in str(error)
+            hint = " It stands first: --target takes every file that follows it." if first else ""
+            _complain(messages, f"{error}{hint}", debug)
             return 2
         except KeyboardInterrupt:
             again = [one for one in arguments if one != "--overwrite"]  # it would remove what was computed

@@ -101,7 +101,9 @@ class Encoder:
         self._template = None if tokenizer.chat_template is None else ChatTemplate(tokenizer)
         added = tokenizer.added_tokens_decoder
         self._added = {str(token): number for number, token in added.items() if str(token).strip()}
-        numbers = np.arange(max(len(tokenizer), *self._added.values(), 0) + 1)  # tables are faster than np.isin
+        numbers = np.arange(
+            max(len(tokenizer), *self._added.values(), 0) + 1
+        )  # tables are faster than np.isin
         self._is_added = np.isin(numbers, list(self._added.values()))
         self._special = {text for text, number in self._added.items() if added[number].special}
         self._is_special = np.isin(numbers, [self._added[text] for text in self._special])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -132,18 +132,23 @@ def _read(
     if strict and rejected:
         raise not_usable(rejected[0])
     if not len(rows):
-        first = rejected[0] if rejected else None
         raise InputError(
-            f"the {what} ({', '.join(files)}) has no usable sample: {len(rejected)} lines read, all rejected"
-            + (
-                f" ({told(by_kind(rejected))}; first: {first.file}:{first.line}: {first.reason})"
-                if first
-                else ""
-            )
-            + "; expected rows with `messages`, with `prompt` and `completion`, or of another known shape. --columns "
-            "says which columns stand for these"
+            f"the {what} ({', '.join(files)}) has no usable sample: {_nothing(rejected)}; expected rows with "
+            "`messages`, with `prompt` and `completion`, or of another known shape. --columns says which columns stand "
+            "for these"
         )
     return replace(read, rejected=tuple(rejected))
+
+
+def _nothing(rejected: Sequence[Rejected]) -> str:
+    """Return why no line can be used."""
+    if not rejected:
+        return "no lines"
+    first = rejected[0]
+    return (
+        f"{len(rejected)} lines read, all rejected ({told(by_kind(rejected))}; first: {first.file}:{first.line}: "
+        f"{first.reason})"
+    )
 
 
 def overlap(pool: Pool, target: Pool) -> list[Sample]:

@@ -89,6 +89,8 @@ def prepare(
     if isinstance(model, LoadedModel):
         source, device = model, model.device(settings.device)
     else:
+        if not Path(model).is_dir():
+            observer.step(f"There is no folder {model}, so it is looked for as a hub id")
         source = checkpoint.ModelSource(str(model), settings.revision, settings.trust_remote_code)
         device = checkpoint.resolve_device(settings.device)
     encoder = Encoder(source.tokenizer(), max_length=settings.max_length)

@@ -205,7 +205,10 @@ def _show_rejected(rejected: Mapping[str, int], folder: Path, console: Console) 
     if rejected:
         n_lines, which = sum(rejected.values()), folder / "rejected.jsonl"
         console.print(
-            Text(f"{n_lines:,} lines were not used: {told(rejected)}; which: {which}"), soft_wrap=True
+            Text(
+                f"{n_lines:,} line{'s were' if n_lines > 1 else ' was'} not used: {told(rejected)}; which: {which}"
+            ),
+            soft_wrap=True,
         )
 
 
@@ -237,7 +240,7 @@ def cost_table(cost: Cost) -> RenderableType:
     for name, phase in cost.phases.items():
         share = cost.share(phase)
         table.add_row(
-            f"{name} (from the cache)" if phase.reused else name,
+            f"{name} (cached)" if phase.reused else name,
             str(phase.gradients),
             f"{phase.forward_passes:.0f}",
             f"{share:.3f}",

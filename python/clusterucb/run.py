@@ -347,9 +347,16 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 def _show(value: object) -> str:
     if isinstance(value, dict) and value.keys() >= {"class", "options"}:
-        options = ", ".join(f"{key}={option!r}" for key, option in value["options"].items())
+        options = ", ".join(f"{key}={_show_option(option)}" for key, option in value["options"].items())
         return f"{value['class'].rpartition('.')[2]}({options})"
     return "unset" if value is None else str(value)
+
+
+def _show_option(option: object) -> str:
+    """Return a hyper-parameter, which may be strategies itself."""
+    if isinstance(option, list) and any(isinstance(one, dict) for one in option):
+        return f"[{', '.join(map(_show, option))}]"
+    return _show(option) if isinstance(option, dict) else repr(option)
 
 
 def _smaller(before: str | None, now: str | None) -> list[str]:
