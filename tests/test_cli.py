@@ -223,9 +223,11 @@ def test_a_strategy_is_checked_and_a_package_begun(capsys, tmp_path, monkeypatch
     assert re.search(r"ucb fails \d+ of \d+ tests", err)
 
 
-def test_an_option_of_features_needs_features(command, capsys):
+def test_options_of_features_belong_to_the_default_unless_others_are_named(command, capsys):
     assert cli.run([*command, "-f", "depth=0.5"]) == 2
-    assert "-f is 'depth=0.5', but there are no --features" in capsys.readouterr()[1]
+    assert "feature embedding has no option 'depth'; its options: model" in capsys.readouterr()[1]
+    assert cli.run([*command, "--feature-depth", "0.5"]) == 2
+    assert "--feature-depth is given without --features; expected --features hidden" in capsys.readouterr()[1]
     assert cli.run([*command, "--features", "hidden", "-f", "depth=0.5"]) == 0
     assert re.search(r"features +0 +20 +0.215", capsys.readouterr()[0])
 

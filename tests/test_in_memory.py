@@ -193,6 +193,53 @@ def test_the_lora_of_a_loaded_model_is_the_checkpoint(job, model, tokenizer, tmp
     assert result.scores.tobytes() == same.scores.tobytes()
 
 
+def test_gradients_are_computed_whatever_is_switched_off_and_random_numbers_stay(
+    job, on_disk, model, tokenizer
+) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        result = cu.select(POOL, TARGET, model=model, tokenizer=tokenizer, **SMALL)
+    assert torch.rand(3).tolist() == expected.tolist()
+    with torch.inference_mode():
+        again = cu.select(POOL, TARGET, model=job / "model", **SMALL)
+    assert result.scores.tobytes() == again.scores.tobytes() == on_disk.scores.tobytes()
+
+
+def test_an_adapter_that_changes_the_base_model_is_right_or_refused(
+    job, model, tokenizer, tmp_path: Path
+) -> None:
+    def scores(lora) -> np.ndarray:
+        return cu.score(POOL, TARGET, model=lora, tokenizer=tokenizer, preconditioner="sgd").values
+
+    config = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM"}
+    lora = get_peft_model(model, LoraConfig(**config, init_lora_weights="pissa"))
+    before = state(lora)
+    first = scores(lora)
+    assert state(lora) == before
+    assert scores(lora).tobytes() == first.tobytes()
+    plain = AutoModelForCausalLM.from_pretrained(job / "model", dtype=torch.float32)
+    plain.load_state_dict(lora.unload().state_dict())
+    same = get_peft_model(plain, LoraConfig(**config))
+    weights = {name: value for name, value in before_weights(before).items() if "lora_" in name}
+    with torch.no_grad():
+        for name, parameter in same.named_parameters():
+            if name in weights:
+                parameter.copy_(
+                    torch.frombuffer(bytearray(weights[name]), dtype=torch.float32).view_as(parameter)
+                )
+    assert scores(same).tobytes() == first.tobytes()
+    fresh = AutoModelForCausalLM.from_pretrained(job / "model", dtype=torch.float32)
+    get_peft_model(fresh, LoraConfig(**config, init_lora_weights="pissa")).save_pretrained(tmp_path / "pissa")
+    with pytest.raises(ModelError, match="was initialised by 'pissa', which changes the base model as well"):
+        cu.score(POOL, TARGET, model=job / "model", adapter=tmp_path / "pissa", preconditioner="sgd")
+
+
+def before_weights(found: list[Any]) -> dict[str, bytes]:
+    return {entry[0]: entry[4] for entry in found if len(entry) == 5}
+
+
 def test_a_run_on_objects_is_taken_up_again(model, tokenizer, tmp_path: Path) -> None:
     lora, optimizer = trained(model)
     arguments = {

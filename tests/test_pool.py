@@ -237,7 +237,8 @@ def test_files_of_the_same_name_are_different_sources(tmp_path: Path) -> None:
         paths.append(write(tmp_path / folder / "pool.jsonl", [row(folder)]))
     other = write(tmp_path / "other.jsonl", [row("z")])
     sources = {sample.source for sample in read_pool([*paths, other]).samples}
-    assert sources == {str(paths[0]), str(paths[1]), "other"}
+    assert sources == {"x/pool", "y/pool", "other"}
+    assert {sample.source for sample in read_pool([paths[0], paths[0]]).samples} == {"pool"}
 
 
 def test_fingerprint_changes_with_every_byte_that_matters(tmp_path: Path) -> None:
@@ -295,6 +296,21 @@ def test_overlap_finds_target_samples_in_the_pool_whatever_their_columns(tmp_pat
     turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "b"}]
     target = read_target([write(tmp_path / "dev.jsonl", [{"messages": turns}, row("z")])])
     assert [sample.id for sample in overlap(pool, target)] == ["2"]
+
+
+def test_whole_numbers_of_a_table_with_gaps_are_ids() -> None:
+    samples = read_pool([{"id": 3.0, "text": "a"}, {"id": float("nan"), "text": "b"}]).samples
+    assert {sample.id for sample in samples} == {
+        "3",
+        next(one.content_hash for one in samples if one.answer == "b"),
+    }
+
+
+def test_a_source_is_a_name(pool_of) -> None:
+    pool = pool_of(row("a", source="s" * 500), row("b", source="s" * 501))
+    assert [line.reason for line in pool.rejected] == [
+        "wrong type: `source` has 501 characters; expected a name"
+    ]
 
 
 def test_an_empty_id_is_none(pool_of) -> None:

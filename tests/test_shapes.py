@@ -107,6 +107,40 @@ def test_columns_stand_for_others() -> None:
     assert layout.renamed(same) is same
 
 
+def test_columns_that_are_named_decide_before_a_richer_shape() -> None:
+    row = {"messages": [ASKED, ANSWERED], "question": "other", "answer": "b"}
+    layout = Layout(columns={"prompt": "question", "completion": "answer"})
+    assert layout.conversation(layout.renamed(row)) == (
+        "prompt-completion",
+        (("user", "other"), ("assistant", "b")),
+    )
+
+
+def test_an_empty_field_of_a_table_is_no_field() -> None:
+    assert turns({"messages": "", "conversations": [], "prompt": "q", "completion": "a"}) == TURNS
+    assert turns({"prompt": "", "completion": "a"}) == (("user", ""), ("assistant", "a"))
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "q", "completion": "a", "label": False}, r"the row is marked as a bad answer"),
+        ({"messages": [ASKED, {**ANSWERED, "weight": 0}]}, r"turn 2 has weight 0"),
+    ],
+)
+def test_what_is_not_to_be_learnt_is_refused_by_name(row: dict, reason: str) -> None:
+    with pytest.raises(Unreadable, match=f"^unsupported content: {reason}"):
+        turns(row)
+
+
+def test_what_tables_and_tools_write_for_nothing_is_nothing() -> None:
+    merged = [
+        {"role": None, "content": None, "from": "human", "value": "q"},
+        {"from": "gpt", "value": "a", "role": None},
+    ]
+    assert turns({"messages": merged, "tools": "[]", "label": True}) == TURNS
+
+
 def test_unsupported_parts_and_turns_are_left_out_on_request() -> None:
     row = {
         "messages": [

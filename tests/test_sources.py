@@ -11,10 +11,12 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,6 +26,7 @@ from hypothesis import strategies as st
 from clusterucb import sources
 from clusterucb.errors import InputError, OptionError
 from clusterucb.pool import read_pool, read_target
+from clusterucb.shapes import Layout
 from clusterucb.sources import sources_of
 
 ROWS = [
@@ -61,6 +64,11 @@ def arrow(sink: io.BytesIO) -> None:
         writer.write_table(columns(), max_chunksize=2)
 
 
+def stream(sink: io.BytesIO) -> None:
+    with pa.ipc.new_stream(sink, columns().schema) as writer:
+        writer.write_table(columns(), max_chunksize=2)
+
+
 FILES = {
     "p.jsonl": LINES,
     "p.ndjson": b"\xef\xbb\xbf" + LINES.rstrip(),
@@ -75,6 +83,8 @@ FILES = {
     "p.tsv": table("\t"),
     "p.parquet": binary(lambda sink: pq.write_table(columns(), sink, row_group_size=2)),
     "p.arrow": binary(arrow),
+    "stream.arrow": binary(stream),
+    "blank-first.csv": b"\n\n" + table("|"),
 }
 
 
@@ -113,7 +123,7 @@ def test_a_saved_dataset_is_read_from_its_folder(tmp_path: Path) -> None:
     (tmp_path / "splits").mkdir()
     save_to_disk(tmp_path / "splits" / "test")
     save_to_disk(tmp_path / "splits" / "train")
-    with pytest.raises(InputError, match=r"holds the splits test, train; expected one: .*splits/test"):
+    with pytest.raises(InputError, match=r"holds the splits test, train; expected one: .*splits/train"):
         read_pool(tmp_path / "splits")
     (folder / "state.json").write_text('{"_data_files": [{"filename": "../../secret.arrow"}]}')
     with pytest.raises(InputError, match=r"cannot read .*made: "):
@@ -148,7 +158,8 @@ def test_a_folder_of_files_and_a_pattern_are_all_of_them(tmp_path: Path) -> None
         read_pool([f"{tmp_path}/*.csv"])
     (tmp_path / "data" / "test-00000-of-00001.jsonl").write_bytes(LINES)
     with pytest.raises(
-        InputError, match=r"holds the splits test, train; expected files of one: '.*/\*\*/test\*' in"
+        InputError,
+        match=r"holds the splits test, train; expected files of one, such as '.*/\*\*/train\*' \(in quotes",
     ):
         read_pool(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -158,10 +169,18 @@ def test_a_folder_of_files_and_a_pattern_are_all_of_them(tmp_path: Path) -> None
         read_pool(tmp_path / "empty")
 
 
-def test_a_pipe_is_read_like_a_file(tmp_path: Path) -> None:
+def test_a_pipe_is_read_like_a_file_however_it_comes(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    writer = threading.Thread(target=pipe.write_bytes, args=(FILES["p.jsonl.gz"],))
+
+    def write() -> None:
+        content = FILES["p.jsonl.gz"]
+        with pipe.open("wb", buffering=0) as end:
+            for part in (content[:1], content[1:20], content[20:]):
+                end.write(part)
+                time.sleep(0.05)
+
+    writer = threading.Thread(target=write)
     writer.start()
     assert found(read_pool(pipe)) == EXPECTED
     writer.join()
@@ -203,7 +222,7 @@ def test_rows_in_memory_may_hold_what_json_has_no_word_for() -> None:
     ]
     assert [(line.line, line.reason.partition(" (")[0]) for line in pool.rejected] == [
         (3, "not JSON: the row cannot be written as JSON"),
-        (4, "not JSON: the row cannot be written as JSON"),
+        (4, "not UTF-8: the row holds bytes that are no text"),
         (5, "not an object: the line is a string"),
         (6, "not an object: the line is null"),
     ]
@@ -218,6 +237,52 @@ def test_what_is_no_pool_is_refused_by_type(given) -> None:
         read_pool(given)
 
 
+def test_times_are_texts_and_nothing_is_null(tmp_path: Path) -> None:
+    times = pd.to_datetime(["2024-01-02", None])
+    frame = pd.DataFrame({"text": ["a", "b"], "t": times.astype("datetime64[ns]")})
+    frame.to_parquet(tmp_path / "pool.parquet")
+    rows = [{"text": "a", "t": times[0]}, {"text": "b", "t": pd.NaT, "u": pd.NA}]
+    for pool in (frame, tmp_path / "pool.parquet", rows):
+        found = {sample.answer: json.loads(sample.raw)["t"] for sample in read_pool(pool).samples}
+        assert found == {"a": "2024-01-02T00:00:00", "b": None}
+
+
+def test_the_index_of_a_frame_is_no_column() -> None:
+    frame = pd.DataFrame(ROWS)
+    filtered = frame[frame["source"] == "b"]
+    assert {tuple(json.loads(sample.raw)) for sample in read_pool(filtered).samples} == {tuple(ROWS[0])}
+    assert read_pool(frame.sample(frac=1, random_state=1)).fingerprint() == read_pool(frame).fingerprint()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pd.DataFrame({"text": ["a", "b"], "x": [1, "a"]}),
+        pd.DataFrame([["a", "b"]], columns=["text", "text"]),
+        pd.DataFrame({"text": ["a"], "x": [1j]}),
+        pd.Series(["a"]),
+    ],
+    ids=["mixed", "twice", "complex", "series"],
+)
+def test_a_frame_that_is_no_table_is_an_error(frame) -> None:
+    with pytest.raises(
+        InputError, match=r"the pool is a \w+ that cannot be read as a table .*Or give a list of dicts"
+    ):
+        read_pool(frame)
+
+
+class Stubborn:
+    def tolist(self) -> None:
+        raise AttributeError("not today")
+
+
+def test_an_object_that_fails_is_a_bad_row() -> None:
+    pool = read_pool([{"text": "a", "x": Stubborn()}, {"text": "b"}])
+    assert [line.reason for line in pool.rejected] == [
+        "not JSON: the row cannot be written as JSON (not today)"
+    ]
+
+
 # What cannot be read --------------------------------------------------------------------------------------
 
 
@@ -226,7 +291,7 @@ def test_no_file_and_a_missing_file_are_errors(tmp_path: Path) -> None:
         InputError, match=r"cannot read .*nothing.jsonl: No such file or directory; expected JSONL"
     ):
         read_pool([tmp_path / "nothing.jsonl"])
-    with pytest.raises(InputError, match="no target file given; expected JSONL"):
+    with pytest.raises(InputError, match="no target given; expected JSONL"):
         read_target([])
 
 
@@ -264,6 +329,54 @@ def test_a_database_is_named(tmp_path: Path) -> None:
     database(tmp_path / "pool.db")
     with pytest.raises(InputError, match=r"pool.db is an SQLite database; expected JSONL, a JSON array, CSV"):
         read_pool(tmp_path / "pool.db")
+
+
+@pytest.mark.parametrize("name", ["p" * 300, "a\0b", '{"prompt": "q"}' * 30])
+def test_a_text_that_is_no_path_is_an_error(name: str) -> None:
+    with pytest.raises(
+        InputError, match=r"cannot read '.*: (File name too long|embedded null byte); expected the path"
+    ):
+        read_pool(name)
+
+
+def test_an_empty_path_is_not_this_folder() -> None:
+    with pytest.raises(InputError, match="a pool file has an empty name"):
+        read_pool("")
+
+
+@pytest.mark.parametrize(
+    "bad", [b"[1, 2", b"[broken line]", b"[1, NaN]", b"\0\0\0", b"x\0y", b"BZh", b"%PDFs are nice"]
+)
+def test_the_place_of_a_bad_line_changes_nothing(tmp_path: Path, bad: bytes) -> None:
+    lines = LINES.splitlines()
+    for at in range(len(lines) + 1):
+        (tmp_path / "pool.jsonl").write_bytes(b"\n".join([*lines[:at], bad, *lines[at:]]))
+        pool = read_pool(tmp_path / "pool.jsonl")
+        assert found(pool) == EXPECTED
+        assert [line.line for line in pool.rejected] == [at + 1]
+
+
+def test_a_quote_that_is_not_closed_loses_nothing_in_silence(tmp_path: Path) -> None:
+    path = tmp_path / "pool.csv"
+    for lines in (b'a,b\nc,"d\ne,f\ng,h\n', b'a,b\ne,f\ng,h\nc,"d\n', b'a,b\n"c" d,e\n'):
+        path.write_bytes(b"prompt,completion\n" + lines)
+        with pytest.raises(InputError, match=r"pool.csv:\d: not CSV: .*; expected quotes that are closed"):
+            read_pool(path)
+
+
+def test_columns_without_a_name_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "pool.csv"
+    path.write_bytes(b'"prompt;;",completion,,\nq,a,1,2\n')
+    pool = read_pool(path, Layout(columns={"prompt": "prompt;;"}))
+    assert [json.loads(sample.raw) for sample in pool.samples] == [{"prompt;;": "q", "completion": "a"}]
+
+
+def test_bytes_that_are_no_text_cost_one_row(tmp_path: Path) -> None:
+    texts = pa.array([b"a", b"\xff", b"c"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"text": texts}), tmp_path / "pool.parquet")
+    pool = read_pool(tmp_path / "pool.parquet")
+    assert sorted(sample.answer for sample in pool.samples) == ["a", "c"]
+    assert [(line.line, line.reason) for line in pool.rejected] == [(2, "not UTF-8: byte 0xff")]
 
 
 @pytest.mark.parametrize("name", ["p.jsonl.gz", "p.jsonl.zst", "p.parquet", "p.arrow"])
@@ -318,7 +431,7 @@ def test_fields_that_do_not_fit_the_first_line_are_refused(tmp_path: Path) -> No
     assert [(line.line, line.reason.partition(" (")[0]) for line in pool.rejected] == [
         (3, "not a row: 3 fields; the first line names 2"),
         (7, "not a row: 1 fields; the first line names 2"),
-        (8, "not JSON: the row cannot be written as JSON"),
+        (8, "not UTF-8: the row holds bytes that are no text"),
     ]
     path.write_bytes(b"text,text\na,b\n")
     with pytest.raises(

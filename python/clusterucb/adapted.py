@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from clusterucb import checkpoint
@@ -71,7 +72,9 @@ class AdaptedModel:
         self.device = device
 
     def __enter__(self) -> Self:
-        """Return itself; nothing is loaded yet."""
+        """Return itself; nothing is loaded yet. Gradients are computed inside, even if the caller switched them off."""
+        self._open.enter_context(torch.inference_mode(False))
+        self._open.enter_context(torch.enable_grad())
         return self
 
     def __exit__(

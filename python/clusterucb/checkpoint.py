@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|\w*position\w*)$")
+_PLAIN_INIT = (True, False, "gaussian", "orthogonal")  # of LoRA, that leave the base model as it is
 _BLOCK = 1 << 20
 _BLOCKS = 16
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
@@ -234,7 +235,13 @@ def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
         kind = getattr(config.peft_type, "value", config.peft_type)
         if kind != "LORA":
             raise ModelError(f"{adapter} is an adapter of type {kind}; expected LORA")
-        loaded = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+        if config.init_lora_weights not in _PLAIN_INIT:
+            raise ModelError(
+                f"{adapter} was initialised by {config.init_lora_weights!r}, which changes the base model as well; "
+                "expected plain LoRA. Save it with path_initial_model_for_weight_conversion"
+            )
+        with torch.random.fork_rng(devices=[]):  # PEFT draws weights that it then replaces
+            loaded = PeftModel.from_pretrained(model, adapter, is_trainable=True)
     for warning in caught:
         if "missing adapter keys" in str(warning.message):
             raise ModelError(

@@ -179,7 +179,7 @@ def select(
             raise OptionError("--feature-depth is given without --features; expected --features hidden")
         feature_option = (*feature_option, f"depth={feature_depth}")
     if feature_option and not features:
-        raise OptionError(f"-f is {feature_option[0]!r}, but there are no --features that it could belong to")
+        features = "gradient" if search.store else "embedding"
     result = run_selection(
         pool,
         target,
@@ -382,8 +382,9 @@ def run(arguments: Sequence[str]) -> int:
             sys.stdout.flush()
         except (ClusterUCBError, CycloptsError) as error:
             first = isinstance(error, MissingArgumentError) and "POOL" in str(error)
+            said = str(error).replace(" requires an argument", " is missing")
             hint = " It stands first: --target takes every file that follows it." if first else ""
-            _complain(messages, f"{error}{hint}", debug)
+            _complain(messages, f"{said if isinstance(error, MissingArgumentError) else error}{hint}", debug)
             return 2
         except KeyboardInterrupt:
             again = [one for one in arguments if one != "--overwrite"]  # it would remove what was computed

@@ -15,6 +15,7 @@ from clusterucb.machine import Machine
 from clusterucb.sample import told
 
 _STYLES = {"template": "dim", "content": "", "label": "black on green"}
+_MARKS = ("⟦", "⟧")  # where there are no colours
 _TEXT = 1500  # characters of a sample that are shown
 _SOURCES = 6
 _BAD = "bold red"
@@ -44,16 +45,21 @@ def show_dry_run(found: DryRun, console: Console) -> None:
     """Print what a job would make of its files."""
     console.print(_table(dict(_facts(found))))
     if found.sample:
+        plain = not console.is_terminal or console.no_color
+        before, after = _MARKS if plain else ("", "")
         console.print(
             Text.assemble(
                 "\nA sample as the model sees it: ",
                 ("the template's", _STYLES["template"]),
                 ", the content's, and ",
-                ("what is predicted", _STYLES["label"]),
+                (f"{before}what is predicted{after}", _STYLES["label"]),
                 "\n",
             )
         )
-        console.print(_shown(found.sample), soft_wrap=True)
+        marked = [
+            (f"{before}{piece}{after}" if kind == "label" else piece, kind) for piece, kind in found.sample
+        ]
+        console.print(_shown(marked), soft_wrap=True)
 
 
 def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
@@ -64,7 +70,8 @@ def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
     more = [f"and {len(counts) - _SOURCES} more"] if len(counts) > _SOURCES else []
     yield "sources", ", ".join([*shown, *more])
     yield "duplicates", f"{found.duplicates}"
-    yield "in pool and target", f"{found.overlap}"
+    if found.overlap is not None:
+        yield "in pool and target", f"{found.overlap}"
     for what, lengths in found.lengths.items():
         cut = f"; {lengths.at_limit} reach --max-length" if lengths.at_limit else ""
         yield (
@@ -73,13 +80,10 @@ def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
             f"{lengths.answers} are predicted{cut}",
         )
     if expected := found.expected:
-        yield (
-            "a selection takes",
-            (
-                f"about {_duration(expected.seconds)} for {expected.gradients:,} gradients (a pool of "
-                f"{expected.samples:,}), {_size(expected.memory)} of memory and {_size(expected.disk)} of disk"
-            ),
-        )
+        of = f"a pool of {expected.samples:,}{'' if expected.whole else ', these first lines alone'}"
+        needs = f"{_size(expected.memory)} of memory and {_size(expected.disk)} of disk"
+        time = _duration(expected.seconds)
+        yield "a selection takes", f"about {time} for {expected.gradients:,} gradients ({of}), {needs}"
 
 
 def _file(facts: FileFacts) -> str:

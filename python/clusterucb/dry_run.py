@@ -26,7 +26,7 @@ from clusterucb.pool import Pool, overlap, read_pool, read_target
 from clusterucb.prepared import Model, Prepared, Rows, prepare
 from clusterucb.progress import Observer
 from clusterucb.run import Run
-from clusterucb.sample import by_kind
+from clusterucb.sample import Rejected, by_kind
 from clusterucb.settings import Settings
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ class Expected(msgspec.Struct):
     """What a selection would take, about.
 
     Attributes:
-        samples: of the pool.
+        samples: of the pool, as far as its size is known.
+        whole: whether it is.
         gradients: of the pool, the target and the warm-up.
         seconds: for them.
         memory: bytes, at the peak.
@@ -77,6 +78,7 @@ class Expected(msgspec.Struct):
     """
 
     samples: int
+    whole: bool
     gradients: int
     seconds: float
     memory: int
@@ -89,7 +91,7 @@ class DryRun(msgspec.Struct):
     Attributes:
         files: by place, those of the pool first.
         duplicates: among the lines looked at.
-        overlap: pool samples that also stand in the target.
+        overlap: pool samples that also stand in the target, where there is one.
         sources: samples of each source of the pool.
         lengths: of the pool and of the target, where there is a model.
         sample: a sample as the model sees it: pieces of text, each ``template``, ``content`` or ``label``.
@@ -98,7 +100,7 @@ class DryRun(msgspec.Struct):
 
     files: dict[str, FileFacts]
     duplicates: int
-    overlap: int
+    overlap: int | None
     sources: dict[str, int]
     lengths: dict[str, Lengths] = {}
     sample: list[tuple[str, str]] = []
@@ -119,12 +121,12 @@ def examine(
     found = DryRun(
         files={file: facts for one in pools for file, facts in _files(one).items()},
         duplicates=sum(line.kind == "duplicate" for one in pools for line in one.rejected),
-        overlap=len(overlap(read, held_out)) if held_out else 0,
+        overlap=len(overlap(read, held_out)) if held_out else None,
         sources=dict(Counter(sample.source for sample in read.samples).most_common()),
     )
     if model is None:
         return found
-    prepared = prepare(pool, target, model, settings, observer, limit=FIRST)
+    prepared = prepare(read, held_out, model, settings, observer)
     material = prepared.material
     found.lengths["pool"] = _lengths(list(material.encoded), settings.max_length)
     if held_out:
@@ -135,24 +137,29 @@ def examine(
     if held_out:
         totals = [found.files[file].total for file in read.files]
         share = len(material.samples) / sum(found.files[file].read for file in read.files)
-        n_samples = len(material.samples) if None in totals else round(share * sum(filter(None, totals)))
+        known = [total for total in totals if total is not None]
+        n_samples = round(share * sum(known)) if len(known) == len(totals) else len(material.samples)
         found.expected = _expected(prepared, n_samples, settings, observer)
+        found.expected.whole = len(known) == len(totals)
     return found
 
 
 def _files(pool: Pool) -> dict[str, FileFacts]:
-    found = {}
-    for file in pool.files:
-        sizes = [len(sample.raw) + 1 for sample in pool.samples if sample.file == file]
-        rejected = [line for line in pool.rejected if line.file == file]
-        read = len(sizes) + len(rejected)
-        found[file] = FileFacts(
-            read,
-            read if read < FIRST else _total(Path(file), sizes),
+    sizes: dict[str, list[int]] = {file: [] for file in pool.files}
+    rejected: dict[str, list[Rejected]] = {file: [] for file in pool.files}
+    for sample in pool.samples:
+        sizes[sample.file].append(len(sample.raw) + 1)
+    for line in pool.rejected:
+        rejected[line.file].append(line)
+    return {
+        file: FileFacts(
+            read := len(sizes[file]) + len(rejected[file]),
+            read if read < FIRST else _total(Path(file), sizes[file]),
             dict(pool.shapes[file].most_common()),
-            by_kind(rejected),
+            by_kind(rejected[file]),
         )
-    return found
+        for file in pool.files
+    }
 
 
 def _total(file: Path, sizes: Sequence[int]) -> int | None:
@@ -222,6 +229,7 @@ def _expected(prepared: Prepared, n_samples: int, settings: Settings, observer: 
     tokens = _FLOAT * float(material.encoded.lengths.mean())
     return Expected(
         samples=n_samples,
+        whole=True,
         gradients=gradients,
         seconds=gradients * per_token * float(material.encoded.lengths.mean()),
         memory=memory + features,

@@ -150,6 +150,11 @@ class Encoder:
         return _truncate(encoded, self._max_length, self._tokenizer.bos_token_id)
 
     @property
+    def max_length(self) -> int:
+        """The most tokens of a sample."""
+        return self._max_length
+
+    @property
     def fingerprint(self) -> str:
         """Hex SHA-256 of everything that decides the tokens and labels of a conversation."""
         self._tokenizer("")  # so that padding and truncation left by another caller are not part of it

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH = 1024  # lines in one Arrow batch
+_BATCH_BYTES = 16 << 20  # at least, when it is written before it has so many
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Lines:
         self._origin = array("I")
         self._number = array("Q")
         self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
         self._column: pa.ChunkedArray | None = None
         with room_for("lines"):
             self._file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (open as long as this is)
@@ -87,7 +89,8 @@ class Lines:
         self._origin.append(len(self._origins) - 1)
         self._number.append(number)
         self._waiting.append(line)
-        if len(self._waiting) == _BATCH:
+        self._waiting_bytes += len(line)
+        if len(self._waiting) == _BATCH or self._waiting_bytes >= _BATCH_BYTES:
             self._write()
         return shape, sample
 
@@ -142,6 +145,7 @@ class Lines:
         with room_for("lines"):
             self._writer.write_batch(pa.record_batch([pa.array(self._waiting, pa.large_binary())], ["line"]))
         self._waiting.clear()
+        self._waiting_bytes = 0
 
 
 class Samples(Sequence[Sample]):

@@ -139,6 +139,7 @@ def _lent(
     with ExitStack() as undo:
         _keep(model, undo)
         if not isinstance(model, PeftModel):
+            _refuse_adapters(model)
             if options.get("optimizer") is not None and options.get("adapter") is None:
                 raise OptionError(
                     "an optimizer is given with a model that has no adapter; expected a PEFT model"
@@ -147,6 +148,13 @@ def _lent(
             return
         if options.get("adapter") is not None:
             raise OptionError("an adapter is given with a model that has one; expected one of the two")
+        if options.get("optimizer") is None and options.get("preconditioner") != "sgd":
+            raise OptionError(
+                "a PEFT model is given without the optimizer that trains it; expected optimizer=..., AdamW or Adam "
+                "after at least one step, or preconditioner='sgd', which needs none"
+            )
+        for config in model.peft_config.values():
+            undo.callback(vars(config).update, dict(vars(config)))
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="clusterucb-")))
         adapter = _saved(model, folder)
         options_now = {**options, "adapter": adapter}
@@ -178,9 +186,9 @@ def _saved(model: Any, folder: Path) -> Path:
     """Write the active adapter into a folder, and return where it is."""
     from clusterucb.checkpoint import without_bars
 
-    name = model.active_adapter
-    if not isinstance(name, str):
-        raise ModelError(f"the model has the adapters {', '.join(name)} active; expected one")
+    name, *others = model.active_adapters
+    if others:
+        raise ModelError(f"the model has the adapters {', '.join([name, *others])} active; expected one")
     with without_bars():
         model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
     adapter = folder if name == "default" else folder / name
@@ -191,6 +199,9 @@ def _saved(model: Any, folder: Path) -> Path:
         else value
         for key, value in json.loads(path.read_text()).items()
     }  # PEFT writes sets in an order that is another one tomorrow
+    config["init_lora_weights"] = (
+        True  # PiSSA and its like would take their part out of the base model once more
+    )
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
     return adapter
 
@@ -223,7 +234,28 @@ def _without_lora(model: Any) -> PreTrainedModel:
                 raise ModelError(
                     "the adapter is merged into the model; expected model.unmerge_adapter() before"
                 )
+            if layer.disable_adapters:
+                raise ModelError("the adapter is disabled; expected it enabled")
             parent, _, attribute = name.rpartition(".")
             setattr(base.get_submodule(parent), attribute, layer.get_base_layer())
     vars(base).pop("peft_config", None)  # or PEFT warns that it has an adapter
+    _refuse_adapters(base)
     return base
+
+
+def _refuse_adapters(model: nn.Module) -> None:
+    """Refuse what PEFT has put into a model, other than the LoRA layers of a PEFT model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    for name, layer in model.named_modules():
+        if isinstance(layer, AuxiliaryTrainingWrapper):
+            raise ModelError(
+                f"{name} is a {type(layer).__name__} (modules_to_save, or tokens that are trained), which is not "
+                "supported; expected LoRA on linear layers alone"
+            )
+        if isinstance(layer, BaseTunerLayer):
+            raise ModelError(
+                f"{name} is a layer of PEFT, but the model is no PEFT model; expected the one that get_peft_model "
+                "returned, or one without adapters"
+            )

@@ -22,6 +22,7 @@ from clusterucb.progress import Observer, Silent
 from clusterucb.sample import by_kind, told
 from clusterucb.tokens import EncodedSamples, TokenFile
 
+_MANY_FULL = 0.05  # share of samples of the greatest length from which a warning is given
 _SLOW = 20_000  # samples from which encoding them has a bar
 WARMUP_BATCH = 4  # samples in one step
 
@@ -108,10 +109,18 @@ def encode(
         InputError: no sample of either can be encoded.
     """
     if target and (shared := overlap(pool, target)):
+        first = min(shared, key=lambda sample: (pool.files.index(sample.file), sample.line))
         warnings.warn(
             f"samples of the pool that also stand in the target: {len(shared)}, the first is "
-            f"{shared[0].file}:{shared[0].line}. They will score high without teaching anything new; take them out "
+            f"{first.file}:{first.line}. They will score high without teaching anything new; take them out "
             "of one of the two",
+            ClusterUCBWarning,
+            stacklevel=3,
+        )
+    if target and len(target.samples) > len(pool.samples):
+        warnings.warn(
+            f"the target has {len(target.samples):,} samples, more than the pool, which has {len(pool.samples):,}: are "
+            "the two swapped?",
             ClusterUCBWarning,
             stacklevel=3,
         )
@@ -150,4 +159,12 @@ def _encode(
             f"no sample of the {what} can be encoded ({told(by_kind(rejected))}; first: {first.file}:{first.line}: "
             f"{first.reason}); expected answers with at least one token, and a chat template that fits them"
         )
-    return pool.samples.take(np.flatnonzero(kept)), tokens.close(), pool.in_reading_order(rejected)
+    encoded = tokens.close()
+    if (n_full := int((encoded.lengths >= encoder.max_length).sum())) > _MANY_FULL * len(encoded):
+        warnings.warn(
+            f"{n_full:,} of {len(encoded):,} samples of the {what} fill --max-length {encoder.max_length}: their "
+            "prompts, or the ends of their answers, are cut",
+            ClusterUCBWarning,
+            stacklevel=4,
+        )
+    return pool.samples.take(np.flatnonzero(kept)), encoded, pool.in_reading_order(rejected)

@@ -148,4 +148,4 @@ def key_values(option: str, pairs: Sequence[str]) -> dict[str, str]:
 
 def print_json(value: object) -> None:
     """Print a value on standard output, for other programs."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")

@@ -55,26 +55,23 @@ def prepare(
     model: Model,
     settings: GradientSettings,
     observer: Observer,
-    *,
-    limit: int | None = None,
 ) -> Prepared:
     """Read and encode a pool and perhaps a target.
 
     Args:
-        pool, target: files, or rows in memory.
+        pool, target: files, or rows in memory; or what was read of them.
         model: the base model.
         settings: the options.
         observer: who is told how it gets on.
-        limit: lines to read of every file; by default all.
 
     Raises:
         ClusterUCBError: a file, the model or the device cannot be used.
     """
     observer.step(f"Reading the pool{' and the target' if target is not None else ''}")
-    reading = partial(_read, settings=settings, limit=limit, observer=observer)
+    reading = partial(_read, settings=settings, observer=observer)
     held_out = None if target is None else reading(read_target, target)
     read = reading(read_pool, pool)
-    if unseen := read.unseen & (held_out or read).unseen:
+    if (unseen := read.unseen & (held_out or read).unseen) and not isinstance(pool, Pool):
         raise OptionError(
             f"--columns names {', '.join(sorted(unseen))}, which no row has; the columns of the first row are "
             f"{', '.join(decode(read.samples[0].raw))}"
@@ -112,11 +109,12 @@ def _read(
     given: Rows,
     *,
     settings: GradientSettings,
-    limit: int | None,
     observer: Observer,
 ) -> Pool:
-    """Read a pool or a target, and say what was found in each file."""
-    pool = read(given, settings.layout, strict=settings.strict, limit=limit, observer=observer)
+    """Read a pool or a target, unless that has been done, and say what was found in each file."""
+    if isinstance(given, Pool):
+        return given
+    pool = read(given, settings.layout, strict=settings.strict, observer=observer)
     by_file = Counter(line.file for line in pool.rejected)
     for file, shapes in list(pool.shapes.items())[:_LISTED]:
         found = [f"{count:,} of {shape}" for shape, count in shapes.most_common()]

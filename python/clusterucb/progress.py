@@ -146,7 +146,7 @@ class Screen:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console) as progress:
-            task = progress.add_task(text, total=total, completed=done)
+            task = progress.add_task(printable(text), total=total, completed=done)
             progress.reset(task, total=total, completed=done)
             yield lambda n: progress.advance(task, n)
 

@@ -13,6 +13,7 @@ import msgspec
 
 from clusterucb.shapes import TEXT, Layout, Message, Unreadable, kind_of
 
+_LONGEST_NAME = 500  # characters of a source or subtask
 _START = 200  # characters of a rejected line that are shown
 _NOT_A_NUMBER = re.compile(rb"-?(NaN|Infinity)")
 _LONE_SURROGATE = re.compile(  # two escapes make one character; half of a pair makes none
@@ -172,6 +173,8 @@ def _why(line: bytes, said: str) -> str:
 def _identity(value: object, content_hash: str) -> str:
     if value is None or value == "":
         return content_hash
+    if isinstance(value, float) and value.is_integer():  # a table with gaps holds whole numbers so
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise Unreadable(f"wrong type: `id` is {kind_of(value)}; expected a string or a whole number")
     return str(value)
@@ -183,4 +186,6 @@ def _name(row: Mapping[str, Any], key: str, default: str) -> str:
         return default
     if not isinstance(value, str):
         raise Unreadable(f"wrong type: `{key}` is {kind_of(value)}; expected a string")
+    if len(value) > _LONGEST_NAME:
+        raise Unreadable(f"wrong type: `{key}` has {len(value):,} characters; expected a name")
     return value

@@ -10,6 +10,9 @@ Sources: TRL's "dataset formats" (messages, prompt and completion, chosen, text)
 Decisions:
     - Parts of a content are put together without anything between them, as chat templates do.
     - An ``input`` of an Alpaca row follows its instruction after a blank line.
+    - Columns that are named decide before the row's keys, and a field that says something before an empty one: of
+      a table, every row has every column.
+    - A row that is marked as a bad answer, or a turn that is not to be learnt, is refused by name.
     - A ``text`` beside parts of another shape is not taken for a plain text: the row is rather an incomplete one.
     - Of preference data the chosen answer is the sample.
     - What a model without eyes and tools cannot be given (images, tool calls) is refused by name, since the rest
@@ -21,6 +24,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from clusterucb.errors import printable
 
 ROLES = ("system", "user", "assistant")
 TEXT = "text"  # the role of a text that is no conversation
@@ -81,7 +86,7 @@ class Layout:
         Raises:
             Unreadable: it has none.
         """
-        shape = self.shape or _shape_of(row)
+        shape = self.shape or _shape_of(row, self.columns)
         missing = [key for key in SHAPES[shape].needs if row.get(key) is None]
         if missing:
             raise Unreadable(
@@ -89,10 +94,12 @@ class Layout:
             )
         if not self.drop_unsupported:
             for key in _ROW_EXTRAS:
-                if row.get(key):
+                if row.get(key) and row[key] not in ("[]", "{}", "null"):
                     raise Unreadable(
                         f"unsupported content: the row has {key!r} (--drop-unsupported ignores it)"
                     )
+        if row.get("label") is False:
+            raise Unreadable("unsupported content: the row is marked as a bad answer (`label` is false)")
         messages = tuple(SHAPES[shape].read(row, self.drop_unsupported))
         if not any(message.role in ("assistant", TEXT) for message in messages):
             raise Unreadable("no assistant turn")
@@ -148,16 +155,26 @@ SHAPES: dict[str, _Shape] = {
     "chosen": _Shape(("chosen",), _chosen),
     "text": _Shape(("text",), _plain),
 }
+_EMPTY: tuple[object, ...] = ("", [])  # what a table has where a row has nothing
 _NEEDED = tuple(dict.fromkeys(key for shape in SHAPES.values() for key in shape.needs))
 # What --columns may name: the fields of the shapes, and what stands beside a conversation.
 FIELDS = (*_NEEDED, "input", "system", "history", "id", "source", "subtask")
 
 
-def _shape_of(row: Row) -> str:
+def _shape_of(row: Row, named: Mapping[str, str]) -> str:
+    """Return a row's shape: one with a field among the named columns before others, one that says something first."""
     present = {key for key in _NEEDED if row.get(key) is not None}
-    for name, shape in SHAPES.items():
-        if present.issuperset(shape.needs) and (name != "text" or present == {"text"}):
-            return name
+    shapes = (
+        sorted(SHAPES, key=lambda name: named.keys().isdisjoint(SHAPES[name].needs))
+        if named
+        else list(SHAPES)
+    )
+    for keys in ({key for key in present if row[key] not in _EMPTY}, present):
+        for name in shapes:
+            if keys.issuperset(SHAPES[name].needs) and (
+                name != "text" or name in named or present == {"text"}
+            ):
+                return name
     raise Unreadable(
         f"no conversation: expected `messages`, `conversations`, `prompt` and `completion`, `instruction` and "
         f"`output`, `chosen` or `text`{_keys(row)}"
@@ -180,7 +197,7 @@ def _kept(turns: list[Any], key: str, drop: bool) -> Iterator[Message]:
 
 
 def _message(turn: object, number: int, key: str, drop: bool) -> Message:
-    if isinstance(turn, dict) and "from" in turn and "role" not in turn:
+    if isinstance(turn, dict) and "from" in turn and turn.get("role") is None:
         turn = {**turn, "role": turn["from"], "content": turn.get("value")}
     if not isinstance(turn, dict) or "role" not in turn:
         raise Unreadable(f"wrong type: turn {number} of `{key}` is no object with `role` and `content`")
@@ -190,6 +207,8 @@ def _message(turn: object, number: int, key: str, drop: bool) -> Message:
     role = _ALIASES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         raise Unreadable(f"unknown role: {role!r:.40} in turn {number}; expected {', '.join(ROLES)}")
+    if turn.get("weight") == 0:
+        raise Unreadable(f"unsupported content: turn {number} has weight 0; expected answers that all count")
     calls = next((name for name in _TOOL_KEYS if turn.get(name)), None)
     if calls and not drop:
         return _unsupported(f"turn {number} makes {calls!r}", drop)
@@ -261,7 +280,7 @@ def _either(names: list[str]) -> str:
 
 
 def _keys(row: Row) -> str:
-    names = [f"`{key:.40}`" for key in list(row)[:8]]
+    names = [f"`{printable(key):.40}`" for key in list(row)[:8]]
     return (
         f"; its keys are {', '.join(names)}{', ...' if len(row) > 8 else ''}" if names else "; it has no keys"
     )

@@ -16,10 +16,12 @@ Decisions:
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import io
 import itertools
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -39,23 +41,25 @@ LONGEST_LINE = 64 << 20  # bytes; a longer line is no sample, but a file without
 _LARGEST_ARRAY = 4 << 30  # bytes of a JSON array
 _ROWS = 1024  # rows of a table at a time
 _ARROW = "__arrow_c_stream__"  # what a DataFrame or another table has
+_LINES = re.compile(rb"[\r\n][ \t]*(?:\{\"|\{\}|\[)")  # a line of JSON among the first bytes
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _FOREIGN = {
     b"PK\x03\x04": "a ZIP archive (or a spreadsheet, or a PyTorch file)",
     b"SQLite format 3": "an SQLite database",
     b"\xfd7zXZ": "an xz file",
-    b"BZh": "a bzip2 file",
+    b"BZh91AY&SY": "a bzip2 file",
     b"7z\xbc\xaf": "a 7-Zip archive",
     b"\x80\x02": "a pickle",
     b"\x80\x03": "a pickle",
     b"\x80\x04": "a pickle",
     b"\x80\x05": "a pickle",
     b"\x89HDF": "an HDF5 file",
-    b"%PDF": "a PDF",
+    b"%PDF-": "a PDF",
     b"\x7fELF": "a program",
     b"GGUF": "a GGUF model",
 }
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_STREAM = b"\xff\xff\xff\xff"  # how a stream of Arrow begins
 _BOM = b"\xef\xbb\xbf"
 _ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 _EXPECTED = "expected JSONL, a JSON array, CSV, TSV, Parquet or Arrow, the text ones perhaps in .gz or .zst"
@@ -97,10 +101,12 @@ def sources_of(given: Any, what: str) -> list[Source]:
             raise OptionError(
                 f"{what} is of type {type(given).__name__}; expected paths, a list of dicts, a Dataset or a DataFrame"
             )
-        return [Source(f"<{what}>", what, 0, lambda _: _in_memory(given))]
+        return [Source(f"<{what}>", what, 0, lambda _: _in_memory(given, what))]
+    if not all(map(str, given)):
+        raise InputError(f"a {what} file has an empty name; {_EXPECTED}")
     files = [file for one in given for file in _files(Path(one))]
     if not files:
-        raise InputError(f"no {what} file given; {_EXPECTED}")
+        raise InputError(f"no {what} given; {_EXPECTED}")
     return [
         Source(str(file), name, _size(file), _reader(file))
         for file, name in zip(files, _short_names(files), strict=True)
@@ -112,6 +118,14 @@ def sources_of(given: Any, what: str) -> list[Source]:
 
 def _files(path: Path) -> list[Path]:
     """Return the files that a path means: itself, what a pattern matches, or the data in a folder."""
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES):
+            reason = getattr(error, "strerror", None) or error  # a text that cannot be a path, such as a row
+            raise InputError(
+                f"cannot read {str(path)!r:.80}: {reason}; expected the path of a file"
+            ) from error
     if path.is_dir():
         return _files_in(path)
     if not path.exists() and glob.has_magic(str(path)):
@@ -128,7 +142,9 @@ def _files_in(folder: Path) -> list[Path]:
         return [folder]
     saved = sorted(path.parent.name for path in folder.glob("*/state.json"))
     if saved:
-        raise InputError(f"{folder} holds the splits {', '.join(saved)}; expected one: {folder / saved[0]}")
+        raise InputError(
+            f"{folder} holds the splits {', '.join(saved)}; expected one: {folder / _likely(saved)}"
+        )
     found = sorted(
         path for path in folder.rglob("*") if path.is_file() and _ending(path) and not _hidden(path, folder)
     )
@@ -139,10 +155,15 @@ def _files_in(folder: Path) -> list[Path]:
     splits = {split for path in found if (split := _split(path))}
     if len(splits) > 1:
         raise InputError(
-            f"{folder} holds the splits {', '.join(sorted(splits))}; expected files of one: "
-            f"'{folder}/**/{min(splits)}*' in quotes"
+            f"{folder} holds the splits {', '.join(sorted(splits))}; expected files of one, such as "
+            f"'{folder}/**/{_likely(splits)}*' (in quotes)"
         )
     return found
+
+
+def _likely(splits: Iterable[str]) -> str:
+    """Return the split that people mean."""
+    return "train" if "train" in splits else min(splits)
 
 
 def _hidden(path: Path, folder: Path) -> bool:
@@ -166,9 +187,19 @@ def _ending(path: Path) -> str:
 
 
 def _short_names(files: Sequence[Path]) -> list[str]:
-    """Return each file's name without its endings, or its path where two names would be the same."""
-    stems = [_stem(file) for file in files]
-    return [stem if stems.count(stem) == 1 else str(file) for stem, file in zip(stems, files, strict=True)]
+    """Return each file's name without its endings; where two have the same, with as many folders as tell them apart."""
+    places = [file.absolute() for file in files]
+    longest = max(len(place.parts) for place in places)
+
+    def name(place: Path, n_folders: int) -> str:
+        folders = place.parts[len(place.parts) - 1 - n_folders : -1] if n_folders else ()
+        return "/".join([*folders, _stem(place)])
+
+    def distinct(place: Path, n_folders: int) -> bool:
+        return all(other == place or name(other, n_folders) != name(place, n_folders) for other in places)
+
+    needed = [next((n for n in range(longest) if distinct(place, n)), longest) for place in places]
+    return [name(place, n) for place, n in zip(places, needed, strict=True)]
 
 
 def _stem(file: Path) -> str:
@@ -209,11 +240,14 @@ def _by_content(stream: io.BufferedReader[Any], file: Path) -> Iterator[Line]:
         return _parquet(file)
     if start.startswith(b"ARROW1"):
         return _arrow(file)
-    foreign = next((kind for magic, kind in _FOREIGN.items() if start.startswith(magic)), None)
+    if start.startswith(_STREAM):
+        return _arrow_streams([file])
+    content = start.removeprefix(_BOM).lstrip()
     if start.startswith(_UTF16):
         raise InputError(f"{file} is UTF-16; expected UTF-8: iconv -f UTF-16 -t UTF-8 {file}")
-    content = start.removeprefix(_BOM).lstrip()
-    if foreign or (b"\0" in start and content.strip(b"\0") and not content.startswith((b"{", b"["))):
+    foreign = next((kind for magic, kind in _FOREIGN.items() if start.startswith(magic)), None)
+    binary = b"\0" in start and content.strip(b"\0") and not _LINES.search(b"\n" + start)
+    if foreign or binary:
         raise InputError(f"{file} is {foreign or 'a binary file'}; {_EXPECTED}")
     if _ending(file) in (".csv", ".tsv"):
         return _table(stream, file)
@@ -247,7 +281,8 @@ def _array(stream: io.BufferedReader, file: Path) -> Iterator[Line]:
     try:
         rows = msgspec.json.decode(content, type=list[msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        if _is_json(content.partition(b"\n")[0]):
+        lines = [line for line in content.splitlines() if line.strip()]
+        if 2 * sum(map(_is_json, lines)) >= len(lines):  # JSONL whose first line is a bad one
             yield from _lines(io.BytesIO(content))
             return
         raise InputError(
@@ -271,27 +306,29 @@ def _is_json(line: bytes) -> bool:
 def _table(stream: IO[bytes], file: Path) -> Iterator[Line]:
     """Yield the rows of CSV or TSV under the names of its first row; numbers are lines of the file."""
     text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
-    header = text.readline(LONGEST_LINE)
-    delimiter = "\t" if _ending(file) == ".tsv" else max(",;\t", key=header.count)
+    header = next((line for line in iter(lambda: text.readline(LONGEST_LINE), "") if line.strip()), "")
     csv.field_size_limit(LONGEST_LINE)
-    rows = csv.reader(itertools.chain([header], text), delimiter=delimiter)
-    names = next(rows)
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(
-            f"{file} names columns twice in its first line: {', '.join(twice)}; expected different names"
-        )
-    number = rows.line_num + 1
+    delimiters = "\t" if _ending(file) == ".tsv" else ",;\t|"
+    delimiter = max(delimiters, key=lambda one: len(next(csv.reader([header], delimiter=one), ())))
+    rows = csv.reader(itertools.chain([header], text), delimiter=delimiter, strict=True)
+    number = 1
     try:
+        names = next(rows, [])
+        if twice := sorted({name for name in names if name and names.count(name) > 1}):
+            raise InputError(
+                f"{file} names columns twice in its first line: {', '.join(twice)}; expected different names"
+            )
+        number = rows.line_num + 1
         for fields in rows:
             if len(fields) == len(names):
-                yield number, _encoded(dict(zip(names, fields, strict=True)))
+                yield number, _encoded({name: one for name, one in zip(names, fields, strict=True) if name})
             elif fields:
                 reason = f"not a row: {len(fields)} fields; the first line names {len(names)}"
                 yield number, Unreadable(reason)
             number = rows.line_num + 1
     except csv.Error as error:
         raise InputError(
-            f"{file}:{number}: not CSV: {error}; expected fields in double quotes where they need it"
+            f"{file}:{number}: not CSV: {error}; expected quotes that are closed, with the quotes inside them doubled"
         ) from error
 
 
@@ -307,18 +344,28 @@ def _arrow(file: Path) -> Iterator[Line]:
 
     with pa.memory_map(str(file)) as mapped:
         reader = pa.ipc.open_file(mapped)
-        yield from _batches(reader.get_batch(number) for number in range(reader.num_record_batches))
+        yield from _batches(_valid(reader.get_batch(number)) for number in range(reader.num_record_batches))
+
+
+def _arrow_streams(files: Sequence[Path]) -> Iterator[Line]:
+    import pyarrow as pa
+
+    def batches() -> Iterator[Any]:
+        for file in files:
+            with pa.memory_map(str(file)) as mapped:
+                yield from map(_valid, pa.ipc.open_stream(mapped))
+
+    return _batches(batches())
+
+
+def _valid(batch: Any) -> Any:
+    """Return a batch of a file whose offsets lie within it: Arrow believes what a file says."""
+    batch.validate(full=True)
+    return batch
 
 
 def _saved_dataset(folder: Path, advance: Advance) -> Iterator[Line]:  # noqa: ARG001
     """Yield the rows of a dataset that ``datasets`` saved: streams of Arrow that ``state.json`` lists."""
-    import pyarrow as pa
-
-    def batches() -> Iterator[Any]:
-        for name in names:
-            with pa.memory_map(str(folder / name)) as mapped:
-                yield from pa.ipc.open_stream(mapped)
-
     state = folder / "state.json"
     with _explained(folder):
         try:
@@ -329,43 +376,71 @@ def _saved_dataset(folder: Path, advance: Advance) -> Iterator[Line]:  # noqa: A
             raise InputError(
                 f"{state} does not list a dataset's files; expected a folder of save_to_disk"
             ) from error
-        yield from _batches(batches())
+        yield from _arrow_streams([folder / name for name in names])
 
 
 def _batches(batches: Iterable[Any]) -> Iterator[Line]:
     number = 0
     for batch in batches:
         for start in range(0, batch.num_rows, _ROWS):
-            for row in batch.slice(start, _ROWS).to_pylist():
+            for row in _rows(batch.slice(start, _ROWS)):
                 number += 1
-                yield number, _encoded(row)
+                yield number, row if isinstance(row, Unreadable) else _encoded(row)
+
+
+def _rows(batch: Any) -> list[dict[str, Any] | Unreadable]:
+    """Return the rows of a table; those with text that is no UTF-8 as `Unreadable`."""
+    try:
+        rows = batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            return [Unreadable(f"not UTF-8: byte 0x{error.object[error.start]:02x}")]
+        return [row for at in range(batch.num_rows) for row in _rows(batch.slice(at, 1))]
+    for name in batch.schema.names:
+        if name.startswith("__index_level_"):  # pandas' own
+            for row in rows:
+                del row[name]
+    return list(rows)
 
 
 # Memory ---------------------------------------------------------------------------------------------------
 
 
-def _in_memory(rows: Any) -> Iterator[Line]:
+def _in_memory(rows: Any, what: str) -> Iterator[Line]:
+    if not hasattr(rows, _ARROW):
+        yield from ((number, _encoded(row)) for number, row in enumerate(rows, start=1))
+        return
     import pyarrow as pa
 
-    if hasattr(rows, _ARROW):
-        return _batches(pa.RecordBatchReader.from_stream(rows))
-    return ((number, _encoded(row)) for number, row in enumerate(rows, start=1))
+    try:
+        yield from _batches(pa.RecordBatchReader.from_stream(rows))
+    except (pa.ArrowException, ValueError) as error:
+        raise InputError(
+            f"the {what} is a {type(rows).__name__} that cannot be read as a table ({one_line(error):.200}); expected "
+            "columns of different names, each with values of one type. Or give a list of dicts: to_dict('records')"
+        ) from error
 
 
 def _encoded(row: object) -> bytes | Unreadable:
     """Return a row as a line of JSON."""
     try:
         return _ENCODER.encode(row)
-    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+    except UnicodeEncodeError:
+        return Unreadable("not UTF-8: the row holds bytes that are no text")
+    except Exception as error:  # of any kind: objects in a row do what they want
         return Unreadable(f"not JSON: the row cannot be written as JSON ({one_line(error):.120})")
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON has no word for as something that it has: an array as a list, a path as a string."""
+    """Return what JSON has no word for as something that it has: an array as a list, a time as a text."""
     if hasattr(value, "tolist"):
         return value.tolist()  # numpy's
     if isinstance(value, Mapping):
         return dict(value)
+    if type(value).__name__ in ("NaTType", "NAType"):  # pandas' nothing
+        return None
+    if hasattr(value, "isoformat"):  # pandas' times
+        return value.isoformat()
     raise TypeError(f"it holds {type(value).__name__}")
 
 
@@ -387,8 +462,10 @@ class _Counted(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read into a buffer and return how many bytes."""
-        count: int = self._raw.readinto(buffer) or 0  # type: ignore[attr-defined]
+        """Fill a buffer, unless the file ends: what a pipe gives at a time says nothing."""
+        view, count = memoryview(buffer), 0
+        while count < len(view) and (more := self._raw.readinto(view[count:])):  # type: ignore[attr-defined]
+            count += more
         self._advance(count)
         return count
 

@@ -83,7 +83,8 @@ class Column(Feature):
         return vector
 
     def _refusal(self, sample: Sample, got: str, expected: str) -> InputError:
+        columns = ", ".join(msgspec.json.decode(sample.raw, type=dict[str, msgspec.Raw]))
         return InputError(
-            f"{sample.file}:{sample.line}: column {self.name!r} holds {got}; expected {expected}. Mend the row, or "
-            "use other --features"
+            f"{sample.file}:{sample.line}: column {self.name!r} holds {got}; expected {expected}. Mend the row, name "
+            f"another of its columns with -f name= ({columns}), or use other --features"
         )
