@@ -112,7 +112,7 @@ def test_what_was_computed_by_something_else_is_computed_again(job, tmp_path, mo
     assert not select(job, tmp_path / "b", cu.Lexical(dim=5))[1]
     assert not select(job, tmp_path / "c", cu.Lexical(dim=4), dtype="bfloat16")[1]
     assert not select(job, tmp_path / "d", cu.Lexical(dim=4), max_length=20)[1]
-    monkeypatch.setattr(cache, "_version", lambda name: "another")
+    monkeypatch.setattr(cache, "version_of", lambda name: "another")
     assert not select(job, tmp_path / "e", cu.Lexical(dim=4))[1]
 
 

@@ -28,7 +28,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, distributions, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,7 @@ from clusterucb.atomic import whole_file, whole_folder, write_whole
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
 from clusterucb.features.concatenation import Concatenation
 from clusterucb.plugins import describe
+from clusterucb.run import version_of
 
 if TYPE_CHECKING:
     from clusterucb.features.base import Feature
@@ -189,7 +190,7 @@ def feature_key(feature: Feature, deciding: Mapping[str, Any]) -> str | None:
         "format": _FORMAT,
         "feature": describe(feature),
         "code": code,
-        "versions": {name: _version(name) for name in libraries},
+        "versions": {name: version_of(name) for name in libraries},
         "machine": platform.machine(),
         **deciding,
     }
@@ -213,13 +214,6 @@ def _code(package: str) -> str | None:
         if one.suffix in _CODE and one.is_file():
             digest.update(f"{one.relative_to(path.parent)} {_sha256(one)}\n".encode())
     return digest.hexdigest()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _limit() -> int:

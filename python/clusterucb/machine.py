@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import msgspec
 
 from clusterucb import __version__, cache, ops, plugins
 from clusterucb.errors import ClusterUCBError
+from clusterucb.run import version_of
 
 _PACKAGES = ("torch", "transformers", "peft", "numpy", "pyarrow", "safetensors")
 
@@ -50,7 +50,11 @@ def examine() -> Machine:
     places = {"this folder": Path(), "temporary files": Path(tempfile.gettempdir()), "cache": cache.home()}
     kept = (file.stat().st_size for file in cache.home().rglob("*") if file.is_file())
     return Machine(
-        versions={"clusterucb": __version__, "python": platform.python_version(), **_versions()},
+        versions={
+            "clusterucb": __version__,
+            "python": platform.python_version(),
+            **{name: version_of(name) or "missing" for name in _PACKAGES},
+        },
         kernels=_kernels(),
         threads=_threads(),
         gpu=_gpu(),
@@ -59,16 +63,6 @@ def examine() -> Machine:
         cached=sum(kept),
         plugins=found,
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "missing"
-    return found
 
 
 def _kernels() -> str:

@@ -7,6 +7,7 @@ canonical order, and N, the number that percentages refer to, counts what is lef
 from __future__ import annotations
 
 import hashlib
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -128,25 +129,26 @@ def encode(
     read: dict[str, list[Sample]] = {}
     target_rejected: list[Rejected] = []
     if target:
-        samples, encoded, target_rejected = _encode(target, encoder, "target", strict, Silent())
+        samples, encoded, _, target_rejected = _encode(target, encoder, "target", strict, Silent())
         for sample, tokens in sorted(zip(samples, encoded, strict=True), key=lambda one: one[0].subtask):
             subtasks.setdefault(sample.subtask, []).append(tokens)
             read.setdefault(sample.subtask, []).append(sample)
-    samples, encoded, rejected = _encode(pool, encoder, "pool", strict, observer or Silent())
-    sources = np.array([sample.source for sample in samples])
-    return Material(samples, encoded, sources, subtasks, read, rejected, target_rejected)
+    samples, encoded, sources, rejected = _encode(pool, encoder, "pool", strict, observer or Silent())
+    return Material(samples, encoded, np.array(sources), subtasks, read, rejected, target_rejected)
 
 
 def _encode(
     pool: Pool, encoder: Encoder, what: str, strict: bool, observer: Observer
-) -> tuple[Samples, EncodedSamples, list[Rejected]]:
-    tokens, rejected = TokenFile(), list(pool.rejected)
+) -> tuple[Samples, EncodedSamples, list[str], list[Rejected]]:
+    """Return what can be encoded, its tokens and sources, and what cannot: every line is taken from the disk once."""
+    tokens, sources, rejected = TokenFile(), [], list(pool.rejected)
     kept = np.ones(len(pool.samples), bool)
     shown = observer if len(kept) >= _SLOW else Silent()
     with shown.count(f"Encoding the {what}", len(kept)) as advance:
         for at, sample in enumerate(pool.samples):
             try:
                 tokens.add(encoder(sample.messages))
+                sources.append(sys.intern(sample.source))
             except Unusable as error:
                 kept[at] = False
                 rejected.append(Rejected.of(sample, str(error)))
@@ -167,4 +169,4 @@ def _encode(
             ClusterUCBWarning,
             stacklevel=4,
         )
-    return pool.samples.take(np.flatnonzero(kept)), encoded, pool.in_reading_order(rejected)
+    return pool.samples.take(np.flatnonzero(kept)), encoded, sources, pool.in_reading_order(rejected)

@@ -369,11 +369,17 @@ def _smaller(before: str | None, now: str | None) -> list[str]:
     return [f"--budget was {before}, now {now} (it may only grow, in the same unit)"]
 
 
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in _RECORDED_VERSIONS:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {package: version_of(package) for package in _RECORDED_VERSIONS}
+    return {
+        "python": platform.python_version(),
+        **{name: one for name, one in found.items() if one is not None},
+    }

@@ -32,9 +32,9 @@ from typing import IO, Any
 import msgspec
 
 from clusterucb.errors import InputError, OptionError, one_line
+from clusterucb.progress import Advance
 from clusterucb.shapes import Unreadable
 
-Advance = Callable[[int], None]
 Line = tuple[int, bytes | Unreadable]
 
 LONGEST_LINE = 64 << 20  # bytes; a longer line is no sample, but a file without line breaks
@@ -215,7 +215,7 @@ def _size(file: Path) -> int:
 
 
 def _reader(file: Path) -> Callable[[Advance], Iterator[Line]]:
-    return lambda advance: _saved_dataset(file, advance) if file.is_dir() else _file_lines(file, advance)
+    return lambda advance: _saved_dataset(file) if file.is_dir() else _file_lines(file, advance)
 
 
 def _file_lines(file: Path, advance: Advance) -> Iterator[Line]:
@@ -364,7 +364,7 @@ def _valid(batch: Any) -> Any:
     return batch
 
 
-def _saved_dataset(folder: Path, advance: Advance) -> Iterator[Line]:  # noqa: ARG001
+def _saved_dataset(folder: Path) -> Iterator[Line]:
     """Yield the rows of a dataset that ``datasets`` saved: streams of Arrow that ``state.json`` lists."""
     state = folder / "state.json"
     with _explained(folder):
