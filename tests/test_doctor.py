@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,6 +48,21 @@ def test_the_first_lines_of_every_file_are_looked_at(job, found) -> None:
     assert (dev.read, dev.total, dev.rejected) == (7, 7, {})
     assert (found.duplicates, found.overlap) == (1, 1)
     assert sum(found.sources.values()) == FIRST - 2
+
+
+def test_lines_that_cannot_be_used_count_in_the_estimate_of_all(tmp_path: Path) -> None:
+    good, bad = rows(300), [{"bad": "a row of no known shape, and a long one " * 4} for _ in range(900)]
+    mixed = [row for number, one in enumerate(good) for row in (one, *bad[3 * number : 3 * number + 3])]
+    write_rows(tmp_path / "pool.jsonl", mixed)
+    (facts,) = dry_run.examine([tmp_path / "pool.jsonl"], None, None, Settings(), Silent()).files.values()
+    assert facts.rejected == {"no conversation": FIRST * 3 // 4}
+    assert facts.total == pytest.approx(len(mixed), rel=0.05)
+
+
+def test_lines_that_only_the_content_shows_are_not_counted_by_size(tmp_path: Path) -> None:
+    (tmp_path / "pool.jsonl").write_text(json.dumps(rows(300)))  # an array, whatever its name says
+    (facts,) = dry_run.examine([tmp_path / "pool.jsonl"], None, None, Settings(), Silent()).files.values()
+    assert (facts.read, facts.total) == (FIRST, None)
 
 
 def test_lengths_and_what_is_cut_are_counted(found) -> None:
@@ -99,6 +116,23 @@ def test_the_installation_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert any(name.startswith("clusterucb ") for name in found.plugins)
 
 
+def test_a_cache_that_is_being_emptied_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CLUSTERUCB_CACHE", str(tmp_path))
+    for name in ("kept", "gone"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"x" * 1000)
+    found_at = os.walk
+
+    def others_at_work(folder):
+        for inside, folders, names in found_at(folder):
+            if Path(inside).name == "gone":
+                (Path(inside) / "file").unlink()
+            yield inside, folders, names
+
+    monkeypatch.setattr(os, "walk", others_at_work)
+    assert machine.examine().cached == 1000
+
+
 def test_kernels_that_cannot_be_used_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     from clusterucb import ops
 
@@ -120,6 +154,25 @@ def test_the_screen_colours_what_is_predicted(found) -> None:
     assert f"\x1b[30;42m{label}" in texts[0]
     assert "gradients (a pool of" in texts[1]
     assert "not used: 1 duplicate, 1 no conversation" in texts[1]
+    assert re.search(r"a selection takes +(under 1 s|about \d+ s) for", texts[1])
+
+
+def test_one_is_said_as_one() -> None:
+    found = dry_run.DryRun(
+        files={"a.jsonl": dry_run.FileFacts(1, 1, {"text": 1}, {})},
+        duplicates=0,
+        overlap=None,
+        sources={},
+        lengths={"pool": dry_run.Lengths(1, 1, 1, 1, 1)},
+        expected=dry_run.Expected(1, True, 2, 0.2, 10**8, 10**6),
+    )
+    console = Console(width=200)
+    with console.capture() as captured:
+        doctor.show_dry_run(found, console)
+    shown = captured.get()
+    assert "1 line: 1 of text" in shown
+    assert "of which 1 is predicted; 1 reaches --max-length" in shown
+    assert "under 1 s for 2 gradients" in shown
 
 
 def test_the_command(job, capsys) -> None:
@@ -134,7 +187,9 @@ def test_the_command(job, capsys) -> None:
         str(job / "model"),
     ]
     assert cli.run(["doctor", *files, "--max-length", "64"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "Timing a few gradients of" in err
+    assert "(1 steps)" not in err  # the warm-up is the job's, not that of these few
     assert "A sample as the model sees it" in out
     assert "a selection takes" in out
     assert cli.run(["doctor", *files, "--json"]) == 0

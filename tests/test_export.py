@@ -12,12 +12,14 @@ import types
 import warnings
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
+from peft import LoraConfig
 from rich.console import Console
 
 import clusterucb as cu
@@ -260,17 +262,22 @@ def test_configurations_hold_the_settings_of_the_run(tmp_path: Path) -> None:
 def test_no_path_or_model_leads_out_of_its_quotes(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     folder.mkdir()
-    write(folder, ",".join(TOOLS), "ua", "t", model=name)
+    if glob.has_magic(name):
+        write(folder, "trl", "ua", "t", model=name)  # the only tool that can take it
+        write(tmp_path, "llamafactory,axolotl", "ua", "t", model=name)
+    else:
+        write(folder, ",".join(TOOLS), "ua", "t", model=name)
+    others = tmp_path if glob.has_magic(name) else folder
     for file in ("export-llamafactory/sft.yaml", "export-llamafactory/pt.yaml"):
-        config = yaml.safe_load((folder / file).read_text())
+        config = yaml.safe_load((others / file).read_text())
         assert (config["dataset_dir"], config["model_name_or_path"]) == (
-            str(folder / "export-llamafactory"),
+            str(others / "export-llamafactory"),
             name,
         )
-        assert len(config) == 19
-    config = yaml.safe_load((folder / "export-axolotl" / "axolotl.yaml").read_text())
+        assert len(config) == 18
+    config = yaml.safe_load((others / "export-axolotl" / "axolotl.yaml").read_text())
     assert [one["path"] for one in config["datasets"]] == [
-        str(folder / "export-axolotl" / file) for file in ("conversations.jsonl", "text.jsonl")
+        str(others / "export-axolotl" / file) for file in ("conversations.jsonl", "text.jsonl")
     ]
     assert config["base_model"] == name
     for script, file in (("sft.py", "conversations.jsonl"), ("text.py", "text.jsonl")):
@@ -280,7 +287,7 @@ def test_no_path_or_model_leads_out_of_its_quotes(tmp_path: Path, name: str) -> 
     assert names(folder) <= set(OWN_FILES)
 
 
-def run_script(path: Path) -> dict[str, dict]:
+def run_script(path: Path, *, gpu: bool = False) -> dict[str, dict]:
     """Run a script for TRL with libraries that do nothing; return what each of them was called with."""
     called: dict[str, dict] = {}
 
@@ -296,7 +303,7 @@ def run_script(path: Path) -> dict[str, dict]:
     statements = ast.parse(content).body
     assert [type(one).__name__ for one in statements] == [
         "Expr",
-        *["ImportFrom"] * 3,
+        *["ImportFrom"] * 4,
         "Assign",
         "Expr",
         "Expr",
@@ -305,8 +312,90 @@ def run_script(path: Path) -> dict[str, dict]:
         for module, functions in fakes.items():
             fake = types.SimpleNamespace(**{name: recording(name) for name in functions})
             patch.setitem(sys.modules, module, fake)
+        patch.setattr("transformers.utils.is_torch_bf16_gpu_available", lambda: gpu)
         exec(compile(content, path.name, "exec"), {})
     return called
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_all_train_in_bf16_where_there_is_a_gpu_for_it(tmp_path: Path, monkeypatch, gpu: bool) -> None:
+    monkeypatch.setattr("transformers.utils.is_torch_bf16_gpu_available", lambda: gpu)
+    write(tmp_path, ",".join(TOOLS), "ua")
+    llama = (tmp_path / "export-llamafactory" / "sft.yaml").read_text()
+    assert yaml.safe_load(llama).get("bf16") == (True if gpu else None)
+    assert ("add `bf16: true`" in llama) == (not gpu)
+    assert run_script(tmp_path / "export-trl" / "sft.py", gpu=gpu)["SFTConfig"]["bf16"] is gpu
+    assert yaml.safe_load((tmp_path / "export-axolotl" / "axolotl.yaml").read_text())["bf16"] == "auto"
+
+
+def test_what_is_trained_lands_beside_its_configuration(tmp_path: Path) -> None:
+    write(tmp_path, ",".join(TOOLS), "ua", "t")
+    for tool, of_chats, of_texts in (
+        ("llamafactory", "sft.yaml", "pt.yaml"),
+        ("trl", "sft.py", "text.py"),
+        ("axolotl", "axolotl.yaml", None),
+    ):
+        folder = tmp_path / f"export-{tool}"
+        for file, output in ((of_chats, "trained"), (of_texts, "trained-text")):
+            if file and tool == "trl":
+                assert run_script(folder / file)["SFTConfig"]["output_dir"] == str(folder / output)
+            elif file:
+                assert yaml.safe_load((folder / file).read_text())["output_dir"] == str(folder / output)
+
+
+def loras(folder: Path) -> list[tuple]:
+    """Return rank, alpha and layers of each tool's LoRA."""
+    llama = yaml.safe_load((folder / "export-llamafactory" / "sft.yaml").read_text())
+    trl = run_script(folder / "export-trl" / "sft.py")["LoraConfig"]
+    axolotl = yaml.safe_load((folder / "export-axolotl" / "axolotl.yaml").read_text())
+    layers = "lora_target_linear" if "lora_target_linear" in axolotl else "lora_target_modules"
+    return [
+        (llama["lora_rank"], llama["lora_alpha"], llama["lora_target"]),
+        (trl["r"], trl["lora_alpha"], trl["target_modules"]),
+        (axolotl["lora_r"], axolotl["lora_alpha"], axolotl[layers]),
+    ]
+
+
+@pytest.mark.parametrize("given", ["adapter", "store"])
+def test_the_lora_is_that_of_the_adapter_or_store(tmp_path: Path, given: str) -> None:
+    adapter = tmp_path / "adapter"
+    LoraConfig(r=3, lora_alpha=7, target_modules=["v_proj", "q_proj"]).save_pretrained(adapter)
+    where = {"adapter": adapter, "store": tmp_path}[given]
+    write(tmp_path, ",".join(TOOLS), "ua", **{given: where}, lora_rank=99, lora_targets="k_proj")
+    layers = ["q_proj", "v_proj"]
+    assert loras(tmp_path) == [(3, 7, "q_proj,v_proj"), (3, 7, layers), (3, 7, layers)]
+
+
+def test_layers_that_are_a_pattern_are_one_where_a_tool_takes_it(tmp_path: Path) -> None:
+    pattern = r".*\.(q|v)_proj"
+    LoraConfig(r=3, lora_alpha=7, target_modules=pattern).save_pretrained(tmp_path / "adapter")
+    write(tmp_path, ",".join(TOOLS), "ua", adapter=tmp_path / "adapter")
+    assert loras(tmp_path) == [(3, 7, "all"), (3, 7, pattern), (3, 7, pattern)]
+    assert "all linear layers instead" in (tmp_path / "export-llamafactory" / "sft.yaml").read_text()
+
+
+@pytest.mark.parametrize("given", [None, "all-linear"])
+def test_a_fresh_lora_is_on_all_linear_layers_by_default(tmp_path: Path, given: str | None) -> None:
+    write(tmp_path, ",".join(TOOLS), "ua", lora_targets=given)
+    assert loras(tmp_path) == [(8, 16, "all"), (8, 16, "all-linear"), (8, 16, True)]
+
+
+def test_a_fresh_lora_is_on_the_layers_of_the_options(tmp_path: Path) -> None:
+    write(tmp_path, ",".join(TOOLS), "ua", lora_targets="v_proj, q_proj")
+    assert [layers for *_, layers in loras(tmp_path)] == ["q_proj,v_proj", *[["q_proj", "v_proj"]] * 2]
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*", "a?"])
+def test_a_folder_that_a_tool_takes_for_a_pattern_is_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    told = r"--export llamafactory,axolotl is not written: .*take \[, \* and \? for a pattern.*another --out"
+    with pytest.warns(ClusterUCBWarning, match=told):
+        found = write(tmp_path / name, ",".join(TOOLS), "ua")
+    assert [one.folder.name for one in found] == ["export-trl"]
+    assert {path.name for path in (tmp_path / name).iterdir()} == {"export-trl"}
+    pattern = run_script(found[0].folder / "sft.py")["load_dataset"]["data_files"]
+    rows = datasets.load_dataset("json", data_files=pattern, split="train", cache_dir=str(tmp_path / "hf"))
+    assert len(rows) == 1
 
 
 def test_a_model_folder_is_given_by_its_absolute_path(tmp_path: Path, monkeypatch) -> None:
@@ -369,7 +458,7 @@ def test_a_file_in_the_way_is_told(tmp_path: Path) -> None:
         ),
         ("", r"--export is ''; expected some of"),
         (["unsloth"], r"--export is 'unsloth'; expected some of"),
-        (3, r"export is 3; expected str"),
+        (3, r"export is 3; expected a text"),
     ],
 )
 def test_a_tool_that_is_none_is_refused(given: object, message: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import clusterucb as cu
-from clusterucb.errors import ClusterUCBError, ModelError, OptionError
+from clusterucb.errors import ClusterUCBError, InputError, ModelError, OptionError
 from tiny import rows, write_job
 
 SMALL = {"warmup_steps": 2, "batch_size": 4}
@@ -94,6 +96,36 @@ def test_a_result_is_written_and_turned_into_tables(job, on_disk, tmp_path: Path
         result.write(tmp_path / "no" / "folder.jsonl")
     assert on_disk.out == job / "run"
     assert "no folder" in repr(result)
+
+
+@pytest.mark.parametrize(
+    ("column", "odd", "even"),
+    [
+        ("id", int, str),
+        ("extra", lambda _: [1], str),
+        ("extra", lambda _: {"a": 1}, lambda _: {"a": "b"}),
+        ("extra", lambda _: 2**63, lambda _: None),
+    ],
+)
+def test_a_column_of_several_types_is_told(job, column: str, odd, even) -> None:
+    pool = [{**row, column: (even, odd)[at % 2](at)} for at, row in enumerate(POOL)]
+    result = cu.select(pool, TARGET, model=job / "model", **SMALL, select=8)
+    with pytest.raises(
+        InputError, match=rf"values in '{column}' that a Dataset has no one type for .* write\(\)"
+    ):
+        result.to_dataset()
+    assert len(result.to_pandas()) == 8
+
+
+def test_a_dataset_has_the_columns_of_every_row(job) -> None:
+    """`Dataset.from_list` has those of the first alone, and says nothing."""
+    pool = [{**row, f"only_{number}": number} for number, row in enumerate(POOL)]
+    result = cu.select(pool, TARGET, model=job / "model", **SMALL)
+    given = {row["id"]: row for row in pool}
+    found = result.to_dataset().to_list()
+    assert [{name: value for name, value in row.items() if value is not None} for row in found] == [
+        given[name] for name in result.ids
+    ]
 
 
 def test_nothing_is_left_behind_without_a_folder(
@@ -290,6 +322,51 @@ def test_what_does_not_fit_is_refused(job, model, tokenizer, tmp_path: Path) -> 
         cu.select(POOL, TARGET, model=job / "model", out=5)
     with pytest.raises(OptionError, match="out is None; expected the path of a folder"):
         cu.sketch(POOL, model=job / "model", out=None)
+
+
+def test_errors_name_objects_and_no_file_that_is_gone(model, tokenizer) -> None:
+    def said(lora: Any, **arguments: Any) -> str:
+        with pytest.raises(ModelError) as caught:
+            cu.score(POOL, TARGET, model=lora, tokenizer=tokenizer, warmup_steps=2, **arguments)
+        return str(caught.value)
+
+    ia3 = IA3Config(target_modules=["q_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
+    ia3_model = get_peft_model(copy.deepcopy(model), ia3)
+    assert (
+        said(ia3_model, preconditioner="sgd")
+        == "the model's adapter is an adapter of type IA3; expected LORA"
+    )
+    lora = get_peft_model(model, LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    optimizer = torch.optim.AdamW([one for one in lora.parameters() if one.requires_grad])
+    text = said(lora, optimizer=optimizer)
+    assert text.startswith(
+        "the optimizer has no state for base_model.model.model.layers.0.self_attn.q_proj.lora_A"
+    )
+    assert text.endswith("Give it after at least one step of AdamW or Adam, or use preconditioner='sgd'")
+
+
+@pytest.mark.parametrize(
+    ("options", "meant"),
+    [
+        ({"policy": "random"}, "Did you mean policy=clusterucb.Random()?"),
+        ({"policy": "UCB"}, "Did you mean policy=clusterucb.UCB()?"),
+        ({"policy": cu.Random}, "Did you mean policy=clusterucb.Random()?"),
+        ({"clusterer": "kmeans"}, "Did you mean clusterer=clusterucb.KMeans()?"),
+        ({"features": "hidden"}, "Did you mean features=clusterucb.Hidden()?"),
+        ({"policy": "nothing"}, "expected an object of a class derived from clusterucb.Policy"),
+        ({"policy": cu.Hidden}, "expected an object of a class derived from clusterucb.Policy"),
+    ],
+)
+def test_a_name_in_place_of_a_strategy_is_answered_with_its_object(options, meant: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        cu.select(POOL, TARGET, model="m", **options)
+    assert str(caught.value).endswith(meant)
+
+
+def test_no_library_warns_about_what_we_do_not_use(job) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        cu.select(POOL, TARGET, model=job / "model", **SMALL)
 
 
 def test_the_signature_names_everything() -> None:

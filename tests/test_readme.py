@@ -24,6 +24,9 @@ def folder(tmp_path_factory):
     write_model(folder / "path" / "to" / "model")
     write_rows(folder / "pool.jsonl", rows(60))
     write_rows(folder / "dev.jsonl", rows(6, seed=4))
+    (folder / "hub" / "data").mkdir(parents=True)
+    for split, seed in (("train", 5), ("test", 6)):
+        write_rows(folder / "hub" / "data" / f"{split}-00000-of-00001.jsonl", rows(6, seed=seed))
     return folder
 
 
@@ -44,6 +47,34 @@ def test_commands_and_programs_run_in_order(folder):
     assert ran >= 5
     for name in "abcdefgh":
         assert (folder / "runs" / name / "selected.jsonl").read_bytes()
+
+
+def test_a_repeated_job_writes_the_same_bytes_but_where_the_readme_says(folder):
+    for name in ("first", "second"):
+        command = (
+            "clusterucb select pool.jsonl --target dev.jsonl --model path/to/model --warmup-steps 2 --annotate "
+            f"--scores-parquet --export trl,llamafactory,axolotl --out repeated/{name}"
+        )
+        subprocess.run(command.split(), cwd=folder, env=environment(), capture_output=True, check=True)
+    first, second = (
+        {
+            str(path.relative_to(folder / "repeated" / name)): path.read_bytes()
+            for path in (folder / "repeated" / name).rglob("*")
+            if path.is_file()
+        }
+        for name in ("first", "second")
+    )
+    assert first.keys() ^ second.keys() <= {"features-cached.json"}
+    different = {name for name in first.keys() & second.keys() if first[name] != second[name]}
+    paths = {
+        "config.yaml",
+        "export-trl/sft.py",
+        "export-llamafactory/sft.yaml",
+        "export-axolotl/axolotl.yaml",
+    }
+    assert different == {"manifest.json", *paths}
+    for name in paths:
+        assert first[name].replace(b"repeated/first", b"repeated/second") == second[name]
 
 
 def test_rows_have_the_shape_that_is_shown(tmp_path):

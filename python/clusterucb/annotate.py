@@ -3,6 +3,9 @@
 Decoding a line and encoding it again would change it: numbers (``1.0``, ``1e400``, integers of 30 digits), escapes,
 spaces, and keys that stand there twice. So the field is put before the closing brace, and only where a row has
 such a field already is the line cut at the commas between its fields, to leave the old one out.
+
+Whether lines are annotated is asked anew with every call, and not taken from the file that an earlier one wrote: the
+field may have come with the pool.
 """
 
 from __future__ import annotations

@@ -73,24 +73,25 @@ def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
     if found.overlap is not None:
         yield "in pool and target", f"{found.overlap}"
     for what, lengths in found.lengths.items():
-        cut = f"; {lengths.at_limit} reach --max-length" if lengths.at_limit else ""
+        one = lengths.at_limit == 1
+        cut = f"; {lengths.at_limit} reach{'es' if one else ''} --max-length" if lengths.at_limit else ""
         yield (
             f"tokens, {what}",
             f"{lengths.shortest} to {lengths.longest}, median {lengths.median}, of which "
-            f"{lengths.answers} are predicted{cut}",
+            f"{lengths.answers} {'is' if lengths.answers == 1 else 'are'} predicted{cut}",
         )
     if expected := found.expected:
         of = f"a pool of {expected.samples:,}{'' if expected.whole else ', these first lines alone'}"
         needs = f"{_size(expected.memory)} of memory and {_size(expected.disk)} of disk"
         time = _duration(expected.seconds)
-        yield "a selection takes", f"about {time} for {expected.gradients:,} gradients ({of}), {needs}"
+        yield "a selection takes", f"{time} for {expected.gradients:,} gradients ({of}), {needs}"
 
 
 def _file(facts: FileFacts) -> str:
     shapes = ", ".join(f"{count} of {shape}" for shape, count in facts.shapes.items()) or "none"
     total = "" if facts.total == facts.read else f" of about {facts.total:,}" if facts.total else " or more"
     refused = f"; not used: {told(facts.rejected)}" if facts.rejected else ""
-    return f"{facts.read} lines{total}: {shapes}{refused}"
+    return f"{facts.read} line{'' if facts.read == 1 else 's'}{total}: {shapes}{refused}"
 
 
 def _shown(pieces: list[tuple[str, str]]) -> Text:
@@ -117,6 +118,8 @@ def _size(n_bytes: float) -> str:
 
 
 def _duration(seconds: float) -> str:
+    if seconds < 1:
+        return "under 1 s"
     if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

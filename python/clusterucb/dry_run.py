@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ import numpy as np
 from clusterucb.budget import resolve_count
 from clusterucb.pool import Pool, overlap, read_pool, read_target
 from clusterucb.prepared import Model, Prepared, Rows, prepare
-from clusterucb.progress import Observer
+from clusterucb.progress import Observer, Silent
 from clusterucb.run import Run
 from clusterucb.sample import Rejected, by_kind
 from clusterucb.settings import Settings
@@ -145,16 +146,14 @@ def examine(
 
 
 def _files(pool: Pool) -> dict[str, FileFacts]:
-    sizes: dict[str, list[int]] = {file: [] for file in pool.files}
+    accepted = Counter(sample.file for sample in pool.samples)
     rejected: dict[str, list[Rejected]] = {file: [] for file in pool.files}
-    for sample in pool.samples:
-        sizes[sample.file].append(len(sample.raw) + 1)
     for line in pool.rejected:
         rejected[line.file].append(line)
     return {
         file: FileFacts(
-            read := len(sizes[file]) + len(rejected[file]),
-            read if read < FIRST else _total(Path(file), sizes[file]),
+            read := accepted[file] + len(rejected[file]),
+            read if read < FIRST else _total(Path(file)),
             dict(pool.shapes[file].most_common()),
             by_kind(rejected[file]),
         )
@@ -162,14 +161,16 @@ def _files(pool: Pool) -> dict[str, FileFacts]:
     }
 
 
-def _total(file: Path, sizes: Sequence[int]) -> int | None:
-    """Return how many lines a file has, as far as its size or its own count says."""
+def _total(file: Path) -> int | None:
+    """Return how many lines a file has, as far as its own count says, or its size and its first lines, good or bad."""
     if file.suffix == ".parquet":
         import pyarrow.parquet as pq
 
         return int(pq.ParquetFile(file).metadata.num_rows)
-    if file.suffix in (".jsonl", ".ndjson") and sizes:
-        return round(file.stat().st_size / float(np.mean(sizes)))
+    if file.suffix in (".jsonl", ".ndjson"):
+        with file.open("rb") as content:
+            n_first = sum(1 for _ in islice((line for line in content if line.strip()), FIRST))
+            return round(file.stat().st_size / content.tell() * FIRST) if n_first == FIRST else None
     return None
 
 
@@ -207,12 +208,13 @@ def _expected(prepared: Prepared, n_samples: int, settings: Settings, observer: 
     material = prepared.material
     few = replace(material, target={name: samples[:1] for name, samples in material.target.items()})
     probing = settings if settings.adapter else replace(settings, warmup_steps=1)
+    observer.step(f"Timing a few gradients of {prepared.source.name} on {prepared.device}")
     with (
         tempfile.TemporaryDirectory(prefix="clusterucb-") as folder,
         Run(Path(folder), {}) as run,
-        AdaptedModel(run, probing, prepared.source, prepared.device, few, observer) as adapted,
+        AdaptedModel(run, probing, prepared.source, prepared.device, few, Silent()) as adapted,
     ):
-        influence = Influence(run, probing, adapted, few, observer)
+        influence = Influence(run, probing, adapted, few, Silent())
         by_length = np.argsort(material.encoded.lengths, kind="stable")
         chosen = by_length[np.linspace(0, len(by_length) - 1, min(_PROBED, len(by_length))).astype(int)]
         influence.score(chosen[:1])  # loads the model

@@ -23,7 +23,14 @@ Decisions:
       them. So conversations of one answer, the usual case, are written as prompt and completion, which need
       neither; only where one has several are all of them ``messages``.
     - Names of files are fixed, and paths stand in quotes that neither YAML nor Python can be led out of. Paths
-      are absolute: each tool takes relative ones from another folder.
+      are absolute: each tool takes relative ones from another folder. What is trained lands in ``trained`` beside
+      its configuration (texts in ``trained-text``, where they have a training of their own).
+    - LLaMA-Factory and axolotl look for the file under its own name, and then take that name for a pattern, so
+      that none with ``[``, ``*`` or ``?`` can be spelt for both. Nothing is written for them there.
+    - All train in bf16 where there is a GPU for it. TRL and axolotl find out when they begin; LLaMA-Factory would
+      stop without one, so the line is there only if this machine has one.
+    - The LoRA is that of the adapter or store that was given. Without one it is as the options say, and on all
+      linear layers where they do not: PEFT's choice, fewer of them, is for gradients that cost less.
     - An export that is in the run is written again with every selection, asked for or not: one that belongs to
       an earlier selection would be worse than none. Only our own files are touched: people train in there.
 """
@@ -70,6 +77,7 @@ class _Training:
         model, revision: a hub id, or an absolute path.
         max_length: tokens of a sample.
         rank, alpha: of the LoRA.
+        targets: names of its layers, or a pattern for their whole names; None: all linear layers.
         conversations, texts: whether there are any.
         single: whether each conversation ends with its only answer.
     """
@@ -80,6 +88,7 @@ class _Training:
     max_length: int
     rank: int
     alpha: float
+    targets: list[str] | str | None
     conversations: bool
     texts: bool
     single: bool
@@ -94,12 +103,14 @@ class _Tool:
         files: everything but the samples, by name.
         names: the names that files can have.
         program: what those that are configurations are given to.
+        globs: whether a path that it is given is a pattern, too.
     """
 
     reads: Callable[[Conversation, bool], Row | None]
     files: Callable[[_Training], dict[str, str]]
     names: tuple[str, ...]
     program: str
+    globs: bool
 
 
 # LLaMA-Factory -----------------------------------------------------------------------------------------
@@ -132,6 +143,18 @@ def _llamafactory(training: _Training) -> dict[str, str]:
 
 
 def _llamafactory_training(training: _Training, stage: str, dataset: str) -> str:
+    from transformers.utils import is_torch_bf16_gpu_available
+
+    notes = [
+        "Without `template: NAME`, the name of the model's family, LLaMA-Factory goes by the tokenizer's template."
+    ]
+    targets, bf16 = training.targets, bool(is_torch_bf16_gpu_available())
+    if not bf16:
+        notes.append("Written where no GPU has bf16; where one does, add `bf16: true`.")
+    if isinstance(targets, str):
+        notes.append(
+            "The adapter's layers are a pattern, which lora_target cannot be: all linear layers instead."
+        )
     return _yaml(
         {
             "model_name_or_path": training.model,
@@ -141,21 +164,21 @@ def _llamafactory_training(training: _Training, stage: str, dataset: str) -> str
             "finetuning_type": "lora",
             "lora_rank": training.rank,
             "lora_alpha": training.alpha,
-            "lora_target": "all",
+            "lora_target": ",".join(targets) if isinstance(targets, list) else "all",
             "dataset_dir": str(training.folder),
             "dataset": dataset,
             "cutoff_len": training.max_length,
             "packing": False,
-            "output_dir": f"trained-{stage}",
+            "output_dir": _output(training, text=stage == "pt"),
             "logging_steps": 10,
             "per_device_train_batch_size": 1,
             "gradient_accumulation_steps": 8,
             "learning_rate": 1e-4,
             "num_train_epochs": 3,
             "lr_scheduler_type": "cosine",
-            "bf16": True,
+            "bf16": bf16 or None,
         },
-        "Without `template: NAME`, the name of the model's family, LLaMA-Factory goes by the tokenizer's template.",
+        notes,
     )
 
 
@@ -176,16 +199,16 @@ def _trl(training: _Training) -> dict[str, str]:
     files = {}
     if training.conversations:
         loss = {} if training.single else {"assistant_only_loss": True}
-        files["sft.py"] = _trl_training(training, CONVERSATIONS, "trained-sft", loss)
+        files["sft.py"] = _trl_training(training, CONVERSATIONS, loss)
     if training.texts:
-        files["text.py"] = _trl_training(training, TEXTS, "trained-text", {})
+        files["text.py"] = _trl_training(training, TEXTS, {})
     return files
 
 
-def _trl_training(training: _Training, name: str, output: str, loss: Row) -> str:
+def _trl_training(training: _Training, name: str, loss: Row) -> str:
     revision = {"model_init_kwargs": {"revision": training.revision}} if training.revision else {}
     options = {
-        "output_dir": output,
+        "output_dir": _output(training, text=name == TEXTS),
         **revision,
         **loss,
         "max_length": training.max_length,
@@ -194,18 +217,21 @@ def _trl_training(training: _Training, name: str, output: str, loss: Row) -> str
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 8,
     }
-    lora = {"r": training.rank, "lora_alpha": training.alpha, "target_modules": "all-linear"}
+    targets = training.targets or "all-linear"
+    lora = {"r": training.rank, "lora_alpha": training.alpha, "target_modules": targets}
     pattern = glob.escape(str(training.folder / name))
     marked = f"\n\n{_ANSWERS_ONLY}\n" if loss else ""
     return f'''"""{_BY}{marked}"""
 
 from datasets import load_dataset
 from peft import LoraConfig
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig, SFTTrainer
 
 trainer = SFTTrainer(
     model={_quoted(training.model)},
-    args=SFTConfig({_keywords(options)}),
+    args=SFTConfig(
+        bf16=is_torch_bf16_gpu_available(),{_keywords(options)}),
     train_dataset=load_dataset(
         "json",
         data_files={_quoted(pattern)},
@@ -250,12 +276,13 @@ def _axolotl(training: _Training) -> dict[str, str]:
         "revision_of_model": training.revision,
         "datasets": datasets,
         "val_set_size": 0,
-        "output_dir": "trained",
+        "output_dir": _output(training, text=False),
         "sequence_len": training.max_length,
         "adapter": "lora",
         "lora_r": training.rank,
         "lora_alpha": training.alpha,
-        "lora_target_linear": True,
+        "lora_target_linear": None if training.targets else True,
+        "lora_target_modules": training.targets,
         "micro_batch_size": 1,
         "gradient_accumulation_steps": 8,
         "num_epochs": 3,
@@ -270,10 +297,14 @@ def _axolotl(training: _Training) -> dict[str, str]:
 
 TOOLS = {
     "llamafactory": _Tool(
-        _taking_turns, _llamafactory, ("dataset_info.json", "sft.yaml", "pt.yaml"), "llamafactory-cli train"
+        reads=_taking_turns,
+        files=_llamafactory,
+        names=("dataset_info.json", "sft.yaml", "pt.yaml"),
+        program="llamafactory-cli train",
+        globs=True,
     ),
-    "trl": _Tool(_prompt_completion, _trl, ("sft.py", "text.py"), "python"),
-    "axolotl": _Tool(_messages, _axolotl, ("axolotl.yaml",), "axolotl train"),
+    "trl": _Tool(_prompt_completion, _trl, ("sft.py", "text.py"), "python", globs=False),
+    "axolotl": _Tool(_messages, _axolotl, ("axolotl.yaml",), "axolotl train", globs=True),
 }
 
 
@@ -301,7 +332,16 @@ def export(
         RunError: it cannot be written.
     """
     present = [tool for tool in TOOLS if any((run / name).exists() for name in _own(tool))]
-    return [_export(run, tool, samples, model, settings) for tool in TOOLS if tool in {*tools, *present}]
+    wanted = [tool for tool in TOOLS if tool in {*tools, *present}]
+    barred = [tool for tool in wanted if TOOLS[tool].globs and glob.has_magic(str(run.absolute()))]
+    if barred:
+        warnings.warn(
+            f"--export {','.join(barred)} is not written: of a folder such as {run.absolute()}, these tools take "
+            "[, * and ? for a pattern. Expected a path without them: choose another --out",
+            ClusterUCBWarning,
+            stacklevel=4,
+        )
+    return [_export(run, tool, samples, model, settings) for tool in wanted if tool not in barred]
 
 
 def _export(run: Path, name: str, samples: Sequence[Sample], model: str, settings: Settings) -> Exported:
@@ -317,13 +357,15 @@ def _export(run: Path, name: str, samples: Sequence[Sample], model: str, setting
             ClusterUCBWarning,
             stacklevel=5,
         )
+    rank, alpha, targets = _lora(settings)
     training = _Training(
         folder=folder.absolute(),
         model=str(Path(model).absolute()) if Path(model).is_dir() else model,
         revision=settings.revision,
         max_length=settings.max_length,
-        rank=settings.lora_rank,
-        alpha=int(settings.lora_alpha) if settings.lora_alpha.is_integer() else settings.lora_alpha,
+        rank=rank,
+        alpha=int(alpha) if float(alpha).is_integer() else alpha,
+        targets=targets,
         conversations=bool(rows),
         texts=bool(texts),
         single=single,
@@ -344,6 +386,24 @@ def _export(run: Path, name: str, samples: Sequence[Sample], model: str, setting
     return Exported(folder, tuple((tool.program, folder / name) for name in started))
 
 
+def _lora(settings: Settings) -> tuple[int, float, list[str] | str | None]:
+    """Return rank, alpha and target layers of the adapter that was given, or of the options."""
+    adapter = settings.adapter or (settings.store and settings.store / "adapter")
+    if adapter is None:
+        rank, alpha, targets = settings.lora_rank, settings.lora_alpha, settings.target_layers
+    else:
+        config = msgspec.json.decode((adapter / "adapter_config.json").read_bytes())
+        rank, alpha, targets = config["r"], config["lora_alpha"], config["target_modules"]
+    if isinstance(targets, list):
+        targets = sorted(targets)  # PEFT writes them in an order that is another one tomorrow
+    return rank, alpha, None if targets in ("all-linear", ["all-linear"]) else targets
+
+
+def _output(training: _Training, *, text: bool) -> str:
+    """Return where what is trained goes."""
+    return str(training.folder / ("trained-text" if text else "trained"))
+
+
 def _single(conversation: Conversation) -> bool:
     """Return whether a conversation is a prompt and, as its last turn, its only answer."""
     roles = [message.role for message in conversation]
@@ -354,10 +414,8 @@ def _turns(conversation: Conversation) -> list[Row]:
     return [message._asdict() for message in conversation]
 
 
-def _yaml(values: Mapping[str, Any], note: str = "") -> str:
-    return "".join(
-        f"{line}\n" for line in (f"# {_BY}", *([f"# {note}"] if note else []), *_yaml_lines(values))
-    )
+def _yaml(values: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
+    return "".join(f"{line}\n" for line in (*(f"# {note}" for note in (_BY, *notes)), *_yaml_lines(values)))
 
 
 def _yaml_lines(values: Mapping[str, Any]) -> Iterator[str]:

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import tempfile
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,7 +49,6 @@ def examine() -> Machine:
     found = {f"{one.provider} {one.version}": "" for one in installed.table.values()}
     found |= {f"{one.provider} {one.version}".rstrip(): one.reason for one in installed.broken}
     places = {"this folder": Path(), "temporary files": Path(tempfile.gettempdir()), "cache": cache.home()}
-    kept = (file.stat().st_size for file in cache.home().rglob("*") if file.is_file())
     return Machine(
         versions={
             "clusterucb": __version__,
@@ -60,7 +60,7 @@ def examine() -> Machine:
         gpu=_gpu(),
         memory=_memory(),
         disk={what: (str(place.absolute()), _free(place)) for what, place in places.items()},
-        cached=sum(kept),
+        cached=_kept(cache.home()),
         plugins=found,
     )
 
@@ -103,6 +103,16 @@ def _memory() -> tuple[int, int]:
         name, value = line.split(":")
         kilobytes[name] = int(value.split()[0])
     return kilobytes["MemTotal"] * 1024, kilobytes["MemAvailable"] * 1024
+
+
+def _kept(folder: Path) -> int:
+    """Return the bytes of the files in a folder, from which others may be removing some at the moment."""
+    total = 0
+    for inside, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(inside, name)).st_size
+    return total
 
 
 def _free(place: Path) -> int:

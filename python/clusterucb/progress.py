@@ -1,8 +1,9 @@
 """What a person sees while a run works: steps, notes, and how much of a budget is left.
 
-On a terminal, bars with rate and time left (rich); in a notebook, a line that counts; elsewhere, plain lines, at
-most one every few seconds, so that a log stays readable. All of it goes to standard error: standard output is for
-results. From Python, nobody is told unless it is a notebook; a function may be, or any `Observer`.
+On a terminal, bars (rich); in a notebook, a line that counts; elsewhere, plain lines, at most one every few seconds,
+so that a log stays readable. All say the same in the same words: what is done, what is left of it, the rate and the
+time to go. All of it goes to standard error: standard output is for results. From Python, nobody is told unless it
+is a notebook; a function may be, or any `Observer`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Column
 from rich.text import Text
@@ -140,10 +140,8 @@ class Screen:
     def _bar(self, text: str, total: int, done: int, unit: str) -> Iterator[Advance]:
         columns = (
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
-            BarColumn(bar_width=24),
-            _Left(unit),
-            _Rate(),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=16),
+            _Status(unit),
         )
         with Progress(*columns, console=self._console) as progress:
             task = progress.add_task(printable(text), total=total, completed=done)
@@ -157,7 +155,7 @@ class Screen:
         def line(status: str) -> dict[str, str]:
             return {"text/plain": status}
 
-        shown = display(line(f"{text}: {done} of {total} {unit}"), raw=True, display_id=True)
+        shown = display(line(f"{text}: {_status(done, total, unit)}"), raw=True, display_id=True)
         with self._counted(
             text, total, done, unit, 0.5, lambda status: shown.update(line(status), raw=True)
         ) as advance:
@@ -181,36 +179,29 @@ class Screen:
             if count >= total or now - last >= seconds:
                 last = now
                 rate = (count - start) / max(now - began, 1e-9)
-                left = _clock((total - count) / rate) if rate > 0 else "?"
-                show(f"{text}: {count} of {total} {unit}, {_rate(rate)} {unit}/s, {left} left")
+                show(f"{text}: {_status(count, total, unit, rate)}")
 
         yield advance
 
 
-class _Left(ProgressColumn):
-    """``148 of 160 draws left``."""
+class _Status(ProgressColumn):
+    """What `_status` says of a task."""
 
     def __init__(self, unit: str) -> None:
         self._unit = unit
         super().__init__(table_column=Column(no_wrap=True))
 
     def render(self, task: Task) -> Text:
-        total = int(task.total or 0)
-        return Text(f"{total - int(task.completed)} of {total} {self._unit} left")
+        return Text(_status(int(task.completed), int(task.total or 0), self._unit, task.speed or 0))
 
 
-class _Rate(ProgressColumn):
-    """``2.1/s``."""
-
-    def __init__(self) -> None:
-        super().__init__(table_column=Column(no_wrap=True))
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{_rate(task.speed)}/s" if task.speed else "")
-
-
-def _rate(rate: float) -> str:
-    return f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+def _status(count: int, total: int, unit: str, rate: float = 0) -> str:
+    """Return ``12 of 160 draws, 148 left: 2.1/s, 1:10 to go``; without a rate, its first half."""
+    done = f"{count} of {total} {unit}, {total - count} left"
+    if not rate:
+        return done
+    speed = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+    return f"{done}: {speed}/s, {_clock((total - count) / rate)} to go"
 
 
 def _clock(seconds: float) -> str:

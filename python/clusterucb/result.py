@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from clusterucb.annotate import annotated
 from clusterucb.atomic import write_whole
 from clusterucb.engine import Selection
+from clusterucb.errors import InputError, one_line
 from clusterucb.export import Exported
 from clusterucb.pool import Sample
 from clusterucb.run import Cost, Manifest
@@ -88,10 +89,27 @@ class Result:
         write_whole(Path(path), b"".join(line + b"\n" for line in self.lines(annotate=annotate)))
 
     def to_dataset(self, *, annotate: bool = False) -> Dataset:
-        """Return the selected rows, best first, as a Dataset of the ``datasets`` library."""
+        """Return the selected rows, best first, as a Dataset of the ``datasets`` library.
+
+        A row has None in a column that only other rows have.
+
+        Raises:
+            InputError: a column has values of several types, such as ids that are numbers and texts.
+        """
+        import pyarrow as pa
         from datasets import Dataset
 
-        return Dataset.from_list(self._rows(annotate))
+        rows = self._rows(annotate)
+        columns = {}
+        for name in dict.fromkeys(name for row in rows for name in row):
+            try:
+                columns[name] = pa.array([row.get(name) for row in rows])
+            except (pa.ArrowException, OverflowError) as error:
+                raise InputError(
+                    f"the selected rows have values in {name!r} that a Dataset has no one type for "
+                    f"({one_line(error):.100}); expected one type. to_pandas() and write() take them as they are"
+                ) from error
+        return Dataset(pa.table(columns))
 
     def to_pandas(self, *, annotate: bool = False) -> DataFrame:
         """Return the selected rows, best first, as a DataFrame."""

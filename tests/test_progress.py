@@ -1,0 +1,60 @@
+"""What is seen of a count: the same words on a terminal and in a log, with what is left of budget and time."""
+
+from __future__ import annotations
+
+import re
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from clusterucb import progress
+from clusterucb.progress import Screen
+
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def seen(monkeypatch: pytest.MonkeyPatch, *, terminal: bool, width: int = 80) -> list[str]:
+    """Return the lines of a count to 160 that goes on from 4, one draw a second."""
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    stream = StringIO()
+    console = Console(file=stream, force_terminal=terminal, width=width, get_time=lambda: now)
+    with Screen(console).count("Scoring", 160, done=4, unit="draws") as advance:
+        for _ in range(12):
+            now += 8
+            advance(8)
+    return [
+        line.rstrip() for line in re.split(r"[\r\n]+", ESCAPES.sub("", stream.getvalue())) if line.strip()
+    ]
+
+
+def test_a_bar_and_a_log_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "100 of 160 draws, 60 left: 1/s, 1:00 to go"
+    lines = seen(monkeypatch, terminal=False)
+    assert lines[-1] == f"Scoring: {said}"
+    bar = seen(monkeypatch, terminal=True)[-1]
+    assert re.fullmatch(f"Scoring [━╸╺]+ {said}", bar)
+
+
+def test_a_log_has_a_line_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = seen(monkeypatch, terminal=False)
+    assert [int(re.findall(r"\d+", line)[0]) for line in lines] == [20, 36, 52, 68, 84, 100]
+    assert not any("\x1b" in line for line in lines)
+
+
+def test_what_is_left_is_seen_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "60 left: 1/s, 1:00 to go" in seen(monkeypatch, terminal=True, width=52)[-1]
+
+
+def test_nothing_is_said_of_a_rate_that_is_not_known() -> None:
+    stream = StringIO()
+    with Screen(Console(file=stream, force_terminal=True, width=80)).count("Scoring", 160, unit="draws"):
+        pass
+    assert "0 of 160 draws, 160 left" in stream.getvalue()
+    assert "to go" not in stream.getvalue()
+
+
+def test_slow_and_fast_counts_are_written_out() -> None:
+    assert progress._status(20, 1000, "draws", 0.25) == "20 of 1000 draws, 980 left: 0.25/s, 1:05:20 to go"
+    assert progress._status(0, 10**6, "draws", 12345.6).endswith(": 12346/s, 1:21 to go")
