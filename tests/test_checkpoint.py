@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
 from clusterucb import checkpoint
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.moments import decay_groups, load_moments
 from clusterucb.parameters import ParameterManifest
+from clusterucb.prepared import adapter_fingerprints, check_paths
 from models import VOCABULARY, tiny_gpt2, tiny_llama, with_lora
 
 LORA = {"target_modules": ["q_proj", "v_proj", "down_proj"], "lora_dropout": 0.1}
@@ -203,9 +205,9 @@ def test_missing_files_are_named(tmp_path, trained):
     with pytest.raises(ModelError, match="expected the folder of a PEFT adapter"):
         checkpoint.load_adapter(tiny_llama(), tmp_path)
     with pytest.raises(ModelError, match=r"there is no .*adapter_config.json"):
-        checkpoint.adapter_fingerprints(tmp_path, None)
+        adapter_fingerprints(tmp_path, None)
     with pytest.raises(ModelError, match="there is no optimiser state"):
-        checkpoint.adapter_fingerprints(folder, tmp_path / "none.pt")
+        adapter_fingerprints(folder, tmp_path / "none.pt")
 
 
 def test_an_adapter_of_another_model_is_refused(trained):
@@ -251,15 +253,81 @@ def test_a_model_is_known_by_its_content(tmp_path):
 @pytest.mark.parametrize("name", ["./models/mine", "/nowhere/at/all", "a/b/c"])
 def test_a_folder_that_is_not_there_is_not_taken_for_a_hub_id(name):
     with pytest.raises(ModelError, match="there is no folder"):
-        checkpoint.ModelSource(name).fingerprint()
+        check_paths(name, None)
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
     source = checkpoint.ModelSource(str(tmp_path))
-    with pytest.raises(ModelError, match="cannot load the model"):
-        source.model("auto", "cpu")
-    with pytest.raises(ModelError, match="cannot load the tokenizer"):
+    for load in (source.tokenizer, lambda: source.model("auto", "cpu")):
+        with pytest.raises(
+            ModelError, match=r"cannot load the (model|tokenizer) .*the folder has no config.json"
+        ):
+            load()
+    tiny_llama().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"the folder has no tokenizer, such as tokenizer.json. Expected it"):
         source.tokenizer()
+    weights = tmp_path / "model.safetensors"
+    whole = weights.read_bytes()
+    for content in (whole[:2000], whole[:-100], b"", b"version https://git-lfs.github.com/spec/v1\n"):
+        weights.write_bytes(content)
+        with pytest.raises(
+            ModelError, match=r"model.safetensors is damaged \(.*\). Expected a whole file: fetch"
+        ):
+            source.model("auto", "cpu")
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"the folder has no weights, such as model.safetensors. Expected"):
+        source.model("auto", "cpu")
+
+
+def test_a_model_that_lacks_weights_is_refused(tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    gone = next(name for name in weights if "q_proj" in name)
+    save_file(
+        {name: value for name, value in weights.items() if name != gone}, tmp_path / "model.safetensors"
+    )
+    with pytest.raises(ModelError, match=f"lacks 1 of its weights, such as {gone}; expected all, or"):
+        checkpoint.ModelSource(str(tmp_path)).model("auto", "cpu")
+
+
+def test_a_hub_that_cannot_be_reached_is_not_asked_again_and_again(monkeypatch):
+    asked = []
+
+    def model_info(self, name, **_):
+        asked.append(name)
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", model_info)
+    expected = (
+        r"^there is no folder 'modle'; as a hub id it is not in the cache, and the hub cannot be reached \(OSError: "
+        r"Name or service not known\). Expected a model's folder, or a hub id: correct the name, or connect$"
+    )
+    source = checkpoint.ModelSource("modle")
+    for load in (source.tokenizer, source.fingerprint, lambda: source.model("auto", "cpu")):
+        with pytest.raises(ModelError, match=expected):
+            load()
+    assert asked == ["modle"] * 3
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: "kept")
+    assert checkpoint.ModelSource("modle")._options()["local_files_only"]
+
+
+def test_warnings_of_the_hub_are_silent_while_something_is_loaded_alone(monkeypatch, caplog):
+    logger = logging.getLogger("huggingface_hub.utils")
+    before = logger.getEffectiveLevel()
+    assert before <= logging.WARNING
+
+    def load(*_, **__):
+        logger.warning("retrying")
+        raise OSError("gone")
+
+    monkeypatch.setattr(checkpoint.AutoTokenizer, "from_pretrained", load)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)
+    with pytest.raises(
+        ModelError, match=r"cannot load the tokenizer 'm': there is no such folder, .* OSError: gone"
+    ):
+        checkpoint.ModelSource("m").tokenizer()
+    assert not caplog.records
+    assert logger.getEffectiveLevel() == before
 
 
 def test_devices():

@@ -84,8 +84,19 @@ def test_strategies_and_their_options_are_named(command, capsys):
         (["-p", "betta=1"], "policy ucb has no option 'betta'; its options: beta. Did you mean 'beta'?"),
         (["-p", "beta"], "-p is 'beta'; expected key=value"),
         (["-p", "beta=1", "-p", "beta=2"], "-p gives 'beta' twice"),
-        (["-c", "n_clusters=many"], "clusterer kmeans: n_clusters is 'many'; expected int | None"),
+        (
+            ["-c", "n_clusters=many"],
+            "clusterer kmeans: n_clusters is 'many'; expected a whole number or none",
+        ),
         (["--features", "dense"], "there is no feature 'dense'; installed: column"),
+        (["--features", "embedding,lexical"], "Features are joined with +: embedding+lexical."),
+        (["--policy", "UCB1"], "threshold-normal, ucb, ucb1. Did you mean 'ucb1'?"),
+        (["--cold-start", "much"], "Invalid value for --cold-start: 'much' is not a number"),
+        (["--strict=maybe"], "Invalid value for --strict: 'maybe' is not true or false"),
+        (
+            ["--pool", "pool.jsonl"],
+            "--pool. The pool stands first, without a name: clusterucb select POOL ...",
+        ),
         (["--adapter", "nowhere"], "there is no nowhere/adapter_config.json"),
         (["--target", "none.jsonl"], "none.jsonl"),
         (["--device", "abacus"], "--device is 'abacus'"),
@@ -105,6 +116,31 @@ def test_a_mistake_is_one_line_and_exit_code_2(command, capsys, extra, message):
 def test_an_incomplete_command_is_a_mistake(arguments, capsys):
     assert cli.run(arguments) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("doctor pool.jsonl", "doctor does not take pool.jsonl; the pool has a name here: --pool"),
+        ("plugins lst", "plugins does not take lst; see clusterucb plugins --help"),
+        ("compare --pool=a", "The pool stands first, without a name: clusterucb compare POOL ..."),
+        (
+            "select --target a",
+            "POOL... is missing. It stands first: --target takes every file that follows it.",
+        ),
+        ("sketch --model a", "POOL... is missing.\n"),
+    ],
+)
+def test_a_word_out_of_place_says_where_it_belongs(arguments, message, capsys):
+    assert cli.run(arguments.split()) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_flags_have_no_default_in_the_help(capsys):
+    assert cli.run(["select", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "[default: 8192]" in text
+    assert "False" not in text
 
 
 @pytest.fixture
@@ -262,7 +298,7 @@ def test_a_terminal_sees_bars_and_a_log_sees_lines():
         with screen.count("Scoring", 10, done=4, unit="draws") as advance:
             advance(6)
         texts[terminal] = stream.getvalue()
-    assert "0 of 10 draws left" in texts[True]
+    assert "10 of 10 draws, 0 left" in texts[True]
     assert texts[False].startswith("Scoring: 10 of 10 draws")
     assert "e+" not in texts[False]
     assert "\x1b" not in texts[False]

@@ -290,7 +290,7 @@ def test_specifications_name_policy_clusterer_features_and_options():
         ("@kmeans", "leaves a part empty; expected policy"),
         ("ucb@", "leaves a part empty"),
         ("ucb@@hidden", "leaves a part empty"),
-        ("ucb[beta=x]", "policy ucb: beta is 'x'; expected float"),
+        ("ucb[beta=x]", "policy ucb: beta is 'x'; expected a number"),
     ],
 )
 def test_wrong_specifications_are_refused(spec, message):

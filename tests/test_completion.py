@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -56,12 +59,27 @@ def scripts(capsys):
         (["select", "pool.jsonl", "--target", "poor.jsonl", "--out", "mod"], {"models"}),
         (["plugins", "ch"], {"check"}),
         (["completion", ""], {"bash", "zsh", "fish"}),
+        (["select", "--policy", "uc"], {"ucb", "ucb1"}),
+        (["select", "--clusterer", "km"], {"kmeans"}),
+        (["select", "--features", "emb"], {"embedding"}),
+        (
+            ["select", "--format", ""],
+            {"messages", "conversations", "prompt-completion", "alpaca", "chosen", "text"},
+        ),
+        (["sketch", "--preconditioner", ""], {"adam_less", "adam", "second_moment", "sgd"}),
+        (["compare", "--dtype", "f"], {"float32", "float16"}),
+        (["select", "--export", "t"], {"trl"}),
+        (["select", "--select-by", "r"], {"round-robin"}),
+        (["plugins", "new", "x", "--kind", "p"], {"policy"}),
     ],
 )
 def test_bash_completes(folder, scripts, words, expected):
     (folder / "script").write_text(scripts("bash"))
     command = ["bash", "--noprofile", "--norc", "-c", COMPLETE, "bash", str(folder), "clusterucb", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "PATH": path}
+    )
     assert not done.stderr
     found = {word for word in done.stdout.split() if word not in ("--help", "-h", "--version")}
     assert found == expected

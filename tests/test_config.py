@@ -7,6 +7,7 @@ import os
 import re
 import string
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clusterucb as cu
-from clusterucb import cli, config
+from clusterucb import cli, config, plugins
 from clusterucb.errors import OptionError, RunError
 from clusterucb.features.column import Column
 from clusterucb.features.concatenation import Concatenation
@@ -247,6 +248,13 @@ def test_a_comparison_takes_lists(written):
         ("columns: {prompt: [a]}", "FILE: columns: prompt is a list; expected a text"),
         ("policy: {beta: 1}", "FILE: policy is a mapping without a name; expected such as `policy: {name:"),
         ("policy: [ucb]", "FILE: policy is a list; expected a text"),
+        ("policy: {name: ucb, options: {beta: 1}}", "beside the name: `policy: {name: ucb, OPTION: 1}`"),
+        ("features: [hidden, lexical]", "FILE: features is a list; expected names joined with +: hidden+lexical"),
+        ("model: m", "POOL... is missing; expected it on the command line or in FILE."),
+        ("pool: p\nmodel: m", "--target is missing; expected it on the command line or in FILE."),
+        (REQUIRED + "budget: 0.2", "FILE: budget is '0.2'; expected a percentage of the pool such as 20%"),
+        (REQUIRED + "batch-size: 0", "FILE: batch_size is 0; expected a whole number from 1"),
+        (REQUIRED + "dtype: float", "FILE: dtype is 'float'; expected one of auto, float32"),
         ("policy: {name: ucb, beta: 1}\npolicy_option: beta=2", "FILE gives the option 'beta' of policy twice"),
         ("policy_option: [beta=1, beta=2]", "FILE: policy_option gives 'beta' twice"),
         ("policy_option: beta", "FILE: policy_option is 'beta'; expected key=value, or a mapping"),
@@ -276,6 +284,43 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(written, capsys, text, 
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert message.replace("FILE", str(path)) in err
+
+
+def test_a_mistake_of_the_command_line_does_not_name_the_file(written, capsys):
+    path = written(REQUIRED + "dtype: float32\nbudget: 20%")
+    for more in (["--dtype", "x"], ["--dtype=x"], ["--seed=-1"]):
+        assert cli.run(["select", f"--config={path}", *more]) == 2
+        assert str(path) not in capsys.readouterr().err
+
+
+@dataclass
+class Listing(cu.Policy):
+    """Has hyper-parameters of several values."""
+
+    steps: list[int]
+    shares: tuple[float, ...] = ()
+    named: dict[str, int] | None = None
+
+    def ask(self, n, available, rng):
+        return rng.permutation(np.flatnonzero(available))[:n]
+
+
+def test_lists_and_mappings_of_a_strategy_arrive_and_are_written_again(written, monkeypatch):
+    installed = plugins.load()
+    listing = plugins.Strategy("policy", "listing", Listing, "test")
+    known = plugins.Strategies({**installed.table, ("policy", "listing"): listing}, ())
+    monkeypatch.setattr(plugins, "load", lambda: known)
+    nested = "policy: {name: listing, steps: [1, 2], shares: [0.5, 1], named: {a: 3}}"
+    content = REQUIRED + nested
+    for _ in range(2):
+        arguments = parse("select", "--config", written(content))
+        made = known.make("policy", arguments["policy"], cli.key_values("-p", arguments["policy_option"]))
+        assert made == Listing([1, 2], (0.5, 1.0), {"a": 3})
+        content = REQUIRED + resolved(Settings(), policy=made).decode()
+    with pytest.raises(
+        OptionError, match=r"policy listing: steps is '\[\"x\"\]'; expected a list \(list\[int\]\)"
+    ):
+        known.make("policy", "listing", {"steps": '["x"]'})
 
 
 def test_a_file_that_cannot_be_used_is_one_line(tmp_path, capsys):

@@ -28,6 +28,7 @@ from clusterucb.material import Material
 from clusterucb.moments import Moments, load_moments
 from clusterucb.parameters import ParameterManifest
 from clusterucb.preconditioner import Preconditioner
+from clusterucb.prepared import adapter_files
 from clusterucb.progress import Observer
 from clusterucb.projection import Sketch
 from clusterucb.run import Run
@@ -115,7 +116,7 @@ class AdaptedModel:
         if given is None or folder.exists():
             return
         with whole_folder(folder) as partial:
-            for path in checkpoint.adapter_files(given):
+            for path in adapter_files(given):
                 shutil.copyfile(path, partial / path.name)
             if self._settings.optimizer_file:
                 shutil.copyfile(self._settings.optimizer_file, partial / "optimizer.pt")
@@ -171,7 +172,7 @@ def load_base(
     Raises:
         ModelError: something does not fit.
     """
-    observer.step(f"Loading the model {source.name} on {device}")
+    observer.step(f"Loading {source.name} on {device}")
     model = source.model(settings.dtype, device)
     checkpoint.check_limits(model, longest=material.longest(), largest_token=material.largest_token())
     if settings.adapter:

@@ -8,15 +8,18 @@ another model.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -28,12 +31,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|\w*position\w*)$")
 _PLAIN_INIT = (True, False, "gaussian", "orthogonal")  # of LoRA, that leave the base model as it is
 _BLOCK = 1 << 20
 _BLOCKS = 16
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
+_TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+_PATIENCE = 10  # seconds in which the hub has to answer
 
 
 def resolve_device(device: str) -> str:
@@ -80,8 +84,6 @@ class ModelSource:
         """
         folder = Path(self.name)
         if not folder.is_dir():
-            if not _HUB_ID.fullmatch(self.name):
-                raise ModelError(f"there is no folder {self.name!r}; expected a model's folder, or a hub id")
             with _explained("model", self.name):
                 commit = AutoConfig.from_pretrained(self.name, **self._options())._commit_hash
             if commit is None:
@@ -118,13 +120,50 @@ class ModelSource:
         """
         automatic = torch.float32 if torch.device(device).type == "cpu" else "auto"
         with _explained("model", self.name):
-            model = AutoModelForCausalLM.from_pretrained(
-                self.name, dtype=DTYPES.get(dtype, automatic), **self._options()
+            model, report = AutoModelForCausalLM.from_pretrained(
+                self.name,
+                dtype=DTYPES.get(dtype, automatic),
+                output_loading_info=True,
+                **self._options(),
+            )
+        if missing := sorted(report["missing_keys"]):
+            raise ModelError(
+                f"the model {self.name!r} lacks {len(missing)} of its weights, such as {missing[0]}; expected all, or "
+                "they would be random numbers. Fetch it again, or give one that was saved as a causal language model"
             )
         return model.to(device).eval()
 
     def _options(self) -> dict[str, Any]:
-        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+        return {
+            "revision": self.revision,
+            "trust_remote_code": self.trust_remote_code,
+            "local_files_only": self._out_of_reach,
+        }
+
+    @cached_property
+    def _out_of_reach(self) -> bool:
+        """Whether the hub would be asked in vain: its library tries for most of a minute, for every file.
+
+        Raises:
+            ModelError: it would, and nothing of the model is kept from before.
+        """
+        if Path(self.name).is_dir():
+            return False
+        from huggingface_hub import HfApi, try_to_load_from_cache
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            HfApi().model_info(self.name, timeout=_PATIENCE)
+        except HfHubHTTPError:
+            return False  # it answers: what is wrong, it says when files are asked for
+        except Exception as error:  # of a kind that depends on its version
+            if isinstance(try_to_load_from_cache(self.name, "config.json", revision=self.revision), str):
+                return True
+            raise ModelError(
+                f"there is no folder {self.name!r}; as a hub id it is not in the cache, and the hub cannot be reached "
+                f"({_reason(error)}). Expected a model's folder, or a hub id: correct the name, or connect"
+            ) from error
+        return False
 
 
 def check_limits(model: PreTrainedModel, *, longest: int, largest_token: int) -> None:
@@ -193,7 +232,10 @@ def attach_lora(
     config = LoraConfig(
         r=rank, lora_alpha=alpha, target_modules=chosen, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing`", FutureWarning
+        )  # PEFT still asks for it
         torch.manual_seed(seed)
         try:
             lora = get_peft_model(model, config)
@@ -250,47 +292,6 @@ def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
     return loaded
 
 
-def adapter_fingerprints(adapter: Path | None, optimizer: Path | None) -> dict[str, str | None]:
-    """Return a hex SHA-256 of an adapter (configuration and weights) and of an optimiser state.
-
-    Raises:
-        ModelError: one of the files is missing.
-    """
-    found: dict[str, str | None] = {"adapter content": None, "optimizer content": None}
-    if adapter:
-        found["adapter content"] = _hash(adapter_files(adapter))
-    if optimizer:
-        if not optimizer.is_file():
-            raise ModelError(
-                f"there is no optimiser state {optimizer}; give it with --optimizer, or use --preconditioner sgd, "
-                "which needs none"
-            )
-        found["optimizer content"] = _hash([optimizer])
-    return found
-
-
-def adapter_files(adapter: Path) -> list[Path]:
-    """Return an adapter's configuration and weights.
-
-    Raises:
-        ModelError: one of the files is missing.
-    """
-    weights = [adapter / "adapter_model.safetensors", adapter / "adapter_model.bin"]
-    files = [adapter / "adapter_config.json", *[path for path in weights if path.is_file()][:1]]
-    if len(files) < 2 or not files[0].is_file():
-        missing = files[0] if not files[0].is_file() else weights[0]
-        raise ModelError(f"there is no {missing}; expected the folder of a trained PEFT adapter")
-    return files
-
-
-def _hash(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
-
-
 def _sampled(path: Path) -> Iterator[bytes]:
     size = path.stat().st_size
     with path.open("rb") as content:
@@ -313,15 +314,52 @@ def without_bars() -> Iterator[None]:
 
 @contextmanager
 def _explained(what: str, name: str) -> Iterator[None]:
-    """Turn whatever a library raises while loading into one clear line."""
+    """Turn whatever a library raises while loading into one clear line, and keep the hub's warnings to itself."""
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)
     try:
         with without_bars():
             yield
     except ModelError:
         raise
     except Exception as error:  # of every kind, and all of them are about the user's files
-        there = "" if Path(name).exists() else " (there is no such folder, so it was taken for a hub id)"
-        raise ModelError(
-            f"cannot load the {what} {name!r}{there}: {type(error).__name__}: {one_line(error):.300}. Expected a "
-            "folder in Hugging Face form, or a hub id that can be reached"
-        ) from error
+        raise ModelError(f"cannot load the {what} {name!r}: {_fault(what, name, error)}") from error
+    finally:
+        hub.setLevel(level)
+
+
+def _fault(what: str, name: str, error: Exception) -> str:
+    """Return what is wrong with what could not be loaded, as far as its files show, and what to do."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return (
+            f"there is no such folder, so it was taken for a hub id: {_reason(error)}. Expected a folder in Hugging "
+            "Face form, or a hub id that can be reached"
+        )
+    if what != "adapter" and not (folder / "config.json").is_file():
+        return "the folder has no config.json. Expected that of a model in Hugging Face form"
+    if what == "tokenizer" and not any(path for form in _TOKENIZERS for path in folder.glob(form)):
+        return (
+            "the folder has no tokenizer, such as tokenizer.json. Expected it beside the model: save that of the model "
+            "it was trained from there"
+        )
+    weights = [path for path in folder.iterdir() if path.suffix in _WEIGHTS]
+    if what == "model" and not weights:
+        return "the folder has no weights, such as model.safetensors. Expected them: fetch them"
+    for path in weights:
+        if what != "tokenizer" and path.suffix == ".safetensors" and (damage := _damage(path)):
+            return f"{path.name} is damaged ({damage}). Expected a whole file: fetch it again"
+    return f"{_reason(error)}. Expected a folder in Hugging Face form"
+
+
+def _damage(path: Path) -> str:
+    try:
+        with safe_open(path, "numpy"):
+            return ""
+    except (SafetensorError, OSError) as error:
+        return _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error):.300}".rstrip(".: ")

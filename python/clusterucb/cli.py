@@ -19,12 +19,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TextIO
 
-from cyclopts import App, ArgumentCollection, CycloptsError, Group, MissingArgumentError, Parameter
+from cyclopts import (
+    App,
+    ArgumentCollection,
+    CoercionError,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 from rich.console import Console
 from rich.text import Text
 
 from clusterucb import __version__, config
-from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError, printable
+from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError, in_words, printable
 from clusterucb.plugins_cli import OUTPUT, STRATEGIES, Flag, Pairs, key_values, plugins, print_json
 from clusterucb.settings import DrawSettings, GradientSettings, OutputSettings, SearchSettings, Whole
 
@@ -73,6 +83,18 @@ _GRADIENTS = Group("Model and gradients", sort_key=3)
 
 _BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
 
+
+def _installed(kind: str) -> Callable[[object], list[tuple[str, str]]]:
+    """Return what tells a shell the names of the strategies of a kind."""
+
+    def names(_: object) -> list[tuple[str, str]]:
+        from clusterucb import plugins
+
+        return [(strategy.name, strategy.summary) for strategy in plugins.load().of_kind(kind)]
+
+    return names
+
+
 Pool = Annotated[
     list[Path],
     Parameter(
@@ -94,8 +116,12 @@ Target = Annotated[
 ]
 _FILES = Parameter(negative=(), json_list=False, consume_multiple=True)
 Model = Annotated[str, Parameter(help="Folder of a causal language model in Hugging Face form, or a hub id.")]
-Name = Annotated[str, Parameter(group=STRATEGIES)]
-Gradients = Annotated[GradientSettings, Parameter(name="*", group=_GRADIENTS, negative=())]
+Clusterers = Annotated[str, Parameter(group=STRATEGIES, completer=_installed("clusterer"))]
+Policies = Annotated[str, Parameter(group=STRATEGIES, completer=_installed("policy"))]
+Features = Annotated[str | None, Parameter(group=STRATEGIES, completer=_installed("feature"))]
+_SETTINGS = Parameter(name="*", negative=(), show_default=lambda value: None if value is False else value)
+Search = Annotated[SearchSettings, Parameter(group=_OPTIONS), _SETTINGS]
+Gradients = Annotated[GradientSettings, Parameter(group=_GRADIENTS), _SETTINGS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,16 +169,16 @@ def select(
     target: Target,
     model: Model,
     out: Path,
-    features: Annotated[str | None, Parameter(group=STRATEGIES)] = None,
+    features: Features = None,
     feature_option: Annotated[Pairs, Parameter(name=("--feature-option", "-f"))] = (),
     feature_depth: Annotated[float | None, Parameter(group=STRATEGIES)] = None,
-    clusterer: Name = "kmeans",
+    clusterer: Clusterers = "kmeans",
     clusterer_option: Annotated[Pairs, Parameter(name=("--clusterer-option", "-c"))] = (),
-    policy: Name = "ucb",
+    policy: Policies = "ucb",
     policy_option: Annotated[Pairs, Parameter(name=("--policy-option", "-p"))] = (),
-    search: Annotated[SearchSettings, Parameter(name="*", group=_OPTIONS, negative=())] = SearchSettings(),  # noqa: B008
+    search: Search = SearchSettings(),  # noqa: B008
     gradients: Gradients = GradientSettings(),  # noqa: B008
-    outputs: Annotated[OutputSettings, Parameter(name="*", group=OUTPUT, negative=())] = OutputSettings(),  # noqa: B008
+    outputs: Annotated[OutputSettings, Parameter(group=OUTPUT), _SETTINGS] = OutputSettings(),  # noqa: B008
     job: Jobs = Job(),
 ) -> None:
     """Select the pool samples whose gradients agree most with the target's, within a gradient budget.
@@ -240,7 +266,7 @@ def compare(
     budgets: Annotated[str, Parameter(group=_OPTIONS)] = "5%,10%,20%",
     seeds: Annotated[Whole, Parameter(group=_OPTIONS)] = 5,
     scores: Annotated[Path | None, Parameter(group=_OPTIONS)] = None,
-    search: Annotated[DrawSettings, Parameter(name="*", group=_OPTIONS, negative=())] = DrawSettings(),  # noqa: B008
+    search: Annotated[DrawSettings, Parameter(group=_OPTIONS), _SETTINGS] = DrawSettings(),  # noqa: B008
     gradients: Gradients = GradientSettings(),  # noqa: B008
     job: Jobs = Job(),
 ) -> None:
@@ -285,7 +311,7 @@ def doctor(
     pool: Annotated[list[Path] | None, _FILES] = None,
     target: Annotated[list[Path] | None, _FILES] = None,
     model: str | None = None,
-    search: Annotated[SearchSettings, Parameter(name="*", group=_OPTIONS, negative=())] = SearchSettings(),  # noqa: B008
+    search: Search = SearchSettings(),  # noqa: B008
     gradients: Gradients = GradientSettings(),  # noqa: B008
     json: Flag = False,
     debug: Flag = False,  # noqa: ARG001  (acted on in `run`, whatever else cannot be parsed)
@@ -381,10 +407,8 @@ def run(arguments: Sequence[str]) -> int:
             app(list(arguments), exit_on_error=False, print_error=False)
             sys.stdout.flush()
         except (ClusterUCBError, CycloptsError) as error:
-            first = isinstance(error, MissingArgumentError) and "POOL" in str(error)
-            said = str(error).replace(" requires an argument", " is missing")
-            hint = " It stands first: --target takes every file that follows it." if first else ""
-            _complain(messages, f"{said if isinstance(error, MissingArgumentError) else error}{hint}", debug)
+            said = _said(error, arguments) if isinstance(error, CycloptsError) else str(error)
+            _complain(messages, config.placed(said, arguments), debug)
             return 2
         except KeyboardInterrupt:
             again = [one for one in arguments if one != "--overwrite"]  # it would remove what was computed
@@ -408,6 +432,32 @@ def run(arguments: Sequence[str]) -> int:
             )
             return 1
     return 0
+
+
+def _said(error: CycloptsError, arguments: Sequence[str]) -> str:
+    """Return what is wrong with the words of a command, and what to do."""
+    said, command = str(error), " ".join(error.command_chain or ())
+    if isinstance(error, MissingArgumentError):
+        said = said.replace(" requires an argument", " is missing")
+        if (file := config.value_of("--config", arguments)) is not None:
+            said = f"{said.rstrip('.')}; expected it on the command line or in {file}."
+        if "POOL" in said and "--target" in arguments:
+            said += " It stands first: --target takes every file that follows it."
+    elif isinstance(error, UnusedCliTokensError):
+        unused = shlex.join(error.unused_tokens or ())
+        hint = (
+            "the pool has a name here: --pool" if command == "doctor" else f"see clusterucb {command} --help"
+        )
+        said = f"{command} does not take {unused}; {hint}"
+    elif (
+        isinstance(error, UnknownOptionError)
+        and said.startswith("Unknown option: --pool")
+        and command in _JOBS
+    ):
+        said = f"Unknown option: --pool. The pool stands first, without a name: clusterucb {command} POOL ..."
+    elif isinstance(error, CoercionError) and error.token and error.target_type in (bool, float):
+        said = f"Invalid value for {error.token.keyword}: {error.token.value!r} is not {in_words(error.target_type)}"
+    return said
 
 
 def _discard(*streams: TextIO) -> None:

@@ -34,7 +34,7 @@ from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.resolved import resolved
 from clusterucb.run import Cost, Manifest, Run
 from clusterucb.scoring import score_all
-from clusterucb.settings import Settings, settings_from
+from clusterucb.settings import Settings, check_counts, settings_from
 from clusterucb.similarity import check_comparable
 from clusterucb.store import GradientStore
 
@@ -85,6 +85,10 @@ def compare(
     settings = settings_from({**options, "budget": "100%"}, Settings)
     check_paths(model, out, needed=True, target=target)
     contenders = _checked(strategies, seeds)
+    for budget in budgets:
+        check_counts("--budgets", budget, settings.select)
+    if scores is not None:
+        _manifest(Path(scores))
     observer = observer_of(observer)
     config = resolved(
         settings,
@@ -210,13 +214,7 @@ class _Recorded:
     """
 
     def __init__(self, folder: Path, prepared: Prepared) -> None:
-        path, material = folder / "manifest.json", prepared.material
-        try:
-            manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-        except (OSError, msgspec.MsgspecError) as error:
-            raise RunError(
-                f"--scores {folder} holds no run ({error}); expected the --out of an earlier one"
-            ) from error
+        manifest, material = _manifest(folder), prepared.material
         names = ("pool content", "model content", "encoding content")
         other = [name for name in names if manifest.settings.get(name) != prepared.contents[name]]
         if not material.subtask_contents().items() <= manifest.subtask_contents.items():
@@ -239,6 +237,15 @@ class _Recorded:
         self.scores = scores[:, [subtasks.index(name) for name in material.target]]
         self.cost = manifest.cost
         self.fingerprint = hashlib.sha256(self.scores.tobytes()).hexdigest()
+
+
+def _manifest(folder: Path) -> Manifest:
+    try:
+        return msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise RunError(
+            f"--scores {folder} holds no run ({error}); expected the --out of an earlier one"
+        ) from error
 
 
 def _describe(influence: Influence, contenders: Sequence[Contender]) -> dict[str, tuple[_Blocks, _Columns]]:

@@ -31,13 +31,14 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
 from cyclopts import Token
 
-from clusterucb.errors import OptionError, did_you_mean, one_line
+from clusterucb.errors import OptionError, did_you_mean, in_words, one_line
 
 if TYPE_CHECKING:
     from cyclopts import ArgumentCollection
@@ -52,10 +53,10 @@ _DEEPEST = 8  # lists and mappings in one another
 _TOO_DEEP = f"more than {_DEEPEST} lists and mappings in one another; expected options and their values"
 _NULLS = ("", "~", "null", "Null", "NULL")
 _SWITCHES = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
-_TYPES: dict[type, tuple[str, re.Pattern[str]]] = {
-    bool: ("true or false", re.compile(rf"(?i)({'|'.join(_SWITCHES)})")),
-    int: ("a whole number", re.compile(r"[+-]?[0-9]+")),
-    float: ("a number", re.compile(r"(?i)[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf)")),
+_FORMS: dict[type, re.Pattern[str]] = {
+    bool: re.compile(rf"(?i)({'|'.join(_SWITCHES)})"),
+    int: re.compile(r"[+-]?[0-9]+"),
+    float: re.compile(r"(?i)[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf)"),
 }
 _SEVERAL = "comma-separated"  # in the help of an option whose text may be a list here
 
@@ -140,6 +141,27 @@ def by_key(arguments: ArgumentCollection) -> dict[str, Argument]:
     return named
 
 
+def value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """Return what a command line gives an option; None where it does not."""
+    for at, one in enumerate(arguments):
+        name, equals, value = one.partition("=")
+        if name == option:
+            return value if equals else "".join(arguments[at + 1 : at + 2])
+    return None
+
+
+def placed(said: str, arguments: Sequence[str]) -> str:
+    """Return what is wrong with an option, after the file of ``--config`` where it comes from there."""
+    option, path = re.match(r"--[a-z-]+", said), value_of("--config", arguments)
+    if option is None or path is None or value_of(option[0], arguments) is not None:
+        return said
+    with suppress(OptionError):
+        keys = {f"--{key.replace('_', '-')}" for key in read(Path(path))}
+        key = option[0].removeprefix("--").replace("-", "_")
+        return f"{path}: {key}{said.removeprefix(option[0])}" if option[0] in keys else said
+    return said
+
+
 def _refuse(
     path: Path,
     spelt: str,
@@ -185,6 +207,14 @@ def _fill_strategy(path: Path, kind: str, values: dict[str, _Value], named: Mapp
             raise OptionError(f"{path} gives the option {min(twice)!r} of {kind} twice; expected it once")
         options = {**nested, **options}
         values[kind] = name
+        if isinstance(options.get("options"), dict):
+            raise OptionError(
+                f"{path}: {kind} has a mapping of options in itself; expected them beside the name: "
+                f"`{kind}: {{name: {name}, OPTION: 1}}`"
+            )
+    if isinstance(name, list) and kind == "features":
+        joined = "+".join(map(str, name))
+        raise OptionError(f"{path}: features is a list; expected names joined with +: {joined}")
     if options and name is None:
         raise OptionError(f"{path}: {key} is given without {kind}; expected the name that it belongs to")
     if at_name.tokens and at_name.tokens[-1].value != name:
@@ -240,9 +270,9 @@ def _give_value(path: Path, key: str, argument: Argument, value: _Value) -> None
             raise OptionError(f"{path}: {key} is an empty list; expected one text or more")
         _give(path, key, argument, [_text(path, key, one, "a text, or a list of texts") for one in several])
     else:
-        expected, good = _TYPES.get(hint, ("a text", re.compile("(?s).*")))
+        expected = in_words(hint if hint in _FORMS else str)
         text = _text(path, key, value, expected)
-        if not good.fullmatch(text):
+        if hint in _FORMS and not _FORMS[hint].fullmatch(text):
             _mistaken(path, key, value, expected)
         _give(path, key, argument, [_SWITCHES[text.lower()] if hint is bool else text])
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable, Iterable
-from typing import ParamSpec, TypeVar
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
 
 __all__ = [
     "ClusterUCBError",
@@ -20,7 +22,20 @@ __all__ = [
     "PluginError",
     "RunError",
     "did_you_mean",
+    "in_words",
 ]
+
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Path: "a path",
+    NoneType: "none",
+    list: "a list",
+    tuple: "a list",
+    dict: "a mapping",
+}
 
 
 class ClusterUCBError(Exception):
@@ -86,9 +101,22 @@ def blamed(method: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest of ``choices``, or an empty string."""
-    close = difflib.get_close_matches(word, list(choices), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    """Return ``" Did you mean 'x'?"`` for the closest of ``choices``, in whatever case, or an empty string."""
+    folded = {choice.casefold(): choice for choice in choices}
+    close = difflib.get_close_matches(word.casefold(), list(folded), n=1)
+    return f" Did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def in_words(hint: object) -> str:
+    """Return what values of a type are: ``int | None`` is "a whole number or none"."""
+    if hint in _WORDS:
+        return _WORDS[hint]
+    if get_origin(hint) in _WORDS:
+        return f"{_WORDS[get_origin(hint)]} ({str(hint).replace('typing.', '')})"
+    kinds = get_args(hint)
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, kinds))}"
+    return " or ".join(map(in_words, kinds)) if NoneType in kinds else str(hint)
 
 
 class ClusterUCBWarning(UserWarning):

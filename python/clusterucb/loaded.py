@@ -25,7 +25,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from clusterucb.errors import ModelError, OptionError, one_line
+from clusterucb.errors import ClusterUCBError, ModelError, OptionError, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -161,7 +161,27 @@ def _lent(
         optimizer = options.get("optimizer")
         if hasattr(optimizer, "state_dict"):
             options_now["optimizer"] = _saved_state(optimizer, model, folder / "optimizer.pt")
+        undo.enter_context(
+            _in_memory({folder / "optimizer.pt": "the optimizer", adapter: "the model's adapter"})
+        )
         yield LoadedModel(_without_lora(model), tokenizer), options_now
+
+
+@contextmanager
+def _in_memory(names: Mapping[Path, str]) -> Iterator[None]:
+    """Let errors name objects, as the caller knows them, in place of files that are gone by then."""
+    try:
+        yield
+    except ClusterUCBError as error:
+        said = str(error)
+        for path, name in names.items():
+            said = said.replace(str(path), name)
+        if said == str(error):
+            raise
+        said = said.replace("--preconditioner sgd", "preconditioner='sgd'").replace(
+            "Save it after", "Give it after"
+        )
+        raise type(error)(said) from error
 
 
 def _keep(model: nn.Module, undo: ExitStack) -> None:

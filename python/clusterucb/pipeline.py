@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+import clusterucb
 from clusterucb.arms import check_labels, default_cold_start
 from clusterucb.atomic import whole_file
 from clusterucb.budget import resolve_count
@@ -30,7 +31,7 @@ from clusterucb.features.base import Feature
 from clusterucb.features.embedding import Embedding
 from clusterucb.features.gradient import Gradient
 from clusterucb.loaded import borrowing
-from clusterucb.plugins import KINDS, describe
+from clusterucb.plugins import KINDS, describe, load
 from clusterucb.policies.base import Policy
 from clusterucb.policies.ucb import UCB
 from clusterucb.poolview import PoolView
@@ -226,5 +227,19 @@ def _checked(kind: str, strategy: object) -> Any:
         base = KINDS[kind].__name__
         raise OptionError(
             f"{kind} is {one_line(repr(strategy)):.80}; expected an object of a class derived from clusterucb.{base}"
+            f"{_meant(kind, strategy)}"
         )
     return strategy
+
+
+def _meant(kind: str, strategy: object) -> str:
+    """Return the object that a name of the command line, or a class, stands for, as a question."""
+    cls = strategy
+    if isinstance(strategy, str):
+        named = load().table.get((kind, strategy.casefold()))
+        cls = named and named.factory
+    if not (isinstance(cls, type) and issubclass(cls, KINDS[kind])):
+        return ""
+    public = getattr(clusterucb, cls.__name__, None) is cls
+    place = "clusterucb" if public else cls.__module__
+    return f". Did you mean {'features' if kind == 'feature' else kind}={place}.{cls.__qualname__}()?"

@@ -26,7 +26,7 @@ from packaging.utils import canonicalize_name
 
 from clusterucb import __version__, hookspecs
 from clusterucb.clusterers.base import Clusterer
-from clusterucb.errors import ClusterUCBError, OptionError, PluginError, did_you_mean, one_line
+from clusterucb.errors import ClusterUCBError, OptionError, PluginError, did_you_mean, in_words, one_line
 from clusterucb.features.base import Feature
 from clusterucb.features.concatenation import Concatenation
 from clusterucb.policies.base import Policy
@@ -133,14 +133,21 @@ class Strategies:
             PluginError: the type of an option cannot be known.
         """
         names = _parts(kind, name)
+        if len(names) > 1 and not all(names):
+            raise OptionError(
+                f"{kind} {name!r} names nothing at one place; expected names, joined with + as in embedding+lexical"
+            )
         if len(names) > 1:
             return self._concatenation(name, names, options)
         strategy = self.table.get((kind, name))
         if strategy is None:
             choices = [known.name for known in self.of_kind(kind)]
             broken = "".join(f" Plugin {plugin.provider} could not be loaded." for plugin in self.broken)
-            hint = did_you_mean(name, choices) + broken
-            raise OptionError(f"there is no {kind} {name!r}; installed: {', '.join(choices)}.{hint}")
+            joined = re.split(r"\s*[,&]\s*", name)
+            hint = did_you_mean(name, choices)
+            if kind == "feature" and len(joined) > 1:
+                hint = f" Features are joined with +: {'+'.join(joined)}."
+            raise OptionError(f"there is no {kind} {name!r}; installed: {', '.join(choices)}.{hint}{broken}")
         known = strategy.options()
         values = {}
         for key, text in options.items():
@@ -383,8 +390,10 @@ def _parse(what: str, text: str, factory: type, parameter: inspect.Parameter) ->
     try:
         return msgspec.convert(text, expected, strict=False)
     except msgspec.ValidationError as error:
-        name = getattr(expected, "__name__", str(expected)) if isinstance(expected, type) else str(expected)
-        raise OptionError(f"{what} is {text!r}; expected {name}") from error
+        with suppress(msgspec.MsgspecError):
+            if text.startswith(("[", "{")):  # a list or a mapping, as a configuration gives it
+                return msgspec.convert(msgspec.json.decode(text), expected, strict=False)
+        raise OptionError(f"{what} is {text!r}; expected {in_words(expected)}") from error
 
 
 def _type_of(factory: type, parameter: inspect.Parameter) -> Any:

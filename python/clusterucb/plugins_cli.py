@@ -81,7 +81,7 @@ def new_plugin(
     name: str,
     /,
     *,
-    kind: str,
+    kind: Annotated[str, Parameter(completer=lambda _: ["policy", "clusterer", "feature"])],
     debug: Flag = False,  # noqa: ARG001
 ) -> None:
     """Write a package with a working strategy and its tests into the folder NAME.

@@ -1,9 +1,17 @@
-"""What a job begins with: files read, samples encoded, a model and a device named. Nothing is written yet."""
+"""What a job begins with: files read, samples encoded, a model and a device named. Nothing is written yet.
+
+Decisions:
+    - What can be known at once is refused before the pool is read, which may take minutes: the folders of the run and
+      the adapter, a hub id, and a device that was asked for. Only the last two import torch, so that a misspelt file
+      is told without the seconds that this takes.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from clusterucb.errors import OptionError
+from clusterucb.errors import ModelError, OptionError, RunError
 from clusterucb.loaded import LoadedModel
 from clusterucb.pool import Pool, read_pool, read_target
 from clusterucb.progress import Observer
@@ -20,12 +28,15 @@ from clusterucb.sample import decode
 from clusterucb.settings import GradientSettings
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from clusterucb.checkpoint import ModelSource
     from clusterucb.material import Material
 
 # Paths and patterns, or rows in memory: `clusterucb.sources.sources_of`.
 Rows = Any
 Model = str | PathLike[str] | LoadedModel
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _LISTED = 8  # files of which is said what was found in them
 
 
@@ -67,6 +78,11 @@ def prepare(
     Raises:
         ClusterUCBError: a file, the model or the device cannot be used.
     """
+    adapter = adapter_fingerprints(settings.adapter, settings.optimizer_file)
+    at_hand = (
+        not isinstance(model, LoadedModel) and Path(model).is_dir() and settings.device in ("auto", "cpu")
+    )
+    opened = None if at_hand else _opened(model, settings, observer)
     observer.step(f"Reading the pool{' and the target' if target is not None else ''}")
     reading = partial(_read, settings=settings, observer=observer)
     held_out = None if target is None else reading(read_target, target)
@@ -76,32 +92,43 @@ def prepare(
             f"--columns names {', '.join(sorted(unseen))}, which no row has; the columns of the first row are "
             f"{', '.join(decode(read.samples[0].raw))}"
         )
+    source, device, tokenizer = opened or _opened(model, settings, observer)
 
-    # torch takes seconds to import; bad options and files are told before.
-    from clusterucb import checkpoint
     from clusterucb.encode import Encoder
     from clusterucb.material import encode
 
-    source: ModelSource | LoadedModel
-    if isinstance(model, LoadedModel):
-        source, device = model, model.device(settings.device)
-    else:
-        if not Path(model).is_dir():
-            observer.step(f"There is no folder {model}, so it is looked for as a hub id")
-        source = checkpoint.ModelSource(str(model), settings.revision, settings.trust_remote_code)
-        device = checkpoint.resolve_device(settings.device)
-    encoder = Encoder(source.tokenizer(), max_length=settings.max_length)
+    encoder = Encoder(tokenizer, max_length=settings.max_length)
+    if tokenizer.chat_template is None:
+        observer.step(
+            "The tokenizer has no chat template: samples are the prompt, its answer and EOS; conversations of several "
+            "turns are not used"
+        )
     contents = {
         "pool content": read.fingerprint(),
         "target content": held_out.fingerprint() if held_out else None,
         "model content": source.fingerprint(),
         "encoding content": encoder.fingerprint,
-        **checkpoint.adapter_fingerprints(settings.adapter, settings.optimizer_file),
+        **adapter,
     }
     material = encode(read, held_out, encoder, strict=settings.strict, observer=observer)
     return Prepared(
         material, source, device, contents, list(read.files), list(held_out.files if held_out else ())
     )
+
+
+def _opened(
+    model: Model, settings: GradientSettings, observer: Observer
+) -> tuple[ModelSource | LoadedModel, str, PreTrainedTokenizerBase]:
+    """Return a model's source, the device and the tokenizer."""
+    from clusterucb import checkpoint
+
+    if isinstance(model, LoadedModel):
+        return model, model.device(settings.device), model.tokenizer()
+    device = checkpoint.resolve_device(settings.device)
+    if not Path(model).is_dir():
+        observer.step(f"There is no folder {model}, so it is looked for as a hub id")
+    source = checkpoint.ModelSource(str(model), settings.revision, settings.trust_remote_code)
+    return source, device, source.tokenizer()
 
 
 def _read(
@@ -131,8 +158,65 @@ def check_paths(model: object, out: object, *, needed: bool = False, target: obj
         raise OptionError("target is None; expected the path of a file, or rows")
     if not isinstance(model, str | PathLike | LoadedModel) or not str(model):
         raise OptionError(f"model is {model!r}; expected a path, a hub id or a loaded model")
+    if not isinstance(model, LoadedModel) and not Path(model).is_dir() and not _HUB_ID.fullmatch(str(model)):
+        raise ModelError(f"there is no folder {str(model)!r}; expected a model's folder, or a hub id")
     if (out is not None or needed) and (not isinstance(out, str | PathLike) or not str(out)):
         raise OptionError(f"out is {out!r}; expected the path of a folder")
+    if isinstance(out, str | PathLike):
+        _check_free(Path(out))
+
+
+def _check_free(out: Path) -> None:
+    """Refuse a folder of something else; whether a run in it may go on is known when everything has been read."""
+    try:
+        if out.exists() and not out.is_dir():
+            raise RunError(f"--out {out} is a file; expected a folder, which is made when it is not there")
+        names = sorted(entry.name for entry in out.iterdir() if entry.name != "lock") if out.is_dir() else []
+    except OSError as error:
+        raise RunError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
+    if names and not any(name.startswith("manifest.json") for name in names):
+        raise RunError(f"{out} is not a run and not empty (it holds {names[0]!r}); choose another --out")
+
+
+def adapter_fingerprints(adapter: Path | None, optimizer: Path | None) -> dict[str, str | None]:
+    """Return a hex SHA-256 of an adapter (configuration and weights) and of an optimiser state.
+
+    Raises:
+        ModelError: one of the files is missing.
+    """
+    found: dict[str, str | None] = {"adapter content": None, "optimizer content": None}
+    if adapter:
+        found["adapter content"] = _hash(adapter_files(adapter))
+    if optimizer:
+        if not optimizer.is_file():
+            raise ModelError(
+                f"there is no optimiser state {optimizer}; give it with --optimizer, or use --preconditioner sgd, "
+                "which needs none"
+            )
+        found["optimizer content"] = _hash([optimizer])
+    return found
+
+
+def adapter_files(adapter: Path) -> list[Path]:
+    """Return an adapter's configuration and weights.
+
+    Raises:
+        ModelError: one of the files is missing.
+    """
+    weights = [adapter / "adapter_model.safetensors", adapter / "adapter_model.bin"]
+    files = [adapter / "adapter_config.json", *[path for path in weights if path.is_file()][:1]]
+    if len(files) < 2 or not files[0].is_file():
+        missing = files[0] if not files[0].is_file() else weights[0]
+        raise ModelError(f"there is no {missing}; expected the folder of a trained PEFT adapter")
+    return files
+
+
+def _hash(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -9,11 +9,10 @@ import dataclasses
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter, Token
@@ -21,7 +20,7 @@ from cyclopts import Group, Parameter, Token
 from clusterucb.aggregate import NAMES
 from clusterucb.budget import parse_count
 from clusterucb.choice import SELECT_BY
-from clusterucb.errors import OptionError, did_you_mean
+from clusterucb.errors import OptionError, did_you_mean, in_words
 from clusterucb.export import TOOLS
 from clusterucb.preconditioner import PRECONDITIONERS
 from clusterucb.projection import Sketch, check_dimension
@@ -63,6 +62,20 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 SCORERS = ("auto", "exact", "sketch")
 
 
+def _offered(choices: Iterable[str]) -> Parameter:
+    """Return what makes a shell offer choices; `_Checked` refuses the others, as Python needs it, too."""
+    return Parameter(completer=lambda _: list(choices))
+
+
+Aggregate = Annotated[str, _offered(NAMES)]
+Dtype = Annotated[str, _offered(DTYPES)]
+Format = Annotated[str | None, _offered(SHAPES), _ROWS]
+Preconditioner = Annotated[str, _offered(PRECONDITIONERS)]
+Scorer = Annotated[str, _offered(SCORERS)]
+SelectBy = Annotated[str, _offered(SELECT_BY)]
+Tools = Annotated[str | None, _offered(TOOLS)]
+
+
 class _Checked:
     """What settings check their fields with."""
 
@@ -93,7 +106,7 @@ class ReadSettings(_Checked):
         strict: Stop at the first line that cannot be used.
     """
 
-    format: Annotated[str | None, _ROWS] = None
+    format: Format = None
     columns: Annotated[Columns | None, _ROWS] = None
     drop_unsupported: Annotated[bool, _ROWS] = False
     strict: Annotated[bool, _ROWS] = False
@@ -138,7 +151,7 @@ class GradientSettings(ReadSettings):
         seed: Same seed, same result.
     """
 
-    preconditioner: str = "adam_less"
+    preconditioner: Preconditioner = "adam_less"
     adapter: Path | None = None
     optimizer: Path | None = None
     lora_rank: Whole = 8
@@ -150,7 +163,7 @@ class GradientSettings(ReadSettings):
     max_length: Whole = 1024
     batch_tokens: Whole = 1024
     device: str = "auto"
-    dtype: str = "auto"
+    dtype: Dtype = "auto"
     revision: str | None = None
     trust_remote_code: bool = False
     seed: Whole = 0
@@ -215,7 +228,7 @@ class ScoreSettings(_Checked):
         store: Folder that clusterucb sketch wrote for this pool and model: its adapter and sketches are used.
     """
 
-    scorer: str = "auto"
+    scorer: Scorer = "auto"
     store: Path | None = None
 
     def __post_init__(self) -> None:
@@ -250,8 +263,8 @@ class DrawSettings(ScoreSettings):
     select: str = "5%"
     cold_start: float | None = None
     batch_size: Whole = 8
-    aggregate: str = "max"
-    select_by: str = "top"
+    aggregate: Aggregate = "max"
+    select_by: SelectBy = "top"
     max_per_source: Whole | None = None
 
     def __post_init__(self) -> None:
@@ -282,6 +295,17 @@ class SearchSettings(DrawSettings, _Budget):
     def __post_init__(self) -> None:
         parse_count("--budget", self.budget)
         super().__post_init__()
+        if not self.free_scores:
+            check_counts("--budget", self.budget, self.select)
+
+
+def check_counts(option: str, budget: str | int, select: str) -> None:
+    """Refuse a budget below the number to select, as far as it is known before the size of the pool."""
+    most, wanted = parse_count(option, budget), parse_count("--select", select)
+    if isinstance(most, int) and isinstance(wanted, int) and wanted > most:
+        raise OptionError(
+            f"--select is {wanted}; expected at most the budget, {option} {most}: only scored samples can be selected"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,7 +344,7 @@ class OutputSettings(_Checked):
     """
 
     annotate: bool = False
-    export: str | None = None
+    export: Tools = None
     scores_parquet: bool = False
 
     def __post_init__(self) -> None:
@@ -401,6 +425,5 @@ def _typed(kind: type, name: str, value: object) -> object:
     if float in expected:
         expected = (*expected, int)
     if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
-        names = " or ".join(kind.__name__ for kind in expected if kind is not NoneType)
-        raise OptionError(f"{name} is {value!r}; expected {names}")
+        raise OptionError(f"{name} is {value!r}; expected {in_words(hint)}")
     return value

@@ -255,7 +255,7 @@ def test_feature_is_installed_under_its_name() -> None:
 
 
 def test_option_of_the_command_line_is_refused_with_its_name() -> None:
-    with pytest.raises(OptionError, match="feature ngrams: dim is 'wide'; expected int"):
+    with pytest.raises(OptionError, match="feature ngrams: dim is 'wide'; expected a whole number"):
         plugins.load().make("feature", "ngrams", {"dim": "wide"})
     with pytest.raises(OptionError, match="ngrams: n_min is 5; expected at most n_max, which is 4"):
         plugins.load().make("feature", "ngrams", {"n_min": "5"})
