@@ -56,7 +56,7 @@ def errors(err: str) -> list[str]:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: path.touch(), "has no usable sample: no lines"),
+        (lambda path: path.touch(), "has no lines; expected at least one"),
         (lambda path: path.mkdir(), "is a folder without data files; expected files ending in .jsonl"),
         (lambda path: None, "No such file or directory; expected JSONL"),
         (lambda path: path.write_bytes(b"\x00\x01\x02" * 99), "is a binary file; expected JSONL"),
@@ -64,7 +64,10 @@ def errors(err: str) -> list[str]:
             lambda path: path.write_bytes(gzip.compress(b'{"text": "a"}\n' * 99)[:-9]),
             "the file breaks off: fetch it again",
         ),
-        (lambda path: path.write_bytes(b'{"a": 1}\n{"b": 2}\n'), "all rejected (2 no conversation; first: "),
+        (
+            lambda path: path.write_bytes(b'{"a": 1}\n{"b": 2}\n'),
+            "has no usable sample in 2 lines (2 no conversation); the first is ",
+        ),
         (
             lambda path: path.write_text(json.dumps({"prompt": "q", "completion": " \n"})),
             "no sample of the pool can be",
@@ -129,7 +132,7 @@ def test_a_pool_of_one_row_is_a_pool(select, tmp_path) -> None:
     pool = write_rows(tmp_path / "pool.jsonl", rows(1))
     code, out, _ = select(pool)
     assert code == 0
-    assert "Selected 1 of 1 samples after scoring 1 in 1 clusters" in out
+    assert "Selected 1 of 1 sample after scoring 1 in 1 cluster" in out
     assert read_rows(tmp_path / "run" / "selected.jsonl") == rows(1)
 
 

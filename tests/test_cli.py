@@ -14,7 +14,13 @@ import pytest
 
 import clusterucb as cu
 from clusterucb import cli, pipeline
+from clusterucb.aggregate import NAMES
+from clusterucb.choice import SELECT_BY
+from clusterucb.export import TOOLS
+from clusterucb.preconditioner import PRECONDITIONERS
 from clusterucb.progress import Screen
+from clusterucb.settings import DTYPES, SCORERS
+from clusterucb.shapes import SHAPES
 from tiny import write_job, write_rows
 
 
@@ -134,6 +140,31 @@ def test_an_incomplete_command_is_a_mistake(arguments, capsys):
 def test_a_word_out_of_place_says_where_it_belongs(arguments, message, capsys):
     assert cli.run(arguments.split()) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "choices"),
+    [
+        ("--format", SHAPES),
+        ("--scorer", SCORERS),
+        ("--aggregate", NAMES),
+        ("--select-by", SELECT_BY),
+        ("--preconditioner", PRECONDITIONERS),
+        ("--dtype", DTYPES),
+        ("--export", TOOLS),
+    ],
+)
+def test_the_help_of_an_option_names_every_choice(capsys, monkeypatch, option, choices):
+    monkeypatch.setenv("COLUMNS", "500")
+    assert cli.run(["select", "--help"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"│ {option} ")]
+    assert not [choice for choice in choices if not re.search(rf"\b{choice}\b", line)]
+
+
+def test_the_help_says_how_long_lines_stay_annotated(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
+    assert cli.run(["select", "--help"]) == 0
+    assert "is for this call, and the next one without it writes plain lines" in capsys.readouterr().out
 
 
 def test_flags_have_no_default_in_the_help(capsys):

@@ -189,7 +189,7 @@ def test_the_command(job, capsys) -> None:
     assert cli.run(["doctor", *files, "--max-length", "64"]) == 0
     out, err = capsys.readouterr()
     assert "Timing a few gradients of" in err
-    assert "(1 steps)" not in err  # the warm-up is the job's, not that of these few
+    assert "(1 step)" not in err  # the warm-up is the job's, not that of these few
     assert "A sample as the model sees it" in out
     assert "a selection takes" in out
     assert cli.run(["doctor", *files, "--json"]) == 0

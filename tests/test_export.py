@@ -233,8 +233,9 @@ def test_axolotl_gets_conversations_and_texts_in_one_configuration(tmp_path: Pat
     ]
 
 
-def test_configurations_hold_the_settings_of_the_run(tmp_path: Path) -> None:
-    write(tmp_path, ",".join(TOOLS), "ua", revision="v: 1", max_length=77, lora_rank=5, lora_alpha=2.5)
+@pytest.mark.parametrize("alpha", [2.5, 1e-5])  # YAML reads 1e-05 as a text
+def test_configurations_hold_the_settings_of_the_run(tmp_path: Path, alpha: float) -> None:
+    write(tmp_path, ",".join(TOOLS), "ua", revision="v: 1", max_length=77, lora_rank=5, lora_alpha=alpha)
     llama = yaml.safe_load((tmp_path / "export-llamafactory" / "sft.yaml").read_text())
     axolotl = yaml.safe_load((tmp_path / "export-axolotl" / "axolotl.yaml").read_text())
     trl = run_script(tmp_path / "export-trl" / "sft.py")
@@ -242,19 +243,19 @@ def test_configurations_hold_the_settings_of_the_run(tmp_path: Path) -> None:
         "v: 1",
         77,
         5,
-        2.5,
+        alpha,
     ]
     assert [axolotl[key] for key in ("revision_of_model", "sequence_len", "lora_r", "lora_alpha")] == [
         "v: 1",
         77,
         5,
-        2.5,
+        alpha,
     ]
     assert trl["SFTConfig"]["model_init_kwargs"] == {"revision": "v: 1"}
     assert (trl["SFTConfig"]["max_length"], trl["LoraConfig"]["r"], trl["LoraConfig"]["lora_alpha"]) == (
         77,
         5,
-        2.5,
+        alpha,
     )
 
 
@@ -504,6 +505,14 @@ def job(tmp_path_factory) -> dict:
     return arguments
 
 
+def shown(result: cu.Result) -> str:
+    """Return what the screen says of a result."""
+    screen = Console(width=300)
+    with screen.capture() as captured:
+        show(result, screen)
+    return captured.get()
+
+
 def found_in(folder: Path) -> dict[str, bytes]:
     """Return what a run found, by file: everything but how long it took and how it was asked for."""
     timed = {"manifest.json", "config.yaml", "lock"}
@@ -529,25 +538,22 @@ def test_a_finished_run_given_again_with_output_options_changes_nothing_else(job
     assert [line["prompt"] + line["completion"] for line in conversations] == [
         [message._asdict() for message in one.messages] for one in kinds
     ]
-    screen = Console(width=300)
-    with screen.capture() as shown:
-        show(result, screen)
+    said = shown(result)
     for name in ("selected.jsonl", "scores.parquet", "export-trl", "export-axolotl"):
-        assert f"Written to {job['out'] / name}" in shown.get()
-    assert f"to train: axolotl train {job['out'] / 'export-axolotl' / 'axolotl.yaml'}" in shown.get()
+        assert f"Written to {job['out'] / name}" in said
+    assert f"to train: axolotl train {job['out'] / 'export-axolotl' / 'axolotl.yaml'}" in said
 
 
 def test_a_text_is_shown_like_an_answer(tmp_path: Path, job: dict) -> None:
     texts = write_rows(tmp_path / "texts.jsonl", [{"text": f"It is red {number}."} for number in range(8)])
-    screen = Console(width=300)
-    with screen.capture() as shown:
-        show(cu.select(**{**job, "pool": texts, "out": tmp_path / "run", "budget": 8, "select": 1}), screen)
-    assert "It is red" in shown.get()
+    result = cu.select(**{**job, "pool": texts, "out": tmp_path / "run", "budget": 8, "select": 1})
+    assert "It is red" in shown(result)
 
 
 def test_annotated_lines_say_what_was_found_of_them(job: dict) -> None:
     plain = (job["out"] / "selected.jsonl").read_bytes()
     result = cu.select(**job, annotate=True)
+    assert f"selected.jsonl (each line with a field {FIELD})" in shown(result)
     scores = {row["id"]: row for row in read_rows(job["out"] / "scores.jsonl")}
     found = (job["out"] / "selected.jsonl").read_bytes().splitlines()
     for rank, (line, before) in enumerate(zip(found, plain.splitlines(), strict=True), start=1):
@@ -558,7 +564,7 @@ def test_annotated_lines_say_what_was_found_of_them(job: dict) -> None:
         assert recorded["score"] == field["score"]
         if FIELD.encode() not in before:
             assert line.startswith(before[:-1])
-    cu.select(**job)
+    assert "each line with" not in shown(cu.select(**job))
     assert (job["out"] / "selected.jsonl").read_bytes() == plain
 
 

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from bad_lines import BAD_LINES
 from clusterucb.errors import InputError
-from clusterucb.pool import Pool, overlap, read_pool, read_target
+from clusterucb.pool import Pool, Sample, overlap, read_pool, read_target
+from clusterucb.sample import sample_of
+from clusterucb.shapes import Layout
 
 
 def row(answer: str, **columns: Any) -> dict[str, Any]:
@@ -128,11 +130,33 @@ def test_pool_without_a_good_sample_is_an_error_that_counts_the_reasons(tmp_path
     with pytest.raises(InputError) as caught:
         read_pool([path])
     message = str(caught.value)
-    assert "has no usable sample: 3 lines read, all rejected (2 no conversation, 1 not JSON; " in message
-    assert f"first: {path}:2: no conversation: expected `messages`" in message
+    assert "has no usable sample in 3 lines (2 no conversation, 1 not JSON); the first is " in message
+    assert f"{path}:2: no conversation: expected `messages`" in message
     write(path, [])
-    with pytest.raises(InputError, match=r"the target \(.*\) has no usable sample: no lines; expected"):
+    with pytest.raises(InputError, match=r"the target \(.*\) has no lines; expected at least one"):
         read_target([path])
+
+
+@pytest.mark.parametrize(
+    ("line", "layout", "advice"),
+    [
+        ({"question": "q"}, Layout(), "say which: --columns prompt=question,completion=answer"),
+        ({"q": "q"}, Layout(columns={"prompt": "Q"}), ". --columns names Q, which no row has"),
+        (row("a"), Layout("alpaca"), ". --format alpaca is for rows of that shape alone; leave it away"),
+        (b"{", Layout(columns={"prompt": "Q"}), "breaks off"),
+        (row("a", source=1), Layout(), "expected a string"),
+    ],
+)
+def test_advice_on_a_pool_without_a_good_sample_fits_its_rows(tmp_path, line, layout, advice) -> None:
+    with pytest.raises(InputError) as caught:
+        read_pool([write(tmp_path / "pool.jsonl", [line])], layout)
+    assert str(caught.value).endswith(advice)
+
+
+def test_of_many_files_without_a_good_sample_the_first_are_named(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{number}.jsonl", [b"{"]) for number in range(5)]
+    with pytest.raises(InputError, match=r"0.jsonl, \S*1.jsonl, \S*2.jsonl and 2 more\) has"):
+        read_pool(paths)
 
 
 def test_strict_stops_at_the_first_line_that_cannot_be_used(tmp_path: Path) -> None:
@@ -174,10 +198,33 @@ def test_order_of_lines_and_files_changes_nothing(
     again = read_pool(chance.sample(paths, n_files))
     assert content(again) == content(once)
     assert again.fingerprint() == once.fingerprint()
-    assert len(again.rejected) == len(once.rejected)
-    assert content(once) == sorted(content(once))
-    assert len({sample.content_hash for sample in once.samples}) == len(once.samples)
-    assert len({sample.id for sample in once.samples}) == len(once.samples)
+    assert len(again.rejected) == len(once.rejected) == len(rows) - len(once.samples)
+    assert content(once) == [
+        (one.content_hash, one.id, one.source, one.raw) for one in kept_of([alone(one) for one in rows])
+    ]
+    place = {f"{sample.file}:{sample.line}": sample for sample in again.samples}
+    for line in again.rejected:
+        lost = alone(json.loads(line.text))
+        if line.kind == "duplicate":
+            kept = place[line.reason.removeprefix("duplicate of ")]
+            assert kept.content_hash == lost.content_hash
+        else:
+            kept = place[line.reason.split(" is also that of ")[1].removesuffix(", with other content")]
+            assert (kept.id, kept.content_hash == lost.content_hash) == (lost.id, False)
+
+
+def alone(row: dict[str, Any]) -> Sample:
+    """Return the sample of a row, as if nothing else were read."""
+    return sample_of(row, json.dumps(row).encode(), Layout(), file="pool", number=1, source="s")[1]
+
+
+def kept_of(samples: list[Sample]) -> list[Sample]:
+    """Return the samples that are kept, in canonical order, by comparing each with all before it."""
+    kept: list[Sample] = []
+    for one in sorted(samples, key=lambda one: (one.content_hash, one.id, one.source, one.raw)):
+        if all((other.content_hash == one.content_hash) is False and other.id != one.id for other in kept):
+            kept.append(one)
+    return kept
 
 
 def test_canonical_order_is_content_hash_then_id(pool_of) -> None:

@@ -65,6 +65,11 @@ def job(folder, monkeypatch):
             ModelError,
             "there is no folder './modle'; expected a model's folder, or a hub id",
         ),
+        (
+            {"observer": lambda text: None},
+            OptionError,
+            r"observer is <function .*, which takes \(text\); expected a function of \(text, done, total\), or",
+        ),
     ],
 )
 def test_what_stands_nowhere_is_refused_before_the_pool_is_read(job, name, options, error, message):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from io import StringIO
 
 import pytest
 from rich.console import Console
 
 from clusterucb import progress
-from clusterucb.progress import Screen
+from clusterucb.errors import OptionError
+from clusterucb.progress import Calls, Screen, Silent, observer_of
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -56,5 +58,44 @@ def test_nothing_is_said_of_a_rate_that_is_not_known() -> None:
 
 
 def test_slow_and_fast_counts_are_written_out() -> None:
-    assert progress._status(20, 1000, "draws", 0.25) == "20 of 1000 draws, 980 left: 0.25/s, 1:05:20 to go"
-    assert progress._status(0, 10**6, "draws", 12345.6).endswith(": 12346/s, 1:21 to go")
+    assert progress._status(20, 1000, "draws", 0.25) == "20 of 1,000 draws, 980 left: 0.25/s, 1:05:20 to go"
+    assert progress._status(0, 10**6, "draws", 12345.6).endswith(": 12,346/s, 1:21 to go")
+
+
+@pytest.mark.parametrize(
+    ("given", "takes"),
+    [
+        (lambda text: None, ", which takes (text)"),
+        (lambda: None, ", which takes ()"),
+        (lambda text, done, total, unit: None, ", which takes (text, done, total, unit)"),
+        (lambda *, text, done, total: None, ", which takes (*, text, done, total)"),
+        (Silent, ", which takes ()"),
+        ("quiet", ""),
+        (3, ""),
+    ],
+)
+def test_what_cannot_be_told_is_refused_at_once(given: object, takes: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        observer_of(given)  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        f"observer is {given!r:.80}{takes}; expected a function of (text, done, total), or an Observer"
+    )
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda text, done, total: None,
+        lambda *event: None,
+        lambda text, *counts, unit="samples": None,
+        partial(lambda name, text, done, total: None, "name"),
+        max,  # does not say what it takes
+    ],
+)
+def test_any_function_of_three_is_told(given: object) -> None:
+    assert isinstance(observer_of(given), Calls)  # type: ignore[arg-type]
+
+
+def test_an_observer_is_taken_as_it_is() -> None:
+    silent = Silent()
+    assert observer_of(silent) is silent

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from clusterucb.atomic import whole_file, whole_folder, write_whole
 from clusterucb.errors import RunError
-from clusterucb.run import Run
+from clusterucb.run import Run, check_folder
 
 SETTINGS = {
     "--seed": 0,
@@ -82,6 +82,7 @@ def test_new_run_begins_and_the_same_settings_resume_it(tmp_path: Path) -> None:
         run.manifest.status = "finished"
     with open_run(folder) as run:
         assert (run.resumed, run.finished) == (True, True)
+        assert run.told("run") == f"The run in {run.folder} is finished"
         assert run.manifest.pool_samples == 7
         assert {"python", "numpy"} <= run.manifest.versions.keys()
     stored = json.loads((folder / "manifest.json").read_bytes())
@@ -157,6 +158,7 @@ def test_larger_budget_goes_on(tmp_path: Path, now: str) -> None:
     finish(tmp_path)
     with open_run(tmp_path, budget=now) as run:
         assert (run.resumed, run.finished) == (True, False)
+        assert run.told("run") == f"Going on with the run in {run.folder}"
     with open_run(tmp_path, budget=now) as run:
         assert (run.finished, run.manifest.budget) == (False, now)
     with pytest.raises(RunError, match="--budget was"):
@@ -243,9 +245,42 @@ def test_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path, held: s
 
 def test_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     fill(tmp_path, ["file"])
-    for folder in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/run")):
+    for folder in (tmp_path / "file" / "run", Path("/proc/run")):
         with pytest.raises(RunError, match=r"cannot write to .*(file|run).*: .*; choose another --out"):
             open_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("held", "message"),
+    [
+        (None, "--out {} is a file; expected a folder, which is made when it is not there"),
+        (["b", "a"], "{} is not a run and not empty (it holds 'a'); choose another --out"),
+        (
+            ["manifest.json.bak"],
+            "{} is not a run and not empty (it holds 'manifest.json.bak'); choose another --out",
+        ),
+    ],
+)
+def test_what_is_no_run_is_refused_in_the_same_words_before_it_is_opened(
+    tmp_path: Path, held: list[str] | None, message: str
+) -> None:
+    folder = tmp_path / "run"
+    folder.touch() if held is None else fill(folder, held)
+    for refusing in (check_folder, open_run):
+        with pytest.raises(RunError) as caught:
+            refusing(folder)
+        assert str(caught.value) == message.format(folder)
+
+
+@pytest.mark.parametrize("held", [None, [], ["lock"], ["manifest.json"], ["lock", "manifest.json.partial"]])
+def test_what_may_be_a_run_is_let_pass_and_left_alone(tmp_path: Path, held: list[str] | None) -> None:
+    folder = tmp_path / "run"
+    if held is not None:
+        folder.mkdir()
+        fill(folder, held)
+    before = sorted(tmp_path.rglob("*"))
+    check_folder(folder)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

@@ -432,7 +432,7 @@ def test_strategies_can_be_swapped(job, tmp_path, strategies):
         ({"aggregate": "median"}, OptionError, "--aggregate is 'median'; expected one of max, mean"),
         ({"dtype": "float8"}, OptionError, "--dtype is 'float8'; expected one of auto, float32"),
         ({"optimizer": "x.pt"}, OptionError, "--optimizer is given without --adapter"),
-        ({"pool": []}, InputError, "no pool given"),
+        ({"pool": []}, InputError, "the pool is empty"),
         ({"pool": "nowhere.jsonl"}, InputError, "cannot read nowhere.jsonl"),
         ({"target": ["a.jsonl", "b.jsonl"]}, InputError, "cannot read a.jsonl"),
         ({"lora_targets": "wings"}, ModelError, "got wings; this model's linear layers are"),

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from clusterucb import checkpoint
 from clusterucb.accumulate import Accumulator
 from clusterucb.atomic import whole_folder
+from clusterucb.errors import counted
 from clusterucb.gradients import PerSampleGradients
 from clusterucb.loaded import LoadedModel
 from clusterucb.material import Material
@@ -144,7 +145,7 @@ class AdaptedModel:
         lora = _fresh_lora(settings, self.base)
         steps = self._material.warmup_rows(settings.warmup_steps, settings.seed)
         batches = [[self._material.encoded[row] for row in rows] for rows in steps]
-        title = f"Warming up LoRA ({len(batches)} steps)"
+        title = f"Warming up LoRA ({counted(len(batches), 'step')})"
         with self._run.phase("warm-up"), self._observer.count(title, steps.size) as advance:
             warm_up(
                 lora,

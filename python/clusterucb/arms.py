@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clusterucb.clusterers.base import Clusterer
-from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed
+from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed, counted
 from clusterucb.poolview import PoolView
 
 _STREAMS = ("priority", "cluster", "noise", "cold start")
@@ -64,9 +64,10 @@ def check_labels(clusterer: object, found: ArrayLike, n_rows: int) -> NDArray[np
     name = f"{type(clusterer).__name__}.fit_predict" if from_class else "clusterer"
     labels = np.asarray(found)
     if labels.dtype.kind not in "iu" or labels.shape != (n_rows,):
+        expected = f"an integer label for each of the {counted(n_rows, 'row')}"
         raise fault(
             f"{name}: got {labels.dtype} of shape {labels.shape} ({found!r:.80}); expected "
-            f"{'' if from_class else 'a Clusterer object, None, or '}an integer label for each of the {n_rows} rows"
+            f"{expected if from_class else f'a Clusterer object, None, or {expected}'}"
         )
     if labels.min() < -1:
         raise fault(f"{name}: got label {labels.min()}; expected 0 or more, or -1 for noise")
@@ -98,9 +99,9 @@ def cold_schedule(
     if owed.sum() > pool.budget:
         short = "one draw of each arm" if pool.budget < len(sizes) else "the whole cold start"
         warnings.warn(
-            f"the budget of {pool.budget} draws is too small for {short} ({len(sizes)} arms, {owed.sum()} "
-            f"draws with cold_start={share}), so the policy has no say. Use fewer clusters, a smaller cold "
-            "start or a larger budget",
+            f"the budget of {counted(pool.budget, 'draw')} is too small for {short} ({counted(len(sizes), 'arm')}, "
+            f"{counted(int(owed.sum()), 'draw')} with cold_start={share}), so the policy has no say. Use fewer "
+            "clusters, a smaller cold start or a larger budget",
             ClusterUCBWarning,
             stacklevel=4,
         )

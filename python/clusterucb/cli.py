@@ -131,7 +131,7 @@ class Job:
     Attributes:
         config: YAML or JSON file with options of this command, such as a run's config.yaml; the command line
             goes before it.
-        overwrite: Begin anew in a folder that holds something else.
+        overwrite: Begin anew in a folder that holds another run.
         quiet: Show neither progress nor summary.
         json: Print the summary as JSON.
         debug: Show tracebacks and the libraries' warnings.

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clusterucb.dry_run import DryRun, FileFacts
-from clusterucb.errors import printable
+from clusterucb.errors import counted, printable
 from clusterucb.machine import Machine
 from clusterucb.sample import told
 
@@ -66,32 +66,31 @@ def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
     for place, facts in found.files.items():
         yield place, _file(facts)
     counts = Counter(found.sources)
-    shown = [f"{count} {name}" for name, count in counts.most_common(_SOURCES)]
+    shown = [f"{count:,} {name}" for name, count in counts.most_common(_SOURCES)]
     more = [f"and {len(counts) - _SOURCES} more"] if len(counts) > _SOURCES else []
     yield "sources", ", ".join([*shown, *more])
-    yield "duplicates", f"{found.duplicates}"
+    yield "duplicates", f"{found.duplicates:,}"
     if found.overlap is not None:
-        yield "in pool and target", f"{found.overlap}"
+        yield "in pool and target", f"{found.overlap:,}"
     for what, lengths in found.lengths.items():
-        one = lengths.at_limit == 1
-        cut = f"; {lengths.at_limit} reach{'es' if one else ''} --max-length" if lengths.at_limit else ""
+        cut = f"; {counted(lengths.at_limit, 'reaches', 'reach')} --max-length" if lengths.at_limit else ""
         yield (
             f"tokens, {what}",
-            f"{lengths.shortest} to {lengths.longest}, median {lengths.median}, of which "
-            f"{lengths.answers} {'is' if lengths.answers == 1 else 'are'} predicted{cut}",
+            f"{lengths.shortest:,} to {lengths.longest:,}, median {lengths.median:,}, of which "
+            f"{counted(lengths.answers, 'is', 'are')} predicted{cut}",
         )
     if expected := found.expected:
         of = f"a pool of {expected.samples:,}{'' if expected.whole else ', these first lines alone'}"
         needs = f"{_size(expected.memory)} of memory and {_size(expected.disk)} of disk"
         time = _duration(expected.seconds)
-        yield "a selection takes", f"{time} for {expected.gradients:,} gradients ({of}), {needs}"
+        yield "a selection takes", f"{time} for {counted(expected.gradients, 'gradient')} ({of}), {needs}"
 
 
 def _file(facts: FileFacts) -> str:
-    shapes = ", ".join(f"{count} of {shape}" for shape, count in facts.shapes.items()) or "none"
+    shapes = ", ".join(f"{count:,} of {shape}" for shape, count in facts.shapes.items()) or "none"
     total = "" if facts.total == facts.read else f" of about {facts.total:,}" if facts.total else " or more"
     refused = f"; not used: {told(facts.rejected)}" if facts.rejected else ""
-    return f"{facts.read} line{'' if facts.read == 1 else 's'}{total}: {shapes}{refused}"
+    return f"{counted(facts.read, 'line')}{total}: {shapes}{refused}"
 
 
 def _shown(pieces: list[tuple[str, str]]) -> Text:

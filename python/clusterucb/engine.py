@@ -28,7 +28,7 @@ from clusterucb.aggregate import AGGREGATES, NAMES, Standardized
 from clusterucb.arms import cold_schedule, default_cold_start, make_arms, stream
 from clusterucb.choice import SELECT_BY, choose
 from clusterucb.clusterers.base import Clusterer
-from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed, did_you_mean
+from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed, counted, did_you_mean
 from clusterucb.policies.base import Policy
 from clusterucb.poolview import PoolView, feature_blocks, pool_columns
 
@@ -106,8 +106,8 @@ class Selection:
 
     def __repr__(self) -> str:
         return (
-            f"<Selection: {len(self.rows)} of {len(self.labels)} rows selected, {self.n_scored} scored in "
-            f"{len(self.draws)} arms, stopped by {self.stopped}>"
+            f"<Selection: {len(self.rows):,} of {counted(len(self.labels), 'row')} selected, {self.n_scored:,} scored "
+            f"in {counted(len(self.draws), 'arm')}, stopped by {self.stopped}>"
         )
 
 
@@ -159,7 +159,9 @@ def search(
     asked = _count("budget", budget)
     budget = min(asked, n_rows)
     if _count("n_select", n_select) > budget:
-        raise OptionError(f"n_select is {n_select}; expected at most the budget, {budget} of {n_rows} rows")
+        raise OptionError(
+            f"n_select is {n_select}; expected at most the budget, {budget:,} of {counted(n_rows, 'row')}"
+        )
     _count("batch_size", batch_size)
     if max_per_source is not None:
         _count("max_per_source", max_per_source)
@@ -247,8 +249,8 @@ class _State:
             yield batch
             if self.n_cold_left and batch.phase != "cold":
                 raise OptionError(
-                    f"the journal's cold start had {n_cold - self.n_cold_left} draws, this one has {n_cold}; expected "
-                    "the cold_start of the search that began the journal"
+                    f"the journal's cold start had {counted(n_cold - self.n_cold_left, 'draw')}, this one has "
+                    f"{n_cold:,}; expected the cold_start of the search that began the journal"
                 )
         step = max(size, _COLD_BATCH)
         while self.n_cold_left:
@@ -295,8 +297,8 @@ class _State:
     def _check_recorded(self, batch: Batch) -> None:
         if len(batch.rows) > self._left:
             raise OptionError(
-                f"the journal holds at least {self.n_drawn + len(batch.rows)} draws; expected at most the "
-                f"budget, {self.pool.budget}: a search goes on with the same budget or a larger one"
+                f"the journal holds at least {self.n_drawn + len(batch.rows):,} draws; expected at most the "
+                f"budget, {self.pool.budget:,}: a search goes on with the same budget or a larger one"
             )
         labels = self.pool.labels
         if (
@@ -326,11 +328,14 @@ class _State:
 
 def _warn_of_few(n_found: int, rewards: NDArray[np.float64], n_select: int, cap: int | None) -> None:
     n_failed = int(np.isnan(rewards).sum())
-    if len(rewards) - n_failed < n_select:
-        reason = f"only {n_found} of {len(rewards)} draws could be scored"
-    else:
-        reason = f"only {n_found} of {len(rewards)} draws fit under at most {cap} of each source"
-    warnings.warn(f"{reason}: fewer than the {n_select} rows to be selected", ClusterUCBWarning, stacklevel=3)
+    few = len(rewards) - n_failed < n_select
+    reason = "could be scored" if few else f"fit under at most {cap} of each source"
+    warnings.warn(
+        f"only {n_found:,} of {counted(len(rewards), 'draw')} {reason}: fewer than the {counted(n_select, 'row')} "
+        "to be selected",
+        ClusterUCBWarning,
+        stacklevel=3,
+    )
 
 
 def _count(name: str, value: int) -> int:
@@ -352,18 +357,16 @@ def _check_options(
         raise OptionError(f"cold_start is {cold_start}; expected a share of each arm between 0 and 1")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise OptionError(f"seed is {seed!r}; expected a whole number of at least 0")
-    if aggregate not in NAMES:
-        hint = did_you_mean(str(aggregate), NAMES)
-        raise OptionError(f"aggregate is {aggregate!r}; expected one of {', '.join(NAMES)}.{hint}")
-    if select_by not in SELECT_BY:
-        hint = did_you_mean(str(select_by), SELECT_BY)
-        raise OptionError(f"select_by is {select_by!r}; expected one of {', '.join(SELECT_BY)}.{hint}")
+    for name, value, choices in (("aggregate", aggregate, NAMES), ("select_by", select_by, SELECT_BY)):
+        if value not in choices:
+            hint = did_you_mean(str(value), choices)
+            raise OptionError(f"{name} is {value!r}; expected one of {', '.join(choices)}.{hint}")
 
 
 def _checked_rows(
     rows: NDArray[np.int64], wanted: int, available: NDArray[np.bool_], policy: str
 ) -> NDArray[np.int64]:
-    expected = f"{wanted} distinct available rows"
+    expected = counted(wanted, "distinct available row")
     try:
         got = np.asarray(rows)
     except ValueError as error:

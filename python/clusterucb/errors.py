@@ -21,6 +21,7 @@ __all__ = [
     "OptionError",
     "PluginError",
     "RunError",
+    "counted",
     "did_you_mean",
     "in_words",
 ]
@@ -70,6 +71,17 @@ def printable(text: str) -> str:
 def one_line(value: object) -> str:
     """Return the text of an exception or value on one line."""
     return " ".join(str(value).split())
+
+
+def counted(count: int, one: str, more: str = "") -> str:
+    """Return a count and what is counted: ``1 cluster``, ``1,234 clusters``.
+
+    Args:
+        count: how many there are.
+        one: the words after a count of one.
+        more: the words after any other count; by default ``one`` with an s.
+    """
+    return f"{count:,} {one if count == 1 else more or f'{one}s'}"
 
 
 _Args = ParamSpec("_Args")

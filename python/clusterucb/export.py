@@ -38,8 +38,9 @@ Decisions:
 from __future__ import annotations
 
 import glob
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -229,13 +230,13 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig, SFTTrainer
 
 trainer = SFTTrainer(
-    model={_quoted(training.model)},
+    model={training.model!r},
     args=SFTConfig(
         bf16=is_torch_bf16_gpu_available(),{_keywords(options)}),
     train_dataset=load_dataset(
-        "json",
-        data_files={_quoted(pattern)},
-        split="train",
+        'json',
+        data_files={pattern!r},
+        split='train',
     ),
     peft_config=LoraConfig({_keywords(lora)}),
 )
@@ -245,10 +246,7 @@ trainer.save_model()
 
 
 def _keywords(values: Row) -> str:
-    written = (
-        (key, _quoted(value) if isinstance(value, str) else repr(value)) for key, value in values.items()
-    )
-    return "".join(f"\n        {key}={value}," for key, value in written) + "\n    "
+    return "".join(f"\n        {key}={value!r}," for key, value in values.items()) + "\n    "
 
 
 # axolotl -----------------------------------------------------------------------------------------------
@@ -414,35 +412,11 @@ def _turns(conversation: Conversation) -> list[Row]:
     return [message._asdict() for message in conversation]
 
 
-def _yaml(values: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
-    return "".join(f"{line}\n" for line in (*(f"# {note}" for note in (_BY, *notes)), *_yaml_lines(values)))
+def _yaml(values: Row, notes: Sequence[str] = ()) -> str:
+    """Return the options that are not None, after comments."""
+    import yaml  # type: ignore[import-untyped]
 
-
-def _yaml_lines(values: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in values.items():
-        if isinstance(value, list) and isinstance(value[0], dict):
-            yield f"{key}:"
-            for one in value:
-                for number, line in enumerate(_yaml_lines(one)):
-                    yield f"{'    ' if number else '  - '}{line}"
-        elif value is not None:
-            yield f"{key}: {_yaml_value(value)}"
-
-
-def _yaml_value(value: object) -> str:
-    if isinstance(value, str):
-        return _quoted(value)
-    if isinstance(value, list):
-        return f"[{', '.join(map(_yaml_value, value))}]"
-    return str(value).lower() if isinstance(value, bool) else repr(value)
-
-
-def _quoted(text: str) -> str:
-    """Return a text in double quotes, which YAML and Python read alike; what cannot be printed is a number."""
-    return f'"{"".join(map(_character, text))}"'
-
-
-def _character(character: str) -> str:
-    if character in '"\\':
-        return f"\\{character}"
-    return character if character.isprintable() else f"\\U{ord(character):08x}"
+    given = {key: value for key, value in values.items() if value is not None}
+    comments = "".join(f"# {note}\n" for note in (_BY, *notes))
+    content: str = yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=math.inf)
+    return comments + content

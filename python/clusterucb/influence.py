@@ -22,7 +22,7 @@ from clusterucb.adapted import AdaptedModel
 from clusterucb.atomic import whole_file
 from clusterucb.cache import feature_key, home
 from clusterucb.encode import Encoded
-from clusterucb.errors import ClusterUCBWarning, OptionError, blamed
+from clusterucb.errors import ClusterUCBWarning, OptionError, blamed, counted
 from clusterucb.features.base import (
     PASSES,
     Feature,
@@ -277,7 +277,7 @@ class Influence:
             return directions
         gradients = self._model.gradients
         target = self._material.target
-        title = f"Target gradients ({len(target)} subtask{'s' * (len(target) > 1)})"
+        title = f"Target gradients ({counted(len(target), 'subtask')})"
         with (
             self._run.phase("target"),
             self._observer.count(title, self._material.n_target) as advance,
@@ -293,7 +293,8 @@ class Influence:
         for subtask, reasons in failures.items():
             if reasons:
                 warnings.warn(
-                    f"{len(reasons)} target samples of subtask {subtask!r} were left out: {reasons[0]}",
+                    f"{counted(len(reasons), 'target sample was', 'target samples were')} left out of subtask "
+                    f"{subtask!r}: {reasons[0]}",
                     ClusterUCBWarning,
                     stacklevel=2,
                 )

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.errors import InputError
-from clusterucb.sample import Sample, decode, sample_of
+from clusterucb.sample import Rejected, Sample, beginning, decode, sample_of
 from clusterucb.shapes import Layout
 
 if TYPE_CHECKING:
@@ -111,6 +111,12 @@ class Lines:
         assert self._column is not None
         line = self._column[at].as_py()
         return self._made(decode(line), line, self._origin[at], self._number[at])[1]
+
+    def rejected(self, at: int, reason: str) -> Rejected:
+        """Return the line that was kept as number ``at`` as one that is not used."""
+        assert self._column is not None
+        file = self._origins[self._origin[at]].file
+        return Rejected(file, self._number[at], reason, beginning(self._column[at].as_py()))
 
     @property
     def content_keys(self) -> NDArray[np.uint64]:

@@ -20,6 +20,7 @@ from clusterucb.encode import Encoded, Encoder, Unusable
 from clusterucb.errors import ClusterUCBWarning, InputError
 from clusterucb.pool import Pool, Rejected, Sample, Samples, not_usable, overlap
 from clusterucb.progress import Observer, Silent
+from clusterucb.rejected import RejectedLines
 from clusterucb.sample import by_kind, told
 from clusterucb.tokens import EncodedSamples, TokenFile
 
@@ -45,8 +46,8 @@ class Material:
     sources: NDArray[np.str_]
     target: Mapping[str, Sequence[Encoded]]
     target_samples: Mapping[str, Sequence[Sample]]
-    pool_rejected: Sequence[Rejected]
-    target_rejected: Sequence[Rejected]
+    pool_rejected: RejectedLines
+    target_rejected: RejectedLines
 
     @property
     def n_target(self) -> int:
@@ -127,7 +128,7 @@ def encode(
         )
     subtasks: dict[str, list[Encoded]] = {}
     read: dict[str, list[Sample]] = {}
-    target_rejected: list[Rejected] = []
+    target_rejected = RejectedLines(())
     if target:
         samples, encoded, _, target_rejected = _encode(target, encoder, "target", strict, Silent())
         for sample, tokens in sorted(zip(samples, encoded, strict=True), key=lambda one: one[0].subtask):
@@ -139,10 +140,11 @@ def encode(
 
 def _encode(
     pool: Pool, encoder: Encoder, what: str, strict: bool, observer: Observer
-) -> tuple[Samples, EncodedSamples, list[str], list[Rejected]]:
+) -> tuple[Samples, EncodedSamples, list[str], RejectedLines]:
     """Return what can be encoded, its tokens and sources, and what cannot: every line is taken from the disk once."""
-    tokens, sources, rejected = TokenFile(), [], list(pool.rejected)
+    tokens, sources, rejected = TokenFile(), [], pool.rejected.copy()
     kept = np.ones(len(pool.samples), bool)
+    first: Rejected | None = None
     shown = observer if len(kept) >= _SLOW else Silent()
     with shown.count(f"Encoding the {what}", len(kept)) as advance:
         for at, sample in enumerate(pool.samples):
@@ -151,12 +153,13 @@ def _encode(
                 sources.append(sys.intern(sample.source))
             except Unusable as error:
                 kept[at] = False
-                rejected.append(Rejected.of(sample, str(error)))
+                line = Rejected.of(sample, str(error))
                 if strict:
-                    raise not_usable(rejected[-1]) from error
+                    raise not_usable(line) from error
+                first = first or line
+                rejected.add(line)
             advance(1)
-    if not kept.any():
-        first = rejected[len(pool.rejected)]
+    if first and not kept.any():
         raise InputError(
             f"no sample of the {what} can be encoded ({told(by_kind(rejected))}; first: {first.file}:{first.line}: "
             f"{first.reason}); expected answers with at least one token, and a chat template that fits them"
@@ -169,4 +172,4 @@ def _encode(
             ClusterUCBWarning,
             stacklevel=4,
         )
-    return pool.samples.take(np.flatnonzero(kept)), encoded, sources, pool.in_reading_order(rejected)
+    return pool.samples.take(np.flatnonzero(kept)), encoded, sources, rejected

@@ -139,7 +139,7 @@ def select(
         ) as run,
         AdaptedModel(run, settings, source, device, material, observer, base) as adapted,
     ):
-        observer.step(f"{'Going on with' if run.resumed else 'Beginning'} the run in {run.folder}")
+        observer.step(run.told("run"))
         influence = Influence(run, settings, adapted, material, observer, store)
         with influence.ledger() as ledger:
             blocks = influence.features(features)

@@ -12,19 +12,21 @@ Decisions:
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
+from itertools import islice, pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.errors import InputError
+from clusterucb.errors import InputError, counted
 from clusterucb.lines import Lines, Origin, Samples
 from clusterucb.progress import Advance, Observer, Silent
+from clusterucb.rejected import RejectedLines
 from clusterucb.sample import Rejected, Sample, beginning, by_kind, told
 from clusterucb.shapes import ROLES, Layout, Message, Unreadable
 from clusterucb.sources import Line, Source, sources_of
@@ -43,6 +45,7 @@ __all__ = [
 
 _SLOW = 64 << 20  # bytes of a file from which reading it has a bar
 _MEGABYTE = 1_000_000
+_LISTED = 3  # files in a message
 _ORDER = ("content_hash", "subtask", "id", "source", "raw")
 
 
@@ -59,15 +62,10 @@ class Pool:
     """
 
     samples: Samples
-    rejected: tuple[Rejected, ...]
+    rejected: RejectedLines
     files: tuple[str, ...]
     shapes: Mapping[str, Counter[str]]
     unseen: frozenset[str] = frozenset()
-
-    def in_reading_order(self, rejected: Iterable[Rejected]) -> list[Rejected]:
-        """Return lines of the pool's files by file, as they were given, and line."""
-        order = {file: number for number, file in enumerate(self.files)}
-        return sorted(rejected, key=lambda line: (order[line.file], line.line))
 
     def fingerprint(self) -> str:
         """Return a hex SHA-256 of everything a run depends on; independent of lines' and files' order."""
@@ -114,9 +112,9 @@ def _read(
 ) -> Pool:
     sources = sources_of(given, what)
     files = tuple(source.place for source in sources)
-    lines = Lines(layout or Layout())
+    layout = layout or Layout()
+    lines, rejected = Lines(layout), RejectedLines(files)
     shapes: dict[str, Counter[str]] = {}
-    rejected: list[Rejected] = []
     for source in sources:
         lines.begin(Origin(source.place, source.name, source.name if what == "target" else None))
         with _progress(source, limit, observer or Silent()) as advance:
@@ -124,31 +122,36 @@ def _read(
             for line in _kept(found, source.place, lines, shapes.setdefault(source.place, Counter())):
                 if strict:
                     raise not_usable(line)
-                rejected.append(line)
+                rejected.add(line)
     lines.close()
-    rows, duplicates = canonical_order(lines)
-    read = Pool(Samples(lines, rows), (), files, shapes, frozenset(lines.unseen))
-    rejected = read.in_reading_order([*rejected, *duplicates])
+    rows = canonical_order(lines, rejected)
     if strict and rejected:
         raise not_usable(rejected[0])
     if not len(rows):
-        raise InputError(
-            f"the {what} ({', '.join(files)}) has no usable sample: {_nothing(rejected)}; expected rows with "
-            "`messages`, with `prompt` and `completion`, or of another known shape. --columns says which columns stand "
-            "for these"
-        )
-    return replace(read, rejected=tuple(rejected))
+        raise InputError(f"the {what} ({_some(files)}) has {_nothing(lines, rejected, layout)}")
+    return Pool(Samples(lines, rows), rejected, files, shapes, frozenset(lines.unseen))
 
 
-def _nothing(rejected: Sequence[Rejected]) -> str:
-    """Return why no line can be used."""
+def _some(files: Sequence[str]) -> str:
+    more = f" and {len(files) - _LISTED:,} more" if len(files) > _LISTED else ""
+    return ", ".join(files[:_LISTED]) + more
+
+
+def _nothing(lines: Lines, rejected: RejectedLines, layout: Layout) -> str:
+    """Return why no line can be used, and what to do."""
     if not rejected:
-        return "no lines"
-    first = rejected[0]
-    return (
-        f"{len(rejected)} lines read, all rejected ({told(by_kind(rejected))}; first: {first.file}:{first.line}: "
-        f"{first.reason})"
-    )
+        return "no lines; expected at least one"
+    first, kinds = rejected[0], by_kind(rejected)
+    if "no conversation" not in kinds:
+        advice = ""
+    elif lines.unseen:
+        advice = f". --columns names {', '.join(sorted(lines.unseen))}, which no row has"
+    elif layout.shape:
+        advice = f". --format {layout.shape} is for rows of that shape alone; leave it away"
+    else:
+        advice = ". If other columns stand for these, say which: --columns prompt=question,completion=answer"
+    read = f"{counted(len(rejected), 'line')} ({told(kinds)})"
+    return f"no usable sample in {read}; the first is {first.file}:{first.line}: {first.reason}{advice}"
 
 
 def overlap(pool: Pool, target: Pool) -> list[Sample]:
@@ -196,42 +199,97 @@ def not_usable(line: Rejected) -> InputError:
     )
 
 
-def canonical_order(lines: Lines) -> tuple[NDArray[np.int64], list[Rejected]]:
-    """Return the rows of samples in canonical order without duplicates, i64[N], and the duplicates as rejected lines.
+def canonical_order(lines: Lines, rejected: RejectedLines) -> NDArray[np.int64]:
+    """Return the rows of samples in canonical order without duplicates, i64[N]; add the duplicates to ``rejected``.
 
     Of samples with the same content (and subtask) the first in canonical order is kept. Of samples
     with the same id and different content the one with the smallest content hash is kept.
 
-    Rows are sorted by the first eight bytes of their content hash; only samples that share these, or their id, with
-    another are looked at one by one.
+    Rows are sorted by the first eight bytes of their content hash; only samples that share these, or whose id others
+    with other content have, are looked at one by one, and of those alike the best alone is in memory.
     """
     keys = lines.content_keys
     order = np.argsort(keys, kind="stable")
     same = np.concatenate(([False], np.diff(keys[order]) == 0))
-    ids = np.sort(lines.id_keys)
-    shared_id = np.isin(lines.id_keys, ids[1:][ids[1:] == ids[:-1]])[order]
-    doubtful = np.flatnonzero(same | np.roll(same, -1) | shared_id)
+    contested = _contested(lines.id_keys, keys)
+    doubtful = np.flatnonzero(same | np.roll(same, -1) | contested[order])
+    bounds = [*np.flatnonzero(~same[doubtful]).tolist(), len(doubtful)]
     kept = np.ones(len(order), bool)
-    rejected: list[Rejected] = []
     by_id: dict[str, tuple[str, str]] = {}
-    for group in np.split(doubtful, np.flatnonzero(~same[doubtful])[1:]):
-        rows = order[group].tolist()
-        alike = sorted(
-            zip(map(lines.sample, rows), rows, strict=True),
-            key=lambda one: (*(getattr(one[0], name) for name in _ORDER), one[1]),
-        )
-        order[group] = [row for _, row in alike]
-        last: Sample | None = None
-        for at, (sample, _) in zip(group.tolist(), alike, strict=True):
-            content, place = by_id.get(sample.id, ("", ""))
-            if last and (last.content_hash, last.subtask) == (sample.content_hash, sample.subtask):
-                reason = f"duplicate of {last.file}:{last.line}"
-            elif content and content != sample.content_hash:
-                reason = f"same id: {sample.id!r} is also that of {place}, with other content"
-            else:
-                by_id[sample.id] = sample.content_hash, f"{sample.file}:{sample.line}"
-                last = sample
+    for start, end in pairwise(bounds):
+        group = doubtful[start:end]
+        rows = order[group]
+        best, number_of = _best(lines, rows.tolist(), contested)
+        chosen, reasons = _choose(best, by_id, contested)
+        for row, number in zip(rows.tolist(), number_of, strict=True):
+            if row not in chosen:
+                rejected.add(lines.rejected(row, reasons[number]))
+        order[group[: len(chosen)]] = list(chosen)
+        kept[group[len(chosen) :]] = False
+    return order[kept]
+
+
+def _contested(ids: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return which rows have an id that others with another content key have, too, bool[n]."""
+    order = np.lexsort((keys, ids))
+    ordered, content = ids[order], keys[order]
+    clashing = ordered[1:][(ordered[1:] == ordered[:-1]) & (content[1:] != content[:-1])]
+    return np.isin(ids, clashing)
+
+
+def _best(
+    lines: Lines, rows: Sequence[int], contested: NDArray[np.bool_]
+) -> tuple[list[tuple[Sample, int]], array[int]]:
+    """Return the best sample, and its row, of each content, subtask and id; and which of these each row has.
+
+    All ids that no other content has count as one: whichever is best.
+    """
+    best: list[tuple[Sample, int]] = []
+    numbers: dict[tuple[str, str, str], int] = {}
+    number_of = array("Q")
+    for row in rows:
+        sample = lines.sample(row)
+        names = (sample.content_hash, sample.subtask, sample.id if contested[row] else "")
+        number = numbers.setdefault(names, len(best))
+        number_of.append(number)
+        if number == len(best):
+            best.append((sample, row))
+        else:
+            best[number] = min(best[number], (sample, row), key=_rank)
+    return best, number_of
+
+
+def _choose(
+    best: Sequence[tuple[Sample, int]], by_id: dict[str, tuple[str, str]], contested: NDArray[np.bool_]
+) -> tuple[dict[int, None], list[str]]:
+    """Return the rows that are kept, in canonical order, and why others like each of ``best`` are not.
+
+    ``by_id`` holds content and place of those with contested ids that were kept before, and then of these, too.
+    """
+    kept: dict[tuple[str, str], Sample] = {}
+    chosen: dict[int, None] = {}
+    clashes: dict[int, str] = {}
+    for number, (sample, row) in sorted(enumerate(best), key=lambda one: _rank(one[1])):
+        if (sample.content_hash, sample.subtask) in kept:
+            continue
+        if contested[row]:
+            content, place = by_id.setdefault(sample.id, (sample.content_hash, _place(sample)))
+            if content != sample.content_hash:
+                clashes[number] = f"same id: {sample.id!r} is also that of {place}, with other content"
                 continue
-            rejected.append(Rejected.of(sample, reason))
-            kept[at] = False
-    return order[kept], rejected
+        kept[sample.content_hash, sample.subtask] = sample
+        chosen[row] = None
+    reasons = []
+    for number, (sample, _) in enumerate(best):
+        first = kept.get((sample.content_hash, sample.subtask))
+        reasons.append(f"duplicate of {_place(first)}" if first else clashes[number])
+    return chosen, reasons
+
+
+def _rank(one: tuple[Sample, int]) -> tuple[object, ...]:
+    sample, row = one
+    return (*(getattr(sample, name) for name in _ORDER), row)
+
+
+def _place(sample: Sample) -> str:
+    return f"{sample.file}:{sample.line}"

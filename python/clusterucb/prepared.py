@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,10 +19,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from clusterucb.errors import ModelError, OptionError, RunError
+from clusterucb.errors import ModelError, OptionError
 from clusterucb.loaded import LoadedModel
 from clusterucb.pool import Pool, read_pool, read_target
 from clusterucb.progress import Observer
+from clusterucb.run import check_folder
 from clusterucb.sample import decode
 from clusterucb.settings import GradientSettings
 
@@ -142,7 +142,7 @@ def _read(
     if isinstance(given, Pool):
         return given
     pool = read(given, settings.layout, strict=settings.strict, observer=observer)
-    by_file = Counter(line.file for line in pool.rejected)
+    by_file = pool.rejected.by_file()
     for file, shapes in list(pool.shapes.items())[:_LISTED]:
         found = [f"{count:,} of {shape}" for shape, count in shapes.most_common()]
         refused = [f"{by_file[file]:,} not used"] if by_file[file] else []
@@ -163,19 +163,7 @@ def check_paths(model: object, out: object, *, needed: bool = False, target: obj
     if (out is not None or needed) and (not isinstance(out, str | PathLike) or not str(out)):
         raise OptionError(f"out is {out!r}; expected the path of a folder")
     if isinstance(out, str | PathLike):
-        _check_free(Path(out))
-
-
-def _check_free(out: Path) -> None:
-    """Refuse a folder of something else; whether a run in it may go on is known when everything has been read."""
-    try:
-        if out.exists() and not out.is_dir():
-            raise RunError(f"--out {out} is a file; expected a folder, which is made when it is not there")
-        names = sorted(entry.name for entry in out.iterdir() if entry.name != "lock") if out.is_dir() else []
-    except OSError as error:
-        raise RunError(f"cannot write to {out}: {error.strerror}; choose another --out") from error
-    if names and not any(name.startswith("manifest.json") for name in names):
-        raise RunError(f"{out} is not a run and not empty (it holds {names[0]!r}); choose another --out")
+        check_folder(Path(out))
 
 
 def adapter_fingerprints(adapter: Path | None, optimizer: Path | None) -> dict[str, str | None]:

@@ -8,6 +8,7 @@ is a notebook; a function may be, or any `Observer`.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -99,16 +100,34 @@ class Calls:
 
 
 def observer_of(given: AnyObserver | None) -> Observer:
-    """Return an observer: the one that is given, a function's, or by default the screen of a notebook alone."""
+    """Return an observer: the one that is given, a function's, or by default the screen of a notebook alone.
+
+    Raises:
+        OptionError: it is neither an observer nor a function that can be called as `Calls` does.
+    """
     if given is None:
         return Screen() if Console().is_jupyter else Silent()
-    if isinstance(given, Observer):
+    if isinstance(given, Observer) and not isinstance(given, type):
         return given
-    if callable(given):
+    if callable(given) and (takes := _refusing(given)) is None:
         return Calls(given)
+    said = f", which takes {takes}" if callable(given) else ""
     raise OptionError(
-        f"observer is {given!r:.80}; expected a function of (text, done, total), or an Observer"
+        f"observer is {given!r:.80}{said}; expected a function of (text, done, total), or an Observer"
     )
+
+
+def _refusing(function: Callable[..., object]) -> str | None:
+    """Return what a function takes instead of (text, done, total); None if it takes these, or does not say."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some built-in functions
+        return None
+    try:
+        signature.bind("", 0, 0)
+    except TypeError:
+        return str(signature)
+    return None
 
 
 class Screen:
@@ -197,10 +216,10 @@ class _Status(ProgressColumn):
 
 def _status(count: int, total: int, unit: str, rate: float = 0) -> str:
     """Return ``12 of 160 draws, 148 left: 2.1/s, 1:10 to go``; without a rate, its first half."""
-    done = f"{count} of {total} {unit}, {total - count} left"
+    done = f"{count:,} of {total:,} {unit}, {total - count:,} left"
     if not rate:
         return done
-    speed = f"{rate:.0f}" if rate >= 10 else f"{rate:.2g}"
+    speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
     return f"{done}: {speed}/s, {_clock((total - count) / rate)} to go"
 
 

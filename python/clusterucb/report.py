@@ -19,13 +19,15 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from clusterucb.annotate import FIELD
 from clusterucb.atomic import write_lines
 from clusterucb.engine import Selection
-from clusterucb.errors import one_line, printable
+from clusterucb.errors import counted, one_line, printable
 from clusterucb.export import export
+from clusterucb.rejected import write_rejected
 from clusterucb.result import EXAMPLES, TABLE, Result
 from clusterucb.run import Cost, Outcome, Run
-from clusterucb.sample import by_kind, told
+from clusterucb.sample import told
 from clusterucb.scores_table import write_scores
 from clusterucb.shapes import TEXT
 
@@ -74,10 +76,11 @@ def finish(
     write_lines(run.path("scores.jsonl"), _scored(selection, material))
     if settings.scores_parquet or run.path(TABLE).exists():  # never one of an earlier selection
         write_scores(run.path(TABLE), selection, material.samples, list(material.target))
-    rejected = (*material.pool_rejected, *material.target_rejected, *material.rejected_rows(failures))
-    write_lines(run.path("rejected.jsonl"), (line._asdict() for line in rejected))
     manifest = run.manifest
-    manifest.rejected = by_kind(rejected)
+    failed = material.rejected_rows(failures)
+    manifest.rejected = write_rejected(
+        run.path("rejected.jsonl"), material.pool_rejected, material.target_rejected, failed
+    )
     manifest.pool_samples, manifest.pool_rejected = len(material.samples), len(material.pool_rejected)
     manifest.target_samples, manifest.target_rejected = material.n_target, len(material.target_rejected)
     manifest.subtasks = list(material.target)
@@ -98,6 +101,7 @@ def finish(
         if selection.standardized is None
         else dict(zip(material.target, selection.standardized.T.tolist(), strict=True)),
     )
+    manifest.annotated = settings.annotate
     manifest.status = "finished"
     run.save()
     return result
@@ -143,13 +147,12 @@ def show(result: Result, console: Console) -> None:
     """Print what was selected, what it cost and where it stands."""
     manifest, outcome = result.manifest, result.manifest.outcome
     assert outcome is not None
-    failed = f" ({outcome.n_failed} of them failed)" if outcome.n_failed else ""
+    failed = f" ({outcome.n_failed:,} of them failed)" if outcome.n_failed else ""
     console.print(
         Text.assemble(
             ("Selected ", "bold"),
-            (f"{outcome.n_selected} of {manifest.pool_samples}", "bold green"),
-            (" samples ", "bold"),
-            f"after scoring {outcome.n_scored}{failed} in {outcome.clusters} clusters"
+            (f"{outcome.n_selected:,} of {counted(manifest.pool_samples, 'sample')}", "bold green"),
+            f" after scoring {outcome.n_scored:,}{failed} in {counted(outcome.clusters, 'cluster')}"
             + ("; the pool is exhausted" if outcome.stopped == "exhausted" else ""),
         )
     )
@@ -161,18 +164,27 @@ def show(result: Result, console: Console) -> None:
             soft_wrap=True,
         )
     if outcome.length_correlation is not None:
+        favoured = _favoured(outcome.length_correlation, outcome.n_scored - outcome.n_failed)
         console.print(
-            f"Rank correlation of score and answer length: {outcome.length_correlation:+.2f}"
-            + (" (long answers are favoured)" if outcome.length_correlation > 0.3 else "")
-            + (" (short answers are favoured)" if outcome.length_correlation < -0.3 else "")
+            f"Rank correlation of score and answer length: {outcome.length_correlation:+.2f}{favoured}"
         )
     if result.out is not None:
         _show_files(result, result.out, console)
 
 
+def _favoured(correlation: float, n_scores: int) -> str:
+    """Return which answers scores favour, if any: more than a little, and more than twice what chance makes of them."""
+    if abs(correlation) <= max(0.3, 2 / math.sqrt(n_scores - 1)):
+        return ""
+    return f" ({'long' if correlation > 0 else 'short'} answers are favoured)"
+
+
 def _show_files(result: Result, out: Path, console: Console) -> None:
     _show_rejected(result.manifest.rejected, out, console)
-    console.print(Text.assemble("Written to ", (str(out / "selected.jsonl"), "bold")), soft_wrap=True)
+    annotated = f" (each line with a field {FIELD})" if result.manifest.annotated else ""
+    console.print(
+        Text.assemble("Written to ", (str(out / "selected.jsonl"), "bold"), annotated), soft_wrap=True
+    )
     if (table := out / TABLE).exists():
         console.print(f"Written to {table}", soft_wrap=True, markup=False)
     for one in result.exports:
@@ -188,9 +200,8 @@ def show_store(store: GradientStore, console: Console) -> None:
     console.print(
         Text.assemble(
             ("Sketched ", "bold"),
-            (f"{len(store) - failed} of {len(store)}", "bold green"),
-            (" samples ", "bold"),
-            f"in {store.sketch.dimension} dimensions",
+            (f"{len(store) - failed:,} of {counted(len(store), 'sample')}", "bold green"),
+            f" in {store.sketch.dimension} dimensions",
         )
     )
     console.print(Group(cost_table(manifest.cost), Text()))
@@ -203,13 +214,9 @@ def show_store(store: GradientStore, console: Console) -> None:
 
 def _show_rejected(rejected: Mapping[str, int], folder: Path, console: Console) -> None:
     if rejected:
-        n_lines, which = sum(rejected.values()), folder / "rejected.jsonl"
-        console.print(
-            Text(
-                f"{n_lines:,} line{'s were' if n_lines > 1 else ' was'} not used: {told(rejected)}; which: {which}"
-            ),
-            soft_wrap=True,
-        )
+        lines = counted(sum(rejected.values()), "line was", "lines were")
+        which = folder / "rejected.jsonl"
+        console.print(Text(f"{lines} not used: {told(rejected)}; which: {which}"), soft_wrap=True)
 
 
 def _sources(result: Result) -> RenderableType:
@@ -220,12 +227,12 @@ def _sources(result: Result) -> RenderableType:
     table.add_column("of the selection", justify="right")
     shown = sorted(outcome.selected_by_source.items(), key=lambda item: (-item[1], item[0]))
     for source, count in shown[:8]:
-        table.add_row(Text(_plain(source, 40)), str(count), f"{count / max(outcome.n_selected, 1):.0%}")
+        table.add_row(Text(_plain(source, 40)), f"{count:,}", f"{count / max(outcome.n_selected, 1):.0%}")
     if shown[8:]:
         rest = sum(count for _, count in shown[8:])
         table.add_row(
-            f"{len(shown) - 8} other sources",
-            str(rest),
+            counted(len(shown) - 8, "other source"),
+            f"{rest:,}",
             f"{rest / max(outcome.n_selected, 1):.0%}",
             style="dim",
         )
@@ -241,15 +248,15 @@ def cost_table(cost: Cost) -> RenderableType:
         share = cost.share(phase)
         table.add_row(
             f"{name} (cached)" if phase.reused else name,
-            str(phase.gradients),
-            f"{phase.forward_passes:.0f}",
+            f"{phase.gradients:,}",
+            f"{phase.forward_passes:,.0f}",
             f"{share:.3f}",
             _seconds(phase.seconds),
         )
     table.add_row(
         "total",
-        str(cost.gradients),
-        f"{cost.forward_passes:.0f}",
+        f"{cost.gradients:,}",
+        f"{cost.forward_passes:,.0f}",
         f"{cost.total:.3f}",
         _seconds(cost.seconds),
         style="bold",
@@ -278,4 +285,8 @@ def _plain(text: str, width: int = _WIDTH) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 60 else f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {seconds} s"

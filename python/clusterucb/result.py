@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from clusterucb.annotate import annotated
 from clusterucb.atomic import write_whole
 from clusterucb.engine import Selection
-from clusterucb.errors import InputError, one_line
+from clusterucb.errors import InputError, counted, one_line
 from clusterucb.export import Exported
 from clusterucb.pool import Sample
 from clusterucb.run import Cost, Manifest
@@ -152,8 +152,8 @@ class Result:
 
     def _summary(self) -> str:
         return (
-            f"{len(self)} of {self.cost.pool_samples} samples selected, {self.selection.n_scored} scored, cost "
-            f"{self.cost.total:.3f} of all pool gradients"
+            f"{len(self):,} of {counted(self.cost.pool_samples, 'sample')} selected, {self.selection.n_scored:,} "
+            f"scored, cost {self.cost.total:.3f} of all pool gradients"
         )
 
     def _rows(self, annotate: bool) -> list[dict[str, Any]]:

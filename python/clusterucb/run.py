@@ -164,6 +164,7 @@ class Manifest(msgspec.Struct):
     select_by: str = "top"
     max_per_source: int | None = None
     cold_start: float | None = None
+    annotated: bool = False
     cost: Cost = msgspec.field(default_factory=Cost)
     outcome: Outcome | None = None
 
@@ -226,6 +227,12 @@ class Run:
     def finished(self) -> bool:
         """Whether everything that was asked for has been written."""
         return self.manifest.status == "finished"
+
+    def told(self, what: str) -> str:
+        """Return how far a run is when it is taken up; ``what`` it is, such as "run"."""
+        if self.finished:
+            return f"The {what} in {self.folder} is finished"
+        return f"{'Going on with' if self.resumed else 'Beginning'} the {what} in {self.folder}"
 
     def path(self, name: str) -> Path:
         """Return the path of one of the run's files."""
@@ -293,18 +300,30 @@ class Run:
         return any(any(self.folder.glob(name)) for name in _OWN_FILES if name not in _AT_ONCE)
 
 
-def _lock(folder: Path) -> int:
-    """Return the lock of a folder that is empty or a run's, as an open file."""
+def check_folder(folder: Path) -> None:
+    """Refuse a file, and the folder of something else; whether a run in it may go on is known when it is opened."""
+    with _writable(folder):
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"--out {folder} is a file; expected a folder, which is made when it is not there")
+        names = {entry.name for entry in folder.iterdir()} - {"lock"} if folder.is_dir() else set()
+    if names and not names & {"manifest.json", _UNSETTLED}:
+        raise RunError(f"{folder} is not a run and not empty (it holds {min(names)!r}); choose another --out")
+
+
+@contextmanager
+def _writable(folder: Path) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        names = sorted({entry.name for entry in folder.iterdir()} - {"lock"})
-        if names and not {"manifest.json", _UNSETTLED} & set(names):
-            raise RunError(
-                f"{folder} is not a run and not empty (it holds {names[0]!r}); choose another --out"
-            )
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        yield
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}; choose another --out") from error
+
+
+def _lock(folder: Path) -> int:
+    """Return the lock of a folder that is empty or a run's, as an open file."""
+    check_folder(folder)
+    with _writable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -27,7 +27,8 @@ class Sample:
 
     Attributes:
         messages: the conversation, with at least one assistant turn; or one `TEXT`.
-        id: the ``id`` column as a string; the content hash without one, or with an empty one.
+        id: the ``id`` column as a string, so that 1 and "1" are the same; the content hash without one, or with an
+            empty one.
         source: the ``source`` column; the file's name without its ending, without one.
         subtask: of a target, the ``subtask`` column, or the file's name without one; "" in a pool.
         content_hash: hex SHA-256 of the messages.
@@ -84,7 +85,11 @@ class Rejected(NamedTuple):
 
 def by_kind(rejected: Iterable[Rejected]) -> dict[str, int]:
     """Return how many lines were rejected for which kind of reason, the most frequent first."""
-    counts = Counter(line.kind for line in rejected)
+    return by_frequency(Counter(line.kind for line in rejected))
+
+
+def by_frequency(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return counts, the largest first."""
     return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
 
 
@@ -167,7 +172,7 @@ def _why(line: bytes, said: str) -> str:
         return f"{found[0].decode()} is no number of JSON; expected null"
     if "truncated" in said:
         return "the line breaks off"
-    return said.removesuffix(" - at `$[...]`")
+    return said.partition(" - at `")[0]
 
 
 def _identity(value: object, content_hash: str) -> str:

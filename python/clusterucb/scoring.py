@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.engine import search
+from clusterucb.errors import counted
 from clusterucb.loaded import borrowing
 from clusterucb.policies.baselines import Exhaustive
 from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare
@@ -55,7 +56,7 @@ class Scores:
         return len(self.ids)
 
     def __repr__(self) -> str:
-        return f"<Scores: {len(self)} samples, subtasks {', '.join(self.subtasks)}>"
+        return f"<Scores: {counted(len(self), 'sample')}, subtasks {', '.join(self.subtasks)}>"
 
     def to_pandas(self) -> DataFrame:
         """Return a table with ``id``, ``file``, ``line`` and a column for every subtask."""

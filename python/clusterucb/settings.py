@@ -26,17 +26,10 @@ from clusterucb.preconditioner import PRECONDITIONERS
 from clusterucb.projection import Sketch, check_dimension
 from clusterucb.shapes import FIELDS, SHAPES, Layout
 
-# These may change when a run is taken up again; every other setting decides about numbers in it.
 _COUNTS = ("budget", "select")
-_READING = (
-    "format",
-    "columns",
-    "drop_unsupported",
-    "strict",
-)  # what they decide is in the pool's fingerprint
 _LISTS = ("export", "lora_targets")  # comma-separated
-_OUTPUT = ("annotate", "export", "scores_parquet")
-_FREE = (*_COUNTS, "select_by", "max_per_source", *_READING, *_OUTPUT)
+# Settings of the search that may change when a run is taken up again.
+_FREE = (*_COUNTS, "select_by", "max_per_source")
 _FRESH_LORA = ("lora_rank", "lora_alpha", "lora_targets", "warmup_steps", "warmup_lr")
 
 
@@ -63,7 +56,7 @@ SCORERS = ("auto", "exact", "sketch")
 
 
 def _offered(choices: Iterable[str]) -> Parameter:
-    """Return what makes a shell offer choices; `_Checked` refuses the others, as Python needs it, too."""
+    """Return what makes a shell offer choices; `_Checked` refuses others, from the command line and from Python."""
     return Parameter(completer=lambda _: list(choices))
 
 
@@ -76,6 +69,12 @@ SelectBy = Annotated[str, _offered(SELECT_BY)]
 Tools = Annotated[str | None, _offered(TOOLS)]
 
 
+def _fields(kind: type[_Checked]) -> list[str]:
+    """Return the options of a kind of settings."""
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Checked:
     """What settings check their fields with."""
 
@@ -133,7 +132,8 @@ class GradientSettings(ReadSettings):
 
     Attributes:
         preconditioner: What turns a gradient into an update: adam_less (as LESS and ClusterUCB), adam (the
-            optimiser's true next step), second_moment, or sgd (the gradient itself).
+            optimiser's true next step), second_moment (the gradient, scaled by the optimiser's second
+            moment), or sgd (the gradient itself).
         adapter: Folder of a trained PEFT LoRA adapter; without it a fresh LoRA is warmed up.
         optimizer: Optimiser state that belongs to the adapter; by default optimizer.pt in its folder.
         lora_rank: Rank of a fresh LoRA.
@@ -170,7 +170,7 @@ class GradientSettings(ReadSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_whole("lora_rank", "warmup_steps", "max_length", "batch_tokens")
+        self._check_whole("lora_rank", "warmup_steps", "batch_tokens")
         for name in ("lora_alpha", "warmup_lr"):
             value = getattr(self, name)
             self._check(name, math.isfinite(value) and value > 0, "a number above 0")
@@ -204,17 +204,20 @@ class GradientSettings(ReadSettings):
     def deciding(self, *, sketches: bool) -> dict[str, Any]:
         """Return the options that decide about numbers, by option name; those without effect are None.
 
+        So are those that name files, whose fingerprints are compared instead. How rows are read is no option here: the
+        fingerprint of the pool says it.
+
         Args:
             sketches: whether gradients are sketched.
         """
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        free = {*_FREE, *_fields(ReadSettings), *_fields(OutputSettings)}
         unused = {"adapter", "optimizer", "store", *(_FRESH_LORA if self.adapter else ())}
         if not sketches:
             unused.add("sketch_dim")
         return {
-            option_name(name): None if name in unused else value
-            for name, value in values.items()
-            if name not in _FREE
+            option_name(name): None if name in unused else getattr(self, name)
+            for name in _fields(type(self))
+            if name not in free
         }
 
 
@@ -338,7 +341,8 @@ class OutputSettings(_Checked):
     """Options that decide in which forms the selection is written, and about no number.
 
     Attributes:
-        annotate: Add a field clusterucb (id, score, rank, subtasks, cluster, draw) to each line of selected.jsonl.
+        annotate: Add a field clusterucb (id, score, rank, subtasks, cluster, draw) to each line of selected.jsonl; it
+            is for this call, and the next one without it writes plain lines.
         export: Tools to write the selection for, comma-separated: llamafactory, trl, axolotl.
         scores_parquet: Write scores.parquet beside scores.jsonl.
     """
@@ -382,7 +386,7 @@ def settings_from(options: Mapping[str, Any], kind: type[AnySettings]) -> AnySet
     Raises:
         OptionError: there is no such option, or a value cannot be used.
     """
-    known = [field.name for field in dataclasses.fields(kind)]
+    known = _fields(kind)
     for name in options:
         if name not in known:
             raise OptionError(

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from clusterucb.atomic import whole_file, write_lines
+from clusterucb.atomic import whole_file
 from clusterucb.cost import store_cost
 from clusterucb.loaded import borrowing
 from clusterucb.prepared import Model, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.projection import VERSION
+from clusterucb.rejected import write_rejected
 from clusterucb.resolved import resolved
 from clusterucb.run import Run
-from clusterucb.sample import by_kind
 from clusterucb.settings import GradientSettings, settings_from, spelt_out
 from clusterucb.store import KIND, SHARD, GradientStore, failures, shard_path
 
@@ -73,7 +73,7 @@ def sketch(
         Run(folder, deciding, config=config, overwrite=overwrite) as run,
         AdaptedModel(run, settings, prepared.source, prepared.device, material, observer, base) as adapted,
     ):
-        observer.step(f"{'Going on with' if run.resumed else 'Beginning'} the gradient store in {folder}")
+        observer.step(run.told("gradient store"))
         adapted.keep_adapter()
         starts = range(0, len(material.samples), SHARD)
         missing = [start for start in starts if not _shard(run, start).exists()]
@@ -92,12 +92,13 @@ def sketch(
                     with whole_file(_shard(run, start)) as partial:
                         save_file({"sketches": sketches.astype(np.float16)}, partial, metadata=reasons)
         failed = {row: reason for start in starts for row, reason in failures(_shard(run, start)).items()}
-        rejected = [*material.pool_rejected, *material.rejected_rows(failed.items())]
-        write_lines(run.path("rejected.jsonl"), (line._asdict() for line in rejected))
         manifest = run.manifest
+        manifest.rejected = write_rejected(
+            run.path("rejected.jsonl"), material.pool_rejected, material.rejected_rows(failed.items())
+        )
         manifest.pool_files = prepared.pool_files
-        manifest.rejected = by_kind(rejected)
-        manifest.pool_samples, manifest.pool_rejected = len(material.samples), len(rejected)
+        manifest.pool_samples = len(material.samples)
+        manifest.pool_rejected = len(material.pool_rejected) + len(failed)
         manifest.cost = store_cost(manifest.cost, settings, material)
         manifest.status = "finished"
     return GradientStore(folder)

@@ -1,0 +1,126 @@
+"""The lines of a pool that are not used, on the disk: a pool of millions may be a bad one as a whole.
+
+In memory are 32 bytes of each: where it stands, and where its reason and its beginning lie in a file without a name
+(under ``TMPDIR``), which only grows.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import IO, Self, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.atomic import write_lines
+from clusterucb.lines import room_for
+from clusterucb.sample import Rejected, by_frequency
+
+
+class RejectedLines(Sequence[Rejected]):
+    """Rejected lines of some files: a sequence in reading order, file by file as they were given.
+
+    Args:
+        files: that lines may stand in.
+    """
+
+    def __init__(self, files: Iterable[str]) -> None:
+        self._files = list(dict.fromkeys(files))
+        self._numbers = {file: number for number, file in enumerate(self._files)}
+        self._texts = _Texts()
+        self._file = array("I")
+        self._line = array("Q")
+        self._text = array("Q")
+        self._order: NDArray[np.int64] | None = None
+
+    def add(self, rejected: Rejected) -> None:
+        """Add a line, wherever it stands."""
+        self._file.append(self._numbers[rejected.file])
+        self._line.append(rejected.line)
+        self._text.append(self._texts.add(rejected.reason, rejected.text))
+        self._order = None
+
+    def copy(self) -> Self:
+        """Return the same lines, to which others can be added."""
+        copied = type(self)(self._files)
+        copied._texts = self._texts
+        copied._file, copied._line, copied._text = self._file[:], self._line[:], self._text[:]
+        return copied
+
+    def by_file(self) -> Counter[str]:
+        """Return how many lines of each file there are."""
+        counts = np.bincount(np.frombuffer(self._file, np.uint32), minlength=len(self._files))
+        return Counter(dict(zip(self._files, counts.tolist(), strict=True)))
+
+    def __len__(self) -> int:
+        """Return how many lines there are."""
+        return len(self._line)
+
+    @overload
+    def __getitem__(self, at: int) -> Rejected: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[Rejected]: ...
+    def __getitem__(self, at: int | slice) -> Rejected | list[Rejected]:
+        """Return one line, or some of them."""
+        if isinstance(at, slice):
+            return list(map(self._made, self._in_order()[at].tolist()))
+        return self._made(int(self._in_order()[at]))
+
+    def __iter__(self) -> Iterator[Rejected]:
+        """Return the lines one by one."""
+        return map(self._made, self._in_order().tolist())
+
+    def _in_order(self) -> NDArray[np.int64]:
+        if self._order is None:
+            self._order = np.lexsort((np.array(self._line), np.array(self._file)))
+        return self._order
+
+    def _made(self, number: int) -> Rejected:
+        file = self._files[self._file[number]]
+        return Rejected(file, self._line[number], *self._texts[self._text[number]])
+
+
+def write_rejected(path: Path, *parts: Iterable[Rejected]) -> dict[str, int]:
+    """Write ``rejected.jsonl``; return how many lines were rejected for which kind of reason."""
+    counts: Counter[str] = Counter()
+
+    def counted() -> Iterator[Rejected]:
+        for line in chain(*parts):
+            counts[line.kind] += 1
+            yield line
+
+    write_lines(path, (line._asdict() for line in counted()))
+    return by_frequency(counts)
+
+
+class _Texts:
+    """Pairs of texts in a file, numbered as they were added."""
+
+    def __init__(self) -> None:
+        self._file: IO[bytes] | None = None
+        self._starts = array("Q", [0])
+        self._cuts = array("I")
+
+    def add(self, first: str, second: str) -> int:
+        parts = [text.encode("utf-8", "surrogatepass") for text in (first, second)]  # of names of files
+        with room_for("rejected lines"):
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (open as long as this is)
+            self._file.write(b"".join(parts))
+        self._cuts.append(len(parts[0]))
+        self._starts.append(self._starts[-1] + sum(map(len, parts)))
+        return len(self._cuts) - 1
+
+    def __getitem__(self, number: int) -> tuple[str, str]:
+        assert self._file is not None
+        start, end, cut = self._starts[number], self._starts[number + 1], self._cuts[number]
+        with room_for("rejected lines"):
+            self._file.flush()
+        both = os.pread(self._file.fileno(), end - start, start)
+        return both[:cut].decode("utf-8", "surrogatepass"), both[cut:].decode("utf-8", "surrogatepass")
