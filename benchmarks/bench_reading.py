@@ -2,7 +2,8 @@
 
     python benchmarks/bench_reading.py [--lines 5000000] [--json FILE]
 
-The pool is made in a temporary folder (TMPDIR). The floor is a loop that decodes each line of JSON and hashes what it
+Pools of three kinds are made in a temporary folder (TMPDIR): of different rows, of each row twice, and of rows that
+cannot be used but for one. The floor is a loop that decodes each line of JSON and hashes what it
 holds, which everything that tells duplicates apart has to do; both run in turn, on the same file, in the same process.
 Memory is the peak of what the process holds itself (RssAnon): pages of files do not count, the system can
 take them back.
@@ -17,22 +18,38 @@ import random
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from clusterucb.pool import read_pool
 
+Row = dict[str, str | int]
 WORDS = [f"word{number}" for number in range(1000)]
 
 
-def write_pool(path: Path, n_lines: int) -> None:
-    choose = random.Random(0)
-    with path.open("w") as lines:
-        for number in range(n_lines):
-            prompt, answer = (" ".join(choose.choices(WORDS, k=count)) for count in (8, 40))
-            row = {"id": f"row-{number}", "prompt": prompt, "completion": answer, "source": f"s{number % 50}"}
-            lines.write(json.dumps(row) + "\n")
+def distinct(number: int) -> Row:
+    choose = random.Random(number)
+    prompt, answer = (" ".join(choose.choices(WORDS, k=count)) for count in (8, 40))
+    return {"id": f"row-{number}", "prompt": prompt, "completion": answer, "source": f"s{number % 50}"}
+
+
+def twice(number: int) -> Row:
+    return distinct(number // 2)
+
+
+def unusable(number: int) -> Row:
+    row = distinct(number)
+    return row if number == 0 else {**row, "completion": number}
+
+
+# What a pool is made of, and the share of its rows that are samples.
+POOLS: dict[str, tuple[Callable[[int], Row], float]] = {
+    "distinct": (distinct, 1),
+    "each twice": (twice, 0.5),
+    "unusable but for one": (unusable, 0),
+}
 
 
 def floor(path: Path) -> int:
@@ -66,6 +83,34 @@ class Peak:
             time.sleep(0.1)
 
 
+def measure(path: Path, n_lines: int, pool: str) -> Iterator[dict[str, str | float]]:
+    """Yield time and memory of one kind of pool."""
+    row, share = POOLS[pool]
+    with path.open("w") as lines:
+        lines.writelines(json.dumps(row(number)) + "\n" for number in range(n_lines))
+    size = path.stat().st_size
+    began = time.perf_counter()
+    assert floor(path) == n_lines
+    plain = time.perf_counter() - began
+    with Peak() as before:
+        time.sleep(0.3)
+    began = time.perf_counter()
+    with Peak() as peak:
+        read = read_pool(path)
+    seconds, held = time.perf_counter() - began, peak.bytes - before.bytes
+    assert len(read.samples) == max(share * n_lines, 1)
+    assert len(read.rejected) == n_lines - len(read.samples)
+    assert read.samples[len(read.samples) // 2].source.startswith("s")
+    print(
+        f"{pool}: {n_lines:,} lines, {size / 1e9:.2f} GB: {seconds:.0f} s; decoding and hashing alone {plain:.0f} s; "
+        f"memory {held / 1e6:.0f} MB, {held / n_lines:.0f} bytes a line, {held / size:.2f} of the file",
+        flush=True,
+    )
+    case = f"{n_lines:,} lines, {pool}"
+    yield {"case": f"read_pool {case}", "ratio_to": "decode and hash", "ratio": round(seconds / plain, 3)}
+    yield {"case": f"memory {case}", "ratio_to": "size of the file", "ratio": round(held / size, 4)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lines", type=int, default=5_000_000)
@@ -73,33 +118,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pool.jsonl"
-        write_pool(path, arguments.lines)
-        began = time.perf_counter()
-        assert floor(path) == arguments.lines
-        plain = time.perf_counter() - began
-        with Peak() as before:
-            time.sleep(0.3)
-        began = time.perf_counter()
-        with Peak() as peak:
-            pool = read_pool(path)
-        seconds = time.perf_counter() - began
-        assert len(pool.samples) == arguments.lines
-        assert pool.samples[arguments.lines // 2].source.startswith("s")
-        size, held = path.stat().st_size, peak.bytes - before.bytes
-    rows = [
-        {
-            "case": f"read_pool {arguments.lines:,} lines",
-            "ratio_to": "decode and hash",
-            "ratio": seconds / plain,
-        },
-        {"case": "memory while reading", "ratio_to": "size of the file", "ratio": held / size},
-    ]
-    print(
-        f"{arguments.lines:,} lines, {size / 1e9:.2f} GB: {seconds:.0f} s; decoding and hashing alone {plain:.0f} s"
-    )
-    print(
-        f"memory: {held / 1e6:.0f} MB, {held / arguments.lines:.0f} bytes a line, {held / size:.2f} of the file"
-    )
+        rows = [row for pool in POOLS for row in measure(path, arguments.lines, pool)]
     if arguments.json:
         arguments.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
