@@ -209,9 +209,9 @@ def canonical_order(lines: Lines, rejected: RejectedLines) -> NDArray[np.int64]:
     with other content have, are looked at one by one, and of those alike the best alone is in memory.
     """
     keys = lines.content_keys
-    order = np.argsort(keys, kind="stable")
-    same = np.concatenate(([False], np.diff(keys[order]) == 0))
     contested = _contested(lines.id_keys, keys)
+    order = np.argsort(keys, kind="stable")
+    same = _as_before(keys[order])
     doubtful = np.flatnonzero(same | np.roll(same, -1) | contested[order])
     bounds = [*np.flatnonzero(~same[doubtful]).tolist(), len(doubtful)]
     kept = np.ones(len(order), bool)
@@ -231,10 +231,19 @@ def canonical_order(lines: Lines, rejected: RejectedLines) -> NDArray[np.int64]:
 
 def _contested(ids: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
     """Return which rows have an id that others with another content key have, too, bool[n]."""
-    order = np.lexsort((keys, ids))
-    ordered, content = ids[order], keys[order]
-    clashing = ordered[1:][(ordered[1:] == ordered[:-1]) & (content[1:] != content[:-1])]
-    return np.isin(ids, clashing)
+    order = np.argsort(ids, kind="stable")
+    same = _as_before(ids[order])
+    rows = order[same | np.roll(same, -1)]
+    rows = rows[np.lexsort((keys[rows], ids[rows]))]
+    clashing = _as_before(ids[rows]) & ~_as_before(keys[rows])
+    found = np.zeros(len(ids), bool)
+    found[rows] = np.isin(ids[rows], ids[rows][clashing])
+    return found
+
+
+def _as_before(values: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return which values are equal to the one before them, bool[n]."""
+    return np.concatenate(([False], values[1:] == values[:-1]))[: len(values)]
 
 
 def _best(
