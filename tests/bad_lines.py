@@ -87,6 +87,10 @@ BAD_LINES: list[tuple[bytes, str]] = [
         "unsupported content: turn 1 makes 'tool_calls'; expected text",
     ),
     (
+        b'{"messages": [{"role": "assistant", "content": "a", "reasoning_content": "Hm."}]}',
+        "unsupported content: turn 1 has 'reasoning_content'; expected text (--drop-unsupported leaves it out)",
+    ),
+    (
         b'{"messages": [{"role": "tool", "content": "5"}, {"role": "assistant", "content": "a"}]}',
         "unsupported content: turn 1 is of role 'tool'; expected text",
     ),

@@ -27,6 +27,7 @@ ALIKE = [
         {"messages": [{**ASKED, "content": [{"type": "text", "text": "q"}]}, ANSWERED], "tools": []},
     ),
     ("messages", {"messages": [{**ASKED, "content": ["q"]}, {**ANSWERED, "tool_calls": None}]}),
+    ("messages", {"messages": [{**ASKED, "thinking": None}, {**ANSWERED, "reasoning_content": ""}]}),
     ("conversations", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}),
     ("conversations", {"conversations": [ASKED, ANSWERED], "text": "rendered"}),
     ("prompt-completion", {"prompt": "q", "completion": "a"}),
@@ -96,6 +97,10 @@ def test_a_richer_shape_is_preferred_and_format_decides_otherwise() -> None:
         Unreadable, match=r"no conversation: `completion` is missing, which prompt-completion needs; its keys"
     ):
         turns(row, shape="prompt-completion")
+    with pytest.raises(
+        Unreadable, match=r"^no conversation: `instruction` and `output` are missing, which alpaca"
+    ):
+        turns(row, shape="alpaca")
 
 
 def test_columns_stand_for_others() -> None:
@@ -103,8 +108,18 @@ def test_columns_stand_for_others() -> None:
     row = layout.renamed({"question": "q", "answer": "a", "topic": "maths", "prompt": "no"})
     assert layout.conversation(row) == ("prompt-completion", TURNS)
     assert row["source"] == "maths"
-    same = {"prompt": "q", "completion": "a"}
-    assert layout.renamed(same) is same
+    for same in ({"prompt": "q", "completion": "a"}, {"prompt": "q", "completion": "a", "question": None}):
+        assert layout.renamed(same) is same
+    row = layout.renamed({"question": None, "prompt": "q", "answer": "a"})
+    assert layout.conversation(row) == ("prompt-completion", TURNS)
+
+
+@pytest.mark.parametrize("own", [{"question": "q", "text": "t"}, {"prompt": None, "question": "q"}])
+def test_the_keys_of_a_row_are_said_to_be_its_own(own: dict) -> None:
+    layout = Layout(columns={"prompt": "question"})
+    with pytest.raises(Unreadable) as refused:
+        layout.conversation(layout.renamed(own))
+    assert str(refused.value).endswith("; its keys are " + ", ".join(f"`{key}`" for key in own))
 
 
 def test_columns_that_are_named_decide_before_a_richer_shape() -> None:
@@ -157,6 +172,14 @@ def test_unsupported_parts_and_turns_are_left_out_on_request() -> None:
         turns(row)
     with pytest.raises(Unreadable, match=r"^unsupported content: turn 1 holds a part of type 'image'"):
         turns({**row, "tools": None})
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_what_a_model_thought_is_no_answer(key: str) -> None:
+    row = {"conversations": [ASKED, {"from": "gpt", "value": "", key: "Hm."}, {**ANSWERED, key: "Well."}]}
+    with pytest.raises(Unreadable, match=f"^unsupported content: turn 2 has '{key}'; expected text"):
+        turns(row)
+    assert turns(row, drop_unsupported=True) == TURNS
 
 
 def test_nothing_left_after_leaving_out_is_no_answer() -> None:

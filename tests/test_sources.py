@@ -10,9 +10,11 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +87,8 @@ FILES = {
     "p.arrow": binary(arrow),
     "stream.arrow": binary(stream),
     "blank-first.csv": b"\n\n" + table("|"),
+    "blanks.json": b" \n" * 3000 + json.dumps(ROWS, indent=2).encode(),
+    "more-blanks.json.zst": zstd(b"\xef\xbb\xbf" + b"\n" * (3 << 20) + json.dumps(ROWS).encode()),
 }
 
 
@@ -169,21 +173,72 @@ def test_a_folder_of_files_and_a_pattern_are_all_of_them(tmp_path: Path) -> None
         read_pool(tmp_path / "empty")
 
 
-def test_a_pipe_is_read_like_a_file_however_it_comes(tmp_path: Path) -> None:
-    pipe = tmp_path / "pipe"
+@pytest.mark.parametrize("name", ["linked", "real/deeper/linked"])
+def test_a_folder_that_is_linked_is_read_once_and_a_circle_ends(tmp_path: Path, name: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "pool.jsonl").write_bytes(LINES)
+    (elsewhere / "back").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "real" / "deeper").mkdir(parents=True)
+    (tmp_path / "data" / "real" / ".hidden").symlink_to(elsewhere)
+    (tmp_path / "data" / name).symlink_to(elsewhere)
+    pool = read_pool(tmp_path / "data")
+    assert found(pool) == EXPECTED
+    assert pool.files == (str(tmp_path / "data" / name / "pool.jsonl"),)
+
+
+def test_a_tilde_is_the_home_folder_unless_it_is_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "pool.jsonl").write_bytes(LINES)
+    for name in ("~/pool.jsonl", "~/*.jsonl", Path("~")):
+        assert read_pool([name]).files == (str(tmp_path / "pool.jsonl"),)
+    Path("~").mkdir()
+    Path("~/pool.jsonl").write_text('{"text": "literally"}')
+    assert read_pool("~/pool.jsonl").files == ("~/pool.jsonl",)
+
+
+def piped(pipe: Path, *parts: bytes) -> threading.Thread:
+    """Make a pipe, and return who writes to it, slowly."""
     os.mkfifo(pipe)
 
     def write() -> None:
-        content = FILES["p.jsonl.gz"]
         with pipe.open("wb", buffering=0) as end:
-            for part in (content[:1], content[1:20], content[20:]):
+            for part in parts:
                 end.write(part)
                 time.sleep(0.05)
 
     writer = threading.Thread(target=write)
     writer.start()
-    assert found(read_pool(pipe)) == EXPECTED
+    return writer
+
+
+def test_a_pipe_is_read_like_a_file_however_it_comes(tmp_path: Path) -> None:
+    content = FILES["p.jsonl.gz"]
+    writer = piped(tmp_path / "pipe", content[:1], content[1:20], content[20:])
+    assert found(read_pool(tmp_path / "pipe")) == EXPECTED
     writer.join()
+
+
+@pytest.mark.parametrize("name", ["p.parquet", "p.arrow", "stream.arrow"])
+def test_a_table_that_cannot_be_read_at_any_place_is_refused(tmp_path: Path, name: str) -> None:
+    kind = "Parquet" if name == "p.parquet" else "Arrow"
+    writer = piped(tmp_path / "pipe", FILES[name])
+    expected = "expected a file that can be read at any place"
+    with pytest.raises(
+        InputError, match=f"pipe is {kind} through a pipe; {expected}: write it to a file first"
+    ):
+        read_pool(tmp_path / "pipe")
+    writer.join()
+    for packed, pack in (("gzip", gzip.compress), ("zstd", zstd)):
+        (tmp_path / name).write_bytes(pack(FILES[name]))
+        with pytest.raises(
+            InputError, match=f"{name} is {kind} inside {packed}; {expected}: unpack it to a file first"
+        ):
+            read_pool(tmp_path / name)
 
 
 # Memory ---------------------------------------------------------------------------------------------------
@@ -229,12 +284,48 @@ def test_rows_in_memory_may_hold_what_json_has_no_word_for() -> None:
     assert {sample.subtask for sample in pool.samples} == {"target"}
 
 
-@pytest.mark.parametrize("given", [5, {"text": "a"}, b"pool.jsonl", None], ids=repr)
-def test_what_is_no_pool_is_refused_by_type(given) -> None:
-    with pytest.raises(
-        OptionError, match=f"pool is of type {type(given).__name__}; expected paths, a list of dicts"
-    ):
+class DatasetDict(dict):
+    """What ``datasets.load_dataset`` returns."""
+
+
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        (5, ""),
+        (None, ""),
+        (b"pool.jsonl", ""),
+        ({"a.jsonl"}, ""),
+        (io.StringIO("{}"), ""),
+        ({"text": "a"}, ": one row in a list, columns as a DataFrame"),
+        (DatasetDict(), ": one row in a list, columns as a DataFrame"),
+        (DatasetDict(test=ROWS, train=ROWS), ", such as pool['train']"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else type(value).__name__,
+)
+def test_what_is_no_pool_is_refused_by_type(given, instead: str) -> None:
+    expected = "expected paths, a list of dicts, a Dataset or a DataFrame"
+    with pytest.raises(OptionError) as refused:
         read_pool(given)
+    assert str(refused.value) == f"pool is of type {type(given).__name__}; {expected}{instead}"
+
+
+@pytest.mark.parametrize("path", ["more.jsonl", Path("more")], ids=repr)
+def test_paths_and_rows_are_not_mixed(path: str | Path) -> None:
+    for number, rows in ((4, [*ROWS, path]), (1, [path, *ROWS]), (1, iter([path]))):
+        with pytest.raises(
+            OptionError,
+            match=f"row {number} of the pool is the path '{path}'; expected dicts alone, or a list of paths alone",
+        ):
+            read_pool(rows)
+
+
+@pytest.mark.parametrize("text", ["Why is the sky blue?", "How much\nis 2 * 3", "Tell me more"])
+def test_texts_are_neither_paths_nor_rows(text: str) -> None:
+    with pytest.raises(
+        InputError,
+        match=r"cannot read '.*': No such file .*; expected the path of a file\. A text that is itself a row",
+    ):
+        read_pool([text, text])
 
 
 def test_times_are_texts_and_nothing_is_null(tmp_path: Path) -> None:
@@ -291,8 +382,34 @@ def test_no_file_and_a_missing_file_are_errors(tmp_path: Path) -> None:
         InputError, match=r"cannot read .*nothing.jsonl: No such file or directory; expected JSONL"
     ):
         read_pool([tmp_path / "nothing.jsonl"])
-    with pytest.raises(InputError, match="no target given; expected JSONL"):
+    with pytest.raises(InputError, match=r"^the target is empty; expected paths, a list of dicts, a Dataset"):
         read_target([])
+
+
+@pytest.fixture
+def nobody() -> Iterator[Path]:
+    """A folder that all may enter, and no rights beyond that: to root nothing is closed."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        (Path(folder) / "open" / "closed" / "inner").mkdir(parents=True)
+        (Path(folder) / "open" / "closed" / "inner" / "pool.jsonl").write_bytes(LINES)
+        (Path(folder) / "open" / "closed").chmod(0)
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            os.seteuid(user)
+            (Path(folder) / "open" / "closed").chmod(0o755)
+
+
+@pytest.mark.parametrize("name", ["open", "open/closed", "open/closed/inner", "open/closed/inner/pool.jsonl"])
+def test_a_closed_folder_is_an_error_and_not_left_out(nobody: Path, name: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"^cannot read {nobody}/open/closed\S*: Permission denied; expected JSONL"
+    ):
+        read_pool(nobody / name)
 
 
 def database(path: Path) -> bytes:
@@ -345,7 +462,18 @@ def test_an_empty_path_is_not_this_folder() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [b"[1, 2", b"[broken line]", b"[1, NaN]", b"\0\0\0", b"x\0y", b"BZh", b"%PDFs are nice"]
+    "bad",
+    [
+        b"[1, 2",
+        b"[broken line]",
+        b"[1, NaN]",
+        b"{",
+        b'{"prompt": "q",',
+        b"\0\0\0",
+        b"x\0y",
+        b"BZh",
+        b"%PDFs are nice",
+    ],
 )
 def test_the_place_of_a_bad_line_changes_nothing(tmp_path: Path, bad: bytes) -> None:
     lines = LINES.splitlines()
@@ -362,6 +490,25 @@ def test_a_quote_that_is_not_closed_loses_nothing_in_silence(tmp_path: Path) -> 
         path.write_bytes(b"prompt,completion\n" + lines)
         with pytest.raises(InputError, match=r"pool.csv:\d: not CSV: .*; expected quotes that are closed"):
             read_pool(path)
+
+
+def test_a_field_without_end_is_an_error_and_the_limit_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "LONGEST_LINE", 1 << 20)
+    path = tmp_path / "pool.csv"
+    before = csv.field_size_limit()
+    path.write_bytes(b"prompt,completion\n" + b"q," + b"a" * (1 << 19) + b"\nq,b\n")
+    (source,) = sources_of(path, "pool")
+    for _ in source.lines(lambda _: None):
+        assert csv.field_size_limit() == before
+    path.write_bytes(b'prompt,completion\nq,a\nq,"' + b"a\n" * (1 << 20))
+    with pytest.raises(
+        InputError,
+        match=r"pool.csv:3: not CSV: a field has more than 1,048,576 characters, the most that are read; expected quo",
+    ):
+        read_pool(path)
+    assert csv.field_size_limit() == before
 
 
 def test_columns_without_a_name_are_left_out(tmp_path: Path) -> None:
@@ -400,6 +547,111 @@ def test_a_broken_array_is_an_error_and_a_list_on_a_line_is_not(tmp_path: Path) 
     pool = read_pool(path)
     assert found(pool) == EXPECTED
     assert [(line.line, line.reason) for line in pool.rejected] == [(1, "not an object: the line is a list")]
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b'{"text": NaN}', "not JSON: NaN is no number of JSON; expected null"),
+        (b'{"text": "\\ud800"}', "not JSON: half of a surrogate pair, \\ud800"),
+        (b'{"text": "\xff"}', "not UTF-8: byte 0xff"),
+        (b'{"text": "a\nb"}', "not JSON: JSON is malformed: invalid character (byte 11)"),
+        (b'{"text": "he said "[no]" to me"}', "not JSON: JSON is malformed: expected ',' or '}' (byte 19)"),
+        (b'{"text": [{"x": 1e999}]}', "not JSON: Number out of range"),
+        (b'{"x": [NaN, {"y": "\\"]}"}]}', "not JSON: NaN is no number of JSON; expected null"),
+        (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not JSON: nested too deeply"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_bad_value_of_an_array_costs_its_row(tmp_path: Path, bad: bytes, reason: str) -> None:
+    path = tmp_path / "pool.json"
+    rows = [json.dumps(row, indent=2).encode() for row in ROWS]
+    for at in range(len(rows) + 1):
+        path.write_bytes(b"[\n" + b",\n".join([*rows[:at], bad, *rows[at:]]) + b"\n]\n")
+        pool = read_pool(path)
+        assert found(pool) == EXPECTED
+        assert all(b"\n" not in sample.raw for sample in pool.samples)
+        (line,) = pool.rejected
+        assert (line.line, line.reason) == (at + 1, reason)
+
+
+def test_a_comma_too_many_costs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "pool.json"
+    path.write_bytes(json.dumps(ROWS)[:-1].encode() + b",\n]")
+    pool = read_pool(path)
+    assert found(pool) == EXPECTED
+    assert not pool.rejected
+
+
+@given(texts=st.lists(st.text(st.sampled_from('[]{},:"\\\n a')), min_size=1, max_size=4), data=st.data())
+def test_rows_are_told_apart_whatever_their_texts_hold(texts: list[str], data: st.DataObject) -> None:
+    rows = [json.dumps({text: [text, {"x": text}]}).encode() for text in texts]
+    content = b" [" + b" ,\n".join(rows) + b"]\n"
+    assert [content[part].strip() for part in sources._told_apart(content)] == rows
+    cut = data.draw(st.integers(2, len(content.rstrip()) - 1))
+    assert sources._told_apart(content[:cut]) == []
+
+
+@pytest.mark.parametrize("content", [b"[1}", b'[{"a": [1}, {"b": 2]}]', b"[1] 2", b'["a]', b"[[1]"])
+def test_where_brackets_do_not_match_nothing_is_told_apart(content: bytes) -> None:
+    assert sources._told_apart(content) == []
+
+
+SPREAD = json.dumps(ROWS[0], indent=2).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\n".join(json.dumps(row, indent=2).encode() for row in ROWS),
+        b"\n\n" + SPREAD.replace(b"\n", b"\r\n"),
+        SPREAD + b"\n" + LINES,
+        b'{\n\t"completion": NaN,\n\t"prompt": "cut o',
+        b'{\n "data": [' + LINES.replace(b"\n", b",") * 20_000 + b"{}]}",
+    ],
+    ids=["many", "one", "mixed", "bad", "large"],
+)
+def test_an_object_over_several_lines_is_said_once(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "the pool.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        read_pool(path)
+    assert str(refused.value) == (
+        f"{path} has an object of JSON over several lines; expected an object on each line: "
+        f"jq -c . '{path}' > '{path}.jsonl'"
+    )
+
+
+def test_an_object_over_several_lines_is_mended_where_it_comes_from(tmp_path: Path) -> None:
+    for name, pack in (("gzip", gzip.compress), ("zstd", zstd)):
+        path = tmp_path / name
+        path.write_bytes(pack(SPREAD[:1]) + pack(SPREAD[1:]))
+        with pytest.raises(InputError, match=rf": {name} -dc {path} \| jq -c \. > {path}.jsonl$"):
+            read_pool(path)
+    writer = piped(tmp_path / "pipe", SPREAD)
+    with pytest.raises(InputError, match=r"an object on each line: jq -c \. before the pipe$"):
+        read_pool(tmp_path / "pipe")
+    writer.join()
+
+
+def test_the_commands_that_mend_a_file_are_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_LARGEST_ARRAY", 10)
+    path = tmp_path / "a b.json"
+    path.write_text(json.dumps(ROWS))
+    with pytest.raises(InputError, match=rf"expected JSONL: jq -c '\.\[\]' '{path}' > '{path}.jsonl'$"):
+        read_pool(path)
+    path.write_text("[]", "utf-16")
+    with pytest.raises(InputError, match=rf"iconv -f UTF-16 -t UTF-8 '{path}'$"):
+        read_pool(path)
+
+
+def test_blank_lines_are_counted(tmp_path: Path) -> None:
+    for name, content in (("p.jsonl", b'{"text": "a"}\nx\n'), ("p.csv", b"text\na\nx,y\n")):
+        for blanks in (b"\n\n", b" \n" * (1 << 20)):
+            (tmp_path / name).write_bytes(blanks + content)
+            pool = read_pool(tmp_path / name)
+            first = 1 + blanks.count(b"\n") + (name == "p.csv")
+            assert (pool.samples[0].line, pool.rejected[0].line) == (first, first + 1)
 
 
 def test_a_line_without_end_is_refused_and_the_next_is_read(

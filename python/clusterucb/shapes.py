@@ -16,7 +16,8 @@ Decisions:
     - A ``text`` beside parts of another shape is not taken for a plain text: the row is rather an incomplete one.
     - Of preference data the chosen answer is the sample.
     - What a model without eyes and tools cannot be given (images, tool calls) is refused by name, since the rest
-      of the row may make no sense without it; `Layout.drop_unsupported` takes it out instead.
+      of the row may make no sense without it; `Layout.drop_unsupported` takes it out instead. So is what a model
+      thought before a turn, which is no part of the answer.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _ALIASES = {
 }
 _TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython", "tool_call", "tool_response")
 _TOOL_KEYS = ("tool_calls", "function_call")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _ROW_EXTRAS = ("tools", "functions", "images", "videos", "audios", "image", "audio")
 
 Row = Mapping[str, Any]
@@ -51,6 +53,14 @@ class Message(NamedTuple):
 
     role: str
     content: str
+
+
+class _Renamed(dict[str, Any]):
+    """A row with more names than its own."""
+
+    def __init__(self, own: Row, found: Row) -> None:
+        super().__init__({**own, **found})
+        self.own = own
 
 
 class Unreadable(Exception):
@@ -68,7 +78,7 @@ class Layout:
     Attributes:
         shape: one of `SHAPES`; None: found from each row's keys.
         columns: a field of a shape, or ``id``, ``source`` or ``subtask`` -> the column that stands for it.
-        drop_unsupported: leave out images and tool calls instead of refusing their row.
+        drop_unsupported: leave out images, tool calls and thoughts instead of refusing their row.
     """
 
     shape: str | None = None
@@ -76,9 +86,9 @@ class Layout:
     drop_unsupported: bool = False
 
     def renamed(self, row: Row) -> Row:
-        """Return a row under the names that shapes know; a column that it does not have changes nothing."""
-        found = {name: row[column] for name, column in self.columns.items() if column in row}
-        return {**row, **found} if found else row
+        """Return a row under the names that shapes know; a column that is missing or null changes nothing."""
+        found = {name: row[column] for name, column in self.columns.items() if row.get(column) is not None}
+        return _Renamed(row, found) if found else row
 
     def conversation(self, row: Row) -> tuple[str, tuple[Message, ...]]:
         """Return a renamed row's shape and its turns, of which at least one is an assistant's or a text.
@@ -90,7 +100,8 @@ class Layout:
         missing = [key for key in SHAPES[shape].needs if row.get(key) is None]
         if missing:
             raise Unreadable(
-                f"no conversation: {_either(missing)} is missing, which {shape} needs{_keys(row)}"
+                f"no conversation: {_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing, which {shape} "
+                f"needs{_keys(row)}"
             )
         if not self.drop_unsupported:
             for key in _ROW_EXTRAS:
@@ -209,11 +220,11 @@ def _message(turn: object, number: int, key: str, drop: bool) -> Message:
         raise Unreadable(f"unknown role: {role!r:.40} in turn {number}; expected {', '.join(ROLES)}")
     if turn.get("weight") == 0:
         raise Unreadable(f"unsupported content: turn {number} has weight 0; expected answers that all count")
-    calls = next((name for name in _TOOL_KEYS if turn.get(name)), None)
-    if calls and not drop:
-        return _unsupported(f"turn {number} makes {calls!r}", drop)
+    beside = next((name for name in (*_TOOL_KEYS, *_THOUGHTS) if turn.get(name)), None)
+    if beside and not drop:
+        return _unsupported(f"turn {number} {'has' if beside in _THOUGHTS else 'makes'} {beside!r}", drop)
     content = turn.get("content")
-    if calls and not content:
+    if beside and not content:
         raise _Nothing
     if isinstance(content, list):
         content = _joined(content, number, drop)
@@ -275,14 +286,17 @@ def _text(row: Row, key: str) -> str:
     return str(row[key])
 
 
-def _either(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
     return " and ".join(f"`{name}`" for name in names)
 
 
 def _keys(row: Row) -> str:
-    names = [f"`{printable(key):.40}`" for key in list(row)[:8]]
+    keys = list(row.own if isinstance(row, _Renamed) else row)
+    names = [f"`{printable(key):.40}`" for key in keys[:8]]
     return (
-        f"; its keys are {', '.join(names)}{', ...' if len(row) > 8 else ''}" if names else "; it has no keys"
+        f"; its keys are {', '.join(names)}{', ...' if len(keys) > 8 else ''}"
+        if names
+        else "; it has no keys"
     )
 
 

@@ -7,8 +7,12 @@ A line of a JSONL file is passed on as it stands.
 Decisions:
     - What a file is, its first bytes say; its ending decides only between JSONL and CSV, which have none of
       their own. Of an archive, a pickle or another kind of binary file nothing is opened.
-    - Everything is read once, from front to back, in memory that does not grow; a pipe will do. The exception
-      is a JSON array, which is decoded as a whole.
+    - Everything is read once, from front to back, in memory that does not grow; a pipe will do. The exceptions
+      are a JSON array, which is decoded as a whole (or, where a value in it is bad, row by row as its brackets tell
+      them apart), and Parquet and Arrow, which are refused where they cannot be read at any place.
+    - An object of JSON over several lines is refused as a whole, with the command that mends it: read line by line
+      each of its lines would be a bad one. What says so is its beginning, a line with nothing but ``{`` and a key.
+    - Links to folders are followed, as a hub's cache is made of links; a folder that is found twice is read once.
     - A row that cannot be passed on is an `Unreadable` in its place. A file that breaks off in the middle of its
       compression, or changes while it is read, is an error: nobody knows what is missing.
 """
@@ -22,8 +26,9 @@ import io
 import itertools
 import os
 import re
+import shlex
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +47,10 @@ _LARGEST_ARRAY = 4 << 30  # bytes of a JSON array
 _ROWS = 1024  # rows of a table at a time
 _ARROW = "__arrow_c_stream__"  # what a DataFrame or another table has
 _LINES = re.compile(rb"[\r\n][ \t]*(?:\{\"|\{\}|\[)")  # a line of JSON among the first bytes
+_SPREAD = re.compile(rb'\{[ \t\r]*\n\s*"(?:[^"\\\n]|\\.)*"\s*:')  # an object of JSON over several lines
+_TOKENS = re.compile(
+    rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL
+)  # strings, and what tells rows apart
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _FOREIGN = {
     b"PK\x03\x04": "a ZIP archive (or a spreadsheet, or a PyTorch file)",
@@ -63,6 +72,7 @@ _STREAM = b"\xff\xff\xff\xff"  # how a stream of Arrow begins
 _BOM = b"\xef\xbb\xbf"
 _ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 _EXPECTED = "expected JSONL, a JSON array, CSV, TSV, Parquet or Arrow, the text ones perhaps in .gz or .zst"
+_EXPECTED_OBJECTS = "expected paths, a list of dicts, a Dataset or a DataFrame"
 
 
 @dataclass(frozen=True)
@@ -91,22 +101,23 @@ def sources_of(given: Any, what: str) -> list[Source]:
         what: ``pool`` or ``target``.
 
     Raises:
-        InputError: there is no such file, or no data in the folder.
+        InputError: there is no such file, no data in the folder, or nothing in the list.
         OptionError: it is nothing that holds rows.
     """
     if isinstance(given, str | os.PathLike):
         given = [given]
     elif not isinstance(given, Sequence) or not all(isinstance(one, str | os.PathLike) for one in given):
-        if isinstance(given, Mapping | bytes) or not (hasattr(given, _ARROW) or isinstance(given, Iterable)):
+        other = isinstance(given, Mapping | Set | bytes | io.IOBase)
+        if other or not (hasattr(given, _ARROW) or isinstance(given, Iterable)):
             raise OptionError(
-                f"{what} is of type {type(given).__name__}; expected paths, a list of dicts, a Dataset or a DataFrame"
+                f"{what} is of type {type(given).__name__}; {_EXPECTED_OBJECTS}{_instead(given, what)}"
             )
         return [Source(f"<{what}>", what, 0, lambda _: _in_memory(given, what))]
     if not all(map(str, given)):
         raise InputError(f"a {what} file has an empty name; {_EXPECTED}")
+    if not given:
+        raise InputError(f"the {what} is empty; {_EXPECTED_OBJECTS}")
     files = [file for one in given for file in _files(Path(one))]
-    if not files:
-        raise InputError(f"no {what} given; {_EXPECTED}")
     return [
         Source(str(file), name, _size(file), _reader(file))
         for file, name in zip(files, _short_names(files), strict=True)
@@ -118,21 +129,26 @@ def sources_of(given: Any, what: str) -> list[Source]:
 
 def _files(path: Path) -> list[Path]:
     """Return the files that a path means: itself, what a pattern matches, or the data in a folder."""
+    if not os.path.lexists(path):
+        path = Path(os.path.expanduser(path))
     try:
         path.stat()
     except (OSError, ValueError) as error:
-        if getattr(error, "errno", None) not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES):
-            reason = getattr(error, "strerror", None) or error  # a text that cannot be a path, such as a row
+        nameable = getattr(error, "errno", None) in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES)
+        pattern = nameable and glob.has_magic(str(path))
+        if pattern and (found := sorted(glob.glob(str(path), recursive=True))):
+            return [file for one in found for file in _files(Path(one))]
+        if not nameable or (re.search(r"\s", str(path)) and not _ending(path)):
+            reason = getattr(error, "strerror", None) or error
             raise InputError(
-                f"cannot read {str(path)!r:.80}: {reason}; expected the path of a file"
+                f"cannot read {str(path)!r:.80}: {reason}; expected the path of a file. A text that is itself a row "
+                "goes into a dict: {'text': ...}"
             ) from error
-    if path.is_dir():
-        return _files_in(path)
-    if not path.exists() and glob.has_magic(str(path)):
-        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
-        if not found:
-            raise InputError(f"no file matches {path}; expected a pattern of files that exist")
-        return [file for one in found for file in _files(one)]
+        if pattern:
+            raise InputError(f"no file matches {path}; expected a pattern of files that exist") from error
+    if os.path.isdir(path):
+        with _explained(path):
+            return _files_in(path)
     return [path]
 
 
@@ -145,9 +161,7 @@ def _files_in(folder: Path) -> list[Path]:
         raise InputError(
             f"{folder} holds the splits {', '.join(saved)}; expected one: {folder / _likely(saved)}"
         )
-    found = sorted(
-        path for path in folder.rglob("*") if path.is_file() and _ending(path) and not _hidden(path, folder)
-    )
+    found = sorted(_within(folder, set()))
     if not found:
         raise InputError(
             f"{folder} is a folder without data files; expected files ending in {', '.join(_ENDINGS)}"
@@ -166,12 +180,21 @@ def _likely(splits: Iterable[str]) -> str:
     return "train" if "train" in splits else min(splits)
 
 
-def _hidden(path: Path, folder: Path) -> bool:
-    inside = path.relative_to(folder)
-    return any(part.startswith(".") for part in inside.parts) or inside.name in (
-        "dataset_info.json",
-        "state.json",
-    )
+def _within(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Yield the data files of a folder and of the folders in it, but of none whose real path has been seen."""
+    real = folder.resolve()
+    if real in seen:
+        return
+    seen.add(real)
+    with _explained(folder):
+        inside = sorted(folder.iterdir())
+    for path in inside:
+        if path.name.startswith(".") or path.name in ("dataset_info.json", "state.json"):
+            continue
+        if path.is_dir():
+            yield from _within(path, seen)
+        elif path.is_file() and _ending(path):
+            yield path
 
 
 def _split(path: Path) -> str | None:
@@ -215,7 +238,7 @@ def _size(file: Path) -> int:
 
 
 def _reader(file: Path) -> Callable[[Advance], Iterator[Line]]:
-    return lambda advance: _saved_dataset(file) if file.is_dir() else _file_lines(file, advance)
+    return lambda advance: _saved_dataset(file) if os.path.isdir(file) else _file_lines(file, advance)
 
 
 def _file_lines(file: Path, advance: Advance) -> Iterator[Line]:
@@ -227,38 +250,59 @@ def _file_lines(file: Path, advance: Advance) -> Iterator[Line]:
             import pyarrow as pa
 
             stream = io.BufferedReader(pa.CompressedInputStream(stream, kind), 1 << 20)
-        yield from _by_content(stream, file)
+        yield from _by_content(stream, file, kind)
         if _state(raw) != before:
             raise InputError(f"{file} changed while it was read; run again when nothing writes to it")
 
 
-def _by_content(stream: io.BufferedReader[Any], file: Path) -> Iterator[Line]:
-    start = stream.peek(4096)[:4096]
+def _by_content(stream: io.BufferedReader[Any], file: Path, packed: str | None) -> Iterator[Line]:
+    first = 1 + _skip_blanks(stream)
+    buffered = stream.peek()
+    start, content = buffered[:4096], buffered.removeprefix(_BOM).lstrip()[:4096]
     if not start:
         return iter(())
-    if start.startswith(b"PAR1"):
-        return _parquet(file)
-    if start.startswith(b"ARROW1"):
-        return _arrow(file)
-    if start.startswith(_STREAM):
-        return _arrow_streams([file])
-    content = start.removeprefix(_BOM).lstrip()
+    if start.startswith((b"PAR1", b"ARROW1", _STREAM)):
+        return _columns(start, file, packed)
     if start.startswith(_UTF16):
-        raise InputError(f"{file} is UTF-16; expected UTF-8: iconv -f UTF-16 -t UTF-8 {file}")
+        raise InputError(
+            f"{file} is UTF-16; expected UTF-8: iconv -f UTF-16 -t UTF-8 {shlex.quote(str(file))}"
+        )
     foreign = next((kind for magic, kind in _FOREIGN.items() if start.startswith(magic)), None)
     binary = b"\0" in start and content.strip(b"\0") and not _LINES.search(b"\n" + start)
     if foreign or binary:
         raise InputError(f"{file} is {foreign or 'a binary file'}; {_EXPECTED}")
     if _ending(file) in (".csv", ".tsv"):
-        return _table(stream, file)
+        return _table(stream, file, first)
     if content.startswith(b"["):
-        return _array(stream, file)
-    return _lines(stream)
+        return _array(stream, file, packed)
+    if _SPREAD.match(content):
+        raise InputError(
+            f"{file} has an object of JSON over several lines; expected an object on each line: "
+            f"{_jq('.', file, packed)}"
+        )
+    return _lines(stream, first)
 
 
-def _lines(stream: IO[bytes]) -> Iterator[Line]:
+def _skip_blanks(stream: io.BufferedReader[Any]) -> int:
+    """Read on until the buffer holds anything but blanks; return how many ends of lines were read."""
+    passed = 0
+    while (buffered := stream.peek()) and not buffered.removeprefix(_BOM).strip():
+        passed += stream.read(len(buffered)).count(b"\n")
+    return passed
+
+
+def _jq(program: str, file: Path, packed: str | None) -> str:
+    """Return the command that makes JSONL of a file."""
+    command, name = f"jq -c {shlex.quote(program)}", shlex.quote(str(file))
+    if not file.is_file():
+        return f"{command} before the pipe"
+    read = f"{packed} -dc {name} | {command}" if packed else f"{command} {name}"
+    return f"{read} > {shlex.quote(f'{file}.jsonl')}"
+
+
+def _lines(stream: IO[bytes], first: int = 1) -> Iterator[Line]:
     """Yield the lines that are not blank."""
-    for number in itertools.count(1):
+    for number in itertools.count(first):
         line = stream.readline(LONGEST_LINE + 1)
         if not line:
             return
@@ -274,10 +318,12 @@ def _lines(stream: IO[bytes]) -> Iterator[Line]:
             yield number, line
 
 
-def _array(stream: io.BufferedReader, file: Path) -> Iterator[Line]:
+def _array(stream: io.BufferedReader, file: Path, packed: str | None) -> Iterator[Line]:
     content = stream.read(_LARGEST_ARRAY + 1).removeprefix(_BOM)
     if len(content) > _LARGEST_ARRAY:
-        raise InputError(f"{file} is a JSON array of more than 4 GiB; expected JSONL: jq -c '.[]' {file}")
+        raise InputError(
+            f"{file} is a JSON array of more than 4 GiB; expected JSONL: {_jq('.[]', file, packed)}"
+        )
     try:
         rows = msgspec.json.decode(content, type=list[msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -285,15 +331,40 @@ def _array(stream: io.BufferedReader, file: Path) -> Iterator[Line]:
         if 2 * sum(map(_is_json, lines)) >= len(lines):  # JSONL whose first line is a bad one
             yield from _lines(io.BytesIO(content))
             return
-        raise InputError(
-            f"{file} begins like a JSON array, but is none ({one_line(error):.120}); expected an array of objects, or "
-            "an object on each line"
-        ) from error
-    for number, row in enumerate(rows, start=1):
-        yield (
-            number,
-            bytes(row).replace(b"\r", b" ").replace(b"\n", b" "),
-        )  # between tokens: strings have none
+        apart = _told_apart(content)
+        if not apart:
+            raise InputError(
+                f"{file} begins like a JSON array, but is none ({one_line(error):.120}); expected an array of "
+                "objects, or an object on each line"
+            ) from error
+        for number, part in enumerate(apart, start=1):
+            if row := content[part].strip():
+                yield number, _joined(row) if _is_json(row) else row
+        return
+    for number, whole in enumerate(rows, start=1):
+        yield number, _joined(bytes(whole))
+
+
+def _told_apart(content: bytes) -> list[slice]:
+    """Return where the rows of an array stand that holds a bad value; [] where its brackets do not match."""
+    rows, begin, open_ = [], content.index(b"[") + 1, bytearray()
+    for token in _TOKENS.finditer(content):
+        one = token[0]
+        if one in (b"[", b"{"):
+            open_ += one
+        elif one in (b"]", b"}") and open_.pop() != b"[{"[b"]}".index(one)]:
+            return []
+        if not open_ or (len(open_) == 1 and one == b","):
+            rows.append(slice(begin, token.start()))
+            begin = token.end()
+        if not open_:
+            return [] if content[begin:].strip() else rows
+    return []
+
+
+def _joined(row: bytes) -> bytes:
+    """Return JSON on one line: its strings have no breaks."""
+    return row.replace(b"\r", b" ").replace(b"\n", b" ")
 
 
 def _is_json(line: bytes) -> bool:
@@ -303,33 +374,58 @@ def _is_json(line: bytes) -> bool:
     return False
 
 
-def _table(stream: IO[bytes], file: Path) -> Iterator[Line]:
+def _table(stream: IO[bytes], file: Path, first: int) -> Iterator[Line]:
     """Yield the rows of CSV or TSV under the names of its first row; numbers are lines of the file."""
     text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
-    header = next((line for line in iter(lambda: text.readline(LONGEST_LINE), "") if line.strip()), "")
-    csv.field_size_limit(LONGEST_LINE)
+    lines = enumerate(iter(lambda: text.readline(LONGEST_LINE), ""), start=first)
+    number, header = next(((at, line) for at, line in lines if line.strip()), (first, ""))
+    begin = number
     delimiters = "\t" if _ending(file) == ".tsv" else ",;\t|"
-    delimiter = max(delimiters, key=lambda one: len(next(csv.reader([header], delimiter=one), ())))
-    rows = csv.reader(itertools.chain([header], text), delimiter=delimiter, strict=True)
-    number = 1
     try:
-        names = next(rows, [])
+        delimiter = max(delimiters, key=lambda one: len(_fields(csv.reader([header], delimiter=one)) or ()))
+        rows = csv.reader(itertools.chain([header], text), delimiter=delimiter, strict=True)
+        names = _fields(rows) or []
         if twice := sorted({name for name in names if name and names.count(name) > 1}):
             raise InputError(
                 f"{file} names columns twice in its first line: {', '.join(twice)}; expected different names"
             )
-        number = rows.line_num + 1
-        for fields in rows:
+        number = begin + rows.line_num
+        while (fields := _fields(rows)) is not None:
             if len(fields) == len(names):
                 yield number, _encoded({name: one for name, one in zip(names, fields, strict=True) if name})
             elif fields:
                 reason = f"not a row: {len(fields)} fields; the first line names {len(names)}"
                 yield number, Unreadable(reason)
-            number = rows.line_num + 1
+            number = begin + rows.line_num
     except csv.Error as error:
+        too_long = f"a field has more than {LONGEST_LINE:,} characters, the most that are read"
         raise InputError(
-            f"{file}:{number}: not CSV: {error}; expected quotes that are closed, with the quotes inside them doubled"
+            f"{file}:{number}: not CSV: {too_long if 'field limit' in str(error) else error}; expected quotes that "
+            "are closed, with the quotes inside them doubled"
         ) from error
+
+
+def _fields(rows: Iterator[list[str]]) -> list[str] | None:
+    """Return the next row of CSV, None at its end. How long a field may be is a setting of the whole process."""
+    before = csv.field_size_limit(LONGEST_LINE)
+    try:
+        return next(rows, None)
+    finally:
+        csv.field_size_limit(before)
+
+
+def _columns(start: bytes, file: Path, packed: str | None) -> Iterator[Line]:
+    """Return the rows of a file that cannot be read from front to back."""
+    parquet = start.startswith(b"PAR1")
+    if packed or not file.is_file():
+        where, how = (f"inside {packed}", "unpack") if packed else ("through a pipe", "write")
+        raise InputError(
+            f"{file} is {'Parquet' if parquet else 'Arrow'} {where}; expected a file that can be read at any place: "
+            f"{how} it to a file first"
+        )
+    if parquet:
+        return _parquet(file)
+    return _arrow(file) if start.startswith(b"ARROW1") else _arrow_streams([file])
 
 
 def _parquet(file: Path) -> Iterator[Line]:
@@ -408,7 +504,13 @@ def _rows(batch: Any) -> list[dict[str, Any] | Unreadable]:
 
 def _in_memory(rows: Any, what: str) -> Iterator[Line]:
     if not hasattr(rows, _ARROW):
-        yield from ((number, _encoded(row)) for number, row in enumerate(rows, start=1))
+        for number, row in enumerate(rows, start=1):
+            if isinstance(row, os.PathLike) or (isinstance(row, str) and _ending(Path(row))):
+                raise OptionError(
+                    f"row {number} of the {what} is the path {str(row)!r:.80}; expected dicts alone, or a list of "
+                    "paths alone"
+                )
+            yield number, _encoded(row)
         return
     import pyarrow as pa
 
@@ -419,6 +521,13 @@ def _in_memory(rows: Any, what: str) -> Iterator[Line]:
             f"the {what} is a {type(rows).__name__} that cannot be read as a table ({one_line(error):.200}); expected "
             "columns of different names, each with values of one type. Or give a list of dicts: to_dict('records')"
         ) from error
+
+
+def _instead(given: object, what: str) -> str:
+    """Return what to give in place of an object that holds rows, but is no list of them."""
+    if type(given).__name__.endswith("DatasetDict") and isinstance(given, Mapping) and given:
+        return f", such as {what}[{_likely(given)!r}]"
+    return ": one row in a list, columns as a DataFrame" if isinstance(given, Mapping) else ""
 
 
 def _encoded(row: object) -> bytes | Unreadable:
