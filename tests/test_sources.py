@@ -25,7 +25,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clusterucb import sources
+from clusterucb import formats
 from clusterucb.errors import InputError, OptionError
 from clusterucb.pool import read_pool, read_target
 from clusterucb.shapes import Layout
@@ -495,7 +495,7 @@ def test_a_quote_that_is_not_closed_loses_nothing_in_silence(tmp_path: Path) -> 
 def test_a_field_without_end_is_an_error_and_the_limit_stays_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(formats, "LONGEST_LINE", 1 << 20)
     path = tmp_path / "pool.csv"
     before = csv.field_size_limit()
     path.write_bytes(b"prompt,completion\n" + b"q," + b"a" * (1 << 19) + b"\nq,b\n")
@@ -587,14 +587,14 @@ def test_a_comma_too_many_costs_nothing(tmp_path: Path) -> None:
 def test_rows_are_told_apart_whatever_their_texts_hold(texts: list[str], data: st.DataObject) -> None:
     rows = [json.dumps({text: [text, {"x": text}]}).encode() for text in texts]
     content = b" [" + b" ,\n".join(rows) + b"]\n"
-    assert [content[part].strip() for part in sources._told_apart(content)] == rows
+    assert [content[part].strip() for part in formats._told_apart(content)] == rows
     cut = data.draw(st.integers(2, len(content.rstrip()) - 1))
-    assert sources._told_apart(content[:cut]) == []
+    assert formats._told_apart(content[:cut]) == []
 
 
 @pytest.mark.parametrize("content", [b"[1}", b'[{"a": [1}, {"b": 2]}]', b"[1] 2", b'["a]', b"[[1]"])
 def test_where_brackets_do_not_match_nothing_is_told_apart(content: bytes) -> None:
-    assert sources._told_apart(content) == []
+    assert formats._told_apart(content) == []
 
 
 SPREAD = json.dumps(ROWS[0], indent=2).encode()
@@ -635,7 +635,7 @@ def test_an_object_over_several_lines_is_mended_where_it_comes_from(tmp_path: Pa
 
 
 def test_the_commands_that_mend_a_file_are_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_LARGEST_ARRAY", 10)
+    monkeypatch.setattr(formats, "_LARGEST_ARRAY", 10)
     path = tmp_path / "a b.json"
     path.write_text(json.dumps(ROWS))
     with pytest.raises(InputError, match=rf"expected JSONL: jq -c '\.\[\]' '{path}' > '{path}.jsonl'$"):
@@ -657,7 +657,7 @@ def test_blank_lines_are_counted(tmp_path: Path) -> None:
 def test_a_line_without_end_is_refused_and_the_next_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(formats, "LONGEST_LINE", 1 << 20)
     path = tmp_path / "pool.jsonl"
     path.write_bytes(b'{"text": "' + b"a" * (3 << 20) + b'"}\n' + LINES + b"x" * (2 << 20))
     pool = read_pool(path)

@@ -29,7 +29,8 @@ from clusterucb.progress import Advance, Observer, Silent
 from clusterucb.rejected import RejectedLines
 from clusterucb.sample import Rejected, Sample, beginning, by_kind, told
 from clusterucb.shapes import ROLES, Layout, Message, Unreadable
-from clusterucb.sources import Line, Source, sources_of
+from clusterucb.sources import Source, sources_of
+from clusterucb.tables import Line
 
 __all__ = [
     "ROLES",

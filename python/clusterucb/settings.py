@@ -101,7 +101,7 @@ class ReadSettings(_Checked):
         format: Shape of every row: messages, conversations, prompt-completion, alpaca, chosen or text; by default each
             row's keys say.
         columns: Columns that stand for others, as prompt=question,completion=answer; also for id, source and subtask.
-        drop_unsupported: Leave out images and tool calls, instead of the rows that hold them.
+        drop_unsupported: Leave out images, tool calls and thoughts, instead of the rows that hold them.
         strict: Stop at the first line that cannot be used.
     """
 

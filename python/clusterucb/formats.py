@@ -1,0 +1,288 @@
+"""A file as lines of JSON, whatever format it has.
+
+Decisions:
+    - What a file is, its first bytes say; its ending decides only between JSONL and CSV, which have none of
+      their own. Of an archive, a pickle or another kind of binary file nothing is opened.
+    - Everything is read once, from front to back, in memory that does not grow; a pipe will do. The exceptions
+      are a JSON array, which is decoded as a whole (or, where a value in it is bad, row by row as its brackets tell
+      them apart), and Parquet and Arrow, which are refused where they cannot be read at any place.
+    - An object of JSON over several lines is refused as a whole, with the command that mends it: read line by line
+      each of its lines would be a bad one. What says so is its beginning, a line with nothing but ``{`` and a key.
+    - A row that cannot be passed on is an `Unreadable` in its place. A file that breaks off in the middle of its
+      compression, or changes while it is read, is an error: nobody knows what is missing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import os
+import re
+import shlex
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from clusterucb.errors import InputError, one_line
+from clusterucb.files import EXPECTED, ending, explained
+from clusterucb.progress import Advance
+from clusterucb.shapes import Unreadable
+from clusterucb.tables import Line, arrow_lines, encoded, parquet_lines, saved_lines, stream_lines
+
+LONGEST_LINE = 64 << 20  # bytes; a longer line is no sample, but a file without line breaks
+_LARGEST_ARRAY = 4 << 30  # bytes of a JSON array
+_LINES = re.compile(rb"[\r\n][ \t]*(?:\{\"|\{\}|\[)")  # a line of JSON among the first bytes
+_SPREAD = re.compile(rb'\{[ \t\r]*\n\s*"(?:[^"\\\n]|\\.)*"\s*:')  # an object of JSON over several lines
+_TOKENS = re.compile(
+    rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL
+)  # strings, and what tells rows apart
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+_FOREIGN = {
+    b"PK\x03\x04": "a ZIP archive (or a spreadsheet, or a PyTorch file)",
+    b"SQLite format 3": "an SQLite database",
+    b"\xfd7zXZ": "an xz file",
+    b"BZh91AY&SY": "a bzip2 file",
+    b"7z\xbc\xaf": "a 7-Zip archive",
+    b"\x80\x02": "a pickle",
+    b"\x80\x03": "a pickle",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
+    b"\x89HDF": "an HDF5 file",
+    b"%PDF-": "a PDF",
+    b"\x7fELF": "a program",
+    b"GGUF": "a GGUF model",
+}
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_STREAM = b"\xff\xff\xff\xff"  # how a stream of Arrow begins
+_BOM = b"\xef\xbb\xbf"
+
+
+def lines_of(file: Path, advance: Advance) -> Iterator[Line]:
+    """Yield (number, line) of a file, or of the folder of a saved dataset; numbers count from 1.
+
+    Args:
+        file: what is read.
+        advance: told the number of bytes read.
+
+    Raises:
+        InputError: it cannot be read, or not to its end.
+    """
+    return saved_lines(file) if os.path.isdir(file) else _file_lines(file, advance)
+
+
+def _file_lines(file: Path, advance: Advance) -> Iterator[Line]:
+    with explained(file), file.open("rb", buffering=0) as raw:
+        before = _state(raw)
+        stream = io.BufferedReader(_Counted(raw, advance), 1 << 20)
+        kind = next((kind for magic, kind in _COMPRESSED.items() if stream.peek(4).startswith(magic)), None)
+        if kind is not None:
+            import pyarrow as pa
+
+            stream = io.BufferedReader(pa.CompressedInputStream(stream, kind), 1 << 20)
+        yield from _by_content(stream, file, kind)
+        if _state(raw) != before:
+            raise InputError(f"{file} changed while it was read; run again when nothing writes to it")
+
+
+def _by_content(stream: io.BufferedReader[Any], file: Path, packed: str | None) -> Iterator[Line]:
+    first = 1 + _skip_blanks(stream)
+    buffered = stream.peek()
+    start, content = buffered[:4096], buffered.removeprefix(_BOM).lstrip()[:4096]
+    if not start:
+        return iter(())
+    if start.startswith((b"PAR1", b"ARROW1", _STREAM)):
+        return _columns(start, file, packed)
+    if start.startswith(_UTF16):
+        raise InputError(
+            f"{file} is UTF-16; expected UTF-8: iconv -f UTF-16 -t UTF-8 {shlex.quote(str(file))}"
+        )
+    foreign = next((kind for magic, kind in _FOREIGN.items() if start.startswith(magic)), None)
+    binary = b"\0" in start and content.strip(b"\0") and not _LINES.search(b"\n" + start)
+    if foreign or binary:
+        raise InputError(f"{file} is {foreign or 'a binary file'}; {EXPECTED}")
+    if ending(file) in (".csv", ".tsv"):
+        return _table(stream, file, first)
+    if content.startswith(b"["):
+        return _array(stream, file, packed)
+    if _SPREAD.match(content):
+        raise InputError(
+            f"{file} has an object of JSON over several lines; expected an object on each line: "
+            f"{_jq('.', file, packed)}"
+        )
+    return _lines(stream, first)
+
+
+def _skip_blanks(stream: io.BufferedReader[Any]) -> int:
+    """Read on until the buffer holds anything but blanks; return how many ends of lines were read."""
+    passed = 0
+    while (buffered := stream.peek()) and not buffered.removeprefix(_BOM).strip():
+        passed += stream.read(len(buffered)).count(b"\n")
+    return passed
+
+
+def _jq(program: str, file: Path, packed: str | None) -> str:
+    """Return the command that makes JSONL of a file."""
+    command, name = f"jq -c {shlex.quote(program)}", shlex.quote(str(file))
+    if not file.is_file():
+        return f"{command} before the pipe"
+    read = f"{packed} -dc {name} | {command}" if packed else f"{command} {name}"
+    return f"{read} > {shlex.quote(f'{file}.jsonl')}"
+
+
+def _lines(stream: IO[bytes], first: int = 1) -> Iterator[Line]:
+    """Yield the lines that are not blank."""
+    for number in itertools.count(first):
+        line = stream.readline(LONGEST_LINE + 1)
+        if not line:
+            return
+        if len(line) > LONGEST_LINE:
+            yield number, Unreadable(f"too long: the line has more than {LONGEST_LINE >> 20} MiB")
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(LONGEST_LINE)
+            continue
+        if number == 1:
+            line = line.removeprefix(_BOM)
+        line = line.rstrip(b"\r\n")
+        if line.strip():
+            yield number, line
+
+
+def _array(stream: io.BufferedReader, file: Path, packed: str | None) -> Iterator[Line]:
+    content = stream.read(_LARGEST_ARRAY + 1).removeprefix(_BOM)
+    if len(content) > _LARGEST_ARRAY:
+        raise InputError(
+            f"{file} is a JSON array of more than 4 GiB; expected JSONL: {_jq('.[]', file, packed)}"
+        )
+    try:
+        rows = msgspec.json.decode(content, type=list[msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        lines = [line for line in content.splitlines() if line.strip()]
+        if 2 * sum(map(_is_json, lines)) >= len(lines):  # JSONL whose first line is a bad one
+            yield from _lines(io.BytesIO(content))
+            return
+        apart = _told_apart(content)
+        if not apart:
+            raise InputError(
+                f"{file} begins like a JSON array, but is none ({one_line(error):.120}); expected an array of "
+                "objects, or an object on each line"
+            ) from error
+        for number, part in enumerate(apart, start=1):
+            if row := content[part].strip():
+                yield number, _joined(row) if _is_json(row) else row
+        return
+    for number, whole in enumerate(rows, start=1):
+        yield number, _joined(bytes(whole))
+
+
+def _told_apart(content: bytes) -> list[slice]:
+    """Return where the rows of an array stand that holds a bad value; [] where its brackets do not match."""
+    rows, begin, open_ = [], content.index(b"[") + 1, bytearray()
+    for token in _TOKENS.finditer(content):
+        one = token[0]
+        if one in (b"[", b"{"):
+            open_ += one
+        elif one in (b"]", b"}") and open_.pop() != b"[{"[b"]}".index(one)]:
+            return []
+        if not open_ or (len(open_) == 1 and one == b","):
+            rows.append(slice(begin, token.start()))
+            begin = token.end()
+        if not open_:
+            return [] if content[begin:].strip() else rows
+    return []
+
+
+def _joined(row: bytes) -> bytes:
+    """Return JSON on one line: its strings have no breaks."""
+    return row.replace(b"\r", b" ").replace(b"\n", b" ")
+
+
+def _is_json(line: bytes) -> bool:
+    with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        msgspec.json.decode(line)
+        return True
+    return False
+
+
+def _table(stream: IO[bytes], file: Path, first: int) -> Iterator[Line]:
+    """Yield the rows of CSV or TSV under the names of its first row; numbers are lines of the file."""
+    text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
+    lines = enumerate(iter(lambda: text.readline(LONGEST_LINE), ""), start=first)
+    number, header = next(((at, line) for at, line in lines if line.strip()), (first, ""))
+    begin = number
+    delimiters = "\t" if ending(file) == ".tsv" else ",;\t|"
+    try:
+        delimiter = max(delimiters, key=lambda one: len(_fields(csv.reader([header], delimiter=one)) or ()))
+        rows = csv.reader(itertools.chain([header], text), delimiter=delimiter, strict=True)
+        names = _fields(rows) or []
+        if twice := sorted({name for name in names if name and names.count(name) > 1}):
+            raise InputError(
+                f"{file} names columns twice in its first line: {', '.join(twice)}; expected different names"
+            )
+        number = begin + rows.line_num
+        while (fields := _fields(rows)) is not None:
+            if len(fields) == len(names):
+                yield number, encoded({name: one for name, one in zip(names, fields, strict=True) if name})
+            elif fields:
+                reason = f"not a row: {len(fields)} fields; the first line names {len(names)}"
+                yield number, Unreadable(reason)
+            number = begin + rows.line_num
+    except csv.Error as error:
+        too_long = f"a field has more than {LONGEST_LINE:,} characters, the most that are read"
+        raise InputError(
+            f"{file}:{number}: not CSV: {too_long if 'field limit' in str(error) else error}; expected quotes that "
+            "are closed, with the quotes inside them doubled"
+        ) from error
+
+
+def _fields(rows: Iterator[list[str]]) -> list[str] | None:
+    """Return the next row of CSV, None at its end. How long a field may be is a setting of the whole process."""
+    before = csv.field_size_limit(LONGEST_LINE)
+    try:
+        return next(rows, None)
+    finally:
+        csv.field_size_limit(before)
+
+
+def _columns(start: bytes, file: Path, packed: str | None) -> Iterator[Line]:
+    """Return the rows of a file that cannot be read from front to back."""
+    parquet = start.startswith(b"PAR1")
+    if packed or not file.is_file():
+        where, how = (f"inside {packed}", "unpack") if packed else ("through a pipe", "write")
+        raise InputError(
+            f"{file} is {'Parquet' if parquet else 'Arrow'} {where}; expected a file that can be read at any place: "
+            f"{how} it to a file first"
+        )
+    if parquet:
+        return parquet_lines(file)
+    return arrow_lines(file) if start.startswith(b"ARROW1") else stream_lines([file])
+
+
+class _Counted(io.RawIOBase):
+    """A file that says how far it has been read."""
+
+    def __init__(self, raw: IO[bytes], advance: Advance) -> None:
+        self._raw = raw
+        self._advance = advance
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, unless the file ends: what a pipe gives at a time says nothing."""
+        view, count = memoryview(buffer), 0
+        while count < len(view) and (more := self._raw.readinto(view[count:])):  # type: ignore[attr-defined]
+            count += more
+        self._advance(count)
+        return count
+
+
+def _state(file: IO[bytes]) -> tuple[int, int] | None:
+    """Return what changes when a file is written to; None of a pipe."""
+    found = os.fstat(file.fileno())
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None

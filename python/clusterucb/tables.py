@@ -1,0 +1,120 @@
+"""Tables of Arrow, whatever they come from, as lines of JSON; and rows in memory as such."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from clusterucb.errors import InputError, one_line
+from clusterucb.files import explained
+from clusterucb.shapes import Unreadable
+
+Line = tuple[int, bytes | Unreadable]
+
+_ROWS = 1024  # rows of a table at a time
+
+
+def parquet_lines(file: Path) -> Iterator[Line]:
+    """Yield (number, line) of the rows of a Parquet file."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file) as table:
+        yield from batch_lines(table.iter_batches(_ROWS))
+
+
+def arrow_lines(file: Path) -> Iterator[Line]:
+    """Yield (number, line) of the rows of an Arrow file."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(file)) as mapped:
+        reader = pa.ipc.open_file(mapped)
+        yield from batch_lines(
+            _valid(reader.get_batch(number)) for number in range(reader.num_record_batches)
+        )
+
+
+def stream_lines(files: Sequence[Path]) -> Iterator[Line]:
+    """Yield (number, line) of the rows of streams of Arrow, one after another."""
+    import pyarrow as pa
+
+    def batches() -> Iterator[Any]:
+        for file in files:
+            with pa.memory_map(str(file)) as mapped:
+                yield from map(_valid, pa.ipc.open_stream(mapped))
+
+    return batch_lines(batches())
+
+
+def _valid(batch: Any) -> Any:
+    """Return a batch of a file whose offsets lie within it: Arrow believes what a file says."""
+    batch.validate(full=True)
+    return batch
+
+
+def saved_lines(folder: Path) -> Iterator[Line]:
+    """Yield the rows of a dataset that ``datasets`` saved: streams of Arrow that ``state.json`` lists."""
+    state = folder / "state.json"
+    with explained(folder):
+        try:
+            names = [
+                Path(one["filename"]).name for one in msgspec.json.decode(state.read_bytes())["_data_files"]
+            ]
+        except (msgspec.MsgspecError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{state} does not list a dataset's files; expected a folder of save_to_disk"
+            ) from error
+        yield from stream_lines([folder / name for name in names])
+
+
+def batch_lines(batches: Iterable[Any]) -> Iterator[Line]:
+    """Yield (number, line) of the rows of batches of Arrow."""
+    number = 0
+    for batch in batches:
+        for start in range(0, batch.num_rows, _ROWS):
+            for row in _rows(batch.slice(start, _ROWS)):
+                number += 1
+                yield number, row if isinstance(row, Unreadable) else encoded(row)
+
+
+def _rows(batch: Any) -> list[dict[str, Any] | Unreadable]:
+    """Return the rows of a table; those with text that is no UTF-8 as `Unreadable`."""
+    try:
+        rows = batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if batch.num_rows == 1:
+            return [Unreadable(f"not UTF-8: byte 0x{error.object[error.start]:02x}")]
+        return [row for at in range(batch.num_rows) for row in _rows(batch.slice(at, 1))]
+    for name in batch.schema.names:
+        if name.startswith("__index_level_"):  # pandas' own
+            for row in rows:
+                del row[name]
+    return list(rows)
+
+
+def encoded(row: object) -> bytes | Unreadable:
+    """Return a row as a line of JSON."""
+    try:
+        return _ENCODER.encode(row)
+    except UnicodeEncodeError:
+        return Unreadable("not UTF-8: the row holds bytes that are no text")
+    except Exception as error:  # of any kind: objects in a row do what they want
+        return Unreadable(f"not JSON: the row cannot be written as JSON ({one_line(error):.120})")
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON has no word for as something that it has: an array as a list, a time as a text."""
+    if hasattr(value, "tolist"):
+        return value.tolist()  # numpy's
+    if isinstance(value, Mapping):
+        return dict(value)
+    if type(value).__name__ in ("NaTType", "NAType"):  # pandas' nothing
+        return None
+    if hasattr(value, "isoformat"):  # pandas' times
+        return value.isoformat()
+    raise TypeError(f"it holds {type(value).__name__}")
+
+
+_ENCODER = msgspec.json.Encoder(enc_hook=_plain)
