@@ -2,8 +2,8 @@
 
     python benchmarks/bench_reading.py [--lines 5000000] [--json FILE]
 
-Pools of three kinds are made in a temporary folder (TMPDIR): of different rows, of each row twice, and of rows that
-cannot be used but for one. The floor is a loop that decodes each line of JSON and hashes what it
+Pools of four kinds are made in a temporary folder (TMPDIR): of different rows, of each row or id twice, and of rows
+that cannot be used but for one. The floor is a loop that decodes each line of JSON and hashes what it
 holds, which everything that tells duplicates apart has to do; both run in turn, on the same file, in the same process.
 Memory is the peak of what the process holds itself (RssAnon): pages of files do not count, the system can
 take them back.
@@ -39,6 +39,10 @@ def twice(number: int) -> Row:
     return distinct(number // 2)
 
 
+def ids_twice(number: int) -> Row:
+    return {**distinct(number), "id": f"row-{number // 2}"}
+
+
 def unusable(number: int) -> Row:
     row = distinct(number)
     return row if number == 0 else {**row, "completion": number}
@@ -48,6 +52,7 @@ def unusable(number: int) -> Row:
 POOLS: dict[str, tuple[Callable[[int], Row], float]] = {
     "distinct": (distinct, 1),
     "each twice": (twice, 0.5),
+    "each id twice": (ids_twice, 0.5),
     "unusable but for one": (unusable, 0),
 }
 

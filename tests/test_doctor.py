@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from clusterucb import cli, doctor, dry_run, machine
 from clusterucb.dry_run import FIRST
+from clusterucb.errors import ModelError
 from clusterucb.progress import Silent
 from clusterucb.settings import Settings
 from tiny import rows, write_model, write_rows
@@ -63,6 +65,24 @@ def test_lines_that_only_the_content_shows_are_not_counted_by_size(tmp_path: Pat
     (tmp_path / "pool.jsonl").write_text(json.dumps(rows(300)))  # an array, whatever its name says
     (facts,) = dry_run.examine([tmp_path / "pool.jsonl"], None, None, Settings(), Silent()).files.values()
     assert (facts.read, facts.total) == (FIRST, None)
+
+
+def test_a_pipe_is_read_but_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pool.jsonl")
+    lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows(FIRST))
+    writer = threading.Thread(target=(tmp_path / "pool.jsonl").write_bytes, args=(lines,))
+    writer.start()
+    (facts,) = dry_run.examine([tmp_path / "pool.jsonl"], None, None, Settings(), Silent()).files.values()
+    writer.join()
+    assert (facts.read, facts.total) == (FIRST, None)
+
+
+@pytest.mark.parametrize("model", ["./modle", "/nowhere/at/all"])
+def test_a_model_that_is_nowhere_is_refused_before_the_hub_is_asked(job, model: str) -> None:
+    with pytest.raises(
+        ModelError, match=f"there is no folder '{model}'; expected a model's folder, or a hub id"
+    ):
+        dry_run.examine([job / "pool.jsonl"], None, model, Settings(), Silent())
 
 
 def test_lengths_and_what_is_cut_are_counted(found) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bad_lines import BAD_LINES
+from clusterucb import lines
 from clusterucb.errors import InputError
 from clusterucb.pool import Pool, Sample, overlap, read_pool, read_target
 from clusterucb.sample import sample_of
@@ -178,24 +181,40 @@ rows = st.builds(
     lambda answer, columns: row(answer, **columns),
     st.sampled_from("abcdefgh"),
     st.fixed_dictionaries(
-        {"source": st.sampled_from(["s", "t"])}, optional={"id": st.sampled_from(["1", "2", "3", 3])}
+        {"source": st.sampled_from(["s", "t"]), "subtask": st.sampled_from(["x", "y"])},
+        optional={"id": st.sampled_from(["1", "2", "3", 3])},
     ),
 )
 
 
-@given(st.lists(rows, min_size=1, max_size=16), st.randoms(use_true_random=False), st.integers(1, 4))
+@pytest.mark.parametrize("read", [read_pool, read_target])
+@given(
+    rows=st.lists(rows, min_size=1, max_size=16),
+    chance=st.randoms(use_true_random=False),
+    n_files=st.integers(1, 4),
+)
 def test_order_of_lines_and_files_changes_nothing(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[dict], chance: random.Random, n_files: int
+    tmp_path_factory: pytest.TempPathFactory,
+    read: Callable[..., Pool],
+    rows: list[dict],
+    chance: random.Random,
+    n_files: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("pool")
 
     def content(pool: Pool) -> list[tuple[str, ...]]:
         return [(sample.content_hash, sample.id, sample.source, sample.raw) for sample in pool.samples]
 
-    once = read_pool([write(folder / "all.jsonl", rows)])
+    def alone(row: dict[str, Any]) -> Sample:
+        """Return the sample of a row, as if nothing else were read."""
+        subtask = "s" if read is read_target else None
+        line = json.dumps(row).encode()
+        return sample_of(row, line, Layout(), file="pool", number=1, source="s", subtask=subtask)[1]
+
+    once = read([write(folder / "all.jsonl", rows)])
     shuffled = chance.sample(rows, len(rows))
     paths = [write(folder / f"{number}.jsonl", shuffled[number::n_files]) for number in range(n_files)]
-    again = read_pool(chance.sample(paths, n_files))
+    again = read(chance.sample(paths, n_files))
     assert content(again) == content(once)
     assert again.fingerprint() == once.fingerprint()
     assert len(again.rejected) == len(once.rejected) == len(rows) - len(once.samples)
@@ -207,24 +226,45 @@ def test_order_of_lines_and_files_changes_nothing(
         lost = alone(json.loads(line.text))
         if line.kind == "duplicate":
             kept = place[line.reason.removeprefix("duplicate of ")]
-            assert kept.content_hash == lost.content_hash
+            assert (kept.content_hash, kept.subtask) == (lost.content_hash, lost.subtask)
         else:
             kept = place[line.reason.split(" is also that of ")[1].removesuffix(", with other content")]
             assert (kept.id, kept.content_hash == lost.content_hash) == (lost.id, False)
 
 
-def alone(row: dict[str, Any]) -> Sample:
-    """Return the sample of a row, as if nothing else were read."""
-    return sample_of(row, json.dumps(row).encode(), Layout(), file="pool", number=1, source="s")[1]
-
-
 def kept_of(samples: list[Sample]) -> list[Sample]:
     """Return the samples that are kept, in canonical order, by comparing each with all before it."""
     kept: list[Sample] = []
-    for one in sorted(samples, key=lambda one: (one.content_hash, one.id, one.source, one.raw)):
-        if all((other.content_hash == one.content_hash) is False and other.id != one.id for other in kept):
+    for one in sorted(samples, key=lambda one: (one.content_hash, one.subtask, one.id, one.source, one.raw)):
+        duplicate = any(
+            (one.content_hash, one.subtask) == (other.content_hash, other.subtask) for other in kept
+        )
+        clash = any(one.id == other.id and one.content_hash != other.content_hash for other in kept)
+        if not duplicate and not clash:
             kept.append(one)
     return kept
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        lambda at: row("a" * 30_000),
+        lambda at: row("a" * 30_000, id=at),
+        lambda at: row(f"{at // 2} " * 6_000),
+        lambda at: row(f"{at} " * 6_000, id=at // 2),
+        lambda at: {**row(f"{at} " * 6_000), "prompt": "q" if at == 0 else at},
+    ],
+    ids=["equal", "equal-but-for-ids", "each-twice", "each-id-twice", "unusable"],
+)
+def test_rows_are_not_kept_in_memory_whatever_they_are(tmp_path, monkeypatch, rows) -> None:
+    monkeypatch.setattr(lines, "_BATCH", 16)
+    path = write(tmp_path / "pool.jsonl", [rows(at) for at in range(1, 1001)] + [rows(0)])
+    read_pool([path])  # what is imported and made once
+    tracemalloc.start()
+    read_pool([path])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 4
 
 
 def test_canonical_order_is_content_hash_then_id(pool_of) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 
 from clusterucb.budget import resolve_count
 from clusterucb.pool import Pool, overlap, read_pool, read_target
-from clusterucb.prepared import Model, Prepared, Rows, prepare
+from clusterucb.prepared import Model, Prepared, Rows, check_model, prepare
 from clusterucb.progress import Observer, Silent
 from clusterucb.run import Run
 from clusterucb.sample import Rejected, by_kind
@@ -116,6 +116,8 @@ def examine(
     Raises:
         ClusterUCBError: as the job would.
     """
+    if model is not None:
+        check_model(model)
     read = read_pool(pool, settings.layout, limit=FIRST)
     held_out = None if target is None else read_target(target, settings.layout, limit=FIRST)
     pools = [read, *([held_out] if held_out else [])]
@@ -163,6 +165,8 @@ def _files(pool: Pool) -> dict[str, FileFacts]:
 
 def _total(file: Path) -> int | None:
     """Return how many lines a file has, as far as its own count says, or its size and its first lines, good or bad."""
+    if not file.is_file():
+        return None  # a pipe has none, and is read but once
     if file.suffix == ".parquet":
         import pyarrow.parquet as pq
 

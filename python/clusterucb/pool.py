@@ -3,26 +3,23 @@
 Decisions:
     - One bad line never stops a run. It becomes a `Rejected` with file, line and reason; only a file
       that cannot be read at all, or a pool without one good sample, is an error.
-    - Samples are sorted by (content hash, id), and every later index, draw and tie-break refers to that
-      order, so the order of lines and files changes nothing. For the same reason the choice among
-      duplicates depends on what they hold, never on where they stand.
+    - The order of lines and files changes nothing (`clusterucb.canonical`).
     - A sample keeps its line's bytes: what is selected is written exactly as it came.
 """
 
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from clusterucb.canonical import canonical_order
 from clusterucb.errors import InputError, counted
 from clusterucb.lines import Lines, Origin, Samples
 from clusterucb.progress import Advance, Observer, Silent
@@ -47,7 +44,6 @@ __all__ = [
 _SLOW = 64 << 20  # bytes of a file from which reading it has a bar
 _MEGABYTE = 1_000_000
 _LISTED = 3  # files in a message
-_ORDER = ("content_hash", "subtask", "id", "source", "raw")
 
 
 @dataclass(frozen=True)
@@ -198,108 +194,3 @@ def not_usable(line: Rejected) -> InputError:
     return InputError(
         f"{line.file}:{line.line}: {line.reason}; mend the line, or leave --strict away to go on without it"
     )
-
-
-def canonical_order(lines: Lines, rejected: RejectedLines) -> NDArray[np.int64]:
-    """Return the rows of samples in canonical order without duplicates, i64[N]; add the duplicates to ``rejected``.
-
-    Of samples with the same content (and subtask) the first in canonical order is kept. Of samples
-    with the same id and different content the one with the smallest content hash is kept.
-
-    Rows are sorted by the first eight bytes of their content hash; only samples that share these, or whose id others
-    with other content have, are looked at one by one, and of those alike the best alone is in memory.
-    """
-    keys = lines.content_keys
-    contested = _contested(lines.id_keys, keys)
-    order = np.argsort(keys, kind="stable")
-    same = _as_before(keys[order])
-    doubtful = np.flatnonzero(same | np.roll(same, -1) | contested[order])
-    bounds = [*np.flatnonzero(~same[doubtful]).tolist(), len(doubtful)]
-    kept = np.ones(len(order), bool)
-    by_id: dict[str, tuple[str, str]] = {}
-    for start, end in pairwise(bounds):
-        group = doubtful[start:end]
-        rows = order[group]
-        best, number_of = _best(lines, rows.tolist(), contested)
-        chosen, reasons = _choose(best, by_id, contested)
-        for row, number in zip(rows.tolist(), number_of, strict=True):
-            if row not in chosen:
-                rejected.add(lines.rejected(row, reasons[number]))
-        order[group[: len(chosen)]] = list(chosen)
-        kept[group[len(chosen) :]] = False
-    return order[kept]
-
-
-def _contested(ids: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Return which rows have an id that others with another content key have, too, bool[n]."""
-    order = np.argsort(ids, kind="stable")
-    same = _as_before(ids[order])
-    rows = order[same | np.roll(same, -1)]
-    rows = rows[np.lexsort((keys[rows], ids[rows]))]
-    clashing = _as_before(ids[rows]) & ~_as_before(keys[rows])
-    found = np.zeros(len(ids), bool)
-    found[rows] = np.isin(ids[rows], ids[rows][clashing])
-    return found
-
-
-def _as_before(values: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Return which values are equal to the one before them, bool[n]."""
-    return np.concatenate(([False], values[1:] == values[:-1]))[: len(values)]
-
-
-def _best(
-    lines: Lines, rows: Sequence[int], contested: NDArray[np.bool_]
-) -> tuple[list[tuple[Sample, int]], array[int]]:
-    """Return the best sample, and its row, of each content, subtask and id; and which of these each row has.
-
-    All ids that no other content has count as one: whichever is best.
-    """
-    best: list[tuple[Sample, int]] = []
-    numbers: dict[tuple[str, str, str], int] = {}
-    number_of = array("Q")
-    for row in rows:
-        sample = lines.sample(row)
-        names = (sample.content_hash, sample.subtask, sample.id if contested[row] else "")
-        number = numbers.setdefault(names, len(best))
-        number_of.append(number)
-        if number == len(best):
-            best.append((sample, row))
-        else:
-            best[number] = min(best[number], (sample, row), key=_rank)
-    return best, number_of
-
-
-def _choose(
-    best: Sequence[tuple[Sample, int]], by_id: dict[str, tuple[str, str]], contested: NDArray[np.bool_]
-) -> tuple[dict[int, None], list[str]]:
-    """Return the rows that are kept, in canonical order, and why others like each of ``best`` are not.
-
-    ``by_id`` holds content and place of those with contested ids that were kept before, and then of these, too.
-    """
-    kept: dict[tuple[str, str], Sample] = {}
-    chosen: dict[int, None] = {}
-    clashes: dict[int, str] = {}
-    for number, (sample, row) in sorted(enumerate(best), key=lambda one: _rank(one[1])):
-        if (sample.content_hash, sample.subtask) in kept:
-            continue
-        if contested[row]:
-            content, place = by_id.setdefault(sample.id, (sample.content_hash, _place(sample)))
-            if content != sample.content_hash:
-                clashes[number] = f"same id: {sample.id!r} is also that of {place}, with other content"
-                continue
-        kept[sample.content_hash, sample.subtask] = sample
-        chosen[row] = None
-    reasons = []
-    for number, (sample, _) in enumerate(best):
-        first = kept.get((sample.content_hash, sample.subtask))
-        reasons.append(f"duplicate of {_place(first)}" if first else clashes[number])
-    return chosen, reasons
-
-
-def _rank(one: tuple[Sample, int]) -> tuple[object, ...]:
-    sample, row = one
-    return (*(getattr(sample, name) for name in _ORDER), row)
-
-
-def _place(sample: Sample) -> str:
-    return f"{sample.file}:{sample.line}"

@@ -156,14 +156,19 @@ def check_paths(model: object, out: object, *, needed: bool = False, target: obj
     """Refuse a model, a folder or a target that cannot be one; ``out`` may be None unless it is needed."""
     if target is None:
         raise OptionError("target is None; expected the path of a file, or rows")
-    if not isinstance(model, str | PathLike | LoadedModel) or not str(model):
-        raise OptionError(f"model is {model!r}; expected a path, a hub id or a loaded model")
-    if not isinstance(model, LoadedModel) and not Path(model).is_dir() and not _HUB_ID.fullmatch(str(model)):
-        raise ModelError(f"there is no folder {str(model)!r}; expected a model's folder, or a hub id")
+    check_model(model)
     if (out is not None or needed) and (not isinstance(out, str | PathLike) or not str(out)):
         raise OptionError(f"out is {out!r}; expected the path of a folder")
     if isinstance(out, str | PathLike):
         check_folder(Path(out))
+
+
+def check_model(model: object) -> None:
+    """Refuse a model that cannot be one."""
+    if not isinstance(model, str | PathLike | LoadedModel) or not str(model):
+        raise OptionError(f"model is {model!r}; expected a path, a hub id or a loaded model")
+    if not isinstance(model, LoadedModel) and not Path(model).is_dir() and not _HUB_ID.fullmatch(str(model)):
+        raise ModelError(f"there is no folder {str(model)!r}; expected a model's folder, or a hub id")
 
 
 def adapter_fingerprints(adapter: Path | None, optimizer: Path | None) -> dict[str, str | None]:

@@ -74,7 +74,7 @@ class RejectedLines(Sequence[Rejected]):
 
     def __iter__(self) -> Iterator[Rejected]:
         """Return the lines one by one."""
-        return map(self._made, self._in_order().tolist())
+        return map(self._made, map(int, self._in_order()))
 
     def _in_order(self) -> NDArray[np.int64]:
         if self._order is None:
@@ -108,7 +108,9 @@ class _Texts:
         self._cuts = array("I")
 
     def add(self, first: str, second: str) -> int:
-        parts = [text.encode("utf-8", "surrogatepass") for text in (first, second)]  # of names of files
+        parts = [
+            text.encode("utf-8", "surrogatepass") for text in (first, second)
+        ]  # names of files need not be UTF-8
         with room_for("rejected lines"):
             if self._file is None:
                 self._file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (open as long as this is)
