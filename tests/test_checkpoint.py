@@ -308,7 +308,10 @@ def test_a_hub_that_cannot_be_reached_is_not_asked_again_and_again(monkeypatch):
             load()
     assert asked == ["modle"] * 3
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: "kept")
-    assert checkpoint.ModelSource("modle")._options()["local_files_only"]
+    asked.clear()
+    for _ in range(2):
+        assert source._options()["local_files_only"]
+    assert asked == ["modle"]
 
 
 def test_warnings_of_the_hub_are_silent_while_something_is_loaded_alone(monkeypatch, caplog):

@@ -135,6 +135,12 @@ def test_an_incomplete_command_is_a_mistake(arguments, capsys):
             "POOL... is missing. It stands first: --target takes every file that follows it.",
         ),
         ("sketch --model a", "POOL... is missing.\n"),
+        ("sketch a --model", "--model has no value; expected one after it.\n"),
+        (
+            "select a --config nowhere.yaml --budget --seed 3",
+            "--budget has no value; expected one after it.\n",
+        ),
+        ("select a -p", "-p has no value; expected one after it.\n"),
     ],
 )
 def test_a_word_out_of_place_says_where_it_belongs(arguments, message, capsys):

@@ -344,11 +344,24 @@ def test_what_is_trained_lands_beside_its_configuration(tmp_path: Path) -> None:
                 assert yaml.safe_load((folder / file).read_text())["output_dir"] == str(folder / output)
 
 
+CONFIGURATIONS = {"llamafactory": "sft.yaml", "trl": "sft.py", "axolotl": "axolotl.yaml"}
+
+
+def texts(folder: Path) -> list[str]:
+    """Return each tool's configuration."""
+    return [(folder / f"export-{tool}" / name).read_text() for tool, name in CONFIGURATIONS.items()]
+
+
+def told(folder: Path) -> list[dict]:
+    """Return what each tool is told of the LoRA, perhaps among other things."""
+    llama, _, axolotl = texts(folder)
+    trl = run_script(folder / "export-trl" / "sft.py")["LoraConfig"]
+    return [yaml.safe_load(llama), trl, yaml.safe_load(axolotl)]
+
+
 def loras(folder: Path) -> list[tuple]:
     """Return rank, alpha and layers of each tool's LoRA."""
-    llama = yaml.safe_load((folder / "export-llamafactory" / "sft.yaml").read_text())
-    trl = run_script(folder / "export-trl" / "sft.py")["LoraConfig"]
-    axolotl = yaml.safe_load((folder / "export-axolotl" / "axolotl.yaml").read_text())
+    llama, trl, axolotl = told(folder)
     layers = "lora_target_linear" if "lora_target_linear" in axolotl else "lora_target_modules"
     return [
         (llama["lora_rank"], llama["lora_alpha"], llama["lora_target"]),
@@ -375,6 +388,53 @@ def test_layers_that_are_a_pattern_are_one_where_a_tool_takes_it(tmp_path: Path)
     assert "all linear layers instead" in (tmp_path / "export-llamafactory" / "sft.yaml").read_text()
 
 
+def test_layers_that_an_adapter_leaves_to_peft_are_left_to_it_where_a_tool_asks_it(tmp_path: Path) -> None:
+    LoraConfig(r=3, lora_alpha=7).save_pretrained(tmp_path / "adapter")
+    write(tmp_path, ",".join(TOOLS), "ua", adapter=tmp_path / "adapter")
+    assert loras(tmp_path) == [(3, 7, "all"), (3, 7, None), (3, 7, True)]
+    note = "# The adapter's layers are PEFT's choice for the model, which {} cannot be: all linear layers instead."
+    llama, _, axolotl = texts(tmp_path)
+    assert note.format("lora_target") in llama
+    assert note.format("lora_target_modules") in axolotl
+
+
+@pytest.mark.parametrize("rslora", [True, False])
+def test_how_alpha_scales_is_carried_into_every_tool(tmp_path: Path, rslora: bool) -> None:
+    LoraConfig(use_rslora=rslora, target_modules=["q_proj"]).save_pretrained(tmp_path / "adapter")
+    write(tmp_path, ",".join(TOOLS), "ua", adapter=tmp_path / "adapter")
+    for found, key in zip(told(tmp_path), ("use_rslora", "use_rslora", "peft_use_rslora"), strict=True):
+        assert found.get(key) == (True if rslora else None)
+    assert not any("Left out" in text for text in texts(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("of_peft", "of_file", "left_out"),
+    [
+        ({}, {}, ""),
+        ({"task_type": "CAUSAL_LM", "fan_in_fan_out": True, "revision": "r"}, {"inference_mode": True}, ""),
+        ({}, {"target_parameters": [], "loftq_config": None, "use_new": False}, ""),
+        ({"rank_pattern": {"q_proj": 4}, "use_dora": True}, {}, "rank_pattern, use_dora"),
+        (
+            {"lora_dropout": 0.05, "bias": "all", "layers_to_transform": [0]},
+            {},
+            "bias, layers_to_transform, lora_dropout",
+        ),
+        ({"init_lora_weights": False}, {"use_new": 3, '# x\n"""': 1}, "init_lora_weights, use_new"),
+    ],
+)
+def test_what_is_left_out_of_an_adapters_configuration_is_told(
+    tmp_path: Path, of_peft: dict, of_file: dict, left_out: str
+) -> None:
+    LoraConfig(r=3, target_modules=["q_proj"], **of_peft).save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | of_file))
+    write(tmp_path, ",".join(TOOLS), "uaua", adapter=tmp_path / "adapter")
+    note = f"Left out of the adapter's configuration: {left_out}. Add what the training should have.\n"
+    for text in texts(tmp_path):
+        assert (note in text) == ("Left out" in text) == bool(left_out)
+    assert len(told(tmp_path)) == 3  # all of them can be read
+
+
 @pytest.mark.parametrize("given", [None, "all-linear"])
 def test_a_fresh_lora_is_on_all_linear_layers_by_default(tmp_path: Path, given: str | None) -> None:
     write(tmp_path, ",".join(TOOLS), "ua", lora_targets=given)
@@ -397,6 +457,24 @@ def test_a_folder_that_a_tool_takes_for_a_pattern_is_told(tmp_path: Path, name: 
     pattern = run_script(found[0].folder / "sft.py")["load_dataset"]["data_files"]
     rows = datasets.load_dataset("json", data_files=pattern, split="train", cache_dir=str(tmp_path / "hf"))
     assert len(rows) == 1
+
+
+def test_an_export_that_cannot_be_written_again_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    write(tmp_path / "a", ",".join(TOOLS), "ua", "t")
+    theirs = tmp_path / "a" / "export-axolotl" / "trained"
+    theirs.write_text("hours of work")
+    run = (tmp_path / "a").rename(tmp_path / "a[1]")
+    with pytest.warns(ClusterUCBWarning) as said:
+        write(run, "llamafactory", "ua")
+    reason = r": of a folder such as .*a\[1\], these tools take .*: choose another --out"
+    for what, one in zip(
+        ("--export llamafactory is not written", "the earlier export for axolotl is removed"),
+        said,
+        strict=True,
+    ):
+        assert re.fullmatch(what + reason, str(one.message))
+    assert names(run) == {"export-axolotl/trained", "export-trl/conversations.jsonl", "export-trl/sft.py"}
 
 
 def test_a_model_folder_is_given_by_its_absolute_path(tmp_path: Path, monkeypatch) -> None:

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
+from msgspec import Meta
 
 import clusterucb.clusterers
 import clusterucb.features
@@ -23,7 +25,7 @@ from clusterucb import hookspecs, plugins
 from clusterucb.clusterers import KMeans
 from clusterucb.contenders import contender
 from clusterucb.engine import search
-from clusterucb.errors import OptionError, PluginError
+from clusterucb.errors import OptionError, PluginError, in_words
 from clusterucb.features import Concatenation, Hidden, Lexical
 from clusterucb.policies import UCB, IndexPolicy, Random
 
@@ -479,6 +481,24 @@ def test_annotation_of_an_inherited_option_is_of_the_module_that_wrote_it(instal
     )
     with pytest.raises(OptionError, match=r"policy derived: how is 'idle'; expected one of fast, slow"):
         plugins.load().make("policy", "derived", {"how": "idle"})
+
+
+@pytest.mark.parametrize(
+    ("hint", "words"),
+    [
+        (int, "a whole number"),
+        (int | None, "a whole number or none"),
+        (int | float, "a whole number or a number"),
+        (Literal["a", 2] | None, "one of a, 2 or none"),
+        (list[int] | bool, "a list (list[int]) or true or false"),
+        (Annotated[int, ["unhashable"]], "a whole number"),
+        (Annotated[int, Meta(ge=1)] | None, "a whole number or none"),
+        (Annotated[int | Annotated[float, Meta(ge=1)], []], "a whole number or a number"),
+        (Literal[True, 1.5], "one of True, 1.5"),
+    ],
+)
+def test_a_type_is_told_in_words(hint: object, words: str) -> None:
+    assert in_words(hint) == words
 
 
 @pytest.mark.parametrize(

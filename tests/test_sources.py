@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from clusterucb import files as files_module
 from clusterucb import formats
 from clusterucb.errors import InputError, OptionError
 from clusterucb.pool import read_pool, read_target
@@ -61,14 +63,14 @@ def binary(write) -> bytes:
     return sink.getvalue()
 
 
-def arrow(sink: io.BytesIO) -> None:
-    with pa.ipc.new_file(sink, columns().schema) as writer:
-        writer.write_table(columns(), max_chunksize=2)
+def arrow(sink: io.BytesIO, rows: pa.Table) -> None:
+    with pa.ipc.new_file(sink, rows.schema) as writer:
+        writer.write_table(rows, max_chunksize=2)
 
 
-def stream(sink: io.BytesIO) -> None:
-    with pa.ipc.new_stream(sink, columns().schema) as writer:
-        writer.write_table(columns(), max_chunksize=2)
+def stream(sink: io.BytesIO, rows: pa.Table) -> None:
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows, max_chunksize=2)
 
 
 FILES = {
@@ -84,8 +86,8 @@ FILES = {
     "p.csv.gz": gzip.compress(b"\xef\xbb\xbf" + table(";")),
     "p.tsv": table("\t"),
     "p.parquet": binary(lambda sink: pq.write_table(columns(), sink, row_group_size=2)),
-    "p.arrow": binary(arrow),
-    "stream.arrow": binary(stream),
+    "p.arrow": binary(lambda sink: arrow(sink, columns())),
+    "stream.arrow": binary(lambda sink: stream(sink, columns())),
     "blank-first.csv": b"\n\n" + table("|"),
     "blanks.json": b" \n" * 3000 + json.dumps(ROWS, indent=2).encode(),
     "more-blanks.json.zst": zstd(b"\xef\xbb\xbf" + b"\n" * (3 << 20) + json.dumps(ROWS).encode()),
@@ -171,6 +173,68 @@ def test_a_folder_of_files_and_a_pattern_are_all_of_them(tmp_path: Path) -> None
         InputError, match=r"empty is a folder without data files; expected files ending in \.jsonl"
     ):
         read_pool(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "files"),
+    [
+        ("**/train*", ["train-1.jsonl", "train/train-0.jsonl"]),
+        ("data/train*", ["train-1.jsonl", "train/train-0.jsonl"]),
+        ("**/*.jsonl", ["again.jsonl", "train/train-0.jsonl"]),
+        ("data", ["again.jsonl", "train/train-0.jsonl"]),
+    ],
+)
+def test_what_one_pattern_finds_twice_is_read_once(tmp_path: Path, pattern: str, files: list[str]) -> None:
+    data = tmp_path / "data"
+    (data / "train").mkdir(parents=True)
+    (data / "train" / "train-0.jsonl").write_bytes(LINES)
+    (data / "train-1.jsonl").write_text('{"text": "more"}')
+    (data / "again.jsonl").symlink_to("train-1.jsonl")
+    pool = read_pool(f"{tmp_path}/{pattern}")
+    assert sorted(pool.files) == [str(data / name) for name in files]
+    assert not pool.rejected
+    twice = read_pool([f"{tmp_path}/{pattern}", data / "train-1.jsonl"])
+    assert [line.reason for line in twice.rejected] == [f"duplicate of {data / files[0]}:1"]
+
+
+def test_a_saved_dataset_that_a_pattern_finds_is_read_as_a_whole_alone(tmp_path: Path) -> None:
+    folder = save_to_disk(tmp_path / "train")
+    pool = read_pool(f"{tmp_path}/tr*/**")
+    assert pool.files == (str(folder),)
+    assert found(pool) == EXPECTED
+    assert not pool.rejected
+
+
+NAMES = st.lists(
+    st.lists(st.sampled_from("abc"), min_size=1, max_size=4).map(lambda parts: Path("/", *parts)), min_size=1
+)
+
+
+@given(NAMES)
+def test_a_short_name_has_as_many_folders_as_tell_it_apart(files: list[Path]) -> None:
+    def name(file: Path, n_folders: int) -> str:
+        return "/".join(file.parts[-1 - n_folders :])
+
+    expected = []
+    for file in files:
+        others = set(files) - {file}
+        n = next(n for n in range(9) if all(name(other, n) != name(file, n) for other in others))
+        expected.append(name(file, n))
+    assert files_module.short_names([file.with_suffix(".jsonl.gz") for file in files]) == expected
+
+
+def test_files_that_only_their_endings_tell_apart_share_a_name() -> None:
+    files = [Path(name) for name in ("x/a.jsonl", "x/a.csv", "y/a.csv.gz", "y/b.csv")]
+    assert files_module.short_names(files) == ["x/a", "x/a", "y/a", "b"]
+    assert files_module.short_names(files[:2]) == ["a", "a"]
+
+
+def test_the_names_of_many_files_are_found_in_one_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(files_module, "_stem", lambda file: asked.append(file) or file.stem)
+    files = [Path(f"{folder}/{number}.jsonl") for folder in "ab" for number in range(1000)]
+    assert files_module.short_names(files) == [str(file.with_suffix("")) for file in files]
+    assert len(asked) == len(files)
 
 
 @pytest.mark.parametrize("name", ["linked", "real/deeper/linked"])
@@ -319,13 +383,39 @@ def test_paths_and_rows_are_not_mixed(path: str | Path) -> None:
             read_pool(rows)
 
 
-@pytest.mark.parametrize("text", ["Why is the sky blue?", "How much\nis 2 * 3", "Tell me more"])
-def test_texts_are_neither_paths_nor_rows(text: str) -> None:
-    with pytest.raises(
-        InputError,
-        match=r"cannot read '.*': No such file .*; expected the path of a file\. A text that is itself a row",
-    ):
+A_ROW = ". A text that is itself a row goes into a dict: {'text': ...}"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "Tell me\nmore",
+            r"cannot read 'Tell me\nmore': No such file or directory; expected the path of a file",
+        ),
+        ("Why blue?", "no file matches Why blue?; expected a pattern of files that exist"),
+        ("my\nfolder/*", "no file matches my folder/*; expected a pattern of files that exist"),
+    ],
+)
+def test_texts_are_neither_paths_nor_rows_and_a_path_is_no_text(text: str, message: str) -> None:
+    with pytest.raises(InputError) as refused:
         read_pool([text, text])
+    assert str(refused.value) == message + A_ROW
+    with pytest.raises(InputError) as refused:
+        read_pool(Path(text))
+    assert A_ROW not in str(refused.value)
+    if "?" in text or "*" in text:
+        assert str(refused.value) == message
+    else:
+        assert "more: No such file or directory; expected JSONL, a JSON array" in str(refused.value)
+
+
+def test_a_row_that_is_a_text_is_no_path_for_its_last_word() -> None:
+    pool = read_pool([*ROWS, "What is in data.json"])
+    assert found(pool) == EXPECTED
+    assert [(line.line, line.reason) for line in pool.rejected] == [
+        (4, "not an object: the line is a string")
+    ]
 
 
 def test_times_are_texts_and_nothing_is_null(tmp_path: Path) -> None:
@@ -360,6 +450,45 @@ def test_a_frame_that_is_no_table_is_an_error(frame) -> None:
         InputError, match=r"the pool is a \w+ that cannot be read as a table .*Or give a list of dicts"
     ):
         read_pool(frame)
+
+
+TWICE = pa.table([pa.array(["a"])] * 3, names=["text", "id", "text"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.csv", b"text,id,text\na,b,c\n"),
+        ("p.tsv", b"text\tid\ttext\na\tb\tc\n"),
+        ("p.parquet", binary(lambda sink: pq.write_table(TWICE, sink))),
+        ("p.arrow", binary(lambda sink: arrow(sink, TWICE))),
+        ("stream.arrow", binary(lambda sink: stream(sink, TWICE))),
+        ("the pool", None),
+    ],
+)
+def test_two_columns_of_one_name_are_refused_in_every_table(
+    tmp_path: Path, name: str, content: bytes | None
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as refused:
+        read_pool(TWICE if content is None else path)
+    place = name if content is None else path
+    assert str(refused.value) == f"{place} names columns twice: text; expected different names"
+
+
+def test_a_value_that_python_has_not_costs_its_row(tmp_path: Path) -> None:
+    times = pa.array([0, 10**12, 1]).cast(pa.timestamp("s"))
+    pq.write_table(pa.table({"text": ["a", "b", "c"], "time": times}), tmp_path / "pool.parquet")
+    inner = pa.StructArray.from_arrays([pa.array(["a"])] * 2, names=["role", "role"])
+    for rows, line, n_good in ((tmp_path / "pool.parquet", 2, 2), (pa.table({"x": inner}), 1, 0)):
+        (source,) = sources_of(rows, "pool")
+        lines = list(source.lines(lambda _: None))
+        bad = [(number, str(row)) for number, row in lines if not isinstance(row, bytes)]
+        assert len(lines) == n_good + 1
+        assert [number for number, _ in bad] == [line]
+        assert bad[0][1].startswith("not JSON: the row cannot be written as JSON (")
 
 
 class Stubborn:
@@ -450,10 +579,14 @@ def test_a_database_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["p" * 300, "a\0b", '{"prompt": "q"}' * 30])
 def test_a_text_that_is_no_path_is_an_error(name: str) -> None:
-    with pytest.raises(
-        InputError, match=r"cannot read '.*: (File name too long|embedded null byte); expected the path"
-    ):
-        read_pool(name)
+    for path, advice in ((name, A_ROW), (Path(name), "")):
+        with pytest.raises(
+            InputError,
+            match=r"cannot read '.*: (File name too long|embedded null byte); expected the path of a file"
+            + re.escape(advice)
+            + "$",
+        ):
+            read_pool(path)
 
 
 def test_an_empty_path_is_not_this_folder() -> None:
@@ -685,11 +818,6 @@ def test_fields_that_do_not_fit_the_first_line_are_refused(tmp_path: Path) -> No
         (7, "not a row: 1 fields; the first line names 2"),
         (8, "not UTF-8: the row holds bytes that are no text"),
     ]
-    path.write_bytes(b"text,text\na,b\n")
-    with pytest.raises(
-        InputError, match="names columns twice in its first line: text; expected different names"
-    ):
-        read_pool(path)
 
 
 def test_a_file_that_changes_meanwhile_is_an_error(tmp_path: Path) -> None:

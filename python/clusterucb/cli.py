@@ -438,8 +438,11 @@ def _said(error: CycloptsError, arguments: Sequence[str]) -> str:
     """Return what is wrong with the words of a command, and what to do."""
     said, command = str(error), " ".join(error.command_chain or ())
     if isinstance(error, MissingArgumentError):
-        said = said.replace(" requires an argument", " is missing")
-        if (file := config.value_of("--config", arguments)) is not None:
+        there = error.keyword is not None
+        said = said.replace(" requires an argument", " has no value" if there else " is missing")
+        if there:
+            said = f"{said.rstrip('.')}; expected one after it."
+        elif (file := config.value_of("--config", arguments)) is not None:
             said = f"{said.rstrip('.')}; expected it on the command line or in {file}."
         if "POOL" in said and "--target" in arguments:
             said += " It stands first: --target takes every file that follows it."

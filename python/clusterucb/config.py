@@ -156,9 +156,9 @@ def placed(said: str, arguments: Sequence[str]) -> str:
     if option is None or path is None or value_of(option[0], arguments) is not None:
         return said
     with suppress(OptionError):
-        keys = {f"--{key.replace('_', '-')}" for key in read(Path(path))}
         key = option[0].removeprefix("--").replace("-", "_")
-        return f"{path}: {key}{said.removeprefix(option[0])}" if option[0] in keys else said
+        if any(spelt.replace("-", "_") == key for spelt in read(Path(path))):
+            return f"{path}: {key}{said.removeprefix(option[0])}"
     return said
 
 

@@ -10,8 +10,8 @@ import difflib
 import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, ParamSpec, TypeVar, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 __all__ = [
     "ClusterUCBError",
@@ -121,14 +121,16 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 def in_words(hint: object) -> str:
     """Return what values of a type are: ``int | None`` is "a whole number or none"."""
-    if hint in _WORDS:
-        return _WORDS[hint]
-    if get_origin(hint) in _WORDS:
-        return f"{_WORDS[get_origin(hint)]} ({str(hint).replace('typing.', '')})"
-    kinds = get_args(hint)
-    if get_origin(hint) is Literal:
+    origin, kinds = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return in_words(kinds[0])
+    if origin in (Union, UnionType):
+        return " or ".join(map(in_words, kinds))
+    if origin is Literal:
         return f"one of {', '.join(map(str, kinds))}"
-    return " or ".join(map(in_words, kinds)) if NoneType in kinds else str(hint)
+    if origin in _WORDS:
+        return f"{_WORDS[origin]} ({str(hint).replace('typing.', '')})"
+    return _WORDS.get(hint, str(hint))
 
 
 class ClusterUCBWarning(UserWarning):

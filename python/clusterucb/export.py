@@ -29,10 +29,9 @@ Decisions:
       that none with ``[``, ``*`` or ``?`` can be spelt for both. Nothing is written for them there.
     - All train in bf16 where there is a GPU for it. TRL and axolotl find out when they begin; LLaMA-Factory would
       stop without one, so the line is there only if this machine has one.
-    - The LoRA is that of the adapter or store that was given. Without one it is as the options say, and on all
-      linear layers where they do not: PEFT's choice, fewer of them, is for gradients that cost less.
     - An export that is in the run is written again with every selection, asked for or not: one that belongs to
-      an earlier selection would be worse than none. Only our own files are touched: people train in there.
+      an earlier selection would be worse than none, so one that cannot be written again is removed. Only our own
+      files are touched: people train in there.
 """
 
 from __future__ import annotations
@@ -49,6 +48,7 @@ import msgspec
 
 from clusterucb.atomic import write_lines, write_whole
 from clusterucb.errors import ClusterUCBWarning, RunError
+from clusterucb.lora import ALL_LINEAR, Lora, lora_of
 from clusterucb.shapes import TEXT, Message
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ class _Training:
         folder: of the export, absolute.
         model, revision: a hub id, or an absolute path.
         max_length: tokens of a sample.
-        rank, alpha: of the LoRA.
-        targets: names of its layers, or a pattern for their whole names; None: all linear layers.
+        lora: what is trained.
         conversations, texts: whether there are any.
         single: whether each conversation ends with its only answer.
     """
@@ -87,9 +86,7 @@ class _Training:
     model: str
     revision: str | None
     max_length: int
-    rank: int
-    alpha: float
-    targets: list[str] | str | None
+    lora: Lora
     conversations: bool
     texts: bool
     single: bool
@@ -149,13 +146,11 @@ def _llamafactory_training(training: _Training, stage: str, dataset: str) -> str
     notes = [
         "Without `template: NAME`, the name of the model's family, LLaMA-Factory goes by the tokenizer's template."
     ]
-    targets, bf16 = training.targets, bool(is_torch_bf16_gpu_available())
+    bf16, lora = bool(is_torch_bf16_gpu_available()), training.lora
+    layers = ",".join(lora.targets) if isinstance(lora.targets, list) else "all"
     if not bf16:
         notes.append("Written where no GPU has bf16; where one does, add `bf16: true`.")
-    if isinstance(targets, str):
-        notes.append(
-            "The adapter's layers are a pattern, which lora_target cannot be: all linear layers instead."
-        )
+    notes += lora.notes("lora_target" if layers == "all" and lora.targets != ALL_LINEAR else "")
     return _yaml(
         {
             "model_name_or_path": training.model,
@@ -163,9 +158,10 @@ def _llamafactory_training(training: _Training, stage: str, dataset: str) -> str
             "stage": stage,
             "do_train": True,
             "finetuning_type": "lora",
-            "lora_rank": training.rank,
-            "lora_alpha": training.alpha,
-            "lora_target": ",".join(targets) if isinstance(targets, list) else "all",
+            "lora_rank": lora.rank,
+            "lora_alpha": lora.alpha,
+            "use_rslora": lora.rslora or None,
+            "lora_target": layers,
             "dataset_dir": str(training.folder),
             "dataset": dataset,
             "cutoff_len": training.max_length,
@@ -218,11 +214,16 @@ def _trl_training(training: _Training, name: str, loss: Row) -> str:
         "per_device_train_batch_size": 1,
         "gradient_accumulation_steps": 8,
     }
-    targets = training.targets or "all-linear"
-    lora = {"r": training.rank, "lora_alpha": training.alpha, "target_modules": targets}
+    lora = {
+        "r": training.lora.rank,
+        "lora_alpha": training.lora.alpha,
+        "target_modules": training.lora.targets,
+        **({"use_rslora": True} if training.lora.rslora else {}),
+    }
     pattern = glob.escape(str(training.folder / name))
-    marked = f"\n\n{_ANSWERS_ONLY}\n" if loss else ""
-    return f'''"""{_BY}{marked}"""
+    notes = [_BY, *([_ANSWERS_ONLY] if loss else []), *training.lora.notes()]
+    said = "\n\n".join(notes) + ("\n" if len(notes) > 1 else "")
+    return f'''"""{said}"""
 
 from datasets import load_dataset
 from peft import LoraConfig
@@ -269,6 +270,8 @@ def _axolotl(training: _Training) -> dict[str, str]:
     if training.texts:
         text = {"type": "completion", "field": "text"}
         datasets.append({"path": str(training.folder / TEXTS), "ds_type": "json", **text})
+    lora = training.lora
+    linear = lora.targets in (ALL_LINEAR, None)
     values = {
         "base_model": training.model,
         "revision_of_model": training.revision,
@@ -277,10 +280,11 @@ def _axolotl(training: _Training) -> dict[str, str]:
         "output_dir": _output(training, text=False),
         "sequence_len": training.max_length,
         "adapter": "lora",
-        "lora_r": training.rank,
-        "lora_alpha": training.alpha,
-        "lora_target_linear": None if training.targets else True,
-        "lora_target_modules": training.targets,
+        "lora_r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "peft_use_rslora": lora.rslora or None,
+        "lora_target_linear": linear or None,
+        "lora_target_modules": None if linear else lora.targets,
         "micro_batch_size": 1,
         "gradient_accumulation_steps": 8,
         "num_epochs": 3,
@@ -290,7 +294,8 @@ def _axolotl(training: _Training) -> dict[str, str]:
         "bf16": "auto",
         "logging_steps": 10,
     }
-    return {"axolotl.yaml": _yaml(values)} if datasets else {}
+    notes = lora.notes("" if lora.targets else "lora_target_modules")
+    return {"axolotl.yaml": _yaml(values, notes)} if datasets else {}
 
 
 TOOLS = {
@@ -332,13 +337,19 @@ def export(
     present = [tool for tool in TOOLS if any((run / name).exists() for name in _own(tool))]
     wanted = [tool for tool in TOOLS if tool in {*tools, *present}]
     barred = [tool for tool in wanted if TOOLS[tool].globs and glob.has_magic(str(run.absolute()))]
-    if barred:
-        warnings.warn(
-            f"--export {','.join(barred)} is not written: of a folder such as {run.absolute()}, these tools take "
-            "[, * and ? for a pattern. Expected a path without them: choose another --out",
-            ClusterUCBWarning,
-            stacklevel=4,
-        )
+    for what, those in (
+        ("--export {} is not written", [tool for tool in barred if tool in tools]),
+        ("the earlier export for {} is removed", [tool for tool in barred if tool not in tools]),
+    ):
+        if those:
+            warnings.warn(
+                f"{what.format(','.join(those))}: of a folder such as {run.absolute()}, these tools take [, * and ? "
+                "for a pattern. Expected a path without them: choose another --out",
+                ClusterUCBWarning,
+                stacklevel=4,
+            )
+        for name in (name for tool in those for name in _own(tool)):
+            (run / name).unlink(missing_ok=True)
     return [_export(run, tool, samples, model, settings) for tool in wanted if tool not in barred]
 
 
@@ -355,15 +366,12 @@ def _export(run: Path, name: str, samples: Sequence[Sample], model: str, setting
             ClusterUCBWarning,
             stacklevel=5,
         )
-    rank, alpha, targets = _lora(settings)
     training = _Training(
         folder=folder.absolute(),
         model=str(Path(model).absolute()) if Path(model).is_dir() else model,
         revision=settings.revision,
         max_length=settings.max_length,
-        rank=rank,
-        alpha=int(alpha) if float(alpha).is_integer() else alpha,
-        targets=targets,
+        lora=lora_of(settings),
         conversations=bool(rows),
         texts=bool(texts),
         single=single,
@@ -382,19 +390,6 @@ def _export(run: Path, name: str, samples: Sequence[Sample], model: str, setting
             (folder / name).unlink(missing_ok=True)
     started = tuple(name for name in files if name != "dataset_info.json")
     return Exported(folder, tuple((tool.program, folder / name) for name in started))
-
-
-def _lora(settings: Settings) -> tuple[int, float, list[str] | str | None]:
-    """Return rank, alpha and target layers of the adapter that was given, or of the options."""
-    adapter = settings.adapter or (settings.store and settings.store / "adapter")
-    if adapter is None:
-        rank, alpha, targets = settings.lora_rank, settings.lora_alpha, settings.target_layers
-    else:
-        config = msgspec.json.decode((adapter / "adapter_config.json").read_bytes())
-        rank, alpha, targets = config["r"], config["lora_alpha"], config["target_modules"]
-    if isinstance(targets, list):
-        targets = sorted(targets)  # PEFT writes them in an order that is another one tomorrow
-    return rank, alpha, None if targets in ("all-linear", ["all-linear"]) else targets
 
 
 def _output(training: _Training, *, text: bool) -> str:

@@ -1,7 +1,8 @@
 """Which files a path means: itself, what a pattern matches, or the data in a folder.
 
 Decisions:
-    - Links to folders are followed, as a hub's cache is made of links; a folder that is found twice is read once.
+    - Links to folders are followed, as a hub's cache is made of links. What one pattern or one folder finds twice, by
+      whatever way, is read once; what is given twice is read twice, and said to be duplicates.
     - A folder with several splits is refused: which one is meant, nobody else can say.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import errno
 import glob
 import os
-import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,35 +22,55 @@ EXPECTED = "expected JSONL, a JSON array, CSV, TSV, Parquet or Arrow, the text o
 _ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 
 
-def files_of(path: Path) -> list[Path]:
-    """Return the files that a path means: itself, what a pattern matches, or the data in a folder.
+def files_of(given: str | os.PathLike[str]) -> list[Path]:
+    """Return the files that a path means: itself, what a pattern matches, or the data in a folder; each of them once.
 
-    A folder that ``datasets`` saved is one of them. A path of nothing is, too: who opens it is told.
+    A folder that ``datasets`` saved is one of them. A path of nothing is, too: who opens it is told. But a text of
+    several words is refused, as Python gives it where a row is meant; a `Path` is meant as one.
 
     Raises:
         InputError: a pattern matches nothing, or a folder holds no data, or that of several splits.
     """
+    path = Path(given)
     if not os.path.lexists(path):
         path = Path(os.path.expanduser(path))
     try:
         path.stat()
     except (OSError, ValueError) as error:
         nameable = getattr(error, "errno", None) in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES)
-        pattern = nameable and glob.has_magic(str(path))
-        if pattern and (found := sorted(glob.glob(str(path), recursive=True))):
-            return [file for one in found for file in files_of(Path(one))]
-        if not nameable or (re.search(r"\s", str(path)) and not ending(path)):
+        words = isinstance(given, str) and not (nameable and (is_word(given) or ending(path)))
+        advice = ". A text that is itself a row goes into a dict: {'text': ...}" if words else ""
+        if nameable and glob.has_magic(str(path)):
+            found = sorted(glob.glob(str(path), recursive=True))
+            if not found:
+                raise InputError(
+                    f"no file matches {one_line(path):.300}; expected a pattern of files that exist{advice}"
+                ) from error
+            return _once(file for one in found for file in files_of(Path(one)))
+        if words or not nameable:
             reason = getattr(error, "strerror", None) or error
             raise InputError(
-                f"cannot read {str(path)!r:.80}: {reason}; expected the path of a file. A text that is itself a row "
-                "goes into a dict: {'text': ...}"
+                f"cannot read {str(path)!r:.80}: {reason}; expected the path of a file{advice}"
             ) from error
-        if pattern:
-            raise InputError(f"no file matches {path}; expected a pattern of files that exist") from error
     if os.path.isdir(path):
         with explained(path):
-            return _files_in(path)
+            return _once(_files_in(path))
     return [path]
+
+
+def is_word(text: str) -> bool:
+    """Return whether a text has no blanks, as most paths have none."""
+    return text.split() == [text]
+
+
+def _once(files: Iterable[Path]) -> list[Path]:
+    """Return the files with real paths of their own, without those of a saved dataset that is there as a whole."""
+    found: dict[str, Path] = {}
+    for file in files:
+        real = os.path.realpath(file)
+        if os.path.dirname(real) not in found:
+            found.setdefault(real, file)
+    return list(found.values())
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -110,19 +131,20 @@ def ending(path: Path) -> str:
 
 
 def short_names(files: Sequence[Path]) -> list[str]:
-    """Return each file's name without its endings; where two have the same, with as many folders as tell them apart."""
-    places = [file.absolute() for file in files]
-    longest = max(len(place.parts) for place in places)
+    """Return each file's name without its endings; where two have the same, with as many folders as tell them apart.
 
-    def name(place: Path, n_folders: int) -> str:
-        folders = place.parts[len(place.parts) - 1 - n_folders : -1] if n_folders else ()
-        return "/".join([*folders, _stem(place)])
-
-    def distinct(place: Path, n_folders: int) -> bool:
-        return all(other == place or name(other, n_folders) != name(place, n_folders) for other in places)
-
-    needed = [next((n for n in range(longest) if distinct(place, n)), longest) for place in places]
-    return [name(place, n) for place, n in zip(places, needed, strict=True)]
+    Files of one folder that differ in their endings alone share a name, as nothing tells them apart.
+    """
+    places = [(*file.parts[:-1], _stem(file)) for file in map(Path.absolute, files)]
+    names: dict[tuple[str, ...], str] = {}
+    n_parts, alike = 1, set(places)
+    while alike:
+        tried = {place: "/".join(place[-n_parts:]) for place in alike}
+        counts = Counter(tried.values())
+        names |= {place: name for place, name in tried.items() if counts[name] == 1}
+        alike -= names.keys()
+        n_parts += 1
+    return [names[place] for place in places]
 
 
 def _stem(file: Path) -> str:

@@ -32,7 +32,15 @@ from clusterucb.errors import InputError, one_line
 from clusterucb.files import EXPECTED, ending, explained
 from clusterucb.progress import Advance
 from clusterucb.shapes import Unreadable
-from clusterucb.tables import Line, arrow_lines, encoded, parquet_lines, saved_lines, stream_lines
+from clusterucb.tables import (
+    Line,
+    arrow_lines,
+    check_names,
+    encoded,
+    parquet_lines,
+    saved_lines,
+    stream_lines,
+)
 
 LONGEST_LINE = 64 << 20  # bytes; a longer line is no sample, but a file without line breaks
 _LARGEST_ARRAY = 4 << 30  # bytes of a JSON array
@@ -219,10 +227,7 @@ def _table(stream: IO[bytes], file: Path, first: int) -> Iterator[Line]:
         delimiter = max(delimiters, key=lambda one: len(_fields(csv.reader([header], delimiter=one)) or ()))
         rows = csv.reader(itertools.chain([header], text), delimiter=delimiter, strict=True)
         names = _fields(rows) or []
-        if twice := sorted({name for name in names if name and names.count(name) > 1}):
-            raise InputError(
-                f"{file} names columns twice in its first line: {', '.join(twice)}; expected different names"
-            )
+        check_names(names, file)
         number = begin + rows.line_num
         while (fields := _fields(rows)) is not None:
             if len(fields) == len(names):
@@ -259,7 +264,7 @@ def _columns(start: bytes, file: Path, packed: str | None) -> Iterator[Line]:
         )
     if parquet:
         return parquet_lines(file)
-    return arrow_lines(file) if start.startswith(b"ARROW1") else stream_lines([file])
+    return arrow_lines(file) if start.startswith(b"ARROW1") else stream_lines([file], file)
 
 
 class _Counted(io.RawIOBase):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterucb.errors import InputError, OptionError, one_line
-from clusterucb.files import EXPECTED, ending, files_of, likely, short_names
+from clusterucb.files import EXPECTED, ending, files_of, is_word, likely, short_names
 from clusterucb.formats import lines_of
 from clusterucb.progress import Advance
 from clusterucb.tables import Line, batch_lines, encoded
@@ -67,7 +67,7 @@ def sources_of(given: Any, what: str) -> list[Source]:
         raise InputError(f"a {what} file has an empty name; {EXPECTED}")
     if not given:
         raise InputError(f"the {what} is empty; {_EXPECTED_OBJECTS}")
-    files = [file for one in given for file in files_of(Path(one))]
+    files = [file for one in given for file in files_of(one)]
     return [
         Source(str(file), name, _size(file), partial(lines_of, file))
         for file, name in zip(files, short_names(files), strict=True)
@@ -77,7 +77,7 @@ def sources_of(given: Any, what: str) -> list[Source]:
 def _in_memory(rows: Any, what: str) -> Iterator[Line]:
     if not hasattr(rows, _ARROW):
         for number, row in enumerate(rows, start=1):
-            if isinstance(row, os.PathLike) or (isinstance(row, str) and ending(Path(row))):
+            if isinstance(row, os.PathLike) or (isinstance(row, str) and is_word(row) and ending(Path(row))):
                 raise OptionError(
                     f"row {number} of the {what} is the path {str(row)!r:.80}; expected dicts alone, or a list of "
                     "paths alone"
@@ -87,7 +87,7 @@ def _in_memory(rows: Any, what: str) -> Iterator[Line]:
     import pyarrow as pa
 
     try:
-        yield from batch_lines(pa.RecordBatchReader.from_stream(rows))
+        yield from batch_lines(pa.RecordBatchReader.from_stream(rows), f"the {what}")
     except (pa.ArrowException, ValueError) as error:
         raise InputError(
             f"the {what} is a {type(rows).__name__} that cannot be read as a table ({one_line(error):.200}); expected "

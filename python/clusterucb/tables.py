@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def parquet_lines(file: Path) -> Iterator[Line]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as table:
-        yield from batch_lines(table.iter_batches(_ROWS))
+        yield from batch_lines(table.iter_batches(_ROWS), file)
 
 
 def arrow_lines(file: Path) -> Iterator[Line]:
@@ -31,13 +32,12 @@ def arrow_lines(file: Path) -> Iterator[Line]:
 
     with pa.memory_map(str(file)) as mapped:
         reader = pa.ipc.open_file(mapped)
-        yield from batch_lines(
-            _valid(reader.get_batch(number)) for number in range(reader.num_record_batches)
-        )
+        batches = (_valid(reader.get_batch(number)) for number in range(reader.num_record_batches))
+        yield from batch_lines(batches, file)
 
 
-def stream_lines(files: Sequence[Path]) -> Iterator[Line]:
-    """Yield (number, line) of the rows of streams of Arrow, one after another."""
+def stream_lines(files: Sequence[Path], place: Path) -> Iterator[Line]:
+    """Yield (number, line) of the rows of streams of Arrow, one after another; ``place`` is where they stand."""
     import pyarrow as pa
 
     def batches() -> Iterator[Any]:
@@ -45,7 +45,7 @@ def stream_lines(files: Sequence[Path]) -> Iterator[Line]:
             with pa.memory_map(str(file)) as mapped:
                 yield from map(_valid, pa.ipc.open_stream(mapped))
 
-    return batch_lines(batches())
+    return batch_lines(batches(), place)
 
 
 def _valid(batch: Any) -> Any:
@@ -66,27 +66,48 @@ def saved_lines(folder: Path) -> Iterator[Line]:
             raise InputError(
                 f"{state} does not list a dataset's files; expected a folder of save_to_disk"
             ) from error
-        yield from stream_lines([folder / name for name in names])
+        yield from stream_lines([folder / name for name in names], folder)
 
 
-def batch_lines(batches: Iterable[Any]) -> Iterator[Line]:
-    """Yield (number, line) of the rows of batches of Arrow."""
+def batch_lines(batches: Iterable[Any], place: object) -> Iterator[Line]:
+    """Yield (number, line) of the rows of batches of Arrow.
+
+    Args:
+        batches: of one table.
+        place: what a message calls it.
+
+    Raises:
+        InputError: two columns have the same name.
+    """
     number = 0
     for batch in batches:
+        check_names(batch.schema.names, place)
         for start in range(0, batch.num_rows, _ROWS):
             for row in _rows(batch.slice(start, _ROWS)):
                 number += 1
                 yield number, row if isinstance(row, Unreadable) else encoded(row)
 
 
+def check_names(names: Sequence[str], place: object) -> None:
+    """Check that no two columns of a table have the same name: one of them would be lost.
+
+    Raises:
+        InputError: two have.
+    """
+    if twice := sorted(name for name, count in Counter(names).items() if name and count > 1):
+        raise InputError(f"{place} names columns twice: {', '.join(twice)}; expected different names")
+
+
 def _rows(batch: Any) -> list[dict[str, Any] | Unreadable]:
-    """Return the rows of a table; those with text that is no UTF-8 as `Unreadable`."""
+    """Return the rows of a table; those with text that is no UTF-8, or times of no calendar, as `Unreadable`."""
     try:
         rows = batch.to_pylist()
-    except UnicodeDecodeError as error:
-        if batch.num_rows == 1:
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows > 1:
+            return [row for at in range(batch.num_rows) for row in _rows(batch.slice(at, 1))]
+        if isinstance(error, UnicodeDecodeError):
             return [Unreadable(f"not UTF-8: byte 0x{error.object[error.start]:02x}")]
-        return [row for at in range(batch.num_rows) for row in _rows(batch.slice(at, 1))]
+        return [_unwritable(error)]
     for name in batch.schema.names:
         if name.startswith("__index_level_"):  # pandas' own
             for row in rows:
@@ -101,7 +122,11 @@ def encoded(row: object) -> bytes | Unreadable:
     except UnicodeEncodeError:
         return Unreadable("not UTF-8: the row holds bytes that are no text")
     except Exception as error:  # of any kind: objects in a row do what they want
-        return Unreadable(f"not JSON: the row cannot be written as JSON ({one_line(error):.120})")
+        return _unwritable(error)
+
+
+def _unwritable(error: Exception) -> Unreadable:
+    return Unreadable(f"not JSON: the row cannot be written as JSON ({one_line(error):.120})")
 
 
 def _plain(value: Any) -> Any:
