@@ -10,7 +10,7 @@ import pytest
 
 import clusterucb as cu
 from clusterucb import prepared
-from clusterucb.errors import ModelError, OptionError, RunError
+from clusterucb.errors import InputError, ModelError, OptionError, RunError
 from tiny import write_job
 
 JOBS = ("select", "score", "sketch", "compare")
@@ -139,3 +139,12 @@ def test_files_are_checked_without_torch(folder):
         "assert not {'torch', 'transformers', 'peft'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=folder)
+
+
+@pytest.mark.parametrize("options", [{"model": "modle"}, {"device": "abacus"}])
+def test_a_misspelt_pool_is_told_before_the_hub_is_asked_or_torch_is_loaded(folder, monkeypatch, options):
+    monkeypatch.chdir(folder)
+    with pytest.raises(
+        InputError, match=r"cannot read polo\.jsonl: No such file or directory; expected JSONL"
+    ):
+        cu.select("polo.jsonl", "dev.jsonl", out="out", **{"model": "model", **options})

@@ -25,11 +25,12 @@ _ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", 
 def files_of(given: str | os.PathLike[str]) -> list[Path]:
     """Return the files that a path means: itself, what a pattern matches, or the data in a folder; each of them once.
 
-    A folder that ``datasets`` saved is one of them. A path of nothing is, too: who opens it is told. But a text of
-    several words is refused, as Python gives it where a row is meant; a `Path` is meant as one.
+    A folder that ``datasets`` saved is one of them. A text of several words may be meant as a row, and is told so; a
+    `Path` is meant as one.
 
     Raises:
-        InputError: a pattern matches nothing, or a folder holds no data, or that of several splits.
+        InputError: there is nothing there, a pattern matches nothing, or a folder holds no data, or that of several
+            splits.
     """
     path = Path(given)
     if not os.path.lexists(path):
@@ -47,11 +48,12 @@ def files_of(given: str | os.PathLike[str]) -> list[Path]:
                     f"no file matches {one_line(path):.300}; expected a pattern of files that exist{advice}"
                 ) from error
             return _once(file for one in found for file in files_of(Path(one)))
-        if words or not nameable:
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(
-                f"cannot read {str(path)!r:.80}: {reason}; expected the path of a file{advice}"
-            ) from error
+        reason = getattr(error, "strerror", None) or error
+        if nameable and not words:
+            raise InputError(f"cannot read {path}: {reason}; {EXPECTED}") from error
+        raise InputError(
+            f"cannot read {str(path)!r:.80}: {reason}; expected the path of a file{advice}"
+        ) from error
     if os.path.isdir(path):
         with explained(path):
             return _once(_files_in(path))

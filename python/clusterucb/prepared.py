@@ -1,9 +1,9 @@
 """What a job begins with: files read, samples encoded, a model and a device named. Nothing is written yet.
 
 Decisions:
-    - What can be known at once is refused before the pool is read, which may take minutes: the folders of the run and
-      the adapter, a hub id, and a device that was asked for. Only the last two import torch, so that a misspelt file
-      is told without the seconds that this takes.
+    - What can be known at once is refused before the pool is read, which may take minutes: paths of nothing, the
+      folders of the run and the adapter, a hub id, and a device that was asked for. Only the last two import torch,
+      so they come last.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from clusterucb.progress import Observer
 from clusterucb.run import check_folder
 from clusterucb.sample import decode
 from clusterucb.settings import GradientSettings
+from clusterucb.sources import sources_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,6 +79,9 @@ def prepare(
     Raises:
         ClusterUCBError: a file, the model or the device cannot be used.
     """
+    for given, what in ((pool, "pool"), (target, "target")):
+        if given is not None and not isinstance(given, Pool):
+            sources_of(given, what)  # a misspelt path is told first
     adapter = adapter_fingerprints(settings.adapter, settings.optimizer_file)
     at_hand = (
         not isinstance(model, LoadedModel) and Path(model).is_dir() and settings.device in ("auto", "cpu")
