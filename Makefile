@@ -4,12 +4,14 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+PEERS := .venv-peers
+PEERS_PIP := $(PEERS)/bin/python -m pip --disable-pip-version-check
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 CSRC := CMakeLists.txt $(wildcard csrc/*/*.* csrc/include/clusterucb/*.hpp)
 CLANG_FORMATTED := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh csrc/include/clusterucb/*.hpp tests/simt/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench-strategies gpu-check clean
+.PHONY: help setup demo test lint format bench-strategies bench-gradients gpu-check clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -36,26 +38,36 @@ format: setup $(VENV)/.lint  ## rewrite the sources in the project's style
 bench-strategies: setup  ## compare all strategies on two real pools (the first time, some two hours)
 	$(BIN)/python benchmarks/strategies.py $(ARGS)
 
+bench-gradients: $(PEERS)/.installed  ## time gradients against training and against bergson and dattri-llm
+	$(PEERS)/bin/python benchmarks/bench_gradients.py $(ARGS)
+
 gpu-check:  ## check and time the CUDA kernels on this machine's GPU, with the torch of PYTHON
 	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) build
+	rm -rf $(VENV) $(PEERS) build
 
-$(VENV)/.pip:
+$(VENV)/.pip $(PEERS)/.pip: %/.pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clusterucb needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q -U $(PIP_ARGS) 'pip>=25.1'
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip --disable-pip-version-check install -q -U $(PIP_ARGS) 'pip>=25.1'
 	touch $@
 
 # torch first and pinned: an unconstrained newest torch on Linux brings some 3 GB of CUDA packages.
-$(VENV)/.torch: constraints/cpu.txt | $(VENV)/.pip
-	$(PIP) install -q $(PIP_ARGS) -r constraints/cpu.txt
+$(VENV)/.torch $(PEERS)/.torch: %/.torch: constraints/cpu.txt | %/.pip
+	$*/bin/python -m pip --disable-pip-version-check install -q $(PIP_ARGS) -r constraints/cpu.txt
 	touch $@
 
 $(VENV)/.installed: pyproject.toml $(CSRC) $(PLUGINS:=/pyproject.toml) $(VENV)/.torch
 	$(PIP) install -q $(PIP_ARGS) -c constraints/cpu.txt --group build --group test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) install -q $(PIP_ARGS) -c constraints/cpu.txt --no-build-isolation -e '.[demo]' $(PLUGINS:%=-e %)
+	touch $@
+
+# Built apart from .venv, whose cmake and ninja a build folder remembers.
+$(PEERS)/.installed: pyproject.toml constraints/peers.txt $(CSRC) $(PEERS)/.torch
+	$(PEERS_PIP) install -q $(PIP_ARGS) -c constraints/cpu.txt --group build
+	PATH="$(CURDIR)/$(PEERS)/bin:$$PATH" $(PEERS_PIP) install -q $(PIP_ARGS) -c constraints/cpu.txt --no-build-isolation -C build-dir=build/peers -e '.[demo]' datasets
+	$(PEERS_PIP) install -q $(PIP_ARGS) --no-deps -r constraints/peers.txt
 	touch $@
 
 $(VENV)/.lint: pyproject.toml $(VENV)/.torch
