@@ -286,6 +286,23 @@ def test_a_mistake_in_the_file_is_one_line_that_names_it(written, capsys, text, 
     assert message.replace("FILE", str(path)) in err
 
 
+def test_a_misspelt_option_is_not_missed_in_the_file(written, capsys):
+    arguments = [
+        "select",
+        "p",
+        "--target",
+        "t",
+        "--modle",
+        "m",
+        "--out",
+        "o",
+        "--config",
+        str(written("budget: 5%")),
+    ]
+    assert cli.run(arguments) == 2
+    assert capsys.readouterr().err.endswith("Did you mean --model instead of --modle?\n")
+
+
 def test_a_mistake_of_the_command_line_does_not_name_the_file(written, capsys):
     path = written(REQUIRED + "dtype: float32\nbudget: 20%")
     for more in (["--dtype", "x"], ["--dtype=x"], ["--seed=-1"]):

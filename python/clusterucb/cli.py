@@ -442,7 +442,7 @@ def _said(error: CycloptsError, arguments: Sequence[str]) -> str:
         said = said.replace(" requires an argument", " has no value" if there else " is missing")
         if there:
             said = f"{said.rstrip('.')}; expected one after it."
-        elif (file := config.value_of("--config", arguments)) is not None:
+        elif not said.endswith("?") and (file := config.value_of("--config", arguments)) is not None:
             said = f"{said.rstrip('.')}; expected it on the command line or in {file}."
         if "POOL" in said and "--target" in arguments:
             said += " It stands first: --target takes every file that follows it."
