@@ -331,6 +331,7 @@ def test_arrow_keys_walk_along_the_curves(browser: Any, tmp_path: Path) -> None:
         shown.page.locator("#curves").focus()
         for press in ("ArrowRight", "ArrowRight", "ArrowDown"):
             shown.page.keyboard.press(press)
+            shown.page.evaluate("dispatchEvent(new Event('scroll'))")  # as where the focus was out of sight
         assert "ucb1@kmeans" in shown.text("#tip")
         assert "10%" in shown.text("#tip")
         assert "ucb1@kmeans" in shown.text("#spoken")
