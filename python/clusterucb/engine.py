@@ -28,7 +28,7 @@ from clusterucb.aggregate import AGGREGATES, NAMES, Standardized
 from clusterucb.arms import cold_schedule, default_cold_start, make_arms, stream
 from clusterucb.choice import SELECT_BY, choose
 from clusterucb.clusterers.base import Clusterer
-from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed, counted, did_you_mean
+from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed, check_choice, counted
 from clusterucb.policies.base import Policy
 from clusterucb.poolview import PoolView, feature_blocks, pool_columns
 
@@ -357,10 +357,8 @@ def _check_options(
         raise OptionError(f"cold_start is {cold_start}; expected a share of each arm between 0 and 1")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise OptionError(f"seed is {seed!r}; expected a whole number of at least 0")
-    for name, value, choices in (("aggregate", aggregate, NAMES), ("select_by", select_by, SELECT_BY)):
-        if value not in choices:
-            hint = did_you_mean(str(value), choices)
-            raise OptionError(f"{name} is {value!r}; expected one of {', '.join(choices)}.{hint}")
+    check_choice("aggregate", aggregate, NAMES)
+    check_choice("select_by", select_by, SELECT_BY)
 
 
 def _checked_rows(

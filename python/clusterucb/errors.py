@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
@@ -21,6 +21,7 @@ __all__ = [
     "OptionError",
     "PluginError",
     "RunError",
+    "check_choice",
     "counted",
     "did_you_mean",
     "in_words",
@@ -117,6 +118,17 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     folded = {choice.casefold(): choice for choice in choices}
     close = difflib.get_close_matches(word.casefold(), list(folded), n=1)
     return f" Did you mean {folded[close[0]]!r}?" if close else ""
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Check that a value is one of ``choices``.
+
+    Raises:
+        OptionError: it is none.
+    """
+    if value not in choices:
+        hint = did_you_mean(str(value), choices)
+        raise OptionError(f"{name} is {value!r}; expected one of {', '.join(choices)}.{hint}")
 
 
 def in_words(hint: object) -> str:

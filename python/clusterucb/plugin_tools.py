@@ -19,7 +19,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from clusterucb import __version__, plugins
-from clusterucb.errors import OptionError, did_you_mean
+from clusterucb.errors import OptionError, check_choice, did_you_mean
 
 if TYPE_CHECKING:
     from clusterucb.testing import Outcome
@@ -41,10 +41,7 @@ def create(name: str, kind: str, folder: Path = Path()) -> list[Path]:
     Raises:
         OptionError: there is no such kind, the name cannot be used or is taken, or nothing can be written there.
     """
-    if kind not in _SOURCES:
-        raise OptionError(
-            f"kind is {kind!r}; expected one of {', '.join(_SOURCES)}.{did_you_mean(kind, _SOURCES)}"
-        )
+    check_choice("kind", kind, _SOURCES)
     package = folder / name
     _check_name(name, kind, package)
     words = _words(name, kind)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from clusterucb.errors import OptionError, did_you_mean
+from clusterucb.errors import OptionError, check_choice
 
 _SMALLEST_EPS = 1e-37
 PRECONDITIONERS = ("adam_less", "adam", "second_moment", "sgd")
@@ -48,11 +48,7 @@ class Preconditioner:
     step: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in PRECONDITIONERS:
-            hint = did_you_mean(self.kind, PRECONDITIONERS)
-            raise OptionError(
-                f"preconditioner is {self.kind!r}; expected one of {', '.join(PRECONDITIONERS)}.{hint}"
-            )
+        check_choice("preconditioner", self.kind, PRECONDITIONERS)
         for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
             if not 0 <= beta < 1:
                 raise OptionError(f"{name} is {beta}; expected at least 0 and below 1")

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clusterucb.errors import OptionError, did_you_mean
+from clusterucb.errors import OptionError, check_choice
 
 VERSION = 1  # a change of the matrix changes it; sketches of two versions cannot be compared
 SKETCHES = ("sjlt", "rademacher")
@@ -49,11 +49,7 @@ class Sketch:
     kind: str = "sjlt"
 
     def __post_init__(self) -> None:
-        if self.kind not in SKETCHES:
-            hint = did_you_mean(self.kind, SKETCHES)
-            raise OptionError(
-                f"kind of sketch is {self.kind!r}; expected one of {', '.join(SKETCHES)}.{hint}"
-            )
+        check_choice("kind of sketch", self.kind, SKETCHES)
         check_dimension("dimension", self.dimension, self.kind)
         if self.kind == "sjlt" and self.nonzeros not in _NONZEROS:
             raise OptionError(

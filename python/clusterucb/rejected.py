@@ -53,10 +53,10 @@ class RejectedLines(Sequence[Rejected]):
         copied._file, copied._line, copied._text = self._file[:], self._line[:], self._text[:]
         return copied
 
-    def by_file(self) -> Counter[str]:
+    def by_file(self) -> dict[str, int]:
         """Return how many lines of each file there are."""
         counts = np.bincount(np.frombuffer(self._file, np.uint32), minlength=len(self._files))
-        return Counter(dict(zip(self._files, counts.tolist(), strict=True)))
+        return dict(zip(self._files, counts.tolist(), strict=True))
 
     def __len__(self) -> int:
         """Return how many lines there are."""

@@ -20,7 +20,7 @@ from cyclopts import Group, Parameter, Token
 from clusterucb.aggregate import NAMES
 from clusterucb.budget import parse_count
 from clusterucb.choice import SELECT_BY
-from clusterucb.errors import OptionError, did_you_mean, in_words
+from clusterucb.errors import OptionError, check_choice, did_you_mean, in_words
 from clusterucb.export import TOOLS
 from clusterucb.preconditioner import PRECONDITIONERS
 from clusterucb.projection import Sketch, check_dimension
@@ -88,9 +88,7 @@ class _Checked:
             self._check(name, isinstance(value, int) and value >= 1, "a whole number from 1")
 
     def _check_choice(self, name: str, choices: Sequence[str]) -> None:
-        value = str(getattr(self, name))
-        hint = did_you_mean(value, choices)
-        self._check(name, value in choices, f"one of {', '.join(choices)}.{hint}")
+        check_choice(option_name(name), getattr(self, name), choices)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ class _Renamed(dict[str, Any]):
     """A row with more names than its own."""
 
     def __init__(self, own: Row, found: Row) -> None:
-        super().__init__({**own, **found})
+        super().__init__(own, **found)
         self.own = own
 
 
