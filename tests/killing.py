@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 import clusterucb as cu
+from clusterucb.accumulate import Accumulator
 from clusterucb.ledger import Ledger
-from clusterucb.scorer import Scorer
 from test_select import arguments
 
 
@@ -48,7 +48,7 @@ def select(job: Path, run: Path, events: int) -> None:
         (Path, "replace"),
         (Ledger, "begin"),
         (Ledger, "finish"),
-        (Scorer, "_score"),
+        (Accumulator, "__call__"),
         (torch.optim.AdamW, "step"),
     ):
         setattr(owner, name, killing(getattr(owner, name), countdown))

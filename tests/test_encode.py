@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.encode import Encoded, Encoder, Unusable, collate, micro_batches
+from clusterucb.encode import Encoded, Encoder, Unusable
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.pool import Message
 from templates import SHAPES, Shape, byte_level, sentencepiece
@@ -581,47 +581,3 @@ def test_the_fingerprint_does_not_depend_on_what_the_tokenizer_did_before() -> N
     tokenizer("some text", truncation=True, max_length=3)
     encoder(turns("Hi", "Hello."))
     assert encoder.fingerprint == before
-
-
-# ---- batches
-
-LENGTHS = st.lists(st.integers(1, 300), max_size=60)
-
-
-@given(lengths=LENGTHS, batch_tokens=st.integers(1, 2000))
-def test_micro_batches_are_a_partition_within_the_budget_and_with_little_padding(
-    lengths: list[int], batch_tokens: int
-) -> None:
-    batches = micro_batches(lengths, batch_tokens)
-    assert sorted(at for batch in batches for at in batch.tolist()) == list(range(len(lengths)))
-    sizes = [np.array(lengths)[batch] for batch in batches]
-    for batch, size in zip(batches, sizes, strict=True):
-        assert batch.dtype == np.int64
-        assert len(size) == 1 or len(size) * size.max() <= batch_tokens
-        assert 2 * size.min() >= size.max()
-    flat = [length for size in sizes for length in size.tolist()]
-    assert flat == sorted(lengths, reverse=True)
-
-
-@given(lengths=LENGTHS.flatmap(lambda given: st.tuples(st.just(given), st.permutations(given))))
-def test_the_lengths_of_micro_batches_do_not_depend_on_their_order(
-    lengths: tuple[list[int], list[int]],
-) -> None:
-    one, other = ([[given[at] for at in batch] for batch in micro_batches(given, 500)] for given in lengths)
-    assert one == other
-
-
-def test_samples_of_one_length_keep_their_order() -> None:
-    assert [batch.tolist() for batch in micro_batches([5, 7, 5, 5, 7], 20)] == [[1, 4], [0, 2, 3]]
-
-
-def test_a_budget_below_one_token_is_refused() -> None:
-    with pytest.raises(OptionError, match="batch_tokens is 0; expected at least 1"):
-        micro_batches([1], 0)
-
-
-def test_collate_pads_on_the_right_and_labels_no_padding() -> None:
-    samples = [Encoded(np.arange(1, n + 1), np.arange(n) > 1, np.ones(n, bool)) for n in (3, 5)]
-    ids, labels = collate(samples, pad_id=9)
-    assert ids.tolist() == [[1, 2, 3, 9, 9], [1, 2, 3, 4, 5]]
-    assert labels.tolist() == [[False, False, True, False, False], [False, False, True, True, True]]

@@ -194,7 +194,7 @@ def test_a_model_is_as_before_after_a_failure(model, tokenizer, monkeypatch: pyt
     def fail(*_: Any) -> None:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr("clusterucb.scorer.Scorer._score", fail)
+    monkeypatch.setattr("clusterucb.accumulate.Accumulator.__call__", fail)
     with pytest.raises(RuntimeError, match="out of luck"):
         cu.select(POOL, TARGET, model=model, tokenizer=tokenizer, **SMALL)
     assert state(model) == before
@@ -310,7 +310,7 @@ def test_what_does_not_fit_is_refused(job, model, tokenizer, tmp_path: Path) -> 
     )
     lora, optimizer = trained(model)
     refused(ModelError, "1 parameters of the optimizer are not the model's", model=lora, optimizer=stranger)
-    refused(OptionError, "an adapter is given with a model that has one", model=lora, adapter=tmp_path)
+    refused(OptionError, "adapter is given with a model that has an adapter", model=lora, adapter=tmp_path)
     lora.merge_adapter()
     refused(
         ModelError,

@@ -10,12 +10,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from clusterucb import ops
-from clusterucb.accumulate import Accumulator, unit_sketches
+from clusterucb.accumulate import Accumulator, Checkpoint, unit_sketches
 from clusterucb.encode import Encoded
 from clusterucb.errors import InputError
 from clusterucb.gradients import PerSampleGradients
 from clusterucb.moments import Moments
 from clusterucb.parameters import ParameterManifest
+from clusterucb.passes import Passes
 from clusterucb.preconditioner import PRECONDITIONERS, Preconditioner
 from clusterucb.projection import Sketch
 from clusterucb.scorer import Scorer, compute_directions, sketch_directions
@@ -80,49 +81,72 @@ def test_scores_are_mean_cosines_whatever_the_batch(kind, batch_tokens):
     m = (rng.normal(size=MANIFEST.size) * 1e-2).astype(np.float32) * (1 - holes)
     v = (rng.random(MANIFEST.size) * 1e-3).astype(np.float32) * (1 - holes)
     chosen = Preconditioner(kind, step=9)
-    with PerSampleGradients(MODEL, MANIFEST) as gradients:
-        directions, failures = compute_directions(
-            gradients, TARGET, size=MANIFEST.size, batch_tokens=batch_tokens
-        )
-        moments = Moments(m, v, 9, 0.9, 0.999, 1e-8)
-        accumulator = Accumulator(gradients, chosen, moments, directions=directions)
-        scorer = Scorer(accumulator, POOL, batch_tokens=batch_tokens)
-        rows = np.array([3, 0, 5, 1, 4, 2])
-        scores = scorer(rows)
+    checkpoint = at_checkpoint(chosen, Moments(m, v, 9, 0.9, 0.999, 1e-8))
+    directions, failures = compute_directions(checkpoint, TARGET, Passes(batch_tokens))
+    scorer = Scorer([Accumulator(checkpoint, directions=directions)], POOL, Passes(batch_tokens))
+    rows = np.array([3, 0, 5, 1, 4, 2])
+    scores = scorer(rows)
     assert failures == {"a": [], "b": []}
     assert not scorer.failures
     assert np.allclose(scores, true_scores(chosen, m.astype(float), v.astype(float))[rows], atol=2e-5)
 
 
+def at_checkpoint(*kind, **rest):
+    return Checkpoint(PerSampleGradients(MODEL, MANIFEST), MANIFEST.size, *kind, **rest)
+
+
 def test_scores_do_not_depend_on_the_call():
-    with PerSampleGradients(MODEL, MANIFEST) as gradients:
-        directions, _ = compute_directions(gradients, TARGET, size=MANIFEST.size, batch_tokens=100)
-        accumulator = Accumulator(gradients, Preconditioner(), None, directions=directions)
-        scorer = Scorer(accumulator, POOL, batch_tokens=100)
-        together = scorer(np.arange(6))
-        assert np.array_equal(scorer(np.arange(6)), together)
-        assert np.allclose(np.concatenate([scorer(np.array([row])) for row in range(6)]), together, atol=1e-6)
+    checkpoint = at_checkpoint()
+    directions, _ = compute_directions(checkpoint, TARGET, Passes(100))
+    scorer = Scorer([Accumulator(checkpoint, directions=directions)], POOL, Passes(100))
+    together = scorer(np.arange(6))
+    assert np.array_equal(scorer(np.arange(6)), together)
+    assert np.allclose(np.concatenate([scorer(np.array([row])) for row in range(6)]), together, atol=1e-6)
 
 
 @pytest.mark.parametrize("nonzeros", [1, 2, 4])
-def test_sketches_estimate_the_exact_scores(nonzeros):
+@pytest.mark.parametrize("weights", [[1.0], [0.25, 0.75]])
+def test_sketches_estimate_the_exact_scores(nonzeros, weights):
     sketch = Sketch(8192, nonzeros, seed=1)
-    with PerSampleGradients(MODEL, MANIFEST) as gradients:
-        directions, _ = compute_directions(gradients, TARGET, size=MANIFEST.size, batch_tokens=100)
-        exact = Scorer(
-            Accumulator(gradients, Preconditioner(), None, directions=directions), POOL, batch_tokens=100
-        )
-        accumulator = Accumulator(gradients, Preconditioner(), None, sketch=sketch)
-        targets = sketch_directions(directions, sketch)
-        scorer = Scorer(accumulator, POOL, batch_tokens=100, targets=targets)
-        rows = np.arange(6)
-        true, estimated = exact(rows), scorer(rows)
-        units, faults = unit_sketches(accumulator, POOL, batch_tokens=100)
+    m = np.random.default_rng(5).normal(size=MANIFEST.size).astype(np.float32)
+    moments = Moments(m * 1e-2, m * m * 1e-3, 9, 0.9, 0.999, 1e-8)
+    kinds = [(Preconditioner("sgd"), None), (Preconditioner(step=9), moments)]
+    checkpoints = [
+        at_checkpoint(*kind, weight=weight, number=number)
+        for number, (kind, weight) in enumerate(zip(kinds, weights, strict=False))
+    ]
+    directions = [compute_directions(one, TARGET, Passes(100))[0] for one in checkpoints]
+    exact = Scorer(
+        [Accumulator(one, directions=own) for one, own in zip(checkpoints, directions, strict=True)],
+        POOL,
+        Passes(100),
+    )
+    accumulators = [Accumulator(one, sketch=sketch) for one in checkpoints]
+    targets = sketch_directions(directions, weights, sketch)
+    scorer = Scorer(accumulators, POOL, Passes(100), targets=targets)
+    rows = np.arange(6)
+    true, estimated = exact(rows), scorer(rows)
+    units, faults = unit_sketches(accumulators, POOL, Passes(100), "all")
     assert abs(estimated - true).max() < 5 / np.sqrt(8192)
     assert abs(estimated - true).max() > 0
     assert np.array_equal(ops.sketch_products(units, targets), estimated)
     assert faults == [None] * 6
-    assert np.allclose(np.linalg.norm(targets, axis=1), np.linalg.norm(directions, axis=1), atol=0.05)
+    norms = [
+        np.linalg.norm(one, axis=1) ** 2 * weight for one, weight in zip(directions, weights, strict=True)
+    ]
+    assert np.allclose(np.linalg.norm(targets, axis=1), np.sqrt(sum(norms)), atol=0.05)
+
+
+def test_scores_of_several_checkpoints_are_their_weighted_sum():
+    one, other = at_checkpoint(weight=0.25), at_checkpoint(weight=0.75, number=1)
+    directions, _ = compute_directions(one, TARGET, Passes(100))
+    done = []
+    accumulators = [Accumulator(one, directions=directions), Accumulator(other, directions=2 * directions)]
+    both = Scorer(accumulators, POOL, Passes(100), advance=done.append)
+    alone = Scorer([Accumulator(at_checkpoint(), directions=directions)], POOL, Passes(100))
+    rows = np.arange(6)
+    assert np.allclose(both(rows), (0.25 + 2 * 0.75) * alone(rows), rtol=1e-6)
+    assert sum(done) == 6
 
 
 class _Gradients:
@@ -131,8 +155,14 @@ class _Gradients:
     def __init__(self, rows):
         self.rows = torch.tensor(rows, dtype=torch.float32)
 
-    def backward(self, ids, labels, sink):
-        chosen = self.rows[ids[:, 0]]
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def backward(self, batch, sink):
+        chosen = self.rows[batch.ids[:, 0]]
         sink(0, chosen[:, :2].contiguous())
         sink(8, chosen[:, 2:].contiguous())
 
@@ -154,13 +184,15 @@ def test_a_gradient_that_is_zero_or_not_finite_fails_and_never_scores(kind, sket
     chosen, directions = Preconditioner(kind, step=3), np.ones((2, 16), np.float32)
     projection = Sketch(256) if sketched else None
     accumulator = Accumulator(
-        _Gradients(GIVEN), chosen, moments, directions=None if sketched else directions, sketch=projection
+        Checkpoint(_Gradients(GIVEN), 16, chosen, moments),
+        directions=None if sketched else directions,
+        sketch=projection,
     )
     scorer = Scorer(
-        accumulator,
+        [accumulator],
         numbered(range(5)),
-        batch_tokens=100,
-        targets=sketch_directions(directions, projection) if projection else None,
+        Passes(100),
+        targets=sketch_directions([directions], [1.0], projection) if projection else None,
         advance=done.append,
     )
     scores = scorer(np.arange(5))
@@ -175,7 +207,7 @@ def test_a_gradient_that_is_zero_or_not_finite_fails_and_never_scores(kind, sket
 
 def test_directions_leave_out_target_samples_that_fail():
     directions, failures = compute_directions(
-        _Gradients(GIVEN), {"x": numbered([0, 1, 3]), "y": numbered([2, 3])}, size=16, batch_tokens=100
+        Checkpoint(_Gradients(GIVEN), 16), {"x": numbered([0, 1, 3]), "y": numbered([2, 3])}, Passes(100)
     )
     expected = np.zeros((2, 16))
     expected[0, [0, 1, 8]] = [0.3, 0.5, 0.4]
@@ -186,4 +218,4 @@ def test_directions_leave_out_target_samples_that_fail():
 
 def test_a_subtask_without_a_usable_gradient_is_an_error():
     with pytest.raises(InputError, match=r"no target sample of subtask 'x' has a usable gradient .*is zero"):
-        compute_directions(_Gradients(GIVEN), {"x": numbered([0, 2])}, size=16, batch_tokens=100)
+        compute_directions(Checkpoint(_Gradients(GIVEN), 16), {"x": numbered([0, 2])}, Passes(100))

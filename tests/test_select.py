@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import clusterucb as cu
 from clusterucb import checkpoint, influence
+from clusterucb.accumulate import Accumulator
 from clusterucb.errors import ClusterUCBWarning, InputError, ModelError, OptionError, PluginError, RunError
-from clusterucb.scorer import Scorer
 from tiny import TOPICS, read_rows, rows, write_model, write_rows
 
 HERE = Path(__file__).parent
@@ -178,7 +178,7 @@ class _Stop(Exception):
 
 
 def test_a_run_that_was_interrupted_goes_on_to_the_same_bytes(job, tmp_path, monkeypatch):
-    score = Scorer._score
+    score = Accumulator.__call__
     calls = iter(range(1000))
 
     def failing(self, batch):
@@ -186,7 +186,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bytes(job, tmp_path, mon
             raise _Stop
         return score(self, batch)
 
-    monkeypatch.setattr(Scorer, "_score", failing)
+    monkeypatch.setattr(Accumulator, "__call__", failing)
     stopped = 0
     while True:
         try:
@@ -464,7 +464,7 @@ def test_python_has_the_options_of_the_command_line():
     [
         ({"budget": 1}, "at most the budget"),
         ({"lora_targets": "nope"}, "got nope; this model's linear layers are"),
-        ({"lora_targets": "q_proj,lm_head"}, "LoRA on the vocabulary head"),
+        ({"lora_targets": "q_proj,lm_head"}, "is of the vocabulary head"),
     ],
 )
 def test_overwrite_removes_nothing_before_the_new_run_is_accepted(job, tmp_path, changes, message):

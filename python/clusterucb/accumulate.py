@@ -1,83 +1,120 @@
 """From samples to the numbers their gradients come down to: one backward pass, one pass over its gradients.
 
 Gradients arrive matrix by matrix and go at once, preconditioned, into norms, inner products with
-directions, and sketches (`clusterucb.ops.accumulate`). Everything stays on the model's device until the
-batch is done.
+directions, and sketches (`clusterucb.ops.accumulate`). Everything stays on the model's device until whoever
+asked for it reads it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from clusterucb import ops
-from clusterucb.encode import Encoded, collate, micro_batches
-from clusterucb.gradients import PerSampleGradients, Sink
+from clusterucb.encode import Encoded
+from clusterucb.gradients import PerSampleGradients
 from clusterucb.moments import Moments
+from clusterucb.passes import Batch, Passes
 from clusterucb.preconditioner import Preconditioner
+from clusterucb.progress import Advance
 from clusterucb.projection import Sketch
 
-# Padding is never seen by a label position, so any token will do.
-_PAD = 0
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is differentiated, where, and what turns a gradient into an update.
+
+    Attributes:
+        gradients: of the model at the checkpoint; entered by those who use it.
+        size: P, the length of the flat parameter space.
+        preconditioner: what turns a gradient into an update.
+        moments: of the optimiser; None for ``sgd``.
+        weight: of its scores among those of all checkpoints; they add up to one.
+        number: its place among all checkpoints, from 0; each has a projection of its own.
+    """
+
+    gradients: PerSampleGradients
+    size: int
+    preconditioner: Preconditioner = Preconditioner("sgd")  # noqa: RUF009  (frozen)
+    moments: Moments | None = None
+    weight: float = 1.0
+    number: int = 0
 
 
 class Accumulated(NamedTuple):
-    """What a batch's update directions come down to.
+    """What a batch's update directions come down to, on the device that they are computed on.
 
     Attributes:
+        largest: f32[B], the largest parts of the raw gradients; Adam's direction hides a gradient of zero.
         norm2: f64[B], squared norms.
         products: f64[B, S], inner products with the directions; None without directions.
         sketched: f32[B, d], unscaled sketches; None without a sketch.
-        faults: why a sample's gradient cannot be used, or None; one for each sample.
     """
 
-    norm2: NDArray[np.float64]
+    largest: torch.Tensor
+    norm2: torch.Tensor
     products: Any
     sketched: Any
-    faults: list[str | None]
+
+    def faults(self) -> list[str | None]:
+        """Return why a sample's gradient cannot be used, or None; one for each sample."""
+        sizes = zip(self.largest.tolist(), self.norm2.tolist(), strict=True)
+        return [fault(a) or fault(b) for a, b in sizes]
 
 
 class Accumulator:
-    """Computes update directions' norms, and their inner products, sketches or both.
+    """Computes update directions' norms, and their inner products, sketches or both, at one checkpoint.
+
+    A context manager, inside which the model is at that checkpoint.
 
     Args:
-        gradients: of the model at the checkpoint, entered.
-        preconditioner, moments: what turns a gradient into an update; moments may be None for ``sgd``.
+        checkpoint: what is differentiated, and what turns a gradient into an update.
         device: where the model is.
         directions: f32[S, P], of the target's subtasks; or None.
-        sketch: the projection; or None.
+        sketch: the projection of the first checkpoint; or None.
 
     Attributes:
-        sketch: the same.
+        checkpoint: the same.
+        sketch: this checkpoint's projection; or None.
     """
 
     def __init__(
         self,
-        gradients: PerSampleGradients,
-        preconditioner: Preconditioner,
-        moments: Moments | None,
+        checkpoint: Checkpoint,
         *,
         device: str = "cpu",
         directions: NDArray[np.float32] | None = None,
         sketch: Sketch | None = None,
     ) -> None:
-        self._gradients = gradients
-        self._preconditioner = preconditioner
+        self.checkpoint = checkpoint
         self._device = device
+        moments = checkpoint.moments
         self._moments = (self._tensor(moments.m), self._tensor(moments.v)) if moments else None
         self._directions = None if directions is None else self._tensor(directions)
-        self.sketch = sketch
+        self.sketch = sketch and sketch.of_checkpoint(checkpoint.number)
 
-    def __call__(self, samples: Sequence[Encoded]) -> Accumulated:
+    def __enter__(self) -> Self:
+        """Put the model at the checkpoint."""
+        self.checkpoint.gradients.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the model back."""
+        self.checkpoint.gradients.__exit__(kind, error, trace)
+
+    def __call__(self, batch: Batch) -> Accumulated:
         """Return the numbers of B samples."""
-        count = len(samples)
-        largest = torch.zeros(count, device=self._device)  # raw: Adam's direction hides a zero gradient
-        norm2 = self._zeros(torch.float64, count)
+        count = len(batch.lengths)
+        largest, norm2 = self._zeros(torch.float32, count), self._zeros(torch.float64, count)
         products = sketched = None
         if self._directions is not None:
             products = self._zeros(torch.float64, count, len(self._directions))
@@ -89,7 +126,7 @@ class Accumulator:
             ops.accumulate(
                 gradient,
                 offset,
-                preconditioner=self._preconditioner,
+                preconditioner=self.checkpoint.preconditioner,
                 norm2=norm2,
                 moments=self._moments,
                 directions=self._directions,
@@ -98,21 +135,14 @@ class Accumulator:
                 sketched=sketched,
             )
 
-        backward(self._gradients, samples, self._device, add)
-        faults = [fault(a) or fault(b) for a, b in zip(largest.tolist(), norm2.tolist(), strict=True)]
-        return Accumulated(norm2.cpu().numpy(), products, sketched, faults)
+        self.checkpoint.gradients.backward(batch, add)
+        return Accumulated(largest, norm2, products, sketched)
 
     def _tensor(self, array: NDArray[np.float32]) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device)
 
     def _zeros(self, dtype: torch.dtype, *shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=dtype, device=self._device)
-
-
-def backward(gradients: PerSampleGradients, samples: Sequence[Encoded], device: str, sink: Sink) -> None:
-    """Compute the samples' gradients, and hand them on matrix by matrix."""
-    ids, labels = collate(samples, _PAD)
-    gradients.backward(ids.to(device), labels.to(device), sink)
 
 
 def fault(size: float) -> str | None:
@@ -123,29 +153,46 @@ def fault(size: float) -> str | None:
 
 
 def unit_sketches(
-    accumulator: Accumulator,
+    accumulators: Sequence[Accumulator],
     samples: Sequence[Encoded],
+    passes: Passes,
+    call: str,
     *,
-    batch_tokens: int,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> tuple[NDArray[np.float32], list[str | None]]:
     """Return the finished sketches f32[m, d] of samples, NaN where a gradient fails, and why it does.
 
+    Those of several checkpoints are added, each with the root of its weight: inner products of what comes out estimate
+    the weighted sums of the checkpoints' cosines.
+
     Args:
-        accumulator: with a sketch.
+        accumulators: with a sketch, one for each checkpoint.
         samples: m of them.
-        batch_tokens: padded tokens in one pass.
-        advance: called with the number of samples done.
+        passes: what puts them into passes of the model.
+        call: names this call among all of a run.
+        advance: called with the number of samples done at every checkpoint.
     """
-    sketch = accumulator.sketch
-    assert sketch is not None
-    sketches = np.full((len(samples), sketch.dimension), np.nan, np.float32)
+    sketches: NDArray[np.float32] | float = 0.0
     faults: list[str | None] = [None] * len(samples)
-    for batch in micro_batches([len(sample) for sample in samples], batch_tokens):
-        norm2, _, sketched, found = accumulator([samples[at] for at in batch])
-        for at, unit, reason in zip(batch, ops.finish_sketches(norm2, sketched, sketch), found, strict=True):
-            faults[at] = reason
-            if reason is None:
-                sketches[at] = unit
-        advance(len(batch))
+    for accumulator in accumulators:
+        sketch, root = accumulator.sketch, math.sqrt(accumulator.checkpoint.weight)
+        assert sketch is not None
+        units = np.empty((len(samples), sketch.dimension), np.float32)
+        for rows, found in over(accumulator, samples, passes, call):
+            units[rows] = ops.finish_sketches(found.norm2, found.sketched, sketch)
+            for at, reason in zip(rows, found.faults(), strict=True):
+                faults[at] = faults[at] or reason
+            if accumulator is accumulators[-1]:
+                advance(len(rows))
+        sketches = units if root == 1 else sketches + np.float32(root) * units
+    assert isinstance(sketches, np.ndarray)
+    sketches[[reason is not None for reason in faults]] = np.nan
     return sketches, faults
+
+
+def over(
+    accumulator: Accumulator, samples: Sequence[Encoded], passes: Passes, call: str
+) -> Iterator[tuple[NDArray[np.int64], Accumulated]]:
+    """Yield the numbers of m samples at a checkpoint, pass by pass, with the positions of the samples."""
+    with accumulator:
+        yield from passes.over(f"{call}, checkpoint {accumulator.checkpoint.number}", samples, accumulator)

@@ -9,6 +9,7 @@ interrupted.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -18,26 +19,30 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 
 from clusterucb import checkpoint
-from clusterucb.accumulate import Accumulator
+from clusterucb.accumulate import Accumulator, Checkpoint
 from clusterucb.atomic import whole_folder
-from clusterucb.errors import counted
+from clusterucb.encode import Encoded
+from clusterucb.errors import ModelError, counted
 from clusterucb.gradients import PerSampleGradients
 from clusterucb.loaded import LoadedModel
 from clusterucb.material import Material
-from clusterucb.moments import Moments, load_moments
+from clusterucb.moments import load_moments
 from clusterucb.parameters import ParameterManifest
+from clusterucb.passes import Batch, Passes
 from clusterucb.preconditioner import Preconditioner
 from clusterucb.prepared import adapter_files
 from clusterucb.progress import Observer
 from clusterucb.projection import Sketch
-from clusterucb.run import Run
-from clusterucb.settings import GradientSettings
+from clusterucb.run import Limit, Run
+from clusterucb.settings import GradientSettings, optimizer_file
+from clusterucb.store import kept_adapter
+from clusterucb.tokens import EncodedSamples
 from clusterucb.warmup import warm_up
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedModel
 
 
@@ -92,49 +97,52 @@ class AdaptedModel:
             return self._given
         return load_base(self._settings, self._source, self.device, self._material, self._observer)
 
-    @property
-    def gradients(self) -> PerSampleGradients:
-        """Per-sample gradients at the checkpoint."""
-        return self._checkpoint[0]
+    @cached_property
+    def passes(self) -> Passes:
+        """What puts samples into passes of the model."""
+        manifest = self._run.manifest
 
-    @property
-    def size(self) -> int:
-        """P, the length of the flat parameter space."""
-        return self._checkpoint[1].size
+        def record(limit: Limit) -> None:
+            self._observer.step(f"Memory ran out: passes are of {limit.tokens:,} tokens from here on")
+            manifest.limits.append(limit)
+            self._run.save()
 
-    def accumulator(
-        self, *, directions: NDArray[np.float32] | None = None, sketch: Sketch | None = None
-    ) -> Accumulator:
-        """Return what computes norms, and inner products with directions f32[S, P] or sketches."""
-        gradients, _, preconditioner, moments = self._checkpoint
-        return Accumulator(
-            gradients, preconditioner, moments, device=self.device, directions=directions, sketch=sketch
-        )
+        limits = list(manifest.limits)
+        return Passes(self._settings.batch_tokens, self.device, limits=limits, record=record)
 
-    def keep_adapter(self) -> None:
-        """Copy a given adapter and its optimiser state into the folder, as ``adapter/``."""
-        given, folder = self._settings.adapter, self._run.path("adapter")
-        if given is None or folder.exists():
-            return
-        with whole_folder(folder) as partial:
-            for path in adapter_files(given):
-                shutil.copyfile(path, partial / path.name)
-            if self._settings.optimizer_file:
-                shutil.copyfile(self._settings.optimizer_file, partial / "optimizer.pt")
+    def accumulators(
+        self, *, directions: Sequence[NDArray[np.float32]] | None = None, sketch: Sketch | None = None
+    ) -> list[Accumulator]:
+        """Return what computes norms, and inner products with directions f32[S, P] or sketches, for each checkpoint."""
+        return [
+            Accumulator(
+                one,
+                device=self.device,
+                directions=None if directions is None else directions[one.number],
+                sketch=sketch,
+            )
+            for one in self.checkpoints
+        ]
+
+    def keep_checkpoints(self) -> None:
+        """Copy given adapters and optimiser states into the folder, where `clusterucb.store` finds them."""
+        for number, (adapter, optimizer) in enumerate(self._settings.given_checkpoints):
+            folder = self._run.path(kept_adapter(number))
+            if folder.exists():
+                continue
+            with whole_folder(folder) as partial:
+                for path in adapter_files(adapter) if adapter else ():
+                    shutil.copyfile(path, partial / path.name)
+                if optimizer:
+                    shutil.copyfile(optimizer, partial / "optimizer.pt")
 
     @cached_property
-    def _checkpoint(
-        self,
-    ) -> tuple[PerSampleGradients, ParameterManifest, Preconditioner, Moments | None]:
-        adapter = self._settings.adapter or self._warmed_up()
-        model, manifest, moments = _load_checkpoint(self._settings, self.base, adapter)
-        preconditioner = Preconditioner("sgd")
-        if moments:
-            preconditioner = Preconditioner(
-                self._settings.preconditioner, moments.beta1, moments.beta2, moments.eps, moments.step
-            )
-        gradients = self._open.enter_context(PerSampleGradients(model, manifest))
-        return gradients, manifest, preconditioner, moments
+    def checkpoints(self) -> list[Checkpoint]:
+        """What is differentiated at each checkpoint; at most one at a time may be entered."""
+        settings = self._settings
+        return _load_checkpoints(
+            settings, self.base, settings.given_checkpoints or [(self._warmed_up(), None)]
+        )
 
     def _warmed_up(self) -> Path:
         """Return the folder's own adapter, trained first if it is not there yet."""
@@ -176,13 +184,22 @@ def load_base(
     observer.step(f"Loading {source.name} on {device}")
     model = source.model(settings.dtype, device)
     checkpoint.check_limits(model, longest=material.longest(), largest_token=material.largest_token())
-    if settings.adapter:
-        adapted, _, _ = _load_checkpoint(settings, model, settings.adapter)
+    if settings.given_checkpoints:
+        found = _load_checkpoints(settings, model, settings.given_checkpoints)
     else:
-        adapted = _fresh_lora(settings, model)
-        ParameterManifest.of(adapted)
-    adapted.unload()
+        found = [_checkpoint(settings, _fresh_lora(settings, model))]
+    with found[0].gradients as gradients:
+        gradients.backward(Batch.of(_two_shortest(material.encoded), device), lambda *_: None)
+    if isinstance(gradients.model, PeftModel):
+        gradients.model.unload()
     return model
+
+
+def _two_shortest(encoded: EncodedSamples) -> list[Encoded]:
+    """Return the shortest sample and a longer one, or one as long where there is none."""
+    order = np.argsort(encoded.lengths, kind="stable")
+    longer = np.flatnonzero(encoded.lengths[order] > encoded.lengths[order[0]])
+    return [encoded[int(row)] for row in (order[0], *order[longer[:1] if len(longer) else slice(1, 2)])]
 
 
 def _fresh_lora(settings: GradientSettings, base: PreTrainedModel) -> PeftModel:
@@ -195,13 +212,47 @@ def _fresh_lora(settings: GradientSettings, base: PreTrainedModel) -> PeftModel:
     )
 
 
-def _load_checkpoint(
-    settings: GradientSettings, base: PreTrainedModel, adapter: Path
-) -> tuple[PeftModel, ParameterManifest, Moments | None]:
-    """Return an adapter on the base model, where its matrices stand, and its moments unless unused."""
-    model = checkpoint.load_adapter(base, adapter)
-    manifest = ParameterManifest.of(model)
-    if settings.preconditioner == "sgd":
-        return model, manifest, None
-    path = settings.optimizer_file or adapter / "optimizer.pt"
-    return model, manifest, load_moments(path, model, manifest)
+def _load_checkpoints(
+    settings: GradientSettings, base: PreTrainedModel, given: Sequence[tuple[Path | None, Path | None]]
+) -> list[Checkpoint]:
+    """Return the checkpoints that adapters and optimiser states make of a base model."""
+    model: PreTrainedModel | PeftModel = base
+    found: list[Checkpoint] = []
+    for number, (adapter, optimizer) in enumerate(given):
+        if adapter is None:
+            base.requires_grad_(True)  # everything was trained, as far as its optimiser knows
+        else:
+            model = checkpoint.load_adapter(model, adapter, number)
+        state = optimizer or (adapter and optimizer_file(adapter))
+        found.append(_checkpoint(settings, model, state, number))
+        if found[number].size != found[0].size:
+            raise ModelError(
+                f"{adapter} has {found[number].size:,} parameters, {given[0][0]} has {found[0].size:,}; expected "
+                "checkpoints of one training, with the same LoRA"
+            )
+    return found
+
+
+def _checkpoint(
+    settings: GradientSettings, model: PreTrainedModel | PeftModel, state: Path | None = None, number: int = 0
+) -> Checkpoint:
+    """Return what is differentiated of a model whose trained parameters require a gradient, with moments of a file."""
+    if settings.parameters is None:
+        manifest = ParameterManifest.of(model)
+    else:
+        manifest = ParameterManifest.matching(model, settings.patterns)
+    gradients = PerSampleGradients(
+        model,
+        manifest,
+        adapter=checkpoint.adapter_name(number) if isinstance(model, PeftModel) else None,
+        autocast=checkpoint.DTYPES[settings.autocast] if settings.autocast else None,
+        checkpointing=settings.checkpointing,
+    )
+    share = settings.weights[number]
+    if settings.preconditioner == "sgd" or state is None:
+        return Checkpoint(gradients, manifest.size, weight=share, number=number)
+    moments = load_moments(state, model, manifest)
+    preconditioner = Preconditioner(
+        settings.preconditioner, moments.beta1, moments.beta2, moments.eps, moments.step
+    )
+    return Checkpoint(gradients, manifest.size, preconditioner, moments, share, number)

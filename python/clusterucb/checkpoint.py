@@ -261,8 +261,18 @@ def _no_layer(model: nn.Module, targets: Sequence[str] | None) -> str:
     )
 
 
-def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
-    """Load a PEFT LoRA adapter, trainable, in fp32 whatever the base model's dtype.
+def adapter_name(number: int) -> str:
+    """Return PEFT's name for the adapter of checkpoint ``number``, from 0."""
+    return f"checkpoint-{number + 1}" if number else "default"
+
+
+def load_adapter(model: PreTrainedModel | PeftModel, adapter: Path, number: int = 0) -> PeftModel:
+    """Load a PEFT LoRA adapter, trainable and active, in fp32 whatever the base model's dtype.
+
+    Args:
+        model: the base model, or one with the adapters of earlier checkpoints.
+        adapter: its folder.
+        number: of the checkpoint.
 
     Raises:
         ModelError: it cannot be loaded, is not LoRA, or its weights do not fit the model.
@@ -283,7 +293,13 @@ def load_adapter(model: PreTrainedModel, adapter: Path) -> PeftModel:
                 "expected plain LoRA. Save it with path_initial_model_for_weight_conversion"
             )
         with torch.random.fork_rng(devices=[]):  # PEFT draws weights that it then replaces
-            loaded = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+            name = adapter_name(number)
+            if isinstance(model, PeftModel):
+                loaded = model
+                loaded.load_adapter(str(adapter), name, is_trainable=True)
+                loaded.set_adapter(name)
+            else:
+                loaded = PeftModel.from_pretrained(model, adapter, name, is_trainable=True)
     for warning in caught:
         if "missing adapter keys" in str(warning.message):
             raise ModelError(

@@ -44,7 +44,8 @@ def selection_cost(
         reused: whether the pool's features were taken from the cache.
     """
     pool = material.encoded.lengths
-    gradients = 0 if settings.store else features.gradients
+    n_checkpoints = len(settings.weights)
+    gradients = 0 if settings.store else features.gradients * n_checkpoints
     tokens = sum(len(sample) for samples in material.target.values() for sample in samples)
     compared = "similarity" in policy.columns
     drawn = selection.drawn_rows[:0] if settings.free_scores else selection.drawn_rows
@@ -60,25 +61,28 @@ def selection_cost(
             reused=reused,
         ),
         **_warm_up(settings, material),
-        "target": PhaseCost(gradients=material.n_target, tokens=tokens),
+        "target": PhaseCost(gradients=n_checkpoints * material.n_target, tokens=n_checkpoints * tokens),
         "clusters": PhaseCost(),
-        "draws": PhaseCost(gradients=len(drawn), tokens=int(pool[drawn].sum())),
+        "draws": PhaseCost(
+            gradients=n_checkpoints * len(drawn), tokens=n_checkpoints * int(pool[drawn].sum())
+        ),
     }
     return _summed(phases, timed, len(pool))
 
 
 def store_cost(timed: Cost, settings: GradientSettings, material: Material) -> Cost:
     """Return the cost of a gradient store: a gradient of every pool sample."""
-    tokens = int(material.encoded.lengths.sum())
+    n_checkpoints = len(settings.weights)
+    tokens = n_checkpoints * int(material.encoded.lengths.sum())
     phases = {
         **_warm_up(settings, material),
-        "sketches": PhaseCost(gradients=len(material.encoded), tokens=tokens),
+        "sketches": PhaseCost(gradients=n_checkpoints * len(material.encoded), tokens=tokens),
     }
     return _summed(phases, timed, len(material.encoded))
 
 
 def _warm_up(settings: GradientSettings, material: Material) -> dict[str, PhaseCost]:
-    if settings.adapter is not None:
+    if not settings.warms_up:
         return {}
     rows = material.warmup_rows(settings.warmup_steps, settings.seed).ravel()
     tokens = int(material.encoded.lengths[rows].sum())

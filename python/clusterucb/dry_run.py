@@ -211,7 +211,7 @@ def _expected(prepared: Prepared, n_samples: int, settings: Settings, observer: 
 
     material = prepared.material
     few = replace(material, target={name: samples[:1] for name, samples in material.target.items()})
-    probing = settings if settings.adapter else replace(settings, warmup_steps=1)
+    probing = replace(settings, warmup_steps=1) if settings.warms_up else settings
     observer.step(f"Timing a few gradients of {prepared.source.name} on {prepared.device}")
     with (
         tempfile.TemporaryDirectory(prefix="clusterucb-") as folder,
@@ -228,7 +228,7 @@ def _expected(prepared: Prepared, n_samples: int, settings: Settings, observer: 
         memory, width = _peak_memory(), adapted.base.get_input_embeddings().weight.shape[1]
         stored = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     per_token = seconds / float(material.encoded.lengths[chosen].sum())
-    warm_up = 0 if settings.adapter else material.warmup_rows(settings.warmup_steps, settings.seed).size
+    warm_up = material.warmup_rows(settings.warmup_steps, settings.seed).size if settings.warms_up else 0
     gradients = resolve_count("--budget", settings.budget, n_samples) + material.n_target + warm_up
     features = n_samples * width * _FLOAT
     lines = float(np.mean([len(sample.raw) for sample in material.samples]))

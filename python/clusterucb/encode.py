@@ -1,4 +1,4 @@
-"""Encode conversations: text to tokens, which of them are predicted, and batches with little padding.
+"""Encode conversations: text to tokens, and which of them are predicted.
 
 Decisions:
     - Labels are each answer's content and the end-of-turn token after it. A blank answer has none. Nothing
@@ -34,10 +34,9 @@ from clusterucb.errors import ModelError, OptionError
 from clusterucb.shapes import TEXT, Message
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Encoded", "Encoder", "Unusable", "collate", "micro_batches"]
+__all__ = ["Encoded", "Encoder", "Unusable"]
 
 # Changes whenever the same tokenizer and conversation would give other tokens or labels.
 _RULES = 1
@@ -277,39 +276,3 @@ def _truncate(encoded: Encoded, max_length: int, bos: int | None) -> Encoded:
         start = first - min(first - kept, max(max_length // 4, least))
     at = np.concatenate((np.arange(kept), np.arange(start, start + window)))
     return Encoded(encoded.tokens[at], encoded.labels[at], encoded.content[at])
-
-
-def micro_batches(lengths: Sequence[int], batch_tokens: int) -> list[NDArray[np.int64]]:
-    """Return positions into ``lengths`` in batches of like lengths, the longest first.
-
-    Each batch's padded size (count times longest) is at most ``batch_tokens``, unless it is a single
-    sample, and no sample is shorter than half of its batch's longest. Samples of one length stay in
-    their order. The longest come first, so that memory runs out at once or not at all.
-
-    Raises:
-        OptionError: ``batch_tokens`` is not positive.
-    """
-    if batch_tokens < 1:
-        raise OptionError(f"batch_tokens is {batch_tokens}; expected at least 1, the padded tokens of a pass")
-    batches: list[list[int]] = []
-    longest = 0
-    for at in sorted(range(len(lengths)), key=lambda at: -lengths[at]):
-        fits = batches and (len(batches[-1]) + 1) * longest <= batch_tokens and 2 * lengths[at] >= longest
-        if not fits:
-            batches.append([])
-            longest = lengths[at]
-        batches[-1].append(at)
-    return [np.array(batch, np.int64) for batch in batches]
-
-
-def collate(samples: Sequence[Encoded], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return B samples padded on the right to the longest: ids i64[B, T] and labels bool[B, T]."""
-    import torch
-
-    size = (len(samples), max(len(sample) for sample in samples))
-    ids = np.full(size, pad_id, np.int64)
-    labels = np.zeros(size, bool)
-    for row, sample in enumerate(samples):
-        ids[row, : len(sample)] = sample.tokens
-        labels[row, : len(sample)] = sample.labels
-    return torch.from_numpy(ids), torch.from_numpy(labels)

@@ -1,77 +1,114 @@
-"""Per-sample gradients of the LoRA matrices, one matrix at a time, from batched passes.
+"""Per-sample gradients of the differentiated matrices, one at a time, from batched passes.
 
 For a linear layer y = W x, the gradient of one sample is the sum over its tokens of (dloss/dy) xᵀ.
 Forward hooks keep x, hooks on the outputs deliver dloss/dy while the backward pass goes on, and one
 batched product gives that matrix's gradient for every sample of the batch. It is handed on at once
-and forgotten: never more than one matrix's gradients are in memory.
+and forgotten: never more than one matrix's gradients are in memory, nor more than `_PIECE` bytes of it.
 
 Decisions:
     - The loss is the **sum** over samples of each sample's mean cross-entropy, in fp32, in evaluation
       mode. A sample's gradient then does not depend on who shares its batch.
     - Every parameter is frozen, so no weight gradient is computed twice; the graph begins at the
-      first LoRA layer's output.
+      first differentiated layer's output.
     - The first batch is checked against autograd: the per-sample gradients must add up to the
       gradient of the batch. It costs one small product per matrix, and finds at once what hooks
       cannot see (a matrix used outside its layer, a layer called in an unforeseen way).
-    - The first batch with padding is checked too: its shortest sample must have the same logits alone.
-      A model that sees what comes later (BERT, say) would give scores that depend on the batch.
+    - The first batch of several samples, and the first with padding, are checked too: the gradient of the shortest
+      must be the same alone. A model that sees what comes later (BERT, say), or whose layers get the samples'
+      tokens in another order (experts), would give scores that depend on the batch.
+    - What ran in the batch that was checked must run in every other: a layer that only some tokens reach,
+      or whose hooks a compiled graph leaves out, would give zeros that look like gradients.
+    - Compiled models run uncompiled here: their graphs know nothing of these hooks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import sys
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from clusterucb import ops
 from clusterucb.errors import ModelError
-from clusterucb.loss import label_logits, sample_losses
+from clusterucb.loss import sample_losses
 from clusterucb.parameters import Parameter, ParameterManifest
+from clusterucb.passes import Batch
+from clusterucb.preconditioner import Preconditioner
+from clusterucb.projection import Sketch
 
 Sink = Callable[[int, Tensor], None]
 
-# How far per-sample gradients may be from adding up to autograd's, relative to its norm.
+_PIECE = 1 << 26  # bytes of gradients that exist at a time, one row of a matrix at least
+_ALIGNED_ROWS = 8  # pieces begin at offsets that the kernels load vectors from
+# How far per-sample gradients may be from adding up to autograd's, and those of a sample from those of the same one
+# alone, relative to their norm.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
-# How far a sample's logits may change with padding, relative to their spread: rounding alone.
-_PADDING_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
+_PROBE = Sketch(1024, 4)  # of the gradient of one sample, which is compared
+_LEAVE_OUT = "Leave that layer out (--lora-targets, --parameters)"
 
 
 class PerSampleGradients:
-    """Per-sample gradients of a causal language model's LoRA matrices.
+    """Per-sample gradients of a causal language model's matrices.
 
-    A context manager: inside, the model is frozen, in evaluation mode and has hooks; on exit it is as
-    it was before.
+    A context manager that may be entered again and again: inside, the model is frozen, in evaluation mode and has
+    hooks; on exit it is as it was before, but for the adapter that is active.
 
     Args:
-        model: a PEFT model with LoRA on linear layers.
+        model: a causal language model, perhaps of PEFT.
         manifest: where each matrix stands in the flat space.
+        adapter: the name of the PEFT adapter that they belong to, where the model has several.
+        autocast: dtype that layers compute in, where it is not their own; gradients are fp32 sums all the same.
+        checkpointing: keep the inputs of decoder layers alone, and run each layer again in the backward pass.
+
+    Attributes:
+        model: the same.
     """
 
-    def __init__(self, model: nn.Module, manifest: ParameterManifest) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: nn.Module,
+        manifest: ParameterManifest,
+        *,
+        adapter: str | None = None,
+        autocast: torch.dtype | None = None,
+        checkpointing: bool = False,
+    ) -> None:
+        self.model = model
         self._manifest = manifest
-        self._dtype = next(model.parameters()).dtype  # of the base model; LoRA itself is fp32
+        self._adapter = adapter
+        self._autocast = autocast
+        self._checkpointing = checkpointing
+        dtype = autocast or next(model.parameters()).dtype  # of the base model; LoRA itself is fp32
+        self._tolerance = _TOLERANCE.get(dtype, 0.1)
         self._sink: Sink | None = None
-        self._calls: set[str] = set()
-        self._batch: tuple[int, ...] = ()
-        self._verified = False
-        self._padding_verified = False
+        self._ran: set[str] = set()
+        self._shape: tuple[int, int] = (0, 0)
+        self._expected: set[str] | None = None  # what ran in the batch that was checked
+        self._compared: set[bool] = set()  # whether batches without padding, and with it, were compared
 
     def __enter__(self) -> Self:
         """Freeze the model and add the hooks."""
         self._undo = ExitStack()
-        self._undo.callback(self._model.train, self._model.training)
-        self._model.eval()
-        for weight in self._model.parameters():
+        if self._adapter is not None:
+            self.model.set_adapter(self._adapter)  # type: ignore[operator]
+        self._undo.callback(self.model.train, self.model.training)
+        self.model.eval()
+        for weight in self.model.parameters():
             self._undo.callback(weight.requires_grad_, weight.requires_grad)
             weight.requires_grad_(False)
         for parameter in self._manifest:
-            module = self._model.get_submodule(parameter.module)
+            module = self.model.get_submodule(parameter.module)
             self._undo.callback(module.register_forward_hook(partial(self._capture, parameter)).remove)
+        if self._checkpointing:
+            self._checkpoint_layers()
         return self
 
     def __exit__(
@@ -80,15 +117,26 @@ class PerSampleGradients:
         """Take the hooks away and restore the model."""
         self._undo.close()
 
-    def backward(self, ids: Tensor, labels: Tensor, sink: Sink) -> Tensor:
-        """Compute the gradient of each sample's loss, and hand it on matrix by matrix.
+    def _checkpoint_layers(self) -> None:
+        layers = [layer for layer in self.model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+        if not layers:
+            raise ModelError(
+                f"{type(self.model).__name__} has no layers that can run again in the backward pass; expected none of "
+                "--checkpointing"
+            )
+        differentiated = {self.model.get_submodule(one.module) for one in self._manifest}
+        for layer in layers:
+            starts = not differentiated.isdisjoint(layer.modules())
+            layer.forward = partial(_run_again, layer.forward, starts)
+            self._undo.callback(vars(layer).pop, "forward")
+
+    def backward(self, batch: Batch, sink: Sink) -> Tensor:
+        """Compute the gradient of each sample's loss, and hand it on piece by piece.
 
         Args:
-            ids: i64[B, T], tokens, padded on the right.
-            labels: bool[B, T], true where a token counts in the loss; never in the first column, and at
-                least once in every row.
-            sink: called once for each LoRA matrix with its offset in the flat space and its gradients
-                f32[B, n], in no particular order.
+            batch: B samples.
+            sink: called with an offset of the flat space and the gradients f32[B, n] of the n parameters from there
+                on; for each parameter at most once, in no particular order.
 
         Returns:
             f32[B], the losses.
@@ -96,90 +144,179 @@ class PerSampleGradients:
         Raises:
             ModelError: the model does something that per-sample hooks cannot follow.
         """
-        try:
-            self._sink, self._calls, self._batch = sink, set(), tuple(ids.shape)
-            if self._verified:
-                losses = sample_losses(self._model, ids, labels)
-                losses.sum().backward()
-            else:
-                losses = self._checked_backward(ids, labels, sink)
-        finally:
-            self._sink = None
-        if not self._padding_verified:
-            self._check_padding(ids, labels)
-        return losses.detach()
+        several, padded = len(batch.lengths) > 1, min(batch.lengths) < max(batch.lengths)
+        compare = several and padded not in self._compared
+        if not compare and self._expected is not None:
+            return self._pass(batch, sink)
+        row = batch.lengths.index(min(batch.lengths))
+        together = _Probe(row, batch.ids.device)
 
-    @torch.no_grad()
-    def _check_padding(self, ids: Tensor, labels: Tensor) -> None:
-        """Check, once there is padding, that the shortest sample has the same logits with and without it."""
-        ends = (labels * torch.arange(1, ids.shape[1] + 1, device=ids.device)).amax(dim=1)
-        row, end = int(ends.argmin()), int(ends.min())
-        if end == ids.shape[1]:
-            return
-        padded = label_logits(self._model, ids[row : row + 1], labels[row : row + 1])
-        if not padded.isfinite().all():
-            return  # says nothing; a later batch is checked
-        alone = label_logits(self._model, ids[row : row + 1, :end], labels[row : row + 1, :end])
-        change = float((alone - padded).norm() / (alone - alone.mean(dim=1, keepdim=True)).norm())
-        if not change <= _PADDING_TOLERANCE.get(self._dtype, 0.05):
-            raise ModelError(
-                f"{type(self._model).__name__} predicts otherwise beside longer samples (its logits change by "
-                f"{change:.2g} of their size); expected a causal language model: it does not see what follows a token"
-            )
-        self._padding_verified = True
-
-    def _checked_backward(self, ids: Tensor, labels: Tensor, sink: Sink) -> Tensor:
-        """Do the same, and check that the gradients add up to what autograd computes."""
-        totals: dict[int, Tensor] = {}
-
-        def add_up(offset: int, gradient: Tensor) -> None:
-            totals[offset] = gradient.sum(dim=0)
+        def both(offset: int, gradient: Tensor) -> None:
+            together(offset, gradient)
             sink(offset, gradient)
 
-        self._sink = add_up
-        weights = [self._model.get_parameter(one.torch_name) for one in self._manifest]
+        losses = self._checked_pass(batch, both) if self._expected is None else self._pass(batch, both)
+        if compare and together.finite():  # or it says nothing; a later batch is compared
+            self._compare(batch.alone(row), together, padded)
+        return losses
+
+    def _pass(self, batch: Batch, sink: Sink) -> Tensor:
+        with self._handing_to(sink, batch):
+            losses = self._losses(batch)
+            losses.sum().backward()
+        if self._ran != self._expected:
+            strange = sorted(self._ran ^ (self._expected or set()))[0]
+            raise ModelError(
+                f"the layer {strange} runs for some samples and not for others (or was compiled); expected every layer "
+                f"in every pass. {_LEAVE_OUT}"
+            )
+        return losses.detach()
+
+    def _losses(self, batch: Batch) -> Tensor:
+        enabled = self._autocast is not None
+        with torch.autocast(batch.ids.device.type, self._autocast, enabled=enabled):
+            return sample_losses(self.model, batch)
+
+    @contextmanager
+    def _handing_to(self, sink: Sink, batch: Batch) -> Iterator[None]:
+        rows, columns = batch.ids.shape
+        self._sink, self._ran, self._shape = sink, set(), (rows, columns)
         try:
-            for weight in weights:
-                weight.requires_grad_(True)
-            losses = sample_losses(self._model, ids, labels)
-            expected = torch.autograd.grad(losses.sum(), weights, materialize_grads=True, allow_unused=True)
+            with _uncompiled():
+                yield
         finally:
-            for weight in weights:
-                weight.requires_grad_(False)
-        for one, true in zip(self._manifest, expected, strict=True):
+            self._sink = None
+
+    def _checked_pass(self, batch: Batch, sink: Sink) -> Tensor:
+        """Do the same, and check that the gradients add up to what autograd computes."""
+        totals = {one.offset: torch.zeros(one.size, device=batch.ids.device) for one in self._manifest}
+        starts = sorted(totals)
+
+        def add_up(offset: int, gradient: Tensor) -> None:
+            start = starts[bisect_right(starts, offset) - 1]
+            totals[start][offset - start : offset - start + gradient.shape[1]] += gradient.sum(dim=0)
+            sink(offset, gradient)
+
+        weights = [self.model.get_parameter(one.torch_name) for one in self._manifest]
+        before = [weight.grad for weight in weights]
+        with self._handing_to(add_up, batch):
+            try:
+                for weight in weights:
+                    weight.grad = None
+                    weight.requires_grad_(True)
+                losses = self._losses(batch)
+                losses.sum().backward()
+                expected = [weight.grad for weight in weights]
+            finally:
+                for weight, kept in zip(weights, before, strict=True):
+                    weight.requires_grad_(False)
+                    weight.grad = kept
+        for one, found in zip(self._manifest, expected, strict=True):
+            got = totals[one.offset]
+            true = torch.zeros_like(got) if found is None else found.flatten().float()
             if not true.isfinite().all():
-                return losses  # says nothing; the next batch is checked
-            got = totals.get(one.offset, torch.zeros_like(true)).view_as(true)
-            if not (got - true).norm() <= _TOLERANCE.get(self._dtype, 0.1) * true.norm() + 1e-12:
+                return losses.detach()  # says nothing; the next batch is checked
+            if not (got - true).norm() <= self._tolerance * true.norm() + 1e-12:
                 raise ModelError(
                     f"the per-sample gradients of {one.name} do not add up to the gradient of the batch (they "
                     f"differ by {float((got - true).norm() / true.norm()):.2g} of its norm): this model uses "
-                    "that matrix in a way that is not supported. Take an adapter without it (--lora-targets)"
+                    f"that matrix in a way that is not supported. {_LEAVE_OUT}"
                 )
-        self._verified = True
-        return losses
+        self._expected = self._ran
+        return losses.detach()
+
+    def _compare(self, batch: Batch, together: _Probe, padded: bool) -> None:
+        """Check that a sample's gradients are the same alone as they were beside others."""
+        alone = _Probe(0, batch.ids.device)
+        with self._handing_to(alone, batch):
+            self._losses(batch).sum().backward()
+        change = alone.distance(together)
+        if not change <= self._tolerance:
+            raise ModelError(
+                f"{type(self.model).__name__} gives a sample other gradients beside {'longer' if padded else 'other'} "
+                f"ones than alone (they differ by {change:.2g} of their norm); expected a causal language model, "
+                "which does not see what follows a token, and layers that see all tokens of a batch in their order"
+            )
+        self._compared.add(padded)
 
     def _capture(
         self, parameter: Parameter, _module: nn.Module, args: tuple[Any, ...], output: Tensor
     ) -> None:
         """Keep a layer's input until the gradient of its output arrives."""
-        if self._sink is None:
+        if self._sink is None or not torch.is_grad_enabled():  # it will run again
             return
-        activation = args[0].detach()
-        shape = tuple(activation.shape)
-        if shape[:-1] != self._batch or parameter.name in self._calls:
-            what = "runs twice in a pass" if parameter.name in self._calls else f"gets input of shape {shape}"
+        rows, columns = self._shape
+        activation = args[0].detach() if args else torch.empty(0)
+        flat = activation.ndim == 2 and len(activation) == rows * columns  # as OPT does
+        if not (flat or activation.shape[:-1] == self._shape) or parameter.name in self._ran:
+            again = parameter.name in self._ran
+            what = "runs twice in a pass" if again else f"gets input of shape {tuple(activation.shape)}"
             raise ModelError(
-                f"the LoRA layer {parameter.name} {what}; expected one call with all tokens of the batch, "
-                f"[{', '.join(map(str, self._batch))}, features]. Take an adapter without it (--lora-targets)"
+                f"the layer {parameter.name} {what}; expected one call with all tokens of the batch, "
+                f"[{rows}, {columns}, features]. {_LEAVE_OUT}"
             )
-        self._calls.add(parameter.name)
+        self._ran.add(parameter.name)
         if not output.requires_grad:
             output.requires_grad_(True)
         output.register_hook(partial(self._emit, parameter, activation))
 
     def _emit(self, parameter: Parameter, activation: Tensor, delta: Tensor) -> None:
         """Hand on one matrix's gradients: activation [B, T, in], delta [B, T, out]."""
-        gradient = torch.bmm(delta.float().transpose(1, 2), activation.float())
         assert self._sink is not None
-        self._sink(parameter.offset, gradient.flatten(1))
+        left, right = (delta, activation) if not parameter.transposed else (activation, delta)
+        left, right = left.reshape(*self._shape, -1), right.reshape(*self._shape, -1).float()
+        n_rows, width = parameter.shape
+        step = _PIECE // (len(left) * width * 4) // _ALIGNED_ROWS * _ALIGNED_ROWS or _ALIGNED_ROWS
+        for start in range(0, n_rows, step):
+            piece = torch.bmm(left[:, :, start : start + step].float().transpose(1, 2), right)
+            self._sink(parameter.offset + start * width, piece.flatten(1))
+
+
+def _run_again(forward: Callable[..., Any], starts: bool, hidden: Tensor, *args: Any, **options: Any) -> Any:
+    """Run a decoder layer without keeping what its backward pass needs, which will run it again.
+
+    Not where nothing before it and nothing in it (``starts``) is differentiated: then there is no backward pass.
+    """
+    if not torch.is_grad_enabled() or not (starts or hidden.requires_grad):
+        return forward(hidden, *args, **options)
+    if not hidden.requires_grad:
+        hidden = hidden.detach().requires_grad_(True)
+    return checkpoint(
+        lambda states: forward(states, *args, **options), hidden, use_reentrant=True, preserve_rng_state=False
+    )
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and its import takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+class _Probe:
+    """The sketch of one sample's gradient: as long as the gradient, within a few percent, and as far from others."""
+
+    def __init__(self, row: int, device: torch.device) -> None:
+        self._row = row
+        self._norm2 = torch.zeros(1, dtype=torch.float64, device=device)
+        self._sketched = torch.zeros(1, _PROBE.dimension, device=device)
+
+    def __call__(self, offset: int, gradient: Tensor) -> None:
+        ops.accumulate(
+            gradient[self._row : self._row + 1],
+            offset,
+            preconditioner=Preconditioner("sgd"),
+            norm2=self._norm2,
+            sketch=_PROBE,
+            sketched=self._sketched,
+        )
+
+    def finite(self) -> bool:
+        """Whether the gradient is finite, and not zero."""
+        return bool(self._sketched.isfinite().all()) and bool(self._norm2 > 0)
+
+    def distance(self, other: _Probe) -> float:
+        """Return how far the gradient is from another, relative to its norm."""
+        return float((self._sketched - other._sketched).norm() / self._sketched.norm())

@@ -219,9 +219,10 @@ class Influence:
                 )
                 with self._observer.count(title, len(rows)) as advance:
                     found, _ = unit_sketches(
-                        self._sketcher,
+                        self._sketchers,
                         self._material.encoded[here],
-                        batch_tokens=self._settings.batch_tokens,
+                        self._model.passes,
+                        f"features from {rows.start}",
                         advance=advance,
                     )
             return np.nan_to_num(found, copy=False, nan=0.0)
@@ -242,54 +243,60 @@ class Influence:
         return FeatureBatch(samples, encoded, lambda: self._model.base, sketches or none, fitted, device)
 
     @property
+    def _n_checkpoints(self) -> int:
+        return len(self._settings.weights)
+
+    @property
     def _sketch(self) -> Sketch:
         return self._store.sketch if self._store is not None else self._settings.sketch
 
     @cached_property
-    def _sketcher(self) -> Accumulator:
-        return self._model.accumulator(sketch=self._sketch)
+    def _sketchers(self) -> list[Accumulator]:
+        return self._model.accumulators(sketch=self._sketch)
 
     @cached_property
     def _scorer(self) -> Scorer | StoredScores:
         settings = self._settings
         directions = self._directions()
         if not settings.by_sketch:
-            accumulator = self._model.accumulator(directions=directions)
+            accumulators = self._model.accumulators(directions=directions)
             targets = None
         else:
-            targets = sketch_directions(directions, self._sketch)
+            targets = sketch_directions(directions, settings.weights, self._sketch)
             if self._store is not None:
                 return StoredScores(self._store, targets, advance=lambda n: self._count(n))
-            accumulator = self._sketcher
+            accumulators = self._sketchers
         return Scorer(
-            accumulator,
+            accumulators,
             self._material.encoded,
-            batch_tokens=settings.batch_tokens,
+            self._model.passes,
             targets=targets,
             advance=lambda n: self._count(n),
         )
 
-    def _directions(self) -> NDArray[np.float32]:
-        """Return the directions of the S subtasks, f32[S, P]."""
+    def _directions(self) -> list[NDArray[np.float32]]:
+        """Return the directions of the S subtasks at each checkpoint, f32[S, P]."""
         path = self._run.path("directions.safetensors")
+        names = [
+            f"directions-{number + 1}" if number else "directions" for number in range(self._n_checkpoints)
+        ]
         if path.exists():
-            directions: NDArray[np.float32] = load_file(path)["directions"]
-            return directions
-        gradients = self._model.gradients
+            stored = load_file(path)
+            return [stored[name] for name in names]
         target = self._material.target
         title = f"Target gradients ({counted(len(target), 'subtask')})"
+        found = []
+        failures: dict[str, list[str]] = {}
         with (
             self._run.phase("target"),
-            self._observer.count(title, self._material.n_target) as advance,
+            self._observer.count(title, self._n_checkpoints * self._material.n_target) as advance,
         ):
-            directions, failures = compute_directions(
-                gradients,
-                target,
-                size=self._model.size,
-                batch_tokens=self._settings.batch_tokens,
-                device=self._model.device,
-                advance=advance,
-            )
+            for checkpoint in self._model.checkpoints:
+                directions, failed = compute_directions(
+                    checkpoint, target, self._model.passes, advance=advance
+                )
+                found.append(directions)
+                failures = {subtask: failures.get(subtask, []) or failed[subtask] for subtask in failed}
         for subtask, reasons in failures.items():
             if reasons:
                 warnings.warn(
@@ -298,8 +305,8 @@ class Influence:
                     ClusterUCBWarning,
                     stacklevel=2,
                 )
-        _save(path, {"directions": directions})
-        return directions
+        _save(path, dict(zip(names, found, strict=True)))
+        return found
 
 
 def _count_passes(feature: Feature, fitted: Fitted) -> None:

@@ -140,14 +140,24 @@ def _lent(
         _keep(model, undo)
         if not isinstance(model, PeftModel):
             _refuse_adapters(model)
-            if options.get("optimizer") is not None and options.get("adapter") is None:
+            optimizer = options.get("optimizer")
+            whole = options.get("parameters") is not None
+            if optimizer is not None and options.get("adapter") is None and not whole:
                 raise OptionError(
                     "an optimizer is given with a model that has no adapter; expected a PEFT model"
                 )
-            yield LoadedModel(model, tokenizer), dict(options)
+            options_now = dict(options)
+            if hasattr(optimizer, "state_dict"):
+                folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="clusterucb-")))
+                options_now["optimizer"] = _saved_state(optimizer, model, folder / "optimizer.pt")
+                undo.enter_context(_in_memory({folder / "optimizer.pt": "the optimizer"}))
+            yield LoadedModel(model, tokenizer), options_now
             return
-        if options.get("adapter") is not None:
-            raise OptionError("an adapter is given with a model that has one; expected one of the two")
+        for name in ("adapter", "checkpoint", "parameters"):
+            if options.get(name) is not None:
+                raise OptionError(
+                    f"{name} is given with a model that has an adapter; expected one of the two"
+                )
         if options.get("optimizer") is None and options.get("preconditioner") != "sgd":
             raise OptionError(
                 "a PEFT model is given without the optimizer that trains it; expected optimizer=..., AdamW or Adam "

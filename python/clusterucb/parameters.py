@@ -1,22 +1,27 @@
-"""The trainable parameters as one flat space: sorted by name, each at an aligned offset.
+"""The differentiated parameters as one flat space: sorted by name, each at an aligned offset.
 
 Gradients are never joined into one vector. Every module's piece is used at its offset of this
 space, in which the moments and the target directions are stored. Sorting by canonical name (PEFT's
 prefix and the adapter's name stripped) makes offsets independent of the order in which a model
 happens to register its modules, and offsets are multiples of 8 so that vector loads are aligned.
 
-What is trained must be LoRA A and B of linear layers. Anything else is refused by name: a gradient
-that leaves parameters out would be wrong without looking wrong.
+They are the matrices of LoRA on linear layers, or those of the linear layers themselves that patterns
+name. Anything else is refused by name: a gradient that leaves parameters out would be wrong without
+looking wrong.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import NamedTuple, Self, cast
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from clusterucb.errors import ModelError
 from clusterucb.loss import vocabulary_head
@@ -28,19 +33,21 @@ _REMEDIES = {
     "modules_to_save": "modules_to_save is not supported; train them apart or leave them out",
     "lora_embedding": "LoRA on embeddings is not supported; target linear layers only",
     "trainable_tokens": "trainable tokens are not supported; leave trainable_token_indices out",
+    ".lora_B.": "a bias of LoRA is not supported; use plain LoRA (lora_bias=False)",
 }
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One trainable matrix.
+    """One differentiated matrix.
 
     Attributes:
         name: canonical name, such as ``model.layers.0.self_attn.q_proj.lora_A``.
         torch_name: its name in ``model.named_parameters()``.
-        module: the name of the linear layer that it is the weight of.
-        shape: (out, in).
+        module: the name of the layer that it is the weight of.
+        shape: (out, in); of a `Conv1D`, as GPT-2 has them, (in, out).
         offset: where its first element stands in the flat space.
+        transposed: whether the layer is a `Conv1D`.
     """
 
     name: str
@@ -48,6 +55,7 @@ class Parameter:
     module: str
     shape: tuple[int, int]
     offset: int
+    transposed: bool = False
 
     @property
     def size(self) -> int:
@@ -57,7 +65,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class ParameterManifest:
-    """All trainable matrices in rising order of name and offset.
+    """All differentiated matrices in rising order of name and offset.
 
     Attributes:
         parameters: the matrices.
@@ -72,34 +80,90 @@ class ParameterManifest:
         return iter(self.parameters)
 
     @classmethod
-    def of(cls, model: nn.Module) -> ParameterManifest:
+    def of(cls, model: nn.Module) -> Self:
         """Return the manifest of everything that requires a gradient in a PEFT model.
 
         Raises:
             ModelError: nothing is trainable, or something other than the LoRA matrices of one adapter is.
         """
-        trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
         if not trainable:
             raise ModelError("the model has no trainable LoRA matrix; expected a PEFT model with LoRA layers")
-        head = vocabulary_head(model)
-        of_head = set(head.modules()) if head else set()
-        found = []
-        for name, weight in trainable.items():
+        adapters = set()
+        for name in trainable:
             match = _LORA_WEIGHT.fullmatch(name)
             if not match or type(model.get_submodule(match["module"])) is not nn.Linear:
                 raise ModelError(_unsupported(name))
-            if model.get_submodule(match["module"]) in of_head:
+            adapters.add(match["adapter"])
+        if len(adapters) > 1:
+            raise ModelError(f"adapters {', '.join(sorted(adapters))} are trainable; expected one at a time")
+        return cls._at_offsets(
+            model, (_Matrix(canonical_name(name), name.removesuffix(".weight")) for name in trainable)
+        )
+
+    @classmethod
+    def matching(cls, model: nn.Module, patterns: Sequence[str]) -> Self:
+        """Return the manifest of the weights of the linear layers that patterns name.
+
+        Biases are left out.
+
+        Args:
+            model: without LoRA.
+            patterns: names of layers, with ``*`` for any characters, dots among them, such as
+                ``model.layers.*.mlp.down_proj``.
+
+        Raises:
+            ModelError: a pattern names no linear layer, or one whose gradient is not to be had.
+        """
+        linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
+        found = set()
+        for pattern in patterns:
+            layers = {name for name in linear if fnmatchcase(name, pattern)}
+            if not layers:
+                numbered = dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in linear)
                 raise ModelError(
-                    f"{name!r} is LoRA on the vocabulary head, which is not supported: logits are computed at label "
-                    "positions only. Leave that layer out of the LoRA targets"
+                    f"--parameters {pattern!r} names no linear layer; this model's are {', '.join(numbered)}"
                 )
-            found.append((canonical_name(name), name, match["module"], tuple(weight.shape), match["adapter"]))
-        if len(adapters := sorted({adapter for *_, adapter in found})) > 1:
-            raise ModelError(f"adapters {', '.join(adapters)} are trainable; expected one at a time")
-        parameters = []
+            found |= layers
+        return cls._at_offsets(model, (_Matrix(name, name) for name in found))
+
+    @classmethod
+    def _at_offsets(cls, model: nn.Module, matrices: Iterable[_Matrix]) -> Self:
+        head = vocabulary_head(model)
+        of_head = set(head.modules()) if head else set()
+        uses = Counter(
+            id(weight) for _, weight in model.named_parameters(remove_duplicate=False)
+        )  # a tied weight has several
+        parameters: list[Parameter] = []
         offset = 0
-        for canonical, name, module, shape, _ in sorted(found):
-            parameters.append(Parameter(canonical, name, module, (shape[0], shape[1]), offset))
+        for name, module in sorted(matrices):
+            layer = model.get_submodule(module)
+            if layer in of_head:
+                raise ModelError(
+                    f"{name!r} is of the vocabulary head, which is not supported: logits are computed at label "
+                    "positions only. Leave it out (--lora-targets, --parameters)"
+                )
+            if type(layer) is not nn.Linear and not isinstance(layer, Conv1D):
+                raise ModelError(
+                    f"{name!r} is a {type(layer).__name__}; expected a linear layer whose weight is a matrix of "
+                    "floating-point numbers. Leave it out of --parameters, or take LoRA on it"
+                )
+            weight = cast(nn.Parameter, layer.weight)
+            if uses[id(weight)] > 1:
+                raise ModelError(
+                    f"the weight of {name!r} is another layer's as well, which is not supported. Leave it out "
+                    "(--lora-targets, --parameters)"
+                )
+            parameters.append(
+                Parameter(
+                    name,
+                    f"{module}.weight",
+                    module,
+                    (weight.shape[0], weight.shape[1]),
+                    offset,
+                    isinstance(layer, Conv1D),
+                )
+            )
             offset += -(-parameters[-1].size // _ALIGNMENT) * _ALIGNMENT
         return cls(tuple(parameters), offset)
 
@@ -107,6 +171,11 @@ class ParameterManifest:
         """Return a hex SHA-256 of names, shapes and offsets."""
         lines = [f"{one.name} {one.shape} {one.offset}" for one in self.parameters]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+class _Matrix(NamedTuple):
+    name: str
+    module: str
 
 
 def canonical_name(name: str) -> str:

@@ -82,7 +82,7 @@ def prepare(
     for given, what in ((pool, "pool"), (target, "target")):
         if given is not None and not isinstance(given, Pool):
             sources_of(given, what)  # a misspelt path is told first
-    adapter = adapter_fingerprints(settings.adapter, settings.optimizer_file)
+    checkpoints = checkpoint_fingerprints(settings.given_checkpoints)
     at_hand = (
         not isinstance(model, LoadedModel) and Path(model).is_dir() and settings.device in ("auto", "cpu")
     )
@@ -112,7 +112,7 @@ def prepare(
         "target content": held_out.fingerprint() if held_out else None,
         "model content": source.fingerprint(),
         "encoding content": encoder.fingerprint,
-        **adapter,
+        **checkpoints,
     }
     material = encode(read, held_out, encoder, strict=settings.strict, observer=observer)
     return Prepared(
@@ -175,23 +175,26 @@ def check_model(model: object) -> None:
         raise ModelError(f"there is no folder {str(model)!r}; expected a model's folder, or a hub id")
 
 
-def adapter_fingerprints(adapter: Path | None, optimizer: Path | None) -> dict[str, str | None]:
-    """Return a hex SHA-256 of an adapter (configuration and weights) and of an optimiser state.
+def checkpoint_fingerprints(
+    checkpoints: Sequence[tuple[Path | None, Path | None]],
+) -> dict[str, str | None]:
+    """Return a hex SHA-256 of adapters (configurations and weights) and of optimiser states, None for none.
 
     Raises:
         ModelError: one of the files is missing.
     """
-    found: dict[str, str | None] = {"adapter content": None, "optimizer content": None}
-    if adapter:
-        found["adapter content"] = _hash(adapter_files(adapter))
-    if optimizer:
-        if not optimizer.is_file():
+    weights = [path for adapter, _ in checkpoints if adapter for path in adapter_files(adapter)]
+    states = [state for _, state in checkpoints if state]
+    for state in states:
+        if not state.is_file():
             raise ModelError(
-                f"there is no optimiser state {optimizer}; give it with --optimizer, or use --preconditioner sgd, "
-                "which needs none"
+                f"there is no optimiser state {state}; give it with --optimizer, or use --preconditioner sgd, which "
+                "needs none"
             )
-        found["optimizer content"] = _hash([optimizer])
-    return found
+    return {
+        "adapter content": _hash(weights) if weights else None,
+        "optimizer content": _hash(states) if states else None,
+    }
 
 
 def adapter_files(adapter: Path) -> list[Path]:

@@ -18,7 +18,7 @@ Choices:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from clusterucb.errors import OptionError, check_choice
 
@@ -27,6 +27,7 @@ SKETCHES = ("sjlt", "rademacher")
 _NONZEROS = (1, 2, 4)
 _SMALLEST = 256
 _MASK = 2**64 - 1
+_APART = 0x51ED270B9F4A7C15  # between the seeds of two checkpoints
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,10 @@ class Sketch:
     def scale(self) -> float:
         """The factor that kernels leave to the end, so that their sums are of the updates themselves."""
         return float((self.blocks or self.dimension) ** -0.5)
+
+    def of_checkpoint(self, number: int) -> Sketch:
+        """Return the independent matrix for checkpoint ``number``, from 0, whose sketches are added to this one's."""
+        return replace(self, seed=(self.seed + number * _APART) % 2**63)
 
     def keys(self) -> list[int]:
         """Return six 32-bit words for each block (one for a dense matrix): two each of sign, row, lane."""

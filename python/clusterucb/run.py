@@ -43,6 +43,7 @@ _AT_ONCE = (_LEDGER, _CONFIG)
 # Everything a run writes beside its manifest; --overwrite removes these and nothing else.
 _OWN_FILES = (
     "adapter",
+    "adapter-*",
     "directions.safetensors",
     "features-*",
     "sketches-*.safetensors",
@@ -140,6 +141,20 @@ class Outcome(msgspec.Struct):
     standardized: dict[str, list[float]] | None = None
 
 
+class Limit(msgspec.Struct, frozen=True):
+    """A limit of the model's passes that came into force because memory ran out.
+
+    Attributes:
+        call: what was computed (`clusterucb.passes.Passes.over`).
+        done: its samples that were done by then.
+        tokens: padded tokens of a pass from then on.
+    """
+
+    call: str
+    done: int
+    tokens: int
+
+
 class Manifest(msgspec.Struct):
     """The content of ``manifest.json``."""
 
@@ -165,6 +180,7 @@ class Manifest(msgspec.Struct):
     max_per_source: int | None = None
     cold_start: float | None = None
     annotated: bool = False
+    limits: list[Limit] = []
     cost: Cost = msgspec.field(default_factory=Cost)
     outcome: Outcome | None = None
 

@@ -11,38 +11,41 @@ A sample fails, with its reason, when its gradient is zero or not finite. It nev
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from clusterucb import ops
-from clusterucb.accumulate import Accumulator, backward, fault
-from clusterucb.encode import Encoded, micro_batches
+from clusterucb.accumulate import Accumulator, Checkpoint, fault, over, unit_sketches
+from clusterucb.encode import Encoded
 from clusterucb.errors import InputError
 from clusterucb.gradients import PerSampleGradients
+from clusterucb.passes import Batch, Passes
 from clusterucb.preconditioner import Preconditioner
+from clusterucb.progress import Advance
 from clusterucb.projection import Sketch
+
+_HELD = 1 << 28  # bytes of target gradients that are kept until their norms are known
 
 
 def compute_directions(
-    gradients: PerSampleGradients,
+    checkpoint: Checkpoint,
     target: Mapping[str, Sequence[Encoded]],
+    passes: Passes,
     *,
-    size: int,
-    batch_tokens: int,
-    device: str = "cpu",
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> tuple[NDArray[np.float32], dict[str, list[str]]]:
-    """Return the direction of every subtask, and what failed.
+    """Return the direction of every subtask at a checkpoint, and what failed.
 
     Args:
-        gradients: of the model at the checkpoint, entered.
+        checkpoint: with P parameters.
         target: the encoded samples of each subtask; S subtasks.
-        size: P, length of the flat parameter space.
-        batch_tokens: padded tokens in one pass.
-        device: where the model is.
+        passes: what puts them into passes of the model.
         advance: called with the number of samples done.
 
     Returns:
@@ -52,28 +55,36 @@ def compute_directions(
     Raises:
         InputError: no sample of a subtask has a usable gradient.
     """
-    directions = np.zeros((len(target), size), np.float32)
+    directions = np.zeros((len(target), checkpoint.size), np.float32)
     failures: dict[str, list[str]] = {}
-    for direction, (subtask, samples) in zip(directions, target.items(), strict=True):
-        reasons = failures.setdefault(subtask, [])
-        for batch in micro_batches([len(sample) for sample in samples], batch_tokens):
-            reasons += _add_units(direction, gradients, [samples[at] for at in batch], device)
-            advance(len(batch))
-        if len(reasons) == len(samples):
-            raise InputError(
-                f"no target sample of subtask {subtask!r} has a usable gradient ({reasons[0]}); expected at "
-                "least one. Warm the adapter up for longer, or take other target samples"
-            )
-        direction /= len(samples) - len(reasons)
+    most = max(_HELD // (4 * checkpoint.size), 1)
+    with checkpoint.gradients as gradients:
+        for direction, (subtask, samples) in zip(directions, target.items(), strict=True):
+            reasons = failures.setdefault(subtask, [])
+            call = f"target {subtask}, checkpoint {checkpoint.number}"
+            for rows, pieces in passes.over(call, samples, partial(_pieces, gradients), most=most):
+                reasons += _add_units(direction, pieces)
+                advance(len(rows))
+            if len(reasons) == len(samples):
+                raise InputError(
+                    f"no target sample of subtask {subtask!r} has a usable gradient ({reasons[0]}); expected at "
+                    "least one. Warm the adapter up for longer, or take other target samples"
+                )
+            direction /= len(samples) - len(reasons)
     return directions, failures
 
 
-def _add_units(
-    direction: NDArray[np.float32], gradients: PerSampleGradients, samples: Sequence[Encoded], device: str
-) -> list[str]:
-    """Add the samples' unit gradients to a direction; return why some could not be added."""
-    pieces: list[tuple[int, torch.Tensor]] = []
-    backward(gradients, samples, device, lambda *piece: pieces.append(piece))
+_Pieces = list[tuple[int, torch.Tensor]]
+
+
+def _pieces(gradients: PerSampleGradients, batch: Batch) -> _Pieces:
+    pieces: _Pieces = []
+    gradients.backward(batch, lambda *piece: pieces.append(piece))
+    return pieces
+
+
+def _add_units(direction: NDArray[np.float32], pieces: _Pieces) -> list[str]:
+    """Add samples' unit gradients to a direction; return why some could not be added."""
     norms = np.sqrt(sum(piece.double().square().sum(dim=1).cpu().numpy() for _, piece in pieces))
     faults = [fault(norm) for norm in norms.tolist()]
     usable = [at for at, found in enumerate(faults) if found is None]
@@ -87,12 +98,13 @@ def _add_units(
 class Scorer:
     """Scores pool samples; what `clusterucb.engine.search` calls with the rows it draws.
 
-    Pure and deterministic by row for the rows of one call, in whatever micro-batches they run.
+    With several checkpoints, it is the sum of their scores, each times its weight (LESS, Xia et al. 2024, where the
+    weights are the learning rates). Pure and deterministic by row for the rows of one call.
 
     Args:
-        accumulator: with the directions for exact scores, or with a sketch.
+        accumulators: with the directions for exact scores, or with a sketch; one for each checkpoint.
         encoded: the pool's N samples.
-        batch_tokens: padded tokens in one pass.
+        passes: what puts them into passes of the model.
         targets: f32[S, d], the finished sketches of the directions, where sketches score; or None.
         advance: called with the number of samples done.
 
@@ -102,52 +114,62 @@ class Scorer:
 
     def __init__(
         self,
-        accumulator: Accumulator,
+        accumulators: Sequence[Accumulator],
         encoded: Sequence[Encoded],
+        passes: Passes,
         *,
-        batch_tokens: int,
         targets: NDArray[np.float32] | None = None,
-        advance: Callable[[int], None] = lambda _: None,
+        advance: Advance = lambda _: None,
     ) -> None:
-        self._accumulator = accumulator
+        self._accumulators = accumulators
         self._encoded = encoded
-        self._batch_tokens = batch_tokens
+        self._passes = passes
         self._targets = targets
         self._advance = advance
         self.failures: dict[int, str] = {}
 
     def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the scores of ``rows`` i64[m] as f64[m, S]; NaN where scoring failed."""
-        scores: list[NDArray[np.float64]] = [np.empty(0)] * len(rows)
-        lengths = [len(self._encoded[row]) for row in rows]
-        for batch in micro_batches(lengths, self._batch_tokens):
-            for at, score in zip(batch, self._score(rows[batch]), strict=True):
-                scores[at] = score
-            self._advance(len(batch))
-        return np.stack(scores)
-
-    def _score(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        norm2, products, sketched, faults = self._accumulator([self._encoded[row] for row in rows])
-        self.failures |= {row: found for row, found in zip(rows.tolist(), faults, strict=True) if found}
-        sketch = self._accumulator.sketch
-        if self._targets is None or sketch is None:
-            scores = ops.finish(norm2, products)
+        samples, call = [self._encoded[row] for row in rows], f"rows from {rows[0]}"
+        if self._targets is not None:
+            sketches, faults = unit_sketches(
+                self._accumulators, samples, self._passes, call, advance=self._advance
+            )
+            scores = ops.sketch_products(sketches, self._targets)
         else:
-            scores = ops.sketch_products(ops.finish_sketches(norm2, sketched, sketch), self._targets)
+            scores, faults = self._exact(samples, call)
+        self.failures |= {row: found for row, found in zip(rows.tolist(), faults, strict=True) if found}
         scores[[found is not None for found in faults]] = np.nan
         return scores
 
+    def _exact(self, samples: Sequence[Encoded], call: str) -> tuple[NDArray[np.float64], list[str | None]]:
+        scores: list[Any] = [0.0] * len(samples)
+        faults: list[str | None] = [None] * len(samples)
+        for accumulator in self._accumulators:
+            for rows, found in over(accumulator, samples, self._passes, call):
+                cosines = ops.finish(found.norm2, found.products)
+                for at, cosine, reason in zip(rows, cosines, found.faults(), strict=True):
+                    scores[at] = scores[at] + accumulator.checkpoint.weight * cosine
+                    faults[at] = faults[at] or reason
+                if accumulator is self._accumulators[-1]:
+                    self._advance(len(rows))
+        return np.stack(scores), faults
 
-def sketch_directions(directions: NDArray[np.float32], sketch: Sketch) -> NDArray[np.float32]:
-    """Return the finished sketches f32[S, d] of directions f32[S, P], whose norms they keep."""
-    sketched = np.zeros((len(directions), sketch.dimension), np.float32)
-    ops.accumulate(
-        directions,
-        0,
-        preconditioner=Preconditioner("sgd"),
-        norm2=np.zeros(len(directions)),
-        sketch=sketch,
-        sketched=sketched,
-    )
-    sketched *= np.float32(sketch.scale)
-    return sketched
+
+def sketch_directions(
+    directions: Sequence[NDArray[np.float32]], weights: Sequence[float], sketch: Sketch
+) -> NDArray[np.float32]:
+    """Return the finished sketches f32[S, d] of each checkpoint's directions f32[S, P], added as in `unit_sketches`."""
+    total = np.zeros((len(directions[0]), sketch.dimension), np.float32)
+    for number, (own, weight) in enumerate(zip(directions, weights, strict=True)):
+        sketched = np.zeros_like(total)
+        ops.accumulate(
+            own,
+            0,
+            preconditioner=Preconditioner("sgd"),
+            norm2=np.zeros(len(own)),
+            sketch=sketch.of_checkpoint(number),
+            sketched=sketched,
+        )
+        total += sketched * np.float32(sketch.scale * math.sqrt(weight))
+    return total

@@ -27,7 +27,7 @@ from clusterucb.projection import Sketch, check_dimension
 from clusterucb.shapes import FIELDS, SHAPES, Layout
 
 _COUNTS = ("budget", "select")
-_LISTS = ("export", "lora_targets")  # comma-separated
+_LISTS = ("export", "lora_targets", "parameters", "checkpoint_weights")  # comma-separated
 # Settings of the search that may change when a run is taken up again.
 _FREE = (*_COUNTS, "select_by", "max_per_source")
 _FRESH_LORA = ("lora_rank", "lora_alpha", "lora_targets", "warmup_steps", "warmup_lr")
@@ -49,9 +49,11 @@ def _columns(_: type, tokens: Sequence[Token]) -> dict[str, str]:
 
 
 Whole = Annotated[int, Parameter(converter=_whole)]
+Paths = Annotated[tuple[Path, ...], Parameter(json_list=False)]
 Columns = Annotated[dict[str, str], Parameter(converter=_columns, accepts_keys=False, n_tokens=1)]
 _ROWS = Parameter(group=Group("Rows", sort_key=1.5))
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+AUTOCASTS = ("bfloat16", "float16")
 SCORERS = ("auto", "exact", "sketch")
 
 
@@ -61,6 +63,7 @@ def _offered(choices: Iterable[str]) -> Parameter:
 
 
 Aggregate = Annotated[str, _offered(NAMES)]
+Autocast = Annotated[str | None, _offered(AUTOCASTS)]
 Dtype = Annotated[str, _offered(DTYPES)]
 Format = Annotated[str | None, _offered(SHAPES), _ROWS]
 Preconditioner = Annotated[str, _offered(PRECONDITIONERS)]
@@ -133,7 +136,14 @@ class GradientSettings(ReadSettings):
             optimiser's true next step), second_moment (the gradient, scaled by the optimiser's second
             moment), or sgd (the gradient itself).
         adapter: Folder of a trained PEFT LoRA adapter; without it a fresh LoRA is warmed up.
-        optimizer: Optimiser state that belongs to the adapter; by default optimizer.pt in its folder.
+        optimizer: Optimiser state of the adapter's training (by default optimizer.pt or optimizer.bin in its folder),
+            or of the model's with --parameters.
+        checkpoint: Folder of an adapter with its optimiser state, once for each of several of one training; a sample's
+            score is the weighted sum of its scores at all of them, and costs a gradient at each.
+        checkpoint_weights: Weight of each --checkpoint, comma-separated, such as the learning rates there (LESS); by
+            default all the same.
+        parameters: Linear layers whose own weights are differentiated in place of a LoRA: their names, comma-separated,
+            with * for any characters, such as model.layers.*.mlp.down_proj.
         lora_rank: Rank of a fresh LoRA.
         lora_alpha: Scale of a fresh LoRA: its update counts alpha / rank.
         lora_targets: Linear layers of a fresh LoRA, comma-separated, or all-linear; by default PEFT's choice.
@@ -144,6 +154,9 @@ class GradientSettings(ReadSettings):
         batch_tokens: Padded tokens that one pass of the model takes.
         device: Where the model runs: auto, cpu, cuda, cuda:1, ...
         dtype: Of the base model: auto (float32 on a CPU, else the checkpoint's own), float32, bfloat16, float16.
+        autocast: Compute layers in bfloat16 or float16, whatever the dtype of the weights; sums stay in float32.
+        checkpointing: Keep the inputs of the model's layers alone, and run each layer again in the backward pass: less
+            memory, a third more time.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Let code that comes with the model run.
         seed: Same seed, same result.
@@ -152,6 +165,9 @@ class GradientSettings(ReadSettings):
     preconditioner: Preconditioner = "adam_less"
     adapter: Path | None = None
     optimizer: Path | None = None
+    checkpoint: Paths | None = None
+    checkpoint_weights: str | None = None
+    parameters: str | None = None
     lora_rank: Whole = 8
     lora_alpha: float = 16.0
     lora_targets: str | None = None
@@ -162,6 +178,8 @@ class GradientSettings(ReadSettings):
     batch_tokens: Whole = 1024
     device: str = "auto"
     dtype: Dtype = "auto"
+    autocast: Autocast = None
+    checkpointing: bool = False
     revision: str | None = None
     trust_remote_code: bool = False
     seed: Whole = 0
@@ -177,22 +195,78 @@ class GradientSettings(ReadSettings):
         self._check_choice("preconditioner", PRECONDITIONERS)
         self._check_choice("dtype", DTYPES)
         check_dimension("--sketch-dim", self.sketch_dim)
-        if self.optimizer is not None and self.adapter is None:
+        if self.autocast is not None:
+            self._check_choice("autocast", AUTOCASTS)
+        self._check_checkpoints()
+
+    def _check_checkpoints(self) -> None:
+        """Check that what is differentiated is said once, with the optimiser states that belong to it."""
+        ways = [name for name in ("adapter", "checkpoint", "parameters") if getattr(self, name) is not None]
+        if len(ways) > 1:
             raise OptionError(
-                "--optimizer is given without --adapter; it is the state that belongs to an adapter"
+                f"{' and '.join(map(option_name, ways))} are given; expected one: it says what is differentiated"
             )
+        if self.optimizer is not None and ways not in (["adapter"], ["parameters"]):
+            raise OptionError(
+                "--optimizer is given without --adapter or --parameters; it is the state that belongs to one of them. "
+                "That of a --checkpoint stands in its folder"
+            )
+        if self.parameters is not None and self.preconditioner != "sgd" and self.optimizer is None:
+            raise OptionError(
+                f"--preconditioner is {self.preconditioner}, which needs the optimiser's state, and --parameters has "
+                "none; expected --optimizer with that of the model's training, or --preconditioner sgd"
+            )
+        if self.checkpoint_weights is not None and self.checkpoint is None:
+            raise OptionError("--checkpoint-weights is given without --checkpoint; expected both")
+        if len(self.weights) != len(self.checkpoint or [""]) or not all(
+            math.isfinite(weight) and weight > 0 for weight in self.weights
+        ):
+            raise OptionError(
+                f"--checkpoint-weights is {self.checkpoint_weights!r} for {len(self.checkpoint or ())} checkpoints; "
+                "expected a number above 0 for each, comma-separated"
+            )
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of each checkpoint, one of them at least; they add up to one.
+
+        Raises:
+            OptionError: one is not a number.
+        """
+        if self.checkpoint_weights is None:
+            count = len(self.checkpoint or [""])
+            return [1 / count] * count
+        try:
+            given = [float(weight) for weight in self.checkpoint_weights.split(",")]
+        except ValueError:
+            return [math.nan]
+        return [weight / sum(given) for weight in given]
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether a fresh LoRA is warmed up, since no checkpoint is given."""
+        return not self.given_checkpoints
+
+    @property
+    def given_checkpoints(self) -> list[tuple[Path | None, Path | None]]:
+        """Folder of the adapter and file of the optimiser state of each checkpoint; None where there is none."""
+        if self.parameters is not None:
+            adapters: list[Path | None] = [None]
+        else:
+            adapters = [*(self.checkpoint or ()), *([self.adapter] if self.adapter else [])]
+        if self.preconditioner == "sgd":
+            return [(adapter, None) for adapter in adapters]
+        return [(adapter, self.optimizer or (adapter and optimizer_file(adapter))) for adapter in adapters]
+
+    @property
+    def patterns(self) -> list[str]:
+        """The names in ``parameters``."""
+        return [name.strip() for name in (self.parameters or "").split(",")]
 
     @property
     def target_layers(self) -> list[str] | None:
         """The names in ``lora_targets``; None for PEFT's choice."""
         return None if self.lora_targets is None else [name.strip() for name in self.lora_targets.split(",")]
-
-    @property
-    def optimizer_file(self) -> Path | None:
-        """The optimiser state of a given adapter; None when none is needed or the run makes its own."""
-        if self.adapter is None or self.preconditioner == "sgd":
-            return None
-        return self.optimizer or self.adapter / "optimizer.pt"
 
     @property
     def sketch(self) -> Sketch:
@@ -209,7 +283,7 @@ class GradientSettings(ReadSettings):
             sketches: whether gradients are sketched.
         """
         free = {*_FREE, *_fields(ReadSettings), *_fields(OutputSettings)}
-        unused = {"adapter", "optimizer", "store", *(_FRESH_LORA if self.adapter else ())}
+        unused = {"adapter", "optimizer", "checkpoint", "store", *(() if self.warms_up else _FRESH_LORA)}
         if not sketches:
             unused.add("sketch_dim")
         return {
@@ -369,6 +443,12 @@ class SelectSettings(OutputSettings, Settings):
         Settings.__post_init__(self)
 
 
+def optimizer_file(adapter: Path) -> Path:
+    """Return the optimiser state in an adapter's folder: the Trainer's, or the one that FSDP leaves there."""
+    fsdp = adapter / "optimizer.bin"
+    return fsdp if fsdp.is_file() and not (adapter / "optimizer.pt").is_file() else adapter / "optimizer.pt"
+
+
 def option_name(field: str) -> str:
     """Return what the command line calls a field."""
     return "--" + field.replace("_", "-")
@@ -421,6 +501,8 @@ def _typed(kind: type, name: str, value: object) -> object:
     hint = get_type_hints(kind)[name]
     if isinstance(value, str | PathLike) and Path in get_args(hint):
         return Path(value)
+    if name == "checkpoint" and isinstance(value, list | tuple):
+        return tuple(Path(one) if isinstance(one, str | PathLike) else one for one in value)
     if hasattr(value, "dtype") and not getattr(value, "shape", True):
         value = value.item()  # type: ignore[attr-defined]  # a number of numpy
     expected = tuple(get_origin(one) or one for one in get_args(hint) or (hint,))

@@ -74,18 +74,19 @@ def sketch(
         AdaptedModel(run, settings, prepared.source, prepared.device, material, observer, base) as adapted,
     ):
         observer.step(run.told("gradient store"))
-        adapted.keep_adapter()
+        adapted.keep_checkpoints()
         starts = range(0, len(material.samples), SHARD)
         missing = [start for start in starts if not _shard(run, start).exists()]
         if missing:
-            accumulator = adapted.accumulator(sketch=settings.sketch)
+            accumulators = adapted.accumulators(sketch=settings.sketch)
             total, done = len(material.samples), (len(starts) - len(missing)) * SHARD
             with run.phase("sketches"), observer.count("Sketching", total, done=done) as advance:
                 for start in missing:
                     sketches, faults = unit_sketches(
-                        accumulator,
+                        accumulators,
                         material.encoded[start : start + SHARD],
-                        batch_tokens=settings.batch_tokens,
+                        adapted.passes,
+                        f"sketches from {start}",
                         advance=advance,
                     )
                     reasons = {str(start + at): fault for at, fault in enumerate(faults) if fault}

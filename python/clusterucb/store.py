@@ -30,12 +30,12 @@ from clusterucb import ops
 from clusterucb.errors import OptionError, RunError
 from clusterucb.projection import VERSION, Sketch
 from clusterucb.run import Manifest
-from clusterucb.settings import AnySettings
+from clusterucb.settings import AnySettings, option_name
 
 SHARD = 256  # rows in one file: what a crash can lose
 KIND = {"what the folder holds": "a gradient store"}  # in its settings, so that no run mistakes it for one
 # Options of a selection that must be those of the store; its contents must be, too.
-_SAME_OPTIONS = ("preconditioner", "max_length", "dtype")
+_SAME_OPTIONS = ("preconditioner", "parameters", "max_length", "dtype", "autocast")
 _SAME_CONTENTS = {
     "pool content": "pool",
     "model content": "model",
@@ -123,21 +123,36 @@ class GradientStore:
         Raises:
             OptionError: an option differs from the store's.
         """
-        if settings.adapter is not None:
-            raise OptionError(
-                "--adapter is given with --store; leave it out, a store has the adapter that its sketches are of"
-            )
+        for name in ("adapter", "checkpoint", "checkpoint_weights", "optimizer"):
+            if getattr(settings, name) is not None:
+                raise OptionError(
+                    f"{option_name(name)} is given with --store; leave it out, a store has the checkpoints that its "
+                    "sketches are of"
+                )
         for name in _SAME_OPTIONS:
-            option = "--" + name.replace("_", "-")
-            given, stored = getattr(settings, name), self.manifest.settings[option]
+            option = option_name(name)
+            given, stored = getattr(settings, name), self.manifest.settings.get(option)
             if given != stored:
                 raise OptionError(
                     f"{option} is {given}, but the gradient store {self.folder} was made with {stored}; give "
                     f"{option} {stored}, or sketch the pool anew"
                 )
-        return dataclasses.replace(
-            settings, adapter=self.folder / "adapter", sketch_dim=self.sketch.dimension
-        )
+        first, *others = self._adapters()
+        own: dict[str, Any] = {"adapter": first}
+        if settings.parameters is not None:
+            state = first / "optimizer.pt"
+            own = {"optimizer": state if state.exists() else None}
+        elif others:
+            weights = self.manifest.settings["--checkpoint-weights"]
+            own = {"checkpoint": (first, *others), "checkpoint_weights": weights}
+        return dataclasses.replace(settings, **own, sketch_dim=self.sketch.dimension)
+
+    def _adapters(self) -> list[Path]:
+        """Return the folders that the store keeps its checkpoints in, one at least."""
+        folders = [self.folder / kept_adapter(0)]
+        while (following := self.folder / kept_adapter(len(folders))).is_dir():
+            folders.append(following)
+        return folders
 
     def check(self, contents: Mapping[str, Any]) -> None:
         """Check that pool, model and encoding are those of the store.
@@ -164,6 +179,11 @@ class GradientStore:
                 f"{path} of the gradient store cannot be read ({error}); repeat the `clusterucb sketch` that made it"
             ) from error
         return sketches
+
+
+def kept_adapter(number: int) -> str:
+    """Return the name of the folder in which a store keeps checkpoint ``number``, from 0."""
+    return f"adapter-{number + 1}" if number else "adapter"
 
 
 def shard_path(folder: Path, number: int) -> Path:

@@ -17,10 +17,11 @@ import torch
 from peft import PeftModel
 
 from clusterucb.atomic import whole_folder
-from clusterucb.encode import Encoded, collate
+from clusterucb.encode import Encoded
 from clusterucb.errors import ModelError
 from clusterucb.loss import sample_losses
 from clusterucb.moments import decay_groups
+from clusterucb.passes import Batch
 
 
 def warm_up(
@@ -49,8 +50,7 @@ def warm_up(
     groups = [{"params": [weights[name] for name in names]} for names in decay_groups(model)]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0)
     for number, samples in enumerate(batches, start=1):
-        ids, labels = collate(samples, 0)
-        loss = sample_losses(model, ids.to(device), labels.to(device)).mean()
+        loss = sample_losses(model, Batch.of(samples, device)).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
