@@ -7,10 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
+from transformers import OPTConfig, OPTForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
+from clusterucb import gradients as gradients_module
 from clusterucb.encode import Encoded
 from clusterucb.errors import ModelError
 from clusterucb.gradients import PerSampleGradients
+from clusterucb.live_memory import peak_bytes
 from clusterucb.loss import sample_losses
 from clusterucb.parameters import ParameterManifest
 from clusterucb.passes import Batch
@@ -168,6 +171,7 @@ def test_the_manifest_does_not_depend_on_the_name_of_the_adapter():
         ({"use_dora": True}, "DoRA is not supported"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is not supported"),
         ({"bias": "all"}, "expected nothing but the A and B matrices"),
+        ({"lora_bias": True}, "a bias of LoRA is not supported"),
         ({"target_modules": ["embed_tokens"]}, "LoRA on embeddings is not supported"),
     ],
 )
@@ -270,3 +274,279 @@ def test_a_batch_costs_one_forward_pass_and_its_checks_another_once():
             passes.clear()
             flat_gradients(gradients, manifest, batch_of(samples_of(1, lengths)))
             assert len(passes) == expected
+
+
+def every_sample_alone(model, manifest, samples):
+    """Return the gradients of each sample by autograd, f32[B, P]."""
+    weights = [model.get_parameter(one.torch_name) for one in manifest]
+    wanted = [weight.requires_grad for weight in weights]
+    for weight in weights:
+        weight.requires_grad_(True)
+    found = torch.stack([batch_of_one(model, manifest, *sample) for sample in samples])
+    for weight, before in zip(weights, wanted, strict=True):
+        weight.requires_grad_(before)
+        weight.grad = None
+    return found
+
+
+def tiny_moe(**changes):
+    shape = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 24,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_experts": 4,
+        "initializer_range": 0.3,
+    }
+    torch.manual_seed(0)
+    return Qwen2MoeForCausalLM(Qwen2MoeConfig(**{**shape, **changes})).eval()
+
+
+def tiny_opt():
+    torch.manual_seed(0)
+    shape = {"hidden_size": 24, "ffn_dim": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = OPTConfig(vocab_size=VOCABULARY, word_embed_proj_dim=24, init_std=0.3, dropout=0.5, **shape)
+    return OPTForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("build", "patterns"),
+    [
+        (tiny_llama, ["model.layers.*.mlp.down_proj", "*.2.self_attn.[qk]_proj"]),
+        (tiny_llama, ["model.layers.*"]),
+        (tiny_gpt2, ["transformer.h.*"]),  # Conv1D, whose weights are transposed
+        (tiny_opt, ["model.decoder.layers.*.fc[12]"]),  # sees the tokens of a batch in one row
+        (tiny_moe, ["*.mlp.shared_expert.down_proj", "*.v_proj"]),
+    ],
+)
+@pytest.mark.parametrize("piece", [1 << 26, 4096])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_weights_of_linear_layers_are_differentiated(monkeypatch, build, patterns, piece, checkpointing):
+    monkeypatch.setattr(gradients_module, "_PIECE", piece)
+    model = build().requires_grad_(False)
+    manifest = ParameterManifest.matching(model, patterns)
+    samples = samples_of(0, [5, 17, 2, 9, 30])
+    expected = every_sample_alone(model, manifest, samples)
+    with PerSampleGradients(model, manifest, checkpointing=checkpointing) as gradients:
+        for _ in range(2):
+            flat, _ = flat_gradients(gradients, manifest, batch_of(samples))
+            assert max(map(relative, flat, expected)) < 1e-4
+    assert not any("forward" in vars(layer) for layer in model.modules())
+
+
+def test_pieces_of_a_matrix_are_as_small_as_they_must_be(monkeypatch):
+    monkeypatch.setattr(gradients_module, "_PIECE", 4 * 5 * 24 * 16)
+    model = tiny_llama()
+    sizes = {}
+    with PerSampleGradients(model, ParameterManifest.matching(model, ["*.up_proj"])) as gradients:
+        gradients.backward(
+            batch_of(samples_of(0, [9] * 5)), lambda at, gradient: sizes.update({at: gradient.shape[1]})
+        )
+    assert set(sizes.values()) == {16 * 24, 8 * 24}
+    assert all(offset % 8 == 0 for offset in sizes)
+
+
+def test_weights_and_gradients_that_the_caller_has_stay():
+    model = tiny_llama()
+    manifest = ParameterManifest.matching(model, ["*.q_proj"])
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    with PerSampleGradients(model, manifest) as gradients:
+        flat_gradients(gradients, manifest, batch_of(samples_of(1, [4, 9])))
+    assert all(weight.requires_grad and bool((weight.grad == 1).all()) for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("build", "pattern", "message"),
+    [
+        (
+            tiny_llama,
+            "model.layers.*.mlp.nope",
+            r"names no linear layer; this model's are .*layers\.\*\.mlp\.down_proj",
+        ),
+        (tiny_llama, "*", "'lm_head' is of the vocabulary head"),
+        (tiny_moe, "*.experts.*", "names no linear layer"),  # one tensor of all experts
+    ],
+)
+def test_layers_that_cannot_be_differentiated_are_refused_by_name(build, pattern, message):
+    with pytest.raises(ModelError, match=message):
+        ParameterManifest.matching(build(), [pattern])
+
+
+def test_tied_weights_are_refused_by_name():
+    model = tiny_llama()
+    layers = model.model.layers
+    layers[1].mlp.up_proj.weight = layers[0].mlp.gate_proj.weight
+    for pattern in ("*.0.mlp.gate_proj", "*.1.mlp.up_proj"):
+        with pytest.raises(
+            ModelError, match=r"the weight of 'model.layers.\d.mlp.\w+' is another layer's as well"
+        ):
+            ParameterManifest.matching(model, [pattern])
+    assert ParameterManifest.matching(model, ["*.2.mlp.*"]).size == 3 * 24 * 40
+
+
+def test_layers_of_another_kind_are_refused_by_name():
+    class Scaled(torch.nn.Linear):
+        pass
+
+    model = tiny_llama()
+    model.model.layers[0].mlp.up_proj = Scaled(24, 40, bias=False)
+    with pytest.raises(
+        ModelError, match=r"'model.layers.0.mlp.up_proj' is a Scaled; expected a linear layer"
+    ):
+        ParameterManifest.matching(model, ["*.up_proj"])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_lora_of_a_model_with_experts_is_right_beside_them_and_refused_on_them(checkpointing):
+    model = with_lora(tiny_moe())
+    manifest = ParameterManifest.of(model)
+    samples = samples_of(0, [5, 17, 2, 9])
+    expected = every_sample_alone(model, manifest, samples)
+    with PerSampleGradients(model, manifest, checkpointing=checkpointing) as gradients:
+        flat, _ = flat_gradients(gradients, manifest, batch_of(samples))
+    assert max(map(relative, flat, expected)) < 1e-4
+    experts = with_lora(tiny_moe(), target_modules=[], target_parameters=["experts.gate_up_proj"])
+    refused(experts, r"experts\S* (do not add up|runs? )")
+
+
+class Shuffling(torch.nn.Module):
+    """Gives a layer the tokens of a batch in another order, as experts get them."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden):
+        flat = hidden.flatten(0, 1)
+        order = flat[:, 0].argsort()
+        return self.layer(flat[order])[order.argsort()].view(*hidden.shape[:2], -1)
+
+
+def test_a_layer_that_gets_tokens_in_another_order_is_refused():
+    model = tiny_llama()
+    model.model.layers[0].mlp.gate_proj = Shuffling(model.model.layers[0].mlp.gate_proj)
+    refused(
+        model,
+        "other gradients beside longer ones",
+        ParameterManifest.matching(model, ["*.0.mlp.gate_proj.layer"]),
+    )
+
+
+def test_a_layer_that_some_samples_leave_out_is_refused_by_name():
+    class Routed(torch.nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, hidden):
+            if hidden.shape[1] > 12:
+                return hidden.new_zeros(*hidden.shape[:2], 40)
+            return self.layer(hidden)
+
+    model = tiny_llama()
+    model.model.layers[1].mlp.up_proj = Routed(model.model.layers[1].mlp.up_proj)
+    manifest = ParameterManifest.matching(model, ["*.gate_proj", "*.1.mlp.up_proj.layer"])
+    with PerSampleGradients(model, manifest) as gradients:
+        gradients.backward(batch_of(samples_of(1, [9])), lambda *_: None)
+        with pytest.raises(
+            ModelError, match=r"layers\.1\.mlp\.up_proj\.layer runs for some samples and not for others"
+        ):
+            gradients.backward(batch_of(samples_of(1, [20])), lambda *_: None)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_compiled_model_runs_uncompiled(in_place):
+    model = with_lora(tiny_llama())
+    layers = model.get_submodule("base_model.model.model.layers")
+    if in_place:
+        layers[1].compile(backend="eager")
+    else:
+        layers[1] = torch.compile(layers[1], backend="eager")
+    manifest = ParameterManifest.of(model)
+    samples = samples_of(0, [5, 17, 2])
+    with torch.no_grad():  # compiled before there are any hooks
+        model(input_ids=samples[0][0][None])
+    expected = every_sample_alone(model, manifest, samples)
+    with PerSampleGradients(model, manifest) as gradients:
+        for _ in range(2):
+            flat, _ = flat_gradients(gradients, manifest, batch_of(samples))
+            assert max(map(relative, flat, expected)) < 1e-4
+
+
+def peak_of(model, manifest, batch, **options):
+    """Return the most bytes that a pass takes after the first, which is checked."""
+    with PerSampleGradients(model, manifest, **options) as gradients:
+        gradients.backward(batch, lambda *_: None)
+        return peak_bytes(lambda: gradients.backward(batch, lambda *_: None))
+
+
+def test_checkpointing_takes_less_memory():
+    model = with_lora(tiny_llama(num_hidden_layers=8))
+    batch, manifest = batch_of(samples_of(0, [40] * 4)), ParameterManifest.of(model)
+    assert peak_of(model, manifest, batch, checkpointing=True) < peak_of(model, manifest, batch) / 3
+
+
+def plain_training(model, ids, labels):
+    """Train as users of transformers do: all logits, gradients of all LoRA matrices."""
+    model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss.backward()
+
+
+@pytest.mark.parametrize("lora", [{"target_modules": EVERY_LINEAR}, {}])
+def test_a_pass_takes_less_memory_than_plain_training(lora):
+    model = with_lora(tiny_llama(num_hidden_layers=8), **lora)
+    batch = batch_of(samples_of(0, [40] * 4))
+    ours = peak_of(model, ParameterManifest.of(model), batch)
+    assert ours <= peak_bytes(lambda: plain_training(model, batch.ids, batch.ids))
+
+
+def test_memory_for_gradients_does_not_grow_with_their_number():
+    batch = batch_of(samples_of(0, [3] * 8))
+    peaks = []
+    for n_layers in (4, 8):
+        model = tiny_llama(num_hidden_layers=n_layers, hidden_size=96, intermediate_size=384)
+        peaks.append(peak_of(model, ParameterManifest.matching(model, ["*.down_proj"]), batch))
+    of_one_matrix = len(batch.lengths) * 96 * 384 * 4
+    assert peaks[0] > of_one_matrix
+    assert peaks[1] - peaks[0] < of_one_matrix  # of four more, and what the forward pass keeps of four layers
+
+
+def test_a_model_without_layers_to_run_again_is_refused_with_checkpointing():
+    model = with_lora(tiny_llama())
+    model.base_model.model.model.layers = torch.nn.ModuleList()
+    with pytest.raises(ModelError, match="has no layers that can run again"):
+        PerSampleGradients(model, ParameterManifest((), 0), checkpointing=True).__enter__()
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_under_autocast_gradients_are_those_of_autocast(checkpointing):
+    model = with_lora(tiny_llama())
+    manifest = ParameterManifest.of(model)
+    samples = samples_of(0, [12, 17, 20])
+    exact = every_sample_alone(model, manifest, samples)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = every_sample_alone(model, manifest, samples)
+    options = {"autocast": torch.bfloat16, "checkpointing": checkpointing}
+    with PerSampleGradients(model, manifest, **options) as gradients:
+        flat, losses = flat_gradients(gradients, manifest, batch_of(samples))
+    assert losses.dtype == torch.float32
+    for got, rounded, true in zip(flat, expected, exact, strict=True):
+        assert 1e-4 < relative(got, true) < 0.1
+        assert relative(got, true) < 1.5 * relative(rounded, true)
+
+
+def test_one_adapter_of_several_is_differentiated():
+    model = with_lora(tiny_llama())
+    model.add_adapter("other", model.peft_config["default"])
+    model.set_adapter("other")
+    manifest = ParameterManifest.of(model)
+    assert all(".other." in one.torch_name for one in manifest)
+    samples = samples_of(0, [5, 9])
+    expected = every_sample_alone(model, manifest, samples)
+    model.set_adapter("default")
+    with PerSampleGradients(model, manifest, adapter="other") as gradients:
+        flat, _ = flat_gradients(gradients, manifest, batch_of(samples))
+    assert max(map(relative, flat, expected)) < 1e-4
