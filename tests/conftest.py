@@ -14,3 +14,5 @@ settings.load_profile("clusterucb")
 _cache = tempfile.TemporaryDirectory(prefix="clusterucb-tests-")
 os.environ["CLUSTERUCB_CACHE"] = _cache.name
 os.environ["CLUSTERUCB_CACHE_LIMIT"] = "0"
+# Every core runs a test of its own already; more threads than cores wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")

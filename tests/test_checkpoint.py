@@ -1,9 +1,8 @@
-"""Adapters and optimiser states of real trainers are read exactly, and what does not fit is refused by name."""
+"""Models, and adapters of real trainers, are read exactly; what does not fit is refused by name."""
 
 from __future__ import annotations
 
 import logging
-import pickle
 
 import numpy as np
 import pytest
@@ -13,9 +12,9 @@ from transformers import Trainer, TrainingArguments
 
 from clusterucb import checkpoint
 from clusterucb.errors import ModelError, OptionError
-from clusterucb.moments import decay_groups, load_moments
+from clusterucb.moments import load_moments
 from clusterucb.parameters import ParameterManifest
-from clusterucb.prepared import adapter_fingerprints, check_paths
+from clusterucb.prepared import check_paths, checkpoint_fingerprints
 from models import VOCABULARY, tiny_gpt2, tiny_llama, with_lora
 
 LORA = {"target_modules": ["q_proj", "v_proj", "down_proj"], "lora_dropout": 0.1}
@@ -82,132 +81,14 @@ def test_an_adapter_is_loaded_exactly_and_trainable(trained):
         assert torch.equal(weight, saved[one.torch_name.replace(".default", "")])
 
 
-def save(folder, content, name="optimizer.pt"):
-    torch.save(content, folder / name)
-    return folder / name
-
-
-@pytest.fixture
-def plain():
-    """Return a model and the AdamW state of one step over all its parameters in one group."""
-    model = with_lora(tiny_llama())
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad])
-    sum(weight.sum() for weight in model.parameters() if weight.requires_grad).backward()
-    optimizer.step()
-    model.zero_grad()
-    return model, optimizer.state_dict()
-
-
-def test_a_plain_optimiser_with_one_group_fits(tmp_path, plain):
-    model, state = plain
-    got = load_moments(save(tmp_path, state), model, ParameterManifest.of(model))
-    assert (got.step, got.beta1, got.beta2) == (1, 0.9, 0.999)
-    assert got.m.any()
-
-
-@pytest.mark.parametrize(
-    "spelt",
-    [
-        lambda name: name,
-        lambda name: name.replace(".default.", ".sft."),
-        lambda name: "module." + name,
-        lambda name: "_orig_mod." + name,
-        lambda name: name.replace(".default.", "."),
-    ],
-)
-def test_names_in_the_file_decide_over_positions_however_they_are_spelt(tmp_path, spelt):
-    model = with_lora(tiny_llama())
-    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    for number, (_, weight) in enumerate(named):
-        weight.grad = torch.full_like(weight, number + 1.0)
-    optimizer = torch.optim.AdamW(named[::-1])
-    optimizer.step()
-    model.zero_grad()
-    manifest = ParameterManifest.of(model)
-    state = optimizer.state_dict()
-    names = state["param_groups"][0]["param_names"]
-    names[:] = [spelt(name) for name in names]
-    got = load_moments(save(tmp_path, state), model, manifest)
-    order = [name for name, _ in named]
-    for one in manifest:
-        assert got.m[one.offset] == pytest.approx(0.1 * (order.index(one.torch_name) + 1))
-    names[0] = names[1]
-    with pytest.raises(ModelError, match=r"names 12 parameters, the model trains 12; expected the same"):
-        load_moments(save(tmp_path, state), model, manifest)
-
-
-def test_groups_are_those_of_the_trainer():
-    model = with_lora(tiny_llama(), target_modules=["q_proj", "v_proj"])
-    model.base_model.model.model.layers[0].input_layernorm.weight.requires_grad_(True)
-    with_decay, without = decay_groups(model)
-    assert len(with_decay) == 2 * 2 * 3
-    assert without == ["base_model.model.model.layers.0.input_layernorm.weight"]
-
-
-class _Evil:
-    def __reduce__(self):
-        return (print, ("code from a checkpoint ran",))
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (
-            lambda state: state["param_groups"][0]["params"].pop(),
-            r"has groups of \[11\] parameters; expected \[12\]",
-        ),
-        (
-            lambda state: state["state"][0].update(exp_avg=torch.zeros(3, 3)),
-            r"shape \(3, 3\) for parameter 0",
-        ),
-        (lambda state: state["state"][1].pop("exp_avg_sq"), "expected AdamW's exp_avg, exp_avg_sq and step"),
-        (lambda state: state["state"].pop(2), "has no state for"),
-        (lambda state: state["state"][3].update(step="x"), "has step 'x'; expected the state after"),
-        (lambda state: state["state"][3].update(step=0), "has step 0; expected the state after"),
-        (lambda state: state["param_groups"][0].update(betas=(0.9,)), "expected three numbers"),
-        (lambda state: state["state"][3].update(step=torch.tensor(9.0)), r"different step counts \[1, 9\]"),
-        (lambda state: state["state"][3]["exp_avg"].fill_(torch.nan), "moments that are not finite"),
-        (lambda state: state.pop("state"), "holds no optimiser state"),
-        (lambda state: state["param_groups"][0].update(amsgrad=True), "an optimiser with amsgrad=True"),
-        (lambda state: state["param_groups"][0].update(maximize=True), "an optimiser with maximize=True"),
-        (lambda state: state["state"][0].update(mu_product=torch.ones(1)), "has state .*mu_product"),
-    ],
-)
-def test_a_state_that_does_not_fit_is_refused(tmp_path, plain, spoil, message):
-    model, state = plain
-    spoil(state)
-    with pytest.raises(ModelError, match=message):
-        load_moments(save(tmp_path, state), model, ParameterManifest.of(model))
-
-
-def test_groups_that_differ_are_refused(tmp_path):
-    model = with_lora(tiny_llama())
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW([{"params": weights[:-1], "eps": 1e-6}, {"params": weights[-1:]}])
-    with pytest.raises(ModelError, match=r"groups of \[11, 1\] parameters; expected \[12, 0\]"):
-        load_moments(save(tmp_path, optimizer.state_dict()), model, ParameterManifest.of(model))
-
-
-def test_nothing_in_a_file_runs(tmp_path, plain, capfd):
-    model, _ = plain
-    path = tmp_path / "optimizer.pt"
-    path.write_bytes(pickle.dumps(_Evil()))
-    with pytest.raises(ModelError, match="cannot be read as an optimiser state"):
-        load_moments(path, model, ParameterManifest.of(model))
-    assert "code from a checkpoint ran" not in capfd.readouterr().out
-
-
 def test_missing_files_are_named(tmp_path, trained):
     folder, _ = trained
-    model, manifest = loaded(folder)
-    with pytest.raises(ModelError, match=r"there is no optimiser state .*--preconditioner sgd"):
-        load_moments(tmp_path / "none.pt", model, manifest)
     with pytest.raises(ModelError, match="expected the folder of a PEFT adapter"):
         checkpoint.load_adapter(tiny_llama(), tmp_path)
     with pytest.raises(ModelError, match=r"there is no .*adapter_config.json"):
-        adapter_fingerprints(tmp_path, None)
+        checkpoint_fingerprints([(tmp_path, None)])
     with pytest.raises(ModelError, match="there is no optimiser state"):
-        adapter_fingerprints(folder, tmp_path / "none.pt")
+        checkpoint_fingerprints([(folder, tmp_path / "none.pt")])
 
 
 def test_an_adapter_of_another_model_is_refused(trained):
@@ -390,17 +271,3 @@ def test_a_target_that_matches_no_layer_is_refused_beside_one_that_does():
     with pytest.raises(ModelError, match="got foo; this model's linear layers are"):
         checkpoint.attach_lora(model, rank=2, alpha=4, targets=["q_proj", "foo"], seed=0)
     assert not any("lora" in name for name, _ in model.named_parameters())
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"state": [], "param_groups": []},
-        {"state": {}, "param_groups": [{}]},
-        {"state": {}, "param_groups": 5},
-        {"state": {0: 3}, "param_groups": [{"params": [0]}]},
-    ],
-)
-def test_a_damaged_state_is_refused(tmp_path, plain, content):
-    with pytest.raises(ModelError, match="is damaged"):
-        load_moments(save(tmp_path, content), plain[0], ParameterManifest.of(plain[0]))

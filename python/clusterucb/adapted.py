@@ -30,6 +30,7 @@ from clusterucb.gradients import PerSampleGradients
 from clusterucb.loaded import LoadedModel
 from clusterucb.material import Material
 from clusterucb.moments import load_moments
+from clusterucb.optimizer_files import optimizer_file
 from clusterucb.parameters import ParameterManifest
 from clusterucb.passes import Batch, Passes
 from clusterucb.preconditioner import Preconditioner
@@ -37,7 +38,7 @@ from clusterucb.prepared import adapter_files
 from clusterucb.progress import Observer
 from clusterucb.projection import Sketch
 from clusterucb.run import Limit, Run
-from clusterucb.settings import GradientSettings, optimizer_file
+from clusterucb.settings import GradientSettings
 from clusterucb.store import kept_adapter
 from clusterucb.tokens import EncodedSamples
 from clusterucb.warmup import warm_up

@@ -26,7 +26,7 @@ def peak_bytes(compute: Callable[[], object]) -> int:
 
 class _Live(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._held = 0
         self._known: dict[int, tuple[weakref.ref[Any], int]] = {}
         self.peak = 0

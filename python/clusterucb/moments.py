@@ -1,22 +1,25 @@
 """The checkpoint's Adam moments, in the flat parameter space.
 
-An optimiser's state names its parameters by position alone. The positions are those of the writer:
-the Hugging Face Trainer puts the parameters with weight decay first and those without after them,
-each group in the order of `model.named_parameters()`, trainable ones only. That order is rebuilt
-here and then checked: the number of groups, their sizes and every shape must fit, and where the file
-carries names (PyTorch writes them for named parameters) they decide instead, or refuse: a state is never
-matched by position against its own names. Files are loaded with
-``weights_only``: nothing in them runs.
+An optimiser's state calls its parameters by name or by position (`optimizer_state`). Names decide wherever a
+file has them, however its writer spells wrappers and adapter: a state is never matched by position against
+its own names. Positions are those of the writer: the Hugging Face Trainer puts the parameters with weight
+decay first and those without after them, each group in the order of `model.named_parameters()`, trainable
+ones only; an optimiser with one group has that order itself, of the trainable ones or of all. The order is
+rebuilt and then checked: the number of groups, their sizes and the shape of everything in the file must fit,
+also of what the run trained and nobody asks for.
+
+Where the moments of all that the model trains are asked for, as with LoRA, the file must have exactly these.
+Where some are, of a run that trained more, it must have those, and may have others that this model lacks.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,11 +27,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from clusterucb.errors import ModelError
+from clusterucb.optimizer_files import PARTS
+from clusterucb.optimizer_state import EXPECTED, Key, OptimizerState, read_state
 from clusterucb.parameters import ParameterManifest, canonical_name
 
 # The Trainer gives no weight decay to these, and to the parameters of layer norms.
 _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
-_PLAIN = {"exp_avg", "exp_avg_sq", "step"}
+# Parts of a name that are no layer of the model: of DDP, FSDP, torch.compile and activation checkpoints.
+_WRAPPERS = {"module", "_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
+_ANOTHER = "It is the state of another adapter, or of a run that trained other parameters"
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,11 @@ class Moments:
     eps: float
 
 
+class _Match(NamedTuple):
+    key: Key
+    how: str
+
+
 def decay_groups(model: nn.Module) -> list[list[str]]:
     """Return the names of the trainable parameters as the Trainer groups them: with decay, without."""
     trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
@@ -63,129 +75,154 @@ def decay_groups(model: nn.Module) -> list[list[str]]:
 
 
 def load_moments(path: Path, model: nn.Module, manifest: ParameterManifest) -> Moments:
-    """Read an AdamW or Adam state: the Trainer's ``optimizer.pt``, or a plain ``torch.save`` of one.
+    """Read the state of AdamW or Adam: the Trainer's, a plain ``torch.save`` of one, or a full one of FSDP.
 
     Args:
         path: the file.
-        model: the PEFT model, with the parameters that were trained requiring gradients.
-        manifest: of ``model``.
+        model: with the parameters that the run trained requiring gradients, and no others.
+        manifest: of what is asked for, some of these or all.
 
     Raises:
         ModelError: the file cannot be read, is of another optimiser, or does not fit the model.
     """
-    groups, state = _read(path)
-    names = _names(path, groups, model)
-    expected = {one.torch_name: one for one in manifest}
+    state = read_state(path)
+    wanted = {one.torch_name for one in manifest}
+    if state.names is None:
+        matches = _by_position(path, state, model)
+    else:
+        matches = _by_name(path, state, state.names, model, wanted)
+    for name, match in matches.items():
+        shape = tuple(model.get_parameter(name).shape)
+        for entry in ("exp_avg", "exp_avg_sq"):
+            if match.key in state.moments:
+                _check(path, entry, state.moments[match.key][entry], name, shape, match.how)
     m, v = np.zeros(manifest.size, np.float32), np.zeros(manifest.size, np.float32)
     steps = set()
-    for index, name in names.items():
-        moments = state.get(index)
-        if moments is None or not moments.keys() >= _PLAIN or "mu_product" in moments:  # NAdam has that too
-            kind = (
-                "no state"
-                if moments is None
-                else f"state {', '.join(map(str, moments)) or 'without entries'}"
-            )
+    for one in manifest:
+        key, how = matches[one.torch_name]
+        if key not in state.moments:
+            raise ModelError(f"{path} has no state for {one.torch_name} (matched {how}); {EXPECTED}")
+        found = state.moments[key]
+        segment = slice(one.offset, one.offset + one.size)
+        m[segment] = found["exp_avg"].float().flatten().numpy()
+        v[segment] = found["exp_avg_sq"].float().flatten().numpy()
+        if not (np.isfinite(m[segment]).all() and np.isfinite(v[segment]).all() and (v[segment] >= 0).all()):
             raise ModelError(
-                f"{path} has {kind} for {name}; expected AdamW's exp_avg, exp_avg_sq and step. Save it after "
-                "at least one step of AdamW or Adam, or use --preconditioner sgd"
+                f"{path} has moments for {one.torch_name} that are not finite, or negative squares (matched {how}); "
+                "expected the state of a run that did not diverge"
             )
-        one = expected[name]
-        for flat, key in ((m, "exp_avg"), (v, "exp_avg_sq")):
-            values = torch.as_tensor(moments[key])
-            if tuple(values.shape) != one.shape:
-                raise ModelError(
-                    f"{path} has {key} of shape {tuple(values.shape)} for parameter {index}, which is {name} of "
-                    f"shape {one.shape} in the model; expected the optimiser state of this very adapter"
-                )
-            flat[one.offset : one.offset + one.size] = values.float().flatten().numpy()
-        steps.add(_step(path, moments["step"]))
-    if len(steps) > 1 or not (np.isfinite(m).all() and np.isfinite(v).all() and (v >= 0).all()):
-        fault = f"different step counts {sorted(steps)}" if len(steps) > 1 else "moments that are not finite"
-        raise ModelError(f"{path} has {fault}; expected the state of one finished optimiser step")
-    if variant := next(
-        (name for name in ("amsgrad", "maximize") for group in groups if group.get(name)), None
-    ):
-        raise ModelError(f"{path} is of an optimiser with {variant}=True; expected plain AdamW or Adam")
-    settings = {(tuple(group.get("betas", (0.9, 0.999))), group.get("eps", 1e-8)) for group in groups}
-    if len(settings) > 1:
-        raise ModelError(f"{path} has groups with different betas or eps; expected the same for all")
-    betas, eps = settings.pop()
-    try:
-        beta1, beta2 = map(float, betas)
-        return Moments(m, v, steps.pop(), beta1, beta2, float(eps))
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"{path} has betas {betas!r} and eps {eps!r}; expected three numbers") from error
+        steps.add(_step(path, found["step"], one.torch_name))
+    if len(steps) > 1:
+        raise ModelError(
+            f"{path} has different step counts {sorted(steps)}; expected the state of one finished optimiser step"
+        )
+    if m.any() and np.array_equal(m, v):  # FSDP1 with use_orig_params writes that when it trains on a CPU
+        raise ModelError(
+            f"{path} has the same numbers as exp_avg and as exp_avg_sq, so one of them is lost. Save it again, with "
+            "FullOptimStateDictConfig(offload_to_cpu=False) if it is of FSDP on a CPU"
+        )
+    return Moments(m, v, steps.pop(), state.beta1, state.beta2, state.eps)
 
 
-def _step(path: Path, value: object) -> int:
+def _check(path: Path, entry: str, values: Any, name: str, shape: tuple[int, ...], how: str) -> None:
+    """Check that an entry is a whole tensor of floating-point numbers of the parameter's shape."""
+    if type(values) is not torch.Tensor or values.layout != torch.strided or not values.is_floating_point():
+        kind = type(values).__name__
+        if kind in ("DTensor", "ShardedTensor"):
+            raise ModelError(f"{path} has a {kind} as {entry} of {name}, one process's part of it. {PARTS}")
+        kind = f"a {values.layout} tensor of {values.dtype}" if isinstance(values, torch.Tensor) else kind
+        raise ModelError(
+            f"{path} has {kind} as {entry} of {name} (matched {how}); expected a tensor of floats"
+        )
+    got = tuple(values.shape)
+    if len(got) == 1 < len(shape):
+        raise ModelError(
+            f"{path} has {entry} of shape {got} for {name}, which is of shape {shape} in the model (matched {how}): "
+            f"flat, as FSDP keeps a process's part. {PARTS}"
+        )
+    if got != shape:
+        raise ModelError(
+            f"{path} has {entry} of shape {got} for {name}, which is of shape {shape} in the model (matched {how}); "
+            "expected the optimiser state of the run that trained this very model or adapter"
+        )
+
+
+def _step(path: Path, value: object, name: str) -> int:
     try:
         step = int(float(value))  # type: ignore[arg-type]
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         step = 0
     if step < 1:
-        raise ModelError(f"{path} has step {value!r}; expected the state after at least one optimiser step")
+        raise ModelError(
+            f"{path} has step {value!r} for {name}; expected the state after at least one optimiser step"
+        )
     return step
 
 
-def _read(path: Path) -> tuple[Sequence[Mapping[str, Any]], Mapping[Any, Mapping[str, Any]]]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
+def _by_name(
+    path: Path, state: OptimizerState, names: Mapping[Key, str], model: nn.Module, wanted: Collection[str]
+) -> dict[str, _Match]:
+    """Return what the file has for each of the model's trainable parameters that it names."""
+    known = {
+        _without_wrappers(name): name for name, weight in model.named_parameters() if weight.requires_grad
+    }
+    written: dict[str, Key] = {}
+    for key, spelt in names.items():
+        name = _without_wrappers(spelt)
+        if name in written:
+            raise ModelError(f"{path} names {name} twice; expected the state of one adapter. {_ANOTHER}")
+        if name in known or key in state.moments:  # what was given to the optimiser but frozen has no moments
+            written[name] = key
+    needed = {name for name, own in known.items() if own in wanted}
+    if lacking := needed - written.keys():
         raise ModelError(
-            f"there is no optimiser state {path}; give it with --optimizer, or use --preconditioner sgd, which "
-            "needs none"
-        ) from error
-    except Exception as error:  # torch.load raises many kinds; none of them is a bug of ours
-        reason = str(error).partition("\n")[0]
-        raise ModelError(
-            f"{path} cannot be read as an optimiser state ({type(error).__name__}: {reason:.200}); expected the "
-            "optimizer.pt of a Hugging Face Trainer, or torch.save(optimizer.state_dict(), ...)"
-        ) from error
-    if not isinstance(content, dict) or not {"state", "param_groups"} <= content.keys():
-        raise ModelError(f"{path} holds no optimiser state; expected a dict with `state` and `param_groups`")
-    groups, state = content["param_groups"], content["state"]
-    sound = (
-        isinstance(state, dict)
-        and all(isinstance(moments, dict) for moments in state.values())
-        and isinstance(groups, list)
-        and all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups)
-        and all(isinstance(group.get("param_names", []), list) for group in groups)
-    )
-    if not sound:
-        raise ModelError(
-            f"{path} is damaged: `state` or `param_groups` is not as torch writes them; save it again"
+            f"{path} names {len(written)} parameters without {min(lacking)}; expected all {len(needed)} that are asked "
+            f"for. {_ANOTHER}"
         )
-    return groups, state
-
-
-def _named(path: Path, written: list[list[str]], everything: Sequence[str]) -> list[list[str]]:
-    """Return the model's names for those in the file, which may spell adapter and wrappers otherwise."""
-    known = {canonical_name(name): name for name in everything}
-    named = [[canonical_name(name) for name in group] for group in written]
-    if sorted(chain(*named)) != sorted(known):
-        strange = sorted(set(chain(*named)) ^ set(known)) or ["the same one twice"]
+    if needed == known.keys() and (beyond := written.keys() - needed):
         raise ModelError(
-            f"{path} names {len(list(chain(*named)))} parameters, the model trains {len(known)}; expected the same "
-            f"(they differ in {strange[0]}). It is the state of another adapter, or of a run that trained other "
-            "parameters"
+            f"{path} names {len(written)} parameters, {min(beyond)} among them; expected just the {len(needed)} that "
+            f"the model trains. {_ANOTHER}"
         )
-    return [[known[name] for name in group] for group in named]
+    return {
+        known[name]: _Match(key, f"by name, {names[key]}") for name, key in written.items() if name in known
+    }
 
 
-def _names(path: Path, groups: Sequence[Mapping[str, Any]], model: nn.Module) -> dict[Any, str]:
-    """Return the parameter's name for each index of the optimiser state."""
-    written = [list(group["params"]) for group in groups]
-    ours = decay_groups(model)
-    everything = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    if all("param_names" in group for group in groups):
-        ours = _named(path, [list(group["param_names"]) for group in groups], everything)
-    elif len(groups) == 1:
-        ours = [everything]
-    sizes, expected = [len(group) for group in written], [len(group) for group in ours]
-    if [size for size in sizes if size] != [size for size in expected if size]:
+def _without_wrappers(name: str) -> str:
+    """Return the canonical name of a parameter, without wrappers wherever they stand."""
+    *layers, last = name.split(".")
+    return canonical_name(".".join([*(layer for layer in layers if layer not in _WRAPPERS), last]))
+
+
+def _by_position(path: Path, state: OptimizerState, model: nn.Module) -> dict[str, _Match]:
+    """Return what the file has for each of the model's parameters that the run's optimiser was given."""
+    trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    everything = [name for name, _ in model.named_parameters()]
+    orders = {
+        "in the order of model.named_parameters(), trainable ones": [trainable],
+        "in the order of model.named_parameters(), frozen ones too": [everything],
+    }
+    filled = {number: group for number, group in enumerate(state.groups) if group}
+    if len(filled) > 1:
+        orders = {"in the Trainer's order": decay_groups(model)}
+    sizes = [len(group) for group in filled.values()]
+    order = next((one for one in orders if [len(group) for group in orders[one] if group] == sizes), None)
+    if order is None:
+        expected = [len(group) for group in next(iter(orders.values()))]
         raise ModelError(
-            f"{path} has groups of {sizes} parameters; expected {expected} for this model and adapter. It is the "
-            "state of another adapter, or of a run that trained other parameters"
+            f"{path} has groups of {[*map(len, state.groups)]} parameters; expected {expected} for this model and "
+            f"adapter. {_ANOTHER}"
         )
-    return dict(zip(chain(*written), chain(*ours), strict=True))
+    places = [
+        _Match(key, f"by position {place} of group {number}, {order}")
+        for number, group in filled.items()
+        for place, key in enumerate(group)
+    ]
+    matches = dict(zip(chain(*orders[order]), places, strict=True))
+    for name, match in matches.items():
+        if match.key in state.moments and not model.get_parameter(name).requires_grad:
+            raise ModelError(
+                f"{path} has a state for {name} (matched {match.how}), which is frozen. {_ANOTHER}"
+            )
+    return matches

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.loaded import LoadedModel
+from clusterucb.optimizer_files import missing_state
 from clusterucb.pool import Pool, read_pool, read_target
 from clusterucb.progress import Observer
 from clusterucb.run import check_folder
@@ -187,10 +188,7 @@ def checkpoint_fingerprints(
     states = [state for _, state in checkpoints if state]
     for state in states:
         if not state.is_file():
-            raise ModelError(
-                f"there is no optimiser state {state}; give it with --optimizer, or use --preconditioner sgd, which "
-                "needs none"
-            )
+            raise missing_state(state)
     return {
         "adapter content": _hash(weights) if weights else None,
         "optimizer content": _hash(states) if states else None,

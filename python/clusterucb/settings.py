@@ -22,6 +22,7 @@ from clusterucb.budget import parse_count
 from clusterucb.choice import SELECT_BY
 from clusterucb.errors import OptionError, check_choice, did_you_mean, in_words
 from clusterucb.export import TOOLS
+from clusterucb.optimizer_files import optimizer_file
 from clusterucb.preconditioner import PRECONDITIONERS
 from clusterucb.projection import Sketch, check_dimension
 from clusterucb.shapes import FIELDS, SHAPES, Layout
@@ -441,12 +442,6 @@ class SelectSettings(OutputSettings, Settings):
     def __post_init__(self) -> None:
         OutputSettings.__post_init__(self)
         Settings.__post_init__(self)
-
-
-def optimizer_file(adapter: Path) -> Path:
-    """Return the optimiser state in an adapter's folder: the Trainer's, or the one that FSDP leaves there."""
-    fsdp = adapter / "optimizer.bin"
-    return fsdp if fsdp.is_file() and not (adapter / "optimizer.pt").is_file() else adapter / "optimizer.pt"
 
 
 def option_name(field: str) -> str:
