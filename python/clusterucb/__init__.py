@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from clusterucb.hookspecs import hookimpl
     from clusterucb.pipeline import select
+    from clusterucb.planning import Plan, plan
     from clusterucb.policies import (
         RDS,
         UCB,
@@ -74,6 +75,7 @@ __all__ = [
     "IndexPolicy",
     "KMeans",
     "Lexical",
+    "Plan",
     "Policy",
     "PoolView",
     "Random",
@@ -84,6 +86,7 @@ __all__ = [
     "ThresholdNormal",
     "compare",
     "hookimpl",
+    "plan",
     "score",
     "search",
     "select",
@@ -112,6 +115,7 @@ _HOMES = {
         "ThresholdHard",
         "ThresholdNormal",
     ),
+    "planning": ("Plan", "plan"),
     "poolview": ("PoolView",),
     "result": ("Result",),
     "scoring": ("Scores", "score"),

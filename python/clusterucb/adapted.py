@@ -21,18 +21,19 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 
-from clusterucb import checkpoint
+from clusterucb import checkpoint, fitting
 from clusterucb.accumulate import Accumulator, Checkpoint
 from clusterucb.atomic import whole_folder
 from clusterucb.encode import Encoded
 from clusterucb.errors import ModelError, counted
 from clusterucb.gradients import PerSampleGradients
+from clusterucb.live_memory import peak_bytes
 from clusterucb.loaded import LoadedModel
 from clusterucb.material import Material
 from clusterucb.moments import load_moments
 from clusterucb.optimizer_files import optimizer_file
 from clusterucb.parameters import ParameterManifest
-from clusterucb.passes import Batch, Passes
+from clusterucb.passes import Batch, Passes, micro_batches
 from clusterucb.preconditioner import Preconditioner
 from clusterucb.prepared import adapter_files
 from clusterucb.progress import Observer
@@ -45,6 +46,8 @@ from clusterucb.warmup import warm_up
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_LONGEST = 64  # samples that the pass which takes most memory is made of
 
 
 class AdaptedModel:
@@ -189,8 +192,18 @@ def load_base(
         found = _load_checkpoints(settings, model, settings.given_checkpoints)
     else:
         found = [_checkpoint(settings, _fresh_lora(settings, model))]
+    longest = [material.encoded[int(row)] for row in np.argsort(-material.encoded.lengths)[:_LONGEST]]
+    largest = [
+        longest[at] for at in micro_batches([len(sample) for sample in longest], settings.batch_tokens)[0]
+    ]
     with found[0].gradients as gradients:
-        gradients.backward(Batch.of(_two_shortest(material.encoded), device), lambda *_: None)
+        batch = Batch.of(_two_shortest(material.encoded), device)
+        gradients.backward(batch, lambda *_: None)
+        small = peak_bytes(lambda: gradients.backward(batch, lambda *_: None)) / batch.ids.numel()
+    counts = {"n_checkpoints": len(settings.weights), "n_subtasks": len(material.target)}
+    if fitting.may_be_too_large(found[0], largest, small, device=device, **counts):
+        needed = fitting.needs(found[0], largest, device=device, **counts)
+        fitting.check_memory(needed, device, checkpointing=settings.checkpointing)
     if isinstance(gradients.model, PeftModel):
         gradients.model.unload()
     return model

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 from cyclopts import (
     App,
@@ -41,7 +41,7 @@ from clusterucb.settings import DrawSettings, GradientSettings, OutputSettings, 
 if TYPE_CHECKING:
     from clusterucb.progress import Observer
 
-_JOBS = ("select", "sketch", "compare")  # take --config
+_JOBS = ("select", "plan", "sketch", "compare")  # take --config
 
 
 def _from_file(_: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
@@ -158,7 +158,51 @@ class Job:
             show(Console(highlight=False, emoji=False))
 
 
+Outputs = Annotated[OutputSettings, Parameter(group=OUTPUT), _SETTINGS]
 Jobs = Annotated[Job, Parameter(name="*", group=OUTPUT, negative=(), show_default=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategies:
+    """The strategies of a selection, by name.
+
+    Attributes:
+        features: What the pool is clustered by: embedding by default, gradient with a store.
+        feature_option: An option of the features, as key=value.
+        feature_depth: Depth of the layer of hidden, as a share of all layers; the same as -f depth=.
+        clusterer: What makes the clusters.
+        clusterer_option: An option of the clusterer, as key=value.
+        policy: What spends the budget.
+        policy_option: An option of the policy, as key=value.
+    """
+
+    features: Features = None
+    feature_option: Annotated[Pairs, Parameter(name=("--feature-option", "-f"))] = ()
+    feature_depth: Annotated[float | None, Parameter(group=STRATEGIES)] = None
+    clusterer: Clusterers = "kmeans"
+    clusterer_option: Annotated[Pairs, Parameter(name=("--clusterer-option", "-c"))] = ()
+    policy: Policies = "ucb"
+    policy_option: Annotated[Pairs, Parameter(name=("--policy-option", "-p"))] = ()
+
+    def made(self, *, store: bool) -> dict[str, Any]:
+        """Return the strategies themselves, for a selection with a gradient store or without."""
+        from clusterucb import plugins
+
+        installed, features, options = plugins.load(), self.features, self.feature_option
+        if self.feature_depth is not None:
+            if not features:
+                raise OptionError("--feature-depth is given without --features; expected --features hidden")
+            options = (*options, f"depth={self.feature_depth}")
+        if options and not features:
+            features = "gradient" if store else "embedding"
+        return {
+            "features": installed.make("feature", features, key_values("-f", options)) if features else None,
+            "clusterer": installed.make("clusterer", self.clusterer, key_values("-c", self.clusterer_option)),
+            "policy": installed.make("policy", self.policy, key_values("-p", self.policy_option)),
+        }
+
+
+Chosen = Annotated[Strategies, Parameter(name="*")]
 
 
 @app.command
@@ -169,16 +213,10 @@ def select(
     target: Target,
     model: Model,
     out: Path,
-    features: Features = None,
-    feature_option: Annotated[Pairs, Parameter(name=("--feature-option", "-f"))] = (),
-    feature_depth: Annotated[float | None, Parameter(group=STRATEGIES)] = None,
-    clusterer: Clusterers = "kmeans",
-    clusterer_option: Annotated[Pairs, Parameter(name=("--clusterer-option", "-c"))] = (),
-    policy: Policies = "ucb",
-    policy_option: Annotated[Pairs, Parameter(name=("--policy-option", "-p"))] = (),
+    strategies: Chosen = Strategies(),
     search: Search = SearchSettings(),  # noqa: B008
     gradients: Gradients = GradientSettings(),  # noqa: B008
-    outputs: Annotated[OutputSettings, Parameter(group=OUTPUT), _SETTINGS] = OutputSettings(),  # noqa: B008
+    outputs: Outputs = OutputSettings(),  # noqa: B008
     job: Jobs = Job(),
 ) -> None:
     """Select the pool samples whose gradients agree most with the target's, within a gradient budget.
@@ -187,33 +225,16 @@ def select(
 
     Args:
         out: Folder of the run.
-        features: What the pool is clustered by: embedding by default, gradient with a store.
-        feature_option: An option of the features, as key=value.
-        feature_depth: Depth of the layer of hidden, as a share of all layers; the same as -f depth=.
-        clusterer: What makes the clusters.
-        clusterer_option: An option of the clusterer, as key=value.
-        policy: What spends the budget.
-        policy_option: An option of the policy, as key=value.
     """
-    from clusterucb import plugins
     from clusterucb.pipeline import select as run_selection
     from clusterucb.report import show
 
-    installed = plugins.load()
-    if feature_depth is not None:
-        if not features:
-            raise OptionError("--feature-depth is given without --features; expected --features hidden")
-        feature_option = (*feature_option, f"depth={feature_depth}")
-    if feature_option and not features:
-        features = "gradient" if search.store else "embedding"
     result = run_selection(
         pool,
         target,
         model=model,
         out=out,
-        features=installed.make("feature", features, key_values("-f", feature_option)) if features else None,
-        clusterer=installed.make("clusterer", clusterer, key_values("-c", clusterer_option)),
-        policy=installed.make("policy", policy, key_values("-p", policy_option)),
+        **strategies.made(store=search.store is not None),
         overwrite=job.overwrite,
         observer=job.observer,
         **vars(search),
@@ -221,6 +242,49 @@ def select(
         **vars(outputs),
     )
     job.show(result.to_json(), partial(show, result))
+
+
+@app.command
+def plan(
+    pool: Pool,
+    /,
+    *,
+    target: Target,
+    model: Model,
+    out: Path | None = None,
+    strategies: Chosen = Strategies(),
+    search: Search = SearchSettings(),  # noqa: B008
+    gradients: Gradients = GradientSettings(),  # noqa: B008
+    outputs: Outputs = OutputSettings(),  # noqa: B008
+    job: Jobs = Job(),
+) -> None:
+    """Say what a selection takes before it runs: time, memory, disk and gradients. Options are those of select.
+
+    The pool is read, and a few gradients are computed; nothing is kept.
+
+    Args:
+        out: Folder that the run is meant for.
+    """
+    from msgspec import to_builtins
+
+    from clusterucb.planning import plan as make_plan
+    from clusterucb.report import show_plan
+
+    found = make_plan(
+        pool,
+        target,
+        model=model,
+        out=out,
+        **strategies.made(store=search.store is not None),
+        observer=job.observer,
+        **vars(search),
+        **vars(gradients),
+        **vars(outputs),
+    )
+    job.show(
+        {**to_builtins(found), "seconds": found.seconds, "misfits": found.misfits()},
+        partial(show_plan, found),
+    )
 
 
 @app.command

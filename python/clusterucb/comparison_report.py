@@ -110,7 +110,9 @@ def _strategy(
     points: list[dict[str, Any]] = []
     for budget, of_budget in zip(budgets_of(contender, counts, n_samples), replays, strict=True):
         some = of_budget[0].selection
-        cost = selection_cost(Cost(), settings, material, some, contender.features, contender.policy)
+        cost = selection_cost(
+            Cost(), settings, material, some.drawn_rows, contender.features, contender.policy
+        )
         own = float(np.median([one.seconds for one in of_budget]))
         drawing = timed.phases.get("draws", PhaseCost()).seconds * some.n_scored / n_samples
         before = sum(timed.phases.get(name, PhaseCost()).seconds for name in ("warm-up", "target"))

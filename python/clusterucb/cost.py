@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from clusterucb.run import Cost, PhaseCost
 from clusterucb.settings import GradientSettings, Settings
 
 if TYPE_CHECKING:
-    from clusterucb.engine import Selection
     from clusterucb.features.base import Feature
     from clusterucb.material import Material
     from clusterucb.policies.base import Policy
@@ -26,7 +28,7 @@ def selection_cost(
     timed: Cost,
     settings: Settings,
     material: Material,
-    selection: Selection,
+    drawn: NDArray[np.int64],
     features: Feature,
     policy: Policy,
     *,
@@ -38,7 +40,7 @@ def selection_cost(
         timed: with the seconds of each phase.
         settings: the options.
         material: the pool of N samples and the target.
-        selection: the draws.
+        drawn: the rows that were drawn, i64[n].
         features: what the pool was clustered by, and compared with the target where the policy wants that.
         policy: what spent the budget.
         reused: whether the pool's features were taken from the cache.
@@ -48,7 +50,8 @@ def selection_cost(
     gradients = 0 if settings.store else features.gradients * n_checkpoints
     tokens = sum(len(sample) for samples in material.target.values() for sample in samples)
     compared = "similarity" in policy.columns
-    drawn = selection.drawn_rows[:0] if settings.free_scores else selection.drawn_rows
+    if settings.free_scores:
+        drawn = drawn[:0]
     described = pool[:0] if reused else pool
     phases = {
         "features": PhaseCost(

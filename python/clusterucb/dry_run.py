@@ -3,18 +3,17 @@
 Decisions:
     - It is the job itself that runs, on the first rows: the same reading, encoding, model and gradients. What goes
       wrong here goes wrong there, in the same words.
-    - Time and memory are measured on a few samples and multiplied; they are a guide, and called one.
+    - Time and memory are those of the plan for these rows (`clusterucb.planning`), multiplied; they are a guide, and
+      called one.
     - Nothing is written but into a temporary folder.
 """
 
 from __future__ import annotations
 
-import resource
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,10 +24,10 @@ import numpy as np
 from clusterucb.budget import resolve_count
 from clusterucb.pool import Pool, overlap, read_pool, read_target
 from clusterucb.prepared import Model, Prepared, Rows, check_model, prepare
-from clusterucb.progress import Observer, Silent
-from clusterucb.run import Run
+from clusterucb.progress import Observer
 from clusterucb.sample import Rejected, by_kind
 from clusterucb.settings import Settings
+from clusterucb.strategies import chosen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from clusterucb.encode import Encoded
 
 FIRST = 200  # lines of every file that are looked at
-_PROBED = 8  # samples whose gradients are timed
-_FLOAT = 4  # bytes
 
 
 class FileFacts(msgspec.Struct):
@@ -116,6 +113,7 @@ def examine(
     Raises:
         ClusterUCBError: as the job would.
     """
+    began = time.monotonic()
     if model is not None:
         check_model(model)
     read = read_pool(pool, settings.layout, limit=FIRST)
@@ -141,9 +139,10 @@ def examine(
         totals = [found.files[file].total for file in read.files]
         share = len(material.samples) / sum(found.files[file].read for file in read.files)
         known = [total for total in totals if total is not None]
-        n_samples = round(share * sum(known)) if len(known) == len(totals) else len(material.samples)
-        found.expected = _expected(prepared, n_samples, settings, observer)
-        found.expected.whole = len(known) == len(totals)
+        whole = len(known) == len(totals)
+        n_samples = round(share * sum(known)) if whole else len(material.samples)
+        found.expected = _expected(prepared, n_samples, settings, observer, began)
+        found.expected.whole = whole
     return found
 
 
@@ -204,44 +203,24 @@ def _pieces(sample: Encoded, tokenizer: PreTrainedTokenizerBase) -> list[tuple[s
     ]
 
 
-def _expected(prepared: Prepared, n_samples: int, settings: Settings, observer: Observer) -> Expected:
-    """Measure a few gradients, and multiply."""
-    from clusterucb.adapted import AdaptedModel
-    from clusterucb.influence import Influence
+def _expected(
+    prepared: Prepared, n_samples: int, settings: Settings, observer: Observer, began: float
+) -> Expected:
+    """Return what the plan for the first rows says of the whole pool."""
+    from clusterucb.estimate import estimate
 
-    material = prepared.material
-    few = replace(material, target={name: samples[:1] for name, samples in material.target.items()})
-    probing = replace(settings, warmup_steps=1) if settings.warms_up else settings
-    observer.step(f"Timing a few gradients of {prepared.source.name} on {prepared.device}")
-    with (
-        tempfile.TemporaryDirectory(prefix="clusterucb-") as folder,
-        Run(Path(folder), {}) as run,
-        AdaptedModel(run, probing, prepared.source, prepared.device, few, Silent()) as adapted,
-    ):
-        influence = Influence(run, probing, adapted, few, Silent())
-        by_length = np.argsort(material.encoded.lengths, kind="stable")
-        chosen = by_length[np.linspace(0, len(by_length) - 1, min(_PROBED, len(by_length))).astype(int)]
-        influence.score(chosen[:1])  # loads the model
-        began = time.monotonic()
-        influence.score(chosen)
-        seconds = time.monotonic() - began
-        memory, width = _peak_memory(), adapted.base.get_input_embeddings().weight.shape[1]
-        stored = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-    per_token = seconds / float(material.encoded.lengths[chosen].sum())
-    warm_up = material.warmup_rows(settings.warmup_steps, settings.seed).size if settings.warms_up else 0
-    gradients = resolve_count("--budget", settings.budget, n_samples) + material.n_target + warm_up
-    features = n_samples * width * _FLOAT
-    lines = float(np.mean([len(sample.raw) for sample in material.samples]))
-    tokens = _FLOAT * float(material.encoded.lengths.mean())
+    n_budget = min(resolve_count("--budget", settings.budget, n_samples), n_samples)
+    strategies = chosen(None, None, None, store=False)
+    folder = Path(tempfile.gettempdir())
+    plan = estimate(prepared, settings, *strategies, observer=observer, began=began, out=folder)
+    share, phases = n_samples / plan.pool_samples, plan.cost.phases
+    more = {"draws": n_budget / plan.n_budget, "features": share, "clusters": share}
+    seconds = sum(phase.seconds * more.get(name, 1.0) for name, phase in phases.items())
     return Expected(
         samples=n_samples,
         whole=True,
-        gradients=gradients,
-        seconds=gradients * per_token * float(material.encoded.lengths.mean()),
-        memory=memory + features,
-        disk=stored + features + round(n_samples * (lines + tokens)),
+        gradients=plan.cost.gradients + n_budget - plan.n_budget,
+        seconds=plan.set_up + seconds,
+        memory=plan.memory,
+        disk=round(share * (plan.disk + plan.temporary)),
     )
-
-
-def _peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

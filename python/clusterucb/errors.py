@@ -131,6 +131,11 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
         raise OptionError(f"{name} is {value!r}; expected one of {', '.join(choices)}.{hint}")
 
 
+def in_bytes(count: float) -> str:
+    """Return a number of bytes as people say it."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
 def in_words(hint: object) -> str:
     """Return what values of a type are: ``int | None`` is "a whole number or none"."""
     origin, kinds = get_origin(hint), get_args(hint)

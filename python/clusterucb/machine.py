@@ -16,6 +16,7 @@ from clusterucb import __version__, cache, ops, plugins
 from clusterucb.errors import ClusterUCBError
 from clusterucb.run import version_of
 
+_CGROUP = Path("/sys/fs/cgroup")
 _PACKAGES = ("torch", "transformers", "peft", "numpy", "pyarrow", "safetensors")
 
 
@@ -58,8 +59,8 @@ def examine() -> Machine:
         kernels=_kernels(),
         threads=_threads(),
         gpu=_gpu(),
-        memory=_memory(),
-        disk={what: (str(place.absolute()), _free(place)) for what, place in places.items()},
+        memory=memory(),
+        disk={what: (str(place.absolute()), free_disk(place)) for what, place in places.items()},
         cached=_kept(cache.home()),
         plugins=found,
     )
@@ -97,12 +98,19 @@ def _gpu() -> str:
     return f"{', '.join(names)}; with our CUDA kernels"
 
 
-def _memory() -> tuple[int, int]:
+def memory() -> tuple[int, int]:
+    """Return the bytes of memory that this process may use, and those of them that are available."""
     kilobytes = {}
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, value = line.split(":")
         kilobytes[name] = int(value.split()[0])
-    return kilobytes["MemTotal"] * 1024, kilobytes["MemAvailable"] * 1024
+    total, free = kilobytes["MemTotal"] * 1024, kilobytes["MemAvailable"] * 1024
+    with suppress(OSError, ValueError):  # of a container that may use a part of it
+        limit = int((_CGROUP / "memory.max").read_text())
+        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        used = int((_CGROUP / "memory.current").read_text()) - int(statistics["file"])
+        total, free = min(total, limit), min(free, max(limit - used, 0))
+    return total, free
 
 
 def _kept(folder: Path) -> int:
@@ -115,7 +123,7 @@ def _kept(folder: Path) -> int:
     return total
 
 
-def _free(place: Path) -> int:
+def free_disk(place: Path) -> int:
     """Return the bytes free where a folder is, or would be."""
     there = next(one for one in (place.absolute(), *place.absolute().parents) if one.exists())
     return shutil.disk_usage(there).free

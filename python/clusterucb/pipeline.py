@@ -18,22 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-import clusterucb
 from clusterucb.arms import check_labels, default_cold_start
 from clusterucb.atomic import whole_file
 from clusterucb.budget import resolve_count
 from clusterucb.clusterers.base import Clusterer
-from clusterucb.clusterers.kmeans import KMeans
 from clusterucb.cost import selection_cost
 from clusterucb.engine import search
-from clusterucb.errors import ClusterUCBWarning, OptionError, blamed, one_line
+from clusterucb.errors import ClusterUCBWarning, OptionError, blamed
 from clusterucb.features.base import Feature
-from clusterucb.features.embedding import Embedding
-from clusterucb.features.gradient import Gradient
 from clusterucb.loaded import borrowing
-from clusterucb.plugins import KINDS, describe, load
+from clusterucb.plugins import describe
 from clusterucb.policies.base import Policy
-from clusterucb.policies.ucb import UCB
 from clusterucb.poolview import PoolView
 from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare
 from clusterucb.progress import AnyObserver, observer_of
@@ -42,8 +37,8 @@ from clusterucb.resolved import resolved
 from clusterucb.result import Result
 from clusterucb.run import Run
 from clusterucb.settings import SelectSettings, Settings, settings_from, spelt_out
-from clusterucb.similarity import check_comparable
 from clusterucb.store import GradientStore
+from clusterucb.strategies import chosen
 
 
 @borrowing
@@ -90,11 +85,7 @@ def select(
     observer = observer_of(observer)
     store = GradientStore(given.store) if given.store else None
     settings = store.applied_to(given) if store else given
-    by_default = Gradient() if store else Embedding()
-    features = _checked("feature", by_default if features is None else features)
-    clusterer = _checked("clusterer", KMeans() if clusterer is None else clusterer)
-    policy = _checked("policy", UCB() if policy is None else policy)
-    check_comparable(policy, features)
+    features, clusterer, policy = chosen(features, clusterer, policy, store=store is not None)
     prepared = prepare(pool, target, model, settings, observer)
 
     from clusterucb.adapted import AdaptedModel, load_base
@@ -168,8 +159,9 @@ def select(
             run.manifest.pool_files, run.manifest.target_files = prepared.pool_files, prepared.target_files
             run.manifest.n_budget, run.manifest.n_select = n_budget, n_select
             run.manifest.select_by, run.manifest.max_per_source = settings.select_by, settings.max_per_source
+            drawn = selection.drawn_rows
             cost = selection_cost(
-                run.manifest.cost, settings, material, selection, features, policy, reused=influence.reused
+                run.manifest.cost, settings, material, drawn, features, policy, reused=influence.reused
             )
             result = finish(run, material, selection, ledger.failures(), cost, given, str(model))
             return result if out is not None else replace(result, out=None)
@@ -220,26 +212,3 @@ def _counts(settings: Settings, n_samples: int) -> tuple[int, int]:
             f"--budget {settings.budget}, which is {min(budget, n_samples)}. Only scored samples can be selected"
         )
     return budget, n_select
-
-
-def _checked(kind: str, strategy: object) -> Any:
-    if not isinstance(strategy, KINDS[kind]):
-        base = KINDS[kind].__name__
-        raise OptionError(
-            f"{kind} is {one_line(repr(strategy)):.80}; expected an object of a class derived from clusterucb.{base}"
-            f"{_meant(kind, strategy)}"
-        )
-    return strategy
-
-
-def _meant(kind: str, strategy: object) -> str:
-    """Return the object that a name of the command line, or a class, stands for, as a question."""
-    cls = strategy
-    if isinstance(strategy, str):
-        named = load().table.get((kind, strategy.casefold()))
-        cls = named and named.factory
-    if not (isinstance(cls, type) and issubclass(cls, KINDS[kind])):
-        return ""
-    public = getattr(clusterucb, cls.__name__, None) is cls
-    place = "clusterucb" if public else cls.__module__
-    return f". Did you mean {'features' if kind == 'feature' else kind}={place}.{cls.__qualname__}()?"

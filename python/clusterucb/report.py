@@ -22,7 +22,7 @@ from rich.text import Text
 from clusterucb.annotate import FIELD
 from clusterucb.atomic import write_lines
 from clusterucb.engine import Selection
-from clusterucb.errors import counted, one_line, printable
+from clusterucb.errors import counted, in_bytes, one_line, printable
 from clusterucb.export import export
 from clusterucb.rejected import write_rejected
 from clusterucb.result import EXAMPLES, TABLE, Result
@@ -33,6 +33,7 @@ from clusterucb.shapes import TEXT
 
 if TYPE_CHECKING:
     from clusterucb.material import Material
+    from clusterucb.planning import Plan
     from clusterucb.settings import SelectSettings
     from clusterucb.store import GradientStore
 
@@ -237,6 +238,24 @@ def _sources(result: Result) -> RenderableType:
             style="dim",
         )
     return table
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """Print what a selection takes."""
+    console.print(
+        f"Scoring {counted(plan.n_budget, 'sample')} of {plan.pool_samples:,}, to select {plan.n_select:,}, takes "
+        f"about {_seconds(plan.seconds)}, {_seconds(plan.set_up)} of it to read and load.\n"
+    )
+    console.print(cost_table(plan.cost))
+    console.print()
+    table = Table("room", box=None, pad_edge=False, header_style="dim")
+    for title in ("needed", "free"):
+        table.add_column(title, justify="right")
+    for what, (needed, free) in plan.places().items():
+        table.add_row(what, in_bytes(needed), Text(in_bytes(free), style="bold red" if needed > free else ""))
+    console.print(table)
+    for misfit in plan.misfits():
+        console.print(Text(misfit, style="bold red"))
 
 
 def cost_table(cost: Cost) -> RenderableType:

@@ -1,0 +1,290 @@
+"""Estimates what a selection takes, from the lengths of its samples and a few passes.
+
+Decisions:
+    - The pool is read and encoded as a selection does it: how many samples are accepted, and how long they are, is
+      what everything depends on. Gradients, which cost, are taken of a few samples.
+    - Every pass that the selection will make is laid out from the lengths (`passes.micro_batches`), draws as if they
+      were random; a pass takes a constant and a time for each padded token, measured with two passes.
+    - Memory is what the process has when the model is loaded, and what `fitting` and the strategies add, each on a
+      part of the pool, at the stage that takes most.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb import fitting
+from clusterucb.accumulate import Accumulator
+from clusterucb.adapted import AdaptedModel
+from clusterucb.budget import resolve_count
+from clusterucb.clusterers.base import Clusterer
+from clusterucb.cost import selection_cost
+from clusterucb.encode import Encoded
+from clusterucb.errors import blamed
+from clusterucb.features.base import Feature
+from clusterucb.influence import Influence
+from clusterucb.machine import free_disk
+from clusterucb.material import WARMUP_BATCH, Material
+from clusterucb.passes import Batch, micro_batches, overhead_of
+from clusterucb.planning import Plan
+from clusterucb.policies.base import Policy
+from clusterucb.poolview import PoolView
+from clusterucb.prepared import Prepared
+from clusterucb.progress import Observer, Silent
+from clusterucb.run import Cost, PhaseCost, Run
+from clusterucb.settings import Settings
+from clusterucb.store import GradientStore
+
+_DESCRIBED = 64  # samples that features are computed of
+_CLUSTERED = 2048  # rows, at random points, that are clustered
+_SIMULATED = 300  # batches of draws that are laid out
+_SPREAD = 4096  # samples whose passes stand for those of all
+_LINE = 250  # bytes of a draw in scores.jsonl and the ledger
+_FLOAT = 4  # bytes
+
+
+def estimate(
+    prepared: Prepared,
+    settings: Settings,
+    features: Feature,
+    clusterer: Clusterer,
+    policy: Policy,
+    *,
+    observer: Observer,
+    began: float,
+    out: Path,
+    store: GradientStore | None = None,
+) -> Plan:
+    """Return what a selection of prepared samples takes.
+
+    Args:
+        prepared: the samples.
+        settings, features, clusterer, policy, store: as of a selection.
+        observer: who is told what is done.
+        began: the moment (`time.monotonic`) at which the job began.
+        out: where its folder will be.
+    """
+    material = prepared.material
+    n_pool = len(material.samples)
+    n_budget = (
+        n_pool if settings.free_scores else min(resolve_count("--budget", settings.budget, n_pool), n_pool)
+    )
+    n_select = min(resolve_count("--select", settings.select, n_pool), n_budget)
+    part = min(_DESCRIBED, len(material.samples))
+    few = replace(
+        material,
+        samples=material.samples[:part],
+        encoded=material.encoded[:part],
+        sources=material.sources[:part],
+        target={name: samples[:1] for name, samples in material.target.items()},
+        target_samples={name: samples[:1] for name, samples in material.target_samples.items()},
+    )
+    probing = replace(settings, warmup_steps=1)
+    observer.step(f"Timing a few passes of {prepared.source.name} on {prepared.device}")
+    with (
+        tempfile.TemporaryDirectory(prefix="clusterucb-") as folder,
+        Run(Path(folder), {}) as run,
+        AdaptedModel(run, probing, prepared.source, prepared.device, few, Silent()) as adapted,
+    ):
+        layout = _Layout(settings, material, n_budget, prepared.device)
+        adapted.base  # noqa: B018  (loads it)
+        set_up = time.monotonic() - began
+        checkpoints = adapted.checkpoints
+        resident = _resident()
+        memory = fitting.needs(
+            checkpoints[0],
+            layout.largest,
+            n_checkpoints=len(checkpoints),
+            n_subtasks=len(material.target),
+            device=prepared.device,
+        )
+        fitting.check_memory(memory, prepared.device, checkpointing=settings.checkpointing)
+        rate = _rate(adapted, [layout.typical, layout.large], len(material.target))
+        influence = Influence(run, probing, adapted, few, Silent(), store)
+        width, per_sample = 0, 0.0
+        if not features.gradients:
+            influence.features(features)  # the first time, libraries are loaded
+            blocks = influence.features(features, "again")
+            width = sum(block.shape[1] for block in blocks.values())
+            per_sample = run.manifest.cost.phases["again"].seconds / part
+        else:
+            width = settings.sketch_dim
+        kept = sum(file.stat().st_size for file in Path(folder).glob("adapter/*"))
+    n_checkpoints = len(checkpoints)
+    seconds = {
+        "warm-up": rate(layout.warm_up),
+        "target": n_checkpoints * rate(layout.target),
+        "draws": n_checkpoints * rate(layout.draws),
+        "features": n_pool * per_sample,
+    }
+    if features.gradients and not store:
+        seconds["features"] = n_checkpoints * rate(layout.everything)
+    seconds["clusters"], clustering = _clustering(clusterer, width, n_pool, n_budget, n_select)
+    timed = Cost(phases={name: PhaseCost(seconds=taken) for name, taken in seconds.items()})
+    cost = selection_cost(timed, settings, material, layout.drawn, features, policy)
+    described = n_pool * width * _FLOAT
+    on_gpu = prepared.device.partition(":")[0] == "cuda"
+    beside = described + max(clustering, described)  # shards and all of them joined
+    peak = resident + (beside if on_gpu else max(beside, described + memory.total))
+    lines = float(np.mean([len(sample.raw) for sample in few.samples]))
+    tokens = _FLOAT * float(material.encoded.lengths.mean())
+    disk = (
+        kept
+        + memory.directions
+        + described
+        + n_budget * (_LINE + 2 * 20 * len(material.target))
+        + round(n_select * lines)
+    )
+    return Plan(
+        pool_samples=n_pool,
+        target_samples=material.n_target,
+        n_budget=n_budget,
+        n_select=n_select,
+        set_up=set_up,
+        cost=cost,
+        memory=max(peak, _peak()),
+        memory_free=fitting.available("cpu") + _resident(),
+        device_memory=memory.total if on_gpu else None,
+        device_free=fitting.available(prepared.device) if on_gpu else None,
+        disk=disk,
+        disk_free=free_disk(out),
+        temporary=round(n_pool * (lines + tokens)),
+        temporary_free=free_disk(Path(tempfile.gettempdir())),
+    )
+
+
+class _Layout:
+    """The passes that a selection will make; ``drawn`` are the rows that it draws here, i64[n], at random.
+
+    Attributes:
+        warm_up, target, draws, everything: shapes (samples, tokens of the longest), i64[m, 2], of the passes of each
+            phase at one checkpoint, and of all samples; and how many times as many there will be.
+        typical, large: samples of two passes to take the time of.
+        largest: samples of the one that takes most memory.
+    """
+
+    def __init__(self, settings: Settings, material: Material, n_budget: int, device: str) -> None:
+        lengths, limit = material.encoded.lengths, settings.batch_tokens
+        overhead = overhead_of(device, limit)
+
+        def passes(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+            return [rows[batch] for batch in micro_batches(lengths[rows], limit, overhead)]
+
+        self.drawn = np.random.default_rng(settings.seed).permutation(len(lengths))[:n_budget]
+        calls = [
+            self.drawn[start : start + settings.batch_size]
+            for start in range(0, n_budget, settings.batch_size)
+        ]
+        some = [rows for call in calls[:_SIMULATED] for rows in passes(call)]
+        none: list[NDArray[np.int64]] = []
+        self.draws = _Work.of(
+            none if settings.free_scores else some, lengths, len(calls) / max(len(calls[:_SIMULATED]), 1)
+        )
+        spread = np.arange(0, len(lengths), -(-len(lengths) // _SPREAD))
+        self.everything = _Work.of(passes(spread), lengths, len(lengths) / len(spread))
+        steps = material.warmup_rows(settings.warmup_steps, settings.seed) if settings.warms_up else none
+        self.warm_up = _Work.of(list(steps), lengths)
+        own = {
+            name: np.array([len(sample) for sample in samples]) for name, samples in material.target.items()
+        }
+        of_target = [
+            [samples[at] for at in batch]
+            for name, samples in material.target.items()
+            for batch in micro_batches(own[name], limit, overhead)
+        ]
+        self.target = _Work(len(of_target), sum(len(batch) * max(map(len, batch)) for batch in of_target))
+        by_size = sorted(some, key=lambda rows: len(rows) * lengths[rows].max())
+        longest = np.argsort(-lengths, kind="stable")[: max(settings.batch_size, WARMUP_BATCH)]
+        encoded = material.encoded
+        self.typical = [encoded[int(row)] for row in by_size[len(by_size) // 2]]
+        self.large = [encoded[int(row)] for row in by_size[len(by_size) * 19 // 20]]
+        candidates = [
+            *of_target,
+            *([encoded[int(row)] for row in rows] for rows in passes(longest)),
+            *([encoded[int(row)] for row in rows] for rows in (longest[:WARMUP_BATCH],) if settings.warms_up),
+        ]
+        self.largest = max(candidates, key=lambda samples: len(samples) * max(map(len, samples)))
+
+
+class _Work(NamedTuple):
+    """How many passes there are, and how many padded tokens in them."""
+
+    passes: float
+    tokens: float
+
+    @classmethod
+    def of(
+        cls, batches: Sequence[NDArray[np.int64]], lengths: NDArray[np.int64], times: float = 1.0
+    ) -> _Work:
+        tokens = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
+        return cls(times * len(batches), times * tokens)
+
+
+def _rate(
+    adapted: AdaptedModel, passes: Sequence[Sequence[Encoded]], n_subtasks: int
+) -> Callable[[_Work], float]:
+    """Measure two passes, and return what tells the seconds of many."""
+    checkpoint = adapted.checkpoints[0]
+    directions = np.ones((n_subtasks, checkpoint.size), np.float32)
+    sizes, seconds = [], []
+    with Accumulator(checkpoint, device=adapted.device, directions=directions) as accumulator:
+        for samples in passes:
+            batch = Batch.of(samples, adapted.device)
+            accumulator(batch).faults()  # the first of a size takes memory from the system
+            began = time.monotonic()
+            accumulator(batch).faults()
+            seconds.append(time.monotonic() - began)
+            sizes.append(batch.ids.numel())
+    per_token = (seconds[1] - seconds[0]) / max(sizes[1] - sizes[0], 1)
+    constant = seconds[0] - per_token * sizes[0]
+    if constant < 0 or per_token <= 0:  # of one size, or too small to tell
+        constant, per_token = 0.0, sum(seconds) / sum(sizes)
+    return lambda work: constant * work.passes + per_token * work.tokens
+
+
+def _clustering(
+    clusterer: Clusterer, width: int, n_pool: int, n_budget: int, n_select: int
+) -> tuple[float, int]:
+    """Return the seconds and bytes of clustering, from those of a smaller pool of random points.
+
+    As clusters are about the root of the pool in number, time grows with its power of 1.5.
+    """
+    part = min(_CLUSTERED, n_pool)
+    rng = np.random.default_rng(0)
+    view = PoolView(
+        {"features": rng.standard_normal((part, max(width, 1)), np.float32)},
+        np.zeros(part, np.int64),
+        rng.random(part),
+        columns={"source": np.zeros(part, "U1"), "tokens": np.ones(part), "label_tokens": np.ones(part)},
+        budget=max(n_budget * part // n_pool, 1),
+        n_select=max(n_select * part // n_pool, 1),
+    )
+    began = time.monotonic()
+    tracemalloc.start()
+    try:
+        blamed(clusterer.fit_predict)(view, rng)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    return (time.monotonic() - began) * (n_pool / part) ** 1.5, peak * n_pool // part
+
+
+def _resident() -> int:
+    """Return the bytes that this process has in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _peak() -> int:
+    """Return the most bytes that this process had in memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,55 @@
+"""The strategies of a selection: those that were given, checked, or the default ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import clusterucb
+from clusterucb.clusterers.base import Clusterer
+from clusterucb.clusterers.kmeans import KMeans
+from clusterucb.errors import OptionError, one_line
+from clusterucb.features.base import Feature
+from clusterucb.features.embedding import Embedding
+from clusterucb.features.gradient import Gradient
+from clusterucb.plugins import KINDS, load
+from clusterucb.policies.base import Policy
+from clusterucb.policies.ucb import UCB
+from clusterucb.similarity import check_comparable
+
+
+def chosen(
+    features: Feature | None, clusterer: Clusterer | None, policy: Policy | None, *, store: bool
+) -> tuple[Feature, Clusterer, Policy]:
+    """Return features, clusterer and policy of a selection, with a gradient store or without.
+
+    Raises:
+        OptionError: one is of another kind, or they do not go together.
+    """
+    by_default = Gradient() if store else Embedding()
+    features = _checked("feature", by_default if features is None else features)
+    policy = _checked("policy", UCB() if policy is None else policy)
+    check_comparable(policy, features)
+    return features, _checked("clusterer", KMeans() if clusterer is None else clusterer), policy
+
+
+def _checked(kind: str, strategy: object) -> Any:
+    if not isinstance(strategy, KINDS[kind]):
+        base = KINDS[kind].__name__
+        raise OptionError(
+            f"{kind} is {one_line(repr(strategy)):.80}; expected an object of a class derived from clusterucb.{base}"
+            f"{_meant(kind, strategy)}"
+        )
+    return strategy
+
+
+def _meant(kind: str, strategy: object) -> str:
+    """Return the object that a name of the command line, or a class, stands for, as a question."""
+    cls = strategy
+    if isinstance(strategy, str):
+        named = load().table.get((kind, strategy.casefold()))
+        cls = named and named.factory
+    if not (isinstance(cls, type) and issubclass(cls, KINDS[kind])):
+        return ""
+    public = getattr(clusterucb, cls.__name__, None) is cls
+    place = "clusterucb" if public else cls.__module__
+    return f". Did you mean {'features' if kind == 'feature' else kind}={place}.{cls.__qualname__}()?"
