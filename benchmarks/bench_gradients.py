@@ -39,15 +39,16 @@ import torch
 
 import gradient_peers
 from clusterucb import ops
-from clusterucb.accumulate import Accumulator
+from clusterucb.accumulate import Accumulator, Checkpoint
 from clusterucb.checkpoint import ModelSource, attach_lora
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.pool import demo_pool
-from clusterucb.encode import Encoded, Encoder, collate, micro_batches
+from clusterucb.encode import Encoded, Encoder
 from clusterucb.gradients import PerSampleGradients
 from clusterucb.loss import sample_losses
 from clusterucb.moments import Moments
 from clusterucb.parameters import ParameterManifest
+from clusterucb.passes import Batch, micro_batches
 from clusterucb.pool import read_pool
 from clusterucb.preconditioner import Preconditioner
 from clusterucb.progress import Screen
@@ -122,11 +123,13 @@ class Job:
             (m * 1e-4 * inside).numpy(), (v.square() * 1e-7 * inside).numpy(), 30, 0.9, 0.999, 1e-8
         )
         self.directions = (directions * inside).numpy()
-        self.gradients = PerSampleGradients(self.model, self.manifest)
+        self.checkpoint = Checkpoint(
+            PerSampleGradients(self.model, self.manifest), size, self.preconditioner, self.moments
+        )
 
     @cached_property
     def accumulator(self) -> Accumulator:
-        return Accumulator(self.gradients, self.preconditioner, self.moments, directions=self.directions)
+        return Accumulator(self.checkpoint, directions=self.directions)
 
     @cached_property
     def plain_batches(self) -> list[dict[str, torch.Tensor]]:
@@ -136,7 +139,11 @@ class Job:
         """Return what we are compared with."""
         if self.preconditioner == SGD:
             work = gradient_peers.Work(
-                self.model, self.manifest, torch.from_numpy(self.directions), self.plain_batches
+                self.model,
+                self.manifest,
+                torch.from_numpy(self.directions),
+                self.plain_batches,
+                [Batch.of(batch) for batch in self.batches],
             )
             return gradient_peers.contenders(work)
         return {
@@ -149,9 +156,9 @@ class Job:
 
     def ours(self) -> np.ndarray:
         scores = []
-        with self.gradients:
+        with self.accumulator:
             for batch in self.batches:
-                found = self.accumulator(batch)
+                found = self.accumulator(Batch.of(batch))
                 scores.append(ops.finish(found.norm2, found.products))
         return np.concatenate(scores)
 
@@ -164,7 +171,7 @@ class Job:
     def label_only_training(self) -> None:
         self.model.train()
         for batch in self.batches:
-            sample_losses(self.model, *collate(batch, 0)).sum().backward()
+            sample_losses(self.model, Batch.of(batch)).sum().backward()
         self.model.zero_grad()
 
     def batch_1_loop(self) -> None:
@@ -192,8 +199,8 @@ class Job:
         """Compare scores of the first and the last batch with those of batch-1 autograd."""
         directions = torch.from_numpy(self.directions).double()
         for batch in (self.batches[0], self.batches[-1]):
-            with self.gradients:
-                found = self.accumulator(batch)
+            with self.accumulator:
+                found = self.accumulator(Batch.of(batch))
                 scores = ops.finish(found.norm2, found.products)
             self.model.eval()
             for row in {0, len(batch) - 1}:
@@ -224,10 +231,11 @@ class Job:
 
 def _plain(samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
     """Return a batch as `transformers` takes it."""
-    ids, labels = collate(samples, 0)
-    lengths = torch.tensor([len(sample) for sample in samples])
-    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    return {"input_ids": ids, "attention_mask": mask, "labels": ids.where(labels, -100)}
+    batch = Batch.of(samples)
+    mask = (torch.arange(batch.ids.shape[1]) < torch.tensor(batch.lengths)[:, None]).long()
+    labels = torch.full_like(batch.ids, -100)
+    labels.flatten()[batch.predicting + 1] = batch.predicted
+    return {"input_ids": batch.ids, "attention_mask": mask, "labels": labels}
 
 
 def samples_of(encoder: Encoder, kind: str, pool: Path) -> list[Encoded]:

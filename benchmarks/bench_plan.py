@@ -2,9 +2,9 @@
 
     python benchmarks/bench_plan.py [--json FILE] [--only TEXT]
 
-The model is SmolLM2-135M-Instruct, the pool is the demo's. Each command runs in a process of its own; its peak memory is
-what the system counts (the largest resident set), above that of a process that has only imported the libraries. Ratios
-are the plan's over the selection's. Nothing else should run meanwhile.
+The model is SmolLM2-135M-Instruct, the pool is the demo's. Each command runs in a process of its own; its peak memory
+is what the system counts (the largest resident set), above that of a process that has only imported the libraries.
+Ratios are the plan's over the selection's. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from clusterucb import passes
 from clusterucb.loss import sample_losses
 from clusterucb.parameters import ParameterManifest
 
@@ -49,12 +50,14 @@ class Work:
         manifest: where its matrices stand in a direction.
         directions: f32[S, P].
         batches: input_ids and labels, i64[B, T] each, -100 where nothing is predicted.
+        labelled: the same batches as `clusterucb.loss` takes them.
     """
 
     model: PeftModel
     manifest: ParameterManifest
     directions: Tensor
     batches: list[Batch]
+    labelled: list[passes.Batch]
 
     @cached_property
     def parts(self) -> dict[str, Tensor]:
@@ -159,9 +162,10 @@ def _losses(model: PeftModel, batch: Batch) -> Tensor:
     return losses.sum(dim=1) / (labels != -100).sum(dim=1)
 
 
-def _label_only_losses(model: PeftModel, batch: Batch) -> Tensor:
-    """Return the same, of logits at label positions."""
-    return sample_losses(model, batch["input_ids"], batch["labels"] != -100)
+def _label_only_losses(work: Work) -> Losses:
+    """Return what gives the same, of logits at label positions."""
+    labelled = {id(batch): one for batch, one in zip(work.batches, work.labelled, strict=True)}
+    return lambda model, batch: sample_losses(model, labelled[id(batch)])
 
 
 PEERS = {"bergson": bergson, "dattri-llm": dattri_llm}
@@ -181,5 +185,5 @@ def contenders(work: Work) -> dict[str, Run]:
     return {
         f"{name}{suffix}": PEERS[name](work, losses)
         for name in versions()
-        for suffix, losses in (("", None), (" label-only", _label_only_losses))
+        for suffix, losses in (("", None), (" label-only", _label_only_losses(work)))
     }
