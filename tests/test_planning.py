@@ -155,6 +155,23 @@ def test_the_remedy_makes_it_fit(monkeypatch, free, checkpointing, remedy):
     assert "gradients need 0.0 MB of memory beside the model" in str(error.value)
 
 
+def test_a_disk_without_room_is_refused(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "free_disk", lambda folder: 100)
+    with pytest.raises(
+        OptionError, match=r"the adapter need .* of disk in .*run, 0\.0 MB are free there\. Give"
+    ):
+        cu.select(**arguments(job, out=tmp_path / "run"))
+
+
+def test_a_pass_takes_what_memory_allows_and_at_least_a_sample():
+    needed = Needs(directions=2000, moments=1000, a_pass=500, tokens=100, longest=50)
+    assert (
+        fitting.tokens_that_fit(needed, 10_000) == 512
+    )  # 1000 of them would take 5000 of the 80 % of 10 000
+    assert fitting.tokens_that_fit(needed, 4_000) == 50
+    assert fitting.tokens_that_fit(needed, 10**12) == 1 << 16
+
+
 def test_select_refuses_what_does_not_fit_before_anything_is_written(job, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "available", lambda device: 2_000_000)
     with pytest.raises(

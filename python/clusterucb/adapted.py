@@ -33,7 +33,7 @@ from clusterucb.material import Material
 from clusterucb.moments import load_moments
 from clusterucb.optimizer_files import optimizer_file
 from clusterucb.parameters import ParameterManifest
-from clusterucb.passes import Batch, Passes, micro_batches
+from clusterucb.passes import CPU_TOKENS, Batch, Passes, micro_batches
 from clusterucb.preconditioner import Preconditioner
 from clusterucb.prepared import adapter_files
 from clusterucb.progress import Observer
@@ -99,7 +99,9 @@ class AdaptedModel:
         """The base model."""
         if self._given is not None:
             return self._given
-        return load_base(self._settings, self._source, self.device, self._material, self._observer)
+        return load_base(
+            self._settings, self._source, self.device, self._material, self._observer, self._run.folder
+        )
 
     @cached_property
     def passes(self) -> Passes:
@@ -112,7 +114,24 @@ class AdaptedModel:
             self._run.save()
 
         limits = list(manifest.limits)
-        return Passes(self._settings.batch_tokens, self.device, limits=limits, record=record)
+        return Passes(self._limit(), self.device, limits=limits, record=record)
+
+    def _limit(self) -> int:
+        """Return the padded tokens of a pass: as asked for, or as many as fit, which is measured once in a run."""
+        manifest = self._run.manifest
+        if self._settings.batch_tokens or torch.device(self.device).type == "cpu":
+            return self._settings.batch_tokens or CPU_TOKENS
+        if manifest.batch_tokens is None:
+            needed = fitting.needs(
+                self.checkpoints[0],
+                _largest_pass(self._material, CPU_TOKENS),
+                n_checkpoints=len(self.checkpoints),
+                n_subtasks=len(self._material.target),
+                device=self.device,
+            )
+            manifest.batch_tokens = fitting.tokens_that_fit(needed, fitting.available(self.device))
+            self._run.save()
+        return manifest.batch_tokens
 
     def accumulators(
         self, *, directions: Sequence[NDArray[np.float32]] | None = None, sketch: Sketch | None = None
@@ -177,13 +196,19 @@ def load_base(
     device: str,
     material: Material,
     observer: Observer,
+    folder: Path,
 ) -> PreTrainedModel:
     """Load the base model, and check that it takes the samples and the adapter or fresh LoRA asked for.
 
-    Nothing is computed and nothing written yet, so a mistake costs nothing.
+    Nothing is written yet and two gradients are computed, so a mistake costs nothing.
+
+    Args:
+        settings, source, device, material, observer: as of `AdaptedModel`.
+        folder: of the run, whose disk has to have room.
 
     Raises:
         ModelError: something does not fit.
+        OptionError: there is no room for what the job needs.
     """
     observer.step(f"Loading {source.name} on {device}")
     model = source.model(settings.dtype, device)
@@ -192,21 +217,29 @@ def load_base(
         found = _load_checkpoints(settings, model, settings.given_checkpoints)
     else:
         found = [_checkpoint(settings, _fresh_lora(settings, model))]
-    longest = [material.encoded[int(row)] for row in np.argsort(-material.encoded.lengths)[:_LONGEST]]
-    largest = [
-        longest[at] for at in micro_batches([len(sample) for sample in longest], settings.batch_tokens)[0]
-    ]
     with found[0].gradients as gradients:
         batch = Batch.of(_two_shortest(material.encoded), device)
         gradients.backward(batch, lambda *_: None)
         small = peak_bytes(lambda: gradients.backward(batch, lambda *_: None)) / batch.ids.numel()
-    counts = {"n_checkpoints": len(settings.weights), "n_subtasks": len(material.target)}
-    if fitting.may_be_too_large(found[0], largest, small, device=device, **counts):
-        needed = fitting.needs(found[0], largest, device=device, **counts)
-        fitting.check_memory(needed, device, checkpointing=settings.checkpointing)
+    fitting.check(
+        found[0],
+        _largest_pass(material, settings.batch_tokens or CPU_TOKENS),
+        small,
+        folder,
+        n_checkpoints=len(settings.weights),
+        n_subtasks=len(material.target),
+        device=device,
+        checkpointing=settings.checkpointing,
+    )
     if isinstance(gradients.model, PeftModel):
         gradients.model.unload()
     return model
+
+
+def _largest_pass(material: Material, limit: int) -> list[Encoded]:
+    """Return the samples of the pass over the pool that takes most memory."""
+    longest = [material.encoded[int(row)] for row in np.argsort(-material.encoded.lengths)[:_LONGEST]]
+    return [longest[at] for at in micro_batches([len(sample) for sample in longest], limit)[0]]
 
 
 def _two_shortest(encoded: EncodedSamples) -> list[Encoded]:

@@ -97,11 +97,11 @@ def estimate(
         Run(Path(folder), {}) as run,
         AdaptedModel(run, probing, prepared.source, prepared.device, few, Silent()) as adapted,
     ):
-        layout = _Layout(settings, material, n_budget, prepared.device)
         adapted.base  # noqa: B018  (loads it)
         set_up = time.monotonic() - began
         checkpoints = adapted.checkpoints
         resident = _resident()
+        layout = _Layout(settings, material, n_budget, adapted.passes.limit, prepared.device)
         memory = fitting.needs(
             checkpoints[0],
             layout.largest,
@@ -174,8 +174,10 @@ class _Layout:
         largest: samples of the one that takes most memory.
     """
 
-    def __init__(self, settings: Settings, material: Material, n_budget: int, device: str) -> None:
-        lengths, limit = material.encoded.lengths, settings.batch_tokens
+    def __init__(
+        self, settings: Settings, material: Material, n_budget: int, limit: int, device: str
+    ) -> None:
+        lengths = material.encoded.lengths
         overhead = overhead_of(device, limit)
 
         def passes(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:

@@ -28,6 +28,8 @@ from clusterucb.passes import Batch
 _PARTS = (8, 4)  # of the tokens of a pass
 _FLOAT = 4  # bytes
 _MARGIN = 3  # of a rough figure
+_FILLED = 0.8  # of the free memory, by passes that are as large as they may be
+_MOST = 1 << 16  # tokens of a pass, beyond which nothing is gained
 _SPARE = 0.05  # of the available memory, which is for what is not counted
 
 
@@ -68,24 +70,39 @@ def needs(
     return _with_pass(checkpoint, largest, pass_bytes(checkpoint, largest, device), n_checkpoints, n_subtasks)
 
 
-def may_be_too_large(
+def check(
     checkpoint: Checkpoint,
     largest: Sequence[Encoded],
     per_token: float,
+    folder: Path,
     *,
     n_checkpoints: int,
     n_subtasks: int,
     device: str,
-) -> bool:
-    """Return whether `needs` have to be known, because they may come near to what is free.
+    checkpointing: bool,
+) -> None:
+    """Refuse a job that has no room, in memory or on the disk.
 
     Args:
-        per_token: bytes for each token of a small pass, which take more than those of a large one.
         checkpoint, largest, n_checkpoints, n_subtasks, device: as of `needs`.
+        per_token: bytes for each token of a small pass, which take more than those of a large one.
+        folder: of the run.
+        checkpointing: whether layers run again in the backward pass.
+
+    Raises:
+        OptionError: it has none.
     """
     tokens = len(largest) * max(map(len, largest))
     found = _with_pass(checkpoint, largest, int(per_token * tokens), n_checkpoints, n_subtasks)
-    return _quadratic(checkpoint) or _MARGIN * found.total > available(device)
+    if _quadratic(checkpoint) or _MARGIN * found.total > available(device):
+        found = needs(checkpoint, largest, n_checkpoints=n_checkpoints, n_subtasks=n_subtasks, device=device)
+        check_memory(found, device, checkpointing=checkpointing)
+    needed, free = found.directions + 3 * _FLOAT * checkpoint.size * n_checkpoints, free_disk(folder)
+    if needed > free:
+        raise OptionError(
+            f"the target's directions and the adapter need {in_bytes(needed)} of disk in {folder}, {in_bytes(free)} "
+            "are free there. Give another folder, or a smaller --lora-rank, fewer --lora-targets or --parameters"
+        )
 
 
 def _with_pass(
@@ -179,14 +196,8 @@ def _remedy(found: Needs, free: int, checkpointing: bool) -> str:
     return f"Use --max-length {max(tokens, 2)}"
 
 
-def check_disk(needed: int, place: Path, what: str, *, remedy: str) -> None:
-    """Refuse a folder whose disk has not the room.
-
-    Raises:
-        OptionError: it has not.
-    """
-    free = free_disk(place)
-    if needed > free:
-        raise OptionError(
-            f"{what} needs {in_bytes(needed)} of disk in {place}; {in_bytes(free)} are free there. {remedy}"
-        )
+def tokens_that_fit(found: Needs, free: int) -> int:
+    """Return how many padded tokens a pass may have: a power of two, one sample at least."""
+    left = _FILLED * free - found.directions - found.moments
+    tokens = min(left / found.a_pass * found.tokens, _MOST)
+    return int(max(2 ** int(np.log2(max(tokens, 1))), found.longest))

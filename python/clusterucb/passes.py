@@ -25,6 +25,7 @@ from clusterucb.encode import Encoded
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.run import Limit
 
+CPU_TOKENS = 1024  # of a pass on a CPU, where more gain nothing
 _PAD = 0  # any token will do
 
 Result = TypeVar("Result")
@@ -142,6 +143,9 @@ class Passes:
         device: where the model is.
         limits: those that came into force since, of a run that is taken up again.
         record: told of each new one before it takes effect.
+
+    Attributes:
+        limit: as given.
     """
 
     def __init__(
@@ -152,7 +156,7 @@ class Passes:
         limits: Sequence[Limit] = (),
         record: Callable[[Limit], None] = lambda _: None,
     ) -> None:
-        self._first = limit
+        self.limit = limit
         self._device = device
         self._limits = list(limits)
         self._record = record
@@ -183,7 +187,7 @@ class Passes:
         own = [at for at, limit in enumerate(self._limits) if limit.call == call]
         came = deque(self._limits[at] for at in own)
         before = self._limits[: own[0]] if own else self._limits
-        tokens = before[-1].tokens if before else self._first
+        tokens = before[-1].tokens if before else self.limit
         batches = self._batches(lengths, np.arange(len(samples)), tokens, most)
         done = 0
         finished: tuple[NDArray[np.int64], Result] | None = None

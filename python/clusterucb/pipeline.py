@@ -12,6 +12,8 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -117,7 +119,11 @@ def select(
     )
     n_budget, n_select = _counts(settings, len(material.samples))
     # Before an earlier run is removed, everything that can refuse the new one has had its say.
-    base = load_base(settings, source, device, material, observer) if overwrite else None
+    base = (
+        load_base(settings, source, device, material, observer, Path(out or gettempdir()))
+        if overwrite
+        else None
+    )
     with (
         folder_for(out) as folder,
         Run(

@@ -180,6 +180,7 @@ class Manifest(msgspec.Struct):
     max_per_source: int | None = None
     cold_start: float | None = None
     annotated: bool = False
+    batch_tokens: int | None = None
     limits: list[Limit] = []
     cost: Cost = msgspec.field(default_factory=Cost)
     outcome: Outcome | None = None

@@ -152,7 +152,7 @@ class GradientSettings(ReadSettings):
         warmup_lr: Learning rate of the warm-up.
         sketch_dim: Dimension of gradient sketches, a power of two from 256.
         max_length: Longest sample in tokens; of a longer one, the end of the prompt and the answer are kept.
-        batch_tokens: Padded tokens that one pass of the model takes.
+        batch_tokens: Padded tokens of a pass of the model; by default 1024 on a CPU, and elsewhere as many as fit.
         device: Where the model runs: auto, cpu, cuda, cuda:1, ...
         dtype: Of the base model: auto (float32 on a CPU, else the checkpoint's own), float32, bfloat16, float16.
         autocast: Compute layers in bfloat16 or float16, whatever the dtype of the weights; sums stay in float32.
@@ -176,7 +176,7 @@ class GradientSettings(ReadSettings):
     warmup_lr: float = 2e-4
     sketch_dim: Whole = 8192
     max_length: Whole = 1024
-    batch_tokens: Whole = 1024
+    batch_tokens: Whole | None = None
     device: str = "auto"
     dtype: Dtype = "auto"
     autocast: Autocast = None
@@ -187,7 +187,9 @@ class GradientSettings(ReadSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_whole("lora_rank", "warmup_steps", "batch_tokens")
+        self._check_whole("lora_rank", "warmup_steps")
+        if self.batch_tokens is not None:
+            self._check_whole("batch_tokens")
         for name in ("lora_alpha", "warmup_lr"):
             value = getattr(self, name)
             self._check(name, math.isfinite(value) and value > 0, "a number above 0")
@@ -229,19 +231,15 @@ class GradientSettings(ReadSettings):
 
     @property
     def weights(self) -> list[float]:
-        """The weight of each checkpoint, one of them at least; they add up to one.
-
-        Raises:
-            OptionError: one is not a number.
-        """
+        """The weight of each checkpoint, one of them at least; they add up to one."""
         if self.checkpoint_weights is None:
             count = len(self.checkpoint or [""])
             return [1 / count] * count
         try:
             given = [float(weight) for weight in self.checkpoint_weights.split(",")]
-        except ValueError:
+            return [weight / sum(given) for weight in given]
+        except (ValueError, ZeroDivisionError):
             return [math.nan]
-        return [weight / sum(given) for weight in given]
 
     @property
     def warms_up(self) -> bool:

@@ -68,7 +68,11 @@ def sketch(
         **prepared.contents,
     }
     config = resolved(settings, pool=pool, model=model, out=out)
-    base = load_base(settings, prepared.source, prepared.device, material, observer) if overwrite else None
+    base = (
+        load_base(settings, prepared.source, prepared.device, material, observer, folder)
+        if overwrite
+        else None
+    )
     with (
         Run(folder, deciding, config=config, overwrite=overwrite) as run,
         AdaptedModel(run, settings, prepared.source, prepared.device, material, observer, base) as adapted,

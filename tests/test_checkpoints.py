@@ -1,0 +1,256 @@
+"""Several checkpoints, layers by pattern, and memory that runs out, in whole jobs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import clusterucb as cu
+from clusterucb import cli
+from clusterucb.accumulate import Accumulator
+from clusterucb.errors import ModelError, OptionError
+from clusterucb.gradients import PerSampleGradients
+from tiny import read_rows, write_job
+
+N = 40
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """Return a job's folder with three checkpoints: a and b of one training, c of another rank."""
+    folder = write_job(tmp_path_factory.mktemp("job"))
+    for name, changes in (("a", {}), ("b", {"warmup_steps": 8}), ("c", {"lora_rank": 2})):
+        warming = {"warmup_steps": 3, "lora_targets": "q_proj,v_proj", **changes}
+        select(folder, folder / name, batch_size=10, **warming)
+    return folder
+
+
+def select(job, out, **changes):
+    options = {"model": job / "model", "out": out, "budget": "100%", "batch_size": 6, **changes}
+    return cu.select(job / "pool.jsonl", job / "dev.jsonl", **options)
+
+
+def scores_of(run):
+    return {line["id"]: line["subtasks"]["dev"] for line in read_rows(run / "scores.jsonl")}
+
+
+def checkpoints(job, *names):
+    return [job / name / "adapter" for name in names]
+
+
+def test_scores_of_several_checkpoints_are_weighted_sums_and_each_costs_a_gradient(job, tmp_path):
+    both = select(job, tmp_path / "both", checkpoint=checkpoints(job, "a", "b"), checkpoint_weights="1,3")
+    one, other = (
+        scores_of(select(job, tmp_path / name, adapter=job / name / "adapter").out) for name in "ab"
+    )
+    for name, score in scores_of(both.out).items():
+        assert score == pytest.approx(0.25 * one[name] + 0.75 * other[name], abs=1e-6)
+    assert abs(np.corrcoef(list(one.values()), [other[name] for name in one])[0, 1]) < 0.999
+    counted = {name: phase.gradients for name, phase in both.cost.phases.items()}
+    assert counted == {"features": 0, "target": 2 * 6, "clusters": 0, "draws": 2 * N}
+
+
+def test_without_weights_all_count_the_same_and_one_checkpoint_is_an_adapter(job, tmp_path):
+    equal = select(job, tmp_path / "equal", checkpoint=checkpoints(job, "a", "b"))
+    given = select(job, tmp_path / "given", checkpoint=checkpoints(job, "a", "b"), checkpoint_weights="2,2")
+    alone = select(job, tmp_path / "alone", checkpoint=checkpoints(job, "a"))
+    adapter = select(job, tmp_path / "adapter", adapter=job / "a" / "adapter")
+    for one, other in ((equal, given), (alone, adapter)):
+        assert (one.out / "scores.jsonl").read_bytes() == (other.out / "scores.jsonl").read_bytes()
+
+
+def test_a_run_with_several_checkpoints_that_was_interrupted_goes_on_to_the_same_bytes(
+    job, tmp_path, monkeypatch
+):
+    whole = select(job, tmp_path / "whole", checkpoint=checkpoints(job, "a", "b"))
+    compute, calls = Accumulator.__call__, iter(range(1000))
+
+    def failing(self, batch):
+        if next(calls) in (2, 5, 9):
+            raise KeyboardInterrupt
+        return compute(self, batch)
+
+    monkeypatch.setattr(Accumulator, "__call__", failing)
+    stopped = 0
+    while True:
+        try:
+            result = select(job, tmp_path / "stopped", checkpoint=checkpoints(job, "a", "b"))
+            break
+        except KeyboardInterrupt:
+            stopped += 1
+    assert stopped == 3
+    assert (result.out / "scores.jsonl").read_bytes() == (whole.out / "scores.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"checkpoint": ("a", "b"), "checkpoint_weights": "1,3"},
+        {"parameters": "model.layers.*.mlp.down_proj,*.o_proj", "preconditioner": "sgd"},
+    ],
+)
+def test_a_store_keeps_what_its_sketches_are_of(job, tmp_path, options):
+    given = dict(options)
+    if "checkpoint" in given:
+        given["checkpoint"] = checkpoints(job, *given["checkpoint"])
+    store = cu.sketch(
+        job / "pool.jsonl", model=job / "model", out=tmp_path / "store", sketch_dim=4096, **given
+    )
+    same = {name: value for name, value in given.items() if name in ("parameters", "preconditioner")}
+    estimated = scores_of(select(job, tmp_path / "run", store=store.folder, **same).out)
+    rescored = scores_of(select(job, tmp_path / "exact", store=store.folder, scorer="exact", **same).out)
+    exact = scores_of(select(job, tmp_path / "direct", **given).out)
+    assert rescored.keys() == exact.keys() == estimated.keys()
+    for name, score in exact.items():
+        assert rescored[name] == pytest.approx(score, abs=1e-6)
+        assert estimated[name] == pytest.approx(score, abs=5 / 4096**0.5)
+    assert estimated != exact
+
+
+def test_a_full_fine_tuning_s_optimiser_preconditions_its_layers(job, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(job / "model")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for weight in model.parameters():
+            weight.grad = torch.empty_like(weight).normal_(generator=generator)
+        optimizer.step()
+    model.zero_grad()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    options = {"parameters": "*.down_proj"}
+    read = select(job, tmp_path / "read", optimizer=tmp_path / "optimizer.pt", **options)
+    plain = select(job, tmp_path / "plain", preconditioner="sgd", **options)
+    assert scores_of(read.out) != scores_of(plain.out)
+    tokenizer = AutoTokenizer.from_pretrained(job / "model")
+    lent = select(job, tmp_path / "lent", model=model, tokenizer=tokenizer, optimizer=optimizer, **options)
+    given, theirs = scores_of(lent.out), scores_of(read.out)
+    assert max(abs(given[name] - theirs[name]) for name in given) < 1e-6
+    assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"checkpoint": "ab", "adapter": "a"},
+            OptionError,
+            "--adapter and --checkpoint are given; expected one",
+        ),
+        ({"checkpoint": "ab", "parameters": "*"}, OptionError, "--checkpoint and --parameters are given"),
+        (
+            {"checkpoint": "ab", "checkpoint_weights": "1"},
+            OptionError,
+            "--checkpoint-weights is '1' for 2 checkpoints",
+        ),
+        ({"checkpoint": "ab", "checkpoint_weights": "1,-1"}, OptionError, "a number above 0 for each"),
+        ({"checkpoint": "ab", "checkpoint_weights": "1,x"}, OptionError, "a number above 0 for each"),
+        ({"checkpoint_weights": "1"}, OptionError, "--checkpoint-weights is given without --checkpoint"),
+        ({"checkpoint": "ac"}, ModelError, "expected checkpoints of one training, with the same LoRA"),
+        ({"checkpoint": "ax"}, ModelError, "there is no .*adapter_config.json"),
+        (
+            {"parameters": "*.down_proj"},
+            OptionError,
+            "expected --optimizer with that of the model's training, or",
+        ),
+        (
+            {"parameters": "*.nope", "preconditioner": "sgd"},
+            ModelError,
+            "'\\*.nope' names no linear layer; this model's",
+        ),
+        ({"optimizer": "a"}, OptionError, "--optimizer is given without --adapter or --parameters"),
+        ({"autocast": "float8"}, OptionError, "--autocast is 'float8'; expected"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(job, tmp_path, options, error, message):
+    for name in ("checkpoint", "adapter", "optimizer"):
+        if name in options:
+            folders = checkpoints(job, *options[name])
+            options = {**options, name: folders if name == "checkpoint" else folders[0]}
+    with pytest.raises(error, match=message):
+        select(job, tmp_path / "run", **options)
+
+
+def test_the_command_line_and_the_configuration_name_several_checkpoints(job, tmp_path, monkeypatch):
+    monkeypatch.chdir(job)
+    command = [
+        "select",
+        "pool.jsonl",
+        "--target",
+        "dev.jsonl",
+        "--model",
+        "model",
+        "--quiet",
+        "--budget",
+        "20%",
+    ]
+    given = ["--checkpoint", "a/adapter", "--checkpoint", "b/adapter", "--checkpoint-weights", "1,3"]
+    assert cli.run([*command, *given, "--out", str(tmp_path / "one")]) == 0
+    again = [
+        "select",
+        "--config",
+        str(tmp_path / "one" / "config.yaml"),
+        "--quiet",
+        "--out",
+        str(tmp_path / "two"),
+    ]
+    assert cli.run(again) == 0
+    one, two = ((tmp_path / name / "scores.jsonl").read_bytes() for name in ("one", "two"))
+    assert one == two
+    assert (
+        cli.run([*command, "--adapter", "a/adapter", "--out", str(tmp_path / "one")]) == 2
+    )  # another run's folder
+
+
+@pytest.fixture
+def small_memory(monkeypatch):
+    """Let passes of more than 160 tokens run out of memory, after the first few."""
+    backward, made = PerSampleGradients.backward, []
+
+    def failing(self, batch, sink):
+        made.append(batch.ids.numel())
+        if len(made) > 8 and batch.ids.numel() > 160:
+            raise torch.OutOfMemoryError("no")
+        return backward(self, batch, sink)
+
+    monkeypatch.setattr(PerSampleGradients, "backward", failing)
+    return made
+
+
+def test_a_run_goes_on_when_memory_runs_out_and_says_so(job, tmp_path, small_memory, capsys):
+    plain = scores_of(job / "a")
+    steps = []
+    options = {"adapter": job / "a" / "adapter", "batch_size": 10}
+    result = select(job, tmp_path / "run", observer=lambda text, done, total: steps.append(text), **options)
+    scores = scores_of(result.out)
+    assert len(scores) == N
+    assert max(abs(scores[name] - plain[name]) for name in plain) < 1e-6
+    assert any("Memory ran out: passes are of" in text for text in steps)
+    limits = result.manifest.limits
+    assert limits
+    assert [one.tokens for one in limits] == sorted((one.tokens for one in limits), reverse=True)
+
+
+def test_a_run_that_ran_out_of_memory_and_was_interrupted_goes_on_to_the_same_bytes(
+    job, tmp_path, small_memory, monkeypatch
+):
+    options = {"adapter": job / "a" / "adapter", "batch_size": 10}
+    whole = select(job, tmp_path / "whole", **options)
+    assert whole.manifest.limits
+    small_memory.clear()
+    compute, calls = Accumulator.__call__, iter(range(1000))
+
+    def failing(self, batch):
+        if next(calls) == 9:
+            raise KeyboardInterrupt
+        return compute(self, batch)
+
+    monkeypatch.setattr(Accumulator, "__call__", failing)
+    with pytest.raises(KeyboardInterrupt):
+        select(job, tmp_path / "stopped", **options)
+    monkeypatch.undo()  # there is memory enough now, and the passes are those of before all the same
+    resumed = select(job, tmp_path / "stopped", **options)
+    known = {(one.call, one.done, one.tokens) for one in whole.manifest.limits}
+    assert {(one.call, one.done, one.tokens) for one in resumed.manifest.limits} <= known
+    assert (resumed.out / "scores.jsonl").read_bytes() == (whole.out / "scores.jsonl").read_bytes()
