@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 from transformers import OPTConfig, OPTForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
+from clusterucb import compiled
 from clusterucb import gradients as gradients_module
 from clusterucb.encode import Encoded
 from clusterucb.errors import ModelError
@@ -550,3 +551,29 @@ def test_one_adapter_of_several_is_differentiated():
     with PerSampleGradients(model, manifest, adapter="other") as gradients:
         flat, _ = flat_gradients(gradients, manifest, batch_of(samples))
     assert max(map(relative, flat, expected)) < 1e-4
+
+
+@pytest.mark.parametrize(("lora", "n_compiled"), [({}, 3 * 3), ({"target_modules": EVERY_LINEAR}, 2 * 3)])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_parts_between_differentiated_layers_are_compiled(monkeypatch, lora, n_compiled, checkpointing):
+    monkeypatch.setattr(compiled, "_BACKEND", "aot_eager")
+    model = with_lora(tiny_llama(), **lora)
+    manifest = ParameterManifest.of(model)
+    samples = samples_of(0, [5, 17, 2, 9])
+    expected = every_sample_alone(model, manifest, samples)
+    gradients = PerSampleGradients(model, manifest, compiling=True, checkpointing=checkpointing)
+    for _ in range(2):
+        with gradients:
+            assert sum(one._compiled_call_impl is not None for one in model.modules()) == n_compiled
+            for batch in (batch_of(samples), batch_of(samples[1:2])):
+                flat, _ = flat_gradients(gradients, manifest, batch)
+                assert max(map(relative, flat, expected if len(flat) > 1 else expected[1:2])) < 1e-4
+        assert not any(one._compiled_call_impl for one in model.modules())
+
+
+def test_a_model_that_is_compiled_already_is_not_compiled_again():
+    model = with_lora(tiny_llama())
+    model.get_submodule("base_model.model.model.layers")[1].compile(backend="eager")
+    with pytest.raises(ModelError, match="is compiled already; expected a plain model with --compile"):
+        PerSampleGradients(model, ParameterManifest.of(model), compiling=True).__enter__()
+    assert not any(module._forward_hooks for module in model.modules())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import clusterucb as cu
-from clusterucb import cli, estimate, fitting, machine
+from clusterucb import cli, compiled, estimate, fitting, machine
 from clusterucb.accumulate import Checkpoint
 from clusterucb.errors import OptionError
 from clusterucb.estimate import _Work
@@ -48,9 +48,11 @@ def arguments(job, **options):
         {"features": cu.Hidden(), "clusterer": cu.Source(), "policy": cu.Random()},
         {"features": cu.Gradient(), "sketch_dim": 256},
         {"parameters": "*.down_proj", "preconditioner": "sgd", "checkpointing": True},
+        {"compile": True, "checkpointing": True, "adapter": None},
     ],
 )
-def test_a_plan_counts_what_the_selection_counts(job, tmp_path, options):
+def test_a_plan_counts_what_the_selection_counts(job, tmp_path, monkeypatch, options):
+    monkeypatch.setattr(compiled, "_BACKEND", "aot_eager")
     plan = cu.plan(**arguments(job, **options))
     with (
         pytest.warns(cu.ClusterUCBWarning)

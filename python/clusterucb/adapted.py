@@ -294,6 +294,7 @@ def _checkpoint(
         adapter=checkpoint.adapter_name(number) if isinstance(model, PeftModel) else None,
         autocast=checkpoint.DTYPES[settings.autocast] if settings.autocast else None,
         checkpointing=settings.checkpointing,
+        compiling=settings.compile,
     )
     share = settings.weights[number]
     if settings.preconditioner == "sgd" or state is None:

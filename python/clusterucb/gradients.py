@@ -18,7 +18,8 @@ Decisions:
       tokens in another order (experts), would give scores that depend on the batch.
     - What ran in the batch that was checked must run in every other: a layer that only some tokens reach,
       or whose hooks a compiled graph leaves out, would give zeros that look like gradients.
-    - Compiled models run uncompiled here: their graphs know nothing of these hooks.
+    - Compiled models run uncompiled here: their graphs know nothing of these hooks. `clusterucb.compiled` compiles what
+      has none.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -37,6 +38,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from clusterucb import ops
+from clusterucb.compiled import CompiledParts
 from clusterucb.errors import ModelError
 from clusterucb.loss import sample_losses
 from clusterucb.parameters import Parameter, ParameterManifest
@@ -67,6 +69,7 @@ class PerSampleGradients:
         adapter: the name of the PEFT adapter that they belong to, where the model has several.
         autocast: dtype that layers compute in, where it is not their own; gradients are fp32 sums all the same.
         checkpointing: keep the inputs of decoder layers alone, and run each layer again in the backward pass.
+        compiling: compile what holds no differentiated layer.
 
     Attributes:
         model: the same.
@@ -80,12 +83,15 @@ class PerSampleGradients:
         adapter: str | None = None,
         autocast: torch.dtype | None = None,
         checkpointing: bool = False,
+        compiling: bool = False,
     ) -> None:
         self.model = model
         self._manifest = manifest
         self._adapter = adapter
         self._autocast = autocast
         self._checkpointing = checkpointing
+        self._compiling = compiling
+        self._parts: CompiledParts | None = None
         dtype = autocast or next(model.parameters()).dtype  # of the base model; LoRA itself is fp32
         self._tolerance = _TOLERANCE.get(dtype, 0.1)
         self._sink: Sink | None = None
@@ -96,20 +102,27 @@ class PerSampleGradients:
 
     def __enter__(self) -> Self:
         """Freeze the model and add the hooks."""
-        self._undo = ExitStack()
+        with ExitStack() as undo:  # in case that something fails
+            self._prepare(undo)
+            self._undo = undo.pop_all()
+        return self
+
+    def _prepare(self, undo: ExitStack) -> None:
         if self._adapter is not None:
             self.model.set_adapter(self._adapter)  # type: ignore[operator]
-        self._undo.callback(self.model.train, self.model.training)
+        undo.callback(self.model.train, self.model.training)
         self.model.eval()
         for weight in self.model.parameters():
-            self._undo.callback(weight.requires_grad_, weight.requires_grad)
+            undo.callback(weight.requires_grad_, weight.requires_grad)
             weight.requires_grad_(False)
         for parameter in self._manifest:
             module = self.model.get_submodule(parameter.module)
-            self._undo.callback(module.register_forward_hook(partial(self._capture, parameter)).remove)
+            undo.callback(module.register_forward_hook(partial(self._capture, parameter)).remove)
         if self._checkpointing:
-            self._checkpoint_layers()
-        return self
+            self._checkpoint_layers(undo)
+        if self._compiling:
+            self._parts = self._parts or CompiledParts(self.model, self._differentiated, self._autocast)
+            undo.enter_context(self._parts.active())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -117,18 +130,21 @@ class PerSampleGradients:
         """Take the hooks away and restore the model."""
         self._undo.close()
 
-    def _checkpoint_layers(self) -> None:
+    def _checkpoint_layers(self, undo: ExitStack) -> None:
         layers = [layer for layer in self.model.modules() if isinstance(layer, GradientCheckpointingLayer)]
         if not layers:
             raise ModelError(
                 f"{type(self.model).__name__} has no layers that can run again in the backward pass; expected none of "
                 "--checkpointing"
             )
-        differentiated = {self.model.get_submodule(one.module) for one in self._manifest}
         for layer in layers:
-            starts = not differentiated.isdisjoint(layer.modules())
+            starts = not self._differentiated.isdisjoint(layer.modules())
             layer.forward = partial(_run_again, layer.forward, starts)
-            self._undo.callback(vars(layer).pop, "forward")
+            undo.callback(vars(layer).pop, "forward")
+
+    @property
+    def _differentiated(self) -> set[nn.Module]:
+        return {self.model.get_submodule(one.module) for one in self._manifest}
 
     def backward(self, batch: Batch, sink: Sink) -> Tensor:
         """Compute the gradient of each sample's loss, and hand it on piece by piece.
@@ -182,7 +198,7 @@ class PerSampleGradients:
         rows, columns = batch.ids.shape
         self._sink, self._ran, self._shape = sink, set(), (rows, columns)
         try:
-            with _uncompiled():
+            with nullcontext() if self._compiling else _uncompiled():
                 yield
         finally:
             self._sink = None

@@ -158,6 +158,7 @@ class GradientSettings(ReadSettings):
         autocast: Compute layers in bfloat16 or float16, whatever the dtype of the weights; sums stay in float32.
         checkpointing: Keep the inputs of the model's layers alone, and run each layer again in the backward pass: less
             memory, a third more time.
+        compile: Compile parts of the model (torch.compile): passes take less time, after minutes of start.
         revision: Branch, tag or commit of a hub id.
         trust_remote_code: Let code that comes with the model run.
         seed: Same seed, same result.
@@ -181,6 +182,7 @@ class GradientSettings(ReadSettings):
     dtype: Dtype = "auto"
     autocast: Autocast = None
     checkpointing: bool = False
+    compile: bool = False
     revision: str | None = None
     trust_remote_code: bool = False
     seed: Whole = 0
