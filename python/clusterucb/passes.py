@@ -26,6 +26,9 @@ from clusterucb.errors import ModelError, OptionError
 from clusterucb.run import Limit
 
 CPU_TOKENS = 1024  # of a pass on a CPU, where more gain nothing
+_CPU_OVERHEAD = (
+    40  # tokens; two halves of a pass take as much more than the whole (24 to 53, 135M parameters, 2 cores)
+)
 _PAD = 0  # any token will do
 
 Result = TypeVar("Result")
@@ -93,14 +96,16 @@ def _moved(array: NDArray[Any], device: str) -> torch.Tensor:
 def overhead_of(device: str, limit: int) -> int:
     """Return what a pass costs beside its tokens, in tokens.
 
-    On a CPU it was measured (2 threads, 135M parameters: .26 s, as 62 tokens). On a GPU small passes leave most of it
-    idle, so passes are as full as the limit lets them be.
+    On a GPU small passes leave most of it idle, so passes are as full as the limit lets them be.
     """
-    return 64 if torch.device(device).type == "cpu" else limit
+    return _CPU_OVERHEAD if torch.device(device).type == "cpu" else limit
 
 
 def micro_batches(
-    lengths: Sequence[int] | NDArray[np.int64], limit: int, overhead: int = 64, most: int | None = None
+    lengths: Sequence[int] | NDArray[np.int64],
+    limit: int,
+    overhead: int = _CPU_OVERHEAD,
+    most: int | None = None,
 ) -> list[NDArray[np.int64]]:
     """Return positions into ``lengths`` in batches of like lengths, the longest first.
 
