@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import clusterucb as cu
@@ -254,3 +255,26 @@ def test_a_run_that_ran_out_of_memory_and_was_interrupted_goes_on_to_the_same_by
     known = {(one.call, one.done, one.tokens) for one in whole.manifest.limits}
     assert {(one.call, one.done, one.tokens) for one in resumed.manifest.limits} <= known
     assert (resumed.out / "scores.jsonl").read_bytes() == (whole.out / "scores.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("options", [{"checkpointing": True}, {"autocast": "bfloat16"}])
+def test_a_warm_up_is_the_same_with_less_memory_and_nearly_so_under_autocast(job, tmp_path, options):
+    select(job, tmp_path / "run", budget="10%", warmup_steps=3, lora_targets="q_proj,v_proj", **options)
+    got, plain = (
+        load_file(run / "adapter" / "adapter_model.safetensors") for run in (tmp_path / "run", job / "a")
+    )
+    differences = [float((got[name] - plain[name]).norm() / plain[name].norm()) for name in plain]
+    assert max(differences) < (1e-5 if "checkpointing" in options else 0.2)
+    assert max(differences) > 0 or "checkpointing" in options
+
+
+def test_memory_that_runs_out_in_the_warm_up_is_an_error_that_says_so(job, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr("clusterucb.warmup.sample_losses", fail)
+    with pytest.raises(
+        ModelError, match=r"too small for a warm-up step of 4 samples of up to \d+ tokens; expected"
+    ):
+        select(job, tmp_path / "run")
+    assert not (tmp_path / "run" / "adapter").exists()

@@ -370,14 +370,20 @@ def loras(folder: Path) -> list[tuple]:
     ]
 
 
-@pytest.mark.parametrize("given", ["adapter", "store"])
+@pytest.mark.parametrize("given", ["adapter", "checkpoint", "store"])
 def test_the_lora_is_that_of_the_adapter_or_store(tmp_path: Path, given: str) -> None:
     adapter = tmp_path / "adapter"
     LoraConfig(r=3, lora_alpha=7, target_modules=["v_proj", "q_proj"]).save_pretrained(adapter)
-    where = {"adapter": adapter, "store": tmp_path}[given]
+    where = {"adapter": adapter, "checkpoint": (adapter, tmp_path / "later"), "store": tmp_path}[given]
     write(tmp_path, ",".join(TOOLS), "ua", **{given: where}, lora_rank=99, lora_targets="k_proj")
     layers = ["q_proj", "v_proj"]
     assert loras(tmp_path) == [(3, 7, "q_proj,v_proj"), (3, 7, layers), (3, 7, layers)]
+
+
+def test_layers_without_a_lora_are_trained_by_that_of_the_options(tmp_path: Path) -> None:
+    own = {"parameters": "*.up_proj", "preconditioner": "sgd", "store": tmp_path}
+    write(tmp_path, ",".join(TOOLS), "ua", **own, lora_rank=9, lora_alpha=2, lora_targets="k_proj")
+    assert {rank for rank, _, _ in loras(tmp_path)} == {9}
 
 
 def test_layers_that_are_a_pattern_are_one_where_a_tool_takes_it(tmp_path: Path) -> None:

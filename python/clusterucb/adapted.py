@@ -184,6 +184,8 @@ class AdaptedModel:
                 folder,
                 learning_rate=settings.warmup_lr,
                 device=self.device,
+                autocast=checkpoint.DTYPES[settings.autocast] if settings.autocast else None,
+                checkpointing=settings.checkpointing,
                 advance=advance,
             )
         lora.unload()

@@ -1,9 +1,13 @@
-"""The screen of ``clusterucb doctor``: what the installation can do, and what a job would make of its files."""
+"""The screen of ``clusterucb doctor``.
+
+It shows what the installation can do, what a job would make of its files, and how exact a model's scores are.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -13,6 +17,9 @@ from clusterucb.dry_run import DryRun, FileFacts
 from clusterucb.errors import counted, printable
 from clusterucb.machine import Machine
 from clusterucb.sample import told
+
+if TYPE_CHECKING:
+    from clusterucb.probes import Finding, Probed
 
 _STYLES = {"template": "dim", "content": "", "label": "black on green"}
 _MARKS = ("⟦", "⟧")  # where there are no colours
@@ -60,6 +67,54 @@ def show_dry_run(found: DryRun, console: Console) -> None:
             (f"{before}{piece}{after}" if kind == "label" else piece, kind) for piece, kind in found.sample
         ]
         console.print(_shown(marked), soft_wrap=True)
+
+
+def show_probed(probed: Probed, console: Console) -> None:
+    """Print how far a model's scores are from what they should be."""
+    dtype = probed.dtype + (f", layers compute in {probed.autocast}" if probed.autocast else "")
+    console.print(
+        _table(
+            {
+                "model": f"{probed.model} on {probed.device}",
+                "dtype": dtype,
+                "attention": probed.attention,
+                "gradients": f"{counted(probed.parameters, 'number')} each",
+                "probed with": probed.samples,
+            }
+        )
+    )
+    console.print(
+        "\nThe largest change of a score (a difference of cosines) and of a gradient (relative to its length):\n"
+    )
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column(style="dim")
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column("gradient", justify="right", no_wrap=True)
+    table.add_column(overflow="fold")
+    for finding in probed.findings:
+        style = _BAD if finding.fine is False else ""
+        texts = _change(finding.score), _change(finding.gradient), _verdict(finding)
+        table.add_row(finding.name, *(Text(printable(text), style=style) for text in texts))
+    console.print(table)
+
+
+def _change(change: float | None) -> str:
+    return "" if change is None else f"{change:.1e}" if change else "0"
+
+
+def _verdict(finding: Finding) -> str:
+    """Return what a finding says: whether it is fine, and what to do where it is not."""
+    if finding.fine is None:
+        return f"not measured: {finding.said}"
+    if finding.fine:
+        return f"fine; {finding.said}" if finding.said else "fine"
+    most = ""
+    if finding.score is not None and finding.promised is not None:
+        most = (
+            f"; expected at most {_change(finding.promised.score)} and {_change(finding.promised.gradient)}"
+        )
+    said = f": {finding.said}" if finding.said else ""
+    return f"BAD{said}{most}. Remedy: {finding.remedy}" if finding.remedy else f"BAD{said}{most}"
 
 
 def _facts(found: DryRun) -> Iterator[tuple[str, str]]:

@@ -34,8 +34,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from clusterucb import ops
 from clusterucb.compiled import CompiledParts
@@ -45,6 +43,7 @@ from clusterucb.parameters import Parameter, ParameterManifest
 from clusterucb.passes import Batch
 from clusterucb.preconditioner import Preconditioner
 from clusterucb.projection import Sketch
+from clusterucb.recompute import recomputed_layers
 
 Sink = Callable[[int, Tensor], None]
 
@@ -119,7 +118,7 @@ class PerSampleGradients:
             module = self.model.get_submodule(parameter.module)
             undo.callback(module.register_forward_hook(partial(self._capture, parameter)).remove)
         if self._checkpointing:
-            self._checkpoint_layers(undo)
+            undo.enter_context(recomputed_layers(self.model, self._differentiated))
         if self._compiling:
             self._parts = self._parts or CompiledParts(self.model, self._differentiated, self._autocast)
             undo.enter_context(self._parts.active())
@@ -129,18 +128,6 @@ class PerSampleGradients:
     ) -> None:
         """Take the hooks away and restore the model."""
         self._undo.close()
-
-    def _checkpoint_layers(self, undo: ExitStack) -> None:
-        layers = [layer for layer in self.model.modules() if isinstance(layer, GradientCheckpointingLayer)]
-        if not layers:
-            raise ModelError(
-                f"{type(self.model).__name__} has no layers that can run again in the backward pass; expected none of "
-                "--checkpointing"
-            )
-        for layer in layers:
-            starts = not self._differentiated.isdisjoint(layer.modules())
-            layer.forward = partial(_run_again, layer.forward, starts)
-            undo.callback(vars(layer).pop, "forward")
 
     @property
     def _differentiated(self) -> set[nn.Module]:
@@ -178,7 +165,7 @@ class PerSampleGradients:
 
     def _pass(self, batch: Batch, sink: Sink) -> Tensor:
         with self._handing_to(sink, batch):
-            losses = self._losses(batch)
+            losses = sample_losses(self.model, batch, self._autocast)
             losses.sum().backward()
         if self._ran != self._expected:
             strange = sorted(self._ran ^ (self._expected or set()))[0]
@@ -187,11 +174,6 @@ class PerSampleGradients:
                 f"in every pass. {_LEAVE_OUT}"
             )
         return losses.detach()
-
-    def _losses(self, batch: Batch) -> Tensor:
-        enabled = self._autocast is not None
-        with torch.autocast(batch.ids.device.type, self._autocast, enabled=enabled):
-            return sample_losses(self.model, batch)
 
     @contextmanager
     def _handing_to(self, sink: Sink, batch: Batch) -> Iterator[None]:
@@ -220,7 +202,7 @@ class PerSampleGradients:
                 for weight in weights:
                     weight.grad = None
                     weight.requires_grad_(True)
-                losses = self._losses(batch)
+                losses = sample_losses(self.model, batch, self._autocast)
                 losses.sum().backward()
                 expected = [weight.grad for weight in weights]
             finally:
@@ -245,7 +227,7 @@ class PerSampleGradients:
         """Check that a sample's gradients are the same alone as they were beside others."""
         alone = _Probe(0, batch.ids.device)
         with self._handing_to(alone, batch):
-            self._losses(batch).sum().backward()
+            sample_losses(self.model, batch, self._autocast).sum().backward()
         change = alone.distance(together)
         if not change <= self._tolerance:
             raise ModelError(
@@ -286,20 +268,6 @@ class PerSampleGradients:
         for start in range(0, n_rows, step):
             piece = torch.bmm(left[:, :, start : start + step].float().transpose(1, 2), right)
             self._sink(parameter.offset + start * width, piece.flatten(1))
-
-
-def _run_again(forward: Callable[..., Any], starts: bool, hidden: Tensor, *args: Any, **options: Any) -> Any:
-    """Run a decoder layer without keeping what its backward pass needs, which will run it again.
-
-    Not where nothing before it and nothing in it (``starts``) is differentiated: then there is no backward pass.
-    """
-    if not torch.is_grad_enabled() or not (starts or hidden.requires_grad):
-        return forward(hidden, *args, **options)
-    if not hidden.requires_grad:
-        hidden = hidden.detach().requires_grad_(True)
-    return checkpoint(
-        lambda states: forward(states, *args, **options), hidden, use_reentrant=True, preserve_rng_state=False
-    )
 
 
 @contextmanager

@@ -1,10 +1,10 @@
 """The LoRA that an exported configuration trains.
 
 Decisions:
-    - It is that of the adapter or store that was given: rank, alpha, how they scale it, and layers. What else its
-      configuration says, a note in each file names: every tool has keys for another part of it.
-    - Without an adapter it is as the options say, and on all linear layers where they do not: PEFT's choice, fewer
-      of them, is for gradients that cost less.
+    - It is that of the adapter, checkpoints or store that were given: rank, alpha, how they scale it, and layers. What
+      else its configuration says, a note in each file names: every tool has keys for another part of it.
+    - Without one, also where the model's own layers were differentiated, it is as the options say, and on all linear
+      layers where they do not: PEFT's choice, fewer of them, is for gradients that cost less.
 """
 
 from __future__ import annotations
@@ -62,8 +62,10 @@ class Lora(NamedTuple):
 
 
 def lora_of(settings: Settings) -> Lora:
-    """Return the LoRA of the adapter or store that was given, or of the options."""
-    adapter = settings.adapter or (settings.store and settings.store / "adapter")
+    """Return the LoRA of the adapter, checkpoints or store that were given, or of the options."""
+    adapter = next((one for one, _ in settings.given_checkpoints if one), None)
+    if settings.store is not None and settings.parameters is None:
+        adapter = settings.store / "adapter"
     if adapter is None:
         lora = Lora(settings.lora_rank, settings.lora_alpha, settings.target_layers or ALL_LINEAR)
     else:

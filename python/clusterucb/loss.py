@@ -22,13 +22,20 @@ def vocabulary_head(model: nn.Module) -> nn.Module | None:
     return head if isinstance(head := find(), nn.Module) else None
 
 
-def sample_losses(model: nn.Module, batch: Batch) -> Tensor:
+def sample_losses(model: nn.Module, batch: Batch, autocast: torch.dtype | None = None) -> Tensor:
     """Return the loss of each of B samples, f32[B], differentiable.
+
+    Args:
+        model: a causal language model.
+        batch: the samples.
+        autocast: dtype that layers compute in, where it is not their own; the loss is in fp32 all the same.
 
     Raises:
         ModelError: the model is not a causal language model that ends in its output embeddings.
     """
-    losses = cross_entropy(_label_logits(model, batch), batch.predicted, reduction="none")
+    with torch.autocast(batch.ids.device.type, autocast, enabled=autocast is not None):
+        logits = _label_logits(model, batch)
+    losses = cross_entropy(logits, batch.predicted, reduction="none")
     return torch.zeros_like(batch.counts).index_add(0, batch.sample, losses) / batch.counts
 
 

@@ -9,7 +9,9 @@ with ``--adapter RUN/adapter`` repeats it bit for bit.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 
@@ -18,10 +20,11 @@ from peft import PeftModel
 
 from clusterucb.atomic import whole_folder
 from clusterucb.encode import Encoded
-from clusterucb.errors import ModelError
+from clusterucb.errors import ModelError, counted
 from clusterucb.loss import sample_losses
 from clusterucb.moments import decay_groups
-from clusterucb.passes import Batch
+from clusterucb.passes import Batch, out_of_memory
+from clusterucb.recompute import recomputed_layers
 
 
 def warm_up(
@@ -31,6 +34,8 @@ def warm_up(
     *,
     learning_rate: float,
     device: str = "cpu",
+    autocast: torch.dtype | None = None,
+    checkpointing: bool = False,
     advance: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Train a fresh LoRA with AdamW (betas .9 and .999, no weight decay) and write it to ``folder``.
@@ -41,25 +46,30 @@ def warm_up(
         folder: becomes an adapter folder with ``optimizer.pt``, whole or not at all.
         learning_rate: constant over the steps.
         device: where the model is.
+        autocast: dtype that layers compute in, where it is not their own.
+        checkpointing: run decoder layers again in the backward pass (`clusterucb.recompute`).
         advance: called with the number of samples done.
 
     Raises:
-        ModelError: the loss or a parameter became NaN or infinite.
+        ModelError: the loss or a parameter became NaN or infinite, or memory is too small.
     """
     weights = dict(model.named_parameters())
     groups = [{"params": [weights[name] for name in names]} for names in decay_groups(model)]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0)
-    for number, samples in enumerate(batches, start=1):
-        loss = sample_losses(model, Batch.of(samples, device)).mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if not torch.isfinite(loss):
-            raise ModelError(
-                f"the loss is {float(loss)} in warm-up step {number}; expected a finite number. Use a smaller "
-                "--warmup-lr, or --dtype float32"
-            )
-        advance(len(samples))
+    trained = {
+        model.get_submodule(name.rpartition(".")[0]) for name in weights if weights[name].requires_grad
+    }
+    with recomputed_layers(model, trained) if checkpointing else nullcontext():
+        for number, samples in enumerate(batches, start=1):
+            loss = _step(model, Batch.of(samples, device), autocast)
+            optimizer.step()
+            optimizer.zero_grad()
+            if not math.isfinite(loss):
+                raise ModelError(
+                    f"the loss is {loss} in warm-up step {number}; expected a finite number. Use a smaller "
+                    "--warmup-lr, or --dtype float32"
+                )
+            advance(len(samples))
     with whole_folder(folder) as partial:
         model.save_pretrained(partial)
         config = partial / "adapter_config.json"
@@ -67,6 +77,22 @@ def warm_up(
         content = BytesIO()  # torch's own writer hides why a disk refuses
         torch.save(optimizer.state_dict(), content)
         (partial / "optimizer.pt").write_bytes(content.getbuffer())
+
+
+def _step(model: PeftModel, batch: Batch, autocast: torch.dtype | None) -> float:
+    """Compute the gradients of a step and return its loss."""
+    try:
+        loss = sample_losses(model, batch, autocast).mean()
+        loss.backward()
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ModelError(
+            f"memory is too small for a warm-up step of {counted(len(batch.lengths), 'sample')} of up to "
+            f"{max(batch.lengths):,} tokens; expected more of it. Use a smaller --max-length, --checkpointing, or an "
+            "--adapter"
+        ) from error
+    return float(loss)
 
 
 def _sorted_lists(config: dict[str, object]) -> dict[str, object]:

@@ -1,0 +1,96 @@
+"""What `clusterucb.probes` probes a model with: a few samples of rising lengths, short enough for seconds.
+
+Samples of a pool are cut to at most `_LONGEST` tokens around where their labels begin: numbers in a few seconds are
+worth more than the last token. Without a pool they are made here, with the chat template, so that they are tokens as
+the model knows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clusterucb.checkpoint import ModelSource
+from clusterucb.encode import Encoded, Encoder, Unusable
+from clusterucb.errors import ModelError, counted, one_line
+from clusterucb.loaded import LoadedModel
+from clusterucb.settings import GradientSettings
+from clusterucb.shapes import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_LONGEST = 120  # tokens
+_SHARES = (0.1, 0.2, 0.4, 1.0)  # of the longest, that samples are long
+_TEXT = (
+    "Rivers carry what the rain takes from the hills, and leave it where the land is flat.",
+    "A good loaf needs 500 grams of flour, 350 of water, some salt, and a night of patience!",
+    "Of all primes only 2 is even: whoever doubts it may divide any other by two.",
+    "She asked when the last train leaves; he did not know, so they walked along the line.",
+    "Copper bends, glass breaks, and wood does either, depending on the grain and on the day.",
+    "The library closes at 18:30 on weekdays, but its garden stays open until it is dark.",
+    "To sort a list, split it in halves, sort each of them, and merge the two from the front.",
+    "Whales sing lower every year, and nobody has found out why they should.",
+)
+
+
+def samples_of(
+    samples: Sequence[Encoded] | None,
+    source: ModelSource | LoadedModel,
+    settings: GradientSettings,
+    base: PreTrainedModel,
+) -> tuple[list[Encoded], str]:
+    """Return a few samples of rising lengths, and what they are."""
+    longest = min(_LONGEST, settings.max_length, getattr(base.config, "max_position_embeddings", _LONGEST))
+    if samples:
+        by_length = sorted(samples, key=len)
+        picked = [by_length[at] for at in np.linspace(0, len(by_length) - 1, len(_SHARES)).astype(int)]
+        longest = min(longest, len(by_length[-1]))
+        found = [_cut(one, length) for one, length in zip(picked, _lengths(longest), strict=True)]
+        what = "of the pool"
+    else:
+        found, what = _made_up(source, settings, base, _lengths(longest))
+    shown = sorted(map(len, found))
+    return found, f"{counted(len(found), 'sample')} of {shown[0]} to {shown[-1]} tokens, {what}"
+
+
+def _lengths(longest: int) -> list[int]:
+    return [max(2, int(longest * share)) for share in _SHARES]
+
+
+def _cut(sample: Encoded, length: int) -> Encoded:
+    """Return at most so many tokens around the place where the labels begin."""
+    first = int(sample.labels.argmax())
+    start = max(min(first - max(length // 4, 1), len(sample) - length), 0)
+    here = slice(start, start + length)
+    labels = sample.labels[here].copy()
+    labels[0] = False
+    return Encoded(sample.tokens[here], labels, sample.content[here])
+
+
+def _made_up(
+    source: ModelSource | LoadedModel,
+    settings: GradientSettings,
+    base: PreTrainedModel,
+    lengths: Sequence[int],
+) -> tuple[list[Encoded], str]:
+    """Return conversations as the tokenizer encodes them, or random tokens where it cannot."""
+    try:
+        tokenizer = source.tokenizer()
+        return [
+            Encoder(tokenizer, max_length=length)(
+                [Message("user", _TEXT[at]), Message("assistant", " ".join(_TEXT[at + 1 :] + _TEXT[:at]))]
+            )
+            for at, length in enumerate(lengths)
+        ], "made up"
+    except (ModelError, Unusable) as error:
+        why = one_line(error)
+    rng = np.random.default_rng(settings.seed)
+    size = base.get_input_embeddings().num_embeddings
+    found = []
+    for length in lengths:
+        labels = np.arange(length) >= length // 2
+        found.append(Encoded(rng.integers(size, size=length), labels, labels))
+    return found, f"of random tokens, since no conversation can be encoded ({why})"
