@@ -263,6 +263,13 @@ WRONG = {
     "--clusterer": ("k-means", "Did you mean 'kmeans'?"),
     "--policy": ("ucb3", "Did you mean 'ucb'?"),
     "--adapter": ("/nowhere", "expected the folder of a trained PEFT adapter"),
+    "--checkpoint": ("/nowhere", "expected the folder of a trained PEFT adapter"),
+    "--checkpoint-weights": ("1", "is given without --checkpoint"),
+    "--parameters": (
+        "nope",
+        "expected --optimizer with that of the model's training, or --preconditioner sgd",
+    ),
+    "--autocast": ("bf16", "one of bfloat16, float16"),
     "--store": ("/nowhere", "is not a gradient store"),
     "--export": ("llamafactoy", "Did you mean 'llamafactory'?"),
     "--config": ("/nowhere.yaml", "No such file"),

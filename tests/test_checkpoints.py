@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -20,9 +21,10 @@ N = 40
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """Return a job's folder with three checkpoints: a and b of one training, c of another rank."""
+    """Return a job's folder with checkpoints: a and b of one training, c and d of others."""
     folder = write_job(tmp_path_factory.mktemp("job"))
-    for name, changes in (("a", {}), ("b", {"warmup_steps": 8}), ("c", {"lora_rank": 2})):
+    others = {"c": {"lora_rank": 2}, "d": {"lora_targets": "o_proj"}}
+    for name, changes in {"a": {}, "b": {"warmup_steps": 8}, **others}.items():
         warming = {"warmup_steps": 3, "lora_targets": "q_proj,v_proj", **changes}
         select(folder, folder / name, batch_size=10, **warming)
     return folder
@@ -90,12 +92,15 @@ def test_a_run_with_several_checkpoints_that_was_interrupted_goes_on_to_the_same
     [
         {"checkpoint": ("a", "b"), "checkpoint_weights": "1,3"},
         {"parameters": "model.layers.*.mlp.down_proj,*.o_proj", "preconditioner": "sgd"},
+        {"parameters": "*.down_proj", "optimizer": True},
     ],
 )
 def test_a_store_keeps_what_its_sketches_are_of(job, tmp_path, options):
     given = dict(options)
     if "checkpoint" in given:
         given["checkpoint"] = checkpoints(job, *given["checkpoint"])
+    if "optimizer" in given:
+        given["optimizer"] = fully_trained(job, tmp_path)[2]
     store = cu.sketch(
         job / "pool.jsonl", model=job / "model", out=tmp_path / "store", sketch_dim=4096, **given
     )
@@ -110,7 +115,8 @@ def test_a_store_keeps_what_its_sketches_are_of(job, tmp_path, options):
     assert estimated != exact
 
 
-def test_a_full_fine_tuning_s_optimiser_preconditions_its_layers(job, tmp_path):
+def fully_trained(job, folder):
+    """Return a model, the optimiser of its full fine-tuning, and the file of its state."""
     model = AutoModelForCausalLM.from_pretrained(job / "model")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9)
     generator = torch.Generator().manual_seed(0)
@@ -119,9 +125,14 @@ def test_a_full_fine_tuning_s_optimiser_preconditions_its_layers(job, tmp_path):
             weight.grad = torch.empty_like(weight).normal_(generator=generator)
         optimizer.step()
     model.zero_grad()
-    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    return model, optimizer, folder / "optimizer.pt"
+
+
+def test_a_full_fine_tuning_s_optimiser_preconditions_its_layers(job, tmp_path):
+    model, optimizer, state = fully_trained(job, tmp_path)
     options = {"parameters": "*.down_proj"}
-    read = select(job, tmp_path / "read", optimizer=tmp_path / "optimizer.pt", **options)
+    read = select(job, tmp_path / "read", optimizer=state, **options)
     plain = select(job, tmp_path / "plain", preconditioner="sgd", **options)
     assert scores_of(read.out) != scores_of(plain.out)
     tokenizer = AutoTokenizer.from_pretrained(job / "model")
@@ -149,6 +160,8 @@ def test_a_full_fine_tuning_s_optimiser_preconditions_its_layers(job, tmp_path):
         ({"checkpoint": "ab", "checkpoint_weights": "1,x"}, OptionError, "a number above 0 for each"),
         ({"checkpoint_weights": "1"}, OptionError, "--checkpoint-weights is given without --checkpoint"),
         ({"checkpoint": "ac"}, ModelError, "expected checkpoints of one training, with the same LoRA"),
+        ({"checkpoint": "ad"}, ModelError, "has a LoRA on o_proj with .*, .* on q_proj, v_proj with"),
+        ({"checkpoint": ""}, OptionError, "--checkpoint is given without a folder"),
         ({"checkpoint": "ax"}, ModelError, "there is no .*adapter_config.json"),
         (
             {"parameters": "*.down_proj"},
@@ -233,10 +246,11 @@ def test_a_run_goes_on_when_memory_runs_out_and_says_so(job, tmp_path, small_mem
     assert [one.tokens for one in limits] == sorted((one.tokens for one in limits), reverse=True)
 
 
+@pytest.mark.parametrize("names", ["a", "ab"])
 def test_a_run_that_ran_out_of_memory_and_was_interrupted_goes_on_to_the_same_bytes(
-    job, tmp_path, small_memory, monkeypatch
+    job, tmp_path, small_memory, monkeypatch, names
 ):
-    options = {"adapter": job / "a" / "adapter", "batch_size": 10}
+    options = {"checkpoint": checkpoints(job, *names), "batch_size": 10}
     whole = select(job, tmp_path / "whole", **options)
     assert whole.manifest.limits
     small_memory.clear()
@@ -278,3 +292,80 @@ def test_memory_that_runs_out_in_the_warm_up_is_an_error_that_says_so(job, tmp_p
     ):
         select(job, tmp_path / "run")
     assert not (tmp_path / "run" / "adapter").exists()
+
+
+def test_memory_that_runs_out_at_once_is_an_error_and_no_bug(job, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr(PerSampleGradients, "backward", fail)
+    monkeypatch.chdir(job)
+    files = ["pool.jsonl", "--target", "dev.jsonl", "--model", "model"]
+    for command in (["select", *files, "--out", str(tmp_path / "run")], ["plan", *files]):
+        assert cli.run([*command, "--quiet"]) == 2
+        assert "memory is too small for the gradient of one sample" in capsys.readouterr().err
+
+
+def test_features_are_the_base_model_s_whatever_was_computed_before(job, tmp_path):
+    both = {"features": cu.Concatenation([cu.Gradient(), cu.Hidden()]), "adapter": job / "a" / "adapter"}
+    with pytest.warns(cu.ClusterUCBWarning, match="nothing is saved"):
+        joined = select(job, tmp_path / "joined", **both)
+    alone = select(job, tmp_path / "alone", features=cu.Hidden(), adapter=job / "a" / "adapter")
+    blocks = [
+        {
+            name: block
+            for path in sorted(run.out.glob("features-*.safetensors"))
+            for name, block in load_file(path).items()
+        }
+        for run in (joined, alone)
+    ]
+    for name, block in blocks[1].items():
+        (same,) = (other for spelt, other in blocks[0].items() if spelt.endswith(name))
+        assert torch.equal(same, block)
+
+
+def test_a_store_that_is_refused_leaves_nothing_in_its_way(job, tmp_path):
+    options = {"model": job / "model", "out": tmp_path / "store", "sketch_dim": 256}
+    with pytest.raises(ModelError, match="with the same LoRA"):
+        cu.sketch(job / "pool.jsonl", checkpoint=checkpoints(job, "a", "c"), **options)
+    assert not list((tmp_path / "store").glob("adapter*"))
+
+
+def test_only_our_own_folders_are_removed(job, tmp_path):
+    mine = tmp_path / "run" / "adapter-of-mine"
+    select(job, tmp_path / "run", budget="10%", adapter=job / "a" / "adapter")
+    mine.mkdir()
+    select(job, tmp_path / "run", budget="10%", adapter=job / "b" / "adapter", overwrite=True)
+    assert mine.is_dir()
+
+
+@pytest.mark.parametrize("options", [{"select": "30%"}, {"max_length": 2000}])
+def test_a_plan_refuses_what_a_selection_refuses(job, tmp_path, options):
+    whole = {"model": job / "model", "budget": "20%", **options}
+    errors = []
+    for make in (cu.plan, cu.select):
+        try:
+            make(job / "pool.jsonl", job / "dev.jsonl", out=tmp_path / "run", warmup_steps=1, **whole)
+            errors.append(None)
+        except OptionError as error:
+            errors.append(str(error))
+    assert errors[0] == errors[1]
+    assert (errors[0] is None) == ("select" not in options)
+
+
+def test_an_optimiser_of_all_parameters_fits_every_checkpoint(job, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(job / "model")
+    folders = []
+    for number in range(2):
+        lora = PeftModel.from_pretrained(model, job / "ab"[number] / "adapter", is_trainable=True)
+        optimizer = torch.optim.AdamW(lora.parameters(), lr=1e-9)  # frozen ones, too
+        for _ in range(2):
+            for weight in lora.parameters():
+                weight.grad = torch.ones_like(weight) if weight.requires_grad else None
+            optimizer.step()
+        folders.append(tmp_path / str(number))
+        lora.save_pretrained(folders[-1])
+        torch.save(optimizer.state_dict(), folders[-1] / "optimizer.pt")
+        model = lora.unload()
+    result = select(job, tmp_path / "run", budget="10%", checkpoint=folders)
+    assert result.selection.n_scored == N // 10

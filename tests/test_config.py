@@ -191,10 +191,10 @@ features: {name: hidden, depth: .5}
     ],
 )
 def test_options_in_the_file_stay_with_their_strategy(written, more, policy, pairs):
-    arguments = parse("select", *more, "--config", written(REQUIRED + NESTED))
-    assert (arguments["policy"], arguments["policy_option"]) == (policy, pairs)
-    assert (arguments["clusterer"], arguments["clusterer_option"]) == ("kmeans", ("n_clusters=none",))
-    assert (arguments["features"], arguments["feature_option"]) == ("hidden", ("depth=.5",))
+    found = parse("select", *more, "--config", written(REQUIRED + NESTED))["strategies"]
+    assert (found.policy, found.policy_option) == (policy, pairs)
+    assert (found.clusterer, found.clusterer_option) == ("kmeans", ("n_clusters=none",))
+    assert (found.features, found.feature_option) == ("hidden", ("depth=.5",))
 
 
 @pytest.mark.parametrize(
@@ -208,9 +208,12 @@ def test_options_in_the_file_stay_with_their_strategy(written, more, policy, pai
 )
 def test_a_strategy_is_nested_or_spelt_as_on_the_command_line(written, spelling):
     path = written(REQUIRED + spelling)
-    assert parse("select", "--config", path)["policy_option"] == ("beta=2",)
-    assert parse("select", "--policy", "random", "--config", path)["policy_option"] == ()
-    assert parse("select", "-p", "gamma=1", "--config", path)["policy_option"] == ("gamma=1", "beta=2")
+    assert parse("select", "--config", path)["strategies"].policy_option == ("beta=2",)
+    assert parse("select", "--policy", "random", "--config", path)["strategies"].policy_option == ()
+    assert parse("select", "-p", "gamma=1", "--config", path)["strategies"].policy_option == (
+        "gamma=1",
+        "beta=2",
+    )
 
 
 def test_a_comparison_takes_lists(written):
@@ -330,8 +333,8 @@ def test_lists_and_mappings_of_a_strategy_arrive_and_are_written_again(written, 
     nested = "policy: {name: listing, steps: [1, 2], shares: [0.5, 1], named: {a: 3}}"
     content = REQUIRED + nested
     for _ in range(2):
-        arguments = parse("select", "--config", written(content))
-        made = known.make("policy", arguments["policy"], cli.key_values("-p", arguments["policy_option"]))
+        given = parse("select", "--config", written(content))["strategies"]
+        made = known.make("policy", given.policy, cli.key_values("-p", given.policy_option))
         assert made == Listing([1, 2], (0.5, 1.0), {"a": 3})
         content = REQUIRED + resolved(Settings(), policy=made).decode()
     with pytest.raises(
@@ -575,7 +578,8 @@ def test_features_are_named_with_their_parts_and_their_files(written, tmp_path, 
     ):
         content = resolved(Settings(), pool="p", target="t", model="m", out="o", features=features)
         arguments = parse("select", "--config", written(content.decode()))
-        assert (arguments["features"], arguments["feature_option"]) == (name, pairs)
+        given = arguments["strategies"]
+        assert (given.features, given.feature_option) == (name, pairs)
 
 
 def test_a_comparison_that_no_command_line_can_name_says_so(tmp_path):

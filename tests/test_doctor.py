@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from clusterucb import cli, doctor, dry_run, machine
+from clusterucb import cli, doctor, dry_run, machine, probes
 from clusterucb.dry_run import FIRST
 from clusterucb.errors import ModelError
+from clusterucb.measuring import Change
+from clusterucb.probes import Finding, Probed
 from clusterucb.progress import Silent
 from clusterucb.settings import Settings
 from tiny import rows, write_model, write_rows
@@ -195,6 +197,51 @@ def test_one_is_said_as_one() -> None:
     assert "under 1 s for 2 gradients" in shown
 
 
+PROMISED = Change(1e-6, 1e-4)
+FINDINGS = {
+    "usable": Finding("usable", fine=True),
+    "sound": Finding("sound", 1.23e-7, 0.0, PROMISED, True, "sdpa is in use"),
+    "unmeasured": Finding("unmeasured", said="memory ran out"),
+    "moved": Finding("moved", 0.02, 0.5, PROMISED, False, remedy="--batch-tokens 1"),
+    "noisy": Finding("noisy", 1e-9, 0.0, Change(0.0, 0.0), False, "it varies", "none"),
+    "refused": Finding("refused", fine=False, said="it sees the padding [bold]"),
+}
+
+
+def probed_screen(finding: Finding, **console) -> str:
+    found = Probed("m\x1b[2J", "cpu", "float32", "bfloat16", "sdpa", "4 samples", 1000, [finding])
+    screen = Console(width=200, highlight=False, **console)
+    with screen.capture() as captured:
+        doctor.show_probed(found, screen)
+    return captured.get()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("usable", "fine"),
+        ("sound", "1.2e-07 0 fine; sdpa is in use"),
+        ("unmeasured", "not measured: memory ran out"),
+        ("moved", "2.0e-02 5.0e-01 BAD: expected at most 1.0e-06 and 1.0e-04. Remedy: --batch-tokens 1"),
+        ("noisy", "1.0e-09 0 BAD: it varies; expected the same bits. Remedy: none"),
+        ("refused", "BAD: it sees the padding [bold]"),
+    ],
+)
+def test_the_screen_says_what_a_probe_found(name: str, shown: str) -> None:
+    plain = probed_screen(FINDINGS[name])
+    assert " ".join(plain.splitlines()[-1].split()) == f"{name} {shown}"
+    coloured = probed_screen(FINDINGS[name], force_terminal=True, color_system="standard")
+    assert ("\x1b[1;31m" in coloured) is ("BAD" in shown)
+
+
+def test_the_screen_says_what_was_probed() -> None:
+    plain = probed_screen(FINDINGS["usable"])
+    assert re.search(r"model +m�\[2J on cpu", plain)
+    assert re.search(r"dtype +float32, layers compute in bfloat16", plain)
+    assert re.search(r"gradients +1,000 numbers each", plain)
+    assert re.search(r"probed with +4 samples", plain)
+
+
 def test_the_command(job, capsys) -> None:
     assert cli.run(["doctor"]) == 0
     assert "kernels" in capsys.readouterr().out
@@ -208,7 +255,7 @@ def test_the_command(job, capsys) -> None:
     ]
     assert cli.run(["doctor", *files, "--max-length", "64"]) == 0
     out, err = capsys.readouterr()
-    assert "Timing a few gradients of" in err
+    assert "Timing a few passes of" in err
     assert "(1 step)" not in err  # the warm-up is the job's, not that of these few
     assert "A sample as the model sees it" in out
     assert "a selection takes" in out
@@ -220,3 +267,15 @@ def test_the_command(job, capsys) -> None:
     assert "error: --target is given without --pool" in capsys.readouterr().err
     assert cli.run(["doctor", "--pool", str(job / "nothing.jsonl")]) == 2
     assert "No such file" in capsys.readouterr().err
+
+
+def test_the_command_probes_a_model_without_a_pool(job, capsys) -> None:
+    assert cli.run(["doctor", "--model", str(job / "model")]) == 0
+    out, err = capsys.readouterr()
+    for what in (probes.AGAIN, probes.BESIDE, probes.PADDED, probes.AUTOGRAD, probes.EAGER):
+        assert what in out
+    assert "Probing it with" in err
+    assert cli.run(["doctor", "--model", str(job / "model"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["probed"]
+    assert found["dtype"] == "float32"
+    assert all(finding["fine"] for finding in found["findings"])

@@ -148,7 +148,7 @@ def test_the_command_shows_time_cost_and_room(job, capsys, monkeypatch):
 )
 def test_the_remedy_makes_it_fit(monkeypatch, free, checkpointing, remedy):
     monkeypatch.setattr(fitting, "available", lambda device: -(-free * 100 // 95))
-    needed = Needs(directions=200, moments=200, a_pass=1000, tokens=100, longest=50)
+    needed = Needs(directions=200, moments=200, target=0, a_pass=1000, tokens=100, longest=50)
     if remedy is None:
         check_memory(needed, "cpu", checkpointing=checkpointing)
         return
@@ -166,7 +166,7 @@ def test_a_disk_without_room_is_refused(job, tmp_path, monkeypatch):
 
 
 def test_a_pass_takes_what_memory_allows_and_at_least_a_sample():
-    needed = Needs(directions=2000, moments=1000, a_pass=500, tokens=100, longest=50)
+    needed = Needs(directions=1500, moments=1000, target=500, a_pass=500, tokens=100, longest=50)
     assert (
         fitting.tokens_that_fit(needed, 10_000) == 512
     )  # 1000 of them would take 5000 of the 80 % of 10 000

@@ -195,4 +195,4 @@ def over(
 ) -> Iterator[tuple[NDArray[np.int64], Accumulated]]:
     """Yield the numbers of m samples at a checkpoint, pass by pass, with the positions of the samples."""
     with accumulator:
-        yield from passes.over(f"{call}, checkpoint {accumulator.checkpoint.number}", samples, accumulator)
+        yield from passes.over(call, accumulator.checkpoint.number, samples, accumulator)

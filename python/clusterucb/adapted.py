@@ -33,7 +33,7 @@ from clusterucb.material import Material
 from clusterucb.moments import load_moments
 from clusterucb.optimizer_files import optimizer_file
 from clusterucb.parameters import ParameterManifest
-from clusterucb.passes import CPU_TOKENS, Batch, Passes, micro_batches
+from clusterucb.passes import CPU_TOKENS, Batch, Passes, micro_batches, single_pass
 from clusterucb.preconditioner import Preconditioner
 from clusterucb.prepared import adapter_files
 from clusterucb.progress import Observer
@@ -124,9 +124,8 @@ class AdaptedModel:
         if manifest.batch_tokens is None:
             needed = fitting.needs(
                 self.checkpoints[0],
-                _largest_pass(self._material, CPU_TOKENS),
-                n_checkpoints=len(self.checkpoints),
-                n_subtasks=len(self._material.target),
+                largest_pass(self._settings, self._material, CPU_TOKENS),
+                counts=fitting.Counts.of(self._settings, self._material.target),
                 device=self.device,
             )
             manifest.batch_tokens = fitting.tokens_that_fit(needed, fitting.available(self.device))
@@ -163,9 +162,12 @@ class AdaptedModel:
     def checkpoints(self) -> list[Checkpoint]:
         """What is differentiated at each checkpoint; at most one at a time may be entered."""
         settings = self._settings
-        return _load_checkpoints(
-            settings, self.base, settings.given_checkpoints or [(self._warmed_up(), None)]
-        )
+        return load_checkpoints(settings, self.base, settings.given_checkpoints or [self._own_checkpoint()])
+
+    def _own_checkpoint(self) -> tuple[Path, Path]:
+        """Return the folder's own adapter, warmed up first if it is not there yet, and its optimiser state."""
+        folder = self._warmed_up()
+        return folder, optimizer_file(folder)
 
     def _warmed_up(self) -> Path:
         """Return the folder's own adapter, trained first if it is not there yet."""
@@ -173,7 +175,7 @@ class AdaptedModel:
         if folder.exists():
             return folder
         settings = self._settings
-        lora = _fresh_lora(settings, self.base)
+        lora = fresh_lora(settings, self.base)
         steps = self._material.warmup_rows(settings.warmup_steps, settings.seed)
         batches = [[self._material.encoded[row] for row in rows] for rows in steps]
         title = f"Warming up LoRA ({counted(len(batches), 'step')})"
@@ -202,7 +204,7 @@ def load_base(
 ) -> PreTrainedModel:
     """Load the base model, and check that it takes the samples and the adapter or fresh LoRA asked for.
 
-    Nothing is written yet and two gradients are computed, so a mistake costs nothing.
+    Nothing is written yet and a few gradients of the shortest samples are computed, so a mistake costs nothing.
 
     Args:
         settings, source, device, material, observer: as of `AdaptedModel`.
@@ -216,20 +218,26 @@ def load_base(
     model = source.model(settings.dtype, device)
     checkpoint.check_limits(model, longest=material.longest(), largest_token=material.largest_token())
     if settings.given_checkpoints:
-        found = _load_checkpoints(settings, model, settings.given_checkpoints)
+        found = load_checkpoints(settings, model, settings.given_checkpoints)
     else:
-        found = [_checkpoint(settings, _fresh_lora(settings, model))]
+        found = [at_checkpoint(settings, fresh_lora(settings, model))]
+    shortest = _two_shortest(material.encoded)
+    limit = settings.batch_tokens or CPU_TOKENS
+    shared = micro_batches([len(sample) for sample in shortest], limit)[0]
     with found[0].gradients as gradients:
-        batch = Batch.of(_two_shortest(material.encoded), device)
-        gradients.backward(batch, lambda *_: None)
-        small = peak_bytes(lambda: gradients.backward(batch, lambda *_: None)) / batch.ids.numel()
+        tried: list[int] = []
+
+        def attempt(batch: Batch) -> None:
+            gradients.backward(batch, lambda *_: None)
+            tried.append(peak_bytes(lambda: gradients.backward(batch, lambda *_: None)) // batch.ids.numel())
+
+        single_pass([shortest[at] for at in shared], device, attempt)
     fitting.check(
         found[0],
-        _largest_pass(material, settings.batch_tokens or CPU_TOKENS),
-        small,
+        largest_pass(settings, material, limit),
+        tried[0],
         folder,
-        n_checkpoints=len(settings.weights),
-        n_subtasks=len(material.target),
+        counts=fitting.Counts.of(settings, material.target),
         device=device,
         checkpointing=settings.checkpointing,
     )
@@ -238,10 +246,20 @@ def load_base(
     return model
 
 
-def _largest_pass(material: Material, limit: int) -> list[Encoded]:
-    """Return the samples of the pass over the pool that takes most memory."""
-    longest = [material.encoded[int(row)] for row in np.argsort(-material.encoded.lengths)[:_LONGEST]]
-    return [longest[at] for at in micro_batches([len(sample) for sample in longest], limit)[0]]
+def largest_pass(
+    settings: GradientSettings, material: Material, limit: int, together: int = _LONGEST
+) -> list[Encoded]:
+    """Return the samples of the pass, over ``together`` of the pool or over the target, that takes most memory."""
+    lengths = material.encoded.lengths
+    longest = [material.encoded[int(row)] for row in np.argsort(-lengths, kind="stable")[:together]]
+    if getattr(settings, "free_scores", False):
+        longest = []
+    passes = [
+        [samples[at] for at in batch]
+        for samples in (longest, *material.target.values())
+        for batch in micro_batches([len(sample) for sample in samples], limit)[:1]
+    ]
+    return max(passes, key=lambda samples: len(samples) * max(map(len, samples)))
 
 
 def _two_shortest(encoded: EncodedSamples) -> list[Encoded]:
@@ -251,7 +269,8 @@ def _two_shortest(encoded: EncodedSamples) -> list[Encoded]:
     return [encoded[int(row)] for row in (order[0], *order[longer[:1] if len(longer) else slice(1, 2)])]
 
 
-def _fresh_lora(settings: GradientSettings, base: PreTrainedModel) -> PeftModel:
+def fresh_lora(settings: GradientSettings, base: PreTrainedModel) -> PeftModel:
+    """Put a fresh LoRA on the base model."""
     return checkpoint.attach_lora(
         base,
         rank=settings.lora_rank,
@@ -261,28 +280,39 @@ def _fresh_lora(settings: GradientSettings, base: PreTrainedModel) -> PeftModel:
     )
 
 
-def _load_checkpoints(
+def load_checkpoints(
     settings: GradientSettings, base: PreTrainedModel, given: Sequence[tuple[Path | None, Path | None]]
 ) -> list[Checkpoint]:
-    """Return the checkpoints that adapters and optimiser states make of a base model."""
+    """Return the checkpoints that adapters and optimiser states make of a base model.
+
+    No adapter is in force until one of them is entered.
+    """
     model: PreTrainedModel | PeftModel = base
     found: list[Checkpoint] = []
     for number, (adapter, optimizer) in enumerate(given):
         if adapter is None:
-            base.requires_grad_(True)  # everything was trained, as far as its optimiser knows
+            for weight in base.parameters():  # everything was trained, as far as its optimiser knows
+                weight.requires_grad_(weight.is_floating_point())
         else:
             model = checkpoint.load_adapter(model, adapter, number)
-        state = optimizer or (adapter and optimizer_file(adapter))
-        found.append(_checkpoint(settings, model, state, number))
-        if found[number].size != found[0].size:
+        found.append(at_checkpoint(settings, model, optimizer, number))
+        manifests = [one.gradients.manifest for one in (found[0], found[number])]
+        if manifests[0].fingerprint() != manifests[1].fingerprint():
             raise ModelError(
-                f"{adapter} has {found[number].size:,} parameters, {given[0][0]} has {found[0].size:,}; expected "
+                f"{adapter} has a LoRA on {_about(manifests[1])}, {given[0][0]} on {_about(manifests[0])}; expected "
                 "checkpoints of one training, with the same LoRA"
             )
+    if isinstance(model, PeftModel):
+        model.base_model.disable_adapter_layers()
     return found
 
 
-def _checkpoint(
+def _about(manifest: ParameterManifest) -> str:
+    layers = sorted({one.name.split(".")[-2] for one in manifest})
+    return f"{', '.join(layers)} with {manifest.size:,} parameters"
+
+
+def at_checkpoint(
     settings: GradientSettings, model: PreTrainedModel | PeftModel, state: Path | None = None, number: int = 0
 ) -> Checkpoint:
     """Return what is differentiated of a model whose trained parameters require a gradient, with moments of a file."""

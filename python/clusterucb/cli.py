@@ -380,9 +380,10 @@ def doctor(
     json: Flag = False,
     debug: Flag = False,  # noqa: ARG001  (acted on in `run`, whatever else cannot be parsed)
 ) -> None:
-    """Describe this installation, or what a selection would make of its files.
+    """Describe this installation, what a selection would make of its files, or how exact a model's gradients are here.
 
-    Of every file the first rows are read, and of the model a few gradients computed; nothing is kept.
+    Of every file the first rows are read, and of a model a few gradients computed; nothing is kept. With --model and
+    without --pool, the model is probed: what its gradients depend on beside the sample, and what removes that.
 
     Args:
         pool: As of select.
@@ -393,23 +394,30 @@ def doctor(
     """
     from msgspec import to_builtins
 
-    from clusterucb.doctor import show_dry_run, show_machine
+    from clusterucb.doctor import show_dry_run, show_machine, show_probed
     from clusterucb.dry_run import examine as examine_files
     from clusterucb.machine import examine as examine_machine
     from clusterucb.progress import Screen, Silent
     from clusterucb.settings import Settings
 
-    if pool is None and (target or model):
-        raise OptionError(
-            f"{'--target' if target else '--model'} is given without --pool; expected the pool, too"
-        )
+    if pool is None and target:
+        raise OptionError("--target is given without --pool; expected the pool, too")
     settings = Settings(**vars(search), **vars(gradients))
-    files = examine_files(pool, target, model, settings, Silent() if json else Screen()) if pool else None
+    observer = Silent() if json else Screen()
+    files = examine_files(pool, target, model, settings, observer) if pool else None
+    probed = None
+    if model and not pool:
+        from clusterucb.probes import probe
+
+        probed = probe(model, settings, observer)
     console = Console(highlight=False, emoji=False)
     if json:
-        print_json({"machine": to_builtins(examine_machine()), "dry_run": to_builtins(files)})
+        parts = {"machine": examine_machine(), "dry_run": files, "probed": probed}
+        print_json({name: to_builtins(part) for name, part in parts.items()})
     elif files:
         show_dry_run(files, console)
+    elif probed:
+        show_probed(probed, console)
     else:
         show_machine(examine_machine(), console)
 

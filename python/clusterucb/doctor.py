@@ -78,7 +78,7 @@ def show_probed(probed: Probed, console: Console) -> None:
                 "model": f"{probed.model} on {probed.device}",
                 "dtype": dtype,
                 "attention": probed.attention,
-                "gradients": f"{counted(probed.parameters, 'number')} each",
+                "gradients": f"{probed.parameters:,} numbers each",
                 "probed with": probed.samples,
             }
         )
@@ -108,13 +108,12 @@ def _verdict(finding: Finding) -> str:
         return f"not measured: {finding.said}"
     if finding.fine:
         return f"fine; {finding.said}" if finding.said else "fine"
-    most = ""
+    parts = [finding.said] if finding.said else []
     if finding.score is not None and finding.promised is not None:
-        most = (
-            f"; expected at most {_change(finding.promised.score)} and {_change(finding.promised.gradient)}"
-        )
-    said = f": {finding.said}" if finding.said else ""
-    return f"BAD{said}{most}. Remedy: {finding.remedy}" if finding.remedy else f"BAD{said}{most}"
+        most = f"at most {_change(finding.promised.score)} and {_change(finding.promised.gradient)}"
+        parts.append(f"expected {most if any(finding.promised) else 'the same bits'}")
+    remedy = f". Remedy: {finding.remedy}" if finding.remedy else ""
+    return f"BAD: {'; '.join(parts)}{remedy}"
 
 
 def _facts(found: DryRun) -> Iterator[tuple[str, str]]:

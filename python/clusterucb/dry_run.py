@@ -27,6 +27,7 @@ from clusterucb.prepared import Model, Prepared, Rows, check_model, prepare
 from clusterucb.progress import Observer
 from clusterucb.sample import Rejected, by_kind
 from clusterucb.settings import Settings
+from clusterucb.store import GradientStore
 from clusterucb.strategies import chosen
 
 if TYPE_CHECKING:
@@ -209,17 +210,27 @@ def _expected(
     """Return what the plan for the first rows says of the whole pool."""
     from clusterucb.estimate import estimate
 
-    n_budget = min(resolve_count("--budget", settings.budget, n_samples), n_samples)
-    strategies = chosen(None, None, None, store=False)
-    folder = Path(tempfile.gettempdir())
-    plan = estimate(prepared, settings, *strategies, observer=observer, began=began, out=folder)
+    store = GradientStore(settings.store) if settings.store else None
+    plan = estimate(
+        prepared,
+        store.applied_to(settings) if store else settings,
+        *chosen(None, None, None, store=store is not None),
+        observer=observer,
+        began=began,
+        out=Path(tempfile.gettempdir()),
+        store=store,
+    )
+    n_budget = n_samples
+    if not settings.free_scores:
+        n_budget = min(resolve_count("--budget", settings.budget, n_samples), n_samples)
     share, phases = n_samples / plan.pool_samples, plan.cost.phases
     more = {"draws": n_budget / plan.n_budget, "features": share, "clusters": share}
     seconds = sum(phase.seconds * more.get(name, 1.0) for name, phase in phases.items())
+    gradients = sum(phase.gradients * more.get(name, 1.0) for name, phase in phases.items())
     return Expected(
         samples=n_samples,
         whole=True,
-        gradients=plan.cost.gradients + n_budget - plan.n_budget,
+        gradients=round(gradients),
         seconds=plan.set_up + seconds,
         memory=plan.memory,
         disk=round(share * (plan.disk + plan.temporary)),

@@ -26,8 +26,7 @@ from numpy.typing import NDArray
 
 from clusterucb import fitting
 from clusterucb.accumulate import Accumulator
-from clusterucb.adapted import AdaptedModel
-from clusterucb.budget import resolve_count
+from clusterucb.adapted import AdaptedModel, largest_pass, load_base
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.cost import selection_cost
 from clusterucb.encode import Encoded
@@ -36,7 +35,7 @@ from clusterucb.features.base import Feature
 from clusterucb.influence import Influence
 from clusterucb.machine import free_disk
 from clusterucb.material import WARMUP_BATCH, Material
-from clusterucb.passes import Batch, micro_batches, overhead_of
+from clusterucb.passes import micro_batches, overhead_of, single_pass
 from clusterucb.planning import Plan
 from clusterucb.policies.base import Policy
 from clusterucb.poolview import PoolView
@@ -44,7 +43,7 @@ from clusterucb.prepared import Prepared
 from clusterucb.progress import Observer, Silent
 from clusterucb.run import Cost, PhaseCost, Run
 from clusterucb.settings import Settings
-from clusterucb.store import GradientStore
+from clusterucb.store import SHARD, GradientStore
 
 _DESCRIBED = 64  # samples that features are computed of
 _CLUSTERED = 2048  # rows, at random points, that are clustered
@@ -77,10 +76,8 @@ def estimate(
     """
     material = prepared.material
     n_pool = len(material.samples)
-    n_budget = (
-        n_pool if settings.free_scores else min(resolve_count("--budget", settings.budget, n_pool), n_pool)
-    )
-    n_select = min(resolve_count("--select", settings.select, n_pool), n_budget)
+    n_budget, n_select = settings.counts(n_pool)
+    n_budget = min(n_budget, n_pool)
     part = min(_DESCRIBED, len(material.samples))
     few = replace(
         material,
@@ -91,22 +88,22 @@ def estimate(
         target_samples={name: samples[:1] for name, samples in material.target_samples.items()},
     )
     probing = replace(settings, warmup_steps=1)
+    base = load_base(probing, prepared.source, prepared.device, material, observer, out)
+    set_up = time.monotonic() - began
     observer.step(f"Timing a few passes of {prepared.source.name} on {prepared.device}")
     with (
         tempfile.TemporaryDirectory(prefix="clusterucb-") as folder,
         Run(Path(folder), {}) as run,
-        AdaptedModel(run, probing, prepared.source, prepared.device, few, Silent()) as adapted,
+        AdaptedModel(run, probing, prepared.source, prepared.device, few, Silent(), base) as adapted,
     ):
-        adapted.base  # noqa: B018  (loads it)
-        set_up = time.monotonic() - began
         checkpoints = adapted.checkpoints
         resident = _resident()
         layout = _Layout(settings, material, n_budget, adapted.passes.limit, prepared.device)
+        together = SHARD if features.gradients else max(settings.batch_size, WARMUP_BATCH)
         memory = fitting.needs(
             checkpoints[0],
-            layout.largest,
-            n_checkpoints=len(checkpoints),
-            n_subtasks=len(material.target),
+            largest_pass(settings, material, adapted.passes.limit, together),
+            counts=fitting.Counts.of(settings, material.target),
             device=prepared.device,
         )
         fitting.check_memory(memory, prepared.device, checkpointing=settings.checkpointing)
@@ -171,7 +168,6 @@ class _Layout:
         warm_up, target, draws, everything: shapes (samples, tokens of the longest), i64[m, 2], of the passes of each
             phase at one checkpoint, and of all samples; and how many times as many there will be.
         typical, large: samples of two passes to take the time of.
-        largest: samples of the one that takes most memory.
     """
 
     def __init__(
@@ -207,16 +203,9 @@ class _Layout:
         ]
         self.target = _Work(len(of_target), sum(len(batch) * max(map(len, batch)) for batch in of_target))
         by_size = sorted(some, key=lambda rows: len(rows) * lengths[rows].max())
-        longest = np.argsort(-lengths, kind="stable")[: max(settings.batch_size, WARMUP_BATCH)]
         encoded = material.encoded
         self.typical = [encoded[int(row)] for row in by_size[len(by_size) // 2]]
         self.large = [encoded[int(row)] for row in by_size[len(by_size) * 19 // 20]]
-        candidates = [
-            *of_target,
-            *([encoded[int(row)] for row in rows] for rows in passes(longest)),
-            *([encoded[int(row)] for row in rows] for rows in (longest[:WARMUP_BATCH],) if settings.warms_up),
-        ]
-        self.largest = max(candidates, key=lambda samples: len(samples) * max(map(len, samples)))
 
 
 class _Work(NamedTuple):
@@ -242,12 +231,11 @@ def _rate(
     sizes, seconds = [], []
     with Accumulator(checkpoint, device=adapted.device, directions=directions) as accumulator:
         for samples in passes:
-            batch = Batch.of(samples, adapted.device)
-            accumulator(batch).faults()  # the first of a size takes memory from the system
+            single_pass(samples, adapted.device, accumulator).faults()  # takes memory from the system
             began = time.monotonic()
-            accumulator(batch).faults()
+            single_pass(samples, adapted.device, accumulator).faults()
             seconds.append(time.monotonic() - began)
-            sizes.append(batch.ids.numel())
+            sizes.append(len(samples) * max(map(len, samples)))
     per_token = (seconds[1] - seconds[0]) / max(sizes[1] - sizes[0], 1)
     constant = seconds[0] - per_token * sizes[0]
     if constant < 0 or per_token <= 0:  # of one size, or too small to tell
@@ -273,13 +261,19 @@ def _clustering(
         n_select=max(n_select * part // n_pool, 1),
     )
     began = time.monotonic()
+    blamed(clusterer.fit_predict)(view, np.random.default_rng(0))
+    seconds = time.monotonic() - began
+    traced = tracemalloc.is_tracing()
     tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
     try:
-        blamed(clusterer.fit_predict)(view, rng)
-        peak = tracemalloc.get_traced_memory()[1]
+        blamed(clusterer.fit_predict)(view, np.random.default_rng(0))
+        peak = tracemalloc.get_traced_memory()[1] - before
     finally:
-        tracemalloc.stop()
-    return (time.monotonic() - began) * (n_pool / part) ** 1.5, peak * n_pool // part
+        if not traced:
+            tracemalloc.stop()
+    return seconds * (n_pool / part) ** 1.5, peak * n_pool // part
 
 
 def _resident() -> int:

@@ -10,8 +10,9 @@ Decisions:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -23,7 +24,9 @@ from clusterucb.encode import Encoded
 from clusterucb.errors import OptionError, in_bytes
 from clusterucb.live_memory import peak_bytes
 from clusterucb.machine import free_disk, memory
-from clusterucb.passes import Batch
+from clusterucb.passes import Batch, single_pass
+from clusterucb.scorer import HELD
+from clusterucb.settings import GradientSettings
 
 _PARTS = (8, 4)  # of the tokens of a pass
 _FLOAT = 4  # bytes
@@ -33,12 +36,34 @@ _MOST = 1 << 16  # tokens of a pass, beyond which nothing is gained
 _SPARE = 0.05  # of the available memory, which is for what is not counted
 
 
+class Counts(NamedTuple):
+    """What a job has how many of.
+
+    Attributes:
+        checkpoints, subtasks: at least one, and perhaps none.
+        target: samples of the largest subtask.
+        moments: whether there are moments.
+    """
+
+    checkpoints: int
+    subtasks: int
+    target: int
+    moments: bool
+
+    @classmethod
+    def of(cls, settings: GradientSettings, target: Mapping[str, Sequence[Encoded]]) -> Self:
+        """Return those of a job with these settings and this target."""
+        largest = max(map(len, target.values()), default=0)
+        return cls(len(settings.weights), len(target), largest, settings.preconditioner != "sgd")
+
+
 class Needs(msgspec.Struct):
     """What gradients need beside the model, in bytes on its device.
 
     Attributes:
         directions: of all subtasks at all checkpoints.
         moments: of all checkpoints.
+        target: gradients of target samples that wait for their norms.
         a_pass: the largest pass of the model.
         tokens: padded tokens of that pass.
         longest: tokens of its longest sample.
@@ -46,6 +71,7 @@ class Needs(msgspec.Struct):
 
     directions: int
     moments: int
+    target: int
     a_pass: int
     tokens: int
     longest: int
@@ -53,21 +79,19 @@ class Needs(msgspec.Struct):
     @property
     def total(self) -> int:
         """Everything, at the peak: directions are in memory twice while they are written, when no pass is made."""
-        return self.moments + self.directions + max(self.a_pass, self.directions)
+        return self.moments + self.directions + max(self.a_pass + self.target, self.directions)
 
 
-def needs(
-    checkpoint: Checkpoint, largest: Sequence[Encoded], *, n_checkpoints: int, n_subtasks: int, device: str
-) -> Needs:
+def needs(checkpoint: Checkpoint, largest: Sequence[Encoded], *, counts: Counts, device: str) -> Needs:
     """Return what gradients need.
 
     Args:
         checkpoint: one of them; its gradients are not entered.
         largest: the samples of the pass that takes most.
-        n_checkpoints, n_subtasks: of the job.
+        counts: of the job.
         device: where the model is.
     """
-    return _with_pass(checkpoint, largest, pass_bytes(checkpoint, largest, device), n_checkpoints, n_subtasks)
+    return _with_pass(checkpoint, largest, pass_bytes(checkpoint, largest, device), counts)
 
 
 def check(
@@ -76,15 +100,14 @@ def check(
     per_token: float,
     folder: Path,
     *,
-    n_checkpoints: int,
-    n_subtasks: int,
+    counts: Counts,
     device: str,
     checkpointing: bool,
 ) -> None:
     """Refuse a job that has no room, in memory or on the disk.
 
     Args:
-        checkpoint, largest, n_checkpoints, n_subtasks, device: as of `needs`.
+        checkpoint, largest, counts, device: as of `needs`.
         per_token: bytes for each token of a small pass, which take more than those of a large one.
         folder: of the run.
         checkpointing: whether layers run again in the backward pass.
@@ -93,11 +116,11 @@ def check(
         OptionError: it has none.
     """
     tokens = len(largest) * max(map(len, largest))
-    found = _with_pass(checkpoint, largest, int(per_token * tokens), n_checkpoints, n_subtasks)
+    found = _with_pass(checkpoint, largest, int(per_token * tokens), counts)
     if _quadratic(checkpoint) or _MARGIN * found.total > available(device):
-        found = needs(checkpoint, largest, n_checkpoints=n_checkpoints, n_subtasks=n_subtasks, device=device)
+        found = needs(checkpoint, largest, counts=counts, device=device)
         check_memory(found, device, checkpointing=checkpointing)
-    needed, free = found.directions + 3 * _FLOAT * checkpoint.size * n_checkpoints, free_disk(folder)
+    needed, free = found.directions + 3 * _FLOAT * checkpoint.size * counts.checkpoints, free_disk(folder)
     if needed > free:
         raise OptionError(
             f"the target's directions and the adapter need {in_bytes(needed)} of disk in {folder}, {in_bytes(free)} "
@@ -105,14 +128,14 @@ def check(
         )
 
 
-def _with_pass(
-    checkpoint: Checkpoint, largest: Sequence[Encoded], a_pass: int, n_checkpoints: int, n_subtasks: int
-) -> Needs:
-    space = _FLOAT * checkpoint.size * n_checkpoints
+def _with_pass(checkpoint: Checkpoint, largest: Sequence[Encoded], a_pass: int, counts: Counts) -> Needs:
+    space = _FLOAT * checkpoint.size
     longest = max(map(len, largest))
+    held = min(max(HELD, space), counts.target * space)
     return Needs(
-        directions=n_subtasks * space,
-        moments=2 * space if checkpoint.preconditioner.kind != "sgd" else 0,
+        directions=counts.subtasks * space * counts.checkpoints,
+        moments=2 * space * counts.checkpoints if counts.moments else 0,
+        target=2 * held,  # of a pass, and of the one after it
         a_pass=a_pass,
         tokens=len(largest) * longest,
         longest=longest,
@@ -130,12 +153,15 @@ def pass_bytes(checkpoint: Checkpoint, largest: Sequence[Encoded], device: str) 
     sizes: list[int] = []
     peaks: list[int] = []
     with checkpoint.gradients as gradients:
-        for part in _PARTS:
-            batch = Batch.of([_cut(sample, -(-longest // part)) for sample in largest], device)
+
+        def measure(batch: Batch) -> None:
             if not sizes:
                 gradients.backward(batch, lambda *_: None)  # the first pass is checked, which takes more
             sizes.append(batch.ids.shape[1])
-            peaks.append(peak_bytes(lambda: gradients.backward(batch, lambda *_: None)))  # noqa: B023
+            peaks.append(peak_bytes(lambda: gradients.backward(batch, lambda *_: None)))
+
+        for part in _PARTS:
+            single_pass([_cut(sample, -(-longest // part)) for sample in largest], device, measure)
     if len(set(sizes)) < 2:
         return int(peaks[-1] * longest / sizes[-1])
     (small, large), (low, high) = sizes, peaks
@@ -175,14 +201,15 @@ def check_memory(found: Needs, device: str, *, checkpointing: bool) -> None:
     where = "memory" if torch.device(device).type == "cpu" else f"memory of {device}"
     raise OptionError(
         f"gradients need {in_bytes(found.total)} of {where} beside the model: {in_bytes(found.a_pass)} for a pass of "
-        f"{found.tokens:,} tokens, {in_bytes(found.directions)} for the target's directions, {in_bytes(found.moments)} "
-        f"for the optimiser's moments; {in_bytes(free)} are free. {_remedy(found, free, checkpointing)}"
+        f"{found.tokens:,} tokens, {in_bytes(found.directions + found.target)} for the target's gradients, "
+        f"{in_bytes(found.moments)} for the optimiser's moments; {in_bytes(free)} are free. "
+        f"{_remedy(found, free, checkpointing)}"
     )
 
 
 def _remedy(found: Needs, free: int, checkpointing: bool) -> str:
     """Return which option makes a job fit."""
-    left = free - found.directions - found.moments
+    left = free - found.directions - found.moments - found.target
     if left < max(found.directions, found.a_pass / found.tokens):
         return (
             "Differentiate less: a smaller --lora-rank, fewer --lora-targets or --parameters, fewer subtasks, or "
@@ -198,6 +225,6 @@ def _remedy(found: Needs, free: int, checkpointing: bool) -> str:
 
 def tokens_that_fit(found: Needs, free: int) -> int:
     """Return how many padded tokens a pass may have: a power of two, one sample at least."""
-    left = _FILLED * free - found.directions - found.moments
+    left = _FILLED * free - found.directions - found.moments - found.target
     tokens = min(left / found.a_pass * found.tokens, _MOST)
     return int(max(2 ** int(np.log2(max(tokens, 1))), found.longest))

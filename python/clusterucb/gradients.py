@@ -51,7 +51,7 @@ _PIECE = 1 << 26  # bytes of gradients that exist at a time, one row of a matrix
 _ALIGNED_ROWS = 8  # pieces begin at offsets that the kernels load vectors from
 # How far per-sample gradients may be from adding up to autograd's, and those of a sample from those of the same one
 # alone, relative to their norm.
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.05}
 _PROBE = Sketch(1024, 4)  # of the gradient of one sample, which is compared
 _LEAVE_OUT = "Leave that layer out (--lora-targets, --parameters)"
 
@@ -60,7 +60,7 @@ class PerSampleGradients:
     """Per-sample gradients of a causal language model's matrices.
 
     A context manager that may be entered again and again: inside, the model is frozen, in evaluation mode and has
-    hooks; on exit it is as it was before, but for the adapter that is active.
+    hooks; on exit it is as it was before, but that no adapter is in force if one is named.
 
     Args:
         model: a causal language model, perhaps of PEFT.
@@ -71,7 +71,7 @@ class PerSampleGradients:
         compiling: compile what holds no differentiated layer.
 
     Attributes:
-        model: the same.
+        model, manifest: the same.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class PerSampleGradients:
         compiling: bool = False,
     ) -> None:
         self.model = model
-        self._manifest = manifest
+        self.manifest = manifest
         self._adapter = adapter
         self._autocast = autocast
         self._checkpointing = checkpointing
         self._compiling = compiling
         self._parts: CompiledParts | None = None
         dtype = autocast or next(model.parameters()).dtype  # of the base model; LoRA itself is fp32
-        self._tolerance = _TOLERANCE.get(dtype, 0.1)
+        self._tolerance = _TOLERANCE.get(dtype, 0.3)
         self._sink: Sink | None = None
         self._ran: set[str] = set()
         self._shape: tuple[int, int] = (0, 0)
@@ -108,13 +108,15 @@ class PerSampleGradients:
 
     def _prepare(self, undo: ExitStack) -> None:
         if self._adapter is not None:
+            self.model.base_model.enable_adapter_layers()  # type: ignore[union-attr,operator]
+            undo.callback(self.model.base_model.disable_adapter_layers)  # type: ignore[union-attr,arg-type]
             self.model.set_adapter(self._adapter)  # type: ignore[operator]
         undo.callback(self.model.train, self.model.training)
         self.model.eval()
         for weight in self.model.parameters():
             undo.callback(weight.requires_grad_, weight.requires_grad)
             weight.requires_grad_(False)
-        for parameter in self._manifest:
+        for parameter in self.manifest:
             module = self.model.get_submodule(parameter.module)
             undo.callback(module.register_forward_hook(partial(self._capture, parameter)).remove)
         if self._checkpointing:
@@ -131,7 +133,7 @@ class PerSampleGradients:
 
     @property
     def _differentiated(self) -> set[nn.Module]:
-        return {self.model.get_submodule(one.module) for one in self._manifest}
+        return {self.model.get_submodule(one.module) for one in self.manifest}
 
     def backward(self, batch: Batch, sink: Sink) -> Tensor:
         """Compute the gradient of each sample's loss, and hand it on piece by piece.
@@ -152,7 +154,7 @@ class PerSampleGradients:
         if not compare and self._expected is not None:
             return self._pass(batch, sink)
         row = batch.lengths.index(min(batch.lengths))
-        together = _Probe(row, batch.ids.device)
+        together = _Probe(row)
 
         def both(offset: int, gradient: Tensor) -> None:
             together(offset, gradient)
@@ -187,7 +189,7 @@ class PerSampleGradients:
 
     def _checked_pass(self, batch: Batch, sink: Sink) -> Tensor:
         """Do the same, and check that the gradients add up to what autograd computes."""
-        totals = {one.offset: torch.zeros(one.size, device=batch.ids.device) for one in self._manifest}
+        totals = {one.offset: torch.zeros(one.size, device=batch.ids.device) for one in self.manifest}
         starts = sorted(totals)
 
         def add_up(offset: int, gradient: Tensor) -> None:
@@ -195,7 +197,7 @@ class PerSampleGradients:
             totals[start][offset - start : offset - start + gradient.shape[1]] += gradient.sum(dim=0)
             sink(offset, gradient)
 
-        weights = [self.model.get_parameter(one.torch_name) for one in self._manifest]
+        weights = [self.model.get_parameter(one.torch_name) for one in self.manifest]
         before = [weight.grad for weight in weights]
         with self._handing_to(add_up, batch):
             try:
@@ -209,7 +211,7 @@ class PerSampleGradients:
                 for weight, kept in zip(weights, before, strict=True):
                     weight.requires_grad_(False)
                     weight.grad = kept
-        for one, found in zip(self._manifest, expected, strict=True):
+        for one, found in zip(self.manifest, expected, strict=True):
             got = totals[one.offset]
             true = torch.zeros_like(got) if found is None else found.flatten().float()
             if not true.isfinite().all():
@@ -225,7 +227,7 @@ class PerSampleGradients:
 
     def _compare(self, batch: Batch, together: _Probe, padded: bool) -> None:
         """Check that a sample's gradients are the same alone as they were beside others."""
-        alone = _Probe(0, batch.ids.device)
+        alone = _Probe(0)
         with self._handing_to(alone, batch):
             sample_losses(self.model, batch, self._autocast).sum().backward()
         change = alone.distance(together)
@@ -280,16 +282,19 @@ def _uncompiled() -> Iterator[None]:
 
 
 class _Probe:
-    """The sketch of one sample's gradient: as long as the gradient, within a few percent, and as far from others."""
+    """The sketch of one sample's gradient: as long as the gradient, within a few percent, and as far from others.
 
-    def __init__(self, row: int, device: torch.device) -> None:
+    Made on the CPU, whose kernels are always there.
+    """
+
+    def __init__(self, row: int) -> None:
         self._row = row
-        self._norm2 = torch.zeros(1, dtype=torch.float64, device=device)
-        self._sketched = torch.zeros(1, _PROBE.dimension, device=device)
+        self._norm2 = torch.zeros(1, dtype=torch.float64)
+        self._sketched = torch.zeros(1, _PROBE.dimension)
 
     def __call__(self, offset: int, gradient: Tensor) -> None:
         ops.accumulate(
-            gradient[self._row : self._row + 1],
+            gradient[self._row : self._row + 1].cpu(),
             offset,
             preconditioner=Preconditioner("sgd"),
             norm2=self._norm2,

@@ -40,11 +40,12 @@ class LoadedModel:
     """A base model and its tokenizer, in the place of a folder.
 
     Attributes:
+        given: the model itself.
         name: of the folder or hub id that it came from, as far as it says.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._model = model
+        self.given = model
         self._tokenizer = tokenizer
         self.name = str(getattr(model.config, "name_or_path", "") or type(model).__name__)
 
@@ -53,8 +54,8 @@ class LoadedModel:
 
     def fingerprint(self) -> str:
         """Return a hex SHA-256 of the configuration and of evenly spaced values of every parameter."""
-        digest = hashlib.sha256(self._model.config.to_json_string().encode())
-        for name, values in sorted(self._model.state_dict().items()):
+        digest = hashlib.sha256(self.given.config.to_json_string().encode())
+        for name, values in sorted(self.given.state_dict().items()):
             digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
             flat = values.detach().flatten()
             some = flat[:: max(flat.numel() // _SAMPLED, 1)]
@@ -71,9 +72,9 @@ class LoadedModel:
         Raises:
             OptionError: it is of another dtype, or on another device, than asked for.
         """
-        self._check("dtype", dtype, str(next(self._model.parameters()).dtype).removeprefix("torch."))
+        self._check("dtype", dtype, str(next(self.given.parameters()).dtype).removeprefix("torch."))
         self.device(device)
-        return self._model.eval()
+        return self.given.eval()
 
     def device(self, asked: str) -> str:
         """Return where the model is.
@@ -81,7 +82,7 @@ class LoadedModel:
         Raises:
             OptionError: it is not where it should be.
         """
-        found = str(next(self._model.parameters()).device)
+        found = str(next(self.given.parameters()).device)
         self._check("device", asked, found)
         return found
 
@@ -137,7 +138,7 @@ def _lent(
             "a loaded model is given without its tokenizer; expected tokenizer=AutoTokenizer..."
         )
     with ExitStack() as undo:
-        _keep(model, undo)
+        keep(model, undo)
         if not isinstance(model, PeftModel):
             _refuse_adapters(model)
             optimizer = options.get("optimizer")
@@ -153,10 +154,11 @@ def _lent(
                 undo.enter_context(_in_memory({folder / "optimizer.pt": "the optimizer"}))
             yield LoadedModel(model, tokenizer), options_now
             return
-        for name in ("adapter", "checkpoint", "parameters"):
+        for name in ("adapter", "checkpoint", "parameters", "store"):
             if options.get(name) is not None:
                 raise OptionError(
-                    f"{name} is given with a model that has an adapter; expected one of the two"
+                    f"{name} is given with a model that has an adapter; expected one of the two: give the base model, "
+                    f"or leave {name} out"
                 )
         if options.get("optimizer") is None and options.get("preconditioner") != "sgd":
             raise OptionError(
@@ -194,7 +196,7 @@ def _in_memory(names: Mapping[Path, str]) -> Iterator[None]:
         raise type(error)(said) from error
 
 
-def _keep(model: nn.Module, undo: ExitStack) -> None:
+def keep(model: nn.Module, undo: ExitStack) -> None:
     """Note how every module and parameter is, to put it back: layers, hooks, mode, what is trained."""
     for module in model.modules():
         attributes = vars(module)

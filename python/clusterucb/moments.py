@@ -198,7 +198,12 @@ def _without_wrappers(name: str) -> str:
 def _by_position(path: Path, state: OptimizerState, model: nn.Module) -> dict[str, _Match]:
     """Return what the file has for each of the model's parameters that the run's optimiser was given."""
     trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    everything = [name for name, _ in model.named_parameters()]
+    own = {canonical_name(name) for name in trainable}
+    everything = [
+        name
+        for name, weight in model.named_parameters()
+        if weight.requires_grad or canonical_name(name) not in own  # those are another checkpoint's
+    ]
     orders = {
         "in the order of model.named_parameters(), trainable ones": [trainable],
         "in the order of model.named_parameters(), frozen ones too": [everything],

@@ -169,6 +169,7 @@ class Passes:
     def over(
         self,
         call: str,
+        part: int,
         samples: Sequence[Encoded],
         compute: Callable[[Batch], Result],
         *,
@@ -180,7 +181,8 @@ class Passes:
         the device waiting.
 
         Args:
-            call: names this call among all of a run.
+            call: names what is computed, among everything of a run; it is kept as a whole, or computed again.
+            part: number of this part of it, from 0.
             samples: m of them.
             compute: makes one pass; on failure it must leave nothing behind.
             most: samples of a pass.
@@ -189,9 +191,10 @@ class Passes:
             ModelError: memory is too small for a single sample.
         """
         lengths = np.array([len(sample) for sample in samples])
-        own = [at for at, limit in enumerate(self._limits) if limit.call == call]
-        came = deque(self._limits[at] for at in own)
-        before = self._limits[: own[0]] if own else self._limits
+        same = [limit for limit in self._limits if limit.call == call]
+        came = deque(limit for limit in same if limit.part == part)
+        later = [limit for limit in same if limit.part >= part]
+        before = self._limits[: self._limits.index(later[0])] if later else self._limits
         tokens = before[-1].tokens if before else self.limit
         batches = self._batches(lengths, np.arange(len(samples)), tokens, most)
         done = 0
@@ -204,7 +207,7 @@ class Passes:
             batch = batches[0]
             result = self._attempt(compute, [samples[at] for at in batch])
             if result is None:
-                limit = Limit(call, done, _half(len(batch), int(lengths[batch].max())))
+                limit = Limit(call, part, done, _half(len(batch), int(lengths[batch].max())))
                 self._limits.append(limit)
                 self._record(limit)
                 came.append(limit)
@@ -240,11 +243,29 @@ class Passes:
 def _half(count: int, longest: int) -> int:
     """Return the next limit after a pass that did not fit into memory."""
     if count == 1:
-        raise ModelError(
-            f"memory is too small for the gradient of one sample of {longest} tokens; expected more of it. Use a "
-            "smaller --max-length, --checkpointing, or fewer layers (--lora-targets, --parameters)"
-        )
+        raise _too_small(longest)
     return count * longest // 2
+
+
+def single_pass(samples: Sequence[Encoded], device: str, compute: Callable[[Batch], Result]) -> Result:
+    """Return the result of one pass that cannot be made smaller.
+
+    Raises:
+        ModelError: memory is too small for it.
+    """
+    try:
+        return compute(Batch.of(samples, device))
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise _too_small(max(map(len, samples))) from error
+
+
+def _too_small(longest: int) -> ModelError:
+    return ModelError(
+        f"memory is too small for the gradient of one sample of {longest} tokens; expected more of it. Use a smaller "
+        "--max-length, --checkpointing, or fewer layers (--lora-targets, --parameters)"
+    )
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -22,7 +22,6 @@ from safetensors.numpy import load_file, save_file
 
 from clusterucb.arms import check_labels, default_cold_start
 from clusterucb.atomic import whole_file
-from clusterucb.budget import resolve_count
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.cost import selection_cost
 from clusterucb.engine import search
@@ -117,7 +116,7 @@ def select(
         clusterer=clusterer,
         policy=policy,
     )
-    n_budget, n_select = _counts(settings, len(material.samples))
+    n_budget, n_select = settings.counts(len(material.samples))
     # Before an earlier run is removed, everything that can refuse the new one has had its say.
     base = (
         load_base(settings, source, device, material, observer, Path(out or gettempdir()))
@@ -206,15 +205,3 @@ class _Recorded(Clusterer):
         with whole_file(path) as partial:
             save_file({"labels": labels}, partial)
         return labels
-
-
-def _counts(settings: Settings, n_samples: int) -> tuple[int, int]:
-    """Return budget and number to select of a pool of ``n_samples``; scores that are free have no limit."""
-    budget = n_samples if settings.free_scores else resolve_count("--budget", settings.budget, n_samples)
-    n_select = resolve_count("--select", settings.select, n_samples)
-    if n_select > min(budget, n_samples):
-        raise OptionError(
-            f"--select {settings.select} is {n_select} of {n_samples} samples; expected at most the budget, "
-            f"--budget {settings.budget}, which is {min(budget, n_samples)}. Only scored samples can be selected"
-        )
-    return budget, n_select

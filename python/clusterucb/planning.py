@@ -111,6 +111,8 @@ def plan(
     settings = store.applied_to(settings) if store else settings
     strategies = chosen(features, clusterer, policy, store=store is not None)
     prepared = prepare(pool, target, model, settings, watcher)
+    if store:
+        store.check(prepared.contents)
 
     from clusterucb.estimate import estimate
 

@@ -39,9 +39,16 @@ def recomputed_layers(model: nn.Module, differentiated: Set[nn.Module]) -> Itera
     with ExitStack() as undo:
         for layer in layers:
             starts = not differentiated.isdisjoint(layer.modules())
+            undo.callback(_put_back, layer, vars(layer).get("forward"))
             layer.forward = partial(_run_again, layer.forward, starts)
-            undo.callback(vars(layer).pop, "forward")
         yield
+
+
+def _put_back(layer: nn.Module, own: Callable[..., Any] | None) -> None:
+    if own is None:
+        del layer.forward
+    else:
+        layer.forward = own
 
 
 def _run_again(forward: Callable[..., Any], starts: bool, hidden: Tensor, *args: Any, **options: Any) -> Any:

@@ -43,7 +43,8 @@ _AT_ONCE = (_LEDGER, _CONFIG)
 # Everything a run writes beside its manifest; --overwrite removes these and nothing else.
 _OWN_FILES = (
     "adapter",
-    "adapter-*",
+    "adapter-[0-9]",
+    "adapter-[0-9][0-9]",
     "directions.safetensors",
     "features-*",
     "sketches-*.safetensors",
@@ -145,12 +146,14 @@ class Limit(msgspec.Struct, frozen=True):
     """A limit of the model's passes that came into force because memory ran out.
 
     Attributes:
-        call: what was computed (`clusterucb.passes.Passes.over`).
-        done: its samples that were done by then.
+        call: what was computed, as a whole or not at all (`clusterucb.passes.Passes.over`).
+        part: which part of it, from 0.
+        done: samples of that part that were done by then.
         tokens: padded tokens of a pass from then on.
     """
 
     call: str
+    part: int
     done: int
     tokens: int
 

@@ -30,7 +30,7 @@ from clusterucb.preconditioner import Preconditioner
 from clusterucb.progress import Advance
 from clusterucb.projection import Sketch
 
-_HELD = 1 << 28  # bytes of target gradients that are kept until their norms are known
+HELD = 1 << 27  # bytes of target gradients of a pass that are kept until their norms are known
 
 
 def compute_directions(
@@ -57,12 +57,14 @@ def compute_directions(
     """
     directions = np.zeros((len(target), checkpoint.size), np.float32)
     failures: dict[str, list[str]] = {}
-    most = max(_HELD // (4 * checkpoint.size), 1)
+    most = max(HELD // (4 * checkpoint.size), 1)
     with checkpoint.gradients as gradients:
-        for direction, (subtask, samples) in zip(directions, target.items(), strict=True):
+        for number, (subtask, samples) in enumerate(target.items(), checkpoint.number * len(target)):
+            direction = directions[number % len(target)]
             reasons = failures.setdefault(subtask, [])
-            call = f"target {subtask}, checkpoint {checkpoint.number}"
-            for rows, pieces in passes.over(call, samples, partial(_pieces, gradients), most=most):
+            for rows, pieces in passes.over(
+                "target", number, samples, partial(_pieces, gradients), most=most
+            ):
                 reasons += _add_units(direction, pieces)
                 advance(len(rows))
             if len(reasons) == len(samples):

@@ -18,7 +18,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 from cyclopts import Group, Parameter, Token
 
 from clusterucb.aggregate import NAMES
-from clusterucb.budget import parse_count
+from clusterucb.budget import parse_count, resolve_count
 from clusterucb.choice import SELECT_BY
 from clusterucb.errors import OptionError, check_choice, did_you_mean, in_words
 from clusterucb.export import TOOLS
@@ -216,7 +216,13 @@ class GradientSettings(ReadSettings):
                 "--optimizer is given without --adapter or --parameters; it is the state that belongs to one of them. "
                 "That of a --checkpoint stands in its folder"
             )
-        if self.parameters is not None and self.preconditioner != "sgd" and self.optimizer is None:
+        if self.checkpoint is not None and not self.checkpoint:
+            raise OptionError(
+                "--checkpoint is given without a folder; expected that of an adapter, at least one"
+            )
+        kept = getattr(self, "store", None) is not None  # which has the optimiser's state
+        lacking = self.parameters is not None and self.preconditioner != "sgd" and self.optimizer is None
+        if lacking and not kept:
             raise OptionError(
                 f"--preconditioner is {self.preconditioner}, which needs the optimiser's state, and --parameters has "
                 "none; expected --optimizer with that of the model's training, or --preconditioner sgd"
@@ -407,6 +413,21 @@ class Settings(ScoringSettings, SearchSettings):
     def __post_init__(self) -> None:
         SearchSettings.__post_init__(self)
         GradientSettings.__post_init__(self)
+
+    def counts(self, n_samples: int) -> tuple[int, int]:
+        """Return budget and number to select of a pool of ``n_samples``; scores that are free have no limit.
+
+        Raises:
+            OptionError: more are to be selected than scored.
+        """
+        budget = n_samples if self.free_scores else resolve_count("--budget", self.budget, n_samples)
+        n_select = resolve_count("--select", self.select, n_samples)
+        if n_select > min(budget, n_samples):
+            raise OptionError(
+                f"--select {self.select} is {n_select} of {n_samples} samples; expected at most the budget, "
+                f"--budget {self.budget}, which is {min(budget, n_samples)}. Only scored samples can be selected"
+            )
+        return budget, n_select
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,10 +78,11 @@ def sketch(
         AdaptedModel(run, settings, prepared.source, prepared.device, material, observer, base) as adapted,
     ):
         observer.step(run.told("gradient store"))
-        adapted.keep_checkpoints()
         starts = range(0, len(material.samples), SHARD)
         missing = [start for start in starts if not _shard(run, start).exists()]
         if missing:
+            adapted.base  # noqa: B018  (what refuses the checkpoints comes before they are kept)
+            adapted.keep_checkpoints()
             accumulators = adapted.accumulators(sketch=settings.sketch)
             total, done = len(material.samples), (len(starts) - len(missing)) * SHARD
             with run.phase("sketches"), observer.count("Sketching", total, done=done) as advance:

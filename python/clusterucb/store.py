@@ -133,9 +133,12 @@ class GradientStore:
             option = option_name(name)
             given, stored = getattr(settings, name), self.manifest.settings.get(option)
             if given != stored:
+                made, remedy = f"with {stored}", f"give {option} {stored}"
+                if stored is None:
+                    made, remedy = "without", "leave it out"
                 raise OptionError(
-                    f"{option} is {given}, but the gradient store {self.folder} was made with {stored}; give "
-                    f"{option} {stored}, or sketch the pool anew"
+                    f"{option} is {given}, but the gradient store {self.folder} was made {made}; {remedy}, or sketch "
+                    "the pool anew"
                 )
         first, *others = self._adapters()
         own: dict[str, Any] = {"adapter": first}

@@ -92,7 +92,7 @@ def _step(model: PeftModel, batch: Batch, autocast: torch.dtype | None) -> float
             f"{max(batch.lengths):,} tokens; expected more of it. Use a smaller --max-length, --checkpointing, or an "
             "--adapter"
         ) from error
-    return float(loss)
+    return float(loss.detach())
 
 
 def _sorted_lists(config: dict[str, object]) -> dict[str, object]:

@@ -1,0 +1,145 @@
+"""The scores and gradients of a few samples, as `clusterucb.probes` compares them.
+
+Gradients are compared by sketches of themselves, which keep lengths within a few percent, whatever the preconditioner
+makes of them; scores are preconditioned. The sketches are made on the CPU, where every installation can make them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import NamedTuple, Self, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clusterucb import ops
+from clusterucb.accumulate import Accumulator, Checkpoint
+from clusterucb.encode import Encoded
+from clusterucb.gradients import PerSampleGradients, Sink
+from clusterucb.passes import Batch, Passes
+from clusterucb.preconditioner import Preconditioner
+from clusterucb.projection import Sketch
+from clusterucb.scorer import compute_directions
+
+_SKETCH = Sketch(8192, 4)
+_IGNORED = -100  # what Hugging Face takes for no label
+
+
+class Change(NamedTuple):
+    """The most that a score changes, as a difference of cosines, and a gradient, relative to its length."""
+
+    score: float
+    gradient: float
+
+
+class Measured(NamedTuple):
+    """What was measured of m samples: scores f64[m], sketches of gradients f32[m, d], faults."""
+
+    scores: NDArray[np.float64]
+    gradients: NDArray[np.float32]
+    faults: list[str | None]
+
+    def take(self, at: slice | list[int]) -> Measured:
+        """Return what was measured of some of them."""
+        return Measured(self.scores[at], self.gradients[at], np.array(self.faults, object)[at].tolist())
+
+    def change(self, true: Measured) -> Change:
+        """Return the largest change of a score and of a gradient."""
+        scores = np.abs(self.scores - true.scores)
+        apart = np.linalg.norm(self.gradients - true.gradients, axis=1)
+        return Change(float(scores.max()), float((apart / np.linalg.norm(true.gradients, axis=1)).max()))
+
+    def cosine(self, true: Measured) -> float:
+        """Return the smallest cosine of two gradients of a sample."""
+        lengths = np.linalg.norm(self.gradients, axis=1) * np.linalg.norm(true.gradients, axis=1)
+        return float(((self.gradients * true.gradients).sum(axis=1) / lengths).min())
+
+
+def direction_of(checkpoint: Checkpoint, samples: Sequence[Encoded], device: str) -> NDArray[np.float32]:
+    """Return the direction f32[1, P] of a target of samples."""
+    directions, _ = compute_directions(checkpoint, {"probes": samples}, Passes(1, device))
+    return directions
+
+
+def measure(
+    checkpoint: Checkpoint,
+    groups: Sequence[Sequence[Encoded]],
+    device: str,
+    directions: NDArray[np.float32] | None = None,
+) -> Measured:
+    """Measure samples, each group of them in a pass; without directions every score is zero."""
+    watched = _Watched(checkpoint.gradients)
+    seen = replace(checkpoint, gradients=cast(PerSampleGradients, watched))
+    with Accumulator(seen, device=device, directions=directions) as accumulator:
+        passes = [accumulator(Batch.of(group, device)) for group in groups]
+    scores = [
+        np.zeros(len(one.norm2)) if directions is None else ops.finish(one.norm2, one.products)[:, 0]
+        for one in passes
+    ]
+    faults = [fault for one in passes for fault in one.faults()]
+    return Measured(np.concatenate(scores), np.concatenate(watched.sketches), faults)
+
+
+class _Watched:
+    """Gradients of which sketches f32[B, d] are kept on the CPU, pass by pass, as they are handed on."""
+
+    def __init__(self, gradients: PerSampleGradients) -> None:
+        self._gradients = gradients
+        self.sketches: list[NDArray[np.float32]] = []
+
+    def __enter__(self) -> Self:
+        self._gradients.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gradients.__exit__(kind, error, trace)
+
+    def backward(self, batch: Batch, sink: Sink) -> Tensor:
+        """Do what `PerSampleGradients.backward` does."""
+        norm2 = np.zeros(len(batch.lengths))
+        sketched = np.zeros((len(batch.lengths), _SKETCH.dimension), np.float32)
+        self.sketches.append(sketched)
+
+        def both(offset: int, gradient: Tensor) -> None:
+            sink(offset, gradient)
+            own = gradient.cpu().numpy()
+            ops.accumulate(
+                own, offset, preconditioner=Preconditioner(), norm2=norm2, sketch=_SKETCH, sketched=sketched
+            )
+
+        return self._gradients.backward(batch, both)
+
+
+class Autograd(PerSampleGradients):
+    """The gradient of one sample as anyone would compute it: autograd, an attention mask, the model's own loss."""
+
+    @classmethod
+    def of(cls, gradients: PerSampleGradients) -> Self:
+        """Return that of the same matrices, which layers that run again leave the same."""
+        return cls(
+            gradients.model, gradients.manifest, adapter=gradients._adapter, autocast=gradients._autocast
+        )
+
+    def backward(self, batch: Batch, sink: Sink) -> Tensor:
+        """Do the same for a batch of one sample."""
+        labels = torch.full_like(batch.ids, _IGNORED)
+        labels.view(-1)[batch.predicting + 1] = batch.predicted
+        weights = [self.model.get_parameter(one.torch_name) for one in self.manifest]
+        for weight in weights:  # they are frozen again on exit
+            weight.requires_grad_(True)
+        enabled = self._autocast is not None
+        with torch.autocast(batch.ids.device.type, self._autocast, enabled=enabled):
+            mask = torch.ones_like(batch.ids)
+            loss: Tensor = self.model(
+                input_ids=batch.ids, attention_mask=mask, labels=labels, use_cache=False
+            ).loss
+        found = torch.autograd.grad(loss, weights, materialize_grads=True)
+        for one, gradient in zip(self.manifest, found, strict=True):
+            sink(one.offset, gradient.flatten().float()[None])
+        return loss.detach()[None].float()

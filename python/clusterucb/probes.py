@@ -1,0 +1,388 @@
+"""How far a model's scores on this machine are from what they should be, and which option brings them there.
+
+A score should depend on nothing but the sample, the model and the target. On a real machine it also depends on who
+shares the sample's pass, on the padding, on the attention kernel and on the dtype: by rounding where all is well, and
+by more where it is not. Here a few samples are put through the classes that a selection uses, in all of these ways,
+and the largest change is said, of a score (a difference of cosines) and of a gradient (the length of the difference,
+relative to the gradient's).
+
+Decisions:
+    - What is promised: the same pass gives the same bits; in float32, whatever else changes, a score moves by at most
+      1e-6 and a gradient by 1e-4 of its length. In bfloat16 and float16 rounding alone is far more than that, so their
+      bounds (`_PROMISED`) tell no more than rounding from something that is wrong. Those of bfloat16 are three to five
+      times the most that was measured of sound models (SmolLM2-135M: a score moved by 0.0065 against float32, a
+      gradient by 0.11 against eager attention; random models of 2 to 30 layers: less), and those of float16, which
+      keeps three more bits (gradients of the random models moved by at most 0.012), an eighth of them.
+    - The target is the probed samples themselves: a direction that is made of gradients is as close to a sample's as
+      directions are, while a random one is orthogonal to all, and no rounding would show.
+    - A LoRA that would be warmed up has random matrices here, those of B about as large as a warm-up leaves them: the
+      warm-up costs minutes and says nothing about rounding. It has no optimiser's moments, so gradients score as they
+      are. Of several checkpoints the first is probed.
+    - What `clusterucb.gradients` refuses is a finding, in its words, and the other probes go on. What cannot be loaded
+      at all is an error, as in a selection.
+    - Passes are joined here whatever --batch-tokens says, since the bound of a model that depends on it should be seen
+      before that option is changed. Where no two samples can share a pass, what is seen does no harm, and is fine.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+
+from clusterucb.accumulate import Checkpoint
+from clusterucb.accumulate import fault as fault_of
+from clusterucb.adapted import at_checkpoint, fresh_lora, load_checkpoints
+from clusterucb.checkpoint import ModelSource, check_limits, resolve_device
+from clusterucb.encode import Encoded
+from clusterucb.errors import InputError, ModelError, counted, in_bytes
+from clusterucb.fitting import available
+from clusterucb.gradients import PerSampleGradients
+from clusterucb.loaded import LoadedModel, keep
+from clusterucb.measuring import Autograd, Change, Measured, direction_of, measure
+from clusterucb.passes import out_of_memory
+from clusterucb.prepared import Model, check_model
+from clusterucb.probe_samples import samples_of
+from clusterucb.progress import Observer
+from clusterucb.settings import GradientSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+GRADIENTS = "usable gradients"
+AGAIN = "the same pass again"
+BESIDE = "beside samples as long"
+PADDED = "beside longer samples"
+AUTOGRAD = "against plain autograd"
+EAGER = "against eager attention"
+FLOAT32 = "against float32"
+
+_SAME = Change(0.0, 0.0)
+_PROMISED = {
+    "float64": Change(1e-6, 1e-4),
+    "float32": Change(1e-6, 1e-4),
+    "bfloat16": Change(0.032, 0.32),
+    "float16": Change(0.004, 0.04),
+}
+_SHARING = 2  # samples of a pass, where they are of one length
+_SHARED = 4  # padded tokens of the smallest pass that two samples can share
+_LORA_B = 0.005  # what is in a matrix B after a warm-up, about
+_ROOM = 1.5  # memory for a float32 copy and its gradients, relative to the copy's weights
+_NOISE = (
+    "take out of the model what draws random numbers even in evaluation mode, or adds up in another order every time; "
+    "no option does"
+)
+_OTHER_LOSS = (
+    "find out what the model does beside: its own loss is not the mean cross-entropy that scores are of, or its "
+    "attention mask does more than hide the padding; no option changes that"
+)
+_OTHER_LAYERS = "take layers that the loss depends on (--lora-targets, --parameters)"
+_FINITE_WEIGHTS = "look for weights of the model that are not finite"
+_ALONE = "--batch-tokens 1, which gives every sample a pass of its own"
+_IN_PYTHON = (
+    "in Python, load the model with attn_implementation='eager' and give it to clusterucb.select(model=..., "
+    "tokenizer=...)"
+)
+
+
+class Finding(msgspec.Struct):
+    """What one probe found.
+
+    Attributes:
+        name: what was compared, or tried.
+        score: the largest change of a score, as a difference of cosines; None: not measured, or not finite.
+        gradient: the largest change of a gradient, relative to its length; None likewise.
+        promised: the most that both may be; None where nothing is compared.
+        fine: whether they are within it; None: not measured.
+        said: what else is to be said: why it was refused or not measured, or a detail.
+        remedy: what removes the change, where it is not fine.
+    """
+
+    name: str
+    score: float | None = None
+    gradient: float | None = None
+    promised: Change | None = None
+    fine: bool | None = None
+    said: str = ""
+    remedy: str = ""
+
+
+class Probed(msgspec.Struct):
+    """What probes of a model found on this machine.
+
+    Attributes:
+        model: its name.
+        device: where it ran.
+        dtype: of its weights.
+        autocast: dtype that its layers compute in, where it is another.
+        attention: the attention implementation.
+        samples: what it was probed with.
+        parameters: numbers in a gradient.
+        findings: one for each probe.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    autocast: str | None
+    attention: str
+    samples: str
+    parameters: int = 0
+    findings: list[Finding] = []
+
+
+def probe(
+    model: Model, settings: GradientSettings, observer: Observer, samples: Sequence[Encoded] | None = None
+) -> Probed:
+    """Measure how far a model's scores are from what they should be, in a few seconds for a small model.
+
+    Args:
+        model: a folder, a hub id, or a model that the caller has loaded, which is left as it was.
+        settings: the options of a selection.
+        observer: who is told how it gets on.
+        samples: some of the pool; by default made with the model's chat template, or of any of its tokens.
+
+    Raises:
+        ClusterUCBError: the model, its adapter or an option cannot be used at all.
+    """
+    check_model(model)
+    with ExitStack() as undo:
+        undo.enter_context(torch.inference_mode(False))
+        undo.enter_context(torch.enable_grad())
+        source: ModelSource | LoadedModel
+        if isinstance(model, LoadedModel):
+            source, device = model, model.device(settings.device)
+            keep(model.given, undo)
+        else:
+            source = ModelSource(str(model), settings.revision, settings.trust_remote_code)
+            device = resolve_device(settings.device)
+        observer.step(f"Loading {source.name} on {device}")
+        base = source.model(settings.dtype, device)
+        chosen, said = samples_of(samples, source, settings, base)
+        largest = max(int(sample.tokens.max()) for sample in chosen)
+        check_limits(base, longest=max(map(len, chosen)), largest_token=largest)
+        probed = Probed(
+            model=source.name,
+            device=device,
+            dtype=str(base.dtype).removeprefix("torch."),
+            autocast=settings.autocast,
+            attention=str(base.config._attn_implementation),
+            samples=said,
+        )
+        observer.step(f"Probing it with {said}")
+        with _at_checkpoint(settings, base) as checkpoint:
+            probed.parameters = checkpoint.size
+            probes = _Probes(checkpoint, chosen, base, probed, settings)
+            probed.findings = list(probes)
+        if probes.alone is not None and _lowered(probed):
+            observer.step("Comparing it with float32")
+            probed.findings.append(probes.float32(source, settings))
+    return probed
+
+
+@contextmanager
+def _at_checkpoint(settings: GradientSettings, base: PreTrainedModel) -> Iterator[Checkpoint]:
+    """Yield the first checkpoint, or one with a LoRA of random matrices; then take the LoRA off again."""
+    if settings.given_checkpoints:
+        (checkpoint,) = load_checkpoints(settings, base, settings.given_checkpoints[:1])
+    else:
+        checkpoint = at_checkpoint(settings, _drawn(fresh_lora(settings, base), settings.seed))
+    try:
+        yield checkpoint
+    finally:
+        if isinstance(checkpoint.gradients.model, PeftModel):
+            checkpoint.gradients.model.unload()
+
+
+def _drawn(lora: PeftModel, seed: int) -> PeftModel:
+    """Draw LoRA's matrices, the same ones whatever the dtype of the model below."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in sorted(lora.named_parameters()):
+            if weight.requires_grad:
+                size = _LORA_B if ".lora_B." in name else weight.shape[1] ** -0.5
+                weight.copy_(torch.randn(weight.shape, generator=generator) * size)
+    return lora
+
+
+class _Probes:
+    """The probes of samples at a checkpoint; to iterate is to run them.
+
+    Attributes:
+        alone: what was measured of every usable sample by itself; None where there is none.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        samples: Sequence[Encoded],
+        base: PreTrainedModel,
+        probed: Probed,
+        settings: GradientSettings,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._samples = list(samples)
+        self._base = base
+        self._probed = probed
+        self._promised = _PROMISED[probed.autocast or probed.dtype]
+        self._exact = " and ".join(_lowered(probed))
+        self._shared = settings.batch_tokens is None or settings.batch_tokens >= _SHARED
+        self._noise = ""
+        self._directions: NDArray[np.float32] | None = None
+        self.alone: Measured | None = None
+
+    def __iter__(self) -> Iterator[Finding]:
+        """Yield what each probe finds, as long as there are gradients to compare."""
+        yield self._guarded(GRADIENTS, self._gradients)
+        if self.alone is None:
+            return
+        again = self._guarded(AGAIN, self._again)
+        self._noise = again.remedy and f"that of {AGAIN!r}, whose noise is in this as well"
+        yield again
+        yield self._guarded(BESIDE, self._beside)
+        yield self._guarded(PADDED, self._padded)
+        yield self._guarded(AUTOGRAD, self._autograd)
+        yield self._guarded(EAGER, self._eager)
+
+    def _gradients(self) -> Finding:
+        """Measure each sample alone; those without a gradient are left out from here on."""
+        device = self._probed.device
+        with suppress(InputError):  # of all samples being of no use
+            self._directions = direction_of(self._checkpoint, self._samples, device)
+        alone = self._measure(self._each)
+        usable = [at for at, fault in enumerate(alone.faults) if fault is None]
+        if usable:
+            self._samples = [self._samples[at] for at in usable]
+            self.alone = alone.take(usable)
+        bad = [fault for fault in alone.faults if fault]
+        if not bad:
+            return Finding(GRADIENTS, fine=True)
+        remedy = _OTHER_LAYERS if bad[0] == fault_of(0.0) else self._exact or _FINITE_WEIGHTS
+        said = f"{bad[0]}, for {len(bad)} of {counted(len(alone.faults), 'sample')}"
+        return Finding(GRADIENTS, fine=False, said=said, remedy=remedy)
+
+    def _again(self) -> Finding:
+        at = "" if self._probed.device == "cpu" else f"; on a GPU it may be the attention: {_IN_PYTHON}"
+        return self._compared(AGAIN, self._measure(self._each), f"{_NOISE}{at}", promised=_SAME)
+
+    def _beside(self) -> Finding:
+        groups = [
+            [Encoded(np.roll(one.tokens, by), one.labels, one.content) for by in range(_SHARING)]
+            for one in self._samples
+        ]
+        return self._joined(BESIDE, self._measure(groups).take(slice(None, None, _SHARING)))
+
+    def _padded(self) -> Finding:
+        return self._joined(PADDED, self._measure([self._samples]))
+
+    def _joined(self, name: str, measured: Measured) -> Finding:
+        """Judge what came out of passes that samples share."""
+        found = self._compared(name, measured, " or ".join(filter(None, [self._exact, _ALONE])))
+        if not (self._shared or found.fine):
+            found.fine, found.remedy = True, ""
+            found.said = "every sample has a pass of its own"
+        return found
+
+    def _autograd(self) -> Finding:
+        plain = Autograd.of(self._checkpoint.gradients)
+        measured = self._measure(self._each, plain)
+        return self._compared(AUTOGRAD, measured, self._exact or _OTHER_LOSS)
+
+    def _eager(self) -> Finding:
+        used = self._probed.attention
+        if used == "eager":
+            return Finding(EAGER, fine=True, said="it is in use")
+        with _eager_attention(self._base) as switched:
+            if not switched:
+                return Finding(EAGER, said=f"{type(self._base).__name__} cannot change from {used} to eager")
+            measured = self._measure(self._each)
+        return self._compared(EAGER, measured, self._exact or _IN_PYTHON, said=f"{used} is in use")
+
+    def float32(self, source: ModelSource | LoadedModel, settings: GradientSettings) -> Finding:
+        """Compare scores with those that are float32 all the way, the target's direction included."""
+        return self._guarded(FLOAT32, lambda: self._float32(source, settings))
+
+    def _float32(self, source: ModelSource | LoadedModel, settings: GradientSettings) -> Finding:
+        base, device = self._base, self._probed.device
+        if base.dtype != torch.float32:
+            needed = int(_ROOM * 4 * sum(weight.numel() for weight in base.parameters()))
+            if needed > (free := available(device)):
+                said = f"a float32 copy takes {in_bytes(needed)} of memory, {in_bytes(free)} are free"
+                return Finding(FLOAT32, said=said)
+            given = isinstance(source, LoadedModel)
+            base = copy.deepcopy(base).float() if given else source.model("float32", device)
+        with _at_checkpoint(replace(settings, autocast=None), base) as checkpoint:
+            directions = direction_of(checkpoint, self._samples, device)
+            exact = measure(checkpoint, self._each, device, directions)
+        assert self.alone is not None
+        change = self.alone.change(exact)
+        found = _judged(FLOAT32, change, self._promised, self._noise or self._exact)
+        found.said = f"the smallest cosine of two gradients is {self.alone.cosine(exact):.4f}"
+        return found
+
+    @property
+    def _each(self) -> list[list[Encoded]]:
+        return [[sample] for sample in self._samples]
+
+    def _measure(
+        self, groups: Sequence[Sequence[Encoded]], gradients: PerSampleGradients | None = None
+    ) -> Measured:
+        checkpoint = self._checkpoint if gradients is None else replace(self._checkpoint, gradients=gradients)
+        return measure(checkpoint, groups, self._probed.device, self._directions)
+
+    def _guarded(self, name: str, run: Callable[[], Finding]) -> Finding:
+        """Return what a probe finds, also where the model is refused or memory runs out."""
+        try:
+            return run()
+        except (ModelError, InputError) as error:
+            rounding = f"{self._exact}, if it is rounding" if self._exact else ""
+            return Finding(name, fine=False, said=str(error), remedy=self._noise or rounding)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            return Finding(name, said="memory ran out")
+
+    def _compared(
+        self, name: str, measured: Measured, remedy: str, said: str = "", promised: Change | None = None
+    ) -> Finding:
+        """Judge how far something is from each sample alone; noise has no other remedy than its own."""
+        assert self.alone is not None
+        change = measured.change(self.alone)
+        return _judged(name, change, promised or self._promised, self._noise or remedy, said)
+
+
+def _judged(name: str, change: Change, promised: Change, remedy: str, said: str = "") -> Finding:
+    fine = change.score <= promised.score and change.gradient <= promised.gradient
+    if not all(map(math.isfinite, change)):
+        return Finding(name, promised=promised, fine=False, said="the gradient is not finite", remedy=remedy)
+    return Finding(name, *change, promised, fine, said, "" if fine else remedy)
+
+
+def _lowered(probed: Probed) -> list[str]:
+    """Return the options that make float32 of all that keeps fewer bits."""
+    dtype = [] if probed.dtype in ("float32", "float64") else ["--dtype float32"]
+    return dtype if probed.autocast is None else [*dtype, "no --autocast"]
+
+
+@contextmanager
+def _eager_attention(base: PreTrainedModel) -> Iterator[bool]:
+    """Give a model eager attention for a while; yield whether it takes it."""
+    config = base.config
+    parts = {
+        name: part._attn_implementation for name in config.sub_configs if (part := getattr(config, name))
+    }
+    before = {"": config._attn_implementation, **parts}
+    try:
+        base.set_attn_implementation("eager")
+        yield config._attn_implementation == "eager"
+    finally:
+        base.set_attn_implementation(before)
