@@ -280,6 +280,20 @@ def ratios(ours: Run, others: Mapping[str, Run], rounds: int) -> dict[str, tuple
     }
 
 
+CONTENDERS = ("plain-training", "label-only-training", "batch-1-loop", "bergson", "dattri-llm")
+
+
+def table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Return results as a table, a line for each kind of samples and LoRA."""
+    found = {(str(row["case"]).removesuffix(" sgd"), row["ratio_to"]): row["ratio"] for row in rows}
+    lines = [f"| our time over that of | {' | '.join(CONTENDERS)} |", f"|---|{'---|' * len(CONTENDERS)}"]
+    for case in dict.fromkeys(case for case, _ in found):
+        ratios = (found.get((case, name)) for name in CONTENDERS)
+        shown = " | ".join("" if ratio is None else f"{ratio:.2f}" for ratio in ratios)
+        lines.append(f"| {case} | {shown} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -186,7 +186,7 @@ class AdaptedModel:
                 folder,
                 learning_rate=settings.warmup_lr,
                 device=self.device,
-                autocast=checkpoint.DTYPES[settings.autocast] if settings.autocast else None,
+                autocast=checkpoint.DTYPES.get(settings.autocast or ""),
                 checkpointing=settings.checkpointing,
                 advance=advance,
             )
@@ -221,28 +221,19 @@ def load_base(
         found = load_checkpoints(settings, model, settings.given_checkpoints)
     else:
         found = [at_checkpoint(settings, fresh_lora(settings, model))]
-    shortest = _two_shortest(material.encoded)
     limit = settings.batch_tokens or CPU_TOKENS
-    shared = micro_batches([len(sample) for sample in shortest], limit)[0]
-    with found[0].gradients as gradients:
-        tried: list[int] = []
-
-        def attempt(batch: Batch) -> None:
-            gradients.backward(batch, lambda *_: None)
-            tried.append(peak_bytes(lambda: gradients.backward(batch, lambda *_: None)) // batch.ids.numel())
-
-        single_pass([shortest[at] for at in shared], device, attempt)
     fitting.check(
         found[0],
         largest_pass(settings, material, limit),
-        tried[0],
+        _try(found[0], material.encoded, limit, device),
         folder,
         counts=fitting.Counts.of(settings, material.target),
         device=device,
         checkpointing=settings.checkpointing,
     )
-    if isinstance(gradients.model, PeftModel):
-        gradients.model.unload()
+    adapted = found[0].gradients.model
+    if isinstance(adapted, PeftModel):
+        adapted.unload()
     return model
 
 
@@ -262,11 +253,22 @@ def largest_pass(
     return max(passes, key=lambda samples: len(samples) * max(map(len, samples)))
 
 
-def _two_shortest(encoded: EncodedSamples) -> list[Encoded]:
-    """Return the shortest sample and a longer one, or one as long where there is none."""
+def _try(checkpoint: Checkpoint, encoded: EncodedSamples, limit: int, device: str) -> int:
+    """Take gradients of the two shortest samples, of two lengths if there are; return the bytes for each token.
+
+    What cannot be right at all is refused here.
+    """
     order = np.argsort(encoded.lengths, kind="stable")
     longer = np.flatnonzero(encoded.lengths[order] > encoded.lengths[order[0]])
-    return [encoded[int(row)] for row in (order[0], *order[longer[:1] if len(longer) else slice(1, 2)])]
+    rows = [order[0], *order[longer[:1] if len(longer) else slice(1, 2)]]
+    shared = micro_batches(encoded.lengths[rows], limit)[0]
+
+    def attempt(batch: Batch) -> int:
+        gradients.backward(batch, lambda *_: None)
+        return peak_bytes(lambda: gradients.backward(batch, lambda *_: None)) // batch.ids.numel()
+
+    with checkpoint.gradients as gradients:
+        return single_pass([encoded[int(rows[at])] for at in shared], device, attempt)
 
 
 def fresh_lora(settings: GradientSettings, base: PreTrainedModel) -> PeftModel:
@@ -324,7 +326,7 @@ def at_checkpoint(
         model,
         manifest,
         adapter=checkpoint.adapter_name(number) if isinstance(model, PeftModel) else None,
-        autocast=checkpoint.DTYPES[settings.autocast] if settings.autocast else None,
+        autocast=checkpoint.DTYPES.get(settings.autocast or ""),
         checkpointing=settings.checkpointing,
         compiling=settings.compile,
     )

@@ -50,7 +50,8 @@ _CLUSTERED = 2048  # rows, at random points, that are clustered
 _SIMULATED = 300  # batches of draws that are laid out
 _SPREAD = 4096  # samples whose passes stand for those of all
 _LINE = 250  # bytes of a draw in scores.jsonl and the ledger
-_FLOAT = 4  # bytes
+_SCORE = 40  # bytes of a subtask in each of them
+_FLOAT = 4
 
 
 def estimate(
@@ -78,95 +79,124 @@ def estimate(
     n_pool = len(material.samples)
     n_budget, n_select = settings.counts(n_pool)
     n_budget = min(n_budget, n_pool)
-    part = min(_DESCRIBED, len(material.samples))
-    few = replace(
-        material,
-        samples=material.samples[:part],
-        encoded=material.encoded[:part],
-        sources=material.sources[:part],
-        target={name: samples[:1] for name, samples in material.target.items()},
-        target_samples={name: samples[:1] for name, samples in material.target_samples.items()},
-    )
-    probing = replace(settings, warmup_steps=1)
-    base = load_base(probing, prepared.source, prepared.device, material, observer, out)
+    base = load_base(settings, prepared.source, prepared.device, material, observer, out)
     set_up = time.monotonic() - began
     observer.step(f"Timing a few passes of {prepared.source.name} on {prepared.device}")
+    probing, few = replace(settings, warmup_steps=1), _first(material)
     with (
         tempfile.TemporaryDirectory(prefix="clusterucb-") as folder,
         Run(Path(folder), {}) as run,
         AdaptedModel(run, probing, prepared.source, prepared.device, few, Silent(), base) as adapted,
     ):
-        checkpoints = adapted.checkpoints
-        resident = _resident()
-        layout = _Layout(settings, material, n_budget, adapted.passes.limit, prepared.device)
-        together = SHARD if features.gradients else max(settings.batch_size, WARMUP_BATCH)
-        memory = fitting.needs(
-            checkpoints[0],
-            largest_pass(settings, material, adapted.passes.limit, together),
-            counts=fitting.Counts.of(settings, material.target),
-            device=prepared.device,
-        )
-        fitting.check_memory(memory, prepared.device, checkpointing=settings.checkpointing)
-        rate = _rate(adapted, [layout.typical, layout.large], len(material.target))
-        influence = Influence(run, probing, adapted, few, Silent(), store)
-        width, per_sample = 0, 0.0
-        if not features.gradients:
-            influence.features(features)  # the first time, libraries are loaded
-            blocks = influence.features(features, "again")
-            width = sum(block.shape[1] for block in blocks.values())
-            per_sample = run.manifest.cost.phases["again"].seconds / part
-        else:
-            width = settings.sketch_dim
-        kept = sum(file.stat().st_size for file in Path(folder).glob("adapter/*"))
-    n_checkpoints = len(checkpoints)
-    seconds = {
-        "warm-up": rate(layout.warm_up),
-        "target": n_checkpoints * rate(layout.target),
-        "draws": n_checkpoints * rate(layout.draws),
-        "features": n_pool * per_sample,
-    }
-    if features.gradients and not store:
-        seconds["features"] = n_checkpoints * rate(layout.everything)
-    seconds["clusters"], clustering = _clustering(clusterer, width, n_pool, n_budget, n_select)
+        found = _measure(run, settings, adapted, few, material, features, n_budget, store)
+    clustering, cluster_bytes = _clustering(clusterer, found.width, n_pool, n_budget, n_select)
+    seconds = {**found.seconds, "clusters": clustering}
     timed = Cost(phases={name: PhaseCost(seconds=taken) for name, taken in seconds.items()})
-    cost = selection_cost(timed, settings, material, layout.drawn, features, policy)
-    described = n_pool * width * _FLOAT
-    on_gpu = prepared.device.partition(":")[0] == "cuda"
-    beside = described + max(clustering, described)  # shards and all of them joined
-    peak = resident + (beside if on_gpu else max(beside, described + memory.total))
+    described = n_pool * found.width * _FLOAT
+    beside = described + max(cluster_bytes, described)  # shards and all of them joined
     lines = float(np.mean([len(sample.raw) for sample in few.samples]))
-    tokens = _FLOAT * float(material.encoded.lengths.mean())
-    disk = (
-        kept
-        + memory.directions
-        + described
-        + n_budget * (_LINE + 2 * 20 * len(material.target))
-        + round(n_select * lines)
-    )
+    scores = n_budget * (_LINE + _SCORE * len(material.target))
+    on_gpu = prepared.device.partition(":")[0] == "cuda"
+    with_gradients = described + (0 if on_gpu else found.needs.total)
     return Plan(
         pool_samples=n_pool,
         target_samples=material.n_target,
         n_budget=n_budget,
         n_select=n_select,
         set_up=set_up,
-        cost=cost,
-        memory=max(peak, _peak()),
+        cost=selection_cost(timed, settings, material, found.drawn, features, policy),
+        memory=max(found.resident + max(beside, with_gradients), _peak()),
         memory_free=fitting.available("cpu") + _resident(),
-        device_memory=memory.total if on_gpu else None,
+        device_memory=found.needs.total if on_gpu else None,
         device_free=fitting.available(prepared.device) if on_gpu else None,
-        disk=disk,
+        disk=found.kept + found.needs.directions + described + scores + round(n_select * lines),
         disk_free=free_disk(out),
-        temporary=round(n_pool * (lines + tokens)),
+        temporary=round(n_pool * (lines + _FLOAT * float(material.encoded.lengths.mean()))),
         temporary_free=free_disk(Path(tempfile.gettempdir())),
     )
 
 
-class _Layout:
-    """The passes that a selection will make; ``drawn`` are the rows that it draws here, i64[n], at random.
+def _first(material: Material) -> Material:
+    """Return the first samples, of a pool in canonical order as good as random ones, and of each subtask one."""
+    return replace(
+        material,
+        samples=material.samples[:_DESCRIBED],
+        encoded=material.encoded[:_DESCRIBED],
+        sources=material.sources[:_DESCRIBED],
+        target={name: samples[:1] for name, samples in material.target.items()},
+        target_samples={name: samples[:1] for name, samples in material.target_samples.items()},
+    )
+
+
+class _Measured(NamedTuple):
+    """What a model, at its checkpoint, takes.
 
     Attributes:
-        warm_up, target, draws, everything: shapes (samples, tokens of the longest), i64[m, 2], of the passes of each
-            phase at one checkpoint, and of all samples; and how many times as many there will be.
+        seconds: of each phase but clustering.
+        needs: memory for gradients.
+        resident: bytes of the process with everything loaded.
+        kept: bytes of the checkpoint that the run writes.
+        width: numbers that describe a sample.
+        drawn: rows that stand for those that will be drawn, i64[n].
+    """
+
+    seconds: dict[str, float]
+    needs: fitting.Needs
+    resident: int
+    kept: int
+    width: int
+    drawn: NDArray[np.int64]
+
+
+def _measure(
+    run: Run,
+    settings: Settings,
+    adapted: AdaptedModel,
+    few: Material,
+    material: Material,
+    features: Feature,
+    n_budget: int,
+    store: GradientStore | None,
+) -> _Measured:
+    """Measure what the job takes, with a model that works on a few of the samples."""
+    checkpoints, resident = adapted.checkpoints, _resident()
+    layout = _Layout(settings, material, n_budget, adapted.passes.limit, adapted.device)
+    together = SHARD if features.gradients else max(settings.batch_size, WARMUP_BATCH)
+    needs = fitting.needs(
+        checkpoints[0],
+        largest_pass(settings, material, adapted.passes.limit, together),
+        counts=fitting.Counts.of(settings, material.target),
+        device=adapted.device,
+    )
+    fitting.check_memory(needs, adapted.device, checkpointing=settings.checkpointing)
+    rate = _rate(adapted, [layout.typical, layout.large], len(material.target))
+    seconds = {
+        "warm-up": rate(layout.warm_up),
+        "target": len(checkpoints) * rate(layout.target),
+        "draws": len(checkpoints) * rate(layout.draws),
+        "features": 0.0,
+    }
+    if not features.gradients:
+        influence = Influence(run, settings, adapted, few, Silent(), store)
+        influence.features(features)  # the first time, libraries are loaded
+        blocks = influence.features(features, "again")
+        width = sum(block.shape[1] for block in blocks.values())
+        taken = run.manifest.cost.phases["again"].seconds
+        seconds["features"] = taken * len(material.samples) / len(few.samples)
+    else:
+        width = settings.sketch_dim
+        if store is None:
+            seconds["features"] = len(checkpoints) * rate(layout.everything)
+    kept = sum(file.stat().st_size for file in run.folder.glob("adapter/*"))
+    return _Measured(seconds, needs, resident, kept, width, layout.drawn)
+
+
+class _Layout:
+    """The passes that a selection will make, at one checkpoint.
+
+    Attributes:
+        warm_up, target, draws, everything: the work of each phase, and of gradients of the whole pool.
+        drawn: the rows that are drawn here, i64[n], at random.
         typical, large: samples of two passes to take the time of.
     """
 
