@@ -28,6 +28,16 @@ def strategies(monkeypatch):
         sys.modules.pop(name, None)
 
 
+def test_the_table_of_gradients_is_that_of_the_committed_results(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import bench_gradients
+
+    results = json.loads((BENCHMARKS / "results" / "gradients-x86.json").read_text())
+    assert bench_gradients.table(results["rows"]) in (BENCHMARKS / "README.md").read_text()
+    for name in ("bench_gradients", "gradient_peers"):
+        sys.modules.pop(name, None)
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_tables_are_those_of_the_committed_results(pool, strategies):
     assert strategies.table(POOLS[pool]) in (BENCHMARKS / "README.md").read_text()
