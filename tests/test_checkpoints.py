@@ -11,10 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import clusterucb as cu
 from clusterucb import cli
-from clusterucb.accumulate import Accumulator
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.gradients import PerSampleGradients
-from tiny import read_rows, write_job
+from tiny import interrupt, read_rows, write_job
 
 N = 40
 
@@ -68,14 +67,7 @@ def test_a_run_with_several_checkpoints_that_was_interrupted_goes_on_to_the_same
     job, tmp_path, monkeypatch
 ):
     whole = select(job, tmp_path / "whole", checkpoint=checkpoints(job, "a", "b"))
-    compute, calls = Accumulator.__call__, iter(range(1000))
-
-    def failing(self, batch):
-        if next(calls) in (2, 5, 9):
-            raise KeyboardInterrupt
-        return compute(self, batch)
-
-    monkeypatch.setattr(Accumulator, "__call__", failing)
+    interrupt(monkeypatch, (2, 5, 9))
     stopped = 0
     while True:
         try:
@@ -254,14 +246,7 @@ def test_a_run_that_ran_out_of_memory_and_was_interrupted_goes_on_to_the_same_by
     whole = select(job, tmp_path / "whole", **options)
     assert whole.manifest.limits
     small_memory.clear()
-    compute, calls = Accumulator.__call__, iter(range(1000))
-
-    def failing(self, batch):
-        if next(calls) == 9:
-            raise KeyboardInterrupt
-        return compute(self, batch)
-
-    monkeypatch.setattr(Accumulator, "__call__", failing)
+    interrupt(monkeypatch, (9,))
     with pytest.raises(KeyboardInterrupt):
         select(job, tmp_path / "stopped", **options)
     monkeypatch.undo()  # there is memory enough now, and the passes are those of before all the same

@@ -19,9 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import clusterucb as cu
 from clusterucb import checkpoint, influence
-from clusterucb.accumulate import Accumulator
 from clusterucb.errors import ClusterUCBWarning, InputError, ModelError, OptionError, PluginError, RunError
-from tiny import TOPICS, read_rows, rows, write_model, write_rows
+from tiny import TOPICS, interrupt, read_rows, rows, write_model, write_rows
 
 HERE = Path(__file__).parent
 RESULTS = ("selected.jsonl", "scores.jsonl", "rejected.jsonl")
@@ -178,15 +177,7 @@ class _Stop(Exception):
 
 
 def test_a_run_that_was_interrupted_goes_on_to_the_same_bytes(job, tmp_path, monkeypatch):
-    score = Accumulator.__call__
-    calls = iter(range(1000))
-
-    def failing(self, batch):
-        if next(calls) in (1, 2, 4):
-            raise _Stop
-        return score(self, batch)
-
-    monkeypatch.setattr(Accumulator, "__call__", failing)
+    interrupt(monkeypatch, (1, 2, 4), _Stop)
     stopped = 0
     while True:
         try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import count
 from pathlib import Path
 
+from clusterucb.accumulate import Accumulator
 from models import tiny_llama
 from templates import SHAPES, byte_level
 
@@ -62,6 +64,18 @@ def write_job(folder: Path) -> Path:
     write_rows(folder / "pool.jsonl", rows(40))
     write_rows(folder / "dev.jsonl", rows(6, seed=3))
     return folder
+
+
+def interrupt(monkeypatch, numbers, error=KeyboardInterrupt):
+    """Let the passes of these numbers, counted from now on from 0, fail."""
+    compute, calls = Accumulator.__call__, count()
+
+    def failing(self, batch):
+        if next(calls) in numbers:
+            raise error
+        return compute(self, batch)
+
+    monkeypatch.setattr(Accumulator, "__call__", failing)
 
 
 def read_rows(path: Path) -> list[dict]:

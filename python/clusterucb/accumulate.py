@@ -172,27 +172,37 @@ def unit_sketches(
         call: names this call among all of a run.
         advance: called with the number of samples done at every checkpoint.
     """
-    sketches: NDArray[np.float32] | float = 0.0
+    sketch = accumulators[0].sketch
+    assert sketch is not None
+    sketches = np.zeros((len(samples), sketch.dimension), np.float32)
     faults: list[str | None] = [None] * len(samples)
-    for accumulator in accumulators:
-        sketch, root = accumulator.sketch, math.sqrt(accumulator.checkpoint.weight)
-        assert sketch is not None
-        units = np.empty((len(samples), sketch.dimension), np.float32)
-        for rows, found in over(accumulator, samples, passes, call):
-            units[rows] = ops.finish_sketches(found.norm2, found.sketched, sketch)
-            for at, reason in zip(rows, found.faults(), strict=True):
-                faults[at] = faults[at] or reason
-            if accumulator is accumulators[-1]:
-                advance(len(rows))
-        sketches = units if root == 1 else sketches + np.float32(root) * units
-    assert isinstance(sketches, np.ndarray)
+    for one, rows, found in over(accumulators, samples, passes, call, faults, advance):
+        root = np.float32(math.sqrt(one.weight))
+        sketches[rows] += root * ops.finish_sketches(found.norm2, found.sketched, sketch)
     sketches[[reason is not None for reason in faults]] = np.nan
     return sketches, faults
 
 
 def over(
-    accumulator: Accumulator, samples: Sequence[Encoded], passes: Passes, call: str
-) -> Iterator[tuple[NDArray[np.int64], Accumulated]]:
-    """Yield the numbers of m samples at a checkpoint, pass by pass, with the positions of the samples."""
-    with accumulator:
-        yield from passes.over(call, accumulator.checkpoint.number, samples, accumulator)
+    accumulators: Sequence[Accumulator],
+    samples: Sequence[Encoded],
+    passes: Passes,
+    call: str,
+    faults: list[str | None],
+    advance: Advance,
+) -> Iterator[tuple[Checkpoint, NDArray[np.int64], Accumulated]]:
+    """Yield the numbers of m samples, checkpoint by checkpoint and pass by pass, with the samples' positions.
+
+    Args:
+        accumulators, samples, passes, call, advance: as of `unit_sketches`.
+        faults: of the samples; what is found at any checkpoint is entered.
+    """
+    for accumulator in accumulators:
+        checkpoint = accumulator.checkpoint
+        with accumulator:
+            for rows, found in passes.over(call, checkpoint.number, samples, accumulator):
+                yield checkpoint, rows, found
+                for at, reason in zip(rows, found.faults(), strict=True):
+                    faults[at] = faults[at] or reason
+                if accumulator is accumulators[-1]:
+                    advance(len(rows))

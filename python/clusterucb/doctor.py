@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clusterucb.dry_run import DryRun, FileFacts
-from clusterucb.errors import counted, printable
+from clusterucb.errors import counted, in_bytes, printable
 from clusterucb.machine import Machine
 from clusterucb.sample import told
 
@@ -37,10 +37,10 @@ def show_machine(found: Machine, console: Console) -> None:
         "kernels": found.kernels,
         "threads": found.threads,
         "GPU": found.gpu,
-        "memory": f"{_size(total)}, {_size(free)} available",
-        **{what: f"{_size(free)} free in {place}" for what, (place, free) in found.disk.items()},
+        "memory": f"{in_bytes(total)}, {in_bytes(free)} available",
+        **{what: f"{in_bytes(free)} free in {place}" for what, (place, free) in found.disk.items()},
     }
-    lines["cache"] += f", {_size(found.cached)} in use"
+    lines["cache"] += f", {in_bytes(found.cached)} in use"
     lines["plugins"] = ", ".join(name for name, reason in found.plugins.items() if not reason)
     broken = {name: reason for name, reason in found.plugins.items() if reason}
     console.print(
@@ -135,7 +135,7 @@ def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
         )
     if expected := found.expected:
         of = f"a pool of {expected.samples:,}{'' if expected.whole else ', these first lines alone'}"
-        needs = f"{_size(expected.memory)} of memory and {_size(expected.disk)} of disk"
+        needs = f"{in_bytes(expected.memory)} of memory and {in_bytes(expected.disk)} of disk"
         time = _duration(expected.seconds)
         yield "a selection takes", f"{time} for {counted(expected.gradients, 'gradient')} ({of}), {needs}"
 
@@ -164,10 +164,6 @@ def _table(lines: dict[str, str]) -> Table:
         bad = value.startswith(("none: the compiled", "cannot be loaded"))
         table.add_row(Text(printable(name)), Text(printable(value), style=_BAD if bad else ""))
     return table
-
-
-def _size(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
 
 
 def _duration(seconds: float) -> str:

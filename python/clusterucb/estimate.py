@@ -225,15 +225,11 @@ class _Layout:
         self.everything = _Work.of(passes(spread), lengths, len(lengths) / len(spread))
         steps = material.warmup_rows(settings.warmup_steps, settings.seed) if settings.warms_up else none
         self.warm_up = _Work.of(list(steps), lengths)
-        own = {
-            name: np.array([len(sample) for sample in samples]) for name, samples in material.target.items()
-        }
         of_target = [
-            [samples[at] for at in batch]
-            for name, samples in material.target.items()
-            for batch in micro_batches(own[name], limit, overhead)
+            _Work.of(micro_batches(own, limit, overhead), own)
+            for own in (np.array([len(one) for one in samples]) for samples in material.target.values())
         ]
-        self.target = _Work(len(of_target), sum(len(batch) * max(map(len, batch)) for batch in of_target))
+        self.target = _Work(*map(sum, zip(*of_target, strict=True)))
         by_size = sorted(some, key=lambda rows: len(rows) * lengths[rows].max())
         encoded = material.encoded
         self.typical = [encoded[int(row)] for row in by_size[len(by_size) // 2]]

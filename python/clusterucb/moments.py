@@ -34,7 +34,6 @@ from clusterucb.parameters import ParameterManifest, canonical_name
 # The Trainer gives no weight decay to these, and to the parameters of layer norms.
 _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 # Parts of a name that are no layer of the model: of DDP, FSDP, torch.compile and activation checkpoints.
-_WRAPPERS = {"module", "_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
 _ANOTHER = "It is the state of another adapter, or of a run that trained other parameters"
 
 
@@ -163,12 +162,10 @@ def _by_name(
     path: Path, state: OptimizerState, names: Mapping[Key, str], model: nn.Module, wanted: Collection[str]
 ) -> dict[str, _Match]:
     """Return what the file has for each of the model's trainable parameters that it names."""
-    known = {
-        _without_wrappers(name): name for name, weight in model.named_parameters() if weight.requires_grad
-    }
+    known = {canonical_name(name): name for name, weight in model.named_parameters() if weight.requires_grad}
     written: dict[str, Key] = {}
     for key, spelt in names.items():
-        name = _without_wrappers(spelt)
+        name = canonical_name(spelt)
         if name in written:
             raise ModelError(f"{path} names {name} twice; expected the state of one adapter. {_ANOTHER}")
         if name in known or key in state.moments:  # what was given to the optimiser but frozen has no moments
@@ -187,12 +184,6 @@ def _by_name(
     return {
         known[name]: _Match(key, f"by name, {names[key]}") for name, key in written.items() if name in known
     }
-
-
-def _without_wrappers(name: str) -> str:
-    """Return the canonical name of a parameter, without wrappers wherever they stand."""
-    *layers, last = name.split(".")
-    return canonical_name(".".join([*(layer for layer in layers if layer not in _WRAPPERS), last]))
 
 
 def _by_position(path: Path, state: OptimizerState, model: nn.Module) -> dict[str, _Match]:

@@ -28,6 +28,7 @@ from clusterucb.loss import vocabulary_head
 
 _ALIGNMENT = 8
 _LORA_WEIGHT = re.compile(r"(?P<module>.+\.lora_[AB]\.(?P<adapter>[^.]+))\.weight")
+_WRAPPERS = {"module", "_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
 _REMEDIES = {
     "lora_magnitude_vector": "DoRA is not supported; use plain LoRA (use_dora=False)",
     "modules_to_save": "modules_to_save is not supported; train them apart or leave them out",
@@ -181,11 +182,11 @@ class _Matrix(NamedTuple):
 def canonical_name(name: str) -> str:
     """Return a LoRA matrix's canonical name, however its writer spells it.
 
-    Prefixes of PEFT, of wrappers (DDP, ``torch.compile``) and the adapter's name are left out; a name
-    of something else comes back without prefixes.
+    PEFT's prefix, wrappers (DDP, FSDP, ``torch.compile``) wherever they stand, and the adapter's name are left
+    out; a name of something else comes back without prefix and wrappers.
     """
-    for wrapper in ("module.", "_orig_mod."):
-        name = name.removeprefix(wrapper)
+    *layers, last = name.split(".")
+    name = ".".join([*(layer for layer in layers if layer not in _WRAPPERS), last])
     name = name.removeprefix("base_model.model.")
     match = re.fullmatch(r"(.+\.lora_[AB])(?:\.[^.]+)?\.weight", name)
     return match[1] if match else name

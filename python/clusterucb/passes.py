@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
@@ -253,12 +254,19 @@ def single_pass(samples: Sequence[Encoded], device: str, compute: Callable[[Batc
     Raises:
         ModelError: memory is too small for it.
     """
-    try:
+    with memory_for(_too_small(max(map(len, samples)))):
         return compute(Batch.of(samples, device))
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+
+
+@contextmanager
+def memory_for(error: ModelError) -> Iterator[None]:
+    """Raise an error in place of the one that says that memory has run out."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as cause:
+        if not out_of_memory(cause):
             raise
-        raise _too_small(max(map(len, samples))) from error
+        raise error from cause
 
 
 def _too_small(longest: int) -> ModelError:

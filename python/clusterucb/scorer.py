@@ -147,14 +147,9 @@ class Scorer:
     def _exact(self, samples: Sequence[Encoded], call: str) -> tuple[NDArray[np.float64], list[str | None]]:
         scores: list[Any] = [0.0] * len(samples)
         faults: list[str | None] = [None] * len(samples)
-        for accumulator in self._accumulators:
-            for rows, found in over(accumulator, samples, self._passes, call):
-                cosines = ops.finish(found.norm2, found.products)
-                for at, cosine, reason in zip(rows, cosines, found.faults(), strict=True):
-                    scores[at] = scores[at] + accumulator.checkpoint.weight * cosine
-                    faults[at] = faults[at] or reason
-                if accumulator is self._accumulators[-1]:
-                    self._advance(len(rows))
+        for one, rows, found in over(self._accumulators, samples, self._passes, call, faults, self._advance):
+            for at, cosine in zip(rows, ops.finish(found.norm2, found.products), strict=True):
+                scores[at] = scores[at] + one.weight * cosine
         return np.stack(scores), faults
 
 

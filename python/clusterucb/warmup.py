@@ -23,7 +23,7 @@ from clusterucb.encode import Encoded
 from clusterucb.errors import ModelError, counted
 from clusterucb.loss import sample_losses
 from clusterucb.moments import decay_groups
-from clusterucb.passes import Batch, out_of_memory
+from clusterucb.passes import Batch, memory_for
 from clusterucb.recompute import recomputed_layers
 
 
@@ -81,17 +81,14 @@ def warm_up(
 
 def _step(model: PeftModel, batch: Batch, autocast: torch.dtype | None) -> float:
     """Compute the gradients of a step and return its loss."""
-    try:
+    too_small = ModelError(
+        f"memory is too small for a warm-up step of {counted(len(batch.lengths), 'sample')} of up to "
+        f"{max(batch.lengths):,} tokens; expected more of it. Use a smaller --max-length, --checkpointing, or an "
+        "--adapter"
+    )
+    with memory_for(too_small):
         loss = sample_losses(model, batch, autocast).mean()
         loss.backward()
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        raise ModelError(
-            f"memory is too small for a warm-up step of {counted(len(batch.lengths), 'sample')} of up to "
-            f"{max(batch.lengths):,} tokens; expected more of it. Use a smaller --max-length, --checkpointing, or an "
-            "--adapter"
-        ) from error
     return float(loss.detach())
 
 
