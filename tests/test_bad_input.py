@@ -242,6 +242,7 @@ WRONG = {
     "--aggregate": ("maximum", "one of max, mean, standardized"),
     "--select-by": ("best", "one of top, round-robin"),
     "--max-per-source": ("-1", "a whole number from 1"),
+    "--subtask-weights": ("food", "'food' is not of the form food=2,words=0.5"),
     "--format": (
         "alpacca",
         "one of messages, conversations, prompt-completion, alpaca, chosen, text. Did you mean",

@@ -68,6 +68,25 @@ def test_each_subtask_gets_its_best_in_turn():
     assert choose(rows[::-1], scores.max(axis=1), scores, 1, by="top").tolist() == [0]
 
 
+@given(scored(), st.data())
+def test_turns_are_shared_out_by_weights(case, data):
+    rows, rewards, scores, _, n_select, _ = case
+    n_subtasks = scores.shape[1]
+    weights = np.array(
+        data.draw(st.lists(st.sampled_from([0.5, 1, 2, 3]), min_size=n_subtasks, max_size=n_subtasks))
+    )
+    got = choose(rows, rewards, scores, n_select, by="round-robin", weights=weights)
+    chosen, seats = [], [0] * n_subtasks
+    while len(chosen) < min(n_select, np.isfinite(rewards).sum()):
+        turn = max(range(n_subtasks), key=lambda s: (weights[s] / (seats[s] + 1), -s))
+        left = [k for k in range(len(rows)) if k not in chosen and not math.isnan(rewards[k])]
+        chosen.append(min(left, key=lambda k: (-scores[k, turn], rows[k])))
+        seats[turn] += 1
+    assert got.tolist() == chosen
+    by_reward = choose(rows, rewards, scores, n_select, weights=weights)
+    assert by_reward.tolist() == choose(rows, rewards, scores, n_select).tolist()
+
+
 def run(scores, **options):
     defaults = {"clusterer": None, "policy": UCB(), "budget": len(scores), "n_select": 4}
     return search(np.zeros((len(scores), 1)), scores.__getitem__, **{**defaults, **options})
@@ -132,3 +151,38 @@ def test_a_reward_does_not_depend_on_when_it_was_drawn(policy):
     expected = ((scores[found.drawn_rows] - mean) / std).max(axis=1)
     np.testing.assert_allclose(found.drawn_scores, expected)
     assert found.draws.min() >= 2
+
+
+# Weights of subtasks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "rewards"),
+    [
+        ("max", lambda scores: np.maximum(3 * scores[:, 0], scores[:, 1])),
+        ("mean", lambda scores: 0.75 * scores[:, 0] + 0.25 * scores[:, 1]),
+        ("standardized", lambda scores: ((scores - scores.mean(0)) / scores.std(0) * [3, 1]).max(axis=1)),
+    ],
+)
+def test_a_subtask_counts_by_its_weight(aggregate, rewards):
+    scores = np.random.default_rng(2).normal(size=(60, 2))
+    found = run(scores, aggregate=aggregate, weights=[3, 1], budget=60, cold_start=1.0)
+    np.testing.assert_allclose(found.drawn_scores, rewards(scores[found.drawn_rows]))
+    assert set(found.rows) == set(np.argsort(-rewards(scores))[:4])
+
+
+def test_equal_weights_change_no_bit():
+    scores = np.random.default_rng(3).normal(size=(60, 3))
+    for aggregate in ("max", "mean", "standardized"):
+        one = run(scores, aggregate=aggregate, select_by="round-robin", budget=30)
+        other = run(scores, aggregate=aggregate, select_by="round-robin", budget=30, weights=np.ones(3))
+        np.testing.assert_array_equal(one.drawn_scores, other.drawn_scores)
+        np.testing.assert_array_equal(one.rows, other.rows)
+
+
+def test_weights_are_a_number_above_zero_for_each_subtask():
+    for weights in ([1, 0], [1, -2], [1, math.nan], [[1, 2]], []):
+        with pytest.raises(OptionError, match="expected a number above 0 for each subtask"):
+            run(np.ones((9, 2)), weights=weights)
+    with pytest.raises(OptionError, match=r"score returned shape \(\d, 2\); expected \[\d\] or \[\d, 3\]"):
+        run(np.ones((9, 2)), weights=[1, 2, 3])

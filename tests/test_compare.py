@@ -115,6 +115,8 @@ def test_another_comparison_scores_nothing_again(job, monkeypatch):
     assert "2 strategies on 90 samples" in repr(again)
     standardized = compare(job, job / "done", "ucb", aggregate="standardized", select_by="round-robin")
     assert standardized.content["aggregate"] == "standardized"
+    weighted = compare(job, job / "done", "ucb", subtask_weights={"sums": 1000})
+    assert weighted.content["subtask_weights"] == {"sums": 1000}
 
 
 def test_recorded_scores_take_the_place_of_scoring(job, tmp_path, monkeypatch):
@@ -336,6 +338,11 @@ def test_mass_is_at_most_one_whatever_decides_about_the_selection():
     assert sorted(truth.best) == [0, 3]
     assert truth.mass(np.array([0, 1])) == 1
     assert truth.mass(truth.best) < 1
+    weights = np.array([1.0, 100.0])
+    weighted = Truth.of(scores, np.array(["a"] * 4), Rules(n_select=2, weights=weights))
+    assert weighted.rewards.tolist() == [9.0, 10.0, 20.0, 30.0]
+    assert weighted.best.tolist() == [3, 2]
+    assert weighted.mass(np.array([3, 2])) == 1
     assert truth_of([0.0, 1.0, 4.0, np.nan], max_per_source=1).best.tolist() == [2, 1]
 
 

@@ -140,6 +140,12 @@ def test_a_value_arrives_as_it_is_written(written, text, option, expected):
     assert type(settings[option]) is type(expected)
 
 
+def test_weights_of_subtasks_are_a_mapping_or_text(written):
+    for weights in ("{food: 2, words: 0.5}", "food=2,words=0.5"):
+        arguments = parse("select", "--config", written(f"{REQUIRED}subtask_weights: {weights}"))
+        assert arguments["search"].subtask_weights == {"food": 2.0, "words": 0.5}
+
+
 def test_columns_are_a_mapping_or_text(written):
     expected = {"prompt": "question", "completion": "answer"}
     for columns in ("{prompt: question, completion: answer}", "prompt=question,completion=answer"):
@@ -464,7 +470,7 @@ def test_the_file_of_a_run_repeats_it_to_the_byte(job, tmp_path, monkeypatch, ca
         "select", "pool.jsonl", "--target", "dev.jsonl", "--model", "model", "--out", str(first), "--warmup-steps", "2",
         "--warmup-lr", "1e-3", "--budget", "30%", "--select", "4", "--select-by", "round-robin", "--batch-size", "3",
         "--features", "hidden", "-f", "depth=0.5", "-c", "n_clusters=4", "--policy", "threshold-hard", "-p", "q=0.5",
-        "--seed", "7", "--aggregate", "standardized", "--quiet",
+        "--seed", "7", "--aggregate", "standardized", "--subtask-weights", "sums=2,places=0.5", "--quiet",
     ]  # fmt: skip
     assert cli.run(command) == 0
     content = yaml.safe_load((first / "config.yaml").read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import random
 import shutil
 import sqlite3
@@ -98,6 +99,21 @@ def test_other_rules_decide_what_is_selected(job, tmp_path):
         ]
         taken.append(max(left, key=lambda line: line["subtasks"][topic])["id"])
     assert set(taken) == set(result.ids)
+
+
+def test_a_subtask_counts_by_its_weight(job, tmp_path):
+    heavy = sorted(TOPICS)[1]
+    options = {"select": 6, "budget": "40%", "policy": cu.Random(), "subtask_weights": {heavy: 1000}}
+    result = cu.select(**arguments(job, tmp_path / "run", **options))
+    for line in read_rows(result.out / "scores.jsonl"):
+        own = {topic: score * (1000 if topic == heavy else 1) for topic, score in line["subtasks"].items()}
+        assert line["score"] == max(own.values())
+    assert sorted(result.scores, reverse=True) == result.scores.tolist()
+    with pytest.raises(OptionError, match=f"names '{heavy}x'; expected subtasks .* Did you mean '{heavy}'"):
+        cu.select(**arguments(job, tmp_path / "other", subtask_weights={f"{heavy}x": 2}))
+    for wrong in ({heavy: 0}, {heavy: "much"}, {heavy: math.inf}):
+        with pytest.raises(OptionError, match=f"--subtask-weights has {heavy}=.*; expected a number above 0"):
+            cu.select(**arguments(job, tmp_path / "other", subtask_weights=wrong))
 
 
 def test_every_pass_is_counted(job):

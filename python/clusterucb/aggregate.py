@@ -6,6 +6,9 @@ becomes how many standard deviations it lies above its subtask's mean in the poo
 once, from the cold start, weighted by one over the probability with which a row got into it, and never changed
 again: a reward does not depend on when it was drawn.
 
+A subtask's weight multiplies its scores (brought to one scale or not) before the largest is taken, and counts as a
+weight in a mean.
+
 The table stands apart, without numpy, because the command line offers its names before anything heavy
 is imported.
 """
@@ -30,6 +33,15 @@ STANDARDIZED = "standardized"
 NAMES = (*AGGREGATES, STANDARDIZED)
 
 
+def weighted(name: str, weights: NDArray[np.float64] | None) -> Aggregate:
+    """Return one of `AGGREGATES` with a weight f64[S] for each subtask; as it is where there are none."""
+    aggregate = AGGREGATES[name]
+    if weights is None:
+        return aggregate
+    scale = weights / weights.mean() if name == "mean" else weights
+    return lambda scores: aggregate(scores * scale)
+
+
 class Standardized:
     """The largest of a sample's standardised scores.
 
@@ -37,10 +49,19 @@ class Standardized:
         mean, std: f64[S], estimates for the pool; a deviation of 0 counts as 1.
     """
 
-    def __init__(self, scores: NDArray[np.float64], probability: NDArray[np.float64]) -> None:
-        """Estimate from random draws: scores f64[m, S], NaN where scoring failed, and inclusion f64[m]."""
+    def __init__(
+        self,
+        scores: NDArray[np.float64],
+        probability: NDArray[np.float64],
+        weights: NDArray[np.float64] | None = None,
+    ) -> None:
+        """Estimate from random draws: scores f64[m, S], NaN where scoring failed, and inclusion f64[m].
+
+        Each subtask's standardised scores count by its weight, f64[S].
+        """
         import numpy as np
 
+        self._weights = np.ones(scores.shape[1]) if weights is None else weights
         good = np.isfinite(scores).all(axis=1)
         if not good.any():
             self.mean, self.std = np.zeros(scores.shape[1]), np.ones(scores.shape[1])
@@ -52,5 +73,5 @@ class Standardized:
 
     def __call__(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return rewards f64[m] of scores f64[m, S]."""
-        rewards: NDArray[np.float64] = ((scores - self.mean) / self.std).max(axis=1)
+        rewards: NDArray[np.float64] = ((scores - self.mean) / self.std * self._weights).max(axis=1)
         return rewards

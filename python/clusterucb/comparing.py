@@ -44,7 +44,12 @@ if TYPE_CHECKING:
 _Blocks = dict[str, NDArray[np.float32]]
 _Columns = dict[str, NDArray[np.float64]]
 
-_REPLAYED = ("--cold-start", "--batch-size", "--aggregate")  # decide about replays, not about what is kept
+_REPLAYED = (
+    "--cold-start",
+    "--batch-size",
+    "--aggregate",
+    "--subtask-weights",
+)  # decide about replays, not about what is kept
 
 
 @borrowing
@@ -139,6 +144,7 @@ def compare(
         settings.aggregate,
         settings.select_by,
         settings.max_per_source,
+        material.weights(settings.subtask_weights),
     )
     columns = material.columns()
     with Run(

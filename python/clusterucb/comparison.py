@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.aggregate import AGGREGATES, Standardized
+from clusterucb.aggregate import STANDARDIZED, Standardized, weighted
 from clusterucb.choice import choose
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.clusterers.kmeans import KMeans
@@ -58,6 +58,7 @@ class Rules:
     aggregate: str = "max"
     select_by: str = "top"
     max_per_source: int | None = None
+    weights: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,10 @@ class Truth:
     @classmethod
     def of(cls, scores: NDArray[np.float64], sources: NDArray[np.generic], rules: Rules) -> Truth:
         """Return the truth under the rules of a comparison."""
-        reward = AGGREGATES.get(rules.aggregate) or Standardized(scores, np.ones(len(scores)))
-        rewards = reward(scores)
+        if rules.aggregate == STANDARDIZED:
+            rewards = Standardized(scores, np.ones(len(scores)), rules.weights)(scores)
+        else:
+            rewards = weighted(rules.aggregate, rules.weights)(scores)
         best = choose(
             np.arange(len(scores)),
             rewards,
@@ -89,6 +92,7 @@ class Truth:
             by=rules.select_by,
             groups=sources,
             cap=rules.max_per_source,
+            weights=rules.weights,
         )
         return cls(scores, sources, rewards, best)
 
@@ -194,6 +198,7 @@ def replay(
                 aggregate=rules.aggregate,
                 select_by=rules.select_by,
                 max_per_source=rules.max_per_source,
+                weights=rules.weights,
             )
             seconds = time.perf_counter() - began + (clusterer.saved if clusterer else 0.0)
             found[-1].append(Replay(selection, seconds))

@@ -87,6 +87,7 @@ def results(
         "n_select": len(truth.best),
         "subtasks": list(material.target),
         "aggregate": settings.aggregate,
+        "subtask_weights": settings.subtask_weights,
         "batch_size": settings.batch_size,
         "truth": {"scored": len(truth.rewards), "failed": int(np.isnan(truth.rewards).sum())},
         "strategies": [

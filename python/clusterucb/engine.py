@@ -24,7 +24,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clusterucb.aggregate import AGGREGATES, NAMES, Standardized
+from clusterucb.aggregate import NAMES, STANDARDIZED, Standardized, weighted
 from clusterucb.arms import cold_schedule, default_cold_start, make_arms, stream
 from clusterucb.choice import SELECT_BY, choose
 from clusterucb.clusterers.base import Clusterer
@@ -126,6 +126,7 @@ def search(
     aggregate: str = "max",
     select_by: str = "top",
     max_per_source: int | None = None,
+    weights: ArrayLike | None = None,
     journal: Journal | None = None,
 ) -> Selection:
     """Spend ``budget`` draws on the pool and return the best ``n_select`` of the rows drawn.
@@ -148,6 +149,8 @@ def search(
             (`clusterucb.aggregate`), which makes a cold start for every policy.
         select_by: ``top`` or ``round-robin`` (`clusterucb.choice`).
         max_per_source: most rows selected of one value of the column ``source``.
+        weights: f64[S], how much each subtask's scores count in a reward, and in turns of ``round-robin``; 1 each by
+            default.
         journal: where to record the search, and from where to resume it.
 
     Raises:
@@ -166,6 +169,7 @@ def search(
     if max_per_source is not None:
         _count("max_per_source", max_per_source)
     _check_options(policy, cold_start, seed, aggregate, select_by)
+    counts = None if weights is None else _checked_weights(weights)
 
     pool = PoolView(
         features=blocks,
@@ -178,10 +182,10 @@ def search(
     if max_per_source is not None and "source" not in pool.columns:
         raise OptionError("max_per_source is given, but the pool has no column 'source'; pass it in columns")
     pool = replace(pool, labels=make_arms(pool, clusterer, seed))
-    state = _State(pool, journal)
+    state = _State(pool, journal, None if counts is None else len(counts))
     blamed(policy.start)(pool)
     tell = blamed(policy.tell)
-    reward = AGGREGATES.get(aggregate)
+    reward = None if aggregate == STANDARDIZED else weighted(aggregate, counts)
     wants_cold_start = policy.cold_start or reward is None
     share = (
         (default_cold_start(budget, n_rows) if cold_start is None else cold_start)
@@ -193,7 +197,7 @@ def search(
         if reward is None:
             if state.n_cold_left:
                 continue
-            reward = Standardized(*state.random_draws())
+            reward = Standardized(*state.random_draws(), counts)
             news = state.drawn()
         for rows, scores in news:
             rewards = reward(scores)
@@ -204,7 +208,9 @@ def search(
     rows, scores = (np.concatenate(arrays) for arrays in zip(*state.drawn(), strict=True))
     rewards = reward(scores)
     groups = pool.columns["source"][rows] if max_per_source else None
-    best = choose(rows, rewards, scores, n_select, by=select_by, groups=groups, cap=max_per_source)
+    best = choose(
+        rows, rewards, scores, n_select, by=select_by, groups=groups, cap=max_per_source, weights=counts
+    )
     if len(best) < n_select:
         _warn_of_few(len(best), rewards, n_select, max_per_source)
     return Selection(
@@ -228,9 +234,10 @@ class _State:
         n_cold_left: draws of the cold start that are still to come.
     """
 
-    def __init__(self, pool: PoolView, journal: Journal | None) -> None:
+    def __init__(self, pool: PoolView, journal: Journal | None, n_subtasks: int | None = None) -> None:
         self.pool = pool
         self.journal = journal
+        self._n_subtasks = n_subtasks
         self.available = np.ones(len(pool), np.bool_)
         self.n_drawn = 0
         self.n_cold_left = 0
@@ -272,11 +279,13 @@ class _State:
     def add(self, batch: Batch, score: Score) -> NDArray[np.float64]:
         """Return the scores f64[m, S] of a batch, computing and recording those that are missing."""
         if batch.scores is None:
-            n_subtasks = self._drawn[0][1].shape[1] if self._drawn else None
-            batch = replace(batch, scores=_checked_scores(score(batch.rows), len(batch.rows), n_subtasks))
+            batch = replace(
+                batch, scores=_checked_scores(score(batch.rows), len(batch.rows), self._n_subtasks)
+            )
             if self.journal:
                 self.journal.finish(batch)
         assert batch.scores is not None
+        self._n_subtasks = batch.scores.shape[1]
         self._drawn.append((batch, batch.scores))
         return batch.scores
 
@@ -346,6 +355,13 @@ def _count(name: str, value: int) -> int:
     if count < 1 or isinstance(value, bool):
         raise OptionError(f"{name} is {value!r}; expected a whole number of rows, at least 1")
     return count
+
+
+def _checked_weights(given: ArrayLike) -> NDArray[np.float64]:
+    weights = np.array(given, np.float64)
+    if weights.ndim != 1 or not len(weights) or not (np.isfinite(weights) & (weights > 0)).all():
+        raise OptionError(f"weights is {given!r:.80}; expected a number above 0 for each subtask")
+    return weights
 
 
 def _check_options(

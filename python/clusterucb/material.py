@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.encode import Encoded, Encoder, Unusable
-from clusterucb.errors import ClusterUCBWarning, InputError
+from clusterucb.errors import ClusterUCBWarning, InputError, OptionError, did_you_mean
 from clusterucb.pool import Pool, Rejected, Sample, Samples, not_usable, overlap
 from clusterucb.progress import Observer, Silent
 from clusterucb.rejected import RejectedLines
@@ -77,6 +77,20 @@ class Material:
             name: hashlib.sha256("".join(sample.content_hash for sample in samples).encode()).hexdigest()
             for name, samples in self.target_samples.items()
         }
+
+    def weights(self, given: Mapping[str, float] | None) -> NDArray[np.float64] | None:
+        """Return the weight of each subtask, f64[S], 1 where none is given for it; None where none is given at all.
+
+        Raises:
+            OptionError: there is no such subtask.
+        """
+        for name in given or ():
+            if name not in self.target:
+                raise OptionError(
+                    f"--subtask-weights names {name!r}; expected subtasks of the target: {', '.join(self.target)}."
+                    f"{did_you_mean(name, self.target)}"
+                )
+        return np.array([given.get(name, 1.0) for name in self.target]) if given else None
 
     def rejected_rows(self, reasons: Iterable[tuple[int, str]]) -> list[Rejected]:
         """Return where the pool samples of (row, reason) stand in their files, and why they are not used."""

@@ -117,6 +117,7 @@ def select(
         policy=policy,
     )
     n_budget, n_select = settings.counts(len(material.samples))
+    weights = material.weights(settings.subtask_weights)
     # Before an earlier run is removed, everything that can refuse the new one has had its say.
     base = (
         load_base(settings, source, device, material, observer, Path(out or gettempdir()))
@@ -159,6 +160,7 @@ def select(
                     aggregate=settings.aggregate,
                     select_by=settings.select_by,
                     max_per_source=settings.max_per_source,
+                    weights=weights,
                     journal=ledger,
                 )
             run.manifest.pool_files, run.manifest.target_files = prepared.pool_files, prepared.target_files

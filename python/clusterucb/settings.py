@@ -49,9 +49,23 @@ def _columns(_: type, tokens: Sequence[Token]) -> dict[str, str]:
     return {name.strip(): column.strip() for name, _, column in pairs}
 
 
+def _weights(_: type, tokens: Sequence[Token]) -> dict[str, float]:
+    """Convert ``food=2,words=0.5`` to a dictionary."""
+    expected = f"{tokens[0].value!r} is not of the form food=2,words=0.5"
+    try:
+        pairs = [pair.rpartition("=") for pair in tokens[0].value.split(",")]
+        weights = {name.strip(): float(weight) for name, _, weight in pairs}
+    except ValueError as error:
+        raise ValueError(expected) from error
+    if "" in weights or len(weights) < len(pairs):
+        raise ValueError(expected)
+    return weights
+
+
 Whole = Annotated[int, Parameter(converter=_whole)]
 Paths = Annotated[tuple[Path, ...], Parameter(json_list=False)]
 Columns = Annotated[dict[str, str], Parameter(converter=_columns, accepts_keys=False, n_tokens=1)]
+Weights = Annotated[dict[str, float], Parameter(converter=_weights, accepts_keys=False, n_tokens=1)]
 _ROWS = Parameter(group=Group("Rows", sort_key=1.5))
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 AUTOCASTS = ("bfloat16", "float16")
@@ -340,6 +354,8 @@ class DrawSettings(ScoreSettings):
             largest after each subtask's scores are brought to one scale, so that none decides alone).
         select_by: What is selected: top (the largest scores) or round-robin (each subtask's best in turn).
         max_per_source: Most samples to select of one source.
+        subtask_weights: How much subtasks count beside the others, which count 1: food=2,words=0.5. Scores are
+            multiplied by it before they become one; with round-robin, turns are shared out by it, too.
     """
 
     select: str = "5%"
@@ -348,9 +364,14 @@ class DrawSettings(ScoreSettings):
     aggregate: Aggregate = "max"
     select_by: SelectBy = "top"
     max_per_source: Whole | None = None
+    subtask_weights: Weights | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, weight in (self.subtask_weights or {}).items():
+            good = isinstance(name, str) and isinstance(weight, int | float) and not isinstance(weight, bool)
+            if not good or not 0 < weight < math.inf:
+                raise OptionError(f"--subtask-weights has {name}={weight}; expected a number above 0")
         parse_count("--select", self.select)
         self._check_whole("batch_size")
         if self.cold_start is not None:
