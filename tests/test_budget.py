@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.budget import parse_count, resolve_count
+from clusterucb.budget import Seconds, Tokens, parse_budget, parse_count, resolve_count
 from clusterucb.errors import OptionError
 
 shares = st.decimals(min_value=0, max_value=100, places=6, allow_nan=False).filter(lambda share: share > 0)
@@ -76,3 +76,42 @@ def test_any_text_is_a_count_or_an_option_error(spec: str, n_samples: int) -> No
     except OptionError:
         return
     assert count >= 1
+
+
+# Tokens and times -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "budget"),
+    [
+        ("30Mtok", Tokens(30_000_000)),
+        ("1.5 k tok", Tokens(1500)),
+        ("2Gtok", Tokens(2 * 10**9)),
+        ("800 tokens", Tokens(800)),
+        ("2h", Seconds(7200)),
+        ("1h 30min", Seconds(5400)),
+        ("1.5h", Seconds(5400)),
+        ("90min", Seconds(5400)),
+        ("2min30s", Seconds(150)),
+        ("45 s", Seconds(45)),
+        ("20%", Fraction(1, 5)),
+        ("500", 500),
+        (500, 500),
+    ],
+)
+def test_spellings_of_budgets(spec, budget):
+    found = parse_budget("--budget", spec)
+    assert found == budget
+    assert type(found) is type(budget)
+
+
+@pytest.mark.parametrize(
+    "spec", ["0tok", "0h", "0.2", "2 hours", "2H", "h", "30MB", "0.1tok", "-2h", "5m", "", "2h%"]
+)
+def test_other_budgets_are_refused(spec):
+    with pytest.raises(OptionError) as caught:
+        parse_budget("--budget", spec)
+    assert str(caught.value).startswith(
+        f"--budget is {spec!r}; expected a percentage of the pool such as 20%, or a whole number of samples, tokens "
+        "such as 30Mtok, or a time such as 2h or 1h 30min."
+    )

@@ -45,6 +45,7 @@ def arguments(job, **options):
     [
         {},
         {"preconditioner": "sgd", "batch_tokens": 40, "budget": "3"},
+        {"budget": "1h"},
         {"features": cu.Hidden(), "clusterer": cu.Source(), "policy": cu.Random()},
         {"features": cu.Gradient(), "sketch_dim": 256},
         {"parameters": "*.down_proj", "preconditioner": "sgd", "checkpointing": True},

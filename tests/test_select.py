@@ -205,6 +205,34 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_bytes(job, tmp_path, mon
     assert results(result.out) == results(job / "done")
 
 
+def test_an_interrupted_run_has_written_the_best_so_far(job, tmp_path, monkeypatch):
+    said = []
+    options = {"select": 12, "observer": lambda *what: said.append(what[0])}
+    with monkeypatch.context() as patch:
+        interrupt(patch, (2,))
+        with pytest.raises(KeyboardInterrupt):
+            cu.select(**arguments(job, tmp_path / "run", **options))
+    db = sqlite3.connect(tmp_path / "run" / "ledger.sqlite")
+    (n_scored,) = db.execute("SELECT count(*) FROM draws WHERE done").fetchone()
+    lines = read_rows(tmp_path / "run" / "scores.jsonl")
+    assert len(lines) == n_scored > 0
+    best = sorted(lines, key=lambda line: -line["score"])[:12]
+    selected = [row["id"] for row in read_rows(tmp_path / "run" / "selected.jsonl")]
+    assert selected == [line["id"] for line in best]
+    assert f"The best {len(best)} of the {n_scored} samples scored so far are in" in said[-1]
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert (manifest["status"], manifest["outcome"]["stopped"]) == ("running", "interrupted")
+    resumed = cu.select(**arguments(job, tmp_path / "run", select=12))
+    whole = cu.select(**arguments(job, tmp_path / "whole", select=12))
+    assert results(resumed.out) == results(whole.out)
+    assert resumed.manifest.outcome.stopped == "budget"
+    with monkeypatch.context() as patch:
+        interrupt(patch, (0,))
+        with pytest.raises(KeyboardInterrupt):  # nothing has been scored
+            cu.select(**arguments(job, tmp_path / "at once"))
+    assert not (tmp_path / "at once" / "selected.jsonl").exists()
+
+
 def test_a_run_that_is_killed_anywhere_goes_on_to_the_same_bytes(job, tmp_path):
     done = subprocess.run(
         [sys.executable, HERE / "killing.py", job, tmp_path / "run"],
@@ -254,6 +282,52 @@ def test_a_larger_budget_goes_on_where_the_smaller_ended(job, run):
     assert result.scores[0] >= before[0]["score"]
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["cold_start"] == 0.05  # a quarter of the budget that it began with
+
+
+def test_a_budget_of_tokens_is_kept_and_goes_on(job, tmp_path, monkeypatch):
+    shown = []
+    options = {"budget": "2ktok", "select": 3, "observer": lambda *what: shown.append(what)}
+    whole = cu.select(**arguments(job, tmp_path / "whole", **options))
+    db = sqlite3.connect(tmp_path / "whole" / "ledger.sqlite")
+    (spent,) = db.execute("SELECT sum(tokens) FROM draws").fetchone()
+    assert whole.cost.phases["draws"].tokens == spent <= 2000
+    assert whole.manifest.outcome.stopped == "budget"
+    counted = [what for what in shown if what[0] == "Scoring"]
+    assert counted[0] == ("Scoring", 0, 2000)
+    assert counted[-1] == ("Scoring", spent, 2000)
+    with monkeypatch.context() as patch:
+        interrupt(patch, (1, 2), _Stop)
+        for _ in range(2):
+            with pytest.raises(_Stop):
+                cu.select(**arguments(job, tmp_path / "run", **options))
+        cu.select(**arguments(job, tmp_path / "run", **options))
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
+    larger = cu.select(**arguments(job, tmp_path / "run", **{**options, "budget": "3ktok"}))
+    assert 2000 < larger.cost.phases["draws"].tokens <= 3000
+    with pytest.raises(RunError, match="--budget was 3ktok, now 2500tok"):
+        cu.select(**arguments(job, tmp_path / "run", **{**options, "budget": "2500tok"}))
+
+
+def test_a_finished_run_by_time_or_tokens_draws_nothing_more(job, tmp_path, monkeypatch):
+    for budget in ("2ktok", "1h"):
+        out = tmp_path / budget
+        first = cu.select(**arguments(job, out, budget=budget))
+        with monkeypatch.context() as patch:
+            interrupt(patch, range(99), AssertionError("a pass was made"))
+            again = cu.select(**arguments(job, out, budget=budget, select=2))
+        assert again.selection.n_scored == first.selection.n_scored
+        assert again.ids == first.ids[:2]
+
+
+def test_a_time_that_is_long_enough_scores_the_whole_pool(job, tmp_path):
+    result = cu.select(**arguments(job, tmp_path / "run", budget="1h"))
+    assert result.selection.n_scored == N
+    assert result.manifest.outcome.stopped == "exhausted"
+    assert result.manifest.n_budget == N
+    with pytest.raises(
+        OptionError, match=r"expected at most the budget, --budget 0\.0001s, which is about 1"
+    ):
+        cu.select(**arguments(job, tmp_path / "short", budget="0.0001s"))
 
 
 @pytest.mark.parametrize(

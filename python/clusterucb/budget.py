@@ -1,14 +1,32 @@
-"""Shares and counts of the pool, as users write them."""
+"""Shares and counts of the pool, tokens and times, as users write them."""
 
 from __future__ import annotations
 
 import re
 from decimal import Decimal
 from fractions import Fraction
+from typing import NamedTuple
 
 from clusterucb.errors import OptionError
 
-_PERCENT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*%")
+_NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
+_PERCENT = re.compile(rf"{_NUMBER}\s*%")
+_TOKENS = re.compile(rf"{_NUMBER}\s*([kMG]?)\s*tok(?:ens)?")
+_PERIOD = re.compile(rf"{_NUMBER}\s*(h|min|s)")
+_THOUSANDS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+_SECONDS = {"h": 3600, "min": 60, "s": 1}
+
+
+class Tokens(NamedTuple):
+    """A number of tokens."""
+
+    most: int
+
+
+class Seconds(NamedTuple):
+    """A time in seconds."""
+
+    most: float
 
 
 def parse_count(option: str, spec: str | int) -> Fraction | int:
@@ -29,6 +47,27 @@ def parse_count(option: str, spec: str | int) -> Fraction | int:
         f"{option} is {text!r}; expected a percentage of the pool such as 20%, or a whole number of samples."
         f"{hint}"
     )
+
+
+def parse_budget(option: str, spec: str | int) -> Fraction | int | Tokens | Seconds:
+    """Return a share or a count as `parse_count` does, tokens (``"30Mtok"``), or a time (``"1h 30min"``).
+
+    Raises:
+        OptionError: none of them.
+    """
+    text = str(spec).strip()
+    if (tokens := _TOKENS.fullmatch(text)) and (count := int(Fraction(tokens[1]) * _THOUSANDS[tokens[2]])):
+        return Tokens(count)
+    periods = _PERIOD.findall(text)
+    if not _PERIOD.sub("", text).strip() and (
+        seconds := sum(Fraction(number) * _SECONDS[unit] for number, unit in periods)
+    ):
+        return Seconds(float(seconds))
+    try:
+        return parse_count(option, spec)
+    except OptionError as error:
+        others = ", or a whole number of samples, tokens such as 30Mtok, or a time such as 2h or 1h 30min"
+        raise OptionError(str(error).replace(", or a whole number of samples", others, 1)) from None
 
 
 def resolve_count(option: str, spec: str | int, n_samples: int) -> int:

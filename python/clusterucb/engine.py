@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clusterucb.aggregate import NAMES, STANDARDIZED, Standardized, weighted
+from clusterucb.allowance import Allowance
 from clusterucb.arms import cold_schedule, default_cold_start, make_arms, stream
 from clusterucb.choice import SELECT_BY, choose
 from clusterucb.clusterers.base import Clusterer
@@ -89,7 +90,7 @@ class Selection:
         n_scored: rows submitted for scoring, failures included.
         draws: i64[K], draws of each arm, cold start included.
         labels: i64[N], the arm of each row.
-        stopped: ``budget`` when the whole budget was spent, ``exhausted`` when the pool ended first.
+        stopped: ``budget`` when the whole budget was spent, ``exhausted`` when the pool ended first, ``interrupted``.
         standardized: the mean and deviation f64[2, S] that the rewards are based on; None for other aggregates.
     """
 
@@ -101,7 +102,7 @@ class Selection:
     n_scored: int
     draws: NDArray[np.int64]
     labels: NDArray[np.int64]
-    stopped: Literal["budget", "exhausted"]
+    stopped: Literal["budget", "exhausted", "interrupted"]
     standardized: NDArray[np.float64] | None = None
 
     def __repr__(self) -> str:
@@ -127,6 +128,7 @@ def search(
     select_by: str = "top",
     max_per_source: int | None = None,
     weights: ArrayLike | None = None,
+    allowance: Allowance | None = None,
     journal: Journal | None = None,
 ) -> Selection:
     """Spend ``budget`` draws on the pool and return the best ``n_select`` of the rows drawn.
@@ -151,6 +153,8 @@ def search(
         max_per_source: most rows selected of one value of the column ``source``.
         weights: f64[S], how much each subtask's scores count in a reward, and in turns of ``round-robin``; 1 each by
             default.
+        allowance: what limits the draws in place of the budget, such as tokens (`clusterucb.allowance`); the budget
+            is then the draws that are expected, which strategies plan by.
         journal: where to record the search, and from where to resume it.
 
     Raises:
@@ -182,7 +186,7 @@ def search(
     if max_per_source is not None and "source" not in pool.columns:
         raise OptionError("max_per_source is given, but the pool has no column 'source'; pass it in columns")
     pool = replace(pool, labels=make_arms(pool, clusterer, seed))
-    state = _State(pool, journal, None if counts is None else len(counts))
+    state = _State(pool, journal, allowance, None if counts is None else len(counts))
     blamed(policy.start)(pool)
     tell = blamed(policy.tell)
     reward = None if aggregate == STANDARDIZED else weighted(aggregate, counts)
@@ -204,7 +208,9 @@ def search(
             seen = ~np.isnan(rewards)
             if seen.any():
                 tell(rows[seen], rewards[seen], scores[seen])
-    assert reward is not None
+    if not state.n_drawn:
+        raise OptionError("the budget does not suffice for a single draw; expected a larger one")
+    reward = reward or Standardized(*state.random_draws(), counts)  # which an allowance cut short
     rows, scores = (np.concatenate(arrays) for arrays in zip(*state.drawn(), strict=True))
     rewards = reward(scores)
     groups = pool.columns["source"][rows] if max_per_source else None
@@ -222,7 +228,7 @@ def search(
         n_scored=len(rows),
         draws=np.bincount(pool.labels[rows], minlength=pool.n_arms),
         labels=pool.labels,
-        stopped="exhausted" if asked > n_rows else "budget",
+        stopped="exhausted" if asked > n_rows or (allowance and len(rows) == n_rows) else "budget",
         standardized=np.stack([reward.mean, reward.std]) if isinstance(reward, Standardized) else None,
     )
 
@@ -234,24 +240,34 @@ class _State:
         n_cold_left: draws of the cold start that are still to come.
     """
 
-    def __init__(self, pool: PoolView, journal: Journal | None, n_subtasks: int | None = None) -> None:
+    def __init__(
+        self,
+        pool: PoolView,
+        journal: Journal | None,
+        allowance: Allowance | None = None,
+        n_subtasks: int | None = None,
+    ) -> None:
         self.pool = pool
         self.journal = journal
+        self._allowance = allowance
         self._n_subtasks = n_subtasks
         self.available = np.ones(len(pool), np.bool_)
         self.n_drawn = 0
         self.n_cold_left = 0
+        self._spent = False
         self._drawn: list[tuple[Batch, NDArray[np.float64]]] = []
 
     def batches(self, policy: Policy, share: float | None, size: int, seed: int) -> Iterator[Batch]:
         """Yield the batches to be scored: recorded ones, then the cold start, then what the policy asks."""
         schedule, probability = cold_schedule(self.pool, share, seed)
-        n_cold = min(len(schedule), self.pool.budget)
+        n_cold = min(len(schedule), self._left)
         self.n_cold_left = n_cold
         number = 0
         for batch in self.journal.recorded() if self.journal else ():
             self._check_recorded(batch)
             self._take(batch)
+            if self._allowance:
+                self._allowance.recorded(batch.rows)
             number = batch.number + 1
             yield batch
             if self.n_cold_left and batch.phase != "cold":
@@ -263,7 +279,9 @@ class _State:
         while self.n_cold_left:
             begin = n_cold - self.n_cold_left
             draws = slice(begin, min(begin + step, n_cold))
-            yield self._begin(number, "cold", schedule[draws], probability[draws])
+            yield from self._begin(number, "cold", schedule[draws], probability[draws])
+            if self._spent:
+                return
             number += 1
         ask = blamed(policy.ask)
         while self._left:
@@ -273,7 +291,9 @@ class _State:
             rows = _checked_rows(rows, wanted, self.available, type(policy).__name__)
             chance = wanted / n_available if policy.uniform else math.nan
             phase: Phase = "random" if policy.uniform else "policy"
-            yield self._begin(number, phase, rows, np.full(len(rows), chance))
+            yield from self._begin(number, phase, rows, np.full(len(rows), chance))
+            if self._spent:
+                return
             number += 1
 
     def add(self, batch: Batch, score: Score) -> NDArray[np.float64]:
@@ -301,7 +321,7 @@ class _State:
 
     @property
     def _left(self) -> int:
-        return self.pool.budget - self.n_drawn
+        return (len(self.pool) if self._allowance else self.pool.budget) - self.n_drawn
 
     def _check_recorded(self, batch: Batch) -> None:
         if len(batch.rows) > self._left:
@@ -327,21 +347,30 @@ class _State:
 
     def _begin(
         self, number: int, phase: Phase, rows: NDArray[np.int64], probability: NDArray[np.float64]
-    ) -> Batch:
+    ) -> Iterator[Batch]:
+        """Yield a new batch, as far as it may be drawn."""
+        granted = self._allowance.grant(rows) if self._allowance else len(rows)
+        self._spent = granted < len(rows)
+        if not granted:
+            return
+        rows, probability = rows[:granted], probability[:granted]
         batch = Batch(number, phase, rows, self.pool.labels[rows], probability)
         self._take(batch)
         if self.journal:
             self.journal.begin(batch)
-        return batch
+        yield batch
 
 
 def _warn_of_few(n_found: int, rewards: NDArray[np.float64], n_select: int, cap: int | None) -> None:
     n_failed = int(np.isnan(rewards).sum())
     few = len(rewards) - n_failed < n_select
-    reason = "could be scored" if few else f"fit under at most {cap} of each source"
+    reason = f" of {counted(len(rewards), 'draw')} " + (
+        "could be scored" if few else f"fit under at most {cap} of each source"
+    )
+    if n_found == len(rewards):
+        reason = f" {'draw' if n_found == 1 else 'draws'} fit into the budget"
     warnings.warn(
-        f"only {n_found:,} of {counted(len(rewards), 'draw')} {reason}: fewer than the {counted(n_select, 'row')} "
-        "to be selected",
+        f"only {n_found:,}{reason}: fewer than the {counted(n_select, 'row')} to be selected",
         ClusterUCBWarning,
         stacklevel=3,
     )

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from clusterucb import fitting
 from clusterucb.accumulate import Accumulator
 from clusterucb.adapted import AdaptedModel, largest_pass, load_base
+from clusterucb.budget import Seconds
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.cost import selection_cost
 from clusterucb.encode import Encoded
@@ -79,8 +80,6 @@ def estimate(
     """
     material = prepared.material
     n_pool = len(material.samples)
-    n_budget, n_select = settings.counts(n_pool)
-    n_budget = min(n_budget, n_pool)
     base = load_base(settings, prepared.source, prepared.device, material, observer, out)
     set_up = time.monotonic() - began
     observer.step(f"Timing a few passes of {prepared.source.name} on {prepared.device}")
@@ -90,7 +89,8 @@ def estimate(
         Run(Path(folder), {}) as run,
         AdaptedModel(run, probing, prepared.source, prepared.device, few, Silent(), base) as adapted,
     ):
-        found = _measure(run, settings, adapted, few, material, features, n_budget, store)
+        found = _measure(run, settings, adapted, few, material, features, store)
+    n_budget, n_select = len(found.drawn), settings.counts(material.encoded.lengths)[1]
     clustering, cluster_bytes = _clustering(clusterer, found.width, n_pool, n_budget, n_select)
     seconds = {**found.seconds, "clusters": clustering}
     timed = Cost(phases={name: PhaseCost(seconds=taken) for name, taken in seconds.items()})
@@ -157,12 +157,11 @@ def _measure(
     few: Material,
     material: Material,
     features: Feature,
-    n_budget: int,
     store: GradientStore | None,
 ) -> _Measured:
     """Measure what the job takes, with a model that works on a few of the samples."""
     checkpoints, resident = adapted.checkpoints, _resident()
-    layout = _Layout(settings, material, n_budget, adapted.passes.limit, adapted.device)
+    layout = _Layout(settings, material, adapted)
     together = SHARD if features.gradients else max(settings.batch_size, WARMUP_BATCH)
     needs = fitting.needs(
         checkpoints[0],
@@ -172,6 +171,8 @@ def _measure(
     )
     fitting.check_memory(needs, adapted.device, checkpointing=settings.checkpointing)
     rate = _rate(adapted, [layout.typical, layout.large], len(material.target))
+    if isinstance(settings.limit, Seconds):
+        layout = _Layout(settings, material, adapted, layout.per_token(rate))
     seconds = {
         "warm-up": rate(layout.warm_up),
         "target": len(checkpoints) * rate(layout.target),
@@ -203,10 +204,17 @@ class _Layout:
     """
 
     def __init__(
-        self, settings: Settings, material: Material, n_budget: int, limit: int, device: str
+        self,
+        settings: Settings,
+        material: Material,
+        adapted: AdaptedModel,
+        per_token: float | None = None,
     ) -> None:
-        lengths = material.encoded.lengths
-        overhead = overhead_of(device, limit)
+        lengths, limit = material.encoded.lengths, adapted.passes.limit
+        overhead = overhead_of(adapted.device, limit)
+        n_budget = min(settings.counts(lengths, per_token)[0], len(lengths))
+        self._n_checkpoints = len(adapted.checkpoints)
+        self._lengths = lengths
 
         def passes(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
             return [rows[batch] for batch in micro_batches(lengths[rows], limit, overhead)]
@@ -235,6 +243,10 @@ class _Layout:
         self.typical = [encoded[int(row)] for row in by_size[len(by_size) // 2]]
         self.large = [encoded[int(row)] for row in by_size[len(by_size) * 19 // 20]]
 
+    def per_token(self, rate: Callable[[_Work], float]) -> float:
+        """Return the seconds of drawing and scoring a token."""
+        return self._n_checkpoints * rate(self.draws) / float(self._lengths[self.drawn].sum())
+
 
 class _Work(NamedTuple):
     """How many passes there are, and how many padded tokens in them."""
@@ -248,6 +260,15 @@ class _Work(NamedTuple):
     ) -> _Work:
         tokens = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
         return cls(times * len(batches), times * tokens)
+
+
+def seconds_per_token(
+    adapted: AdaptedModel, settings: Settings, material: Material, observer: Observer
+) -> float:
+    """Return the seconds that scoring a token of the pool takes, from a few passes."""
+    observer.step("Timing a few passes, for how many draws the budget will do")
+    layout = _Layout(settings, material, adapted)
+    return layout.per_token(_rate(adapted, [layout.typical, layout.large], len(material.target)))
 
 
 def _rate(

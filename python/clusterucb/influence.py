@@ -19,7 +19,9 @@ from safetensors.numpy import load_file, save_file
 
 from clusterucb.accumulate import Accumulator, unit_sketches
 from clusterucb.adapted import AdaptedModel
+from clusterucb.allowance import Allowance, NothingLeft
 from clusterucb.atomic import whole_file
+from clusterucb.budget import Seconds, Tokens
 from clusterucb.cache import feature_key, home
 from clusterucb.encode import Encoded
 from clusterucb.errors import ClusterUCBWarning, OptionError, blamed, counted
@@ -33,7 +35,7 @@ from clusterucb.features.base import (
 )
 from clusterucb.ledger import Ledger
 from clusterucb.material import Material
-from clusterucb.progress import Advance, Observer
+from clusterucb.progress import Observer
 from clusterucb.projection import Sketch
 from clusterucb.run import Run
 from clusterucb.sample import Sample
@@ -41,6 +43,7 @@ from clusterucb.scorer import Scorer, compute_directions, sketch_directions
 from clusterucb.settings import ScoringSettings
 from clusterucb.shards import CACHED, Shards
 from clusterucb.similarity import similarity
+from clusterucb.spending import Spending, spending
 from clusterucb.store import SHARD, GradientStore, StoredScores
 
 _SHARD = 4096  # rows in one file of features
@@ -73,7 +76,7 @@ class Influence:
         self._material = material
         self._observer = observer
         self._store = store
-        self._count: Advance = lambda _: None
+        self._spending: Spending | None = None
 
     def ledger(self) -> Ledger:
         """Return the run's ledger, to be opened and closed by the caller."""
@@ -156,21 +159,39 @@ class Influence:
         return found
 
     @contextmanager
-    def drawing(self, budget: int, done: int) -> Iterator[None]:
-        """Show how much of the budget is spent while the block draws; ``done`` draws are already recorded."""
-        if done >= budget:
-            yield
+    def drawing(
+        self,
+        budget: int,
+        done: tuple[int, int],
+        limit: Tokens | Seconds | None = None,
+        *,
+        spent: bool = False,
+    ) -> Iterator[Allowance | None]:
+        """Show how much of the budget is spent while the block draws; it gets what limits that, if not a number.
+
+        Args:
+            budget: draws, or how many are expected.
+            done: draws that are already recorded, and their tokens.
+            limit: the budget where it is no number of draws.
+            spent: whether such a budget is spent.
+        """
+        lengths = self._material.encoded.lengths
+        if spent or done[0] >= (budget if limit is None else len(lengths)):
+            yield None if limit is None else NothingLeft()
             return
         self._scorer  # noqa: B018  (what it needs has progress of its own, which comes first)
-        with (
-            self._observer.count("Scoring", budget, done=done, unit="draws") as self._count,
-            self._run.phase("draws"),
-        ):
-            yield
+        with spending(self._run, self._observer, lengths, limit, budget, done) as self._spending:
+            yield self._spending.allowance
 
     def score(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the scores of pool rows i64[m] for every subtask, f64[m, S]; NaN where scoring failed."""
+        if self._spending:
+            self._spending.scoring(self._material.encoded.lengths[rows])
         return self._scorer(rows)
+
+    def _advance(self, n: int) -> None:
+        if self._spending:
+            self._spending.advance(n)
 
     def _shards(self, feature: Feature, folder: str) -> Shards:
         size = SHARD if feature.gradients else _SHARD
@@ -264,14 +285,14 @@ class Influence:
         else:
             targets = sketch_directions(directions, settings.weights, self._sketch)
             if self._store is not None:
-                return StoredScores(self._store, targets, advance=lambda n: self._count(n))
+                return StoredScores(self._store, targets, advance=self._advance)
             accumulators = self._sketchers
         return Scorer(
             accumulators,
             self._material.encoded,
             self._model.passes,
             targets=targets,
-            advance=lambda n: self._count(n),
+            advance=self._advance,
         )
 
     def _directions(self) -> list[NDArray[np.float32]]:

@@ -27,6 +27,23 @@ from clusterucb.engine import Batch
 from clusterucb.errors import RunError
 
 
+class Scored:
+    """The batches of a ledger that are scored, as a journal to which nothing is added."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def recorded(self) -> Iterator[Batch]:
+        """Yield them in order."""
+        return (batch for batch in self._ledger.recorded() if batch.scores is not None)
+
+    def begin(self, batch: Batch) -> None:
+        """Refuse a batch."""
+        raise AssertionError(f"batch {batch.number} is drawn after the last")
+
+    finish = begin
+
+
 class Ledger:
     """Journal of a search; a context manager, one writer at a time.
 

@@ -10,7 +10,9 @@ interrupted run, a larger budget, another number to select and a finished run al
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from tempfile import gettempdir
@@ -20,13 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from clusterucb.allowance import NothingLeft
 from clusterucb.arms import check_labels, default_cold_start
 from clusterucb.atomic import whole_file
+from clusterucb.budget import Seconds
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.cost import selection_cost
-from clusterucb.engine import search
-from clusterucb.errors import ClusterUCBWarning, OptionError, blamed
+from clusterucb.engine import Selection, search
+from clusterucb.errors import ClusterUCBWarning, OptionError, blamed, counted
 from clusterucb.features.base import Feature
+from clusterucb.ledger import Ledger, Scored
 from clusterucb.loaded import borrowing
 from clusterucb.plugins import describe
 from clusterucb.policies.base import Policy
@@ -90,6 +95,7 @@ def select(
     prepared = prepare(pool, target, model, settings, observer)
 
     from clusterucb.adapted import AdaptedModel, load_base
+    from clusterucb.estimate import seconds_per_token
     from clusterucb.influence import Influence
 
     material, source, device = prepared.material, prepared.source, prepared.device
@@ -116,7 +122,8 @@ def select(
         clusterer=clusterer,
         policy=policy,
     )
-    n_budget, n_select = settings.counts(len(material.samples))
+    lengths = material.encoded.lengths
+    settings.counts(lengths)
     weights = material.weights(settings.subtask_weights)
     # Before an earlier run is removed, everything that can refuse the new one has had its say.
     base = (
@@ -137,32 +144,43 @@ def select(
         AdaptedModel(run, settings, source, device, material, observer, base) as adapted,
     ):
         observer.step(run.told("run"))
+        if isinstance(settings.limit, Seconds) and run.manifest.seconds_per_token is None:
+            run.manifest.seconds_per_token = seconds_per_token(adapted, settings, material, observer)
+        n_budget, n_select = settings.counts(lengths, run.manifest.seconds_per_token)
         influence = Influence(run, settings, adapted, material, observer, store)
         with influence.ledger() as ledger:
             blocks = influence.features(features)
             columns = material.columns()
             if "similarity" in policy.columns:
                 columns["similarity"] = influence.similarity(features, blocks)
-            if not (n_done := ledger.totals()[0]):
+            done = ledger.totals()
+            if not done[0]:
                 _record_cold_start(run, settings, default_cold_start(n_budget, len(material.samples)))
-            with influence.drawing(n_budget, done=n_done):
-                selection = search(
-                    blocks,
-                    influence.score,
-                    clusterer=_Recorded(clusterer, run),
-                    policy=policy,
-                    budget=n_budget,
-                    n_select=n_select,
-                    cold_start=run.manifest.cold_start,
-                    batch_size=settings.batch_size,
-                    seed=settings.seed,
-                    columns=columns,
-                    aggregate=settings.aggregate,
-                    select_by=settings.select_by,
-                    max_per_source=settings.max_per_source,
-                    weights=weights,
-                    journal=ledger,
-                )
+            spent = run.manifest.spent == settings.budget
+            spend = partial(
+                search,
+                blocks,
+                influence.score,
+                clusterer=_Recorded(clusterer, run),
+                policy=policy,
+                budget=n_budget,
+                n_select=n_select,
+                cold_start=run.manifest.cold_start,
+                batch_size=settings.batch_size,
+                seed=settings.seed,
+                columns=columns,
+                aggregate=settings.aggregate,
+                select_by=settings.select_by,
+                max_per_source=settings.max_per_source,
+                weights=weights,
+            )
+            interrupted = None
+            with influence.drawing(n_budget, done, settings.limit, spent=spent) as allowance:
+                try:
+                    selection = spend(allowance=allowance, journal=ledger)
+                except KeyboardInterrupt as stop:
+                    selection, interrupted = _found_so_far(spend, ledger, stop), stop
+            run.manifest.spent = None if interrupted else settings.budget
             run.manifest.pool_files, run.manifest.target_files = prepared.pool_files, prepared.target_files
             run.manifest.n_budget, run.manifest.n_select = n_budget, n_select
             run.manifest.select_by, run.manifest.max_per_source = settings.select_by, settings.max_per_source
@@ -171,7 +189,31 @@ def select(
                 run.manifest.cost, settings, material, drawn, features, policy, reused=influence.reused
             )
             result = finish(run, material, selection, ledger.failures(), cost, given, str(model))
+            if interrupted:
+                run.manifest.status = "running"
+                if out is not None:
+                    observer.step(
+                        f"The best {len(result):,} of the {counted(len(drawn), 'sample')} scored so far are in "
+                        f"{run.path('selected.jsonl')}"
+                    )
+                raise interrupted
             return result if out is not None else replace(result, out=None)
+
+
+def _found_so_far(
+    spend: Callable[..., Selection], ledger: Ledger, interrupted: KeyboardInterrupt
+) -> Selection:
+    """Return the selection of what has been scored when a search is interrupted.
+
+    Raises:
+        KeyboardInterrupt: nothing has been scored.
+    """
+    if not ledger.totals()[0]:
+        raise interrupted
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of too few draws
+        found = spend(allowance=NothingLeft(), journal=Scored(ledger))
+    return replace(found, stopped="interrupted")
 
 
 def _warn_of_gradients(n_subtasks: int) -> None:

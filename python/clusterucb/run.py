@@ -29,7 +29,7 @@ import msgspec
 
 from clusterucb import __version__
 from clusterucb.atomic import write_whole
-from clusterucb.budget import parse_count
+from clusterucb.budget import parse_budget
 from clusterucb.errors import ClusterUCBWarning, RunError
 from clusterucb.export import OWN_FILES
 
@@ -123,7 +123,7 @@ class Outcome(msgspec.Struct):
         n_selected: samples in ``selected.jsonl``.
         n_scored: draws, failures included.
         n_failed: draws whose scoring failed.
-        stopped: ``budget`` or ``exhausted``.
+        stopped: ``budget``, ``exhausted`` or, as long as a run has only been interrupted, ``interrupted``.
         clusters: number of arms.
         draws: draws of each arm.
         selected_by_source: samples selected of each source.
@@ -182,6 +182,8 @@ class Manifest(msgspec.Struct):
     select_by: str = "top"
     max_per_source: int | None = None
     cold_start: float | None = None
+    seconds_per_token: float | None = None
+    spent: str | None = None
     annotated: bool = False
     batch_tokens: int | None = None
     limits: list[Limit] = []
@@ -402,7 +404,8 @@ def _smaller(before: str | None, now: str | None) -> list[str]:
     """Return the complaint about a budget that is smaller than what may have been spent already."""
     if before is None or now is None:
         return []
-    old, new = parse_count("--budget", before), parse_count("--budget", now)
+    old: Any = parse_budget("--budget", before)
+    new: Any = parse_budget("--budget", now)
     if before == now or (type(old) is type(new) and new >= old):
         return []
     return [f"--budget was {before}, now {now} (it may only grow, in the same unit)"]

@@ -144,7 +144,7 @@ def score_all(influence: Influence, n_samples: int) -> tuple[NDArray[np.float64]
 
     Goes on where an earlier session stopped.
     """
-    with influence.ledger() as ledger, influence.drawing(n_samples, done=ledger.totals()[0]):
+    with influence.ledger() as ledger, influence.drawing(n_samples, ledger.totals()):
         search(
             np.zeros((n_samples, 1)),
             influence.score,

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter, Token
 
 from clusterucb.aggregate import NAMES
-from clusterucb.budget import parse_count, resolve_count
+from clusterucb.budget import Seconds, Tokens, parse_budget, parse_count, resolve_count
 from clusterucb.choice import SELECT_BY
 from clusterucb.errors import OptionError, check_choice, did_you_mean, in_words
 from clusterucb.export import TOOLS
@@ -26,6 +26,10 @@ from clusterucb.optimizer_files import optimizer_file
 from clusterucb.preconditioner import PRECONDITIONERS
 from clusterucb.projection import Sketch, check_dimension
 from clusterucb.shapes import FIELDS, SHAPES, Layout
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _COUNTS = ("budget", "select")
 _LISTS = ("export", "lora_targets", "parameters", "checkpoint_weights")  # comma-separated
@@ -392,11 +396,12 @@ class SearchSettings(DrawSettings, _Budget):
     """Options that decide what is drawn, scored and selected.
 
     Attributes:
-        budget: Pool samples whose gradient may be computed: a percentage of the pool such as 20%, or a number.
+        budget: Pool samples whose gradient may be computed: a percentage of the pool such as 20%, or a number; or how
+            many of their tokens (30Mtok), or how long it may take to draw and score them (2h, 1h 30min).
     """
 
     def __post_init__(self) -> None:
-        parse_count("--budget", self.budget)
+        parse_budget("--budget", self.budget)
         super().__post_init__()
         if not self.free_scores:
             check_counts("--budget", self.budget, self.select)
@@ -404,7 +409,7 @@ class SearchSettings(DrawSettings, _Budget):
 
 def check_counts(option: str, budget: str | int, select: str) -> None:
     """Refuse a budget below the number to select, as far as it is known before the size of the pool."""
-    most, wanted = parse_count(option, budget), parse_count("--select", select)
+    most, wanted = parse_budget(option, budget), parse_count("--select", select)
     if isinstance(most, int) and isinstance(wanted, int) and wanted > most:
         raise OptionError(
             f"--select is {wanted}; expected at most the budget, {option} {most}: only scored samples can be selected"
@@ -435,20 +440,37 @@ class Settings(ScoringSettings, SearchSettings):
         SearchSettings.__post_init__(self)
         GradientSettings.__post_init__(self)
 
-    def counts(self, n_samples: int) -> tuple[int, int]:
-        """Return budget and number to select of a pool of ``n_samples``; scores that are free have no limit.
+    @property
+    def limit(self) -> Tokens | Seconds | None:
+        """The budget where it is no number of samples; None where it is, and where scores are free."""
+        budget = parse_budget("--budget", self.budget)
+        return budget if isinstance(budget, Tokens | Seconds) and not self.free_scores else None
+
+    def counts(self, lengths: NDArray[np.int64], per_token: float | None = None) -> tuple[int, int]:
+        """Return budget and number to select of a pool; scores that are free have no limit.
+
+        Args:
+            lengths: i64[N], tokens of each sample.
+            per_token: seconds that drawing and scoring a token takes; as long as it is unknown, a time is no limit.
 
         Raises:
             OptionError: more are to be selected than scored.
         """
-        budget = n_samples if self.free_scores else resolve_count("--budget", self.budget, n_samples)
+        n_samples, limit = len(lengths), self.limit
+        about = "" if limit is None else "about "
+        if isinstance(limit, Tokens):
+            budget = max(int(limit.most / lengths.mean()), 1)
+        elif isinstance(limit, Seconds):
+            budget = n_samples if per_token is None else max(int(limit.most / per_token / lengths.mean()), 1)
+        else:
+            budget = n_samples if self.free_scores else resolve_count("--budget", self.budget, n_samples)
         n_select = resolve_count("--select", self.select, n_samples)
         if n_select > min(budget, n_samples):
             raise OptionError(
                 f"--select {self.select} is {n_select} of {n_samples} samples; expected at most the budget, "
-                f"--budget {self.budget}, which is {min(budget, n_samples)}. Only scored samples can be selected"
+                f"--budget {self.budget}, which is {about}{min(budget, n_samples)}. Only scored samples can be selected"
             )
-        return budget, n_select
+        return budget if limit is None else min(budget, n_samples), n_select
 
 
 @dataclass(frozen=True, kw_only=True)
