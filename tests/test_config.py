@@ -255,6 +255,7 @@ def test_a_comparison_takes_lists(written):
         ("lora_targets: [[a]]", "FILE: lora_targets is a list; expected a list of texts"),
         (REQUIRED + "columns: question", "columns of FILE: 'question' is not of the form prompt=question"),
         ("columns: {prompt: [a]}", "FILE: columns: prompt is a list; expected a text"),
+        ("subtask_weights: {food: much}", "FILE: subtask_weights: food is 'much'; expected a number"),
         ("policy: {beta: 1}", "FILE: policy is a mapping without a name; expected such as `policy: {name:"),
         ("policy: [ucb]", "FILE: policy is a list; expected a text"),
         ("policy: {name: ucb, options: {beta: 1}}", "beside the name: `policy: {name: ucb, OPTION: 1}`"),
@@ -470,7 +471,7 @@ def test_the_file_of_a_run_repeats_it_to_the_byte(job, tmp_path, monkeypatch, ca
         "select", "pool.jsonl", "--target", "dev.jsonl", "--model", "model", "--out", str(first), "--warmup-steps", "2",
         "--warmup-lr", "1e-3", "--budget", "30%", "--select", "4", "--select-by", "round-robin", "--batch-size", "3",
         "--features", "hidden", "-f", "depth=0.5", "-c", "n_clusters=4", "--policy", "threshold-hard", "-p", "q=0.5",
-        "--seed", "7", "--aggregate", "standardized", "--subtask-weights", "sums=2,places=0.5", "--quiet",
+        "--seed", "7", "--aggregate", "standardized", "--subtask-weights", "dev=2", "--quiet",
     ]  # fmt: skip
     assert cli.run(command) == 0
     content = yaml.safe_load((first / "config.yaml").read_text())

@@ -262,8 +262,14 @@ def _give_value(path: Path, key: str, argument: Argument, value: _Value) -> None
     if value is None and (default is None or NoneType in get_args(argument.hint)):
         argument.append(Token(keyword=f"{key} of {path}", source=str(path), implicit_value=None))
     elif get_origin(hint) is dict and isinstance(value, dict):
-        texts = {name: _text(path, f"{key}: {name}", one, "a text") for name, one in value.items()}
-        argument.append(Token(keyword=f"{key} of {path}", source=str(path), implicit_value=texts))
+        of = get_args(hint)[1]
+        expected = "a text" if of is str else in_words(of)
+        texts = {name: _text(path, f"{key}: {name}", one, expected) for name, one in value.items()}
+        for name, text in texts.items():
+            if of in _FORMS and not _FORMS[of].fullmatch(text):
+                _mistaken(path, f"{key}: {name}", text, expected)
+        given = {name: of(text) for name, text in texts.items()}
+        argument.append(Token(keyword=f"{key} of {path}", source=str(path), implicit_value=given))
     elif get_origin(hint) in (list, tuple):
         several = value if isinstance(value, list) else [value]
         if not several and argument.field_info.required:
