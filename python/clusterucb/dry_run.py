@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from clusterucb.budget import Seconds, Tokens, resolve_count
 from clusterucb.pool import Pool, overlap, read_pool, read_target
 from clusterucb.prepared import Model, Prepared, Rows, check_model, prepare
 from clusterucb.progress import Observer
@@ -220,16 +219,9 @@ def _expected(
         out=Path(tempfile.gettempdir()),
         store=store,
     )
-    if settings.free_scores:
-        n_budget = n_samples
-    elif isinstance(settings.limit, Seconds):
-        n_budget = min(
-            round(settings.limit.most * plan.n_budget / plan.cost.phases["draws"].seconds), n_samples
-        )
-    elif isinstance(settings.limit, Tokens):
-        n_budget = min(round(settings.limit.most / prepared.material.encoded.lengths.mean()), n_samples)
-    else:
-        n_budget = min(resolve_count("--budget", settings.budget, n_samples), n_samples)
+    drawing, tokens = plan.cost.phases["draws"], float(prepared.material.encoded.lengths.mean())
+    per_token = drawing.seconds / drawing.tokens if drawing.tokens else None
+    n_budget = min(settings.draws(n_samples, tokens, per_token), n_samples)
     share, phases = n_samples / plan.pool_samples, plan.cost.phases
     more = {"draws": n_budget / plan.n_budget, "features": share, "clusters": share}
     seconds = sum(phase.seconds * more.get(name, 1.0) for name, phase in phases.items())

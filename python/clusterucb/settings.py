@@ -446,6 +446,24 @@ class Settings(ScoringSettings, SearchSettings):
         budget = parse_budget("--budget", self.budget)
         return budget if isinstance(budget, Tokens | Seconds) and not self.free_scores else None
 
+    def draws(self, n_samples: int, tokens: float, per_token: float | None = None) -> int:
+        """Return how many draws the budget is, or is expected to be; of a number, perhaps more than there are samples.
+
+        Args:
+            n_samples: N.
+            tokens: of a sample, the mean.
+            per_token: as of `counts`.
+        """
+        limit = self.limit
+        if limit is None:
+            return n_samples if self.free_scores else resolve_count("--budget", self.budget, n_samples)
+        each = tokens
+        if isinstance(limit, Seconds):
+            if per_token is None:
+                return n_samples
+            each *= per_token
+        return min(max(int(limit.most / each), 1), n_samples)
+
     def counts(self, lengths: NDArray[np.int64], per_token: float | None = None) -> tuple[int, int]:
         """Return budget and number to select of a pool; scores that are free have no limit.
 
@@ -456,21 +474,16 @@ class Settings(ScoringSettings, SearchSettings):
         Raises:
             OptionError: more are to be selected than scored.
         """
-        n_samples, limit = len(lengths), self.limit
-        about = "" if limit is None else "about "
-        if isinstance(limit, Tokens):
-            budget = max(int(limit.most / lengths.mean()), 1)
-        elif isinstance(limit, Seconds):
-            budget = n_samples if per_token is None else max(int(limit.most / per_token / lengths.mean()), 1)
-        else:
-            budget = n_samples if self.free_scores else resolve_count("--budget", self.budget, n_samples)
+        n_samples = len(lengths)
+        about = "" if self.limit is None else "about "
+        budget = self.draws(n_samples, float(lengths.mean()), per_token)
         n_select = resolve_count("--select", self.select, n_samples)
         if n_select > min(budget, n_samples):
             raise OptionError(
                 f"--select {self.select} is {n_select} of {n_samples} samples; expected at most the budget, "
                 f"--budget {self.budget}, which is {about}{min(budget, n_samples)}. Only scored samples can be selected"
             )
-        return budget if limit is None else min(budget, n_samples), n_select
+        return budget, n_select
 
 
 @dataclass(frozen=True, kw_only=True)
