@@ -11,7 +11,7 @@ CSRC := CMakeLists.txt $(wildcard csrc/*/*.* csrc/include/clusterucb/*.hpp)
 CLANG_FORMATTED := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh csrc/include/clusterucb/*.hpp tests/simt/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench-strategies bench-gradients gpu-check clean
+.PHONY: help setup demo test lint format bench-strategies bench-replay bench-gradients gpu-check clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -37,6 +37,9 @@ format: setup $(VENV)/.lint  ## rewrite the sources in the project's style
 
 bench-strategies: setup  ## compare all strategies on two real pools (the first time, some two hours)
 	$(BIN)/python benchmarks/strategies.py $(ARGS)
+
+bench-replay: setup  ## compare strategies on the recorded scores of three real pools (half an hour)
+	$(BIN)/python benchmarks/replay.py $(ARGS)
 
 bench-gradients: $(PEERS)/.installed  ## time gradients against training and against bergson and dattri-llm
 	$(PEERS)/bin/python benchmarks/bench_gradients.py $(ARGS)

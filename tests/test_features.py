@@ -235,6 +235,41 @@ def test_sentences_are_pooled_as_the_folder_says(tmp_path, pooling):
         np.testing.assert_allclose(row, [*expected, *expected], atol=1e-6)
 
 
+@pytest.mark.parametrize("own_model", [False, True])
+def test_parts_are_blocks_of_their_own(folder, own_model):
+    model = str(folder) if own_model else None
+    samples = [sample("red blue", "one", 1), sample("red", "two one", 2)]
+    whole = described(cu.Embedding(model=model), samples, tiny_llama())
+    apart = described(cu.Embedding(model=model, parts=True), samples, tiny_llama())
+    assert list(apart) == ["prompt", "answer", "length"]
+    np.testing.assert_array_equal(apart["length"], whole["length"])
+    if own_model:
+        np.testing.assert_array_equal(np.hstack([apart["prompt"], apart["answer"]]), whole["embedding"])
+
+
+def test_parts_are_means_of_labels_and_of_the_other_content():
+    model = tiny_llama()
+    table = model.get_input_embeddings().weight.detach().numpy()
+    encoded = [
+        Encoded(np.array([3, 4, 5, 6]), np.array([0, 0, 1, 1], bool), np.array([0, 1, 1, 0], bool)),
+        Encoded(np.array([7, 8]), np.array([0, 1], bool), np.array([0, 1], bool)),
+    ]
+    batch = replace(batch_of([sample("a", "b")] * 2, model=model), encoded=encoded)
+    found = cu.Embedding(parts=True).compute(batch)
+    np.testing.assert_allclose(found["prompt"], [table[4], 0 * table[4]], rtol=1e-6)
+    np.testing.assert_allclose(found["answer"], [table[5], table[8]], rtol=1e-6)
+
+
+def test_parts_are_compared_without_lengths():
+    assert cu.Embedding(parts=True).compared(["prompt", "answer", "length"]) == ("prompt", "answer")
+
+
+@pytest.mark.parametrize("parts", [1, "yes", None])
+def test_parts_is_true_or_false(parts):
+    with pytest.raises(OptionError, match="embedding: parts is .*; expected true or false"):
+        cu.Embedding(parts=parts)
+
+
 def test_a_pass_counts_by_the_parameters_that_are_multiplied(folder):
     feature = cu.Embedding(model=str(folder))
     base, bert = tiny_llama(), BertModel.from_pretrained(folder)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         IndexPolicy,
         Policy,
         Random,
+        Surrogate,
         ThresholdHard,
         ThresholdNormal,
     )
@@ -82,6 +83,7 @@ __all__ = [
     "Result",
     "Scores",
     "Source",
+    "Surrogate",
     "ThresholdHard",
     "ThresholdNormal",
     "compare",
@@ -112,6 +114,7 @@ _HOMES = {
         "IndexPolicy",
         "Policy",
         "Random",
+        "Surrogate",
         "ThresholdHard",
         "ThresholdNormal",
     ),

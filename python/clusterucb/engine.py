@@ -144,7 +144,8 @@ def search(
         n_select: rows to return, at most the budget.
         cold_start: share of every arm that is drawn first, max(floor(share * size), 1) rows, if the
             policy wants a cold start; by default a quarter of the budget's share of the pool.
-        batch_size: rows drawn between two updates of the policy. 1 is the paper's loop.
+        batch_size: rows drawn between two updates of the policy, more if it wants fewer `Policy.batches`. 1 is the
+            paper's loop.
         seed: same seed, same result.
         columns: named arrays [N] for strategies that use more than the features.
         aggregate: how S scores become one reward: ``max`` (the paper's), ``mean`` or ``standardized``
@@ -182,6 +183,8 @@ def search(
         columns=pool_columns(columns, n_rows),
         budget=budget,
         n_select=n_select,
+        aggregate=aggregate,
+        weights=counts,
     )
     if max_per_source is not None and "source" not in pool.columns:
         raise OptionError("max_per_source is given, but the pool has no column 'source'; pass it in columns")
@@ -196,6 +199,8 @@ def search(
         if wants_cold_start
         else None
     )
+    if policy.batches:
+        batch_size = max(batch_size, -(-budget // policy.batches))
     for batch in state.batches(policy, share, batch_size, seed):
         news = [(batch.rows, state.add(batch, score))]
         if reward is None:

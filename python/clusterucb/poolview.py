@@ -27,6 +27,8 @@ class PoolView:
         columns: named arrays [N] beside the features: ``source``, ``tokens``, ``label_tokens``, ...
         budget: draws that may be spent, at most N.
         n_select: rows to be selected in the end, at most ``budget``.
+        aggregate: how the scores for S subtasks become a reward (`clusterucb.aggregate`).
+        weights: f64[S], how much each subtask counts in that; None: all alike.
     """
 
     features: Mapping[str, NDArray[np.float32]]
@@ -35,6 +37,8 @@ class PoolView:
     columns: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
     budget: int = 0
     n_select: int = 0
+    aggregate: str = "max"
+    weights: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         for array in (*self.features.values(), *self.columns.values(), self.labels, self.priority):

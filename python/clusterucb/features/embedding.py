@@ -9,10 +9,10 @@ for the answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,23 +21,29 @@ from clusterucb.errors import OptionError
 from clusterucb.features.base import PASSES, Feature, FeatureBatch, Fitted
 from clusterucb.features.sentence import SentenceModel
 
+if TYPE_CHECKING:
+    from clusterucb.encode import Encoded
+
 
 @dataclass
 class Embedding(Feature):
     """Mean input embedding of a sample's content tokens, and the logarithms of its lengths.
 
     Blocks: ``embedding`` f32[m, hidden], or with a model of its own f32[m, 2 * width], of the prompt and of the
-    answer; ``length`` f32[m, 2], log of tokens and of label tokens.
+    answer; with ``parts`` these apart, ``prompt`` and ``answer``; ``length`` f32[m, 2], log of tokens and of label
+    tokens.
 
     Attributes:
         model: folder of a sentence-embedding model; None: the input embeddings of the base model.
+        parts: tell the prompt from the answer (the tokens that are no labels from those that are).
     """
 
     model: str | None = None
-
-    similar_by: ClassVar[tuple[str, ...]] = ("embedding",)
+    parts: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.parts, bool):
+            raise OptionError(f"embedding: parts is {self.parts!r}; expected true or false")
         if self.model is None:
             return
         if not isinstance(self.model, str):
@@ -53,8 +59,21 @@ class Embedding(Feature):
     def compute(self, batch: FeatureBatch) -> Mapping[str, NDArray[np.float32]]:
         """Return both blocks."""
         lengths = [[len(sample), sample.n_labels] for sample in batch.encoded]
-        embedding = _mean_tokens(batch) if self.model is None else self._prompts_and_answers(batch)
-        return {"embedding": embedding, "length": np.log(np.array(lengths, np.float32))}
+        length = np.log(np.array(lengths, np.float32))
+        if self.model is not None:
+            prompt, answer = self._prompts_and_answers(batch)
+        elif self.parts:
+            prompt = _mean_tokens(batch, lambda sample: sample.content & ~sample.labels)
+            answer = _mean_tokens(batch, lambda sample: sample.content & sample.labels)
+        else:
+            return {"embedding": _mean_tokens(batch, lambda sample: sample.content), "length": length}
+        if self.parts:
+            return {"prompt": prompt, "answer": answer, "length": length}
+        return {"embedding": np.concatenate([prompt, answer], axis=1), "length": length}
+
+    def compared(self, blocks: Iterable[str]) -> tuple[str, ...]:
+        """Return all blocks but the lengths."""
+        return tuple(block for block in blocks if block != "length")
 
     def contents(self) -> dict[str, str]:
         """Return the fingerprint of the sentence-embedding model."""
@@ -65,17 +84,17 @@ class Embedding(Feature):
         assert self.model is not None
         return SentenceModel(self.model)
 
-    def _prompts_and_answers(self, batch: FeatureBatch) -> NDArray[np.float32]:
+    def _prompts_and_answers(self, batch: FeatureBatch) -> list[NDArray[np.float32]]:
         texts = zip(*((sample.prompt, sample.answer) for sample in batch.samples), strict=True)
-        return np.concatenate([self._sentences.vectors(some, batch.device) for some in texts], axis=1)
+        return [self._sentences.vectors(some, batch.device) for some in texts]
 
 
-def _mean_tokens(batch: FeatureBatch) -> NDArray[np.float32]:
+def _mean_tokens(batch: FeatureBatch, part: Callable[[Encoded], NDArray[np.bool_]]) -> NDArray[np.float32]:
     weight = batch.model.get_input_embeddings().weight.detach()
     table = weight.float().cpu().numpy()
     embedding = np.zeros((len(batch.encoded), table.shape[1]), np.float32)
     for row, sample in enumerate(batch.encoded):
-        tokens = sample.tokens[sample.content]
+        tokens = sample.tokens[part(sample)]
         if len(tokens):
             embedding[row] = table[tokens].mean(axis=0, dtype=np.float64)
     return embedding

@@ -5,6 +5,7 @@ from clusterucb.policies.base import IndexPolicy, Policy
 from clusterucb.policies.baselines import RDS, ClusterMean, Exhaustive
 from clusterucb.policies.random import Random
 from clusterucb.policies.stats import ArmStats
+from clusterucb.policies.surrogate import Surrogate
 from clusterucb.policies.ucb import UCB, UCB1, ThresholdHard, ThresholdNormal
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "IndexPolicy",
     "Policy",
     "Random",
+    "Surrogate",
     "ThresholdHard",
     "ThresholdNormal",
 ]
@@ -28,6 +30,7 @@ def clusterucb_policies() -> dict[str, type[Policy]]:
     return {
         "ucb": UCB,
         "ucb1": UCB1,
+        "surrogate": Surrogate,
         "threshold-hard": ThresholdHard,
         "threshold-normal": ThresholdNormal,
         "random": Random,

@@ -31,12 +31,15 @@ class Policy(ABC):
         cold_start: when true, the engine first draws from every arm, before it asks the policy.
         uniform: set it when `ask` draws uniformly at random from all available rows; the ledger then
             records the draws' inclusion probability.
+        batches: in how many batches it wants a budget to be spent at most, if a decision takes it long; 0: in as many
+            as there are.
         columns: what `start` needs in ``pool.columns`` that is not always there: ``similarity``, f64[N], the cosine
             of each sample's features with the target's (`clusterucb.similarity`).
     """
 
     cold_start: ClassVar[bool] = False
     uniform: ClassVar[bool] = False
+    batches: int = 0
     columns: ClassVar[tuple[str, ...]] = ()
 
     def start(self, pool: PoolView) -> None:  # noqa: B027  (optional: not every policy needs the pool)

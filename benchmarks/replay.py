@@ -1,0 +1,199 @@
+"""Compare strategies on three real pools whose scores are recorded: `make bench-replay`.
+
+    python benchmarks/replay.py [--pools templated,diverse,code] [--seeds 3] [--no-signal] [--json FILE]
+
+The scores are those of `tests/data`, which `benchmarks/strategies.py` and `benchmarks/record.py` made; pools and
+features are made anew, with no gradient: minutes, where scoring takes half an hour for each pool. Targets and budgets
+are those of `benchmarks/strategies.py`.
+
+With ``--no-signal`` the features and sources are shuffled among the samples, so that they say nothing of them: what
+does a policy that learns from features lose by that?
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import clusterucb as cu
+import code_pool
+import diverse_pool
+import real_pool
+from clusterucb import plugins
+from clusterucb.comparison import Contender, Rules, Truth, replay
+from clusterucb.contenders import contender, split
+from clusterucb.demo.model import demo_model
+from clusterucb.demo.wheels import cache_folder
+from clusterucb.features.base import FeatureBatch
+from clusterucb.prepared import prepare
+from clusterucb.progress import Screen
+from clusterucb.settings import Settings
+
+DATA = Path(__file__).parents[1] / "tests" / "data"
+POOLS: dict[str, Callable[[Path], None]] = {
+    "templated": real_pool.main,
+    "diverse": diverse_pool.main,
+    "code": code_pool.main,
+}
+TARGETS = (slice(0, 3), slice(3, 6), slice(6, 8))  # of the subtasks in alphabetical order
+BUDGETS = (0.05, 0.10, 0.20)
+STRATEGIES = (
+    "random",
+    "ucb",
+    "ucb@source",
+    "ucb@embedding+lexical[parts=true]",
+    "surrogate",
+    "surrogate@embedding+lexical",
+    "surrogate@embedding+lexical[parts=true]",
+    "surrogate@source@embedding+lexical[parts=true]",
+    *(
+        f"surrogate@embedding+lexical[parts=true,{option}]"
+        for option in (
+            "kappa=0",
+            "kappa=1",
+            "kappa=2",
+            "batches=5",
+            "batches=50",
+            "cold_start=0",
+            "n_clusters=1",
+        )
+    ),
+)
+NO_SIGNAL = ("random", "ucb@embedding+lexical[parts=true]", "surrogate@embedding+lexical[parts=true]")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A pool whose scores are known.
+
+    Attributes:
+        scores: f64[N, S], the subtasks in alphabetical order.
+        columns: ``source`` and others, each [N].
+        batch: the samples and the model, from which features are computed.
+    """
+
+    scores: np.ndarray
+    columns: dict[str, np.ndarray]
+    batch: FeatureBatch
+
+    @classmethod
+    def of(cls, name: str, folder: Path) -> Recorded:
+        """Make a pool anew and look up its scores."""
+        if not (folder / "pool.jsonl").exists():
+            POOLS[name](folder)
+        settings = Settings()
+        prepared = prepare(
+            folder / "pool.jsonl", folder / "target.jsonl", demo_model(Screen()), settings, Screen()
+        )
+        material = prepared.material
+        data = np.load(DATA / f"{name}.npz")
+        lengths = np.log([[len(sample), sample.n_labels] for sample in material.encoded])
+        if lengths.shape != data["length"].shape or np.abs(lengths - data["length"]).max() > 0.01:
+            raise SystemExit(
+                f"the pool {name} is another here than the one that was scored: run record.py anew"
+            )
+        model = prepared.source.model(settings.dtype, prepared.device)
+        batch = FeatureBatch(material.samples, material.encoded, lambda: model, lambda: np.zeros((0, 0)))
+        order = np.argsort(data["subtasks"])
+        return cls(data["scores"][:, order].astype(np.float64), material.columns(), batch)
+
+    def described(self, feature: cu.Feature) -> dict[str, np.ndarray]:
+        """Return the blocks of a feature."""
+        fitted = feature.fit(self.batch.spread(feature.fit_samples)) if feature.fit_samples else {}
+        given = FeatureBatch(
+            self.batch.samples,
+            self.batch.encoded,
+            self.batch.load_model,
+            self.batch.take_gradients,
+            fitted or {},
+        )
+        return dict(feature.compute(given))
+
+
+def recalls(
+    pool: Recorded, one: Contender, budgets: tuple[float, ...], seeds: int, shuffle: np.ndarray | None = None
+) -> tuple[np.ndarray, list[float]]:
+    """Return the recall of a contender, f64[targets, budgets, seeds], and the seconds of every search."""
+    n_samples = len(pool.scores)
+    order = np.arange(n_samples) if shuffle is None else shuffle
+    blocks = {name: block[order] for name, block in pool.described(one.features).items()}
+    columns = {name: column[order] for name, column in pool.columns.items()}
+    rules = Rules(n_select=n_samples // 20)
+    found, seconds, clusterings = [], [], {}
+    for target in TARGETS:
+        truth = Truth.of(pool.scores[:, target], columns["source"], rules)
+        draws = [int(budget * n_samples) for budget in budgets]
+        replays = replay(one, truth, blocks, columns, draws, seeds, rules, clusterings)
+        found.append([[truth.recall(once.selection.rows) for once in of_budget] for of_budget in replays])
+        seconds += [once.seconds for once in replays[-1]]
+    return np.array(found), seconds
+
+
+def summary(
+    pool: Recorded, strategies: list[str], budgets: tuple[float, ...], seeds: int, *, shuffled: bool
+) -> list:
+    """Return for each strategy its mean over targets and seeds at each budget, and the spread over seeds."""
+    installed = plugins.load()
+    shuffle = np.random.default_rng(0).permutation(len(pool.scores)) if shuffled else None
+    rows = []
+    for spec in strategies:
+        found, seconds = recalls(pool, contender(spec, installed), budgets, seeds, shuffle)
+        rows.append(
+            {
+                "strategy": spec,
+                "recall": found.mean(axis=(0, 2)).round(4).tolist(),
+                "over_seeds": found.mean(axis=0).std(axis=1).round(4).tolist(),
+                "by_target": found[:, -1].mean(axis=1).round(4).tolist(),
+                "seconds": round(float(np.median(seconds)), 2),
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def table(rows: list[dict], budgets: list[float]) -> str:
+    """Return the summary as a table in Markdown."""
+    heads = " | ".join(f"{budget:.0%}" for budget in budgets)
+    lines = [f"| strategy | {heads} | by target | s |", "|---" * (len(budgets) + 3) + "|"]
+    for row in rows:
+        means = " | ".join(
+            f"{mean:.2f} ± {std:.2f}" for mean, std in zip(row["recall"], row["over_seeds"], strict=True)
+        )
+        targets = " ".join(f"{one:.2f}" for one in row["by_target"])
+        lines.append(f"| `{row['strategy']}` | {means} | {targets} | {row['seconds']:.1f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, default=cache_folder().parent / "bench")
+    parser.add_argument("--pools", default=",".join(POOLS))
+    parser.add_argument("--strategies")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--no-signal", action="store_true")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", cu.ClusterUCBWarning)
+    budgets = BUDGETS[-1:] if options.no_signal else BUDGETS
+    strategies = split(options.strategies or ",".join(NO_SIGNAL if options.no_signal else STRATEGIES))
+    found = {}
+    for name in options.pools.split(","):
+        pool = Recorded.of(name, options.folder / name)
+        found[name] = summary(pool, strategies, budgets, options.seeds, shuffled=options.no_signal)
+        print(f"\n{name}: recall of the best 5 %, mean over {len(TARGETS)} targets ± deviation over seeds\n")
+        print(table(found[name], list(budgets)), flush=True)
+    if options.json:
+        content = {"budgets": budgets, "seeds": options.seeds, "pools": found}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,265 @@
+"""Gaussian-process regression of scores on features: a sum of kernels, exact for few observations, sparse for many.
+
+The kernel is a sum of terms ``a / (1 + d / 2)``, where d is the squared distance of two rows in one block of features
+over the square of a length, or the sum of such distances over all blocks; and for every column of categories a term
+``a`` that counts where two rows share one. (This rational quadratic kernel is a mixture of Gaussian kernels of many
+lengths, and costs a division where those cost an exponential. On the diverse pool of the benchmarks it finds .83 of
+the best at a budget of 20 %, Gaussian kernels with one length for all blocks find .69.) Amplitudes, lengths and the
+noise are learnt by maximizing the marginal likelihood (Rasmussen and Williams 2006, section 5.4), with weak priors
+that decide while little was observed.
+
+Decisions:
+    - One model for all subtasks: they share the kernel, whose values are what takes time, and differ in their
+      observations.
+    - Beyond a number of observations the model is the deterministic training conditional of Quinonero-Candela and
+      Rasmussen 2005: all observations count, by way of inducing points that are observed rows. A prediction then
+      takes a time that does not depend on how many observations there are.
+    - A block is brought down to its first principal components: what it takes to tell how far a million rows are
+      from the inducing points should be seconds. Recall is the same to .01 with ten times as many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_DIM = 64  # of a block
+_SPREAD = 8192  # rows that principal components are learnt from
+_LENGTH, _NOISE = 0.7, 0.3  # the middle of the priors
+_AT_ONCE = 1 << 18  # values of the kernel: what a core has in its cache
+_JITTER = 1e-5
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+
+class Inputs:
+    """The rows of a pool as the kernel sees them.
+
+    Args:
+        blocks: each f32[N, k].
+        categories: columns, each i64[N].
+    """
+
+    def __init__(self, blocks: Sequence[NDArray[np.float32]], categories: Sequence[Rows] = ()) -> None:
+        scaled = (_scaled(_reduced(block)) for block in blocks)
+        self._rows = [_with_squares(block) for block in scaled if block.any()]
+        self.categories = list(categories)
+
+    @property
+    def blocks(self) -> list[NDArray[np.float32]]:
+        """The blocks that say something, as distances are taken in them."""
+        return [rows[:, :-2] for rows in self._rows]
+
+    def distances(self, rows: Rows, others: Rows) -> Iterator[NDArray[np.float32]]:
+        """Yield the squared distances f32[m, n] of rows i64[m] and others i64[n] in each block.
+
+        What is 0 may come out as -1e-6.
+        """
+        for (
+            block
+        ) in self._rows:  # x.x + y.y - 2 x.y as a product of matrices: (x, x.x, 1) with (-2 y, 1, y.y)
+            right = block[others] * np.float32(-2)
+            right[:, -2], right[:, -1] = 1, block[others, -2]
+            yield block[rows] @ right.T
+
+    def same(self, rows: Rows, others: Rows) -> Iterator[NDArray[np.bool_]]:
+        """Yield whether rows i64[m] and others i64[n] share a category, bool[m, n], in each column."""
+        return (column[rows, None] == column[others] for column in self.categories)
+
+
+class Kernel:
+    """How alike two rows are: a sum of terms, whose parameters are learnt.
+
+    Args:
+        inputs: the rows.
+
+    Attributes:
+        parameters: logarithms of the amplitudes f64[T], of the lengths, and of the noise's variance.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+        every = tuple(range(len(inputs.blocks)))
+        self._terms = [*((block,) for block in every), *([every] if len(every) > 1 else [])]
+        n_terms = len(self._terms) + len(inputs.categories)
+        lengths = [np.log(_LENGTH * np.sqrt(len(term))) for term in self._terms for _ in term]
+        self._prior = np.array([*[-np.log(max(n_terms, 1))] * n_terms, *lengths, np.log(_NOISE)])
+        self._strength = np.array([*[0.2] * n_terms, *[2.0] * len(lengths), 0.2])
+        self._n_terms = n_terms
+        self.parameters = self._prior
+
+    @property
+    def amplitudes(self) -> Floats:
+        """The variance that each term stands for, f64[T]."""
+        found: Floats = np.exp(self.parameters[: self._n_terms])
+        return found
+
+    @property
+    def noise(self) -> float:
+        """The variance of an observation beside it."""
+        return float(np.exp(self.parameters[-1]))
+
+    def __call__(self, rows: Rows, others: Rows) -> NDArray[np.float32]:
+        """Return the kernel f32[m, n] of rows i64[m] and others i64[n], without noise."""
+        distances = list(self.inputs.distances(rows, others))
+        total = np.zeros((len(rows), len(others)), np.float32)
+        summed, scaled = np.empty_like(total), np.empty_like(total)
+        amplitudes = self.amplitudes
+        for a, (term, scales) in zip(amplitudes, self._scaled_terms(), strict=False):
+            summed.fill(1 / a)
+            for block, scale in zip(term, scales, strict=True):
+                summed += np.multiply(distances[block], np.float32(scale / (2 * a)), out=scaled)
+            total += np.reciprocal(summed, out=summed)
+        for a, same in zip(amplitudes[len(self._terms) :], self.inputs.same(rows, others), strict=True):
+            total += np.float32(a) * same
+        return total
+
+    def learn(self, rows: Rows, values: Floats, steps: int) -> None:
+        """Fit the parameters to values f64[n, S] of rows i64[n], each column of mean 0 and deviation 1.
+
+        Steps of Adam, from where the parameters are.
+        """
+        distances = [one.astype(np.float64) for one in self.inputs.distances(rows, rows)]
+        same = [one.astype(np.float64) for one in self.inputs.same(rows, rows)]
+        first, second = np.zeros_like(self._prior), np.zeros_like(self._prior)
+        for step in range(1, steps + 1):
+            slope = self.evidence(distances, same, values)[1]
+            first = 0.8 * first + 0.2 * slope
+            second = 0.95 * second + 0.05 * slope**2
+            move = first / (1 - 0.8**step) / (np.sqrt(second / (1 - 0.95**step)) + 1e-9)
+            self.parameters = self.parameters + 0.1 * move
+
+    def evidence(self, distances: list[Floats], same: list[Floats], values: Floats) -> tuple[float, Floats]:
+        """Return the logarithm of marginal likelihood, mean over subtasks, and prior, and its slope by `parameters`.
+
+        Args:
+            distances, same: f64[n, n] of the observed rows, from `Inputs`.
+            values: f64[n, S].
+        """
+        shapes = [
+            1 / (1 + sum(distances[block] * scale for block, scale in zip(term, scales, strict=True)) / 2)
+            for term, scales in self._scaled_terms()
+        ]
+        amplitudes, noise = self.amplitudes, self.noise
+        parts = [a * shape for a, shape in zip(amplitudes, [*shapes, *same], strict=True)]
+        whole = noise * np.eye(len(values)) + sum(parts)
+        inverse = np.linalg.inv(whole)
+        solved = inverse @ values
+        outer = (solved @ solved.T / values.shape[1] - inverse) / 2
+        slope = [float(np.vdot(outer, part)) for part in parts]
+        for a, shape, (term, scales) in zip(amplitudes, shapes, self._scaled_terms(), strict=False):
+            of_distance = outer * shape * shape
+            slope += [
+                a * scale * float(np.vdot(of_distance, distances[block]))
+                for block, scale in zip(term, scales, strict=True)
+            ]
+        slope.append(noise * float(np.trace(outer)))
+        fit = -(np.vdot(values, solved) / values.shape[1] + np.linalg.slogdet(whole)[1]) / 2
+        off = self.parameters - self._prior
+        return float(fit - self._strength @ off**2 / 2), np.array(slope) - self._strength * off
+
+    def _scaled_terms(self) -> Iterator[tuple[tuple[int, ...], Floats]]:
+        """Yield the blocks of each term that has some, and one over the squares of their lengths."""
+        at = self._n_terms
+        for term in self._terms:
+            yield term, np.exp(-2 * self.parameters[at : at + len(term)])
+            at += len(term)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What is known of all rows from the values of some.
+
+    Attributes:
+        kernel: how alike rows are.
+        points: i64[p], the inducing points.
+        weights: f32[p, S].
+        reduction: f32[p, p], what the points take off the variance.
+    """
+
+    kernel: Kernel
+    points: Rows
+    weights: NDArray[np.float32]
+    reduction: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, kernel: Kernel, rows: Rows, values: Floats, points: Rows) -> Posterior:
+        """Return what values f64[n, S] of rows i64[n] say, each column of mean 0 and deviation 1.
+
+        Args:
+            kernel: how alike rows are.
+            rows: what was observed.
+            values: the observations.
+            points: some of the rows, or all of them: then the model is exact.
+        """
+        prior = kernel(points, points).astype(np.float64)
+        if len(points) == len(rows):
+            reduction = np.linalg.inv(prior + kernel.noise * np.eye(len(points)))
+            weights = reduction @ values[np.argsort(rows)][np.argsort(np.argsort(points))]
+        else:
+            prior += _JITTER * float(kernel.amplitudes.sum()) * np.eye(len(points))
+            inner, projected = np.zeros_like(prior), np.zeros((len(points), values.shape[1]))
+            for here in _slices(len(rows), len(points)):
+                some = kernel(rows[here], points).astype(np.float64)
+                inner += some.T @ some
+                projected += some.T @ values[here]
+            covariance = np.linalg.inv(prior + inner / kernel.noise)
+            weights = covariance @ projected / kernel.noise
+            reduction = np.linalg.inv(prior) - covariance
+        return cls(kernel, points, weights.astype(np.float32), reduction.astype(np.float32))
+
+    def predict(self, rows: Rows) -> tuple[Floats, Floats]:
+        """Return the mean f64[m, S] of rows i64[m], and the deviation f64[m] of each of the S, without noise."""
+        mean = np.empty((len(rows), self.weights.shape[1]))
+        variance = np.full(len(rows), float(self.kernel.amplitudes.sum()))
+
+        def one(here: slice) -> None:
+            kernel = self.kernel(rows[here], self.points)
+            mean[here] = kernel @ self.weights
+            variance[here] -= np.einsum("ij,ij->i", kernel @ self.reduction, kernel)
+
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(one, _slices(len(rows), len(self.points))))
+        return mean, np.sqrt(np.maximum(variance, 0))
+
+
+def _slices(n_rows: int, n_others: int) -> Iterator[slice]:
+    """Yield slices of rows whose kernel with so many others fits into a cache."""
+    step = max(_AT_ONCE // n_others, 64)
+    return (slice(begin, begin + step) for begin in range(0, n_rows, step))
+
+
+def _reduced(block: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a block, centred, in at most `MAX_DIM` of its principal components."""
+    mean = block.mean(axis=0, dtype=np.float64).astype(np.float32)
+    if block.shape[1] <= MAX_DIM:
+        centred: NDArray[np.float32] = block - mean
+        return centred
+    some = block[:: -(-len(block) // _SPREAD)] - mean
+    wide = len(some) < block.shape[1]
+    sizes, vectors = np.linalg.eigh((some @ some.T if wide else some.T @ some).astype(np.float64))
+    kept = np.flatnonzero(sizes > 1e-6 * sizes[-1])[-MAX_DIM:]
+    directions = vectors[:, kept]
+    if wide:
+        directions = some.T @ (directions / np.sqrt(sizes[kept]))
+    short = directions.astype(np.float32)
+    found: NDArray[np.float32] = block @ short - mean @ short
+    return found
+
+
+def _with_squares(block: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return rows with two columns more: the squares of their lengths, and ones."""
+    squares = np.einsum("ij,ij->i", block, block)
+    return np.column_stack([block, squares, np.ones_like(squares)])
+
+
+def _scaled(block: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a centred block so that two random rows have a squared distance of 1 in the mean."""
+    mean = 2 * float(np.mean(np.einsum("ij,ij->i", block, block), dtype=np.float64))
+    scale: np.float32 = np.float32(1 / np.sqrt(mean)) if mean > 0 else np.float32(1)
+    return block * scale
