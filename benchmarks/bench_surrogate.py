@@ -2,9 +2,9 @@
 
     python benchmarks/bench_surrogate.py [--sizes 10000,100000,1000000] [--json FILE]
 
-Made features of prompt, answer, their words and lengths, 258 numbers a sample, and 500 sources; three subtasks. 2 % of the
-pool are known at first, and every batch is another 2 %. A row is the time of a decision (what was drawn is told, and
-the next batch asked for) over 5 seconds, which it may take on two cores, and the memory that the policy adds over
+Made features of prompt, answer, their words and lengths, 258 numbers a sample, and 500 sources; three subtasks. 2 % of
+the pool are known at first, and every batch is another 2 %. A row is the time of a decision (what was drawn is told,
+and the next batch asked for) over 5 seconds, which it may take on two cores, and the memory that the policy adds over
 4 GB.
 """
 

@@ -38,6 +38,38 @@ def test_the_table_of_gradients_is_that_of_the_committed_results(monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.fixture
+def bench_replay(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import replay
+
+    yield replay
+    for name in ("replay", "real_pool", "diverse_pool", "code_pool"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("kind", ["replay", "no-signal"])
+def test_tables_of_replays_are_those_of_the_committed_results(kind, bench_replay):
+    results = json.loads((BENCHMARKS / "results" / f"{kind}-smollm2-135m.json").read_text())
+    for rows in results["pools"].values():
+        assert bench_replay.table(rows, results["budgets"]) in (BENCHMARKS / "README.md").read_text()
+
+
+def test_surrogate_reaches_what_is_promised():
+    apart = "embedding+lexical[parts=true]"
+    pools = {
+        name: {row["strategy"]: row["recall"] for row in rows} for name, rows in results("replay").items()
+    }
+    for pool, of_ten, of_twenty in (("templated", 0.86, 0.96), ("diverse", 0.50, 0.80)):
+        _, ten, twenty = pools[pool][f"surrogate@{apart}"]
+        assert ten >= of_ten
+        assert twenty >= of_twenty
+    assert pools["code"][f"surrogate@{apart}"][-1] >= pools["code"][f"ucb@{apart}"][-1] + 0.1
+    for rows in results("no-signal").values():
+        recall = {row["strategy"]: row["recall"][-1] for row in rows}
+        assert recall[f"surrogate@{apart}"] >= recall["random"] - 0.01
+
+
 @pytest.mark.parametrize("pool", POOLS)
 def test_tables_are_those_of_the_committed_results(pool, strategies):
     assert strategies.table(POOLS[pool]) in (BENCHMARKS / "README.md").read_text()
@@ -61,3 +93,8 @@ def test_every_strategy_of_the_bench_can_be_made(strategies):
     installed = plugins.load()
     names = [contender(spec, installed).name for spec in (*strategies.FREE, *strategies.PAID)]
     assert sorted(names) == sorted(row["strategy"] for row in POOLS["diverse"])
+
+
+def test_every_strategy_of_the_replays_is_in_the_results(bench_replay):
+    for rows in results("replay").values():
+        assert [row["strategy"] for row in rows] == list(bench_replay.STRATEGIES)

@@ -266,7 +266,7 @@ def test_parts_are_compared_without_lengths():
 
 @pytest.mark.parametrize("parts", [1, "yes", None])
 def test_parts_is_true_or_false(parts):
-    with pytest.raises(OptionError, match="embedding: parts is .*; expected true or false"):
+    with pytest.raises(OptionError, match=f"embedding: parts is {parts!r}; expected true or false"):
         cu.Embedding(parts=parts)
 
 
