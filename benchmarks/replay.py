@@ -6,8 +6,8 @@ The scores are those of `tests/data`, which `benchmarks/strategies.py` and `benc
 features are made anew, with no gradient: minutes, where scoring takes half an hour for each pool. Targets and budgets
 are those of `benchmarks/strategies.py`.
 
-With ``--no-signal`` the features and sources are shuffled among the samples, so that they say nothing of them: what
-does a policy that learns from features lose by that?
+With ``--no-signal`` the scores are shuffled among the samples, anew for every seed, so that features and sources say
+nothing of them: what does a policy that learns from features lose by that?
 """
 
 from __future__ import annotations
@@ -117,21 +117,30 @@ class Recorded:
 
 
 def recalls(
-    pool: Recorded, one: Contender, budgets: tuple[float, ...], seeds: int, shuffle: np.ndarray | None = None
+    pool: Recorded, one: Contender, budgets: tuple[float, ...], seeds: int, *, shuffled: bool
 ) -> tuple[np.ndarray, list[float]]:
-    """Return the recall of a contender, f64[targets, budgets, seeds], and the seconds of every search."""
+    """Return the recall of a contender, f64[targets, budgets, seeds], and the seconds of searches at the last budget.
+
+    Where scores are shuffled, they are shuffled anew instead of searched with another seed.
+    """
     n_samples = len(pool.scores)
-    order = np.arange(n_samples) if shuffle is None else shuffle
-    blocks = {name: block[order] for name, block in pool.described(one.features).items()}
-    columns = {name: column[order] for name, column in pool.columns.items()}
+    blocks = pool.described(one.features)
     rules = Rules(n_select=n_samples // 20)
+    draws = [int(budget * n_samples) for budget in budgets]
+    orders = (
+        [np.random.default_rng(seed).permutation(n_samples) for seed in range(seeds)] if shuffled else [...]
+    )
     found, seconds, clusterings = [], [], {}
     for target in TARGETS:
-        truth = Truth.of(pool.scores[:, target], columns["source"], rules)
-        draws = [int(budget * n_samples) for budget in budgets]
-        replays = replay(one, truth, blocks, columns, draws, seeds, rules, clusterings)
-        found.append([[truth.recall(once.selection.rows) for once in of_budget] for of_budget in replays])
-        seconds += [once.seconds for once in replays[-1]]
+        by_budget = [[] for _ in budgets]
+        for order in orders:
+            truth = Truth.of(pool.scores[order][:, target], pool.columns["source"], rules)
+            searches = 1 if shuffled else seeds
+            replays = replay(one, truth, blocks, pool.columns, draws, searches, rules, clusterings)
+            for recalls_of, of_budget in zip(by_budget, replays, strict=True):
+                recalls_of += [truth.recall(once.selection.rows) for once in of_budget]
+            seconds += [once.seconds for once in replays[-1]]
+        found.append(by_budget)
     return np.array(found), seconds
 
 
@@ -140,10 +149,9 @@ def summary(
 ) -> list:
     """Return for each strategy its mean over targets and seeds at each budget, and the spread over seeds."""
     installed = plugins.load()
-    shuffle = np.random.default_rng(0).permutation(len(pool.scores)) if shuffled else None
     rows = []
     for spec in strategies:
-        found, seconds = recalls(pool, contender(spec, installed), budgets, seeds, shuffle)
+        found, seconds = recalls(pool, contender(spec, installed), budgets, seeds, shuffled=shuffled)
         rows.append(
             {
                 "strategy": spec,
@@ -153,7 +161,6 @@ def summary(
                 "seconds": round(float(np.median(seconds)), 2),
             }
         )
-        print(rows[-1], flush=True)
     return rows
 
 

@@ -34,8 +34,8 @@ _FIRST = 32  # observations that the kernel is learnt from at first
 _GROWTH = 1.5
 _MOST = 384  # observations that it is learnt from
 _STEPS = 25
-_POINTS = (128, 1024)  # inducing points, at least and at most
-_POINTS_TIMES_ROWS = 1 << 27
+_POINTS = (96, 1024)  # inducing points, at least and at most
+_POINTS_TIMES_ROWS = 50_000_000  # decides how long a decision takes
 
 
 @dataclass
