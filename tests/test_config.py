@@ -575,12 +575,12 @@ def test_features_are_named_with_their_parts_and_their_files(written, tmp_path, 
     sentences = cu.Embedding()
     sentences.model = "sentences"
     for features, name, pairs in (
-        (sentences, "embedding", (f"model={tmp_path / 'sentences'}",)),
+        (sentences, "embedding", (f"model={tmp_path / 'sentences'}", "parts=false")),
         (Column("vector"), "column", ("name=vector",)),
         (
             Concatenation((sentences, Column("vector"))),
             "embedding+column",
-            (f"embedding.model={tmp_path / 'sentences'}", "column.name=vector"),
+            (f"embedding.model={tmp_path / 'sentences'}", "embedding.parts=false", "column.name=vector"),
         ),
     ):
         content = resolved(Settings(), pool="p", target="t", model="m", out="o", features=features)
