@@ -15,16 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 import clusterucb as cu
-import code_pool
-import diverse_pool
-import real_pool
 from clusterucb import plugins
 from clusterucb.comparison import Contender, Rules, Truth, replay
 from clusterucb.contenders import contender, split
@@ -34,14 +30,9 @@ from clusterucb.features.base import FeatureBatch
 from clusterucb.prepared import prepare
 from clusterucb.progress import Screen
 from clusterucb.settings import Settings
+from strategies import POOLS, TARGETS
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
-POOLS: dict[str, Callable[[Path], None]] = {
-    "templated": real_pool.main,
-    "diverse": diverse_pool.main,
-    "code": code_pool.main,
-}
-TARGETS = (slice(0, 3), slice(3, 6), slice(6, 8))  # of the subtasks in alphabetical order
 BUDGETS = (0.05, 0.10, 0.20)
 STRATEGIES = (
     "random",
@@ -106,14 +97,7 @@ class Recorded:
     def described(self, feature: cu.Feature) -> dict[str, np.ndarray]:
         """Return the blocks of a feature."""
         fitted = feature.fit(self.batch.spread(feature.fit_samples)) if feature.fit_samples else {}
-        given = FeatureBatch(
-            self.batch.samples,
-            self.batch.encoded,
-            self.batch.load_model,
-            self.batch.take_gradients,
-            fitted or {},
-        )
-        return dict(feature.compute(given))
+        return dict(feature.compute(replace(self.batch, fitted=fitted or {})))
 
 
 def recalls(

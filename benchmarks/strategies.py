@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import clusterucb as cu
+import code_pool
 import diverse_pool
 import real_pool
 from clusterucb import plugins
@@ -30,7 +31,11 @@ from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
 from clusterucb.progress import Screen
 
-POOLS: dict[str, Callable[[Path], None]] = {"templated": real_pool.main, "diverse": diverse_pool.main}
+POOLS: dict[str, Callable[[Path], None]] = {
+    "templated": real_pool.main,
+    "diverse": diverse_pool.main,
+    "code": code_pool.main,  # scored for `replay.py`; it has no results here
+}
 TARGETS = (slice(0, 3), slice(3, 6), slice(6, 8))  # of the subtasks in alphabetical order
 BUDGETS = ("5%", "10%", "20%")
 POLICIES = ("ucb", "thompson", "thompson-mean", "threshold-hard", "threshold-normal", "ucb1", "cluster-mean")
@@ -156,7 +161,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=None)
-    parser.add_argument("--pools", default=",".join(POOLS))
+    parser.add_argument("--pools", default="templated,diverse")
     parser.add_argument("--strategies", default=",".join((*FREE, *PAID)))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", type=Path)

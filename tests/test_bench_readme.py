@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+POOL_SCRIPTS = ("real_pool", "diverse_pool", "code_pool")
 
 
 def results(name):
@@ -24,7 +25,7 @@ def strategies(monkeypatch):
     import strategies
 
     yield strategies
-    for name in ("strategies", "real_pool", "diverse_pool"):
+    for name in ("strategies", *POOL_SCRIPTS):
         sys.modules.pop(name, None)
 
 
@@ -44,7 +45,7 @@ def bench_replay(monkeypatch):
     import replay
 
     yield replay
-    for name in ("replay", "real_pool", "diverse_pool", "code_pool"):
+    for name in ("replay", "strategies", *POOL_SCRIPTS):
         sys.modules.pop(name, None)
 
 

@@ -67,9 +67,8 @@ def test_draws_by_the_reward_that_is_asked_for(aggregate: str) -> None:
     rng = np.random.default_rng(1)
     place = rng.uniform(-3, 3, size=(500, 1)).astype(np.float32)
     near = [np.exp(-((place[:, 0] - centre) ** 2)) for centre in (-2, 2)]
-    scores = np.stack(
-        [10 * near[0], near[1]], axis=1
-    )  # the second subtask matters once they are on one scale
+    # the second subtask matters once they are on one scale
+    scores = np.stack([10 * near[0], near[1]], axis=1)
     drawn = searched({"place": place}, scores, cu.Surrogate(), aggregate=aggregate, seed=1).drawn_rows
     share = float((place[drawn, 0] > 1).mean())
     assert share > 0.3 if aggregate == "standardized" else share < 0.3
@@ -81,9 +80,8 @@ def test_weights_of_subtasks_count() -> None:
         searched(features, scores, cu.Surrogate(), weights=weights).subtask_scores.mean(axis=0)
         for weights in ((1, 100), (100, 1))
     )
-    assert (
-        mine[0] > other[0] or mine[1] < other[1]
-    )  # scores are negative: a large weight makes a subtask count less
+    # scores are negative: a large weight makes a subtask count less
+    assert mine[0] > other[0] or mine[1] < other[1]
 
 
 def test_no_worse_than_random_where_features_say_nothing() -> None:
@@ -125,7 +123,7 @@ def test_best_rows_are_among_the_points(monkeypatch: pytest.MonkeyPatch) -> None
     policy.tell(np.arange(40), scores[:40].max(axis=1), scores[:40])
     points = policy._points(scores[:40])
     assert len(np.unique(points)) == 10
-    assert set(np.argsort(-scores[:40].max(axis=1))[:5]) <= set(points)
+    assert set(np.argsort(-scores[:40].max(axis=1))[:5]) <= set(points.tolist())
 
 
 @pytest.mark.parametrize(

@@ -97,16 +97,15 @@ class Surrogate(Policy):
             self._next = math.ceil(known * _GROWTH)
 
     def _points(self, values: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Return the observed rows that are inducing points: half of them the best, the others as they came."""
+        """Return which observations are inducing points: half of them the best, the others as they came."""
         count = int(np.clip(_POINTS_TIMES_ROWS // len(self._pool), *_POINTS))
-        if len(self._rows) <= count:
-            return self._rows
+        if len(values) <= count:
+            return np.arange(len(values))
         n_best = count // 2
         best = np.argsort(-values.max(axis=1), kind="stable")
         others = np.sort(best[n_best:])
         spread = others[np.arange(count - n_best) * len(others) // (count - n_best)]
-        chosen: NDArray[np.int64] = self._rows[np.concatenate([best[:n_best], spread])]
-        return chosen
+        return np.concatenate([best[:n_best], spread])
 
     def _aggregated(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         name, weights = self._pool.aggregate, self._pool.weights
