@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from clusterucb.errors import OptionError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PoolView:
     """The pool as strategies see it; N rows in canonical order, every array read-only.
 

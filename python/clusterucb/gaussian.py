@@ -19,7 +19,7 @@ Decisions:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -179,12 +179,14 @@ class Posterior:
         points: i64[p], the rows that are inducing points.
         weights: f32[p, S].
         reduction: f32[p, p], what the points take off the variance.
+        influence: f32[p, p], how an observation acts upon a prediction; None if all observations are points.
     """
 
     kernel: Kernel
     points: Rows
     weights: NDArray[np.float32]
     reduction: NDArray[np.float32]
+    influence: NDArray[np.float32] | None
 
     @classmethod
     def of(cls, kernel: Kernel, rows: Rows, values: Floats, points: Rows) -> Posterior:
@@ -196,11 +198,12 @@ class Posterior:
             values: the observations.
             points: i64[p], which of the observations are inducing points; if all of them, the model is exact.
         """
-        inducing = rows[points]
+        exact = len(points) == len(rows)
+        inducing = rows if exact else rows[points]
         prior = kernel(inducing, inducing).astype(np.float64)
-        if len(points) == len(rows):
+        if exact:
             reduction = np.linalg.inv(prior + kernel.noise * np.eye(len(points)))
-            weights = reduction @ values[points]
+            weights, influence = reduction @ values, None
         else:
             prior += _JITTER * float(kernel.amplitudes.sum()) * np.eye(len(points))
             inner, projected = np.zeros_like(prior), np.zeros((len(points), values.shape[1]))
@@ -211,7 +214,18 @@ class Posterior:
             covariance = np.linalg.inv(prior + inner / kernel.noise)
             weights = covariance @ projected / kernel.noise
             reduction = np.linalg.inv(prior) - covariance
-        return cls(kernel, inducing, weights.astype(np.float32), reduction.astype(np.float32))
+            influence = (covariance / kernel.noise).astype(np.float32)
+        return cls(kernel, inducing, weights.astype(np.float32), reduction.astype(np.float32), influence)
+
+    def mean(self, rows: Rows) -> Floats:
+        """Return the mean f64[m, S] of rows i64[m]."""
+        mean = np.empty((len(rows), self.weights.shape[1]))
+
+        def one(here: slice) -> None:
+            mean[here] = self.kernel(rows[here], self.points) @ self.weights
+
+        self._in_parts(one, len(rows))
+        return mean
 
     def predict(self, rows: Rows) -> tuple[Floats, Floats]:
         """Return the mean f64[m, S] of rows i64[m], and the deviation f64[m] of each of the S, without noise."""
@@ -221,11 +235,43 @@ class Posterior:
         def one(here: slice) -> None:
             kernel = self.kernel(rows[here], self.points)
             mean[here] = kernel @ self.weights
-            variance[here] -= np.einsum("ij,ij->i", kernel @ self.reduction, kernel)
+            variance[here] -= _quadratic(kernel, self.reduction)
 
-        with ThreadPoolExecutor() as threads:
-            list(threads.map(one, _slices(len(rows), len(self.points))))
+        self._in_parts(one, len(rows))
         return mean, np.sqrt(np.maximum(variance, 0))
+
+    def left_out(self, rows: Rows, values: Floats) -> Floats:
+        """Return the mean f64[n, S] of each observed row when its own values are left out (its kernel stays).
+
+        By the rule for linear smoothers, (mean - h value) / (1 - h), where h is the row's influence on its own mean
+        (Rasmussen and Williams 2006, section 5.4.2).
+
+        Args:
+            rows, values: those that the posterior is `of`.
+        """
+        if self.influence is None:
+            return values - self.weights / np.diag(self.reduction)[:, None]
+        left = np.empty_like(values)
+
+        def one(here: slice) -> None:
+            assert self.influence is not None
+            kernel = self.kernel(rows[here], self.points)
+            own = _quadratic(kernel, self.influence)[:, None]
+            left[here] = (kernel @ self.weights - own * values[here]) / (1 - own)
+
+        self._in_parts(one, len(rows))
+        return left
+
+    def _in_parts(self, one: Callable[[slice], None], n_rows: int) -> None:
+        """Call a function with parts of the rows, whose kernel with the points fits into a cache."""
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(one, _slices(n_rows, len(self.points))))
+
+
+def _quadratic(vectors: NDArray[np.float32], matrix: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return v.M.v of each row v of vectors f32[m, p], f32[m]."""
+    found: NDArray[np.float32] = np.einsum("ij,ij->i", vectors @ matrix, vectors)
+    return found
 
 
 def _slices(n_rows: int, n_others: int) -> Iterator[slice]:

@@ -1,0 +1,198 @@
+"""How much of the best has been found: an estimate with an interval, from what was drawn alone.
+
+The best are the ``n_select`` rows that scoring the whole pool would select. If t is the smallest reward among them,
+then (drawn rows with a reward of t or more) + (others with one) = n_select: to say how many were found is to say how
+many of the rows that were not drawn reach t. Two estimates are made of it:
+
+- By regression. Each row's reward is predicted from the features (`clusterucb.regression`), that of a drawn row from
+  all others: the difference to what was drawn is a surprise. A row that was not drawn reaches t as often as those rows
+  whose predictions were nearest to its own would have, had they been surprised in their turn from where it stands.
+- By the random draws alone, of the cold start or of a uniform policy: t is estimated as the quantile of their rewards,
+  weighted by their inclusion probabilities (Hajek 1971), without regard to any features.
+
+Both are taken on the scale of log odds, where their errors are about the same everywhere, and averaged by the inverse
+of their variances. That of the second follows from the number of random draws among the best; that of the first is a
+number learnt from replays on real pools (`benchmarks/bench_recall.py`), whose intervals cover the truth on pools that
+it was not learnt from. The more is drawn at random, the more the second counts, which needs no model to be right.
+
+Decisions:
+    - Draws are not weighted in the first estimate by how few others of their cluster were drawn: a cluster is drawn
+      little because of what its few draws have shown, and weights that follow from that overstate what was found by
+      .04 to .26 on the pools of the benchmarks.
+    - Without random draws there is no estimate: nothing would say what lies where a policy never looked.
+    - Several selections in turn (``round-robin``) are estimated one by one, and averaged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.poolview import PoolView
+from clusterucb.regression import Regression
+
+CONFIDENCE = 0.9
+_Z = 1.645  # of a normal distribution, for an interval of that confidence
+_VARIANCE = 0.4  # of the estimate by regression, on the scale of log odds
+_NEIGHBOURS = 20  # draws whose surprises stand for those of a row
+_SURPRISES = 8192  # draws that are taken for it, at most
+_RANDOM = 20  # random draws without which nothing is said
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Recall:
+    """The share of the best that has been found.
+
+    Attributes:
+        estimate: between 0 and 1.
+        low, high: an interval that covers the truth nine times in ten.
+    """
+
+    estimate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.estimate:.0%} ({self.low:.0%} to {self.high:.0%})"
+
+
+class RecallEstimator:
+    """Estimates the recall of a search as it goes on.
+
+    Args:
+        pool: the pool as strategies see it.
+        turns: f64[S], how often each subtask's turn to be selected comes, if they are selected in turn; None if the
+            largest rewards are.
+    """
+
+    def __init__(self, pool: PoolView, turns: Floats | None = None) -> None:
+        self._pool = pool
+        shares = np.ones(1) if turns is None else turns / turns.sum()
+        self._in_turn = turns is not None
+        self._wanted = np.maximum(shares * pool.n_select, 1.0)
+        self._regression = Regression(pool, len(shares))
+        self._n_told = 0
+
+    def __call__(self, rows: Rows, rewards: Floats, scores: Floats, probability: Floats) -> Recall | None:
+        """Return the recall after some draws; None where too few of them were random.
+
+        Args:
+            rows: i64[n], all draws in order; those of an earlier call come first.
+            rewards: f64[n], NaN where scoring failed.
+            scores: f64[n, S].
+            probability: f64[n], with which a row was drawn by now where chance decided; NaN where a policy did.
+        """
+        values = scores if self._in_turn else rewards[:, None]
+        good = ~np.isnan(rewards)
+        news = np.flatnonzero(good[self._n_told :]) + self._n_told
+        self._regression.add(rows[news], values[news])
+        self._n_told = len(rows)
+        if len(rows) == len(self._pool):
+            return Recall(1.0, 1.0, 1.0)
+        chance = probability[good]
+        if np.count_nonzero(~np.isnan(chance)) < _RANDOM:
+            return None
+        others = np.ones(len(self._pool), np.bool_)
+        others[rows] = False
+        known, left_out = self._regression.values, self._regression.left_out()
+        predicted = self._regression.mean(np.flatnonzero(others))
+        found = [
+            _recall(known[:, turn], left_out[:, turn], predicted[:, turn], chance, float(n_best), len(self._pool))
+            for turn, n_best in enumerate(self._wanted)
+        ]
+        return Recall(*np.average(found, axis=0, weights=self._wanted).tolist())
+
+
+def _recall(
+    values: Floats, left_out: Floats, predicted: Floats, chance: Floats, n_best: float, n_rows: int
+) -> tuple[float, float, float]:
+    """Return estimate and interval for the values of one kind.
+
+    Args:
+        values: f64[n], what was drawn.
+        left_out: f64[n], what each draw's value was expected to be by all others.
+        predicted: f64[N - n], what those of the other rows are expected to be.
+        chance: f64[n], inclusion probabilities; NaN where a policy decided.
+        n_best: how many are the best.
+        n_rows: N.
+    """
+    falling = np.sort(values)[::-1]
+    random = ~np.isnan(chance)
+    weights = 1 / chance[random]
+    quantile = _quantiles(values[random], weights * (n_rows / weights.sum()))
+    n_random = weights.sum() ** 2 / (weights**2).sum()  # that would say as much, had all the same probability
+    expected = n_random * n_best / n_rows  # of them among the best
+
+    def by_random(n_above: float) -> float:
+        return _odds(min(float(np.searchsorted(-falling, -quantile(n_above), side="right")), n_best), n_best)
+
+    off = 1 / math.sqrt(expected)
+    spread = (by_random(n_best * (1 + off)) - by_random(n_best * max(1 - off, 0.0))) / 2
+    variance = spread**2 + 1 / expected
+    share = _VARIANCE / (_VARIANCE + variance)
+    n_found = _found(falling, n_best, _Missed(values, left_out, predicted))
+    middle = (1 - share) * _odds(n_found, n_best) + share * by_random(n_best)
+    n_missed = n_best * (1 - _share(middle, n_best))
+    deviation = math.sqrt(share * variance + 1 / (n_missed + 1))
+    low, high = (_share(middle + side * _Z * deviation, n_best) for side in (-1, 1))
+    return _share(middle, n_best), low, high
+
+
+class _Missed:
+    """How many rows that were not drawn have a value of at least so much, by regression.
+
+    Args:
+        values, left_out, predicted: as of `_recall`.
+    """
+
+    def __init__(self, values: Floats, left_out: Floats, predicted: Floats) -> None:
+        order = np.argsort(left_out, kind="stable")[:: -(-len(left_out) // _SURPRISES)]
+        expected, surprise = left_out[order], (values - left_out)[order]
+        self._window = min(_NEIGHBOURS, len(order))
+        self._surprises = np.lib.stride_tricks.sliding_window_view(surprise, self._window)
+        self._predicted = np.sort(predicted)
+        place = np.searchsorted(expected, self._predicted) - self._window // 2
+        # Rows with the same neighbours stand together, since both are in order.
+        begin = np.searchsorted(place.clip(0), np.arange(len(self._surprises) + 1))
+        begin[-1] = len(predicted)
+        self._begin, self._end = begin[:-1, None], begin[1:, None]
+
+    def __call__(self, least: float) -> float:
+        first = np.searchsorted(self._predicted, least - self._surprises)
+        return float((self._end - np.maximum(first, self._begin)).clip(0).sum() / self._window)
+
+
+def _found(falling: Floats, n_best: float, missed: Callable[[float], float]) -> float:
+    """Return how many of the values, falling, are among the best, given how many others reach a value."""
+    low, high = 0, min(math.floor(n_best), len(falling))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if middle + missed(float(falling[middle - 1])) <= n_best:
+            low = middle
+        else:
+            high = middle - 1
+    return min(low + 0.5, n_best)
+
+
+def _quantiles(values: Floats, weights: Floats) -> Callable[[float], float]:
+    """Return a function that tells the value which rows of so much weight reach."""
+    order = np.argsort(-values, kind="stable")
+    falling, above = values[order], np.cumsum(weights[order])
+    return lambda weight: float(np.interp(weight, above, falling))
+
+
+def _odds(n_found: float, n_best: float) -> float:
+    """Return the logarithm of the odds that one of the best has been found, short of certainty."""
+    return math.log((n_found + 1) / (n_best - n_found + 1))
+
+
+def _share(odds: float, n_best: float) -> float:
+    """Return the share that `_odds` is of."""
+    return min(max(((n_best + 2) / (1 + math.exp(-odds)) - 1) / n_best, 0.0), 1.0)
