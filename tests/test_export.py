@@ -704,6 +704,7 @@ def test_draws_that_failed_are_no_rows_and_parts_of_the_table_do_not_show(
         drawn_rows=drawn,
         drawn_scores=rewards,
         subtask_scores=scores,
+        drawn_probability=np.full(n, np.nan),
         n_scored=n,
         draws=np.array([n]),
         labels=np.arange(n) % 3,

@@ -111,17 +111,17 @@ def test_budget_is_spent_in_so_many_batches(batches: int, budget: int, batch_siz
 def test_many_observations_go_by_way_of_points(monkeypatch: pytest.MonkeyPatch) -> None:
     features, scores = hills()
     exact = found(features, scores, cu.Surrogate())
-    monkeypatch.setattr("clusterucb.policies.surrogate._POINTS", (8, 40))
+    monkeypatch.setattr("clusterucb.regression._POINTS", (8, 40))
     assert found(features, scores, cu.Surrogate()) > exact - 0.15
 
 
 def test_best_rows_are_among_the_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clusterucb.policies.surrogate._POINTS", (4, 10))
+    monkeypatch.setattr("clusterucb.regression._POINTS", (4, 10))
     features, scores = hills(60)
     policy = cu.Surrogate()
     policy.start(PoolView(features, np.zeros(60, np.int64), np.arange(60) / 60))
     policy.tell(np.arange(40), scores[:40].max(axis=1), scores[:40])
-    points = policy._points(scores[:40])
+    points = policy._regression._points(scores[:40])
     assert len(np.unique(points)) == 10
     assert set(np.argsort(-scores[:40].max(axis=1))[:5]) <= set(points.tolist())
 

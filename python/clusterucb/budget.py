@@ -1,4 +1,4 @@
-"""Shares and counts of the pool, tokens and times, as users write them."""
+"""Shares and counts of the pool, tokens and times, and recalls, as users write them."""
 
 from __future__ import annotations
 
@@ -68,6 +68,19 @@ def parse_budget(option: str, spec: str | int) -> Fraction | int | Tokens | Seco
     except OptionError as error:
         others = ", or a whole number of samples, tokens such as 30Mtok, or a time such as 2h or 1h 30min"
         raise OptionError(str(error).replace(", or a whole number of samples", others, 1)) from None
+
+
+def parse_until(option: str, spec: str) -> float:
+    """Return the recall that ``"recall=0.9"`` or ``"recall=90%"`` means, as a share.
+
+    Raises:
+        OptionError: neither, or no share above 0.
+    """
+    found = re.fullmatch(rf"recall\s*=\s*{_NUMBER}\s*(%?)", str(spec).strip())
+    share = float(found[1]) / (100 if found[2] else 1) if found else 0.0
+    if not 0 < share <= 1:
+        raise OptionError(f"{option} is {str(spec)!r}; expected a recall such as recall=0.9 or recall=90%")
+    return share
 
 
 def resolve_count(option: str, spec: str | int, n_samples: int) -> int:

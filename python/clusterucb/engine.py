@@ -10,6 +10,8 @@ Decisions:
       journal of (rows, scores) is all there is to resume from: no strategy ever saves its state.
     - Randomness is derived from (seed, batch number), never from a running generator, so a resumed
       search draws the same numbers as an uninterrupted one.
+    - The recall is estimated at fixed numbers of draws, so that a search that is to stop at a recall stops at the same
+      draw however often it was interrupted.
 """
 
 from __future__ import annotations
@@ -32,13 +34,17 @@ from clusterucb.clusterers.base import Clusterer
 from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed, check_choice, counted
 from clusterucb.policies.base import Policy
 from clusterucb.poolview import PoolView, feature_blocks, pool_columns
+from clusterucb.recall import Draws, Recall, RecallEstimator
 
 Phase = Literal["cold", "random", "policy"]
+Stopped = Literal["budget", "exhausted", "recall", "interrupted"]
+Reward = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 Score = Callable[[NDArray[np.int64]], ArrayLike]
 
 # Cold-start draws are submitted in batches of at least this many rows whatever the batch size:
 # they do not depend on each other, and a scorer is faster on many rows of similar length.
 _COLD_BATCH = 32
+_ESTIMATES = 20  # of the recall, in a search that spends its budget
 
 
 @dataclass(frozen=True)
@@ -87,11 +93,14 @@ class Selection:
         drawn_rows: i64[n_scored], every row submitted, in order.
         drawn_scores: f64[n_scored], their rewards; NaN where scoring failed.
         subtask_scores: f64[n_scored, S], the scores that the rewards aggregate.
+        drawn_probability: f64[n_scored], the probability that a row was drawn by now; NaN where a policy chose it.
         n_scored: rows submitted for scoring, failures included.
         draws: i64[K], draws of each arm, cold start included.
         labels: i64[N], the arm of each row.
-        stopped: ``budget`` when the whole budget was spent, ``exhausted`` when the pool ended first, ``interrupted``.
+        stopped: ``budget`` when the whole budget was spent, ``exhausted`` when the pool ended first, ``recall`` when
+            enough was found, ``interrupted``.
         standardized: the mean and deviation f64[2, S] that the rewards are based on; None for other aggregates.
+        recall: how much of the best was found; None if nobody asked, or it cannot be said (`clusterucb.recall`).
     """
 
     rows: NDArray[np.int64]
@@ -99,11 +108,13 @@ class Selection:
     drawn_rows: NDArray[np.int64]
     drawn_scores: NDArray[np.float64]
     subtask_scores: NDArray[np.float64]
+    drawn_probability: NDArray[np.float64]
     n_scored: int
     draws: NDArray[np.int64]
     labels: NDArray[np.int64]
-    stopped: Literal["budget", "exhausted", "interrupted"]
+    stopped: Stopped
     standardized: NDArray[np.float64] | None = None
+    recall: Recall | None = None
 
     def __repr__(self) -> str:
         return (
@@ -129,6 +140,8 @@ def search(
     max_per_source: int | None = None,
     weights: ArrayLike | None = None,
     allowance: Allowance | None = None,
+    until: float | None = None,
+    watch: Callable[[Recall], object] | None = None,
     journal: Journal | None = None,
 ) -> Selection:
     """Spend ``budget`` draws on the pool and return the best ``n_select`` of the rows drawn.
@@ -156,6 +169,9 @@ def search(
             default.
         allowance: what limits the draws in place of the budget, such as tokens (`clusterucb.allowance`); the budget
             is then the draws that are expected, which strategies plan by.
+        until: stop as soon as so much of the best is estimated to have been found, a share; the budget is then what
+            may be spent, and strategies plan by `expected_draws`.
+        watch: called with the estimated recall (`clusterucb.recall`) some 20 times in a budget.
         journal: where to record the search, and from where to resume it.
 
     Raises:
@@ -175,13 +191,16 @@ def search(
         _count("max_per_source", max_per_source)
     _check_options(policy, cold_start, seed, aggregate, select_by)
     counts = None if weights is None else _checked_weights(weights)
+    if until is not None:
+        check_until(until, policy, aggregate, max_per_source)
+    planned = expected_draws(budget, n_rows, n_select, until)
 
     pool = PoolView(
         features=blocks,
         labels=np.zeros(n_rows, np.int64),
         priority=stream(seed, "priority").random(n_rows),
         columns=pool_columns(columns, n_rows),
-        budget=budget,
+        budget=planned,
         n_select=n_select,
         aggregate=aggregate,
         weights=counts,
@@ -189,18 +208,22 @@ def search(
     if max_per_source is not None and "source" not in pool.columns:
         raise OptionError("max_per_source is given, but the pool has no column 'source'; pass it in columns")
     pool = replace(pool, labels=make_arms(pool, clusterer, seed))
-    state = _State(pool, journal, allowance, None if counts is None else len(counts))
+    state = _State(pool, budget, journal, allowance, None if counts is None else len(counts))
     blamed(policy.start)(pool)
     tell = blamed(policy.tell)
     reward = None if aggregate == STANDARDIZED else weighted(aggregate, counts)
     wants_cold_start = policy.cold_start or reward is None
     share = (
-        (default_cold_start(budget, n_rows) if cold_start is None else cold_start)
+        (default_cold_start(planned, n_rows) if cold_start is None else cold_start)
         if wants_cold_start
         else None
     )
     if policy.batches:
-        batch_size = max(batch_size, -(-budget // policy.batches))
+        batch_size = max(batch_size, -(-planned // policy.batches))
+    estimator = None
+    if (until is not None or watch) and not max_per_source:
+        estimator = RecallEstimator(pool, in_turn=select_by != "top")
+    stopped: Stopped = "budget"
     for batch in state.batches(policy, share, batch_size, seed):
         news = [(batch.rows, state.add(batch, score))]
         if reward is None:
@@ -213,15 +236,32 @@ def search(
             seen = ~np.isnan(rewards)
             if seen.any():
                 tell(rows[seen], rewards[seen], scores[seen])
+        if estimator and state.passed(max(planned // _ESTIMATES, 1)):
+            recall = estimator(state.draws(reward))
+            if recall and watch:
+                watch(recall)
+            if recall and until is not None and recall.estimate >= until:
+                stopped = "recall"
+                break
     if not state.n_drawn:
         raise OptionError("the budget does not suffice for a single draw; expected a larger one")
     reward = reward or Standardized(*state.random_draws(), counts)  # which an allowance cut short
-    rows, scores = (np.concatenate(arrays) for arrays in zip(*state.drawn(), strict=True))
-    rewards = reward(scores)
+    draws = state.draws(reward)
+    rows, rewards, scores, chance = draws
     groups = pool.columns["source"][rows] if max_per_source else None
     best = choose(
         rows, rewards, scores, n_select, by=select_by, groups=groups, cap=max_per_source, weights=counts
     )
+    if stopped == "budget" and (asked > n_rows or (allowance and len(rows) == n_rows)):
+        stopped = "exhausted"
+    found = estimator(draws) if estimator else None
+    if until is not None and found is None:
+        warnings.warn(
+            "too few of the draws were random to say how much they have found, so that the budget alone ended them. "
+            "Use a larger cold start",
+            ClusterUCBWarning,
+            stacklevel=2,
+        )
     if len(best) < n_select:
         _warn_of_few(len(best), rewards, n_select, max_per_source)
     return Selection(
@@ -230,12 +270,19 @@ def search(
         drawn_rows=rows,
         drawn_scores=rewards,
         subtask_scores=scores,
+        drawn_probability=chance,
         n_scored=len(rows),
         draws=np.bincount(pool.labels[rows], minlength=pool.n_arms),
         labels=pool.labels,
-        stopped="exhausted" if asked > n_rows or (allowance and len(rows) == n_rows) else "budget",
+        stopped=stopped,
         standardized=np.stack([reward.mean, reward.std]) if isinstance(reward, Standardized) else None,
+        recall=found,
     )
+
+
+def expected_draws(budget: int, n_rows: int, n_select: int, until: float | None) -> int:
+    """Return how many draws strategies plan by: the budget; where a recall may end it, a fifth of the pool at most."""
+    return budget if until is None else min(budget, max(n_rows // 5, n_select))
 
 
 class _State:
@@ -243,22 +290,26 @@ class _State:
 
     Attributes:
         n_cold_left: draws of the cold start that are still to come.
+        n_recorded_left: batches of an earlier session that are still to come.
     """
 
     def __init__(
         self,
         pool: PoolView,
+        budget: int,
         journal: Journal | None,
-        allowance: Allowance | None = None,
-        n_subtasks: int | None = None,
+        allowance: Allowance | None,
+        n_subtasks: int | None,
     ) -> None:
         self.pool = pool
         self.journal = journal
+        self._budget = budget
         self._allowance = allowance
         self._n_subtasks = n_subtasks
         self.available = np.ones(len(pool), np.bool_)
         self.n_drawn = 0
         self.n_cold_left = 0
+        self.n_recorded_left = 0
         self._spent = False
         self._drawn: list[tuple[Batch, NDArray[np.float64]]] = []
 
@@ -268,7 +319,9 @@ class _State:
         n_cold = min(len(schedule), self._left)
         self.n_cold_left = n_cold
         number = 0
-        for batch in self.journal.recorded() if self.journal else ():
+        recorded = list(self.journal.recorded()) if self.journal else []
+        for n_before, batch in enumerate(recorded, start=1):
+            self.n_recorded_left = len(recorded) - n_before
             self._check_recorded(batch)
             self._take(batch)
             if self._allowance:
@@ -324,15 +377,39 @@ class _State:
         scores, probability = (np.concatenate(arrays) for arrays in zip(*cold, strict=True))
         return scores, probability
 
+    def passed(self, step: int) -> bool:
+        """Return whether the last batch has passed a multiple of a number of draws, in the cold start not.
+
+        Batches of an earlier session went on from there, but for the last: a search may have ended with it.
+        """
+        if self.n_cold_left or self.n_recorded_left:
+            return False
+        n_before = self.n_drawn - len(self._drawn[-1][0].rows)
+        return self.n_drawn // step > n_before // step
+
+    def draws(self, reward: Reward) -> Draws:
+        """Return all draws, as their recall is estimated from."""
+        rows, scores = (np.concatenate(arrays) for arrays in zip(*self.drawn(), strict=True))
+        sizes = [len(batch.rows) for batch, _ in self._drawn]
+        phases = np.repeat([batch.phase for batch, _ in self._drawn], sizes)
+        chance = np.concatenate([batch.probability for batch, _ in self._drawn])
+        arms = self.pool.labels[rows]
+        cold, random = phases == "cold", phases == "random"
+        by_arm = np.zeros(self.pool.n_arms)
+        by_arm[arms[cold]] = chance[cold]
+        later = int(random.sum()) / max(len(self.pool) - int(cold.sum()), 1)
+        of_all = by_arm + (1 - by_arm) * later
+        return Draws(rows, reward(scores), scores, np.where(cold | random, of_all[arms], np.nan))
+
     @property
     def _left(self) -> int:
-        return (len(self.pool) if self._allowance else self.pool.budget) - self.n_drawn
+        return (len(self.pool) if self._allowance else self._budget) - self.n_drawn
 
     def _check_recorded(self, batch: Batch) -> None:
         if len(batch.rows) > self._left:
             raise OptionError(
                 f"the journal holds at least {self.n_drawn + len(batch.rows):,} draws; expected at most the "
-                f"budget, {self.pool.budget:,}: a search goes on with the same budget or a larger one"
+                f"budget, {self._budget:,}: a search goes on with the same budget or a larger one"
             )
         labels = self.pool.labels
         if (
@@ -409,6 +486,25 @@ def _check_options(
         raise OptionError(f"seed is {seed!r}; expected a whole number of at least 0")
     check_choice("aggregate", aggregate, NAMES)
     check_choice("select_by", select_by, SELECT_BY)
+
+
+def check_until(until: float, policy: Policy, aggregate: str, max_per_source: int | None) -> None:
+    """Refuse to stop a search at a recall that cannot be estimated.
+
+    Raises:
+        OptionError: it is no share, or a policy or a cap leaves nothing to estimate it by.
+    """
+    if isinstance(until, bool) or not isinstance(until, int | float) or not 0 < until <= 1:
+        raise OptionError(f"until is {until!r}; expected a recall above 0, at most 1")
+    if max_per_source:
+        raise OptionError(
+            "until and max_per_source are given; expected one: how much is found under a cap is not estimated"
+        )
+    if not (policy.cold_start or policy.uniform or aggregate == STANDARDIZED):
+        raise OptionError(
+            f"until is given, and {type(policy).__name__} draws nothing at random, without which it cannot be said "
+            "how much it has found; expected a policy with a cold start, such as UCB or Surrogate, or Random"
+        )
 
 
 def _checked_rows(

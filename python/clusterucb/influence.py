@@ -37,6 +37,7 @@ from clusterucb.ledger import Ledger
 from clusterucb.material import Material
 from clusterucb.progress import Observer
 from clusterucb.projection import Sketch
+from clusterucb.recall import Recall
 from clusterucb.run import Run
 from clusterucb.sample import Sample
 from clusterucb.scorer import Scorer, compute_directions, sketch_directions
@@ -188,6 +189,11 @@ class Influence:
         if self._spending:
             self._spending.scoring(self._material.encoded.lengths[rows])
         return self._scorer(rows)
+
+    def found(self, recall: Recall) -> None:
+        """Show how much of the best has been found."""
+        if self._spending:
+            self._spending.note = f"{recall} found"
 
     def _advance(self, n: int) -> None:
         if self._spending:

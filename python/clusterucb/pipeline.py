@@ -28,7 +28,7 @@ from clusterucb.atomic import whole_file
 from clusterucb.budget import Seconds
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.cost import selection_cost
-from clusterucb.engine import Selection, search
+from clusterucb.engine import Selection, check_until, expected_draws, search
 from clusterucb.errors import ClusterUCBWarning, OptionError, blamed, counted
 from clusterucb.features.base import Feature
 from clusterucb.ledger import Ledger, Scored
@@ -92,6 +92,8 @@ def select(
     store = GradientStore(given.store) if given.store else None
     settings = store.applied_to(given) if store else given
     features, clusterer, policy = chosen(features, clusterer, policy, store=store is not None)
+    if given.recall is not None:
+        check_until(given.recall, policy, given.aggregate, given.max_per_source)
     prepared = prepare(pool, target, model, settings, observer)
 
     from clusterucb.adapted import AdaptedModel, load_base
@@ -155,8 +157,10 @@ def select(
                 columns["similarity"] = influence.similarity(features, blocks)
             done = ledger.totals()
             if not done[0]:
-                _record_cold_start(run, settings, default_cold_start(n_budget, len(material.samples)))
-            spent = run.manifest.spent == settings.budget
+                n_samples = len(material.samples)
+                planned = expected_draws(n_budget, n_samples, n_select, given.recall)
+                _record_cold_start(run, settings, default_cold_start(planned, n_samples))
+            spent = run.manifest.spent == given.end
             spend = partial(
                 search,
                 blocks,
@@ -173,14 +177,15 @@ def select(
                 select_by=settings.select_by,
                 max_per_source=settings.max_per_source,
                 weights=weights,
+                until=given.recall,
             )
             interrupted = None
             with influence.drawing(n_budget, done, settings.limit, spent=spent) as allowance:
                 try:
-                    selection = spend(allowance=allowance, journal=ledger)
+                    selection = spend(allowance=allowance, watch=influence.found, journal=ledger)
                 except KeyboardInterrupt as stop:
                     selection, interrupted = _found_so_far(spend, ledger, stop), stop
-            run.manifest.spent = None if interrupted else settings.budget
+            run.manifest.spent = None if interrupted else given.end
             run.manifest.pool_files, run.manifest.target_files = prepared.pool_files, prepared.target_files
             run.manifest.n_budget, run.manifest.n_select = n_budget, n_select
             run.manifest.select_by, run.manifest.max_per_source = settings.select_by, settings.max_per_source
@@ -212,7 +217,7 @@ def _found_so_far(
         raise interrupted
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of too few draws
-        found = spend(allowance=NothingLeft(), journal=Scored(ledger))
+        found = spend(allowance=NothingLeft(), watch=lambda _: None, journal=Scored(ledger))
     return replace(found, stopped="interrupted")
 
 

@@ -25,7 +25,7 @@ class PoolView:
         labels: i64[N], the arm of each row, 0..K-1; all 0 before clustering.
         priority: f64[N], seeded random numbers; within an arm, rows are drawn in rising order.
         columns: named arrays [N] beside the features: ``source``, ``tokens``, ``label_tokens``, ...
-        budget: draws that may be spent, at most N.
+        budget: draws that may be spent, or are expected to be, at most N.
         n_select: rows to be selected in the end, at most ``budget``.
         aggregate: how the scores for S subtasks become a reward (`clusterucb.aggregate`).
         weights: f64[S], how much each subtask counts in that; None: all alike.

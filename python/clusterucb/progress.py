@@ -12,6 +12,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from rich.console import Console
@@ -28,6 +29,11 @@ from rich.text import Text
 from clusterucb.errors import OptionError, printable
 
 Advance = Callable[[int], None]
+Note = Callable[[], str]
+
+
+def _nothing() -> str:
+    return ""
 
 
 @runtime_checkable
@@ -38,9 +44,17 @@ class Observer(Protocol):
         """Say what happens now."""
 
     def count(
-        self, text: str, total: int, *, done: int = 0, unit: str = "samples"
+        self, text: str, total: int, *, done: int = 0, unit: str = "samples", note: Note = _nothing
     ) -> AbstractContextManager[Advance]:
-        """Count up to ``total`` while the block runs; it gets a function to call with each increment."""
+        """Count up to ``total`` while the block runs; it gets a function to call with each increment.
+
+        Args:
+            text: what is done.
+            total: how much of it there is.
+            done: how much was done before.
+            unit: what is counted.
+            note: asked for what else is to be said of it now.
+        """
 
 
 AnyObserver = Observer | Callable[[str, int, int], object]
@@ -59,6 +73,7 @@ class Silent:
         *,
         done: int = 0,  # noqa: ARG002
         unit: str = "samples",  # noqa: ARG002
+        note: Note = _nothing,  # noqa: ARG002
     ) -> AbstractContextManager[Advance]:
         """Count silently."""
         return nullcontext(lambda _: None)
@@ -86,6 +101,7 @@ class Calls:
         *,
         done: int = 0,
         unit: str = "samples",  # noqa: ARG002
+        note: Note = _nothing,  # noqa: ARG002
     ) -> Iterator[Advance]:
         """Tell how far it got, now and with every increment."""
         count = done
@@ -147,20 +163,21 @@ class Screen:
         self._console.print(Text(printable(text)), soft_wrap=True)
 
     def count(
-        self, text: str, total: int, *, done: int = 0, unit: str = "samples"
+        self, text: str, total: int, *, done: int = 0, unit: str = "samples", note: Note = _nothing
     ) -> AbstractContextManager[Advance]:
         """Show a bar on a terminal, plain lines elsewhere."""
+        said = _Said(unit, note)
         if self._console.is_jupyter:
-            return self._in_notebook(text, total, done, unit)
+            return self._in_notebook(text, total, done, said)
         count = self._bar if self._console.is_terminal else self._lines
-        return count(text, total, done, unit)
+        return count(text, total, done, said)
 
     @contextmanager
-    def _bar(self, text: str, total: int, done: int, unit: str) -> Iterator[Advance]:
+    def _bar(self, text: str, total: int, done: int, said: _Said) -> Iterator[Advance]:
         columns = (
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             BarColumn(bar_width=16),
-            _Status(unit),
+            _Status(said),
         )
         with Progress(*columns, console=self._console) as progress:
             task = progress.add_task(printable(text), total=total, completed=done)
@@ -168,24 +185,24 @@ class Screen:
             yield lambda n: progress.advance(task, n)
 
     @contextmanager
-    def _in_notebook(self, text: str, total: int, done: int, unit: str) -> Iterator[Advance]:
+    def _in_notebook(self, text: str, total: int, done: int, said: _Said) -> Iterator[Advance]:
         from IPython.display import display
 
         def line(status: str) -> dict[str, str]:
             return {"text/plain": status}
 
-        shown = display(line(f"{text}: {_status(done, total, unit)}"), raw=True, display_id=True)
+        shown = display(line(f"{text}: {said.status(done, total)}"), raw=True, display_id=True)
         with self._counted(
-            text, total, done, unit, 0.5, lambda status: shown.update(line(status), raw=True)
+            text, total, done, said, 0.5, lambda status: shown.update(line(status), raw=True)
         ) as advance:
             yield advance
 
-    def _lines(self, text: str, total: int, done: int, unit: str) -> AbstractContextManager[Advance]:
-        return self._counted(text, total, done, unit, self._seconds, self.step)
+    def _lines(self, text: str, total: int, done: int, said: _Said) -> AbstractContextManager[Advance]:
+        return self._counted(text, total, done, said, self._seconds, self.step)
 
     @contextmanager
     def _counted(
-        self, text: str, total: int, done: int, unit: str, seconds: float, show: Callable[[str], None]
+        self, text: str, total: int, done: int, said: _Said, seconds: float, show: Callable[[str], None]
     ) -> Iterator[Advance]:
         """Show a line at most every few seconds, and at the end."""
         began = last = time.monotonic()
@@ -198,29 +215,42 @@ class Screen:
             if count >= total or now - last >= seconds:
                 last = now
                 rate = (count - start) / max(now - began, 1e-9)
-                show(f"{text}: {_status(count, total, unit, rate)}")
+                show(f"{text}: {said.status(count, total, rate)}")
 
         yield advance
 
 
 class _Status(ProgressColumn):
-    """What `_status` says of a task."""
+    """What is said of a task."""
 
-    def __init__(self, unit: str) -> None:
-        self._unit = unit
+    def __init__(self, said: _Said) -> None:
+        self._said = said
         super().__init__(table_column=Column(no_wrap=True))
 
     def render(self, task: Task) -> Text:
-        return Text(_status(int(task.completed), int(task.total or 0), self._unit, task.speed or 0))
+        return Text(self._said.status(int(task.completed), int(task.total or 0), task.speed or 0))
 
 
-def _status(count: int, total: int, unit: str, rate: float = 0) -> str:
-    """Return ``12 of 160 draws, 148 left: 2.1/s, 1:10 to go``; without a rate, its first half."""
-    done = f"{count:,} of {total:,} {unit}, {total - count:,} left"
-    if not rate:
-        return done
-    speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-    return f"{done}: {speed}/s, {_clock((total - count) / rate)} to go"
+@dataclass(frozen=True)
+class _Said:
+    """How a count is put into words.
+
+    Attributes:
+        unit: what is counted.
+        note: asked for what else to say.
+    """
+
+    unit: str
+    note: Note
+
+    def status(self, count: int, total: int, rate: float = 0) -> str:
+        """Return ``12 of 160 draws, 148 left: 2.1/s, 1:10 to go``; without a rate, its first half."""
+        words = f"{count:,} of {total:,} {self.unit}, {total - count:,} left"
+        if rate:
+            speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+            words += f": {speed}/s, {_clock((total - count) / rate)} to go"
+        note = self.note()
+        return f"{words}; {note}" if note else words
 
 
 def _clock(seconds: float) -> str:

@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,10 +38,10 @@ from clusterucb.regression import Regression
 
 CONFIDENCE = 0.9
 _Z = 1.645  # of a normal distribution, for an interval of that confidence
-_VARIANCE = 0.4  # of the estimate by regression, on the scale of log odds
+VARIANCE = 0.4  # of the estimate by regression, on the scale of log odds
 _NEIGHBOURS = 20  # draws whose surprises stand for those of a row
 _SURPRISES = 8192  # draws that are taken for it, at most
-_RANDOM = 20  # random draws without which nothing is said
+_RANDOM = 10  # random draws without which nothing is said
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -63,55 +64,77 @@ class Recall:
         return f"{self.estimate:.0%} ({self.low:.0%} to {self.high:.0%})"
 
 
+class Draws(NamedTuple):
+    """What a search has drawn, in order.
+
+    Attributes:
+        rows: i64[n].
+        rewards: f64[n], NaN where scoring failed.
+        scores: f64[n, S].
+        chance: f64[n], the probability that a row was drawn by now, where chance decided; NaN where a policy did.
+    """
+
+    rows: Rows
+    rewards: Floats
+    scores: Floats
+    chance: Floats
+
+
 class RecallEstimator:
     """Estimates the recall of a search as it goes on.
 
     Args:
         pool: the pool as strategies see it.
-        turns: f64[S], how often each subtask's turn to be selected comes, if they are selected in turn; None if the
-            largest rewards are.
+        in_turn: whether the subtasks' own best are selected in turn, and not the largest rewards.
+        variance: of the estimate by regression, on the scale of log odds.
     """
 
-    def __init__(self, pool: PoolView, turns: Floats | None = None) -> None:
+    def __init__(self, pool: PoolView, *, in_turn: bool = False, variance: float = VARIANCE) -> None:
+        self.variance = variance
         self._pool = pool
-        shares = np.ones(1) if turns is None else turns / turns.sum()
-        self._in_turn = turns is not None
-        self._wanted = np.maximum(shares * pool.n_select, 1.0)
-        self._regression = Regression(pool, len(shares))
+        self._in_turn = in_turn
+        self._regression: Regression | None = None
         self._n_told = 0
 
-    def __call__(self, rows: Rows, rewards: Floats, scores: Floats, probability: Floats) -> Recall | None:
-        """Return the recall after some draws; None where too few of them were random.
-
-        Args:
-            rows: i64[n], all draws in order; those of an earlier call come first.
-            rewards: f64[n], NaN where scoring failed.
-            scores: f64[n, S].
-            probability: f64[n], with which a row was drawn by now where chance decided; NaN where a policy did.
-        """
+    def __call__(self, draws: Draws) -> Recall | None:
+        """Return the recall after some draws, those of an earlier call first; None if too few of them were random."""
+        rows, rewards, scores, chance = draws
         values = scores if self._in_turn else rewards[:, None]
+        if self._regression is None:
+            self._regression = Regression(self._pool, values.shape[1])
         good = ~np.isnan(rewards)
         news = np.flatnonzero(good[self._n_told :]) + self._n_told
         self._regression.add(rows[news], values[news])
         self._n_told = len(rows)
-        if len(rows) == len(self._pool):
+        return self._estimated(self._regression, rows, chance[good])
+
+    def _estimated(self, regression: Regression, drawn: Rows, chance: Floats) -> Recall | None:
+        """Return the recall, given all draws and the probabilities of those that have a value."""
+        n_rows = len(self._pool)
+        if len(drawn) == n_rows:
             return Recall(1.0, 1.0, 1.0)
-        chance = probability[good]
         if np.count_nonzero(~np.isnan(chance)) < _RANDOM:
             return None
-        others = np.ones(len(self._pool), np.bool_)
-        others[rows] = False
-        known, left_out = self._regression.values, self._regression.left_out()
-        predicted = self._regression.mean(np.flatnonzero(others))
+        others = np.ones(n_rows, np.bool_)
+        others[drawn] = False
+        wanted = self._wanted(regression.values.shape[1])
+        left_out, predicted = regression.left_out(), regression.mean(np.flatnonzero(others))
         found = [
-            _recall(known[:, turn], left_out[:, turn], predicted[:, turn], chance, float(n_best), len(self._pool))
-            for turn, n_best in enumerate(self._wanted)
+            _recall(regression.values[:, kind], left_out[:, kind], predicted[:, kind], chance, n_best, self.variance)
+            for kind, n_best in enumerate(wanted)
         ]
-        return Recall(*np.average(found, axis=0, weights=self._wanted).tolist())
+        return Recall(*np.average(found, axis=0, weights=wanted).tolist())
+
+    def _wanted(self, n_kinds: int) -> list[float]:
+        """Return how many are the best of each kind of value."""
+        n_select, weights = self._pool.n_select, self._pool.weights
+        turns = np.ones(n_kinds) if weights is None or not self._in_turn else weights
+        shares: list[float] = np.maximum(turns / turns.sum() * n_select, 1.0).tolist()
+        return shares
 
 
 def _recall(
-    values: Floats, left_out: Floats, predicted: Floats, chance: Floats, n_best: float, n_rows: int
+    values: Floats, left_out: Floats, predicted: Floats, chance: Floats, n_best: float, variance: float
 ) -> tuple[float, float, float]:
     """Return estimate and interval for the values of one kind.
 
@@ -121,8 +144,9 @@ def _recall(
         predicted: f64[N - n], what those of the other rows are expected to be.
         chance: f64[n], inclusion probabilities; NaN where a policy decided.
         n_best: how many are the best.
-        n_rows: N.
+        variance: of the estimate by regression.
     """
+    n_rows = len(values) + len(predicted)
     falling = np.sort(values)[::-1]
     random = ~np.isnan(chance)
     weights = 1 / chance[random]
@@ -135,12 +159,12 @@ def _recall(
 
     off = 1 / math.sqrt(expected)
     spread = (by_random(n_best * (1 + off)) - by_random(n_best * max(1 - off, 0.0))) / 2
-    variance = spread**2 + 1 / expected
-    share = _VARIANCE / (_VARIANCE + variance)
+    of_random = spread**2 + 1 / expected
+    share = variance / (variance + of_random)
     n_found = _found(falling, n_best, _Missed(values, left_out, predicted))
     middle = (1 - share) * _odds(n_found, n_best) + share * by_random(n_best)
     n_missed = n_best * (1 - _share(middle, n_best))
-    deviation = math.sqrt(share * variance + 1 / (n_missed + 1))
+    deviation = math.sqrt(share * of_random + 1 / (n_missed + 1))
     low, high = (_share(middle + side * _Z * deviation, n_best) for side in (-1, 1))
     return _share(middle, n_best), low, high
 

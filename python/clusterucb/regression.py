@@ -51,7 +51,8 @@ class Regression:
 
     def add(self, rows: Rows, values: Floats) -> None:
         """Add values f64[m, V] of rows i64[m], and learn the kernel anew if there are many more than the last time."""
-        self.__dict__.pop("_known", None)
+        if len(rows):
+            self.__dict__.pop("_known", None)
         self.rows = np.concatenate([self.rows, rows])
         self.values = np.concatenate([self.values, values])
         while len(self.rows) >= self._next:

@@ -10,6 +10,7 @@ import math
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from clusterucb.atomic import write_lines
 from clusterucb.engine import Selection
 from clusterucb.errors import counted, in_bytes, one_line, printable
 from clusterucb.export import export
+from clusterucb.recall import CONFIDENCE
 from clusterucb.rejected import write_rejected
 from clusterucb.result import EXAMPLES, TABLE, Result
 from clusterucb.run import Cost, Outcome, Run
@@ -101,6 +103,7 @@ def finish(
         standardized=None
         if selection.standardized is None
         else dict(zip(material.target, selection.standardized.T.tolist(), strict=True)),
+        recall={**asdict(selection.recall), "confidence": CONFIDENCE} if selection.recall else None,
     )
     manifest.annotated = settings.annotate
     manifest.status = "finished"
@@ -157,6 +160,16 @@ def show(result: Result, console: Console) -> None:
             + ("; the pool is exhausted" if outcome.stopped == "exhausted" else ""),
         )
     )
+    if outcome.recall is not None:
+        share, low, high, confidence = (f"{value:.0%}" for value in outcome.recall.values())
+        console.print(
+            Text.assemble(
+                f"Of the best {counted(outcome.n_selected, 'sample')} of the pool, it found about ",
+                (share, "bold green"),
+                f" ({confidence} interval: {low} to {high})",
+            ),
+            soft_wrap=True,
+        )
     console.print(Group(_sources(result), Text(), cost_table(result.cost), Text(), _examples(result)))
     if manifest.settings.get("--scorer") == "sketch":
         error = manifest.settings["--sketch-dim"] ** -0.5

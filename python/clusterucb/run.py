@@ -123,12 +123,14 @@ class Outcome(msgspec.Struct):
         n_selected: samples in ``selected.jsonl``.
         n_scored: draws, failures included.
         n_failed: draws whose scoring failed.
-        stopped: ``budget``, ``exhausted`` or, as long as a run has only been interrupted, ``interrupted``.
+        stopped: ``budget``, ``exhausted``, ``recall`` or, as long as a run has only been interrupted, ``interrupted``.
         clusters: number of arms.
         draws: draws of each arm.
         selected_by_source: samples selected of each source.
         standardized: for each subtask the mean and deviation that rewards are based on; None for other aggregates.
         length_correlation: Spearman correlation of score and answer length over the draws.
+        recall: the estimated share of the best that was found, with the ends low and high of an interval and its
+            confidence; None where it cannot be said.
     """
 
     n_selected: int
@@ -140,6 +142,7 @@ class Outcome(msgspec.Struct):
     selected_by_source: dict[str, int]
     length_correlation: float | None
     standardized: dict[str, list[float]] | None = None
+    recall: dict[str, float] | None = None
 
 
 class Limit(msgspec.Struct, frozen=True):

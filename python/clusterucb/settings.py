@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin,
 from cyclopts import Group, Parameter, Token
 
 from clusterucb.aggregate import NAMES
-from clusterucb.budget import Seconds, Tokens, parse_budget, parse_count, resolve_count
+from clusterucb.budget import Seconds, Tokens, parse_budget, parse_count, parse_until, resolve_count
 from clusterucb.choice import SELECT_BY
 from clusterucb.errors import OptionError, check_choice, did_you_mean, in_words
 from clusterucb.export import TOOLS
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _COUNTS = ("budget", "select")
 _LISTS = ("export", "lora_targets", "parameters", "checkpoint_weights")  # comma-separated
 # Settings of the search that may change when a run is taken up again.
-_FREE = (*_COUNTS, "select_by", "max_per_source")
+_FREE = (*_COUNTS, "select_by", "max_per_source", "until")
 _FRESH_LORA = ("lora_rank", "lora_alpha", "lora_targets", "warmup_steps", "warmup_lr")
 
 
@@ -398,13 +398,36 @@ class SearchSettings(DrawSettings, _Budget):
     Attributes:
         budget: Pool samples whose gradient may be computed: a percentage of the pool such as 20%, or a number; or how
             many of their tokens (30Mtok), or how long it may take to draw and score them (2h, 1h 30min).
+        until: Stop as soon as so much of the best is estimated to be found, such as recall=0.9; the budget is then what
+            may be spent at most.
     """
+
+    until: str | None = None
 
     def __post_init__(self) -> None:
         parse_budget("--budget", self.budget)
         super().__post_init__()
         if not self.free_scores:
             check_counts("--budget", self.budget, self.select)
+        if self.until is None:
+            return
+        parse_until("--until", self.until)
+        if self.free_scores:
+            raise OptionError("--until is given with --store, whose scores are free: all samples are scored")
+        if self.max_per_source is not None:
+            raise OptionError(
+                "--until and --max-per-source are given; expected one: what is found under a cap is not estimated"
+            )
+
+    @property
+    def recall(self) -> float | None:
+        """The recall that is enough, a share; None if the budget alone ends a selection."""
+        return None if self.until is None else parse_until("--until", self.until)
+
+    @property
+    def end(self) -> str:
+        """Until when samples are scored."""
+        return self.budget if self.until is None else f"{self.budget} until {self.until}"
 
 
 def check_counts(option: str, budget: str | int, select: str) -> None:

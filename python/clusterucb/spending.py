@@ -22,17 +22,19 @@ class Spending:
         allowance: what may be drawn where the budget is no number of draws.
         unit: ``draws``, ``tokens`` or ``seconds``.
         left: how many of them there are.
-        count: told how many are spent.
 
     Attributes:
         allowance: as given.
+        count: told how many are spent.
+        note: what else there is to see.
     """
 
-    def __init__(self, allowance: Allowance | None, unit: str, left: int, count: Advance) -> None:
+    def __init__(self, allowance: Allowance | None, unit: str, left: int) -> None:
         self.allowance = allowance
+        self.count: Advance = lambda _: None
+        self.note = ""
         self._unit = unit
         self._left = left
-        self._count = count
         self._began = time.monotonic()
         self._tokens = 0.0  # of what was scored so far
         self._mean = 0.0  # tokens of a sample that is scored now
@@ -46,11 +48,11 @@ class Spending:
         """Tell that ``n`` more samples are scored."""
         self._tokens += n * self._mean
         if self._unit == "draws":
-            self._count(n)
+            self.count(n)
             return
         spent = self._tokens if self._unit == "tokens" else time.monotonic() - self._began
         if (now := min(round(spent), self._left)) > self._told:
-            self._count(now - self._told)
+            self.count(now - self._told)
             self._told = now
 
 
@@ -80,9 +82,13 @@ def spending(
         total, before, unit = limit.most, done[1], "tokens"
     elif isinstance(limit, Seconds):
         assert run.manifest.seconds_per_token is not None
-        spent = run.manifest.cost.phases.get("draws", PhaseCost()).seconds
-        allowance = TimeAllowance(lengths, limit.most - spent, run.manifest.seconds_per_token)
-        total, before, unit = round(limit.most), round(spent), "seconds"
+        before_now = run.manifest.cost.phases.get("draws", PhaseCost()).seconds
+        allowance = TimeAllowance(lengths, limit.most - before_now, run.manifest.seconds_per_token)
+        total, before, unit = round(limit.most), round(before_now), "seconds"
     before = min(before, total)
-    with observer.count("Scoring", total, done=before, unit=unit) as count, run.phase("draws"):
-        yield Spending(allowance, unit, total - before, count)
+    spent = Spending(allowance, unit, total - before)
+    with (
+        observer.count("Scoring", total, done=before, unit=unit, note=lambda: spent.note) as spent.count,
+        run.phase("draws"),
+    ):
+        yield spent

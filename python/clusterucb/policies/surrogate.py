@@ -27,6 +27,7 @@ from clusterucb.policies.base import Policy
 from clusterucb.poolview import PoolView
 from clusterucb.regression import Regression
 
+
 @dataclass
 class Surrogate(Policy):
     """Gaussian-process regression on the features, and an upper confidence bound on what it predicts.

@@ -1,0 +1,199 @@
+"""Does the estimated recall tell the truth, and does a search that it ends have what it says?
+
+    python benchmarks/bench_recall.py [--pools templated,diverse,code] [--seeds 2] [--json FILE]
+
+Searches are replayed on the recorded scores of three real pools (`replay.py`): eleven targets each (its three, and
+every subtask alone), three policies, two budgets. For each the estimate and its interval are compared with the truth.
+
+One number in `clusterucb.recall` is learnt from such replays: the variance of the estimate by regression. To see what
+it is worth on a pool that it was not learnt from, it is chosen anew for each pool from the replays on the others, as
+the least whose intervals cover nine tenths of these.
+
+Then searches end themselves: ``until=0.9``, with the whole pool as budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import clusterucb as cu
+from clusterucb import plugins
+from clusterucb.comparison import Rules, Truth
+from clusterucb.contenders import contender
+from clusterucb.demo.wheels import cache_folder
+from clusterucb.engine import Selection, search
+from clusterucb.poolview import PoolView
+from clusterucb.recall import VARIANCE, Draws, Recall, RecallEstimator
+from replay import Recorded
+from strategies import POOLS, TARGETS
+
+FEATURES = "embedding+lexical[parts=true]"
+POLICIES = ("random", "ucb", "surrogate")
+BUDGETS = (0.1, 0.2)
+VARIANCES = tuple(round(0.1 * step, 1) for step in range(1, 13))
+UNTIL = 0.9
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One search, and what was said of it.
+
+    Attributes:
+        pool, policy, budget: what was searched, and how.
+        truth: its recall.
+        said: the estimate with each of `VARIANCES`.
+    """
+
+    pool: str
+    policy: str
+    budget: float
+    truth: float
+    said: dict[float, Recall]
+
+    def covered(self, variance: float) -> bool:
+        """Return whether the interval covers the truth."""
+        return self.said[variance].low <= self.truth <= self.said[variance].high
+
+
+class Searches:
+    """Searches of one pool with one policy."""
+
+    def __init__(self, name: str, pool: Recorded, policy: str) -> None:
+        one = contender(f"{policy}@{FEATURES}", plugins.load())
+        self.name, self.policy, self._one, self._pool = name, policy, one, pool
+        self._blocks = pool.described(one.features)
+
+    def targets(self) -> Iterator[Truth]:
+        """Yield the truth of each target."""
+        n_samples, n_subtasks = self._pool.scores.shape
+        for subtasks in (*TARGETS, *(slice(number, number + 1) for number in range(n_subtasks))):
+            rules = Rules(n_select=n_samples // 20)
+            yield Truth.of(self._pool.scores[:, subtasks], self._pool.columns["source"], rules)
+
+    def searched(self, truth: Truth, budget: int, seed: int, until: float | None = None) -> Selection:
+        """Return what a search finds."""
+        return search(
+            self._blocks,
+            lambda rows: truth.scores[rows],
+            clusterer=self._one.clusterer,
+            policy=self._one.policy,
+            budget=budget,
+            n_select=len(truth.best),
+            batch_size=8,
+            seed=seed,
+            columns=self._pool.columns,
+            until=until,
+        )
+
+    def said(self, found: Selection) -> dict[float, Recall]:
+        """Return what is said of a search with each variance."""
+        pool = PoolView(
+            {name: np.asarray(block, np.float32) for name, block in self._blocks.items()},
+            found.labels,
+            np.zeros(len(found.labels)),
+            dict(self._pool.columns),
+            n_select=len(found.rows),
+        )
+        draws = Draws(found.drawn_rows, found.drawn_scores, found.subtask_scores, found.drawn_probability)
+        estimator, said = RecallEstimator(pool), {}
+        for variance in VARIANCES:
+            estimator.variance = variance
+            said[variance] = estimator(draws)
+        return said
+
+    def replays(self, seeds: int) -> Iterator[Replay]:
+        """Yield a replay for every target, budget and seed."""
+        for truth in self.targets():
+            for budget in BUDGETS:
+                for seed in range(seeds):
+                    found = self.searched(truth, int(budget * len(truth.rewards)), seed)
+                    yield Replay(self.name, self.policy, budget, truth.recall(found.rows), self.said(found))
+
+    def stops(self) -> dict:
+        """Return what searches that end at `UNTIL` have found, and what they cost."""
+        recalls, shares = [], []
+        for truth in self.targets():
+            found = self.searched(truth, len(truth.rewards), 0, UNTIL)
+            recalls.append(truth.recall(found.rows))
+            shares.append(found.n_scored / len(truth.rewards))
+        return {
+            "pool": self.name,
+            "policy": self.policy,
+            "recall": round(float(np.mean(recalls)), 3),
+            "least": round(float(np.min(recalls)), 3),
+            "scored": round(float(np.mean(shares)), 3),
+        }
+
+
+def summary(replays: list[Replay], variance: float) -> dict:
+    """Return how good what was said is."""
+    said = [one.said[variance] for one in replays]
+    off = np.array([recall.estimate - one.truth for recall, one in zip(said, replays, strict=True)])
+    return {
+        "replays": len(replays),
+        "truth": round(float(np.mean([one.truth for one in replays])), 3),
+        "estimate": round(float(np.mean([recall.estimate for recall in said])), 3),
+        "error": round(float(np.abs(off).mean()), 3),
+        "covered": round(float(np.mean([one.covered(variance) for one in replays])), 3),
+        "width": round(float(np.median([recall.high - recall.low for recall in said])), 3),
+    }
+
+
+def held_out(replays: list[Replay], pool: str) -> dict:
+    """Return how good what is said of a pool is, with the variance that the other pools ask for."""
+    others = [one for one in replays if one.pool != pool]
+    enough = (v for v in VARIANCES if np.mean([one.covered(v) for one in others]) >= 0.9)
+    variance = next(enough, VARIANCES[-1])
+    return {"variance": variance, **summary([one for one in replays if one.pool == pool], variance)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, default=cache_folder().parent / "bench")
+    parser.add_argument("--pools", default=",".join(POOLS))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", cu.ClusterUCBWarning)
+    names = options.pools.split(",")
+    replays: list[Replay] = []
+    rows, stops = [], []
+    for name in names:
+        pool = Recorded.of(name, options.folder / name)
+        for policy in POLICIES:
+            searches = Searches(name, pool, policy)
+            here = list(searches.replays(options.seeds))
+            replays += here
+            for budget in BUDGETS:
+                some = [one for one in here if one.budget == budget]
+                rows.append({"pool": name, "policy": policy, "budget": budget, **summary(some, VARIANCE)})
+                print(json.dumps(rows[-1]), flush=True)
+            stops.append(searches.stops())
+            print(json.dumps(stops[-1]), flush=True)
+    content = {
+        "variance": VARIANCE,
+        "seeds": options.seeds,
+        "by_pool": rows,
+        "by_budget": {
+            f"{budget:.0%}": summary([one for one in replays if one.budget == budget], VARIANCE)
+            for budget in BUDGETS
+        },
+        "held_out": {name: held_out(replays, name) for name in names} if len(names) > 1 else {},
+        "until": {"recall": UNTIL, "searches": stops},
+    }
+    print(json.dumps({key: content[key] for key in ("by_budget", "held_out")}, indent=1))
+    if options.json:
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

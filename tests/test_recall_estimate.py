@@ -1,0 +1,259 @@
+"""The estimated recall: its parts against brute force, its intervals against recorded scores, and where it stops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import clusterucb as cu
+from clusterucb.engine import Selection, search
+from clusterucb.poolview import PoolView
+from clusterucb.recall import Draws, Recall, RecallEstimator, _found, _Missed
+from recorded import Memory
+
+DATA = Path(__file__).parent / "data"
+
+
+def numbers(n: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-8, 8, n).astype(np.float64) / 2
+
+
+@given(n_drawn=st.integers(1, 60), n_others=st.integers(1, 80), seed=st.integers(0, 2**32))
+def test_rows_are_missed_as_often_as_their_neighbours_surprise(n_drawn, n_others, seed):
+    values, left_out, predicted = (
+        numbers(n_drawn, seed),
+        numbers(n_drawn, seed + 1),
+        numbers(n_others, seed + 2),
+    )
+    order = np.argsort(left_out, kind="stable")
+    expected, surprise = left_out[order], (values - left_out)[order]
+    window = min(20, n_drawn)
+    missed = _Missed(values, left_out, predicted)
+    for least in (-20.0, -1.0, 0.0, 2.5, 20.0):
+        by_hand = 0.0
+        for one in predicted:
+            begin = min(max(np.searchsorted(expected, one) - window // 2, 0), n_drawn - window)
+            by_hand += np.mean(one + surprise[begin : begin + window] >= least)
+        assert missed(least) == pytest.approx(by_hand)
+
+
+@given(n_drawn=st.integers(1, 40), n_best=st.integers(1, 30), seed=st.integers(0, 2**32))
+def test_what_is_found_and_what_is_missed_make_up_the_best(n_drawn, n_best, seed):
+    falling, others = np.sort(numbers(n_drawn, seed))[::-1], numbers(30, seed + 1)
+
+    def missed(least: float) -> float:
+        return float((others >= least).sum())
+
+    fit = [n for n in range(1, min(n_best, n_drawn) + 1) if n + missed(falling[n - 1]) <= n_best]
+    assert _found(falling, float(n_best), missed) == min(max(fit, default=0) + 0.5, n_best)
+
+
+def hills(seed: int, n_rows: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    place = rng.normal(size=(n_rows, 2)).astype(np.float32)
+    centres = rng.normal(size=(2, 2))
+    return place, np.stack([-((place - centre) ** 2).sum(axis=1) for centre in centres], axis=1)
+
+
+def searched(seed: int = 0, policy: cu.Policy | None = None, **options: Any) -> tuple[Selection, np.ndarray]:
+    place, scores = hills(seed)
+    options = {
+        "clusterer": cu.KMeans(n_clusters=8),
+        "budget": 100,
+        "n_select": 15,
+        "batch_size": 4,
+        **options,
+    }
+    return search(place, lambda rows: scores[rows], policy=policy or cu.UCB(), **options), scores
+
+
+def test_all_is_found_when_all_is_drawn():
+    found, _ = searched(budget=300, watch=lambda _: None)
+    assert found.recall == Recall(1.0, 1.0, 1.0)
+
+
+def test_random_draws_have_found_their_share():
+    off, covered = [], []
+    for seed in range(20):
+        found, scores = searched(seed, cu.Random(), budget=120, watch=lambda _: None)
+        truth = np.isin(np.argsort(-scores.max(axis=1))[:15], found.drawn_rows).mean()
+        off.append(found.recall.estimate - truth)
+        covered.append(found.recall.low <= truth <= found.recall.high)
+    assert abs(np.mean(off)) < 0.05
+    assert np.mean(covered) >= 0.9
+
+
+def test_nothing_is_said_without_random_draws():
+    class First(cu.Policy):
+        def ask(self, n, available, rng):
+            return np.flatnonzero(available)[:n]
+
+    said: list[Recall] = []
+    found, _ = searched(policy=First(), watch=said.append)
+    assert found.recall is None
+    assert not said
+    with pytest.raises(cu.ClusterUCBError, match="First draws nothing at random"):
+        searched(policy=First(), until=0.9)
+
+
+def test_nobody_asked():
+    assert searched()[0].recall is None
+
+
+def test_it_is_told_some_twenty_times_and_grows():
+    said: list[Recall] = []
+    found, _ = searched(watch=said.append)
+    assert 12 <= len(said) <= 20
+    assert said[-1] == found.recall
+    assert said[0].estimate < said[-1].estimate
+    for recall in said:
+        assert 0 <= recall.low <= recall.estimate <= recall.high <= 1
+
+
+@given(seed=st.integers(0, 50), order=st.randoms(use_true_random=False))
+def test_it_does_not_matter_how_draws_were_told(seed, order):
+    place, scores = hills(seed, 120)
+    rows = np.random.default_rng(seed).permutation(120)[:60]
+    draws = Draws(rows, scores[rows].max(axis=1), scores[rows], np.full(60, 0.5))
+    pool = PoolView({"place": place}, np.zeros(120, np.int64), np.zeros(120), n_select=10)
+    at_once = RecallEstimator(pool)(draws)
+    bit_by_bit = RecallEstimator(pool)
+    for n in sorted(order.sample(range(21, 60), 3)):
+        bit_by_bit(Draws(*(array[:n] for array in draws)))
+    assert bit_by_bit(draws) == at_once
+
+
+@given(seed=st.integers(0, 20), until=st.sampled_from([0.3, 0.6, 0.9]), stop=st.integers(1, 300))
+def test_an_interrupted_search_stops_at_the_same_draw(seed, until, stop):
+    place, scores = hills(seed)
+    options: dict[str, Any] = {
+        "clusterer": cu.KMeans(n_clusters=8),
+        "policy": cu.UCB(),
+        "budget": 300,
+        "n_select": 15,
+        "batch_size": 4,
+        "until": until,
+        "seed": seed,
+    }
+    whole = search(place, lambda rows: scores[rows], **options)
+    assert whole.stopped in ("recall", "budget")
+    journal, left = Memory(), [stop]
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        left[0] -= len(rows)
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return scores[rows]
+
+    try:
+        search(place, score, **options, journal=journal)
+    except KeyboardInterrupt:
+        left[0] = 10**9
+    again = search(place, lambda rows: scores[rows], **options, journal=journal)
+    assert again.drawn_rows.tolist() == whole.drawn_rows.tolist()
+    assert (again.stopped, again.recall) == (whole.stopped, whole.recall)
+
+
+def test_it_stops_when_enough_is_found_and_goes_on_for_more():
+    journal = Memory()
+    options = {"budget": 300, "journal": journal, "cold_start": 0.1}
+    some, scores = searched(until=0.5, **options)
+    more, _ = searched(until=0.9, **options)
+    assert (some.stopped, more.stopped) == ("recall", "recall")
+    assert some.recall.estimate >= 0.5
+    assert more.recall.estimate >= 0.9
+    assert len(some.drawn_rows) < len(more.drawn_rows) < 300
+    assert more.drawn_rows[: len(some.drawn_rows)].tolist() == some.drawn_rows.tolist()
+    assert np.isin(np.argsort(-scores.max(axis=1))[:15], more.drawn_rows).mean() > 0.7
+
+
+def test_it_is_said_that_nothing_can_be_said():
+    with pytest.warns(cu.ClusterUCBWarning, match="too few of the draws were random"):
+        found, _ = searched(until=0.5, clusterer=None, cold_start=0)
+    assert (found.stopped, found.recall) == ("budget", None)
+
+
+def test_the_budget_ends_what_finds_too_little():
+    found, _ = searched(until=0.99, budget=40, cold_start=0.1)
+    assert found.stopped == "budget"
+    assert found.n_scored == 40
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"until": 0}, "until is 0; expected a recall above 0, at most 1"),
+        ({"until": 1.5}, "until is 1.5; expected a recall above 0, at most 1"),
+        ({"until": True}, "until is True; expected a recall above 0, at most 1"),
+        ({"until": 0.9, "max_per_source": 3}, "until and max_per_source are given; expected one"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, message):
+    with pytest.raises(cu.ClusterUCBError, match=message):
+        searched(**options)
+
+
+def test_subtasks_in_turn_are_estimated_one_by_one():
+    found, scores = searched(select_by="round-robin", watch=lambda _: None)
+    best = [np.argsort(-column)[:7] for column in scores.T]
+    truth = np.mean([np.isin(rows, found.drawn_rows).mean() for rows in best])
+    assert found.recall.low <= truth <= found.recall.high
+    one_sided, _ = searched(select_by="round-robin", weights=[1, 1e-6], watch=lambda _: None)
+    assert one_sided.recall != found.recall
+
+
+def test_rewards_on_one_scale_and_failures_are_no_obstacle():
+    place, scores = hills(0)
+    scores[::7] = np.nan
+    found = search(
+        place,
+        lambda rows: scores[rows],
+        clusterer=cu.KMeans(n_clusters=8),
+        policy=cu.UCB(),
+        budget=100,
+        n_select=15,
+        aggregate="standardized",
+        cold_start=0.1,
+        until=0.95,
+    )
+    assert 0 < found.recall.estimate <= 1
+
+
+def replays() -> list[tuple[float, Recall]]:
+    """Return true and estimated recall of searches on the recorded pools."""
+    found = []
+    for name in ("templated", "diverse", "code"):
+        recorded = np.load(DATA / f"{name}.npz")
+        features = {name: recorded[name].astype(np.float32) for name in ("embedding", "length")}
+        for subtasks in (slice(0, 3), slice(3, 6), slice(6, 8)):
+            scores = recorded["scores"][:, subtasks]
+            n_best = len(scores) // 20
+            best = np.argsort(-scores.max(axis=1), kind="stable")[:n_best]
+            for policy in (cu.UCB(), cu.Surrogate(), cu.Random()):
+                done = search(
+                    features,
+                    lambda rows, scores=scores: scores[rows],
+                    clusterer=cu.KMeans(),
+                    policy=policy,
+                    budget=len(scores) // 5,
+                    n_select=n_best,
+                    batch_size=8,
+                    watch=lambda _: None,
+                )
+                found.append((float(np.isin(best, done.rows).mean()), done.recall))
+    return found
+
+
+def test_intervals_cover_what_real_pools_have(monkeypatch):
+    monkeypatch.setattr("clusterucb.engine._ESTIMATES", 1)
+    found = replays()
+    off = [estimate.estimate - truth for truth, estimate in found]
+    covered = [estimate.low <= truth <= estimate.high for truth, estimate in found]
+    assert np.mean(covered) >= 0.8
+    assert np.median([estimate.high - estimate.low for _, estimate in found]) <= 0.35
+    assert np.abs(off).mean() <= 0.08
