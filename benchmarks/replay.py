@@ -6,6 +6,10 @@ The scores are those of `tests/data`, which `benchmarks/strategies.py` and `benc
 features are made anew, with no gradient: minutes, where scoring takes half an hour for each pool. Targets and budgets
 are those of `benchmarks/strategies.py`.
 
+Strategies are written as for `clusterucb compare`; two more are here to be compared alone: ``audited``, a surrogate
+that draws a tenth of every batch at random, and ``capped``, one that takes from a micro-cluster (some ten samples
+alike) at most one sample more than it has seen there.
+
 With ``--no-signal`` the scores are shuffled among the samples, anew for every seed, so that features and sources say
 nothing of them: what does a policy that learns from features lose by that?
 """
@@ -47,16 +51,67 @@ STRATEGIES = (
         f"surrogate@embedding+lexical[parts=true,{option}]"
         for option in (
             "kappa=0",
+            "kappa=0.5",
             "kappa=1",
-            "kappa=2",
             "batches=5",
             "batches=50",
             "cold_start=0",
             "n_clusters=1",
         )
     ),
+    "audited",
+    "capped",
 )
+FEATURES = "embedding+lexical[parts=true]"
 NO_SIGNAL = ("random", "ucb@embedding+lexical[parts=true]", "surrogate@embedding+lexical[parts=true]")
+
+
+class Audited(cu.Surrogate):
+    """A surrogate that draws a tenth of every batch at random."""
+
+    def ask(self, n: int, available: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return the rows with the largest bounds, and others."""
+        chosen = super().ask(n - n // 10, available, rng)
+        left = available.copy()
+        left[chosen] = False
+        others = rng.permutation(np.flatnonzero(left))
+        return np.concatenate([chosen, others[: n - len(chosen)]])
+
+
+class Capped(cu.Surrogate):
+    """A surrogate that takes from a micro-cluster at most one row more in a batch than it has seen there."""
+
+    def start(self, pool: cu.PoolView) -> None:
+        """Make the micro-clusters."""
+        super().start(pool)
+        clusterer = cu.KMeans(n_clusters=max(len(pool) // 10, 1))
+        self._micro = clusterer.fit_predict(pool, np.random.default_rng(0))
+        self._seen = np.zeros(self._micro.max() + 1, np.int64)
+
+    def tell(self, rows: np.ndarray, rewards: np.ndarray, scores: np.ndarray) -> None:
+        """Count what was seen of each micro-cluster."""
+        super().tell(rows, rewards, scores)
+        np.add.at(self._seen, self._micro[rows], 1)
+
+    def ask(self, n: int, available: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Return the rows with the largest bounds that the caps let through; then others, if they are too few."""
+        ranked = super().ask(int(available.sum()), available, rng)
+        room = self._seen + 1
+        chosen, others = [], []
+        for row in ranked.tolist():
+            room[self._micro[row]] -= 1
+            (chosen if room[self._micro[row]] >= 0 else others).append(row)
+        return np.array((chosen + others)[:n])
+
+
+ABLATIONS = {"audited": Audited, "capped": Capped}
+
+
+def contender_of(spec: str, installed: plugins.Strategies) -> Contender:
+    """Return a strategy of `ABLATIONS`, or one that a command line can name."""
+    if spec not in ABLATIONS:
+        return contender(spec, installed)
+    return replace(contender(f"surrogate@{FEATURES}", installed), name=spec, policy=ABLATIONS[spec]())
 
 
 @dataclass(frozen=True)
@@ -135,7 +190,7 @@ def summary(
     installed = plugins.load()
     rows = []
     for spec in strategies:
-        found, seconds = recalls(pool, contender(spec, installed), budgets, seeds, shuffled=shuffled)
+        found, seconds = recalls(pool, contender_of(spec, installed), budgets, seeds, shuffled=shuffled)
         rows.append(
             {
                 "strategy": spec,
@@ -146,6 +201,22 @@ def summary(
             }
         )
     return rows
+
+
+def held_out(found: dict[str, list[dict]], budget: int) -> dict[str, dict]:
+    """Return for each pool the strategy that is best on the others, and what it finds here.
+
+    Args:
+        found: the summary of each pool.
+        budget: which of the budgets, by its place.
+    """
+    chosen = {}
+    for pool, rows in found.items():
+        others = [of_pool for name, of_pool in found.items() if name != pool]
+        means = [np.mean([one[place]["recall"][budget] for one in others]) for place in range(len(rows))]
+        best = rows[int(np.argmax(means))]
+        chosen[pool] = {"strategy": best["strategy"], "recall": best["recall"][budget]}
+    return chosen
 
 
 def table(rows: list[dict], budgets: list[float]) -> str:
@@ -181,8 +252,12 @@ def main() -> None:
         found[name] = summary(pool, strategies, budgets, options.seeds, shuffled=options.no_signal)
         print(f"\n{name}: recall of the best 5 %, mean over {len(TARGETS)} targets ± deviation over seeds\n")
         print(table(found[name], list(budgets)), flush=True)
+    held = {}
+    if len(found) > 1:
+        held = {f"{budget:.0%}": held_out(found, place) for place, budget in enumerate(budgets)}
+        print(json.dumps({"held_out": held}, indent=1))
     if options.json:
-        content = {"budgets": budgets, "seeds": options.seeds, "pools": found}
+        content = {"budgets": budgets, "seeds": options.seeds, "pools": found, "held_out": held}
         options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -80,13 +80,13 @@ def compare(
             without it, or a store, the pool is scored here.
         overwrite: begin anew in a folder that holds something else.
         observer: who is told how it gets on.
-        **options: the fields of `clusterucb.settings.Settings` but ``budget``.
+        **options: the fields of `clusterucb.settings.Settings` but ``budget`` and ``until``.
 
     Raises:
         ClusterUCBError: an option, a file, the model or a folder cannot be used.
     """
-    if "budget" in options:
-        raise OptionError("there is no option 'budget'; a comparison has budgets, such as ('10%', '20%')")
+    for name in {"budget", "until"} & options.keys():
+        raise OptionError(f"there is no option {name!r}; a comparison has budgets, such as ('10%', '20%')")
     settings = settings_from({**options, "budget": "100%"}, Settings)
     check_paths(model, out, needed=True, target=target)
     contenders = _checked(strategies, seeds)
@@ -97,7 +97,7 @@ def compare(
     observer = observer_of(observer)
     config = resolved(
         settings,
-        without=("budget",),
+        without=("budget", "until"),
         pool=pool,
         target=target,
         model=model,

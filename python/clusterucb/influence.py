@@ -193,7 +193,7 @@ class Influence:
     def found(self, recall: Recall) -> None:
         """Show how much of the best has been found."""
         if self._spending:
-            self._spending.note = f"{recall} found"
+            self._spending.note = f"found {recall}"
 
     def _advance(self, n: int) -> None:
         if self._spending:

@@ -61,7 +61,7 @@ class Recall:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.estimate:.0%} ({self.low:.0%} to {self.high:.0%})"
+        return f"{self.estimate:.0%} ({100 * self.low:.0f}-{self.high:.0%})"
 
 
 class Draws(NamedTuple):
@@ -86,11 +86,9 @@ class RecallEstimator:
     Args:
         pool: the pool as strategies see it.
         in_turn: whether the subtasks' own best are selected in turn, and not the largest rewards.
-        variance: of the estimate by regression, on the scale of log odds.
     """
 
-    def __init__(self, pool: PoolView, *, in_turn: bool = False, variance: float = VARIANCE) -> None:
-        self.variance = variance
+    def __init__(self, pool: PoolView, *, in_turn: bool = False) -> None:
         self._pool = pool
         self._in_turn = in_turn
         self._regression: Regression | None = None
@@ -98,32 +96,35 @@ class RecallEstimator:
 
     def __call__(self, draws: Draws) -> Recall | None:
         """Return the recall after some draws, those of an earlier call first; None if too few of them were random."""
+        if len(draws.rows) == len(self._pool):
+            return Recall(1.0, 1.0, 1.0)
+        found = self.evidence(draws)
+        if not found:
+            return None
+        each = [(one.estimate, one.low, one.high) for one in (evidence.recall() for evidence in found)]
+        weights = [evidence.n_best for evidence in found]
+        return Recall(*np.average(each, axis=0, weights=weights).tolist())
+
+    def evidence(self, draws: Draws) -> list[Evidence]:
+        """Return what the draws say, for each subtask where its own best are selected; nothing without random draws."""
         rows, rewards, scores, chance = draws
         values = scores if self._in_turn else rewards[:, None]
-        if self._regression is None:
-            self._regression = Regression(self._pool, values.shape[1])
+        regression = self._regression = self._regression or Regression(self._pool, values.shape[1])
         good = ~np.isnan(rewards)
         news = np.flatnonzero(good[self._n_told :]) + self._n_told
-        self._regression.add(rows[news], values[news])
+        regression.add(rows[news], values[news])
         self._n_told = len(rows)
-        return self._estimated(self._regression, rows, chance[good])
-
-    def _estimated(self, regression: Regression, drawn: Rows, chance: Floats) -> Recall | None:
-        """Return the recall, given all draws and the probabilities of those that have a value."""
-        n_rows = len(self._pool)
-        if len(drawn) == n_rows:
-            return Recall(1.0, 1.0, 1.0)
-        if np.count_nonzero(~np.isnan(chance)) < _RANDOM:
-            return None
-        others = np.ones(n_rows, np.bool_)
-        others[drawn] = False
-        wanted = self._wanted(regression.values.shape[1])
+        if np.count_nonzero(~np.isnan(chance[good])) < _RANDOM:
+            return []
+        others = np.ones(len(self._pool), np.bool_)
+        others[rows] = False
         left_out, predicted = regression.left_out(), regression.mean(np.flatnonzero(others))
-        found = [
-            _recall(regression.values[:, kind], left_out[:, kind], predicted[:, kind], chance, n_best, self.variance)
-            for kind, n_best in enumerate(wanted)
+        return [
+            _evidence(known, expected, of_others, chance[good], n_best)
+            for known, expected, of_others, n_best in zip(
+                regression.values.T, left_out.T, predicted.T, self._wanted(values.shape[1]), strict=True
+            )
         ]
-        return Recall(*np.average(found, axis=0, weights=wanted).tolist())
 
     def _wanted(self, n_kinds: int) -> list[float]:
         """Return how many are the best of each kind of value."""
@@ -133,10 +134,36 @@ class RecallEstimator:
         return shares
 
 
-def _recall(
-    values: Floats, left_out: Floats, predicted: Floats, chance: Floats, n_best: float, variance: float
-) -> tuple[float, float, float]:
-    """Return estimate and interval for the values of one kind.
+class Evidence(NamedTuple):
+    """Two estimates of a recall, as logarithms of odds.
+
+    Attributes:
+        n_best: how many are the best.
+        by_regression: what predictions and surprises say.
+        by_random: what the random draws say.
+        of_random: the variance of the latter.
+    """
+
+    n_best: float
+    by_regression: float
+    by_random: float
+    of_random: float
+
+    def recall(self, variance: float = VARIANCE) -> Recall:
+        """Return their mean, weighted by variances.
+
+        Args:
+            variance: of the estimate by regression.
+        """
+        share = variance / (variance + self.of_random)
+        middle = (1 - share) * self.by_regression + share * self.by_random
+        n_missed = self.n_best * (1 - _share(middle, self.n_best))
+        deviation = math.sqrt(share * self.of_random + 1 / (n_missed + 1))
+        return Recall(*(_share(middle + side * _Z * deviation, self.n_best) for side in (0, -1, 1)))
+
+
+def _evidence(values: Floats, left_out: Floats, predicted: Floats, chance: Floats, n_best: float) -> Evidence:
+    """Return what values of one kind say.
 
     Args:
         values: f64[n], what was drawn.
@@ -144,7 +171,6 @@ def _recall(
         predicted: f64[N - n], what those of the other rows are expected to be.
         chance: f64[n], inclusion probabilities; NaN where a policy decided.
         n_best: how many are the best.
-        variance: of the estimate by regression.
     """
     n_rows = len(values) + len(predicted)
     falling = np.sort(values)[::-1]
@@ -159,21 +185,15 @@ def _recall(
 
     off = 1 / math.sqrt(expected)
     spread = (by_random(n_best * (1 + off)) - by_random(n_best * max(1 - off, 0.0))) / 2
-    of_random = spread**2 + 1 / expected
-    share = variance / (variance + of_random)
     n_found = _found(falling, n_best, _Missed(values, left_out, predicted))
-    middle = (1 - share) * _odds(n_found, n_best) + share * by_random(n_best)
-    n_missed = n_best * (1 - _share(middle, n_best))
-    deviation = math.sqrt(share * of_random + 1 / (n_missed + 1))
-    low, high = (_share(middle + side * _Z * deviation, n_best) for side in (-1, 1))
-    return _share(middle, n_best), low, high
+    return Evidence(n_best, _odds(n_found, n_best), by_random(n_best), spread**2 + 1 / expected)
 
 
 class _Missed:
     """How many rows that were not drawn have a value of at least so much, by regression.
 
     Args:
-        values, left_out, predicted: as of `_recall`.
+        values, left_out, predicted: as of `_evidence`.
     """
 
     def __init__(self, values: Floats, left_out: Floats, predicted: Floats) -> None:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from clusterucb.settings import SelectSettings
     from clusterucb.store import GradientStore
 
+_ENDS = {"exhausted": "; the pool is exhausted", "recall": "; enough was found"}
 _WIDTH = 100  # characters of a sample's text on the screen
 
 
@@ -157,7 +158,7 @@ def show(result: Result, console: Console) -> None:
             ("Selected ", "bold"),
             (f"{outcome.n_selected:,} of {counted(manifest.pool_samples, 'sample')}", "bold green"),
             f" after scoring {outcome.n_scored:,}{failed} in {counted(outcome.clusters, 'cluster')}"
-            + ("; the pool is exhausted" if outcome.stopped == "exhausted" else ""),
+            + _ENDS.get(outcome.stopped, ""),
         )
     )
     if outcome.recall is not None:
