@@ -38,7 +38,7 @@ format: setup $(VENV)/.lint  ## rewrite the sources in the project's style
 bench-strategies: setup  ## compare all strategies on two real pools (the first time, some two hours)
 	$(BIN)/python benchmarks/strategies.py $(ARGS)
 
-bench-replay: setup  ## compare strategies on the recorded scores of three real pools (half an hour)
+bench-replay: setup  ## compare strategies on the recorded scores of three real pools (an hour)
 	$(BIN)/python benchmarks/replay.py $(ARGS)
 
 bench-gradients: $(PEERS)/.installed  ## time gradients against training and against bergson and dattri-llm

@@ -34,7 +34,6 @@ from clusterucb.recall import VARIANCE, Draws, Recall, RecallEstimator
 from replay import Recorded
 from strategies import POOLS, TARGETS
 
-FEATURES = "embedding+lexical[parts=true]"
 POLICIES = ("random", "ucb", "surrogate")
 BUDGETS = (0.1, 0.2)
 VARIANCES = tuple(round(0.1 * step, 1) for step in range(1, 13))
@@ -66,7 +65,7 @@ class Searches:
     """Searches of one pool with one policy."""
 
     def __init__(self, name: str, pool: Recorded, policy: str) -> None:
-        one = contender(f"{policy}@{FEATURES}", plugins.load())
+        one = contender(policy, plugins.load())
         self.name, self.policy, self._one, self._pool = name, policy, one, pool
         self._blocks = pool.described(one.features)
 
@@ -151,6 +150,29 @@ def held_out(replays: list[Replay], pool: str) -> dict:
     return {"variance": variance, **summary([one for one in replays if one.pool == pool], variance)}
 
 
+def table(rows: list[dict]) -> str:
+    """Return how good what was said is, as a table in Markdown."""
+    lines = [
+        "| pool | policy | budget | replays | found | estimated | off by | covered | width |",
+        "|---" * 9 + "|",
+    ]
+    for row in rows:
+        values = " | ".join(f"{row[key]:.2f}" for key in ("truth", "estimate", "error", "covered", "width"))
+        lines.append(
+            f"| {row['pool']} | `{row['policy']}` | {row['budget']:.0%} | {row['replays']} | {values} |"
+        )
+    return "\n".join(lines)
+
+
+def stop_table(rows: list[dict]) -> str:
+    """Return what searches that ended themselves have found, as a table in Markdown."""
+    lines = ["| pool | policy | found | least | scored |", "|---" * 5 + "|"]
+    for row in rows:
+        values = " | ".join(f"{row[key]:.2f}" for key in ("recall", "least", "scored"))
+        lines.append(f"| {row['pool']} | `{row['policy']}` | {values} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -188,6 +210,7 @@ def main() -> None:
         "held_out": {name: held_out(replays, name) for name in names} if len(names) > 1 else {},
         "until": {"recall": UNTIL, "searches": stops},
     }
+    print(f"\n{table(rows)}\n\n{stop_table(stops)}\n")
     print(json.dumps({key: content[key] for key in ("by_budget", "held_out")}, indent=1))
     if options.json:
         options.json.write_text(json.dumps(content, indent=1) + "\n")

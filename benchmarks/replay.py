@@ -41,29 +41,22 @@ BUDGETS = (0.05, 0.10, 0.20)
 STRATEGIES = (
     "random",
     "ucb",
+    "ucb[parts=false]",
     "ucb@source",
-    "ucb@embedding+lexical[parts=true]",
+    "ucb@embedding+lexical",
     "surrogate",
+    "surrogate[parts=false]",
+    "surrogate@lexical",
     "surrogate@embedding+lexical",
-    "surrogate@embedding+lexical[parts=true]",
-    "surrogate@source@embedding+lexical[parts=true]",
+    "surrogate@source",
     *(
-        f"surrogate@embedding+lexical[parts=true,{option}]"
-        for option in (
-            "kappa=0",
-            "kappa=0.5",
-            "kappa=1",
-            "batches=5",
-            "batches=50",
-            "cold_start=0",
-            "n_clusters=1",
-        )
+        f"surrogate[{option}]"
+        for option in ("kappa=0", "kappa=1", "batches=5", "batches=50", "cold_start=0", "n_clusters=1")
     ),
     "audited",
     "capped",
 )
-FEATURES = "embedding+lexical[parts=true]"
-NO_SIGNAL = ("random", "ucb@embedding+lexical[parts=true]", "surrogate@embedding+lexical[parts=true]")
+NO_SIGNAL = ("random", "ucb", "surrogate")
 
 
 class Audited(cu.Surrogate):
@@ -111,7 +104,7 @@ def contender_of(spec: str, installed: plugins.Strategies) -> Contender:
     """Return a strategy of `ABLATIONS`, or one that a command line can name."""
     if spec not in ABLATIONS:
         return contender(spec, installed)
-    return replace(contender(f"surrogate@{FEATURES}", installed), name=spec, policy=ABLATIONS[spec]())
+    return replace(contender("surrogate", installed), name=spec, policy=ABLATIONS[spec]())
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import argparse
 import json
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,7 @@ import code_pool
 import diverse_pool
 import real_pool
 from clusterucb import plugins
+from clusterucb.comparison import Contender
 from clusterucb.contenders import contender, split
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
@@ -51,6 +52,12 @@ FREE = (
     *(f"{policy}@ngrams" for policy in ("rds", "ucb", "thompson")),
 )
 PAID = ("rds@hidden", "ucb@hidden", "ucb@gradient", "thompson@gradient", "ucb@gradient[n_clusters=50]")
+
+
+def _contender(spec: str, installed: plugins.Strategies) -> Contender:
+    """Return a strategy; where it names no features, with those of the whole sample, as of the committed results."""
+    made = contender(spec, installed)
+    return replace(made, features=cu.Embedding(parts=False)) if made.features == cu.Embedding() else made
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ class Scored:
             scores=self.path("scores"),
             store=self.path("store"),
             scorer="exact",
-            strategies=[contender(spec, installed) for spec in strategies],
+            strategies=[_contender(spec, installed) for spec in strategies],
             budgets=BUDGETS,
             seeds=seeds,
             observer=Screen(),

@@ -56,6 +56,30 @@ def test_tables_of_replays_are_those_of_the_committed_results(kind, bench_replay
         assert bench_replay.table(rows, results["budgets"]) in (BENCHMARKS / "README.md").read_text()
 
 
+@pytest.fixture
+def bench_recall(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import bench_recall
+
+    yield bench_recall
+    for name in ("bench_recall", "replay", "strategies", *POOL_SCRIPTS):
+        sys.modules.pop(name, None)
+
+
+def test_what_is_said_of_the_recall_covers_the_truth(bench_recall):
+    found = json.loads((BENCHMARKS / "results" / "recall-smollm2-135m.json").read_text())
+    page = (BENCHMARKS / "README.md").read_text()
+    assert bench_recall.table(found["by_pool"]) in page
+    assert bench_recall.stop_table(found["until"]["searches"]) in page
+    assert found["variance"] == bench_recall.VARIANCE
+    assert {row["pool"] for row in found["by_pool"]} == {"templated", "diverse", "code"}
+    for of_budget in found["by_budget"].values():
+        assert of_budget["covered"] >= 0.85
+    at_a_fifth = found["by_budget"]["20%"]
+    assert at_a_fifth["replays"] >= 200
+    assert at_a_fifth["width"] <= 0.30
+
+
 def test_surrogate_reaches_what_is_promised():
     apart = "embedding+lexical[parts=true]"
     pools = {

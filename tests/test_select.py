@@ -284,6 +284,45 @@ def test_a_larger_budget_goes_on_where_the_smaller_ended(job, run):
     assert manifest["cold_start"] == 0.05  # a quarter of the budget that it began with
 
 
+def test_it_stops_when_enough_is_found_and_goes_on_for_more(job, tmp_path, monkeypatch):
+    write_rows(tmp_path / "pool.jsonl", rows(240))
+    options = {"pool": tmp_path / "pool.jsonl", "budget": "100%", "select": "10%", "cold_start": 0.15}
+    clusters = {"clusterer": cu.KMeans(n_clusters=8)}
+
+    def selected(out, until, **changes):
+        return cu.select(
+            **{**arguments(job, tmp_path / out), **options, **clusters, "until": until, **changes}
+        )
+
+    some = selected("run", "recall=50%")
+    outcome = some.manifest.outcome
+    assert outcome.stopped == some.selection.stopped == "recall"
+    assert 0.5 <= outcome.recall["estimate"] <= outcome.recall["high"] <= 1
+    assert outcome.recall["low"] <= outcome.recall["estimate"]
+    assert outcome.recall["confidence"] == 0.9
+    first = results(tmp_path / "run")
+    with monkeypatch.context() as patched:
+        patched.setattr(influence, "Scorer", None)  # nothing is scored
+        again = selected("run", "recall=50%")
+    assert again.selection.n_scored == some.selection.n_scored
+    assert results(tmp_path / "run") == first
+    more = selected("run", "recall=0.8")
+    assert some.selection.n_scored < more.selection.n_scored < 240
+    assert more.manifest.outcome.recall["estimate"] >= 0.8
+    interrupt(monkeypatch, {7})
+    with pytest.raises(KeyboardInterrupt):
+        selected("cut", "recall=0.8")
+    monkeypatch.undo()
+    whole = selected("whole", "recall=0.8")
+    assert selected("cut", "recall=0.8").selection.n_scored == whole.selection.n_scored
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+
+
+def test_tokens_end_what_finds_too_little(job, tmp_path):
+    found = cu.select(**arguments(job, tmp_path / "run", budget="400tok", select=2, until="recall=1"))
+    assert found.manifest.outcome.stopped == "budget"
+
+
 def test_a_budget_of_tokens_is_kept_and_goes_on(job, tmp_path, monkeypatch):
     shown = []
     options = {"budget": "2ktok", "select": 3, "observer": lambda *what: shown.append(what)}

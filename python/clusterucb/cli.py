@@ -167,7 +167,7 @@ class Strategies:
     """The strategies of a selection, by name.
 
     Attributes:
-        features: What the pool is clustered by: embedding by default, gradient with a store.
+        features: What is known of samples beforehand: embedding by default, gradient with a store.
         feature_option: An option of the features, as key=value.
         feature_depth: Depth of the layer of hidden, as a share of all layers; the same as -f depth=.
         clusterer: What makes the clusters.
@@ -181,7 +181,7 @@ class Strategies:
     feature_depth: Annotated[float | None, Parameter(group=STRATEGIES)] = None
     clusterer: Clusterers = "kmeans"
     clusterer_option: Annotated[Pairs, Parameter(name=("--clusterer-option", "-c"))] = ()
-    policy: Policies = "ucb"
+    policy: Policies = "surrogate"
     policy_option: Annotated[Pairs, Parameter(name=("--policy-option", "-p"))] = ()
 
     def made(self, *, store: bool) -> dict[str, Any]:
@@ -326,7 +326,7 @@ def compare(
     target: Target,
     model: Model,
     out: Path,
-    strategies: Annotated[str, Parameter(group=STRATEGIES)] = "random,rds@hidden,cluster-mean,ucb",
+    strategies: Annotated[str, Parameter(group=STRATEGIES)] = "random,rds@hidden,cluster-mean,ucb,surrogate",
     budgets: Annotated[str, Parameter(group=_OPTIONS)] = "5%,10%,20%",
     seeds: Annotated[Whole, Parameter(group=_OPTIONS)] = 5,
     scores: Annotated[Path | None, Parameter(group=_OPTIONS)] = None,

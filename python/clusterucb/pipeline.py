@@ -71,9 +71,9 @@ def select(
             PEFT, with its ``tokenizer``. It is given back as it was.
         out: the run folder; the same call again resumes it, or returns what it found. Without one, nothing is kept
             but the result.
-        features: what the pool is clustered by; `Embedding` by default, `Gradient` with a store.
+        features: what is known of samples beforehand; `Embedding` by default, `Gradient` with a store.
         clusterer: what makes the arms; `KMeans` by default.
-        policy: what spends the budget; `UCB` by default.
+        policy: what spends the budget; `Surrogate` by default, `UCB` is the paper's.
         overwrite: begin anew in a folder that holds another run.
         observer: who is told how the run gets on: a function of (text, done, total), or a
             `clusterucb.progress.Observer`; by default nobody, but the screen in a notebook.

@@ -13,7 +13,7 @@ from clusterucb.features.embedding import Embedding
 from clusterucb.features.gradient import Gradient
 from clusterucb.plugins import KINDS, load
 from clusterucb.policies.base import Policy
-from clusterucb.policies.ucb import UCB
+from clusterucb.policies.surrogate import Surrogate
 from clusterucb.similarity import check_comparable
 
 
@@ -27,7 +27,7 @@ def chosen(
     """
     by_default = Gradient() if store else Embedding()
     features = _checked("feature", by_default if features is None else features)
-    policy = _checked("policy", UCB() if policy is None else policy)
+    policy = _checked("policy", Surrogate() if policy is None else policy)
     check_comparable(policy, features)
     return features, _checked("clusterer", KMeans() if clusterer is None else clusterer), policy
 

@@ -3,8 +3,9 @@
 The mean is over content tokens alone. Template tokens are the same in every sample, and in a short
 one they would make up most of the mean.
 
-A sentence-embedding model reads prompt and answer apart: it takes few tokens, and a long prompt would leave no room
-for the answer.
+Prompt and answer are blocks of their own: which task a sample is, and what an answer looks like, are different things,
+and the longer of the two would drown the other. A sentence-embedding model reads them apart in any case: it takes few
+tokens, and a long prompt would leave no room for the answer.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 class Embedding(Feature):
     """Mean input embedding of a sample's content tokens, and the logarithms of its lengths.
 
-    Blocks: ``embedding`` f32[m, hidden], or with a model of its own f32[m, 2 * width], of the prompt and of the
-    answer; with ``parts`` these apart, ``prompt`` and ``answer``; ``length`` f32[m, 2], log of tokens and of label
-    tokens.
+    Blocks: ``prompt`` and ``answer``, each f32[m, hidden], or without ``parts`` one block ``embedding`` of the whole
+    sample (with a model of its own f32[m, 2 * width], both parts side by side); ``length`` f32[m, 2], log of tokens
+    and of label tokens.
 
     Attributes:
         model: folder of a sentence-embedding model; None: the input embeddings of the base model.
@@ -39,7 +40,7 @@ class Embedding(Feature):
     """
 
     model: str | None = None
-    parts: bool = False
+    parts: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.parts, bool):

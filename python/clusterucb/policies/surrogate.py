@@ -32,8 +32,6 @@ from clusterucb.regression import Regression
 class Surrogate(Policy):
     """Gaussian-process regression on the features, and an upper confidence bound on what it predicts.
 
-    It is best with features that tell rows apart: ``embedding[parts=true]+lexical``.
-
     Attributes:
         kappa: weight of the predicted deviation.
         batches: how many batches a budget is spent in, the cold start aside: each costs a prediction of all rows.
