@@ -1,11 +1,11 @@
-"""Time a decision of the surrogate policy on large pools, and take its memory.
+"""Time a decision of the surrogate policy on large pools, and an estimate of the recall; and take their memory.
 
     python benchmarks/bench_surrogate.py [--sizes 10000,100000,1000000] [--json FILE]
 
 Made features of prompt, answer, their words and lengths, 258 numbers a sample, and 500 sources; three subtasks. 2 % of
 the pool are known at first, and every batch is another 2 %. A row is the time of a decision (what was drawn is told,
-and the next batch asked for) over 5 seconds, which it may take on two cores, and the memory that the policy adds over
-4 GB.
+and the next batch asked for) or of an estimate over 5 seconds, which it may take on two cores, and the memory that both
+add over 4 GB.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import numpy as np
 
 import clusterucb as cu
 from clusterucb.poolview import PoolView
+from clusterucb.recall import Draws, RecallEstimator
 
 SECONDS, GIGABYTES = 5, 4
 WIDTHS = {"prompt": 64, "answer": 64, "length": 2, "words of prompt": 64, "words of answer": 64}
@@ -47,28 +48,39 @@ def made(size: int) -> tuple[PoolView, np.ndarray]:
 
 
 def measured(size: int) -> dict[str, float]:
-    """Return seconds of the start and of a decision, and gigabytes."""
+    """Return seconds of the start, of a decision and of an estimate, and gigabytes."""
     pool, scores = made(size)
     before = getrusage(RUSAGE_SELF).ru_maxrss
     rng = np.random.default_rng(1)
     policy, available = cu.Surrogate(), np.ones(size, np.bool_)
     began = time.perf_counter()
     policy.start(pool)
-    started = time.perf_counter() - began
     rows = rng.permutation(size)[: size // 50]
     policy.tell(rows, scores[rows].max(axis=1), scores[rows])
+    started = time.perf_counter() - began
     available[rows] = False
-    decisions = []
+    drawn, estimator = [rows], RecallEstimator(pool)
+    decisions, estimates = [], []
     for _ in range(N_BATCHES):
         began = time.perf_counter()
         rows = policy.ask(size // 50, available, rng)
         available[rows] = False
         policy.tell(rows, scores[rows].max(axis=1), scores[rows])
         decisions.append(time.perf_counter() - began)
+        drawn.append(rows)
+        every = np.concatenate(drawn)
+        chance = np.full(len(every), np.nan)
+        chance[: len(drawn[0])] = 1 / 50
+        began = time.perf_counter()
+        recall = estimator(Draws(every, scores[every].max(axis=1), scores[every], chance))
+        estimates.append(time.perf_counter() - began)
+    best = np.argpartition(-scores.max(axis=1), pool.n_select)[: pool.n_select]
+    assert recall.low < np.isin(best, np.concatenate(drawn)).mean() < recall.high, "the estimate is off"
     assert scores[rows].max(axis=1).mean() > scores.max(axis=1).mean() + 0.5, "it did not learn"
     return {
         "start": started,
         "decision": float(np.median(decisions)),
+        "estimate": float(np.median(estimates)),
         "gigabytes": (getrusage(RUSAGE_SELF).ru_maxrss - before) / 2**20,
     }
 
@@ -88,7 +100,11 @@ def main() -> None:
     for size in options.sizes.split(","):  # in a process of its own: peak memory does not fall again
         found = json.loads(subprocess.check_output([sys.executable, __file__, "--one", size]))
         print(f"N={size:>9} " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()), flush=True)
-        for what, bound, unit in (("decision", SECONDS, "s"), ("gigabytes", GIGABYTES, "GB")):
+        for what, bound, unit in (
+            ("decision", SECONDS, "s"),
+            ("estimate", SECONDS, "s"),
+            ("gigabytes", GIGABYTES, "GB"),
+        ):
             ratio = float(f"{found[what] / bound:.3g}")
             rows.append({"case": f"{what} N={size}", "ratio_to": f"{bound} {unit}", "ratio": ratio})
     if options.json:

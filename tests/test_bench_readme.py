@@ -80,19 +80,18 @@ def test_what_is_said_of_the_recall_covers_the_truth(bench_recall):
     assert at_a_fifth["width"] <= 0.30
 
 
-def test_surrogate_reaches_what_is_promised():
-    apart = "embedding+lexical[parts=true]"
+def test_the_default_reaches_what_is_promised():
     pools = {
         name: {row["strategy"]: row["recall"] for row in rows} for name, rows in results("replay").items()
     }
     for pool, of_ten, of_twenty in (("templated", 0.86, 0.96), ("diverse", 0.50, 0.80)):
-        _, ten, twenty = pools[pool][f"surrogate@{apart}"]
+        _, ten, twenty = pools[pool]["surrogate"]
         assert ten >= of_ten
         assert twenty >= of_twenty
-    assert pools["code"][f"surrogate@{apart}"][-1] >= pools["code"][f"ucb@{apart}"][-1] + 0.1
+    assert pools["code"]["surrogate"][-1] >= pools["code"]["ucb"][-1] + 0.1
     for rows in results("no-signal").values():
         recall = {row["strategy"]: row["recall"][-1] for row in rows}
-        assert recall[f"surrogate@{apart}"] >= recall["random"] - 0.01
+        assert recall["surrogate"] >= recall["random"] - 0.01
 
 
 @pytest.mark.parametrize("pool", POOLS)

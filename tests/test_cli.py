@@ -87,7 +87,10 @@ def test_strategies_and_their_options_are_named(command, capsys):
         (["--select", "30%"], "expected at most the budget"),
         (["--seed", "x"], "seed"),
         (["--policy", "ubc"], "there is no policy 'ubc'; installed: cluster-mean, exhaustive"),
-        (["-p", "betta=1"], "policy ucb has no option 'betta'; its options: beta. Did you mean 'beta'?"),
+        (
+            ["--policy", "ucb", "-p", "betta=1"],
+            "policy ucb has no option 'betta'; its options: beta. Did you mean 'beta'?",
+        ),
         (["-p", "beta"], "-p is 'beta'; expected key=value"),
         (["-p", "beta=1", "-p", "beta=2"], "-p gives 'beta' twice"),
         (

@@ -542,7 +542,8 @@ def test_python_writes_the_same_file_and_says_what_has_no_name(job, tmp_path, mo
         "--out",
         str(tmp_path / "command"),
     ]
-    command += ["--warmup-steps", "2", "--batch-size", "4", "-p", "beta=0.5", "-c", "n_clusters=3", "--quiet"]
+    command += ["--warmup-steps", "2", "--batch-size", "4", "-c", "n_clusters=3", "--quiet"]
+    command += ["--policy", "ucb", "-p", "beta=0.5"]
     assert cli.run(command) == 0
     files = [tmp_path / name / "config.yaml" for name in ("python", "command")]
     texts = [path.read_text().replace(str(path.parent), "OUT") for path in files]
@@ -575,12 +576,12 @@ def test_features_are_named_with_their_parts_and_their_files(written, tmp_path, 
     sentences = cu.Embedding()
     sentences.model = "sentences"
     for features, name, pairs in (
-        (sentences, "embedding", (f"model={tmp_path / 'sentences'}", "parts=false")),
+        (sentences, "embedding", (f"model={tmp_path / 'sentences'}", "parts=true")),
         (Column("vector"), "column", ("name=vector",)),
         (
             Concatenation((sentences, Column("vector"))),
             "embedding+column",
-            (f"embedding.model={tmp_path / 'sentences'}", "embedding.parts=false", "column.name=vector"),
+            (f"embedding.model={tmp_path / 'sentences'}", "embedding.parts=true", "column.name=vector"),
         ),
     ):
         content = resolved(Settings(), pool="p", target="t", model="m", out="o", features=features)

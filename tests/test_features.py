@@ -220,7 +220,7 @@ def test_sentences_are_pooled_as_the_folder_says(tmp_path, pooling):
     folder = write_sentence_model(tmp_path / "m", pooling)
     texts = ["red", "blue red ONE", "one " * 30, ""]
     samples = [sample(text, text, line) for line, text in enumerate(texts)]
-    feature = cu.Embedding(model=str(folder))
+    feature = cu.Embedding(model=str(folder), parts=False)
     found = described(feature, samples, tiny_llama())["embedding"]
     bert = BertModel.from_pretrained(folder).eval()
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
@@ -239,8 +239,8 @@ def test_sentences_are_pooled_as_the_folder_says(tmp_path, pooling):
 def test_parts_are_blocks_of_their_own(folder, own_model):
     model = str(folder) if own_model else None
     samples = [sample("red blue", "one", 1), sample("red", "two one", 2)]
-    whole = described(cu.Embedding(model=model), samples, tiny_llama())
-    apart = described(cu.Embedding(model=model, parts=True), samples, tiny_llama())
+    whole = described(cu.Embedding(model=model, parts=False), samples, tiny_llama())
+    apart = described(cu.Embedding(model=model), samples, tiny_llama())
     assert list(apart) == ["prompt", "answer", "length"]
     np.testing.assert_array_equal(apart["length"], whole["length"])
     if own_model:
@@ -255,13 +255,13 @@ def test_parts_are_means_of_labels_and_of_the_other_content():
         Encoded(np.array([7, 8]), np.array([0, 1], bool), np.array([0, 1], bool)),
     ]
     batch = replace(batch_of([sample("a", "b")] * 2, model=model), encoded=encoded)
-    found = cu.Embedding(parts=True).compute(batch)
+    found = cu.Embedding().compute(batch)
     np.testing.assert_allclose(found["prompt"], [table[4], 0 * table[4]], rtol=1e-6)
     np.testing.assert_allclose(found["answer"], [table[5], table[8]], rtol=1e-6)
 
 
 def test_parts_are_compared_without_lengths():
-    assert cu.Embedding(parts=True).compared(["prompt", "answer", "length"]) == ("prompt", "answer")
+    assert cu.Embedding().compared(["prompt", "answer", "length"]) == ("prompt", "answer")
 
 
 @pytest.mark.parametrize("parts", [1, "yes", None])

@@ -375,7 +375,10 @@ def test_a_time_that_is_long_enough_scores_the_whole_pool(job, tmp_path):
         ({"seed": 1}, "--seed was 0, now 1"),
         ({"budget": "10%"}, "--budget was 20%, now 10%"),
         ({"max_length": 64}, "--max-length was 1024, now 64"),
-        ({"policy": cu.UCB(beta=2.0)}, r"--policy was UCB\(beta=1.0\), now UCB\(beta=2.0\)"),
+        (
+            {"policy": cu.UCB(beta=2.0)},
+            r"--policy was Surrogate\(kappa=0.25, batches=20\), now UCB\(beta=2.0\)",
+        ),
         ({"clusterer": cu.Source()}, r"--clusterer was KMeans\(.*\), now Source\(column='source'\)"),
         ({"preconditioner": "sgd"}, "--preconditioner was adam_less, now sgd"),
     ],

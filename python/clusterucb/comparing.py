@@ -80,12 +80,12 @@ def compare(
             without it, or a store, the pool is scored here.
         overwrite: begin anew in a folder that holds something else.
         observer: who is told how it gets on.
-        **options: the fields of `clusterucb.settings.Settings` but ``budget`` and ``until``.
+        **options: the fields of `clusterucb.settings.Settings` but ``budget``, ``until`` and ``prior``.
 
     Raises:
         ClusterUCBError: an option, a file, the model or a folder cannot be used.
     """
-    for name in {"budget", "until"} & options.keys():
+    for name in {"budget", "until", "prior"} & options.keys():
         raise OptionError(f"there is no option {name!r}; a comparison has budgets, such as ('10%', '20%')")
     settings = settings_from({**options, "budget": "100%"}, Settings)
     check_paths(model, out, needed=True, target=target)
@@ -97,7 +97,7 @@ def compare(
     observer = observer_of(observer)
     config = resolved(
         settings,
-        without=("budget", "until"),
+        without=("budget", "until", "prior"),
         pool=pool,
         target=target,
         model=model,

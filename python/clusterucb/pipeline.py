@@ -37,6 +37,7 @@ from clusterucb.plugins import describe
 from clusterucb.policies.base import Policy
 from clusterucb.poolview import PoolView
 from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare
+from clusterucb.prior import Earlier, filled
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.report import finish
 from clusterucb.resolved import resolved
@@ -92,6 +93,12 @@ def select(
     store = GradientStore(given.store) if given.store else None
     settings = store.applied_to(given) if store else given
     features, clusterer, policy = chosen(features, clusterer, policy, store=store is not None)
+    earlier = Earlier(given.prior) if given.prior else None
+    if earlier and not policy.predicts:
+        raise OptionError(
+            f"--prior is given, and {type(policy).__name__} does not predict scores; expected a policy that does, such "
+            "as Surrogate"
+        )
     if given.recall is not None:
         check_until(given.recall, policy, given.aggregate, given.max_per_source)
     prepared = prepare(pool, target, model, settings, observer)
@@ -113,6 +120,7 @@ def select(
         "--policy": describe(policy),
         **prepared.contents,
         **({"store content": store.fingerprint} if store else {}),
+        **({"prior content": earlier.fingerprint} if earlier else {}),
     }
     config = resolved(
         given,
@@ -127,6 +135,7 @@ def select(
     lengths = material.encoded.lengths
     settings.counts(lengths)
     weights = material.weights(settings.subtask_weights)
+    known = earlier and earlier.known([sample.id for sample in material.samples])
     # Before an earlier run is removed, everything that can refuse the new one has had its say.
     base = (
         load_base(settings, source, device, material, observer, Path(out or gettempdir()))
@@ -155,6 +164,13 @@ def select(
             columns = material.columns()
             if "similarity" in policy.columns:
                 columns["similarity"] = influence.similarity(features, blocks)
+            prior = None
+            if earlier and known:
+                observer.step(
+                    f"{len(known[0]):,} of {counted(len(lengths), 'sample')} have scores of {earlier.folder}, for "
+                    f"{', '.join(earlier.subtasks)}"
+                )
+                prior = filled(*known, blocks, columns)
             done = ledger.totals()
             if not done[0]:
                 n_samples = len(material.samples)
@@ -177,6 +193,7 @@ def select(
                 select_by=settings.select_by,
                 max_per_source=settings.max_per_source,
                 weights=weights,
+                prior=prior,
                 until=given.recall,
             )
             interrupted = None

@@ -29,6 +29,8 @@ class PoolView:
         n_select: rows to be selected in the end, at most ``budget``.
         aggregate: how the scores for S subtasks become a reward (`clusterucb.aggregate`).
         weights: f64[S], how much each subtask counts in that; None: all alike.
+        prior: f32[N, P], scores that may go with these ones, such as those of an earlier run, for policies that
+            predict (`clusterucb.prior`); None: nothing is known.
     """
 
     features: Mapping[str, NDArray[np.float32]]
@@ -39,10 +41,13 @@ class PoolView:
     n_select: int = 0
     aggregate: str = "max"
     weights: NDArray[np.float64] | None = None
+    prior: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         for array in (*self.features.values(), *self.columns.values(), self.labels, self.priority):
             array.flags.writeable = False
+        if self.prior is not None:
+            self.prior.flags.writeable = False
 
     def __len__(self) -> int:
         """N, the number of rows."""

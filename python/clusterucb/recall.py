@@ -4,9 +4,9 @@ The best are the ``n_select`` rows that scoring the whole pool would select. If 
 then (drawn rows with a reward of t or more) + (others with one) = n_select: to say how many were found is to say how
 many of the rows that were not drawn reach t. Two estimates are made of it:
 
-- By regression. Each row's reward is predicted from the features (`clusterucb.regression`), that of a drawn row from
-  all others: the difference to what was drawn is a surprise. A row that was not drawn reaches t as often as those rows
-  whose predictions were nearest to its own would have, had they been surprised in their turn from where it stands.
+- By regression. Each row's reward is predicted from the features (`clusterucb.regression`), that of a random draw from
+  all others: the difference to what was drawn is a surprise. A row that was not drawn reaches t as often as those
+  random draws whose predictions are nearest to its own would have, with their surprises, from where it stands.
 - By the random draws alone, of the cold start or of a uniform policy: t is estimated as the quantile of their rewards,
   weighted by their inclusion probabilities (Hajek 1971), without regard to any features.
 
@@ -16,9 +16,11 @@ number learnt from replays on real pools (`benchmarks/bench_recall.py`), whose i
 it was not learnt from. The more is drawn at random, the more the second counts, which needs no model to be right.
 
 Decisions:
-    - Draws are not weighted in the first estimate by how few others of their cluster were drawn: a cluster is drawn
-      little because of what its few draws have shown, and weights that follow from that overstate what was found by
-      .04 to .26 on the pools of the benchmarks.
+    - What a policy chose helps to predict, and its surprises count for nothing: it chose rows because it expected much
+      of them, and where the model is poor, that says more of them than the model does.
+    - Nor are random draws weighted by how few others of their cluster were drawn since: a cluster is drawn little
+      because of what its few draws have shown, and such weights overstate what was found by .04 to .26 on the pools of
+      the benchmarks.
     - Without random draws there is no estimate: nothing would say what lies where a policy never looked.
     - Several selections in turn (``round-robin``) are estimated one by one, and averaged.
 """
@@ -39,7 +41,7 @@ from clusterucb.regression import Regression
 CONFIDENCE = 0.9
 _Z = 1.645  # of a normal distribution, for an interval of that confidence
 VARIANCE = 0.4  # of the estimate by regression, on the scale of log odds
-_NEIGHBOURS = 20  # draws whose surprises stand for those of a row
+_NEIGHBOURS = 20  # random draws whose surprises stand for those of a row
 _SURPRISES = 8192  # draws that are taken for it, at most
 _RANDOM = 10  # random draws without which nothing is said
 
@@ -185,7 +187,7 @@ def _evidence(values: Floats, left_out: Floats, predicted: Floats, chance: Float
 
     off = 1 / math.sqrt(expected)
     spread = (by_random(n_best * (1 + off)) - by_random(n_best * max(1 - off, 0.0))) / 2
-    n_found = _found(falling, n_best, _Missed(values, left_out, predicted))
+    n_found = _found(falling, n_best, _Missed(values[random], left_out[random], predicted))
     return Evidence(n_best, _odds(n_found, n_best), by_random(n_best), spread**2 + 1 / expected)
 
 
@@ -193,7 +195,8 @@ class _Missed:
     """How many rows that were not drawn have a value of at least so much, by regression.
 
     Args:
-        values, left_out, predicted: as of `_evidence`.
+        values, left_out: f64[m], of the random draws.
+        predicted: f64[N - n], of the other rows.
     """
 
     def __init__(self, values: Floats, left_out: Floats, predicted: Floats) -> None:

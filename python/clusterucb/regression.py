@@ -98,6 +98,7 @@ def _inputs(pool: PoolView) -> Inputs:
     """Return the rows of a pool as a kernel sees them, the same for all that ask."""
     if pool not in _INPUTS:
         blocks = [pool.features[name] for name in sorted(pool.features)]
+        blocks += [] if pool.prior is None else [pool.prior]
         _INPUTS[pool] = Inputs(blocks, _categories(pool))
     return _INPUTS[pool]
 

@@ -308,7 +308,14 @@ class GradientSettings(ReadSettings):
             sketches: whether gradients are sketched.
         """
         free = {*_FREE, *_fields(ReadSettings), *_fields(OutputSettings)}
-        unused = {"adapter", "optimizer", "checkpoint", "store", *(() if self.warms_up else _FRESH_LORA)}
+        unused = {
+            "adapter",
+            "optimizer",
+            "checkpoint",
+            "store",
+            "prior",
+            *(() if self.warms_up else _FRESH_LORA),
+        }
         if not sketches:
             unused.add("sketch_dim")
         return {
@@ -400,9 +407,12 @@ class SearchSettings(DrawSettings, _Budget):
             many of their tokens (30Mtok), or how long it may take to draw and score them (2h, 1h 30min).
         until: Stop as soon as so much of the best is estimated to be found, such as recall=0.9; the budget is then what
             may be spent at most.
+        prior: Folder of an earlier selection, of another target or checkpoint, or of a part of the pool: how far the
+            new scores go with its scores is learnt.
     """
 
     until: str | None = None
+    prior: Path | None = None
 
     def __post_init__(self) -> None:
         parse_budget("--budget", self.budget)

@@ -33,6 +33,7 @@ class Policy(ABC):
             records the draws' inclusion probability.
         batches: in how many batches it wants a budget to be spent at most, if a decision takes it long; 0: in as many
             as there are.
+        predicts: whether it looks at ``pool.prior``.
         columns: what `start` needs in ``pool.columns`` that is not always there: ``similarity``, f64[N], the cosine
             of each sample's features with the target's (`clusterucb.similarity`).
     """
@@ -40,6 +41,7 @@ class Policy(ABC):
     cold_start: ClassVar[bool] = False
     uniform: ClassVar[bool] = False
     batches: int = 0
+    predicts: ClassVar[bool] = False
     columns: ClassVar[tuple[str, ...]] = ()
 
     def start(self, pool: PoolView) -> None:  # noqa: B027  (optional: not every policy needs the pool)

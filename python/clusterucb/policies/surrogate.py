@@ -38,6 +38,7 @@ class Surrogate(Policy):
     """
 
     cold_start: ClassVar[bool] = True
+    predicts: ClassVar[bool] = True
     kappa: float = 0.25
     batches: int = 20
 

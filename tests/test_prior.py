@@ -1,0 +1,134 @@
+"""Scores of an earlier run as something to predict new ones by."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import clusterucb as cu
+from clusterucb.engine import search
+from clusterucb.errors import OptionError, RunError
+from clusterucb.prior import Earlier, filled
+from test_select import N, arguments, job, results  # noqa: F401  (a fixture)
+from tiny import interrupt, rows, write_rows
+
+
+def noisy(n_rows=300, seed=0):
+    """Return features that say nothing, scores f64[N, 1], and others f64[N, 2] that go with them."""
+    rng = np.random.default_rng(seed)
+    scores = rng.normal(size=(n_rows, 1))
+    earlier = np.hstack([scores + 0.2 * rng.normal(size=(n_rows, 1)), rng.normal(size=(n_rows, 1))])
+    return rng.normal(size=(n_rows, 3)).astype(np.float32), scores, earlier
+
+
+def found(features, scores, **options):
+    options = {
+        "clusterer": cu.KMeans(n_clusters=10),
+        "policy": cu.Surrogate(),
+        "budget": len(scores) // 5,
+        "n_select": len(scores) // 20,
+        **options,
+    }
+    return search(features, lambda drawn: scores[drawn], **options)
+
+
+def recall(selection, scores):
+    best = np.argsort(-scores[:, 0])[: len(scores) // 20]
+    return np.isin(best, selection.rows).mean()
+
+
+def test_scores_that_go_with_the_new_ones_are_found_by():
+    with_prior, without = [], []
+    for seed in range(3):
+        features, scores, earlier = noisy(seed=seed)
+        with_prior.append(recall(found(features, scores, prior=earlier), scores))
+        without.append(recall(found(features, scores), scores))
+    assert np.mean(with_prior) > 0.8
+    assert np.mean(without) < 0.5
+
+
+def test_clusterers_do_not_see_them():
+    features, scores, earlier = noisy()
+    assert found(features, scores, prior=earlier).labels.tolist() == found(features, scores).labels.tolist()
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        (np.zeros((299, 2)), "prior has 299 rows; expected 300, one for each sample"),
+        (np.zeros(300), "'prior' has shape"),
+        (np.full((300, 1), np.nan), "'prior' holds NaN or infinity"),
+    ],
+)
+def test_every_sample_has_one(prior, message):
+    features, scores, _ = noisy()
+    with pytest.raises(OptionError, match=message):
+        found(features, scores, prior=prior)
+
+
+def test_what_is_not_known_is_predicted():
+    rng = np.random.default_rng(0)
+    place = rng.uniform(-1, 1, size=(200, 2)).astype(np.float32)
+    scores = np.stack([place[:, 0], -place[:, 1]], axis=1).astype(np.float64)
+    known = rng.permutation(200)[:80]
+    every = filled(known, scores[known], {"place": place}, {})
+    assert every.dtype == np.float32
+    np.testing.assert_array_equal(every[known], scores[known].astype(np.float32))
+    assert np.abs(every - scores).mean() < 0.1
+    np.testing.assert_array_equal(
+        filled(np.arange(200), scores, {"place": place}, {}), scores.astype(np.float32)
+    )
+
+
+def test_an_earlier_run_is_read_by_the_samples_ids(job):  # noqa: F811
+    earlier = Earlier(job / "done")
+    lines = [json.loads(line) for line in (job / "done" / "scores.jsonl").read_text().splitlines()]
+    assert earlier.subtasks == list(lines[0]["subtasks"])
+    ids = ["nobody", lines[3]["id"], lines[1]["id"]]
+    known, scores = earlier.known(ids)
+    assert known.tolist() == [1, 2]
+    assert scores.tolist() == [list(lines[place]["subtasks"].values()) for place in (3, 1)]
+    with pytest.raises(OptionError, match="has scored 18 samples, and none of this pool"):
+        earlier.known(["nobody"])
+
+
+def test_a_run_learns_from_another_and_goes_on_to_the_same_bytes(job, tmp_path, monkeypatch):  # noqa: F811
+    write_rows(tmp_path / "dev.jsonl", rows(5, seed=4))
+    write_rows(tmp_path / "pool.jsonl", rows(N + 30))  # an extension of the pool that was scored
+
+    def selected(out, **changes):
+        options = {"pool": tmp_path / "pool.jsonl", "target": tmp_path / "dev.jsonl", "prior": job / "done"}
+        return cu.select(**{**arguments(job, tmp_path / out), **options, **changes})
+
+    said = []
+    whole = selected("whole", observer=lambda text, done, total: said.append(text))
+    assert any(text.startswith(f"18 of {N + 30} samples have scores of ") for text in said)
+    assert whole.manifest.settings["prior content"] == Earlier(job / "done").fingerprint
+    interrupt(monkeypatch, {2})
+    with pytest.raises(KeyboardInterrupt):
+        selected("cut")
+    monkeypatch.undo()
+    selected("cut")
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+    with pytest.raises(RunError, match="prior content"):
+        selected("cut", prior=tmp_path / "whole")
+    with pytest.raises(OptionError, match="--prior is given, and UCB does not predict scores"):
+        selected("ucb", policy=cu.UCB())
+
+
+@pytest.mark.parametrize("content", [None, "", "not json\n", '{"id": "a"}\n'])
+def test_what_is_no_run_is_refused(job, tmp_path, content):  # noqa: F811
+    if content is not None:
+        (tmp_path / "scores.jsonl").write_text(content)
+    with pytest.raises(RunError, match=r"expected the --out of an earlier one|has scored nothing"):
+        cu.select(**arguments(job, tmp_path / "run", prior=tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_there_is_none_in_a_comparison(job, tmp_path):  # noqa: F811
+    files = {"pool": job / "pool.jsonl", "target": job / "dev.jsonl", "model": job / "model"}
+    one = cu.Contender("one", cu.Surrogate())
+    with pytest.raises(OptionError, match="there is no option 'prior'"):
+        cu.compare(**files, out=tmp_path / "c", strategies=[one], prior=job / "done")
