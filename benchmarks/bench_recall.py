@@ -36,7 +36,7 @@ from strategies import POOLS, TARGETS
 
 POLICIES = ("random", "ucb", "surrogate")
 BUDGETS = (0.1, 0.2)
-VARIANCES = tuple(round(0.1 * step, 1) for step in range(1, 13))
+VARIANCES = tuple(round(0.05 * step, 2) for step in range(13))
 UNTIL = 0.9
 
 

@@ -4,9 +4,9 @@ The best are the ``n_select`` rows that scoring the whole pool would select. If 
 then (drawn rows with a reward of t or more) + (others with one) = n_select: to say how many were found is to say how
 many of the rows that were not drawn reach t. Two estimates are made of it:
 
-- By regression. Each row's reward is predicted from the features (`clusterucb.regression`), that of a random draw from
+- By regression. Each row's reward is predicted from the features (`clusterucb.regression`), that of a drawn row from
   all others: the difference to what was drawn is a surprise. A row that was not drawn reaches t as often as those
-  random draws whose predictions are nearest to its own would have, with their surprises, from where it stands.
+  draws whose predictions are nearest to its own would have, with their surprises, from where it stands.
 - By the random draws alone, of the cold start or of a uniform policy: t is estimated as the quantile of their rewards,
   weighted by their inclusion probabilities (Hajek 1971), without regard to any features.
 
@@ -16,11 +16,12 @@ number learnt from replays on real pools (`benchmarks/bench_recall.py`), whose i
 it was not learnt from. The more is drawn at random, the more the second counts, which needs no model to be right.
 
 Decisions:
-    - What a policy chose helps to predict, and its surprises count for nothing: it chose rows because it expected much
-      of them, and where the model is poor, that says more of them than the model does.
-    - Nor are random draws weighted by how few others of their cluster were drawn since: a cluster is drawn little
-      because of what its few draws have shown, and such weights overstate what was found by .04 to .26 on the pools of
-      the benchmarks.
+    - A policy chooses rows because it expects much of them, and where the model is poor, that says more of them than
+      the model does: their surprises are no fair sample. Those of the random draws alone are one, but few, and taken
+      when the groups that they had hit were known. The first estimate is by all surprises; half of what all and the
+      random ones say apart is its doubt.
+    - Draws are not weighted by how few others of their cluster were drawn: a cluster is drawn little because of what
+      its few draws have shown, and such weights overstate what was found by .04 to .26 on the pools of the benchmarks.
     - Without random draws there is no estimate: nothing would say what lies where a policy never looked.
     - Several selections in turn (``round-robin``) are estimated one by one, and averaged.
 """
@@ -40,8 +41,8 @@ from clusterucb.regression import Regression
 
 CONFIDENCE = 0.9
 _Z = 1.645  # of a normal distribution, for an interval of that confidence
-VARIANCE = 0.4  # of the estimate by regression, on the scale of log odds
-_NEIGHBOURS = 20  # random draws whose surprises stand for those of a row
+VARIANCE = 0.2  # of the estimate by regression, on the scale of log odds
+_NEIGHBOURS = 20  # draws whose surprises stand for those of a row
 _SURPRISES = 8192  # draws that are taken for it, at most
 _RANDOM = 10  # random draws without which nothing is said
 
@@ -142,12 +143,14 @@ class Evidence(NamedTuple):
     Attributes:
         n_best: how many are the best.
         by_regression: what predictions and surprises say.
+        doubt: how far it may be off, in this search alone.
         by_random: what the random draws say.
         of_random: the variance of the latter.
     """
 
     n_best: float
     by_regression: float
+    doubt: float
     by_random: float
     of_random: float
 
@@ -155,9 +158,10 @@ class Evidence(NamedTuple):
         """Return their mean, weighted by variances.
 
         Args:
-            variance: of the estimate by regression.
+            variance: of the estimate by regression, its doubt aside.
         """
-        share = variance / (variance + self.of_random)
+        of_regression = variance + self.doubt**2
+        share = of_regression / (of_regression + self.of_random)
         middle = (1 - share) * self.by_regression + share * self.by_random
         n_missed = self.n_best * (1 - _share(middle, self.n_best))
         deviation = math.sqrt(share * self.of_random + 1 / (n_missed + 1))
@@ -187,15 +191,18 @@ def _evidence(values: Floats, left_out: Floats, predicted: Floats, chance: Float
 
     off = 1 / math.sqrt(expected)
     spread = (by_random(n_best * (1 + off)) - by_random(n_best * max(1 - off, 0.0))) / 2
-    n_found = _found(falling, n_best, _Missed(values[random], left_out[random], predicted))
-    return Evidence(n_best, _odds(n_found, n_best), by_random(n_best), spread**2 + 1 / expected)
+    by_all, by_fair = (
+        _odds(_found(falling, n_best, _Missed(values[some], left_out[some], predicted)), n_best)
+        for some in (slice(None), random)
+    )
+    return Evidence(n_best, by_all, (by_all - by_fair) / 2, by_random(n_best), spread**2 + 1 / expected)
 
 
 class _Missed:
     """How many rows that were not drawn have a value of at least so much, by regression.
 
     Args:
-        values, left_out: f64[m], of the random draws.
+        values, left_out: f64[m], of the draws whose surprises are taken.
         predicted: f64[N - n], of the other rows.
     """
 
