@@ -24,6 +24,7 @@ def folder(tmp_path_factory):
     write_model(folder / "path" / "to" / "model")
     write_rows(folder / "pool.jsonl", rows(60))
     write_rows(folder / "dev.jsonl", rows(6, seed=4))
+    write_rows(folder / "other.jsonl", rows(6, seed=5))
     (folder / "hub" / "data").mkdir(parents=True)
     for split, seed in (("train", 5), ("test", 6)):
         write_rows(folder / "hub" / "data" / f"{split}-00000-of-00001.jsonl", rows(6, seed=seed))

@@ -230,11 +230,16 @@ def replays() -> list[tuple[float, Recall]]:
     for name in ("templated", "diverse", "code"):
         recorded = np.load(DATA / f"{name}.npz")
         features = {name: recorded[name].astype(np.float32) for name in ("embedding", "length")}
-        for subtasks in (slice(0, 3), slice(3, 6), slice(6, 8)):
-            scores = recorded["scores"][:, subtasks]
+        pairs = {
+            (0, 3): (cu.Surrogate(), cu.UCB()),
+            (3, 6): (cu.UCB(),),
+            (6, 8): (cu.Surrogate(), cu.Random()),
+        }
+        for (first, last), policies in pairs.items():
+            scores = recorded["scores"][:, first:last]
             n_best = len(scores) // 20
             best = np.argsort(-scores.max(axis=1), kind="stable")[:n_best]
-            for policy in (cu.UCB(), cu.Surrogate(), cu.Random()):
+            for policy in policies:
                 done = search(
                     features,
                     lambda rows, scores=scores: scores[rows],
