@@ -20,6 +20,8 @@ Decisions:
       the model does: their surprises are no fair sample. Those of the random draws alone are one, but few, and taken
       when the groups that they had hit were known. The first estimate is by all surprises; half of what all and the
       random ones say apart is its doubt.
+    - Where predictions hardly differ, many draws are neighbours: what a row is expected to be without its own value is
+      less the larger that is, so that few neighbours would be of one value.
     - Draws are not weighted by how few others of their cluster were drawn: a cluster is drawn little because of what
       its few draws have shown, and such weights overstate what was found by .04 to .26 on the pools of the benchmarks.
     - Without random draws there is no estimate: nothing would say what lies where a policy never looked.
@@ -42,8 +44,12 @@ from clusterucb.regression import Regression
 CONFIDENCE = 0.9
 _Z = 1.645  # of a normal distribution, for an interval of that confidence
 VARIANCE = 0.2  # of the estimate by regression, on the scale of log odds
-_NEIGHBOURS = 20  # draws whose surprises stand for those of a row
-_SURPRISES = 8192  # draws that are taken for it, at most
+_NEIGHBOURS = 20  # draws whose surprises stand for those of a row, at least
+_AROUND = (
+    0.1  # of the deviation of surprises: draws whose predictions are as near count, however many they are
+)
+_SURPRISES = 2048  # draws that are taken for it, at most
+_PARTS = 256  # of the rows in the order of their predictions; those of one have the same neighbours
 _RANDOM = 10  # random draws without which nothing is said
 
 Floats = NDArray[np.float64]
@@ -208,19 +214,27 @@ class _Missed:
 
     def __init__(self, values: Floats, left_out: Floats, predicted: Floats) -> None:
         order = np.argsort(left_out, kind="stable")[:: -(-len(left_out) // _SURPRISES)]
-        expected, surprise = left_out[order], (values - left_out)[order]
-        self._window = min(_NEIGHBOURS, len(order))
-        self._surprises = np.lib.stride_tricks.sliding_window_view(surprise, self._window)
+        expected, self._surprises = left_out[order], (values - left_out)[order]
         self._predicted = np.sort(predicted)
-        place = np.searchsorted(expected, self._predicted) - self._window // 2
-        # Rows with the same neighbours stand together, since both are in order.
-        begin = np.searchsorted(place.clip(0), np.arange(len(self._surprises) + 1))
-        begin[-1] = len(predicted)
-        self._begin, self._end = begin[:-1, None], begin[1:, None]
+        bounds = np.linspace(0, len(predicted), min(_PARTS, len(predicted)) + 1).astype(np.int64)
+        middle = self._predicted[(bounds[:-1] + bounds[1:]) // 2]
+        least = min(_NEIGHBOURS, len(order))
+        place = (np.searchsorted(expected, middle) - least // 2).clip(0, len(order) - least)
+        around = _AROUND * self._surprises.std()
+        first = np.minimum(place, np.searchsorted(expected, middle - around))
+        last = np.maximum(place + least, np.searchsorted(expected, middle + around, side="right"))
+        self._parts = np.stack([bounds[:-1], bounds[1:], first, last], axis=1).tolist()
 
     def __call__(self, least: float) -> float:
-        first = np.searchsorted(self._predicted, least - self._surprises)
-        return float((self._end - np.maximum(first, self._begin)).clip(0).sum() / self._window)
+        reach = np.searchsorted(
+            self._predicted, least - self._surprises
+        )  # from which row on each surprise is enough
+        return float(
+            sum(
+                (end - np.maximum(reach[first:last], begin)).clip(0).sum() / (last - first)
+                for begin, end, first, last in self._parts
+            )
+        )
 
 
 def _found(falling: Floats, n_best: float, missed: Callable[[float], float]) -> float:
