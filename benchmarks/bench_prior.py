@@ -10,23 +10,18 @@ for it; and all of them, shuffled among the samples, which say nothing.
 
 from __future__ import annotations
 
-import argparse
 import json
-import warnings
 from itertools import permutations
-from pathlib import Path
 
 import numpy as np
 
-import clusterucb as cu
 from clusterucb import plugins
 from clusterucb.comparison import Rules, Truth
 from clusterucb.contenders import contender
-from clusterucb.demo.wheels import cache_folder
 from clusterucb.engine import search
 from clusterucb.prior import filled
-from replay import Recorded
-from strategies import POOLS, TARGETS
+from replay import Recorded, parser_of
+from strategies import TARGETS
 
 BUDGETS = (0.1, 0.2)
 KNOWN = ("nothing", "a run", "all scores", "noise")
@@ -83,15 +78,7 @@ def table(pools: dict[str, dict[str, list[float]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, default=cache_folder().parent / "bench")
-    parser.add_argument("--pools", default=",".join(POOLS))
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    warnings.simplefilter("ignore", cu.ClusterUCBWarning)
+    options = parser_of(__doc__, seeds=2).parse_args()
     pools = {}
     for name in options.pools.split(","):
         found = recalls(Recorded.of(name, options.folder / name), options.seeds)

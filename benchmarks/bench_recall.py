@@ -14,25 +14,20 @@ Then searches end themselves: ``until=0.9``, with the whole pool as budget.
 
 from __future__ import annotations
 
-import argparse
 import json
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-import clusterucb as cu
 from clusterucb import plugins
 from clusterucb.comparison import Rules, Truth
 from clusterucb.contenders import contender
-from clusterucb.demo.wheels import cache_folder
 from clusterucb.engine import Selection, search
 from clusterucb.poolview import PoolView
 from clusterucb.recall import VARIANCE, Draws, Recall, RecallEstimator
-from replay import Recorded
-from strategies import POOLS, TARGETS
+from replay import Recorded, parser_of
+from strategies import TARGETS
 
 POLICIES = ("random", "ucb", "surrogate")
 BUDGETS = (0.1, 0.2)
@@ -174,15 +169,7 @@ def stop_table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--folder", type=Path, default=cache_folder().parent / "bench")
-    parser.add_argument("--pools", default=",".join(POOLS))
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    warnings.simplefilter("ignore", cu.ClusterUCBWarning)
+    options = parser_of(__doc__, seeds=2).parse_args()
     names = options.pools.split(",")
     replays: list[Replay] = []
     rows, stops = [], []

@@ -225,18 +225,24 @@ def table(rows: list[dict], budgets: list[float]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
+def parser_of(description: str | None, seeds: int) -> argparse.ArgumentParser:
+    """Return a parser of what every bench of recorded pools takes; the warnings of their searches are not shown."""
+    warnings.simplefilter("ignore", cu.ClusterUCBWarning)
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--folder", type=Path, default=cache_folder().parent / "bench")
     parser.add_argument("--pools", default=",".join(POOLS))
-    parser.add_argument("--strategies")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--no-signal", action="store_true")
+    parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--json", type=Path)
+    return parser
+
+
+def main() -> None:
+    parser = parser_of(__doc__, seeds=3)
+    parser.add_argument("--strategies")
+    parser.add_argument("--no-signal", action="store_true")
     options = parser.parse_args()
-    warnings.simplefilter("ignore", cu.ClusterUCBWarning)
     budgets = BUDGETS[-1:] if options.no_signal else BUDGETS
     strategies = split(options.strategies or ",".join(NO_SIGNAL if options.no_signal else STRATEGIES))
     found = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -9,7 +10,6 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-POOL_SCRIPTS = ("real_pool", "diverse_pool", "code_pool")
 
 
 def results(name):
@@ -20,33 +20,27 @@ POOLS = results("strategies")
 
 
 @pytest.fixture
-def strategies(monkeypatch):
+def bench(monkeypatch):
+    """Return a function that imports a script of the benchmarks."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    import strategies
-
-    yield strategies
-    for name in ("strategies", *POOL_SCRIPTS):
-        sys.modules.pop(name, None)
-
-
-def test_the_table_of_gradients_is_that_of_the_committed_results(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import bench_gradients
-
-    results = json.loads((BENCHMARKS / "results" / "gradients-x86.json").read_text())
-    assert bench_gradients.table(results["rows"]) in (BENCHMARKS / "README.md").read_text()
-    for name in ("bench_gradients", "gradient_peers"):
-        sys.modules.pop(name, None)
+    yield importlib.import_module
+    for script in BENCHMARKS.glob("*.py"):
+        sys.modules.pop(script.stem, None)
 
 
 @pytest.fixture
-def bench_replay(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import replay
+def strategies(bench):
+    return bench("strategies")
 
-    yield replay
-    for name in ("replay", "strategies", *POOL_SCRIPTS):
-        sys.modules.pop(name, None)
+
+@pytest.fixture
+def bench_replay(bench):
+    return bench("replay")
+
+
+def test_the_table_of_gradients_is_that_of_the_committed_results(bench):
+    results = json.loads((BENCHMARKS / "results" / "gradients-x86.json").read_text())
+    assert bench("bench_gradients").table(results["rows"]) in (BENCHMARKS / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["replay", "no-signal"])
@@ -56,17 +50,8 @@ def test_tables_of_replays_are_those_of_the_committed_results(kind, bench_replay
         assert bench_replay.table(rows, results["budgets"]) in (BENCHMARKS / "README.md").read_text()
 
 
-@pytest.fixture
-def bench_recall(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import bench_recall
-
-    yield bench_recall
-    for name in ("bench_recall", "replay", "strategies", *POOL_SCRIPTS):
-        sys.modules.pop(name, None)
-
-
-def test_what_is_said_of_the_recall_covers_the_truth(bench_recall):
+def test_what_is_said_of_the_recall_covers_the_truth(bench):
+    bench_recall = bench("bench_recall")
     found = json.loads((BENCHMARKS / "results" / "recall-smollm2-135m.json").read_text())
     page = (BENCHMARKS / "README.md").read_text()
     assert bench_recall.table(found["by_pool"]) in page
@@ -80,20 +65,15 @@ def test_what_is_said_of_the_recall_covers_the_truth(bench_recall):
     assert all(of_pool["covered"] >= 0.8 for of_pool in found["held_out"].values())
 
 
-def test_an_earlier_run_helps_and_noise_does_no_harm(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    import bench_prior
-
+def test_an_earlier_run_helps_and_noise_does_no_harm(bench):
     pools = results("prior")
-    assert bench_prior.table(pools) in (BENCHMARKS / "README.md").read_text()
+    assert bench("bench_prior").table(pools) in (BENCHMARKS / "README.md").read_text()
     assert list(pools) == ["templated", "diverse", "code"]
     for known in pools.values():
         assert known["all scores"][-1] > known["nothing"][-1]
         assert all(
             noise >= nothing - 0.02 for noise, nothing in zip(known["noise"], known["nothing"], strict=True)
         )
-    for name in ("bench_prior", "replay", "strategies", *POOL_SCRIPTS):
-        sys.modules.pop(name, None)
 
 
 def test_the_default_reaches_what_is_promised():

@@ -45,9 +45,7 @@ CONFIDENCE = 0.9
 _Z = 1.645  # of a normal distribution, for an interval of that confidence
 VARIANCE = 0.2  # of the estimate by regression, on the scale of log odds
 _NEIGHBOURS = 20  # draws whose surprises stand for those of a row, at least
-_AROUND = (
-    0.1  # of the deviation of surprises: draws whose predictions are as near count, however many they are
-)
+_AROUND = 0.1  # of the deviation of surprises: draws whose predictions are as near count, however many
 _SURPRISES = 2048  # draws that are taken for it, at most
 _PARTS = 256  # of the rows in the order of their predictions; those of one have the same neighbours
 _RANDOM = 10  # random draws without which nothing is said
@@ -226,9 +224,8 @@ class _Missed:
         self._parts = np.stack([bounds[:-1], bounds[1:], first, last], axis=1).tolist()
 
     def __call__(self, least: float) -> float:
-        reach = np.searchsorted(
-            self._predicted, least - self._surprises
-        )  # from which row on each surprise is enough
+        # from which row on each surprise is enough
+        reach = np.searchsorted(self._predicted, least - self._surprises)
         return float(
             sum(
                 (end - np.maximum(reach[first:last], begin)).clip(0).sum() / (last - first)
