@@ -227,6 +227,7 @@ def search(
     estimator = None
     if (until is not None or watch) and not max_per_source:
         estimator = RecallEstimator(pool, in_turn=select_by != "top")
+    recall, n_estimated = None, 0
     stopped: Stopped = "budget"
     for batch in state.batches(policy, share, batch_size, seed):
         news = [(batch.rows, state.add(batch, score))]
@@ -241,7 +242,7 @@ def search(
             if seen.any():
                 tell(rows[seen], rewards[seen], scores[seen])
         if estimator and state.passed(max(planned // _ESTIMATES, 1)):
-            recall = estimator(state.draws(reward))
+            recall, n_estimated = estimator(state.draws(reward)), state.n_drawn
             if recall and watch:
                 watch(recall)
             if recall and until is not None and recall.estimate >= until:
@@ -258,8 +259,9 @@ def search(
     )
     if stopped == "budget" and (asked > n_rows or (allowance and len(rows) == n_rows)):
         stopped = "exhausted"
-    found = estimator(draws) if estimator else None
-    if until is not None and found is None:
+    if estimator and n_estimated < len(rows):
+        recall = estimator(draws)
+    if until is not None and recall is None:
         warnings.warn(
             "too few of the draws were random to say how much they have found, so that the budget alone ended them. "
             "Use a larger cold start",
@@ -280,7 +282,7 @@ def search(
         labels=pool.labels,
         stopped=stopped,
         standardized=np.stack([reward.mean, reward.std]) if isinstance(reward, Standardized) else None,
-        recall=found,
+        recall=recall,
     )
 
 
