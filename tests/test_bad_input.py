@@ -240,7 +240,7 @@ WRONG = {
     "--batch-size": ("0", "a whole number from 1"),
     "--scorer": ("exakt", "one of auto, exact, sketch. Did you mean 'exact'?"),
     "--aggregate": ("maximum", "one of max, mean, standardized"),
-    "--prior": ("nowhere", "holds no scores of a selection"),
+    "--prior": ("nowhere", "holds neither scores of a selection nor a gradient store"),
     "--until": ("0.9", "expected a recall such as recall=0.9 or recall=90%"),
     "--select-by": ("best", "one of top, round-robin"),
     "--max-per-source": ("-1", "a whole number from 1"),

@@ -97,8 +97,8 @@ def test_a_store_keeps_what_its_sketches_are_of(job, tmp_path, options):
         job / "pool.jsonl", model=job / "model", out=tmp_path / "store", sketch_dim=4096, **given
     )
     same = {name: value for name, value in given.items() if name in ("parameters", "preconditioner")}
-    estimated = scores_of(select(job, tmp_path / "run", store=store.folder, **same).out)
-    rescored = scores_of(select(job, tmp_path / "exact", store=store.folder, scorer="exact", **same).out)
+    estimated = scores_of(select(job, tmp_path / "run", store=store.folder, scorer="sketch", **same).out)
+    rescored = scores_of(select(job, tmp_path / "exact", store=store.folder, **same).out)
     exact = scores_of(select(job, tmp_path / "direct", **given).out)
     assert rescored.keys() == exact.keys() == estimated.keys()
     for name, score in exact.items():

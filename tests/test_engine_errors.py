@@ -59,9 +59,9 @@ def test_unusable_option_is_refused(changes: dict[str, Any], message: str) -> No
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ({}, "features have no rows; expected one or more blocks of N >= 1 rows each"),
-        (np.zeros((0, 3)), "features have {'features': 0} rows"),
-        ({"a": np.zeros((5, 1)), "b": np.zeros((4, 1))}, "features have {'a': 5, 'b': 4} rows"),
+        ({}, "feature blocks have no rows; expected one or more blocks of N >= 1 rows each"),
+        (np.zeros((0, 3)), "feature blocks have {'features': 0} rows"),
+        ({"a": np.zeros((5, 1)), "b": np.zeros((4, 1))}, "feature blocks have {'a': 5, 'b': 4} rows"),
         (np.zeros(5), "feature block 'features' has shape (5,); expected [N, k]"),
         ([[0.0], [math.nan], [math.inf]], "holds NaN or infinity in 2 rows (first: row 1)"),
     ],

@@ -10,15 +10,18 @@ from hypothesis import strategies as st
 from clusterucb.gaussian import MAX_DIM, Inputs, Kernel, Posterior
 
 
-def inputs_of(n_rows: int, seed: int, *, n_blocks: int = 2, sources: bool = True) -> Inputs:
+def inputs_of(n_rows: int, seed: int, *, n_blocks: int = 2, others: bool = True) -> Inputs:
     rng = np.random.default_rng(seed)
     blocks = [rng.normal(size=(n_rows, 2 + block)).astype(np.float32) for block in range(n_blocks)]
-    return Inputs(blocks, [rng.integers(0, 3, n_rows)] if sources else [])
+    if not others:
+        return Inputs(blocks)
+    linear = rng.normal(size=(n_rows, 2)).astype(np.float32)
+    return Inputs(blocks, [rng.integers(0, 3, n_rows)], [linear])
 
 
-def kernel_of(n_rows: int, seed: int, *, n_blocks: int = 2, sources: bool = True) -> Kernel:
+def kernel_of(n_rows: int, seed: int, *, n_blocks: int = 2, others: bool = True) -> Kernel:
     """Return a kernel whose parameters are nobody's default."""
-    kernel = Kernel(inputs_of(n_rows, seed, n_blocks=n_blocks, sources=sources))
+    kernel = Kernel(inputs_of(n_rows, seed, n_blocks=n_blocks, others=others))
     kernel.parameters = kernel.parameters + np.random.default_rng(seed + 1).normal(
         scale=0.3, size=len(kernel.parameters)
     )
@@ -36,33 +39,36 @@ def by_the_book(kernel: Kernel, one: int, other: int) -> float:
         together = sum(d / length**2 for d, length in zip(apart, lengths[len(blocks) :], strict=True))
         terms.append(1 / (1 + together / 2))
     terms += [float(column[one] == column[other]) for column in kernel.inputs.categories]
+    terms += [float(block[one].astype(float) @ block[other].astype(float)) for block in kernel.inputs.linear]
     return float(kernel.amplitudes @ np.array(terms))
 
 
-@given(seed=st.integers(0, 1000), n_blocks=st.integers(0, 3), sources=st.booleans())
-def test_kernel_is_the_sum_of_its_terms(seed: int, n_blocks: int, sources: bool) -> None:
-    kernel = kernel_of(6, seed, n_blocks=n_blocks, sources=sources)
-    rows, others = np.array([0, 3, 5]), np.array([1, 3])
-    expected = [[by_the_book(kernel, one, other) for other in others] for one in rows]
-    np.testing.assert_allclose(kernel(rows, others), expected, rtol=1e-4, atol=1e-5)
+@given(seed=st.integers(0, 1000), n_blocks=st.integers(0, 3), others=st.booleans())
+def test_kernel_is_the_sum_of_its_terms(seed: int, n_blocks: int, others: bool) -> None:
+    kernel = kernel_of(6, seed, n_blocks=n_blocks, others=others)
+    rows, columns = np.array([0, 3, 5]), np.array([1, 3])
+    expected = [[by_the_book(kernel, one, other) for other in columns] for one in rows]
+    np.testing.assert_allclose(kernel(rows, columns), expected, rtol=1e-4, atol=1e-5)
+    own = [by_the_book(kernel, one, one) for one in rows]
+    np.testing.assert_allclose(kernel.variance(rows), own, rtol=1e-4, atol=1e-5)
 
 
-@given(seed=st.integers(0, 1000), n_blocks=st.integers(1, 3), sources=st.booleans())
-def test_slope_of_the_evidence_is_that_of_its_differences(seed: int, n_blocks: int, sources: bool) -> None:
-    kernel = kernel_of(12, seed, n_blocks=n_blocks, sources=sources)
+@given(seed=st.integers(0, 1000), n_blocks=st.integers(1, 3), others=st.booleans())
+def test_slope_of_the_evidence_is_that_of_its_differences(seed: int, n_blocks: int, others: bool) -> None:
+    kernel = kernel_of(12, seed, n_blocks=n_blocks, others=others)
     rows = np.arange(12)
     values = np.random.default_rng(seed).normal(size=(12, 2))
     distances = [one.astype(np.float64) for one in kernel.inputs.distances(rows, rows)]
-    same = [one.astype(np.float64) for one in kernel.inputs.same(rows, rows)]
+    shared = [one.astype(np.float64) for one in kernel.inputs.shared(rows, rows)]
     here = kernel.parameters
-    _, slope = kernel.evidence(distances, same, values)
+    _, slope = kernel.evidence(distances, shared, values)
     for at in range(len(here)):
         step = np.zeros(len(here))
         step[at] = 1e-5
         sides = []
         for sign in (1, -1):
             kernel.parameters = here + sign * step
-            sides.append(kernel.evidence(distances, same, values)[0])
+            sides.append(kernel.evidence(distances, shared, values)[0])
         kernel.parameters = here
         assert slope[at] == pytest.approx((sides[0] - sides[1]) / 2e-5, rel=1e-4, abs=1e-5)
 
@@ -72,13 +78,13 @@ def test_evidence_without_the_prior_is_the_density_of_a_normal_distribution() ->
     rows = np.arange(5)
     values = np.random.default_rng(0).normal(size=(5, 1))
     distances = [one.astype(np.float64) for one in kernel.inputs.distances(rows, rows)]
-    same = [one.astype(np.float64) for one in kernel.inputs.same(rows, rows)]
+    shared = [one.astype(np.float64) for one in kernel.inputs.shared(rows, rows)]
     covariance = np.array([[by_the_book(kernel, i, j) for j in rows] for i in rows]) + kernel.noise * np.eye(
         5
     )
     density = -0.5 * values[:, 0] @ np.linalg.solve(covariance, values[:, 0])
     density -= 0.5 * np.log(np.linalg.det(covariance))
-    assert kernel.evidence(distances, same, values)[0] == pytest.approx(density, rel=1e-5)
+    assert kernel.evidence(distances, shared, values)[0] == pytest.approx(density, rel=1e-5)
 
 
 def test_exact_posterior_is_that_of_the_book() -> None:
@@ -89,7 +95,7 @@ def test_exact_posterior_is_that_of_the_book() -> None:
     cross = kernel(others, rows).astype(np.float64)
     mean, deviation = Posterior.of(kernel, rows, values, np.arange(5)).predict(others)
     np.testing.assert_allclose(mean, cross @ np.linalg.solve(covariance, values), rtol=1e-4, atol=1e-5)
-    variance = kernel.amplitudes.sum() - np.einsum("ij,ji->i", cross, np.linalg.solve(covariance, cross.T))
+    variance = kernel.variance(others) - np.einsum("ij,ji->i", cross, np.linalg.solve(covariance, cross.T))
     np.testing.assert_allclose(deviation, np.sqrt(variance), rtol=1e-3, atol=1e-3)
 
 
@@ -129,6 +135,22 @@ def test_sparse_posterior_learns_from_all_observations() -> None:
     from_all = Posterior.of(kernel, rows, values, rows[:40]).predict(held_out)[0]
     error = [float(((mean - truth[held_out]) ** 2).mean()) for mean in (from_points, from_all)]
     assert error[1] < error[0] / 3
+
+
+@pytest.mark.parametrize("step", [1, 10])
+def test_what_is_left_out_is_not_known_however_alike_rows_are(step: int) -> None:
+    rng = np.random.default_rng(8)
+    block = np.repeat(rng.normal(size=(40, 2)), 10, axis=0) + rng.normal(scale=1e-3, size=(400, 2))
+    kernel = Kernel(Inputs([block.astype(np.float32)]))
+    rows, values = np.arange(400), rng.normal(size=(400, 1))
+    points = rows[1::step]  # some of each group of rows that are alike
+    left_out = Posterior.of(kernel, rows, values, points).left_out(rows, values)
+    exact = Posterior.of(kernel, rows, values, rows).left_out(rows, values)
+    np.testing.assert_allclose(left_out, exact, atol=0.05)
+    for row in (0, 123, 399):
+        others = np.delete(rows, row)
+        alone = Posterior.of(kernel, others, values[others], np.arange(399)).mean(np.array([row]))
+        np.testing.assert_allclose(exact[row], alone[0], atol=0.01)
 
 
 def test_learning_raises_the_evidence_and_finds_what_matters() -> None:

@@ -88,13 +88,17 @@ class _Nothing:
 NONE = _Nothing()
 
 
-def test_with_a_store_the_pool_costs_no_gradient(job, tmp_path):
+def test_with_a_store_the_pool_costs_what_is_scored_exactly(job, tmp_path):
     cu.sketch(job / "pool.jsonl", model=job / "model", out=tmp_path / "store", warmup_steps=2, sketch_dim=256)
-    plan = cu.plan(**{**arguments(job), "store": tmp_path / "store", "warmup_steps": 30})
-    assert plan.n_budget == plan.pool_samples
-    assert plan.cost.phases["draws"].gradients == plan.cost.phases["features"].gradients == 0
+    given = {**arguments(job), "store": tmp_path / "store", "warmup_steps": 30}
+    plan = cu.plan(**given)
+    assert plan.cost.phases["draws"].gradients == plan.n_budget < plan.pool_samples
+    assert plan.cost.phases["features"].gradients == 0
     assert "warm-up" not in plan.cost.phases
-    assert plan.cost.gradients == plan.target_samples
+    free = cu.plan(**given, scorer="sketch")
+    assert free.n_budget == free.pool_samples
+    assert free.cost.phases["draws"].gradients == 0
+    assert free.cost.gradients == free.target_samples
 
 
 def test_nothing_is_kept(job, tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ import pytest
 import clusterucb as cu
 from clusterucb.engine import search
 from clusterucb.errors import OptionError, RunError
-from clusterucb.prior import Earlier, filled
+from clusterucb.gaussian import MAX_DIM
+from clusterucb.prior import EarlierScores, EarlierSketches, filled
 from test_select import N, arguments, job, results  # noqa: F401  (a fixture)
 from tiny import interrupt, rows, write_rows
 
@@ -57,9 +58,9 @@ def test_clusterers_do_not_see_them():
 @pytest.mark.parametrize(
     ("prior", "message"),
     [
-        (np.zeros((299, 2)), "prior has 299 rows; expected 300, one for each sample"),
-        (np.zeros(300), "'prior' has shape"),
-        (np.full((300, 1), np.nan), "'prior' holds NaN or infinity"),
+        (np.zeros((299, 2)), "prior 'scores' has 299 rows; expected 300, one for each sample"),
+        (np.zeros(300), "prior block 'scores' has shape"),
+        (np.full((300, 1), np.nan), "prior block 'scores' holds NaN or infinity"),
     ],
 )
 def test_every_sample_has_one(prior, message):
@@ -83,15 +84,17 @@ def test_what_is_not_known_is_predicted():
 
 
 def test_an_earlier_run_is_read_by_the_samples_ids(job):  # noqa: F811
-    earlier = Earlier(job / "done")
+    earlier = EarlierScores(job / "done")
     lines = [json.loads(line) for line in (job / "done" / "scores.jsonl").read_text().splitlines()]
     assert earlier.subtasks == list(lines[0]["subtasks"])
-    ids = ["nobody", lines[3]["id"], lines[1]["id"]]
-    known, scores = earlier.known(ids)
-    assert known.tolist() == [1, 2]
-    assert scores.tolist() == [list(lines[place]["subtasks"].values()) for place in (3, 1)]
+    known = earlier.of_pool(["nobody", lines[3]["id"], lines[1]["id"]], {})
+    assert known.said.startswith("2 of 3 samples have scores of ")
+    block = known.block({"place": np.arange(3, dtype=np.float32)[:, None]}, {})
+    np.testing.assert_allclose(
+        block[1:], [list(lines[place]["subtasks"].values()) for place in (3, 1)], rtol=1e-6
+    )
     with pytest.raises(OptionError, match="has scored 18 samples, and none of this pool"):
-        earlier.known(["nobody"])
+        earlier.of_pool(["nobody"], {})
 
 
 def test_a_run_learns_from_another_and_goes_on_to_the_same_bytes(job, tmp_path, monkeypatch):  # noqa: F811
@@ -105,7 +108,7 @@ def test_a_run_learns_from_another_and_goes_on_to_the_same_bytes(job, tmp_path, 
     said = []
     whole = selected("whole", observer=lambda text, done, total: said.append(text))
     assert any(text.startswith(f"18 of {N + 30} samples have scores of ") for text in said)
-    assert whole.manifest.settings["prior content"] == Earlier(job / "done").fingerprint
+    assert whole.manifest.settings["prior content"] == [EarlierScores(job / "done").fingerprint]
     interrupt(monkeypatch, {2})
     with pytest.raises(KeyboardInterrupt):
         selected("cut")
@@ -132,3 +135,27 @@ def test_there_is_none_in_a_comparison(job, tmp_path):  # noqa: F811
     one = cu.Contender("one", cu.Surrogate())
     with pytest.raises(OptionError, match="there is no option 'prior'"):
         cu.compare(**files, out=tmp_path / "c", strategies=[one], prior=job / "done")
+
+
+def test_a_store_of_another_checkpoint_is_learnt_from(job, tmp_path):  # noqa: F811
+    files = {"pool": job / "pool.jsonl", "model": job / "model"}
+    store = cu.sketch(**files, out=tmp_path / "store", warmup_steps=1, sketch_dim=256)
+    said = []
+    result = cu.select(
+        **arguments(job, tmp_path / "run", prior=[job / "done", store.folder]),
+        observer=lambda text, done, total: said.append(text),
+    )
+    assert any(text.startswith(f"18 of {N} samples have scores of ") for text in said)
+    assert f"{N} samples have sketches in {store.folder}" in said
+    fingerprints = [EarlierScores(job / "done").fingerprint, store.fingerprint]
+    assert result.manifest.settings["prior content"] == fingerprints
+    block = EarlierSketches(store.folder).components()
+    sketches = store.rows(range(N)).astype(np.float64)
+    centred = sketches - sketches.mean(axis=0)
+    lengths = np.linalg.svd(centred, compute_uv=False)[: block.shape[1]]
+    assert block.shape == (N, MAX_DIM)
+    np.testing.assert_allclose(np.linalg.svd(block, compute_uv=False), lengths, rtol=0.05)
+    write_rows(tmp_path / "pool.jsonl", rows(N + 30))
+    with pytest.raises(OptionError, match="is a gradient store of another pool; expected one of this"):
+        cu.select(**{**arguments(job, tmp_path / "no", prior=store.folder), "pool": tmp_path / "pool.jsonl"})
+    assert not (tmp_path / "no").exists()

@@ -18,7 +18,8 @@ import clusterucb as cu
 from clusterucb import gradients, sketching, store
 from clusterucb.cli import run
 from clusterucb.errors import ClusterUCBWarning, OptionError, RunError
-from tiny import read_rows, rows, write_model, write_rows
+from test_select import results
+from tiny import interrupt, read_rows, rows, write_model, write_rows
 
 N = 90
 OPTIONS = {"warmup_steps": 5, "sketch_dim": 1024}
@@ -82,7 +83,7 @@ def test_a_store_has_a_unit_sketch_of_every_sample(job):
 
 def test_a_target_is_scored_without_a_gradient_of_the_pool(job, tmp_path, monkeypatch):
     sizes = count_gradients(monkeypatch)
-    result = select(job, tmp_path / "run", store=job / "store")
+    result = select(job, tmp_path / "run", store=job / "store", scorer="sketch")
     assert sum(sizes) == TRIED + 12  # the target's
     assert result.selection.n_scored == N
     counted = {name: phase.gradients for name, phase in result.cost.phases.items()}
@@ -98,14 +99,14 @@ def test_a_target_is_scored_without_a_gradient_of_the_pool(job, tmp_path, monkey
         for subtask, score in scores.items()
     ]
     assert 0 < np.sqrt(np.mean(np.square(errors))) < 1.5 / np.sqrt(1024)
-    other = select(job, tmp_path / "other", store=job / "store", target=job / "other.jsonl")
+    other = select(job, tmp_path / "other", store=job / "store", target=job / "other.jsonl", scorer="sketch")
     assert sum(sizes) == 3 * TRIED + 12 + 12 + N + 5
     assert other.manifest.subtasks != result.manifest.subtasks
 
 
 def test_exact_scores_spend_the_budget_on_clusters_from_the_store(job, tmp_path, monkeypatch):
     sizes = count_gradients(monkeypatch)
-    result = select(job, tmp_path / "run", store=job / "store", scorer="exact", budget="20%")
+    result = select(job, tmp_path / "run", store=job / "store", policy=cu.UCB(), budget="20%")
     assert sum(sizes) == TRIED + 12 + 18
     assert result.selection.n_scored == 18
     assert {name: phase.gradients for name, phase in result.cost.phases.items()}["features"] == 0
@@ -115,6 +116,7 @@ def test_exact_scores_spend_the_budget_on_clusters_from_the_store(job, tmp_path,
             job,
             tmp_path / "features",
             features=cu.Gradient(),
+            policy=cu.UCB(),
             adapter=job / "store" / "adapter",
             sketch_dim=1024,
         )
@@ -123,10 +125,49 @@ def test_exact_scores_spend_the_budget_on_clusters_from_the_store(job, tmp_path,
         assert (tmp_path / "features" / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
 
+def test_sketches_tell_which_samples_are_worth_an_exact_score(job, tmp_path, monkeypatch):
+    options = {"store": job / "store", "budget": "20%", "select": "5"}
+    exact = select(job, tmp_path / "exact", adapter=job / "store" / "adapter", budget="100%", select="5")
+    sizes = count_gradients(monkeypatch)
+    whole = select(job, tmp_path / "whole", **options)
+    assert sum(sizes) == TRIED + 12 + 18
+    assert np.isin(exact.rows, whole.selection.drawn_rows).sum() >= 4
+    truth = dict(zip(exact.selection.drawn_rows.tolist(), exact.selection.drawn_scores.tolist(), strict=True))
+    assert whole.selection.drawn_scores.tolist() == [
+        truth[row] for row in whole.selection.drawn_rows.tolist()
+    ]
+    every = select(job, tmp_path / "every", store=job / "store", scorer="sketch")
+    order = np.argsort(every.selection.drawn_rows)
+    estimates = load_file(tmp_path / "whole" / "estimates.safetensors")["estimates"]
+    np.testing.assert_array_equal(estimates, every.selection.subtask_scores[order].astype(np.float32))
+    interrupt(monkeypatch, {1})
+    with pytest.raises(KeyboardInterrupt):
+        select(job, tmp_path / "cut", **options)
+    monkeypatch.undo()
+    select(job, tmp_path / "cut", **options)
+    assert results(tmp_path / "cut") == results(tmp_path / "whole")
+
+
+def test_a_comparison_shows_what_the_sketches_are_worth(job, tmp_path):
+    def recall(scorer):
+        one = cu.Contender("surrogate", cu.Surrogate())
+        files = {"pool": job / "pool.jsonl", "target": job / "dev.jsonl", "model": job / "model"}
+        options = {"strategies": [one], "budgets": ["20%"], "seeds": 2, "select": "5", "store": job / "store"}
+        found = cu.compare(**files, out=tmp_path / scorer, scorer=scorer, **options)
+        return found, found.recall("surrogate", "20%")
+
+    found, of_exact = recall("exact")
+    assert of_exact >= 0.8
+    assert (tmp_path / "exact" / "estimates.safetensors").exists()
+    assert found.content["strategies"][0]["points"][0]["gradients"] == 12 + 18
+    recall("auto")
+    assert not (tmp_path / "auto" / "estimates.safetensors").exists()
+
+
 def test_sketches_score_without_a_store(job, tmp_path, monkeypatch):
     adapter = job / "store" / "adapter"
     result = select(job, tmp_path / "run", adapter=adapter, scorer="sketch", sketch_dim=1024, budget="30%")
-    stored = select(job, tmp_path / "stored", store=job / "store")
+    stored = select(job, tmp_path / "stored", store=job / "store", scorer="sketch")
     scores = {line["id"]: line["score"] for line in read_rows(stored.out / "scores.jsonl")}
     lines = read_rows(result.out / "scores.jsonl")
     assert len(lines) == 27
@@ -203,7 +244,7 @@ def test_a_sample_whose_gradient_fails_is_named_and_never_selected(job, tmp_path
     sketches[7] = np.nan
     store_failure = {"7": "the gradient is zero"}
     sketching.save_file({"sketches": sketches}, path, metadata=store_failure)
-    result = select(job, tmp_path / "run", store=made.folder, select="50%")
+    result = select(job, tmp_path / "run", store=made.folder, scorer="sketch", select="50%")
     assert result.manifest.outcome.n_failed == 1
     assert 7 not in result.rows
     assert [line["reason"] for line in read_rows(result.out / "rejected.jsonl")][-1] == "the gradient is zero"
@@ -282,6 +323,8 @@ def test_the_command_line_makes_and_uses_a_store(job, tmp_path, capsys):
         str(tmp_path / "run"),
     ]
     assert run(chosen) == 0
+    assert "after scoring 18" in capsys.readouterr().out
+    assert run([*chosen[:-1], str(tmp_path / "all"), "--scorer", "sketch"]) == 0
     assert "after scoring 90" in capsys.readouterr().out
     assert run([*chosen[:-1], str(tmp_path / "b"), "--features", "source"]) == 2
     assert "source" in capsys.readouterr().err

@@ -34,7 +34,7 @@ from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.resolved import resolved
 from clusterucb.run import Cost, Manifest, Run
 from clusterucb.scoring import score_all
-from clusterucb.settings import Settings, check_counts, settings_from
+from clusterucb.settings import CompareSettings, check_counts, settings_from
 from clusterucb.similarity import check_comparable
 from clusterucb.store import GradientStore
 
@@ -80,14 +80,14 @@ def compare(
             without it, or a store, the pool is scored here.
         overwrite: begin anew in a folder that holds something else.
         observer: who is told how it gets on.
-        **options: the fields of `clusterucb.settings.Settings` but ``budget``, ``until`` and ``prior``.
+        **options: the fields of `clusterucb.settings.CompareSettings`.
 
     Raises:
         ClusterUCBError: an option, a file, the model or a folder cannot be used.
     """
-    for name in {"budget", "until", "prior"} & options.keys():
-        raise OptionError(f"there is no option {name!r}; a comparison has budgets, such as ('10%', '20%')")
-    settings = settings_from({**options, "budget": "100%"}, Settings)
+    if "budget" in options:
+        raise OptionError("there is no option 'budget'; a comparison has budgets, such as ('10%', '20%')")
+    settings = settings_from(options, CompareSettings)
     check_paths(model, out, needed=True, target=target)
     contenders = _checked(strategies, seeds)
     for budget in budgets:
@@ -97,7 +97,6 @@ def compare(
     observer = observer_of(observer)
     config = resolved(
         settings,
-        without=("budget", "until", "prior"),
         pool=pool,
         target=target,
         model=model,
@@ -155,7 +154,15 @@ def compare(
             described = _describe(influence, contenders)
             clusterings: dict[bytes, Clusterings] = {}
             budgets_by_name = {one.name: budgets_of(one, counts, n_samples) for one in contenders}
-            play = partial(_play, described=described, columns=columns, rules=rules, clusterings=clusterings)
+            predicting = any(one.policy.predicts for one in contenders)
+            play = partial(
+                _play,
+                described=described,
+                columns=columns,
+                rules=rules,
+                clusterings=clusterings,
+                prior=influence.estimates() if predicting else {},
+            )
             observer.step("Rehearsing the strategies")
             anything = np.random.default_rng(0).normal(size=(n_samples, len(material.target)))
             rehearsed = Truth.of(anything, columns["source"], rules)
@@ -285,13 +292,14 @@ def _play(
     columns: Mapping[str, NDArray[np.generic]],
     rules: Rules,
     clusterings: dict[bytes, Clusterings],
+    prior: _Blocks,
     advance: Callable[[int], None] = lambda _: None,
 ) -> list[list[Replay]]:
     """Return a contender's replays; contenders with the same clusterer and features share their clusterings."""
     blocks, more = described[folder_of(one.features)]
     key = msgspec.json.encode([describe(one.features), one.clusterer and describe(one.clusterer)])
     found = clusterings.setdefault(key, {})
-    return replay(one, truth, blocks, {**columns, **more}, budgets, seeds, rules, found, advance)
+    return replay(one, truth, blocks, {**columns, **more}, budgets, seeds, rules, found, advance, prior)
 
 
 def _rehearse(play: Callable[..., object], one: Contender, truth: Truth, budgets: Sequence[int]) -> None:

@@ -163,6 +163,7 @@ def replay(
     rules: Rules,
     clusterings: Clusterings | None = None,
     advance: Callable[[int], None] = lambda _: None,
+    prior: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> list[list[Replay]]:
     """Return for every budget the replays of all seeds.
 
@@ -176,6 +177,7 @@ def replay(
         rules: what is the same for all contenders.
         clusterings: those of earlier contenders with the same clusterer and features, to be used and added to.
         advance: called with 1 after each search.
+        prior: what may go with the scores, for policies that predict.
     """
     found_before = {} if clusterings is None else clusterings
     clusterer = None if contender.clusterer is None else _Clustered(contender.clusterer, found_before)
@@ -199,6 +201,7 @@ def replay(
                 select_by=rules.select_by,
                 max_per_source=rules.max_per_source,
                 weights=rules.weights,
+                prior=prior,
             )
             seconds = time.perf_counter() - began + (clusterer.saved if clusterer else 0.0)
             found[-1].append(Replay(selection, seconds))

@@ -19,7 +19,7 @@ from clusterucb.cost import selection_cost
 from clusterucb.plugins import describe
 from clusterucb.policies.baselines import Exhaustive
 from clusterucb.run import Cost, PhaseCost
-from clusterucb.settings import Settings
+from clusterucb.settings import CompareSettings
 
 if TYPE_CHECKING:
     from clusterucb.features.base import Feature
@@ -67,7 +67,7 @@ def results(
     replays: Mapping[str, Sequence[Sequence[Replay]]],
     counts: Mapping[str, int],
     truth: Truth,
-    settings: Settings,
+    settings: CompareSettings,
     material: Material,
     timed: Cost,
 ) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _strategy(
     replays: Sequence[Sequence[Replay]],
     counts: Mapping[str, int],
     truth: Truth,
-    settings: Settings,
+    settings: CompareSettings,
     material: Material,
     timed: Cost,
 ) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.run import Cost, PhaseCost
-from clusterucb.settings import GradientSettings, Settings
+from clusterucb.settings import GradientSettings, ScoringSettings
 
 if TYPE_CHECKING:
     from clusterucb.features.base import Feature
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def selection_cost(
     timed: Cost,
-    settings: Settings,
+    settings: ScoringSettings,
     material: Material,
     drawn: NDArray[np.int64],
     features: Feature,

@@ -139,7 +139,7 @@ def search(
     select_by: str = "top",
     max_per_source: int | None = None,
     weights: ArrayLike | None = None,
-    prior: ArrayLike | None = None,
+    prior: ArrayLike | Mapping[str, ArrayLike] | None = None,
     allowance: Allowance | None = None,
     until: float | None = None,
     watch: Callable[[Recall], object] | None = None,
@@ -168,8 +168,8 @@ def search(
         max_per_source: most rows selected of one value of the column ``source``.
         weights: f64[S], how much each subtask's scores count in a reward, and in turns of ``round-robin``; 1 each by
             default.
-        prior: f32[N, P], scores that may go with these ones, such as those for another target, for policies that
-            predict; they learn how far.
+        prior: f32[N, P], scores that may go with these ones, such as those for another target, or named blocks of
+            what may, for policies that predict; they learn how far.
         allowance: what limits the draws in place of the budget, such as tokens (`clusterucb.allowance`); the budget
             is then the draws that are expected, which strategies plan by.
         until: stop as soon as so much of the best is estimated to have been found, a share; the budget is then what
@@ -207,7 +207,7 @@ def search(
         n_select=n_select,
         aggregate=aggregate,
         weights=counts,
-        prior=None if prior is None else _checked_prior(prior, n_rows),
+        prior=_checked_prior(prior, n_rows),
     )
     if max_per_source is not None and "source" not in pool.columns:
         raise OptionError("max_per_source is given, but the pool has no column 'source'; pass it in columns")
@@ -513,11 +513,17 @@ def check_until(until: float, policy: Policy, aggregate: str, max_per_source: in
         )
 
 
-def _checked_prior(prior: ArrayLike, n_rows: int) -> NDArray[np.float32]:
-    block = feature_blocks({"prior": prior})["prior"]
-    if len(block) != n_rows:
-        raise OptionError(f"prior has {counted(len(block), 'row')}; expected {n_rows:,}, one for each sample")
-    return block
+def _checked_prior(
+    prior: ArrayLike | Mapping[str, ArrayLike] | None, n_rows: int
+) -> dict[str, NDArray[np.float32]]:
+    named = prior if isinstance(prior, Mapping) else {} if prior is None else {"scores": prior}
+    blocks = feature_blocks(named, "prior") if named else {}
+    for name, block in blocks.items():
+        if len(block) != n_rows:
+            raise OptionError(
+                f"prior {name!r} has {counted(len(block), 'row')}; expected {n_rows:,}, one for each sample"
+            )
+    return blocks
 
 
 def _checked_rows(

@@ -159,6 +159,23 @@ class Influence:
             save_file({"similarity": found}, partial)
         return found
 
+    def estimates(self) -> dict[str, NDArray[np.float32]]:
+        """Return what the store's sketches say of the scores, a block f32[N, S], 0 where a gradient failed.
+
+        Nothing without a store, or where sketches are what scores.
+        """
+        if self._store is None or self._settings.by_sketch:
+            return {}
+        path = self._run.path("estimates.safetensors")
+        if not path.exists():
+            targets = self._sketched_directions()
+            title = "Reading the store's sketches"
+            with self._run.phase("features"), self._observer.count(title, len(self._store)) as advance:
+                found = self._store.scores(targets, advance)
+            _save(path, {"estimates": np.nan_to_num(found, nan=0.0).astype(np.float32)})
+        stored: dict[str, NDArray[np.float32]] = load_file(path)
+        return stored
+
     @contextmanager
     def drawing(
         self,
@@ -284,12 +301,11 @@ class Influence:
     @cached_property
     def _scorer(self) -> Scorer | StoredScores:
         settings = self._settings
-        directions = self._directions()
         if not settings.by_sketch:
-            accumulators = self._model.accumulators(directions=directions)
+            accumulators = self._model.accumulators(directions=self._directions())
             targets = None
         else:
-            targets = sketch_directions(directions, settings.weights, self._sketch)
+            targets = self._sketched_directions()
             if self._store is not None:
                 return StoredScores(self._store, targets, advance=self._advance)
             accumulators = self._sketchers
@@ -300,6 +316,9 @@ class Influence:
             targets=targets,
             advance=self._advance,
         )
+
+    def _sketched_directions(self) -> NDArray[np.float32]:
+        return sketch_directions(self._directions(), self._settings.weights, self._sketch)
 
     def _directions(self) -> list[NDArray[np.float32]]:
         """Return the directions of the S subtasks at each checkpoint, f32[S, P]."""

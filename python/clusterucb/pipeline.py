@@ -37,7 +37,7 @@ from clusterucb.plugins import describe
 from clusterucb.policies.base import Policy
 from clusterucb.poolview import PoolView
 from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare
-from clusterucb.prior import Earlier, filled
+from clusterucb.prior import opened
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.report import finish
 from clusterucb.resolved import resolved
@@ -93,7 +93,7 @@ def select(
     store = GradientStore(given.store) if given.store else None
     settings = store.applied_to(given) if store else given
     features, clusterer, policy = chosen(features, clusterer, policy, store=store is not None)
-    earlier = Earlier(given.prior) if given.prior else None
+    earlier = [opened(folder) for folder in given.prior or ()]
     if earlier and not policy.predicts:
         raise OptionError(
             f"--prior is given, and {type(policy).__name__} does not predict scores; expected a policy that does, such "
@@ -120,7 +120,7 @@ def select(
         "--policy": describe(policy),
         **prepared.contents,
         **({"store content": store.fingerprint} if store else {}),
-        **({"prior content": earlier.fingerprint} if earlier else {}),
+        **({"prior content": [one.fingerprint for one in earlier]} if earlier else {}),
     }
     config = resolved(
         given,
@@ -135,7 +135,8 @@ def select(
     lengths = material.encoded.lengths
     settings.counts(lengths)
     weights = material.weights(settings.subtask_weights)
-    known = earlier and earlier.known([sample.id for sample in material.samples])
+    ids = [sample.id for sample in material.samples]
+    known = [one.of_pool(ids, prepared.contents) for one in earlier]
     # Before an earlier run is removed, everything that can refuse the new one has had its say.
     base = (
         load_base(settings, source, device, material, observer, Path(out or gettempdir()))
@@ -164,13 +165,10 @@ def select(
             columns = material.columns()
             if "similarity" in policy.columns:
                 columns["similarity"] = influence.similarity(features, blocks)
-            prior = None
-            if earlier and known:
-                observer.step(
-                    f"{len(known[0]):,} of {counted(len(lengths), 'sample')} have scores of {earlier.folder}, for "
-                    f"{', '.join(earlier.subtasks)}"
-                )
-                prior = filled(*known, blocks, columns)
+            prior = influence.estimates() if policy.predicts else {}
+            for number, one in enumerate(known, start=1):
+                observer.step(one.said)
+                prior[f"prior {number}"] = one.block(blocks, columns)
             done = ledger.totals()
             if not done[0]:
                 n_samples = len(material.samples)

@@ -29,8 +29,8 @@ class PoolView:
         n_select: rows to be selected in the end, at most ``budget``.
         aggregate: how the scores for S subtasks become a reward (`clusterucb.aggregate`).
         weights: f64[S], how much each subtask counts in that; None: all alike.
-        prior: f32[N, P], scores that may go with these ones, such as those of an earlier run, for policies that
-            predict (`clusterucb.prior`); None: nothing is known.
+        prior: named blocks, each f32[N, k], of what may go with the scores, such as those of an earlier run, for
+            policies that predict (`clusterucb.prior`).
     """
 
     features: Mapping[str, NDArray[np.float32]]
@@ -41,13 +41,12 @@ class PoolView:
     n_select: int = 0
     aggregate: str = "max"
     weights: NDArray[np.float64] | None = None
-    prior: NDArray[np.float32] | None = None
+    prior: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for array in (*self.features.values(), *self.columns.values(), self.labels, self.priority):
+        blocks = (*self.features.values(), *self.prior.values())
+        for array in (*blocks, *self.columns.values(), self.labels, self.priority):
             array.flags.writeable = False
-        if self.prior is not None:
-            self.prior.flags.writeable = False
 
     def __len__(self) -> int:
         """N, the number of rows."""
@@ -72,27 +71,34 @@ class PoolView:
         return np.concatenate(blocks, axis=1) if blocks else np.zeros((len(self), 0), np.float32)
 
 
-def feature_blocks(features: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, NDArray[np.float32]]:
-    """Check ``features`` (a matrix [N, k] or named blocks of such) and return copies as f32 blocks."""
+def feature_blocks(
+    features: ArrayLike | Mapping[str, ArrayLike], kind: str = "feature"
+) -> dict[str, NDArray[np.float32]]:
+    """Check a matrix [N, k] or named blocks of such and return copies as f32 blocks.
+
+    Args:
+        features: what is checked.
+        kind: what a message calls it.
+    """
     named = features if isinstance(features, Mapping) else {"features": features}
     blocks: dict[str, NDArray[np.float32]] = {}
     for name, values in named.items():
         block = np.array(values, dtype=np.float32, order="C")
         if block.ndim != 2:
             raise OptionError(
-                f"feature block {name!r} has shape {block.shape}; expected [N, k], a row for each sample"
+                f"{kind} block {name!r} has shape {block.shape}; expected [N, k], a row for each sample"
             )
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         if bad.size:
             raise OptionError(
-                f"feature block {name!r} holds NaN or infinity in {bad.size} rows (first: row {bad[0]}); "
-                "every feature must be finite"
+                f"{kind} block {name!r} holds NaN or infinity in {bad.size} rows (first: row {bad[0]}); "
+                f"every {kind} must be finite"
             )
         blocks[name] = block
     sizes = {name: len(block) for name, block in blocks.items()}
     if len(set(sizes.values())) != 1 or 0 in sizes.values():
         raise OptionError(
-            f"features have {sizes or 'no'} rows; expected one or more blocks of N >= 1 rows each"
+            f"{kind} blocks have {sizes or 'no'} rows; expected one or more blocks of N >= 1 rows each"
         )
     return blocks
 

@@ -97,9 +97,9 @@ class Regression:
 def _inputs(pool: PoolView) -> Inputs:
     """Return the rows of a pool as a kernel sees them, the same for all that ask."""
     if pool not in _INPUTS:
-        blocks = [pool.features[name] for name in sorted(pool.features)]
-        blocks += [] if pool.prior is None else [pool.prior]
-        _INPUTS[pool] = Inputs(blocks, _categories(pool))
+        named = (pool.features, pool.prior)
+        blocks = [blocks[name] for blocks in named for name in sorted(blocks)]
+        _INPUTS[pool] = Inputs(blocks, _categories(pool), [pool.prior[name] for name in sorted(pool.prior)])
     return _INPUTS[pool]
 
 

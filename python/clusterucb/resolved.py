@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
@@ -26,17 +26,16 @@ from clusterucb.features.concatenation import Concatenation
 from clusterucb.settings import GradientSettings
 
 
-def resolved(settings: GradientSettings, *, without: Sequence[str] = (), **given: object) -> bytes:
+def resolved(settings: GradientSettings, **given: object) -> bytes:
     """Return the content of ``config.yaml``: every option of a job, so that ``--config`` repeats it.
 
     What has no name on a command line (an object in memory, a strategy that is not installed) is a comment.
 
     Args:
         settings: the plain options.
-        without: those of them that the job does not have.
         **given: the other options by name: paths and strategies.
     """
-    fields = [field.name for field in dataclasses.fields(settings) if field.name not in without]
+    fields = [field.name for field in dataclasses.fields(settings)]
     lines = [
         f"# Every option of this run (clusterucb {__version__}). To repeat it: --config THIS_FILE --out ANOTHER_FOLDER"
     ]

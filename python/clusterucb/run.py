@@ -46,6 +46,7 @@ _OWN_FILES = (
     "adapter-[0-9]",
     "adapter-[0-9][0-9]",
     "directions.safetensors",
+    "estimates.safetensors",
     "features-*",
     "sketches-*.safetensors",
     "labels.safetensors",

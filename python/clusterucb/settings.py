@@ -330,9 +330,10 @@ class ScoreSettings(_Checked):
     """Options that decide what scores a sample.
 
     Attributes:
-        scorer: What scores a sample: exact (its gradient), sketch (its sketch, an estimate), or auto (sketch with
-            a store, which costs no gradient, so that every sample is scored; else exact).
-        store: Folder that clusterucb sketch wrote for this pool and model: its adapter and sketches are used.
+        scorer: What scores a sample: exact (its gradient), sketch (its sketch, an estimate), or auto (sketch where
+            every sample is scored and a store has them, which costs no gradient; else exact).
+        store: Folder that clusterucb sketch wrote for this pool and model: its adapter and sketches are used. Within a
+            budget, they tell which samples are worth an exact score.
     """
 
     scorer: Scorer = "auto"
@@ -407,15 +408,17 @@ class SearchSettings(DrawSettings, _Budget):
             many of their tokens (30Mtok), or how long it may take to draw and score them (2h, 1h 30min).
         until: Stop as soon as so much of the best is estimated to be found, such as recall=0.9; the budget is then what
             may be spent at most.
-        prior: Folder of an earlier selection, of another target or checkpoint, or of a part of the pool: how far the
-            new scores go with its scores is learnt.
+        prior: Folder of an earlier selection, of another target or checkpoint, or of a part of the pool; or of a
+            gradient store of another checkpoint; once for each of several. How far the new scores go with these scores
+            or sketches is learnt.
     """
 
     until: str | None = None
-    prior: Path | None = None
+    prior: Paths | None = None
 
     def __post_init__(self) -> None:
         parse_budget("--budget", self.budget)
+        self._check("prior", self.prior != (), "the folder of an earlier selection or of a gradient store")
         super().__post_init__()
         if not self.free_scores:
             check_counts("--budget", self.budget, self.select)
@@ -423,11 +426,18 @@ class SearchSettings(DrawSettings, _Budget):
             return
         parse_until("--until", self.until)
         if self.free_scores:
-            raise OptionError("--until is given with --store, whose scores are free: all samples are scored")
+            raise OptionError(
+                "--until is given with a --store and --scorer sketch, whose scores are free: all samples are scored"
+            )
         if self.max_per_source is not None:
             raise OptionError(
                 "--until and --max-per-source are given; expected one: what is found under a cap is not estimated"
             )
+
+    @property
+    def by_sketch(self) -> bool:
+        """Whether sketches score, and do not only tell what is worth a score."""
+        return self.scorer == "sketch"
 
     @property
     def recall(self) -> float | None:
@@ -463,6 +473,15 @@ class ScoringSettings(GradientSettings, ScoreSettings):
             **super().deciding(sketches=sketches),
             "--scorer": "sketch" if self.by_sketch else None,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings(ScoringSettings, DrawSettings):
+    """Options of a comparison: those of scoring, and those of how samples are drawn."""
+
+    def __post_init__(self) -> None:
+        DrawSettings.__post_init__(self)
+        GradientSettings.__post_init__(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -606,7 +625,9 @@ def _typed(kind: type, name: str, value: object) -> object:
     hint = get_type_hints(kind)[name]
     if isinstance(value, str | PathLike) and Path in get_args(hint):
         return Path(value)
-    if name == "checkpoint" and isinstance(value, list | tuple):
+    if name == "prior" and isinstance(value, str | PathLike):
+        return (Path(value),)
+    if name in ("checkpoint", "prior") and isinstance(value, list | tuple):
         return tuple(Path(one) if isinstance(one, str | PathLike) else one for one in value)
     if hasattr(value, "dtype") and not getattr(value, "shape", True):
         value = value.item()  # type: ignore[attr-defined]  # a number of numpy

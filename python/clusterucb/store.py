@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -95,10 +95,24 @@ class GradientStore:
         found = np.concatenate([self._shard(number) for number in shards])
         return found[rows.start - shards.start * SHARD :][: len(rows)]
 
-    def scores(self, targets: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return the estimated scores f64[N, S] of all samples for finished target sketches f32[S, d]."""
-        shards = range(-(-len(self) // SHARD))
-        return np.concatenate([ops.sketch_products(self._shard(number), targets) for number in shards])
+    def shards(self) -> Iterator[NDArray[np.float16]]:
+        """Yield the sketches f16[m, d] of all samples, some at a time."""
+        return map(self._shard, range(-(-len(self) // SHARD)))
+
+    def scores(
+        self, targets: NDArray[np.float32], advance: Callable[[int], None] = lambda _: None
+    ) -> NDArray[np.float64]:
+        """Return the estimated scores f64[N, S] of all samples.
+
+        Args:
+            targets: f32[S, d], finished target sketches.
+            advance: called with the number of samples done.
+        """
+        found = []
+        for sketches in self.shards():
+            found.append(ops.sketch_products(sketches, targets))
+            advance(len(found[-1]))
+        return np.concatenate(found)
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as JSON values."""
@@ -182,6 +196,11 @@ class GradientStore:
                 f"{path} of the gradient store cannot be read ({error}); repeat the `clusterucb sketch` that made it"
             ) from error
         return sketches
+
+
+def is_store(folder: Path) -> bool:
+    """Return whether a folder holds a gradient store, perhaps one that is not finished."""
+    return any(folder.glob("sketches-*.safetensors"))
 
 
 def kept_adapter(number: int) -> str:
