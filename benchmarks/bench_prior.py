@@ -15,12 +15,8 @@ from itertools import permutations
 
 import numpy as np
 
-from clusterucb import plugins
-from clusterucb.comparison import Rules, Truth
-from clusterucb.contenders import contender
-from clusterucb.engine import search
 from clusterucb.prior import filled
-from replay import Recorded, parser_of
+from replay import Recorded, Searches, parser_of
 from strategies import TARGETS
 
 BUDGETS = (0.1, 0.2)
@@ -29,41 +25,24 @@ KNOWN = ("nothing", "a run", "all scores", "noise")
 
 def recalls(pool: Recorded, seeds: int) -> dict[str, list[list[float]]]:
     """Return for each of `KNOWN` and each budget the recall of every search."""
-    one = contender("surrogate", plugins.load())
-    blocks = {name: np.asarray(block, np.float32) for name, block in pool.described(one.features).items()}
+    searches = Searches(pool, "surrogate")
     n_samples = len(pool.scores)
-    rules = Rules(n_select=n_samples // 20)
-    truths = [Truth.of(pool.scores[:, target], pool.columns["source"], rules) for target in TARGETS]
-
-    def searched(truth: Truth, budget: float, seed: int, prior: np.ndarray | None = None):
-        return search(
-            blocks,
-            lambda rows: truth.scores[rows],
-            clusterer=one.clusterer,
-            policy=one.policy,
-            budget=int(budget * n_samples),
-            n_select=rules.n_select,
-            batch_size=rules.batch_size,
-            seed=seed,
-            columns=pool.columns,
-            prior=prior,
-        )
-
+    truths = list(map(searches.truth, TARGETS))
     found: dict[str, list[list[float]]] = {name: [[] for _ in BUDGETS] for name in KNOWN}
     for seed in range(seeds):
         for earlier, later in permutations(truths, 2):
-            run = searched(earlier, 0.2, seed + 100)
+            run = searches.searched(earlier, int(0.2 * n_samples), seed + 100)
             order = np.random.default_rng(seed).permutation(n_samples)
             known = {
                 "nothing": None,
-                "a run": filled(run.drawn_rows, run.subtask_scores, blocks, pool.columns),
+                "a run": filled(run.drawn_rows, run.subtask_scores, searches.blocks, pool.columns),
                 "all scores": earlier.scores,
                 "noise": earlier.scores[order],
             }
             for name, prior in known.items():
                 for place, budget in enumerate(BUDGETS):
-                    rows = searched(later, budget, seed, prior).rows
-                    found[name][place].append(later.recall(rows))
+                    selection = searches.searched(later, int(budget * n_samples), seed, prior=prior)
+                    found[name][place].append(later.recall(selection.rows))
     return found
 
 

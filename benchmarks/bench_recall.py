@@ -20,13 +20,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clusterucb import plugins
-from clusterucb.comparison import Rules, Truth
-from clusterucb.contenders import contender
-from clusterucb.engine import Selection, search
+from clusterucb.comparison import Truth
+from clusterucb.engine import Selection
 from clusterucb.poolview import PoolView
 from clusterucb.recall import VARIANCE, Draws, Recall, RecallEstimator
-from replay import Recorded, parser_of
+from replay import Recorded, Searches, parser_of
 from strategies import TARGETS
 
 POLICIES = ("random", "ucb", "surrogate")
@@ -56,43 +54,25 @@ class Replay:
         return self.said[variance].low <= self.truth <= self.said[variance].high
 
 
-class Searches:
-    """Searches of one pool with one policy."""
+class Audit(Searches):
+    """Searches of one pool with one policy, and what is said of them."""
 
     def __init__(self, name: str, pool: Recorded, policy: str) -> None:
-        one = contender(policy, plugins.load())
-        self.name, self.policy, self._one, self._pool = name, policy, one, pool
-        self._blocks = pool.described(one.features)
+        super().__init__(pool, policy)
+        self.name, self.policy = name, policy
 
     def targets(self) -> Iterator[Truth]:
         """Yield the truth of each target."""
-        n_samples, n_subtasks = self._pool.scores.shape
-        for subtasks in (*TARGETS, *(slice(number, number + 1) for number in range(n_subtasks))):
-            rules = Rules(n_select=n_samples // 20)
-            yield Truth.of(self._pool.scores[:, subtasks], self._pool.columns["source"], rules)
-
-    def searched(self, truth: Truth, budget: int, seed: int, until: float | None = None) -> Selection:
-        """Return what a search finds."""
-        return search(
-            self._blocks,
-            lambda rows: truth.scores[rows],
-            clusterer=self._one.clusterer,
-            policy=self._one.policy,
-            budget=budget,
-            n_select=len(truth.best),
-            batch_size=8,
-            seed=seed,
-            columns=self._pool.columns,
-            until=until,
-        )
+        n_subtasks = self.pool.scores.shape[1]
+        yield from map(self.truth, (*TARGETS, *(slice(number, number + 1) for number in range(n_subtasks))))
 
     def said(self, found: Selection) -> dict[float, Recall]:
         """Return what is said of a search with each variance."""
         pool = PoolView(
-            {name: np.asarray(block, np.float32) for name, block in self._blocks.items()},
+            self.blocks,
             found.labels,
             np.zeros(len(found.labels)),
-            dict(self._pool.columns),
+            dict(self.pool.columns),
             n_select=len(found.rows),
         )
         draws = Draws(found.drawn_rows, found.drawn_scores, found.subtask_scores, found.drawn_probability)
@@ -111,7 +91,7 @@ class Searches:
         """Return what searches that end at `UNTIL` have found, and what they cost."""
         recalls, shares = [], []
         for truth in list(self.targets())[: len(TARGETS)]:
-            found = self.searched(truth, len(truth.rewards), 0, UNTIL)
+            found = self.searched(truth, len(truth.rewards), 0, until=UNTIL)
             recalls.append(truth.recall(found.rows))
             shares.append(found.n_scored / len(truth.rewards))
         return {
@@ -176,7 +156,7 @@ def main() -> None:
     for name in names:
         pool = Recorded.of(name, options.folder / name)
         for policy in POLICIES:
-            searches = Searches(name, pool, policy)
+            searches = Audit(name, pool, policy)
             here = list(searches.replays(options.seeds))
             replays += here
             for budget in BUDGETS:

@@ -2,9 +2,10 @@
 
     python benchmarks/record.py FOLDER/templated-scores tests/data/templated.npz
     python benchmarks/record.py FOLDER/diverse-scores tests/data/diverse.npz --components 32
+    python benchmarks/record.py FOLDER/diverse-sketched tests/data/diverse-sketched.npz --scores-only
 
-`tests/test_recall.py` replays it. The runs are those of `benchmarks/strategies.py`. Their embeddings are replaced by
-their leading principal components, in half precision, which keeps the clusters.
+`tests/test_recall.py` and `benchmarks/replay.py` replay it. The runs are those of `benchmarks/strategies.py`. Their
+embeddings are replaced by their leading principal components, in half precision, which keeps the clusters.
 """
 
 from __future__ import annotations
@@ -19,19 +20,29 @@ from safetensors.numpy import load_file
 from clusterucb.ledger import Ledger
 
 
-def recorded(run: Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return a run's feature blocks, each f32[N, k], and for each subtask the scores f64[N] of all samples."""
-    shards = [load_file(path) for path in sorted(run.glob("features-[0-9]*.safetensors"))]
-    features = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
-    n_samples = len(next(iter(features.values())))
-    subtasks = json.loads((run / "manifest.json").read_text())["subtasks"]
+def scores_of(run: Path) -> dict[str, np.ndarray]:
+    """Return for each subtask the scores f64[N] of all samples."""
+    manifest = json.loads((run / "manifest.json").read_text())
+    n_samples, subtasks = manifest["pool_samples"], manifest["subtasks"]
     with Ledger(run / "ledger.sqlite", subtasks=subtasks, tokens=np.zeros(n_samples), failure=str) as ledger:
         scores = ledger.scores()
     if len(rows := np.flatnonzero(np.isnan(scores).all(axis=1))) > n_samples / 100:
         raise SystemExit(
             f"{run} has no scores for {len(rows)} of {n_samples} samples; give a run with --budget 100%"
         )
-    return features, dict(zip(subtasks, scores.T, strict=True))
+    return dict(zip(subtasks, scores.T, strict=True))
+
+
+def features_of(run: Path, n_components: int) -> dict[str, np.ndarray]:
+    """Return a run's features in brief."""
+    shards = [load_file(path) for path in sorted(run.glob("features-[0-9]*.safetensors"))]
+    features = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+    centred = features["embedding"] - features["embedding"].mean(axis=0)
+    left, lengths, _ = np.linalg.svd(centred, full_matrices=False)
+    return {
+        "embedding": (left * lengths)[:, :n_components].astype(np.float16),
+        "length": features["length"].astype(np.float16),
+    }
 
 
 def main() -> None:
@@ -41,16 +52,14 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("file", type=Path)
     parser.add_argument("--components", type=int, default=16)
+    parser.add_argument("--scores-only", action="store_true")
     options = parser.parse_args()
-    features, scores = recorded(options.run)
-    centred = features["embedding"] - features["embedding"].mean(axis=0)
-    left, lengths, _ = np.linalg.svd(centred, full_matrices=False)
+    scores = scores_of(options.run)
     np.savez_compressed(
         options.file,
-        embedding=(left * lengths)[:, : options.components].astype(np.float16),
-        length=features["length"].astype(np.float16),
         subtasks=np.array(list(scores)),
         scores=np.stack(list(scores.values()), axis=1).astype(np.float32),
+        **({} if options.scores_only else features_of(options.run, options.components)),
     )
 
 

@@ -30,6 +30,7 @@ from clusterucb.comparison import Contender, Rules, Truth, replay
 from clusterucb.contenders import contender, split
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
+from clusterucb.engine import Selection
 from clusterucb.features.base import FeatureBatch
 from clusterucb.prepared import prepare
 from clusterucb.progress import Screen
@@ -146,6 +147,41 @@ class Recorded:
         """Return the blocks of a feature."""
         fitted = feature.fit(self.batch.spread(feature.fit_samples)) if feature.fit_samples else {}
         return dict(feature.compute(replace(self.batch, fitted=fitted or {})))
+
+
+class Searches:
+    """Searches of a recorded pool with one strategy.
+
+    Args:
+        pool: the pool.
+        strategy: as a command line names it.
+    """
+
+    def __init__(self, pool: Recorded, strategy: str) -> None:
+        self.pool = pool
+        self._one = contender_of(strategy, plugins.load())
+        blocks = pool.described(self._one.features)
+        self.blocks = {name: np.asarray(block, np.float32) for name, block in blocks.items()}
+
+    def truth(self, subtasks: slice) -> Truth:
+        """Return the truth of a target."""
+        rules = Rules(n_select=len(self.pool.scores) // 20)
+        return Truth.of(self.pool.scores[:, subtasks], self.pool.columns["source"], rules)
+
+    def searched(self, truth: Truth, budget: int, seed: int, **options) -> Selection:
+        """Return what a search finds, with more options of `clusterucb.search`."""
+        return cu.search(
+            self.blocks,
+            lambda rows: truth.scores[rows],
+            clusterer=self._one.clusterer,
+            policy=self._one.policy,
+            budget=budget,
+            n_select=len(truth.best),
+            batch_size=8,
+            seed=seed,
+            columns=self.pool.columns,
+            **options,
+        )
 
 
 def recalls(

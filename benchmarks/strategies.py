@@ -104,6 +104,15 @@ class Scored:
             out=self.path("store"),
             observer=Screen(),
         )
+        cu.select(  # which scores by sketch, for `record.py`
+            self.pool,
+            self.pool.parent / "target.jsonl",
+            model=self.model,
+            out=self.path("sketched"),
+            store=self.path("store"),
+            scorer="sketch",
+            observer=Screen(),
+        )
 
     def compare(self, number: int, strategies: Iterable[str], seeds: int) -> cu.Comparison:
         """Return how strategies compare on one of the targets."""

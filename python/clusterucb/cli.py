@@ -167,7 +167,8 @@ class Strategies:
     """The strategies of a selection, by name.
 
     Attributes:
-        features: What is known of samples beforehand: embedding by default, gradient with a store.
+        features: What is known of samples beforehand: embedding by default; gradient with a store and a policy that
+            does not predict scores.
         feature_option: An option of the features, as key=value.
         feature_depth: Depth of the layer of hidden, as a share of all layers; the same as -f depth=.
         clusterer: What makes the clusters.
@@ -187,18 +188,20 @@ class Strategies:
     def made(self, *, store: bool) -> dict[str, Any]:
         """Return the strategies themselves, for a selection with a gradient store or without."""
         from clusterucb import plugins
+        from clusterucb.strategies import default_features
 
         installed, features, options = plugins.load(), self.features, self.feature_option
+        policy = installed.make("policy", self.policy, key_values("-p", self.policy_option))
         if self.feature_depth is not None:
             if not features:
                 raise OptionError("--feature-depth is given without --features; expected --features hidden")
             options = (*options, f"depth={self.feature_depth}")
-        if options and not features:
-            features = "gradient" if store else "embedding"
+        if options and not features and (named := installed.named(default_features(policy, store=store))):
+            features = named[0]
         return {
             "features": installed.make("feature", features, key_values("-f", options)) if features else None,
             "clusterer": installed.make("clusterer", self.clusterer, key_values("-c", self.clusterer_option)),
-            "policy": installed.make("policy", self.policy, key_values("-p", self.policy_option)),
+            "policy": policy,
         }
 
 

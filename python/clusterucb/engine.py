@@ -33,7 +33,7 @@ from clusterucb.choice import SELECT_BY, choose
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed, check_choice, counted
 from clusterucb.policies.base import Policy
-from clusterucb.poolview import PoolView, feature_blocks, pool_columns
+from clusterucb.poolview import ESTIMATES, PoolView, feature_blocks, pool_columns
 from clusterucb.recall import Draws, Recall, RecallEstimator
 
 Phase = Literal["cold", "random", "policy"]
@@ -169,7 +169,8 @@ def search(
         weights: f64[S], how much each subtask's scores count in a reward, and in turns of ``round-robin``; 1 each by
             default.
         prior: f32[N, P], scores that may go with these ones, such as those for another target, or named blocks of
-            what may, for policies that predict; they learn how far.
+            what may, for policies that predict; they learn how far. With a block ``estimates`` f32[N, S] of these very
+            scores, the cold start is smaller, and from the whole pool at random.
         allowance: what limits the draws in place of the budget, such as tokens (`clusterucb.allowance`); the budget
             is then the draws that are expected, which strategies plan by.
         until: stop as soon as so much of the best is estimated to have been found, a share; the budget is then what
@@ -216,12 +217,9 @@ def search(
     blamed(policy.start)(pool)
     tell = blamed(policy.tell)
     reward = None if aggregate == STANDARDIZED else weighted(aggregate, counts)
-    wants_cold_start = policy.cold_start or reward is None
-    share = (
-        (default_cold_start(planned, n_rows) if cold_start is None else cold_start)
-        if wants_cold_start
-        else None
-    )
+    share, told = None, is_told(policy, pool.prior, aggregate)
+    if policy.cold_start or reward is None:
+        share = default_cold_start(planned, n_rows, told=told) if cold_start is None else cold_start
     if policy.batches:
         batch_size = max(batch_size, -(-planned // policy.batches))
     estimator = None
@@ -229,7 +227,7 @@ def search(
         estimator = RecallEstimator(pool, in_turn=select_by != "top")
     recall, n_estimated = None, 0
     stopped: Stopped = "budget"
-    for batch in state.batches(policy, share, batch_size, seed):
+    for batch in state.batches(policy, share, batch_size, seed, by_arm=not told):
         news = [(batch.rows, state.add(batch, score))]
         if reward is None:
             if state.n_cold_left:
@@ -319,9 +317,12 @@ class _State:
         self._spent = False
         self._drawn: list[tuple[Batch, NDArray[np.float64]]] = []
 
-    def batches(self, policy: Policy, share: float | None, size: int, seed: int) -> Iterator[Batch]:
+    def batches(
+        self, policy: Policy, share: float | None, size: int, seed: int, *, by_arm: bool
+    ) -> Iterator[Batch]:
         """Yield the batches to be scored: recorded ones, then the cold start, then what the policy asks."""
-        schedule, probability = cold_schedule(self.pool, share, seed)
+        arms = self.pool.labels if by_arm else np.zeros_like(self.pool.labels)
+        schedule, probability = cold_schedule(replace(self.pool, labels=arms), share, seed)
         n_cold = min(len(schedule), self._left)
         self.n_cold_left = n_cold
         number = 0
@@ -492,6 +493,17 @@ def _check_options(
         raise OptionError(f"seed is {seed!r}; expected a whole number of at least 0")
     check_choice("aggregate", aggregate, NAMES)
     check_choice("select_by", select_by, SELECT_BY)
+
+
+def is_told(policy: Policy, prior: Iterable[str], aggregate: str) -> bool:
+    """Return whether a policy is told by estimates where to begin, and random draws are for what these do not tell.
+
+    Args:
+        policy: which it is.
+        prior: names of the blocks that are known.
+        aggregate: how scores become a reward; `standardized` is fitted to the random draws, which must not be few.
+    """
+    return policy.predicts and ESTIMATES in prior and aggregate != STANDARDIZED
 
 
 def check_until(until: float, policy: Policy, aggregate: str, max_per_source: int | None) -> None:

@@ -35,6 +35,7 @@ from clusterucb.features.base import (
 )
 from clusterucb.ledger import Ledger
 from clusterucb.material import Material
+from clusterucb.poolview import ESTIMATES
 from clusterucb.progress import Observer
 from clusterucb.projection import Sketch
 from clusterucb.recall import Recall
@@ -172,7 +173,7 @@ class Influence:
             title = "Reading the store's sketches"
             with self._run.phase("features"), self._observer.count(title, len(self._store)) as advance:
                 found = self._store.scores(targets, advance)
-            _save(path, {"estimates": np.nan_to_num(found, nan=0.0).astype(np.float32)})
+            _save(path, {ESTIMATES: np.nan_to_num(found, nan=0.0).astype(np.float32)})
         stored: dict[str, NDArray[np.float32]] = load_file(path)
         return stored
 

@@ -28,7 +28,7 @@ from clusterucb.atomic import whole_file
 from clusterucb.budget import Seconds
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.cost import selection_cost
-from clusterucb.engine import Selection, check_until, expected_draws, search
+from clusterucb.engine import Selection, check_until, expected_draws, is_told, search
 from clusterucb.errors import ClusterUCBWarning, OptionError, blamed, counted
 from clusterucb.features.base import Feature
 from clusterucb.ledger import Ledger, Scored
@@ -72,7 +72,8 @@ def select(
             PEFT, with its ``tokenizer``. It is given back as it was.
         out: the run folder; the same call again resumes it, or returns what it found. Without one, nothing is kept
             but the result.
-        features: what is known of samples beforehand; `Embedding` by default, `Gradient` with a store.
+        features: what is known of samples beforehand; `Embedding` by default, `Gradient` with a store and a policy
+            that does not predict scores.
         clusterer: what makes the arms; `KMeans` by default.
         policy: what spends the budget; `Surrogate` by default, `UCB` is the paper's.
         overwrite: begin anew in a folder that holds another run.
@@ -173,7 +174,8 @@ def select(
             if not done[0]:
                 n_samples = len(material.samples)
                 planned = expected_draws(n_budget, n_samples, n_select, given.recall)
-                _record_cold_start(run, settings, default_cold_start(planned, n_samples))
+                told = is_told(policy, prior, settings.aggregate)
+                _record_cold_start(run, settings, default_cold_start(planned, n_samples, told=told))
             spent = run.manifest.spent == given.end
             spend = partial(
                 search,

@@ -15,6 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from clusterucb.errors import OptionError
 
+ESTIMATES = "estimates"  # the block of `PoolView.prior` that estimates the very scores, f32[N, S]
+
 
 @dataclass(frozen=True, eq=False)
 class PoolView:
@@ -30,7 +32,7 @@ class PoolView:
         aggregate: how the scores for S subtasks become a reward (`clusterucb.aggregate`).
         weights: f64[S], how much each subtask counts in that; None: all alike.
         prior: named blocks, each f32[N, k], of what may go with the scores, such as those of an earlier run, for
-            policies that predict (`clusterucb.prior`).
+            policies that predict (`clusterucb.prior`); `ESTIMATES` of them, where there are some.
     """
 
     features: Mapping[str, NDArray[np.float32]]

@@ -25,11 +25,19 @@ def chosen(
     Raises:
         OptionError: one is of another kind, or they do not go together.
     """
-    by_default = Gradient() if store else Embedding()
-    features = _checked("feature", by_default if features is None else features)
     policy = _checked("policy", Surrogate() if policy is None else policy)
+    features = _checked("feature", default_features(policy, store=store) if features is None else features)
     check_comparable(policy, features)
     return features, _checked("clusterer", KMeans() if clusterer is None else clusterer), policy
+
+
+def default_features(policy: Policy, *, store: bool) -> Feature:
+    """Return what a policy learns from if nothing else is said.
+
+    A store's sketches, where there are only clusters to learn from; what predicts scores is told by the store what they
+    are, and takes cheap features beside it.
+    """
+    return Gradient() if store and not policy.predicts else Embedding()
 
 
 def _checked(kind: str, strategy: object) -> Any:

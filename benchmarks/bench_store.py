@@ -1,0 +1,101 @@
+"""What is a gradient store worth to a target? `python benchmarks/bench_store.py`
+
+    python benchmarks/bench_store.py [--pools templated,diverse] [--seeds 5] [--json FILE]
+
+Searches are replayed on the recorded scores of real pools (`replay.py`), whose sketches of 8192 dimensions were made at
+the same checkpoint; what these say of the scores is recorded, too (``tests/data/*-sketched.npz``, by
+`benchmarks/record.py`). Each budget is spent in three ways: by the default strategy, without a store and with it; and
+on those that look best by sketch. What is best by sketch costs no gradient.
+
+Of the searches with a store it is also seen whether the recall that they state is true (`clusterucb.recall`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import numpy as np
+
+from clusterucb.poolview import ESTIMATES
+from replay import DATA, Recorded, Searches, parser_of
+from strategies import TARGETS
+
+BUDGETS = (0.05, 0.075, 0.1, 0.2)
+WAYS = ("nothing known", "best by sketch, re-scored", "a store")
+SKETCHED = "by sketch alone"  # at no budget
+
+
+def replays(name: str, pool: Recorded, seeds: int) -> Iterator[dict]:
+    """Yield for every target, budget and seed the recall of every way, and what is said of that with a store."""
+    recorded = np.load(DATA / f"{name}-sketched.npz")
+    estimates = recorded["scores"][:, np.argsort(recorded["subtasks"])]
+    searches, n_samples = Searches(pool, "surrogate"), len(pool.scores)
+    for target in TARGETS:
+        truth = searches.truth(target)
+        best_first = np.argsort(-estimates[:, target].max(axis=1), kind="stable")
+        prior = {ESTIMATES: estimates[:, target]}
+        for budget in BUDGETS:
+            count = int(budget * n_samples)
+            for seed in range(seeds):
+                known = searches.searched(truth, count, seed, prior=prior, watch=lambda _: None)
+                found = {
+                    "nothing known": truth.recall(searches.searched(truth, count, seed).rows),
+                    "best by sketch, re-scored": truth.recall(best_first[:count]),
+                    "a store": truth.recall(known.rows),
+                    SKETCHED: truth.recall(best_first[: len(truth.best)]),
+                }
+                said = known.recall and [known.recall.estimate, known.recall.low, known.recall.high]
+                yield {"budget": budget, "found": found, "said": said}
+
+
+def summary(some: list[dict]) -> dict:
+    """Return the mean recall of every way at each budget, and how true what was said is."""
+    recall = {
+        way: [
+            round(float(np.mean([one["found"][way] for one in some if one["budget"] == budget])), 4)
+            for budget in BUDGETS
+        ]
+        for way in WAYS
+    }
+    stated = [(one["found"]["a store"], one["said"]) for one in some if one["said"]]
+    return {
+        "recall": recall,
+        SKETCHED: round(float(np.mean([one["found"][SKETCHED] for one in some])), 4),
+        "stated": {
+            "searches": len(stated),
+            "of": len(some),
+            "error": round(float(np.mean([abs(said[0] - truth) for truth, said in stated])), 4),
+            "covered": round(float(np.mean([said[1] <= truth <= said[2] for truth, said in stated])), 4),
+            "width": round(float(np.median([said[2] - said[1] for _, said in stated])), 4),
+        },
+    }
+
+
+def table(pools: dict[str, dict]) -> str:
+    """Return the mean recalls as a table in Markdown."""
+    heads = " | ".join(f"{name} {100 * budget:g} %" for name in pools for budget in BUDGETS)
+    lines = [f"| known | {heads} |", "|---" * (1 + len(pools) * len(BUDGETS)) + "|"]
+    for way in WAYS:
+        values = " | ".join(f"{value:.2f}" for pool in pools.values() for value in pool["recall"][way])
+        lines.append(f"| {way} | {values} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = parser_of(__doc__, seeds=5)
+    parser.set_defaults(pools="templated,diverse")
+    options = parser.parse_args()
+    pools = {}
+    for name in options.pools.split(","):
+        pool = Recorded.of(name, options.folder / name)
+        pools[name] = summary(list(replays(name, pool, options.seeds)))
+        print(json.dumps({name: pools[name]}), flush=True)
+    print(table(pools))
+    if options.json:
+        content = {"budgets": BUDGETS, "seeds": options.seeds, "pools": pools}
+        options.json.write_text(json.dumps(content, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
