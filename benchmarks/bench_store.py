@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from clusterucb.poolview import ESTIMATES
-from replay import DATA, Recorded, Searches, parser_of
+from replay import Recorded, Searches, parser_of, scores_of
 from strategies import TARGETS
 
 BUDGETS = (0.05, 0.075, 0.1, 0.2)
@@ -28,8 +28,7 @@ SKETCHED = "by sketch alone"  # at no budget
 
 def replays(name: str, pool: Recorded, seeds: int) -> Iterator[dict]:
     """Yield for every target, budget and seed the recall of every way, and what is said of that with a store."""
-    recorded = np.load(DATA / f"{name}-sketched.npz")
-    estimates = recorded["scores"][:, np.argsort(recorded["subtasks"])]
+    estimates = scores_of(f"{name}-sketched")
     searches, n_samples = Searches(pool, "surrogate"), len(pool.scores)
     for target in TARGETS:
         truth = searches.truth(target)

@@ -3,9 +3,11 @@
     python benchmarks/record.py FOLDER/templated-scores tests/data/templated.npz
     python benchmarks/record.py FOLDER/diverse-scores tests/data/diverse.npz --components 32
     python benchmarks/record.py FOLDER/diverse-sketched tests/data/diverse-sketched.npz --scores-only
+    python benchmarks/record.py FOLDER/diverse-store tests/data/diverse-components.npz
 
 `tests/test_recall.py` and `benchmarks/replay.py` replay it. The runs are those of `benchmarks/strategies.py`. Their
-embeddings are replaced by their leading principal components, in half precision, which keeps the clusters.
+embeddings are replaced by their leading principal components, in half precision, which keeps the clusters; so are
+sketches, of a gradient store.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from clusterucb.ledger import Ledger
+from clusterucb.prior import EarlierSketches
+from clusterucb.store import is_store
 
 
 def scores_of(run: Path) -> dict[str, np.ndarray]:
@@ -54,6 +58,10 @@ def main() -> None:
     parser.add_argument("--components", type=int, default=16)
     parser.add_argument("--scores-only", action="store_true")
     options = parser.parse_args()
+    if is_store(options.run):
+        components = EarlierSketches(options.run).components()[:, : options.components]
+        np.savez_compressed(options.file, components=components.astype(np.float16))
+        return
     scores = scores_of(options.run)
     np.savez_compressed(
         options.file,

@@ -60,6 +60,12 @@ STRATEGIES = (
 NO_SIGNAL = ("random", "ucb", "surrogate")
 
 
+def scores_of(name: str) -> np.ndarray:
+    """Return recorded scores f64[N, S], the subtasks in alphabetical order."""
+    recorded = np.load(DATA / f"{name}.npz")
+    return recorded["scores"][:, np.argsort(recorded["subtasks"])].astype(np.float64)
+
+
 class Audited(cu.Surrogate):
     """A surrogate that draws a tenth of every batch at random."""
 
@@ -140,8 +146,7 @@ class Recorded:
             )
         model = prepared.source.model(settings.dtype, prepared.device)
         batch = FeatureBatch(material.samples, material.encoded, lambda: model, lambda: np.zeros((0, 0)))
-        order = np.argsort(data["subtasks"])
-        return cls(data["scores"][:, order].astype(np.float64), material.columns(), batch)
+        return cls(scores_of(name), material.columns(), batch)
 
     def described(self, feature: cu.Feature) -> dict[str, np.ndarray]:
         """Return the blocks of a feature."""
