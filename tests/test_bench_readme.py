@@ -76,6 +76,16 @@ def test_an_earlier_run_helps_and_noise_does_no_harm(bench):
         )
 
 
+def test_a_store_finds_next_to_all(bench):
+    pools = results("store")
+    assert bench("bench_store").table(pools) in (BENCHMARKS / "README.md").read_text()
+    for pool, of_ten in (("templated", 0.98), ("diverse", 0.90)):
+        recall = pools[pool]["recall"]
+        assert recall["a store"][2] >= of_ten
+        assert recall["a store"][2] >= recall["best by sketch, re-scored"][2]
+        assert pools[pool]["stated"]["error"] <= 0.03
+
+
 def test_the_default_reaches_what_is_promised():
     pools = {
         name: {row["strategy"]: row["recall"] for row in rows} for name, rows in results("replay").items()
