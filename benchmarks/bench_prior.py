@@ -1,6 +1,6 @@
 """What is known from before worth to a search? `python benchmarks/bench_prior.py`
 
-    python benchmarks/bench_prior.py [--pools templated,diverse,code] [--seeds 2] [--json FILE]
+    python benchmarks/bench_prior.py [--pools templated,diverse,code] [--seeds 4] [--json FILE]
 
 Searches are replayed on the recorded scores of three real pools (`replay.py`), with the default strategy: for every two
 of a pool's three targets, the scores for the first are what is known (`clusterucb.prior`) when the second is searched
@@ -112,7 +112,7 @@ def table(pools: dict[str, dict[str, list[float]]]) -> str:
 
 
 def main() -> None:
-    options = parser_of(__doc__, seeds=2).parse_args()
+    options = parser_of(__doc__, seeds=4).parse_args()
     pools, later = {}, {}
     for name in options.pools.split(","):
         pool = Recorded.of(name, options.folder / name)

@@ -67,13 +67,29 @@ def test_what_is_said_of_the_recall_covers_the_truth(bench):
 
 def test_an_earlier_run_helps_and_noise_does_no_harm(bench):
     pools = results("prior")
-    assert bench("bench_prior").table(pools) in (BENCHMARKS / "README.md").read_text()
+    bench_prior, page = bench("bench_prior"), (BENCHMARKS / "README.md").read_text()
+    assert bench_prior.table(pools) in page
     assert list(pools) == ["templated", "diverse", "code"]
     for known in pools.values():
         assert known["all scores"][-1] > known["nothing"][-1]
         assert all(
             noise >= nothing - 0.02 for noise, nothing in zip(known["noise"], known["nothing"], strict=True)
         )
+
+
+def test_what_an_earlier_checkpoint_has_shown_helps_and_is_not_trusted_alone(bench):
+    content = json.loads((BENCHMARKS / "results" / "prior-smollm2-135m.json").read_text())
+    bench_prior = bench("bench_prior")
+    assert bench_prior.table(content["later"]) in (BENCHMARKS / "README.md").read_text()
+    (known,) = content["later"].values()
+    assert known["scores and sketches"][-1] >= 0.80
+    for before in ("a run", "all scores", "sketches", "scores and sketches"):
+        for place, nothing in enumerate(known["nothing"]):
+            assert known[before][place] >= nothing + 0.03
+            assert known[before][place] > known[bench_prior.RANKED][place]
+    assert all(
+        noise >= nothing - 0.02 for noise, nothing in zip(known["noise"], known["nothing"], strict=True)
+    )
 
 
 def test_a_store_finds_next_to_all(bench):
