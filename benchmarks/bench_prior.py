@@ -121,7 +121,7 @@ def main() -> None:
         if name == LATER:
             later[f"{name}, later"] = means(later_recalls(pool, options.seeds))
             print(json.dumps(later), flush=True)
-    print(table(pools), table(later), sep="\n\n")
+    print(*(table(part) for part in (pools, later) if part), sep="\n\n")
     if options.json:
         content = {"budgets": BUDGETS, "seeds": options.seeds, "pools": pools, "later": later}
         options.json.write_text(json.dumps(content, indent=1) + "\n")
