@@ -50,6 +50,21 @@ def test_scores_that_go_with_the_new_ones_are_found_by():
     assert np.mean(without) < 0.5
 
 
+@pytest.mark.parametrize(("n_rows", "budget", "n_random"), [(300, 24, 6), (300, 60, 10), (2000, 400, 40)])
+def test_estimates_of_the_very_scores_leave_little_to_chance(n_rows, budget, n_random):
+    features, scores, earlier = noisy(n_rows)
+    options = {"budget": budget, "n_select": 15, "watch": lambda _: None}
+    told = found(features, scores, prior={"estimates": earlier[:, :1]}, **options)
+    chance = told.drawn_probability[~np.isnan(told.drawn_probability)]
+    assert chance.tolist() == [n_random / n_rows] * n_random  # of the whole pool, whatever the arms
+    assert (told.recall is None) == (n_random < 10)
+    by_arm = found(features, scores, prior={"scores": earlier[:, :1]}, **options)
+    assert np.count_nonzero(~np.isnan(by_arm.drawn_probability)) > n_random
+    options |= {"policy": cu.UCB(), "watch": None}
+    unmoved = found(features, scores, prior={"estimates": earlier[:, :1]}, **options)
+    assert unmoved.drawn_rows.tolist() == found(features, scores, **options).drawn_rows.tolist()
+
+
 def test_clusterers_do_not_see_them():
     features, scores, earlier = noisy()
     assert found(features, scores, prior=earlier).labels.tolist() == found(features, scores).labels.tolist()

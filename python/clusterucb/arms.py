@@ -21,6 +21,7 @@ from clusterucb.clusterers.base import Clusterer
 from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed, counted
 from clusterucb.poolview import PoolView
 
+FEWEST_RANDOM = 10  # draws without which it is not said how much was found
 _STREAMS = ("priority", "cluster", "noise", "cold start")
 
 
@@ -82,9 +83,11 @@ def default_cold_start(budget: int, n_rows: int, *, told: bool = False) -> float
     Args:
         budget: draws.
         n_rows: N.
-        told: whether estimates tell where to begin; then it is a tenth, for what they do not tell.
+        told: whether estimates tell where to begin; then it is a tenth, for what they do not tell, or as much more as
+            an estimate of the recall needs.
     """
-    return min(budget, n_rows) / ((10 if told else 4) * n_rows)
+    share = min(budget, n_rows) / n_rows
+    return max(share / 10, min(share / 4, (FEWEST_RANDOM + 0.5) / n_rows)) if told else share / 4
 
 
 def cold_schedule(

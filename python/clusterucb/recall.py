@@ -38,6 +38,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb.arms import FEWEST_RANDOM
 from clusterucb.poolview import PoolView
 from clusterucb.regression import Regression
 
@@ -48,7 +49,6 @@ _NEIGHBOURS = 20  # draws whose surprises stand for those of a row, at least
 _AROUND = 0.1  # of the deviation of surprises: draws whose predictions are as near count, however many
 _SURPRISES = 2048  # draws that are taken for it, at most
 _PARTS = 256  # of the rows in the order of their predictions; those of one have the same neighbours
-_RANDOM = 10  # random draws without which nothing is said
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -121,7 +121,7 @@ class RecallEstimator:
         news = np.flatnonzero(good[self._n_told :]) + self._n_told
         regression.add(rows[news], values[news])
         self._n_told = len(rows)
-        if np.count_nonzero(~np.isnan(chance[good])) < _RANDOM:
+        if np.count_nonzero(~np.isnan(chance[good])) < FEWEST_RANDOM:
             return []
         others = np.ones(len(self._pool), np.bool_)
         others[rows] = False
