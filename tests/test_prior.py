@@ -50,7 +50,7 @@ def test_scores_that_go_with_the_new_ones_are_found_by():
     assert np.mean(without) < 0.5
 
 
-@pytest.mark.parametrize(("n_rows", "budget", "n_random"), [(300, 24, 6), (300, 60, 10), (2000, 400, 40)])
+@pytest.mark.parametrize(("n_rows", "budget", "n_random"), [(300, 30, 3), (300, 60, 10), (2000, 400, 40)])
 def test_estimates_of_the_very_scores_leave_little_to_chance(n_rows, budget, n_random):
     features, scores, earlier = noisy(n_rows)
     options = {"budget": budget, "n_select": 15, "watch": lambda _: None}

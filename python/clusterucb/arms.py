@@ -83,11 +83,13 @@ def default_cold_start(budget: int, n_rows: int, *, told: bool = False) -> float
     Args:
         budget: draws.
         n_rows: N.
-        told: whether estimates tell where to begin; then it is a tenth, for what they do not tell, or as much more as
-            an estimate of the recall needs.
+        told: whether estimates tell where to begin; then it is a tenth, for what they do not tell, or as much more, up
+            to a quarter, as an estimate of the recall needs.
     """
-    share = min(budget, n_rows) / n_rows
-    return max(share / 10, min(share / 4, (FEWEST_RANDOM + 0.5) / n_rows)) if told else share / 4
+    share, enough = min(budget, n_rows) / n_rows, (FEWEST_RANDOM + 0.5) / n_rows
+    if not told:
+        return share / 4
+    return max(share / 10, enough if enough <= share / 4 else 0.0)
 
 
 def cold_schedule(
