@@ -1,4 +1,4 @@
-"""What is known from before worth to a search? `python benchmarks/bench_prior.py`
+"""What is it worth to a search to know something from before? `python benchmarks/bench_prior.py`
 
     python benchmarks/bench_prior.py [--pools templated,diverse,code] [--seeds 4] [--json FILE]
 
@@ -30,14 +30,7 @@ from strategies import TARGETS
 
 BUDGETS = (0.1, 0.2)
 KNOWN = ("nothing", "a run", "all scores", "noise")
-BEFORE = (
-    "nothing",
-    "a run",
-    "all scores",
-    "sketches",
-    "scores and sketches",
-    "noise",
-)  # of an earlier checkpoint
+BEFORE = (*KNOWN[:3], "sketches", "scores and sketches", KNOWN[3])  # of an earlier checkpoint
 RANKED = "best by scores, re-scored"
 LATER = "diverse"
 

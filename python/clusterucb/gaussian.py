@@ -45,7 +45,7 @@ class Inputs:
     Args:
         blocks: each f32[N, k].
         categories: columns, each i64[N].
-        linear: blocks, each f32[N, k], that values are expected to rise or fall with.
+        linear: more blocks, each f32[N, k], that values are expected to rise or fall with, too.
     """
 
     def __init__(
@@ -54,9 +54,10 @@ class Inputs:
         categories: Sequence[Rows] = (),
         linear: Sequence[NDArray[np.float32]] = (),
     ) -> None:
-        self._rows = [_with_squares(block) for block in _said(blocks)]
+        rising = _said(linear)
+        self._rows = [_with_squares(block) for block in (*_said(blocks), *rising)]
         self.categories = list(categories)
-        self.linear = [block * np.float32(math.sqrt(2)) for block in _said(linear)]
+        self.linear = [block * np.float32(math.sqrt(2)) for block in rising]
 
     @property
     def blocks(self) -> list[NDArray[np.float32]]:
@@ -349,9 +350,9 @@ def _with_squares(block: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.column_stack([block, squares, np.ones_like(squares)])
 
 
-def _said(blocks: Sequence[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-    """Yield the blocks that say something, reduced and scaled."""
-    yield from (block for block in map(_scaled, map(_reduced, blocks)) if block.any())
+def _said(blocks: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """Return the blocks that say something, reduced and scaled."""
+    return [block for block in map(_scaled, map(_reduced, blocks)) if block.any()]
 
 
 def _scaled(block: NDArray[np.float32]) -> NDArray[np.float32]:

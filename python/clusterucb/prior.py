@@ -148,11 +148,11 @@ class EarlierSketches:
 
     def components(self) -> NDArray[np.float32]:
         """Return principal components of the sketches, f32[N, k]; of those that failed, as of a zero."""
-        shards = partial(map, _as_floats)
-        step = -(-len(self._store) // SPREAD)
-        some = np.concatenate([sketches[::step] for sketches in shards(self._store.shards())])
-        mean, directions = principal(some)
-        return np.concatenate([(one - mean) @ directions for one in shards(self._store.shards())])
+        first = self._store.rows(
+            range(min(len(self._store), SPREAD))
+        )  # in canonical order: as good as random ones
+        mean, directions = principal(_as_floats(first))
+        return np.concatenate([(one - mean) @ directions for one in map(_as_floats, self._store.shards())])
 
 
 Earlier = EarlierScores | EarlierSketches

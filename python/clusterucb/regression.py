@@ -97,9 +97,8 @@ class Regression:
 def _inputs(pool: PoolView) -> Inputs:
     """Return the rows of a pool as a kernel sees them, the same for all that ask."""
     if pool not in _INPUTS:
-        named = (pool.features, pool.prior)
-        blocks = [blocks[name] for blocks in named for name in sorted(blocks)]
-        _INPUTS[pool] = Inputs(blocks, _categories(pool), [pool.prior[name] for name in sorted(pool.prior)])
+        features, prior = ([named[name] for name in sorted(named)] for named in (pool.features, pool.prior))
+        _INPUTS[pool] = Inputs(features, _categories(pool), prior)
     return _INPUTS[pool]
 
 
