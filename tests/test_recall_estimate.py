@@ -12,8 +12,17 @@ from hypothesis import strategies as st
 
 import clusterucb as cu
 from clusterucb.engine import Selection, search
-from clusterucb.poolview import PoolView
-from clusterucb.recall import Draws, Recall, RecallEstimator, _found, _Missed
+from clusterucb.poolview import ESTIMATES, PoolView
+from clusterucb.recall import (
+    Draws,
+    Evidence,
+    Recall,
+    RecallEstimator,
+    _evidence,
+    _found,
+    _Missed,
+    _n_effective,
+)
 from recorded import Memory
 
 DATA = Path(__file__).parent / "data"
@@ -32,13 +41,58 @@ def test_rows_are_missed_as_often_as_their_neighbours_surprise(n_drawn, n_others
     window = min(20, n_drawn)
     missed = _Missed(values, left_out, predicted)  # fewer rows than parts: each has neighbours of its own
     for least in (-20.0, -1.0, 0.0, 2.5, 20.0):
-        by_hand = 0.0
+        lifted = np.zeros(n_drawn)
         for one in predicted:
             begin = min(max(np.searchsorted(expected, one) - window // 2, 0), n_drawn - window)
             near = np.abs(expected - one) <= 0.1 * surprise.std()
             near[begin : begin + window] = True
-            by_hand += np.mean(one + surprise[near] >= least)
-        assert missed(least) == pytest.approx(by_hand)
+            lifted[near & (one + surprise >= least)] += 1 / near.sum()
+        assert missed.lifted(least) == pytest.approx(lifted)
+        assert missed(least) == pytest.approx(lifted.sum())
+
+
+@given(weight=st.floats(0.1, 10), n=st.integers(1, 50), n_others=st.integers(0, 50))
+def test_what_weighs_nothing_says_nothing(weight, n, n_others):
+    weights = np.array([weight] * n + [0.0] * n_others)
+    assert _n_effective(weights) == pytest.approx(n)
+    assert 1 <= _n_effective(weights * np.arange(1, len(weights) + 1)) <= n + 1e-9
+    assert _n_effective(np.zeros(n)) == np.inf
+
+
+@given(
+    n_best=st.integers(1, 300),
+    odds=st.tuples(st.floats(-6, 6), st.floats(-6, 6)),
+    variances=st.tuples(st.floats(0, 4), st.floats(0.01, 50)),
+)
+def test_an_interval_ends_at_whole_samples_and_widens_with_doubt(n_best, odds, variances):
+    said = Evidence(float(n_best), odds[0], variances[0], odds[1], variances[1]).recall()
+    assert 0 <= said.low <= said.estimate <= said.high <= 1
+    for end in (said.low, said.high):
+        assert end * n_best == pytest.approx(round(end * n_best), abs=1e-9)
+    doubtful = Evidence(float(n_best), odds[0], 1e3, odds[0], 1e3).recall()
+    assert (doubtful.low, doubtful.high) == (0, 1)
+
+
+def drawn(surprises: list[float]) -> Evidence:
+    """Return what 400 draws say of 1,000 others, which are expected to be a bit less than the 50 best of them."""
+    rng = np.random.default_rng(0)
+    left_out = np.concatenate([np.linspace(1, 2, 40), rng.uniform(-1, 1, 360)])
+    values = left_out.copy()
+    values[40 : 40 + len(surprises)] += surprises
+    others = rng.uniform(-1, 0.9, 1000)
+    chance = np.where(np.arange(400) < 200, np.nan, 0.15)
+    return _evidence(values, left_out, others, chance, 50.0)
+
+
+def test_what_rests_on_few_surprises_is_uncertain():
+    few, many = drawn([2.0]), drawn([0.1] * 160)
+    assert many.of_regression < few.of_regression
+
+
+def test_random_draws_cannot_tell_nearly_all_from_all():
+    some, nearly_all = drawn([0.2] * 160), drawn([])
+    assert some.by_regression < nearly_all.by_regression
+    assert some.of_random < nearly_all.of_random
 
 
 @pytest.mark.parametrize("policy", [cu.Random(), cu.UCB(), cu.Surrogate()])
@@ -282,3 +336,32 @@ def test_intervals_cover_what_real_pools_have(monkeypatch):
     assert np.mean(covered) >= 0.8
     assert np.median([estimate.high - estimate.low for _, estimate in found]) <= 0.35
     assert np.abs(off).mean() <= 0.08
+
+
+def test_intervals_cover_what_a_gradient_store_finds(monkeypatch):
+    monkeypatch.setattr("clusterucb.engine._ESTIMATES", 1)
+    covered = []
+    for name in ("templated", "diverse"):
+        recorded, sketched = (np.load(DATA / f"{file}.npz") for file in (name, f"{name}-sketched"))
+        features = {key: recorded[key].astype(np.float32) for key in ("embedding", "length")}
+        for first, last in ((0, 3), (3, 6), (6, 8)):
+            scores = recorded["scores"][:, first:last]
+            n_best = len(scores) // 20
+            best = np.argsort(-scores.max(axis=1), kind="stable")[:n_best]
+            for seed in range(2):
+                found = search(
+                    features,
+                    lambda rows, scores=scores: scores[rows],
+                    clusterer=None,
+                    policy=cu.Surrogate(),
+                    budget=int(0.075 * len(scores)),
+                    n_select=n_best,
+                    batch_size=8,
+                    seed=seed,
+                    prior={ESTIMATES: sketched["scores"][:, first:last]},
+                    watch=lambda _: None,
+                )
+                truth = float(np.isin(best, found.rows).mean())
+                assert truth > 0.9
+                covered.append(found.recall.low <= truth <= found.recall.high)
+    assert np.mean(covered) >= 0.8

@@ -10,16 +10,22 @@ many of the rows that were not drawn reach t. Two estimates are made of it:
 - By the random draws alone, of the cold start or of a uniform policy: t is estimated as the quantile of their rewards,
   weighted by their inclusion probabilities (Hajek 1971), without regard to any features.
 
-Both are taken on the scale of log odds, where their errors are about the same everywhere, and averaged by the inverse
-of their variances. That of the second follows from the number of random draws among the best; that of the first is a
-number learnt from replays on real pools (`benchmarks/bench_recall.py`), whose intervals cover the truth on pools that
-it was not learnt from. The more is drawn at random, the more the second counts, which needs no model to be right.
+Both are taken on the scale of log odds and averaged by the inverse of their variances. That of the second follows from
+the number of random draws that are expected among the best: the fewer, and the nearer to all of the best the first
+estimate is, the less it can say. The more is drawn at random, the more it counts, which needs no model to be right.
+The variance of the first is the sum of
+
+- that of the number of rows that were missed, where it rests on few surprises;
+- the square of half of what all surprises and those of the random draws alone say apart. A policy chooses rows because
+  it expects much of them, and where the model is poor, that says more of them than the model does: their surprises are
+  no fair sample. Those of random draws are one, but few, and taken when the groups that they had hit were known;
+- a number learnt from replays on real pools (`benchmarks/bench_recall.py`), whose intervals cover the truth on pools
+  that it was not learnt from.
 
 Decisions:
-    - A policy chooses rows because it expects much of them, and where the model is poor, that says more of them than
-      the model does: their surprises are no fair sample. Those of the random draws alone are one, but few, and taken
-      when the groups that they had hit were known. The first estimate is by all surprises; half of what all and the
-      random ones say apart is its doubt.
+    - An interval ends at whole rows: nine tenths of a row cannot be found.
+    - A policy draws what is uncertain, whose surprises are larger than others'. They are not taken in units of the
+      deviations that the model expects, all the same: with a gradient store, estimates are then off by .04, not .02.
     - Where predictions hardly differ, many draws are neighbours: what a row is expected to be without its own value is
       less the larger that is, so that few neighbours would be of one value.
     - Draws are not weighted by how few others of their cluster were drawn: a cluster is drawn little because of what
@@ -44,7 +50,9 @@ from clusterucb.regression import Regression
 
 CONFIDENCE = 0.9
 _Z = 1.645  # of a normal distribution, for an interval of that confidence
-VARIANCE = 0.2  # of the estimate by regression, on the scale of log odds
+VARIANCE = (
+    0.1  # of the estimate by regression, on the scale of log odds, beside what a search itself says of it
+)
 _NEIGHBOURS = 20  # draws whose surprises stand for those of a row, at least
 _AROUND = 0.1  # of the deviation of surprises: draws whose predictions are as near count, however many
 _SURPRISES = 2048  # draws that are taken for it, at most
@@ -147,14 +155,14 @@ class Evidence(NamedTuple):
     Attributes:
         n_best: how many are the best.
         by_regression: what predictions and surprises say.
-        doubt: how far it may be off, in this search alone.
+        of_regression: its variance, by what this search says of it.
         by_random: what the random draws say.
-        of_random: the variance of the latter.
+        of_random: its variance.
     """
 
     n_best: float
     by_regression: float
-    doubt: float
+    of_regression: float
     by_random: float
     of_random: float
 
@@ -162,14 +170,16 @@ class Evidence(NamedTuple):
         """Return their mean, weighted by variances.
 
         Args:
-            variance: of the estimate by regression, its doubt aside.
+            variance: of the estimate by regression, beside `of_regression`.
         """
-        of_regression = variance + self.doubt**2
+        of_regression = variance + self.of_regression
         share = of_regression / (of_regression + self.of_random)
         middle = (1 - share) * self.by_regression + share * self.by_random
         n_missed = self.n_best * (1 - _share(middle, self.n_best))
         deviation = math.sqrt(share * self.of_random + 1 / (n_missed + 1))
-        return Recall(*(_share(middle + side * _Z * deviation, self.n_best) for side in (0, -1, 1)))
+        estimate, low, high = (_share(middle + side * _Z * deviation, self.n_best) for side in (0, -1, 1))
+        whole_low, whole_high = math.floor(low * self.n_best), math.ceil(high * self.n_best)
+        return Recall(estimate, whole_low / self.n_best, min(whole_high / self.n_best, 1.0))
 
 
 def _evidence(values: Floats, left_out: Floats, predicted: Floats, chance: Floats, n_best: float) -> Evidence:
@@ -182,24 +192,23 @@ def _evidence(values: Floats, left_out: Floats, predicted: Floats, chance: Float
         chance: f64[n], inclusion probabilities; NaN where a policy decided.
         n_best: how many are the best.
     """
-    n_rows = len(values) + len(predicted)
     falling = np.sort(values)[::-1]
     random = ~np.isnan(chance)
     weights = 1 / chance[random]
-    quantile = _quantiles(values[random], weights * (n_rows / weights.sum()))
-    n_random = weights.sum() ** 2 / (weights**2).sum()  # that would say as much, had all the same probability
-    expected = n_random * n_best / n_rows  # of them among the best
-
-    def by_random(n_above: float) -> float:
-        return _odds(min(float(np.searchsorted(-falling, -quantile(n_above), side="right")), n_best), n_best)
-
-    off = 1 / math.sqrt(expected)
-    spread = (by_random(n_best * (1 + off)) - by_random(n_best * max(1 - off, 0.0))) / 2
-    by_all, by_fair = (
-        _odds(_found(falling, n_best, _Missed(values[some], left_out[some], predicted)), n_best)
-        for some in (slice(None), random)
-    )
-    return Evidence(n_best, by_all, (by_all - by_fair) / 2, by_random(n_best), spread**2 + 1 / expected)
+    expected = _n_effective(weights) * n_best / (len(values) + len(predicted))  # random draws among the best
+    least = _quantile(values[random], weights, n_best * weights.sum() / (len(values) + len(predicted)))
+    by_random = min(float(np.searchsorted(-falling, -least, side="right")), n_best)
+    missed, fairly = (_Missed(values[some], left_out[some], predicted) for some in (slice(None), random))
+    found = _found(falling, n_best, missed)
+    by_regression = _odds(found, n_best)
+    doubt = (by_regression - _odds(_found(falling, n_best, fairly), n_best)) / 2
+    lifted = missed.lifted(float(falling[min(math.ceil(found), len(falling)) - 1]))
+    slope = found * (
+        1 / (found + 1) + 1 / (n_best - found + 1)
+    )  # of the log odds by the logarithm of the found
+    off = slope * (1 - found / n_best)
+    of_regression = doubt**2 + off**2 / _n_effective(lifted)
+    return Evidence(n_best, by_regression, of_regression, _odds(by_random, n_best), slope**2 / expected)
 
 
 class _Missed:
@@ -224,14 +233,15 @@ class _Missed:
         self._parts = np.stack([bounds[:-1], bounds[1:], first, last], axis=1).tolist()
 
     def __call__(self, least: float) -> float:
-        # from which row on each surprise is enough
-        reach = np.searchsorted(self._predicted, least - self._surprises)
-        return float(
-            sum(
-                (end - np.maximum(reach[first:last], begin)).clip(0).sum() / (last - first)
-                for begin, end, first, last in self._parts
-            )
-        )
+        return float(self.lifted(least).sum())
+
+    def lifted(self, least: float) -> Floats:
+        """Return how many of them each surprise stands for, f64[m] in the order of what was expected."""
+        reach = np.searchsorted(self._predicted, least - self._surprises)  # from which row on it is enough
+        lifted = np.zeros(len(reach))
+        for begin, end, first, last in self._parts:
+            lifted[first:last] += (end - reach[first:last]).clip(0, end - begin) / (last - first)
+        return lifted
 
 
 def _found(falling: Floats, n_best: float, missed: Callable[[float], float]) -> float:
@@ -246,11 +256,15 @@ def _found(falling: Floats, n_best: float, missed: Callable[[float], float]) -> 
     return min(low + 0.5, n_best)
 
 
-def _quantiles(values: Floats, weights: Floats) -> Callable[[float], float]:
-    """Return a function that tells the value which rows of so much weight reach."""
+def _quantile(values: Floats, weights: Floats, above: float) -> float:
+    """Return the value that rows of so much weight reach."""
     order = np.argsort(-values, kind="stable")
-    falling, above = values[order], np.cumsum(weights[order])
-    return lambda weight: float(np.interp(weight, above, falling))
+    return float(np.interp(above, np.cumsum(weights[order]), values[order]))
+
+
+def _n_effective(weights: Floats) -> float:
+    """Return how many of equal weight would say as much (Kish 1965)."""
+    return float(weights.sum() ** 2 / (weights**2).sum()) if weights.any() else math.inf
 
 
 def _odds(n_found: float, n_best: float) -> float:
