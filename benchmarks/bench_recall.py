@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clusterucb.aggregate import AGGREGATES
 from clusterucb.comparison import Truth
 from clusterucb.engine import Selection
 from clusterucb.poolview import PoolView
@@ -76,7 +77,7 @@ class Audit(Searches):
             n_select=len(found.rows),
         )
         draws = Draws(found.drawn_rows, found.drawn_scores, found.subtask_scores, found.drawn_probability)
-        (evidence,) = RecallEstimator(pool).evidence(draws)
+        (evidence,) = RecallEstimator(pool).evidence(draws, AGGREGATES["max"])
         return {variance: evidence.recall(variance) for variance in VARIANCES}
 
     def replays(self, seeds: int) -> Iterator[Replay]:

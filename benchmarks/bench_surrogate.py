@@ -21,6 +21,7 @@ from resource import RUSAGE_SELF, getrusage
 import numpy as np
 
 import clusterucb as cu
+from clusterucb.aggregate import AGGREGATES
 from clusterucb.poolview import PoolView
 from clusterucb.recall import Draws, RecallEstimator
 
@@ -52,11 +53,12 @@ def measured(size: int) -> dict[str, float]:
     pool, scores = made(size)
     before = getrusage(RUSAGE_SELF).ru_maxrss
     rng = np.random.default_rng(1)
+    largest = AGGREGATES["max"]
     policy, available = cu.Surrogate(), np.ones(size, np.bool_)
     began = time.perf_counter()
     policy.start(pool)
     rows = rng.permutation(size)[: size // 50]
-    policy.tell(rows, scores[rows].max(axis=1), scores[rows])
+    policy.tell(rows, largest(scores[rows]), scores[rows])
     started = time.perf_counter() - began
     available[rows] = False
     drawn, estimator = [rows], RecallEstimator(pool)
@@ -65,14 +67,14 @@ def measured(size: int) -> dict[str, float]:
         began = time.perf_counter()
         rows = policy.ask(size // 50, available, rng)
         available[rows] = False
-        policy.tell(rows, scores[rows].max(axis=1), scores[rows])
+        policy.tell(rows, largest(scores[rows]), scores[rows])
         decisions.append(time.perf_counter() - began)
         drawn.append(rows)
         every = np.concatenate(drawn)
         chance = np.full(len(every), np.nan)
         chance[: len(drawn[0])] = 1 / 50
         began = time.perf_counter()
-        recall = estimator(Draws(every, scores[every].max(axis=1), scores[every], chance))
+        recall = estimator(Draws(every, largest(scores[every]), scores[every], chance), largest)
         estimates.append(time.perf_counter() - began)
     assert 0 <= recall.low <= recall.high <= 1
     assert scores[rows].max(axis=1).mean() > scores.max(axis=1).mean() + 0.5, "it did not learn"

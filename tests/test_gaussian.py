@@ -153,6 +153,28 @@ def test_what_is_left_out_is_not_known_however_alike_rows_are(step: int) -> None
         np.testing.assert_allclose(exact[row], alone[0], atol=0.01)
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_what_follows_a_law_without_noise_is_predicted(step: int) -> None:
+    place = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
+    values = (place.astype(np.float64) ** 2 @ [[1, 2], [-1, 1]]) / 3
+    kernel, rows = Kernel(Inputs([place])), np.arange(150)
+    for _ in range(8):  # amplitudes become so large that the noise learnt is less than what float32 tells
+        kernel.learn(rows, values[rows], 25)
+    assert np.exp(kernel.parameters[-1]) < 1e-6 * kernel.amplitudes.sum()
+    posterior = Posterior.of(kernel, rows, values[rows], rows[::step])
+    others = np.arange(150, 300)
+    off, left = (
+        np.sqrt(np.mean(error**2))
+        for error in (
+            values[others] - posterior.mean(others),
+            values[rows] - posterior.left_out(rows, values[rows]),
+        )
+    )
+    assert off < 0.1
+    assert left < 0.1
+    assert off < 3 * left
+
+
 def test_learning_raises_the_evidence_and_finds_what_matters() -> None:
     rng = np.random.default_rng(7)
     told, silent = (rng.normal(size=(200, 3)).astype(np.float32) for _ in range(2))

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import clusterucb as cu
+from clusterucb.aggregate import AGGREGATES
 from clusterucb.engine import Selection, search
 from clusterucb.poolview import ESTIMATES, PoolView
 from clusterucb.recall import (
@@ -192,14 +193,15 @@ def test_it_is_told_some_twenty_times_and_grows():
 @given(seed=st.integers(0, 50), order=st.randoms(use_true_random=False))
 def test_it_does_not_matter_how_draws_were_told(seed, order):
     place, scores = hills(seed, 120)
+    largest = AGGREGATES["max"]
     rows = np.random.default_rng(seed).permutation(120)[:60]
-    draws = Draws(rows, scores[rows].max(axis=1), scores[rows], np.full(60, 0.5))
+    draws = Draws(rows, largest(scores[rows]), scores[rows], np.full(60, 0.5))
     pool = PoolView({"place": place}, np.zeros(120, np.int64), np.zeros(120), n_select=10)
-    at_once = RecallEstimator(pool)(draws)
+    at_once = RecallEstimator(pool)(draws, largest)
     bit_by_bit = RecallEstimator(pool)
     for n in sorted(order.sample(range(21, 60), 3)):
-        bit_by_bit(Draws(*(array[:n] for array in draws)))
-    assert bit_by_bit(draws) == at_once
+        bit_by_bit(Draws(*(array[:n] for array in draws)), largest)
+    assert bit_by_bit(draws, largest) == at_once
 
 
 @given(seed=st.integers(0, 20), until=st.sampled_from([0.3, 0.6, 0.9]), stop=st.integers(1, 300))

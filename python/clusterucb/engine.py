@@ -34,11 +34,10 @@ from clusterucb.clusterers.base import Clusterer
 from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed, check_choice, counted
 from clusterucb.policies.base import Policy
 from clusterucb.poolview import ESTIMATES, PoolView, feature_blocks, pool_columns
-from clusterucb.recall import Draws, Recall, RecallEstimator
+from clusterucb.recall import Draws, Recall, RecallEstimator, Reward
 
 Phase = Literal["cold", "random", "policy"]
 Stopped = Literal["budget", "exhausted", "recall", "interrupted"]
-Reward = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 Score = Callable[[NDArray[np.int64]], ArrayLike]
 
 # Cold-start draws are submitted in batches of at least this many rows whatever the batch size:
@@ -240,7 +239,7 @@ def search(
             if seen.any():
                 tell(rows[seen], rewards[seen], scores[seen])
         if estimator and state.passed(max(planned // _ESTIMATES, 1)):
-            recall, n_estimated = estimator(state.draws(reward)), state.n_drawn
+            recall, n_estimated = estimator(state.draws(reward), reward), state.n_drawn
             if recall and watch:
                 watch(recall)
             if recall and until is not None and recall.estimate >= until:
@@ -258,7 +257,7 @@ def search(
     if stopped == "budget" and (asked > n_rows or (allowance and len(rows) == n_rows)):
         stopped = "exhausted"
     if estimator and n_estimated < len(rows):
-        recall = estimator(draws)
+        recall = estimator(draws, reward)
     if until is not None and recall is None:
         warnings.warn(
             "too few of the draws were random to say how much they have found, so that the budget alone ended them. "

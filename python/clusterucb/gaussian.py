@@ -33,6 +33,7 @@ _SPARE, _ROUNDS = 16, 6  # directions beside them, and rounds until they are fou
 _LENGTH, _NOISE = 0.7, 0.3  # the middle of the priors
 _AT_ONCE = 1 << 18  # values of the kernel: what a core has in its cache
 _TOLD = 1e-4  # of a variance: directions that say less of it than float32 tells from nothing
+_ROUNDING = 1e-6  # of a variance: what a kernel in float32 may be off by
 _MOST_INFLUENCE = 0.99  # of a row on its own mean, as far as float32 tells it from 1
 
 Floats = NDArray[np.float64]
@@ -123,8 +124,8 @@ class Kernel:
 
     @property
     def noise(self) -> float:
-        """The variance of an observation beside it."""
-        return float(np.exp(self.parameters[-1]))
+        """The variance of an observation beside it, or what the kernel itself is off by."""
+        return max(float(np.exp(self.parameters[-1])), _ROUNDING * float(self.amplitudes.sum()))
 
     def __call__(self, rows: Rows, others: Rows) -> NDArray[np.float32]:
         """Return the kernel f32[m, n] of rows i64[m] and others i64[n], without noise."""
@@ -175,7 +176,7 @@ class Kernel:
             1 / (1 + sum(distances[block] * scale for block, scale in zip(term, scales, strict=True)) / 2)
             for term, scales in self._scaled_terms()
         ]
-        amplitudes, noise = self.amplitudes, self.noise
+        amplitudes, noise = self.amplitudes, float(np.exp(self.parameters[-1]))
         parts = [a * shape for a, shape in zip(amplitudes, [*shapes, *shared], strict=True)]
         whole = noise * np.eye(len(values)) + sum(parts)
         inverse = np.linalg.inv(whole)

@@ -4,9 +4,10 @@ The best are the ``n_select`` rows that scoring the whole pool would select. If 
 then (drawn rows with a reward of t or more) + (others with one) = n_select: to say how many were found is to say how
 many of the rows that were not drawn reach t. Two estimates are made of it:
 
-- By regression. Each row's reward is predicted from the features (`clusterucb.regression`), that of a drawn row from
-  all others: the difference to what was drawn is a surprise. A row that was not drawn reaches t as often as those
-  draws whose predictions are nearest to its own would have, with their surprises, from where it stands.
+- By regression. Each row's scores are predicted from the features (`clusterucb.regression`), those of a drawn row from
+  all others: the difference between the reward that was drawn and that of the predicted scores is a surprise. A row
+  that was not drawn reaches t as often as those draws whose predictions are nearest to its own would have, with their
+  surprises, from where it stands.
 - By the random draws alone, of the cold start or of a uniform policy: t is estimated as the quantile of their rewards,
   weighted by their inclusion probabilities (Hajek 1971), without regard to any features.
 
@@ -60,6 +61,7 @@ _PARTS = 256  # of the rows in the order of their predictions; those of one have
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
+Reward = Callable[[Floats], Floats]  # scores f64[m, S] -> rewards f64[m], as of `clusterucb.aggregate`
 
 
 @dataclass(frozen=True)
@@ -109,36 +111,41 @@ class RecallEstimator:
         self._regression: Regression | None = None
         self._n_told = 0
 
-    def __call__(self, draws: Draws) -> Recall | None:
-        """Return the recall after some draws, those of an earlier call first; None if too few of them were random."""
+    def __call__(self, draws: Draws, reward: Reward) -> Recall | None:
+        """Return the recall after some draws, those of an earlier call first; None if too few of them were random.
+
+        Args:
+            draws: all draws.
+            reward: how the scores of a row become its reward.
+        """
         if len(draws.rows) == len(self._pool):
             return Recall(1.0, 1.0, 1.0)
-        found = self.evidence(draws)
+        found = self.evidence(draws, reward)
         if not found:
             return None
         each = [(one.estimate, one.low, one.high) for one in (evidence.recall() for evidence in found)]
         weights = [evidence.n_best for evidence in found]
         return Recall(*np.average(each, axis=0, weights=weights).tolist())
 
-    def evidence(self, draws: Draws) -> list[Evidence]:
+    def evidence(self, draws: Draws, reward: Reward) -> list[Evidence]:
         """Return what the draws say, for each subtask where its own best are selected; nothing without random draws."""
         rows, rewards, scores, chance = draws
-        values = scores if self._in_turn else rewards[:, None]
-        regression = self._regression = self._regression or Regression(self._pool, values.shape[1])
+        regression = self._regression = self._regression or Regression(self._pool, scores.shape[1])
         good = ~np.isnan(rewards)
         news = np.flatnonzero(good[self._n_told :]) + self._n_told
-        regression.add(rows[news], values[news])
+        regression.add(rows[news], scores[news])
         self._n_told = len(rows)
         if np.count_nonzero(~np.isnan(chance[good])) < FEWEST_RANDOM:
             return []
         others = np.ones(len(self._pool), np.bool_)
         others[rows] = False
-        left_out, predicted = regression.left_out(), regression.mean(np.flatnonzero(others))
+        values = regression.values, regression.left_out(), regression.mean(np.flatnonzero(others))
+        if not self._in_turn:
+            values = rewards[good, None], reward(values[1])[:, None], reward(values[2])[:, None]
+        wanted = self._wanted(values[0].shape[1])
         return [
-            _evidence(known, expected, of_others, chance[good], n_best)
-            for known, expected, of_others, n_best in zip(
-                regression.values.T, left_out.T, predicted.T, self._wanted(values.shape[1]), strict=True
-            )
+            _evidence(known, left_out, predicted, chance[good], n_best)
+            for known, left_out, predicted, n_best in zip(*(each.T for each in values), wanted, strict=True)
         ]
 
     def _wanted(self, n_kinds: int) -> list[float]:
