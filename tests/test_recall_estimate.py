@@ -300,6 +300,29 @@ def test_rewards_on_one_scale_and_failures_are_no_obstacle():
     assert 0 < found.recall.estimate <= 1
 
 
+def test_the_largest_of_several_scores_is_told_from_each(monkeypatch):
+    monkeypatch.setattr("clusterucb.engine._ESTIMATES", 1)
+    off = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        features = {name: rng.normal(size=(1000, 8)).astype(np.float32) for name in ("prompt", "answer")}
+        scores = np.sin(features["answer"][:, :3].astype(np.float64)) + 0.3 * rng.normal(size=(1000, 3))
+        scores += features["prompt"][:, :2] @ rng.normal(size=(2, 3))
+        found = search(
+            features,
+            lambda rows, scores=scores: scores[rows],
+            clusterer=None,
+            policy=cu.Surrogate(),
+            budget=200,
+            n_select=50,
+            batch_size=8,
+            seed=seed,
+            watch=lambda _: None,
+        )
+        off.append(found.recall.estimate - np.isin(np.argsort(-scores.max(axis=1))[:50], found.rows).mean())
+    assert np.abs(off).mean() < 0.08  # a regression of the largest alone is .2 off
+
+
 def replays() -> list[tuple[float, Recall]]:
     """Return true and estimated recall of searches on the recorded pools."""
     found = []
