@@ -1,6 +1,6 @@
 """What is a gradient store worth to a target? `python benchmarks/bench_store.py`
 
-    python benchmarks/bench_store.py [--pools templated,diverse] [--seeds 5] [--json FILE]
+    python benchmarks/bench_store.py [--pools templated,diverse,code] [--seeds 5] [--json FILE]
 
 Searches are replayed on the recorded scores of real pools (`replay.py`), whose sketches of 8192 dimensions were made at
 the same checkpoint; what these say of the scores is recorded, too (``tests/data/*-sketched.npz``, by
@@ -82,9 +82,7 @@ def table(pools: dict[str, dict]) -> str:
 
 
 def main() -> None:
-    parser = parser_of(__doc__, seeds=5)
-    parser.set_defaults(pools="templated,diverse")
-    options = parser.parse_args()
+    options = parser_of(__doc__, seeds=5).parse_args()
     pools = {}
     for name in options.pools.split(","):
         pool = Recorded.of(name, options.folder / name)

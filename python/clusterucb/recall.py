@@ -51,9 +51,7 @@ from clusterucb.regression import Regression
 
 CONFIDENCE = 0.9
 _Z = 1.645  # of a normal distribution, for an interval of that confidence
-VARIANCE = (
-    0.1  # of the estimate by regression, on the scale of log odds, beside what a search itself says of it
-)
+VARIANCE = 0.1  # of the estimate by regression, in log odds, beside what a search itself says of it
 _NEIGHBOURS = 20  # draws whose surprises stand for those of a row, at least
 _AROUND = 0.1  # of the deviation of surprises: draws whose predictions are as near count, however many
 _SURPRISES = 2048  # draws that are taken for it, at most
@@ -210,11 +208,8 @@ def _evidence(values: Floats, left_out: Floats, predicted: Floats, chance: Float
     by_regression = _odds(found, n_best)
     doubt = (by_regression - _odds(_found(falling, n_best, fairly), n_best)) / 2
     lifted = missed.lifted(float(falling[min(math.ceil(found), len(falling)) - 1]))
-    slope = found * (
-        1 / (found + 1) + 1 / (n_best - found + 1)
-    )  # of the log odds by the logarithm of the found
-    off = slope * (1 - found / n_best)
-    of_regression = doubt**2 + off**2 / _n_effective(lifted)
+    slope = found * (1 / (found + 1) + 1 / (n_best - found + 1))  # of the log odds, by the logarithm of found
+    of_regression = doubt**2 + (slope * (1 - found / n_best)) ** 2 / _n_effective(lifted)
     return Evidence(n_best, by_regression, of_regression, _odds(by_random, n_best), slope**2 / expected)
 
 
