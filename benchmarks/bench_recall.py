@@ -76,7 +76,7 @@ class Audit(Searches):
             dict(self.pool.columns),
             n_select=len(found.rows),
         )
-        draws = Draws(found.drawn_rows, found.drawn_scores, found.subtask_scores, found.drawn_probability)
+        draws = Draws(found.drawn_rows, found.subtask_scores, found.drawn_probability)
         (evidence,) = RecallEstimator(pool).evidence(draws, AGGREGATES["max"])
         return {variance: evidence.recall(variance) for variance in VARIANCES}
 

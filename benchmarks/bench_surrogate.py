@@ -74,7 +74,7 @@ def measured(size: int) -> dict[str, float]:
         chance = np.full(len(every), np.nan)
         chance[: len(drawn[0])] = 1 / 50
         began = time.perf_counter()
-        recall = estimator(Draws(every, largest(scores[every]), scores[every], chance), largest)
+        recall = estimator(Draws(every, scores[every], chance), largest)
         estimates.append(time.perf_counter() - began)
     assert 0 <= recall.low <= recall.high <= 1
     assert scores[rows].max(axis=1).mean() > scores.max(axis=1).mean() + 0.5, "it did not learn"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def test_it_does_not_matter_how_draws_were_told(seed, order):
     place, scores = hills(seed, 120)
     largest = AGGREGATES["max"]
     rows = np.random.default_rng(seed).permutation(120)[:60]
-    draws = Draws(rows, largest(scores[rows]), scores[rows], np.full(60, 0.5))
+    draws = Draws(rows, scores[rows], np.full(60, 0.5))
     pool = PoolView({"place": place}, np.zeros(120, np.int64), np.zeros(120), n_select=10)
     at_once = RecallEstimator(pool)(draws, largest)
     bit_by_bit = RecallEstimator(pool)
@@ -300,62 +301,56 @@ def test_rewards_on_one_scale_and_failures_are_no_obstacle():
     assert 0 < found.recall.estimate <= 1
 
 
-def test_the_largest_of_several_scores_is_told_from_each(monkeypatch):
-    monkeypatch.setattr("clusterucb.engine._ESTIMATES", 1)
+def said(features: Any, scores: np.ndarray, **options: Any) -> tuple[float, Recall]:
+    """Return how much of its best twentieth a search has found, and what it says of that, once in its end."""
+    n_best = len(scores) // 20
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("clusterucb.engine._ESTIMATES", 1)
+        found = search(
+            features,
+            lambda rows: scores[rows],
+            n_select=n_best,
+            batch_size=8,
+            watch=lambda _: None,
+            **options,
+        )
+    best = np.argsort(-scores.max(axis=1), kind="stable")[:n_best]
+    return float(np.isin(best, found.rows).mean()), found.recall
+
+
+def described(recorded: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the features of a recorded pool."""
+    return {name: recorded[name].astype(np.float32) for name in ("embedding", "length")}
+
+
+def test_the_largest_of_several_scores_is_told_from_each():
     off = []
     for seed in range(5):
         rng = np.random.default_rng(seed)
         features = {name: rng.normal(size=(1000, 8)).astype(np.float32) for name in ("prompt", "answer")}
         scores = np.sin(features["answer"][:, :3].astype(np.float64)) + 0.3 * rng.normal(size=(1000, 3))
         scores += features["prompt"][:, :2] @ rng.normal(size=(2, 3))
-        found = search(
-            features,
-            lambda rows, scores=scores: scores[rows],
-            clusterer=None,
-            policy=cu.Surrogate(),
-            budget=200,
-            n_select=50,
-            batch_size=8,
-            seed=seed,
-            watch=lambda _: None,
-        )
-        off.append(found.recall.estimate - np.isin(np.argsort(-scores.max(axis=1))[:50], found.rows).mean())
+        truth, recall = said(features, scores, clusterer=None, policy=cu.Surrogate(), budget=200, seed=seed)
+        off.append(recall.estimate - truth)
     assert np.abs(off).mean() < 0.08  # a regression of the largest alone is .2 off
 
 
-def replays() -> list[tuple[float, Recall]]:
-    """Return true and estimated recall of searches on the recorded pools."""
+def test_intervals_cover_what_real_pools_have():
+    pairs = {
+        (0, 3): (cu.Surrogate(), cu.UCB()),
+        (3, 6): (cu.UCB(),),
+        (6, 8): (cu.Surrogate(), cu.Random()),
+    }
     found = []
     for name in ("templated", "diverse", "code"):
         recorded = np.load(DATA / f"{name}.npz")
-        features = {name: recorded[name].astype(np.float32) for name in ("embedding", "length")}
-        pairs = {
-            (0, 3): (cu.Surrogate(), cu.UCB()),
-            (3, 6): (cu.UCB(),),
-            (6, 8): (cu.Surrogate(), cu.Random()),
-        }
+        features = described(recorded)
         for (first, last), policies in pairs.items():
             scores = recorded["scores"][:, first:last]
-            n_best = len(scores) // 20
-            best = np.argsort(-scores.max(axis=1), kind="stable")[:n_best]
-            for policy in policies:
-                done = search(
-                    features,
-                    lambda rows, scores=scores: scores[rows],
-                    clusterer=cu.KMeans(),
-                    policy=policy,
-                    budget=len(scores) // 5,
-                    n_select=n_best,
-                    batch_size=8,
-                    watch=lambda _: None,
-                )
-                found.append((float(np.isin(best, done.rows).mean()), done.recall))
-    return found
-
-
-def test_intervals_cover_what_real_pools_have(monkeypatch):
-    monkeypatch.setattr("clusterucb.engine._ESTIMATES", 1)
-    found = replays()
+            found += [
+                said(features, scores, clusterer=cu.KMeans(), policy=policy, budget=len(scores) // 5)
+                for policy in policies
+            ]
     off = [estimate.estimate - truth for truth, estimate in found]
     covered = [estimate.low <= truth <= estimate.high for truth, estimate in found]
     assert np.mean(covered) >= 0.8
@@ -363,30 +358,23 @@ def test_intervals_cover_what_real_pools_have(monkeypatch):
     assert np.abs(off).mean() <= 0.08
 
 
-def test_intervals_cover_what_a_gradient_store_finds(monkeypatch):
-    monkeypatch.setattr("clusterucb.engine._ESTIMATES", 1)
+def test_intervals_cover_what_a_gradient_store_finds():
     covered = []
     for name in ("templated", "diverse"):
         recorded, sketched = (np.load(DATA / f"{file}.npz") for file in (name, f"{name}-sketched"))
-        features = {key: recorded[key].astype(np.float32) for key in ("embedding", "length")}
+        features = described(recorded)
         for first, last in ((0, 3), (3, 6), (6, 8)):
             scores = recorded["scores"][:, first:last]
-            n_best = len(scores) // 20
-            best = np.argsort(-scores.max(axis=1), kind="stable")[:n_best]
             for seed in range(2):
-                found = search(
+                truth, recall = said(
                     features,
-                    lambda rows, scores=scores: scores[rows],
+                    scores,
                     clusterer=None,
                     policy=cu.Surrogate(),
                     budget=int(0.075 * len(scores)),
-                    n_select=n_best,
-                    batch_size=8,
                     seed=seed,
                     prior={ESTIMATES: sketched["scores"][:, first:last]},
-                    watch=lambda _: None,
                 )
-                truth = float(np.isin(best, found.rows).mean())
                 assert truth > 0.9
-                covered.append(found.recall.low <= truth <= found.recall.high)
+                covered.append(recall.low <= truth <= recall.high)
     assert np.mean(covered) >= 0.8

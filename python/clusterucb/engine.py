@@ -34,7 +34,7 @@ from clusterucb.clusterers.base import Clusterer
 from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed, check_choice, counted
 from clusterucb.policies.base import Policy
 from clusterucb.poolview import ESTIMATES, PoolView, feature_blocks, pool_columns
-from clusterucb.recall import Draws, Recall, RecallEstimator, Reward
+from clusterucb.recall import Draws, Recall, RecallEstimator
 
 Phase = Literal["cold", "random", "policy"]
 Stopped = Literal["budget", "exhausted", "recall", "interrupted"]
@@ -239,7 +239,7 @@ def search(
             if seen.any():
                 tell(rows[seen], rewards[seen], scores[seen])
         if estimator and state.passed(max(planned // _ESTIMATES, 1)):
-            recall, n_estimated = estimator(state.draws(reward), reward), state.n_drawn
+            recall, n_estimated = estimator(state.draws(), reward), state.n_drawn
             if recall and watch:
                 watch(recall)
             if recall and until is not None and recall.estimate >= until:
@@ -248,8 +248,9 @@ def search(
     if not state.n_drawn:
         raise OptionError("the budget does not suffice for a single draw; expected a larger one")
     reward = reward or Standardized(*state.random_draws(), counts)  # which an allowance cut short
-    draws = state.draws(reward)
-    rows, rewards, scores, chance = draws
+    draws = state.draws()
+    rows, scores, chance = draws
+    rewards = reward(scores)
     groups = pool.columns["source"][rows] if max_per_source else None
     best = choose(
         rows, rewards, scores, n_select, by=select_by, groups=groups, cap=max_per_source, weights=counts
@@ -393,7 +394,7 @@ class _State:
         n_before = self.n_drawn - len(self._drawn[-1][0].rows)
         return self.n_drawn // step > n_before // step
 
-    def draws(self, reward: Reward) -> Draws:
+    def draws(self) -> Draws:
         """Return all draws, as their recall is estimated from."""
         rows, scores = (np.concatenate(arrays) for arrays in zip(*self.drawn(), strict=True))
         sizes = [len(batch.rows) for batch, _ in self._drawn]
@@ -405,7 +406,7 @@ class _State:
         by_arm[arms[cold]] = chance[cold]
         later = int(random.sum()) / max(len(self.pool) - int(cold.sum()), 1)
         of_all = by_arm + (1 - by_arm) * later
-        return Draws(rows, reward(scores), scores, np.where(cold | random, of_all[arms], np.nan))
+        return Draws(rows, scores, np.where(cold | random, of_all[arms], np.nan))
 
     @property
     def _left(self) -> int:

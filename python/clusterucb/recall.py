@@ -84,13 +84,11 @@ class Draws(NamedTuple):
 
     Attributes:
         rows: i64[n].
-        rewards: f64[n], NaN where scoring failed.
-        scores: f64[n, S].
+        scores: f64[n, S], NaN where scoring failed.
         chance: f64[n], the probability that a row was drawn by now, where chance decided; NaN where a policy did.
     """
 
     rows: Rows
-    rewards: Floats
     scores: Floats
     chance: Floats
 
@@ -127,7 +125,8 @@ class RecallEstimator:
 
     def evidence(self, draws: Draws, reward: Reward) -> list[Evidence]:
         """Return what the draws say, for each subtask where its own best are selected; nothing without random draws."""
-        rows, rewards, scores, chance = draws
+        rows, scores, chance = draws
+        rewards = reward(scores)
         regression = self._regression = self._regression or Regression(self._pool, scores.shape[1])
         good = ~np.isnan(rewards)
         news = np.flatnonzero(good[self._n_told :]) + self._n_told
@@ -200,8 +199,9 @@ def _evidence(values: Floats, left_out: Floats, predicted: Floats, chance: Float
     falling = np.sort(values)[::-1]
     random = ~np.isnan(chance)
     weights = 1 / chance[random]
-    expected = _n_effective(weights) * n_best / (len(values) + len(predicted))  # random draws among the best
-    least = _quantile(values[random], weights, n_best * weights.sum() / (len(values) + len(predicted)))
+    n_rows = len(values) + len(predicted)
+    expected = _n_effective(weights) * n_best / n_rows  # random draws among the best
+    least = _quantile(values[random], weights, n_best * weights.sum() / n_rows)
     by_random = min(float(np.searchsorted(-falling, -least, side="right")), n_best)
     missed, fairly = (_Missed(values[some], left_out[some], predicted) for some in (slice(None), random))
     found = _found(falling, n_best, missed)
