@@ -43,16 +43,16 @@ from clusterucb.accumulate import Accumulator, Checkpoint
 from clusterucb.checkpoint import ModelSource, attach_lora
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.pool import demo_pool
-from clusterucb.encode import Encoded, Encoder
 from clusterucb.gradients import PerSampleGradients
 from clusterucb.loss import sample_losses
 from clusterucb.moments import Moments
 from clusterucb.parameters import ParameterManifest
 from clusterucb.passes import Batch, micro_batches
-from clusterucb.pool import read_pool
 from clusterucb.preconditioner import Preconditioner
 from clusterucb.progress import Screen
-from clusterucb.shapes import Message
+from clusterucb.samples.encode import Encoded, Encoder
+from clusterucb.samples.pool import read_pool
+from clusterucb.samples.shapes import Message
 
 ADAM, SGD = Preconditioner("adam_less", step=30), Preconditioner("sgd")
 BATCH_TOKENS = 1024

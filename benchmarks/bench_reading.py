@@ -25,7 +25,7 @@ from pathlib import Path
 
 import msgspec
 
-from clusterucb.pool import read_pool
+from clusterucb.samples.pool import read_pool
 
 Row = dict[str, str | int]
 WORDS = [f"word{number}" for number in range(1000)]

@@ -135,11 +135,11 @@ def check_speed(_: Path, rounds: int = 7) -> list[dict[str, Any]]:
     from peft import LoraConfig, get_peft_model
 
     from clusterucb.accumulate import Accumulator, Checkpoint
-    from clusterucb.encode import Encoded
     from clusterucb.gradients import PerSampleGradients
     from clusterucb.parameters import ParameterManifest
     from clusterucb.passes import Batch, micro_batches
     from clusterucb.preconditioner import Preconditioner
+    from clusterucb.samples.encode import Encoded
 
     rng = np.random.default_rng(0)
     model = tiny_llama(vocab_size=VOCABULARY, **SHAPE).to("cuda")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import clusterucb as cu
-from clusterucb.encode import Encoded
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.features import FeatureBatch, Hidden
+from clusterucb.samples.encode import Encoded
 from clusterucb.similarity import similarity
 from tiny import write_model
 

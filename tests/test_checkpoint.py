@@ -13,8 +13,9 @@ from transformers import Trainer, TrainingArguments
 from clusterucb import checkpoint
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.moments import load_moments
+from clusterucb.optimizer_files import checkpoint_fingerprints
 from clusterucb.parameters import ParameterManifest
-from clusterucb.prepared import check_paths, checkpoint_fingerprints
+from clusterucb.prepared import check_paths
 from models import VOCABULARY, tiny_gpt2, tiny_llama, with_lora
 
 LORA = {"target_modules": ["q_proj", "v_proj", "down_proj"], "lora_dropout": 0.1}

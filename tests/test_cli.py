@@ -19,8 +19,8 @@ from clusterucb.choice import SELECT_BY
 from clusterucb.export import TOOLS
 from clusterucb.preconditioner import PRECONDITIONERS
 from clusterucb.progress import Screen
+from clusterucb.samples.shapes import SHAPES
 from clusterucb.settings import DTYPES, SCORERS
-from clusterucb.shapes import SHAPES
 from tiny import write_job, write_rows
 
 

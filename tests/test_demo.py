@@ -21,8 +21,8 @@ from clusterucb.demo.run import recall
 from clusterucb.demo.sources import ROOT, SOURCES, Source
 from clusterucb.demo.wheels import DemoError, Wheel, cache_folder, fetch
 from clusterucb.errors import RunError
-from clusterucb.pool import overlap, read_pool, read_target
 from clusterucb.progress import Silent
+from clusterucb.samples.pool import overlap, read_pool, read_target
 
 PERMISSIVE = ("MIT", "Apache-2.0", "BSD", "CC BY 4.0", "CC0", "public domain")
 

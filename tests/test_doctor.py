@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from clusterucb import cli, doctor, dry_run, machine, probes
+from clusterucb import cli, doctor, dry_run, installation, probes
 from clusterucb.dry_run import FIRST
 from clusterucb.errors import ModelError
 from clusterucb.measuring import Change
@@ -127,7 +127,7 @@ def test_the_installation_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("CLUSTERUCB_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "file").write_bytes(b"x" * 1000)
-    found = machine.examine()
+    found = installation.examine()
     assert found.versions["python"].startswith("3.")
     assert all(found.versions.values())
     assert "reproduce the known results" in found.kernels
@@ -152,7 +152,7 @@ def test_a_cache_that_is_being_emptied_is_measured(monkeypatch: pytest.MonkeyPat
             yield inside, folders, names
 
     monkeypatch.setattr(os, "walk", others_at_work)
-    assert machine.examine().cached == 1000
+    assert installation.examine().cached == 1000
 
 
 def test_kernels_that_cannot_be_used_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_kernels_that_cannot_be_used_are_said(monkeypatch: pytest.MonkeyPatch) -
         raise ops.ClusterUCBError("the compiled extension cannot be loaded (no such file)")
 
     monkeypatch.setattr(ops, "simd", broken)
-    assert machine.examine().kernels == "none: the compiled extension cannot be loaded (no such file)"
+    assert installation.examine().kernels == "none: the compiled extension cannot be loaded (no such file)"
 
 
 def test_the_screen_colours_what_is_predicted(found) -> None:

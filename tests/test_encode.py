@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.encode import Encoded, Encoder, Unusable
 from clusterucb.errors import ModelError, OptionError
-from clusterucb.pool import Message
+from clusterucb.samples.encode import Encoded, Encoder, Unusable
+from clusterucb.samples.pool import Message
 from templates import SHAPES, Shape, byte_level, sentencepiece
 
 LONG = 1 << 20

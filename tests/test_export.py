@@ -23,13 +23,13 @@ from peft import LoraConfig
 from rich.console import Console
 
 import clusterucb as cu
-from clusterucb import scores_table
+from clusterucb import filenames, scores_table
 from clusterucb.annotate import FIELD, annotated
 from clusterucb.engine import Selection
 from clusterucb.errors import ClusterUCBWarning, OptionError, RunError
-from clusterucb.export import OWN_FILES, TOOLS, export
-from clusterucb.pool import Message, Sample
+from clusterucb.export import TOOLS, export
 from clusterucb.report import show
+from clusterucb.samples.pool import Message, Sample
 from clusterucb.settings import SelectSettings, settings_from
 from tiny import read_rows, rows, write_model, write_rows
 
@@ -285,7 +285,7 @@ def test_no_path_or_model_leads_out_of_its_quotes(tmp_path: Path, name: str) -> 
         called = run_script(folder / "export-trl" / script)
         assert glob.glob(called["load_dataset"]["data_files"]) == [str(folder / "export-trl" / file)]
         assert called["SFTTrainer"]["model"] == name
-    assert names(folder) <= set(OWN_FILES)
+    assert names(folder) <= set(filenames.EXPORT_FILES)
 
 
 def run_script(path: Path, *, gpu: bool = False) -> dict[str, dict]:
@@ -506,7 +506,7 @@ def test_content_decides_about_no_name_and_stays_one_line(tmp_path: Path) -> Non
     )
     settings = SelectSettings(export=",".join(TOOLS))
     export(tmp_path, settings.tools, [odd], model="m", settings=settings)
-    assert names(tmp_path) <= set(OWN_FILES)
+    assert names(tmp_path) <= set(filenames.EXPORT_FILES)
     for tool in TOOLS:
         (line,) = lines(tmp_path / f"export-{tool}" / "conversations.jsonl")
         contents = [turn["content"] for turn in itertools.chain(*line.values())]
@@ -612,7 +612,7 @@ def test_a_finished_run_given_again_with_output_options_changes_nothing_else(job
     result = cu.select(**job, export=["trl", "axolotl"], scores_parquet=True)
     after = found_in(job["out"])
     written = {"scores.parquet", "export-trl/sft.py", "export-axolotl/conversations.jsonl"}
-    assert written <= after.keys() - before.keys() <= {"scores.parquet", *OWN_FILES}
+    assert written <= after.keys() - before.keys() <= {"scores.parquet", *filenames.EXPORT_FILES}
     assert {name: after[name] for name in before} == before
     files = result.to_json()["files"]
     assert {"scores.parquet", "export-trl", "export-axolotl"} <= files.keys()

@@ -17,14 +17,14 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrained
 
 import clusterucb as cu
 from clusterucb import influence, plugins
-from clusterucb.encode import Encoded
 from clusterucb.errors import InputError, ModelError, OptionError, PluginError, RunError
 from clusterucb.features import FeatureBatch
 from clusterucb.features.hidden import _damped
 from clusterucb.features.lexical import _WORD
 from clusterucb.features.sentence import SentenceModel
-from clusterucb.sample import Sample
-from clusterucb.shapes import Message
+from clusterucb.samples.encode import Encoded
+from clusterucb.samples.sample import Sample
+from clusterucb.samples.shapes import Message
 from clusterucb.similarity import check_comparable
 from clusterucb.testing import FeatureSuite, outcomes
 from models import tiny_llama

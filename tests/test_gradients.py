@@ -11,13 +11,13 @@ from transformers import OPTConfig, OPTForCausalLM, Qwen2MoeConfig, Qwen2MoeForC
 
 from clusterucb import compiled
 from clusterucb import gradients as gradients_module
-from clusterucb.encode import Encoded
 from clusterucb.errors import ModelError
 from clusterucb.gradients import PerSampleGradients
 from clusterucb.live_memory import peak_bytes
 from clusterucb.loss import sample_losses
 from clusterucb.parameters import ParameterManifest
 from clusterucb.passes import Batch
+from clusterucb.samples.encode import Encoded
 from models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_qwen3, with_lora
 
 EVERY_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

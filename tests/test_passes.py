@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.encode import Encoded
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.passes import Batch, Passes, micro_batches
 from clusterucb.run import Limit
+from clusterucb.samples.encode import Encoded
 
 LENGTHS = st.lists(st.integers(1, 300), max_size=60)
 

@@ -20,8 +20,9 @@ from clusterucb import plugins
 from clusterucb.clusterers import Clusterer
 from clusterucb.errors import OptionError
 from clusterucb.hookspecs import hookimpl
-from clusterucb.plugin_tools import check, create
+from clusterucb.plugin_tools import create
 from clusterucb.policies import Policy, Random
+from clusterucb.testing.installed import check
 
 KINDS = ("policy", "clusterer", "feature")
 

@@ -25,9 +25,10 @@ from clusterucb import hookspecs, plugins
 from clusterucb.clusterers import KMeans
 from clusterucb.contenders import contender
 from clusterucb.engine import search
-from clusterucb.errors import OptionError, PluginError, in_words
+from clusterucb.errors import OptionError, PluginError
 from clusterucb.features import Concatenation, Hidden, Lexical
 from clusterucb.policies import UCB, IndexPolicy, Random
+from clusterucb.wording import in_words
 
 HOOKS = [name for name in vars(hookspecs) if name.startswith("clusterucb_")]
 GREEDY = """

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bad_lines import BAD_LINES
-from clusterucb import lines
 from clusterucb.errors import InputError
-from clusterucb.pool import Pool, Sample, overlap, read_pool, read_target
-from clusterucb.sample import sample_of
-from clusterucb.shapes import Layout
+from clusterucb.samples import lines
+from clusterucb.samples.pool import Pool, Sample, overlap, read_pool, read_target
+from clusterucb.samples.sample import sample_of
+from clusterucb.samples.shapes import Layout
 
 
 def row(answer: str, **columns: Any) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
 from clusterucb import measuring, probes
-from clusterucb.encode import Encoded
 from clusterucb.errors import ModelError
 from clusterucb.loaded import LoadedModel
 from clusterucb.probes import AGAIN, AUTOGRAD, BESIDE, EAGER, FLOAT32, GRADIENTS, PADDED, Probed, probe
 from clusterucb.progress import Silent
+from clusterucb.samples.encode import Encoded
 from clusterucb.settings import Settings
 from clusterucb.warmup import warm_up
 from models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_qwen3, with_lora

@@ -79,7 +79,7 @@ def test_a_repeated_job_writes_the_same_bytes_but_where_the_readme_says(folder):
 
 
 def test_rows_have_the_shape_that_is_shown(tmp_path):
-    from clusterucb.pool import read_pool
+    from clusterucb.samples.pool import read_pool
 
     (block,) = [block for language, block in BLOCKS if language == "json"]
     (tmp_path / "pool.jsonl").write_text(block)

@@ -8,8 +8,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.rejected import RejectedLines, write_rejected
-from clusterucb.sample import Rejected
+from clusterucb.samples.rejected import RejectedLines, write_rejected
+from clusterucb.samples.sample import Rejected
 
 FILES = ("b.jsonl", "a.jsonl", "caf\udce9.jsonl")  # a name that is no UTF-8
 

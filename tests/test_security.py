@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 import clusterucb as cu
 from clusterucb import cli
 from clusterucb.errors import InputError, ModelError
-from clusterucb.pool import read_pool
+from clusterucb.samples.pool import read_pool
 from tiny import rows, write_model, write_rows
 
 SMALL = {"warmup_steps": 2, "batch_size": 4}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.shapes import FIELDS, SHAPES, Layout, Unreadable
+from clusterucb.samples.shapes import FIELDS, SHAPES, Layout, Unreadable
 
 ASKED, ANSWERED = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 TURNS = (("user", "q"), ("assistant", "a"))

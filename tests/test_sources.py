@@ -26,12 +26,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clusterucb import files as files_module
-from clusterucb import formats
 from clusterucb.errors import InputError, OptionError
-from clusterucb.pool import read_pool, read_target
-from clusterucb.shapes import Layout
-from clusterucb.sources import sources_of
+from clusterucb.samples import files as files_module
+from clusterucb.samples import formats
+from clusterucb.samples.pool import read_pool, read_target
+from clusterucb.samples.shapes import Layout
+from clusterucb.samples.sources import sources_of
 
 ROWS = [
     {"id": "x", "prompt": "What?\nNow", "completion": 'ü, "so" 🙂', "source": "a"},
@@ -868,7 +868,7 @@ MEASURED = """
 import resource, sys
 from pathlib import Path
 import pyarrow
-from clusterucb.pool import read_pool
+from clusterucb.samples.pool import read_pool
 
 small = read_pool(sys.argv[1])
 del small

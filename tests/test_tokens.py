@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb import tokens
-from clusterucb.encode import Encoded
 from clusterucb.errors import InputError
-from clusterucb.tokens import TokenFile
+from clusterucb.samples import tokens
+from clusterucb.samples.encode import Encoded
+from clusterucb.samples.tokens import TokenFile
 
 encoded = st.lists(
     st.tuples(st.integers(0, 2**29 - 1), st.booleans(), st.booleans()), min_size=1, max_size=8

@@ -13,7 +13,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from clusterucb.versions import __version__ as __version__
 
 if TYPE_CHECKING:
     from clusterucb.clusterers import Clusterer, KMeans, Source
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     )
     from clusterucb.hookspecs import hookimpl
     from clusterucb.pipeline import select
-    from clusterucb.planning import Plan, plan
+    from clusterucb.planned import Plan
+    from clusterucb.planning import plan
     from clusterucb.policies import (
         RDS,
         UCB,

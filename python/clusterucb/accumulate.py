@@ -18,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 
 from clusterucb import ops
-from clusterucb.encode import Encoded
 from clusterucb.gradients import PerSampleGradients
 from clusterucb.moments import Moments
 from clusterucb.passes import Batch, Passes
 from clusterucb.preconditioner import Preconditioner
 from clusterucb.progress import Advance
 from clusterucb.projection import Sketch
+from clusterucb.samples.encode import Encoded
 
 
 @dataclass(frozen=True)

@@ -24,25 +24,25 @@ from peft import PeftModel
 from clusterucb import checkpoint, fitting
 from clusterucb.accumulate import Accumulator, Checkpoint
 from clusterucb.atomic import whole_folder
-from clusterucb.encode import Encoded
-from clusterucb.errors import ModelError, counted
+from clusterucb.errors import ModelError
 from clusterucb.gradients import PerSampleGradients
 from clusterucb.live_memory import peak_bytes
 from clusterucb.loaded import LoadedModel
-from clusterucb.material import Material
 from clusterucb.moments import load_moments
-from clusterucb.optimizer_files import optimizer_file
+from clusterucb.optimizer_files import adapter_files, optimizer_file
 from clusterucb.parameters import ParameterManifest
 from clusterucb.passes import CPU_TOKENS, Batch, Passes, micro_batches, single_pass
 from clusterucb.preconditioner import Preconditioner
-from clusterucb.prepared import adapter_files
 from clusterucb.progress import Observer
 from clusterucb.projection import Sketch
 from clusterucb.run import Limit, Run
+from clusterucb.samples.encode import Encoded
+from clusterucb.samples.pool_and_target import Material
+from clusterucb.samples.tokens import EncodedSamples
 from clusterucb.settings import GradientSettings
 from clusterucb.store import kept_adapter
-from clusterucb.tokens import EncodedSamples
 from clusterucb.warmup import warm_up
+from clusterucb.wording import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

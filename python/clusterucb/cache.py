@@ -38,7 +38,7 @@ from clusterucb.atomic import whole_file, whole_folder, write_whole
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
 from clusterucb.features.concatenation import Concatenation
 from clusterucb.plugins import describe
-from clusterucb.run import version_of
+from clusterucb.versions import version_of
 
 if TYPE_CHECKING:
     from clusterucb.features.base import Feature

@@ -24,7 +24,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from clusterucb.errors import ModelError, OptionError, one_line
+from clusterucb.errors import ModelError, OptionError
+from clusterucb.wording import one_line
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -33,10 +33,12 @@ from cyclopts import (
 from rich.console import Console
 from rich.text import Text
 
-from clusterucb import __version__, config
-from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError, in_words, printable
+from clusterucb import config
+from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
 from clusterucb.plugins_cli import OUTPUT, STRATEGIES, Flag, Pairs, key_values, plugins, print_json
 from clusterucb.settings import DrawSettings, GradientSettings, OutputSettings, SearchSettings, Whole
+from clusterucb.versions import __version__
+from clusterucb.wording import in_words, printable
 
 if TYPE_CHECKING:
     from clusterucb.progress import Observer
@@ -399,7 +401,7 @@ def doctor(
 
     from clusterucb.doctor import show_dry_run, show_machine, show_probed
     from clusterucb.dry_run import examine as examine_files
-    from clusterucb.machine import examine as examine_machine
+    from clusterucb.installation import examine as examine_machine
     from clusterucb.progress import Screen, Silent
     from clusterucb.settings import Settings
 

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb import __version__, comparison_page
+from clusterucb import comparison_page, filenames
 from clusterucb.atomic import write_whole
 from clusterucb.budget import resolve_count
 from clusterucb.comparison import Clusterings, Contender, Replay, Rules, Truth, replay
@@ -37,6 +37,7 @@ from clusterucb.scoring import score_all
 from clusterucb.settings import CompareSettings, check_counts, settings_from
 from clusterucb.similarity import check_comparable
 from clusterucb.store import GradientStore
+from clusterucb.versions import __version__
 
 if TYPE_CHECKING:
     from clusterucb.influence import Influence
@@ -189,8 +190,8 @@ def compare(
             ),
         }
         encoded = msgspec.json.format(msgspec.json.encode(content), indent=1)
-        write_whole(run.path("comparison.json"), encoded + b"\n")
-        write_whole(run.path("comparison.html"), comparison_page.render(content).encode())
+        write_whole(run.path(filenames.COMPARISON), encoded + b"\n")
+        write_whole(run.path(filenames.COMPARISON_PAGE), comparison_page.render(content).encode())
         run.manifest.subtasks, run.manifest.subtask_contents = (
             list(material.target),
             material.subtask_contents(),
@@ -239,7 +240,7 @@ class _Recorded:
             )
         n_samples, subtasks = len(material.samples), manifest.subtasks
         with Ledger(
-            folder / "ledger.sqlite", subtasks=subtasks, tokens=material.encoded.lengths, failure=str
+            folder / filenames.LEDGER, subtasks=subtasks, tokens=material.encoded.lengths, failure=str
         ) as ledger:
             n_scored, scores = ledger.totals()[0], ledger.scores()
         if n_scored < n_samples:
@@ -254,7 +255,7 @@ class _Recorded:
 
 def _manifest(folder: Path) -> Manifest:
     try:
-        return msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
+        return msgspec.json.decode((folder / filenames.MANIFEST).read_bytes(), type=Manifest)
     except (OSError, msgspec.MsgspecError) as error:
         raise RunError(
             f"--scores {folder} holds no run ({error}); expected the --out of an earlier one"

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.aggregate import STANDARDIZED, Standardized, weighted
+from clusterucb.blame import blamed
 from clusterucb.choice import choose
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.clusterers.kmeans import KMeans
 from clusterucb.engine import Selection, search
-from clusterucb.errors import blamed
 from clusterucb.features.base import Feature
 from clusterucb.features.embedding import Embedding
 from clusterucb.policies.base import Policy

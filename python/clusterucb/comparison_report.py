@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from clusterucb import filenames
 from clusterucb.comparison import Contender, Replay, Truth, by_source, overlaps, spread
 from clusterucb.cost import selection_cost
 from clusterucb.plugins import describe
@@ -23,7 +24,7 @@ from clusterucb.settings import CompareSettings
 
 if TYPE_CHECKING:
     from clusterucb.features.base import Feature
-    from clusterucb.material import Material
+    from clusterucb.samples.pool_and_target import Material
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -189,7 +190,8 @@ def show(comparison: Comparison, console: Console) -> None:
         "Cost is in gradients of every pool sample; own is the strategy's time, without gradients."
     )
     console.print(
-        Text.assemble("Written to ", (str(comparison.out / "comparison.html"), "bold")), soft_wrap=True
+        Text.assemble("Written to ", (str(comparison.out / filenames.COMPARISON_PAGE), "bold")),
+        soft_wrap=True,
     )
 
 

@@ -38,7 +38,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 
 from cyclopts import Token
 
-from clusterucb.errors import OptionError, did_you_mean, in_words, one_line
+from clusterucb.errors import OptionError
+from clusterucb.wording import did_you_mean, in_words, one_line
 
 if TYPE_CHECKING:
     from cyclopts import ArgumentCollection

@@ -18,8 +18,9 @@ from collections.abc import Callable
 from typing import Any
 
 from clusterucb.comparison import Contender
-from clusterucb.errors import OptionError, did_you_mean
+from clusterucb.errors import OptionError
 from clusterucb.plugins import Strategies
+from clusterucb.wording import did_you_mean
 
 _SPEC = re.compile(r"(?P<parts>[^\[\]]+)(\[(?P<options>[^\[\]]*)\])?")
 _KINDS = {"policy": "policy", "clusterer": "clusterer", "features": "feature"}

@@ -20,8 +20,8 @@ from clusterucb.settings import GradientSettings, ScoringSettings
 
 if TYPE_CHECKING:
     from clusterucb.features.base import Feature
-    from clusterucb.material import Material
     from clusterucb.policies.base import Policy
+    from clusterucb.samples.pool_and_target import Material
 
 
 def selection_cost(

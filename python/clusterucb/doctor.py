@@ -14,9 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from clusterucb.dry_run import DryRun, FileFacts
-from clusterucb.errors import counted, in_bytes, printable
-from clusterucb.machine import Machine
-from clusterucb.sample import told
+from clusterucb.installation import Machine
+from clusterucb.samples.sample import told
+from clusterucb.wording import counted, in_bytes, printable
 
 if TYPE_CHECKING:
     from clusterucb.probes import Finding, Probed

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from clusterucb.pool import Pool, overlap, read_pool, read_target
 from clusterucb.prepared import Model, Prepared, Rows, check_model, prepare
 from clusterucb.progress import Observer
-from clusterucb.sample import Rejected, by_kind
+from clusterucb.samples.pool import Pool, overlap, read_pool, read_target
+from clusterucb.samples.sample import Rejected, by_kind
 from clusterucb.settings import Settings
 from clusterucb.store import GradientStore
 from clusterucb.strategies import chosen
@@ -32,7 +32,7 @@ from clusterucb.strategies import chosen
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from clusterucb.encode import Encoded
+    from clusterucb.samples.encode import Encoded
 
 FIRST = 200  # lines of every file that are looked at
 

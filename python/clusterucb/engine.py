@@ -29,12 +29,14 @@ from numpy.typing import ArrayLike, NDArray
 from clusterucb.aggregate import NAMES, STANDARDIZED, Standardized, weighted
 from clusterucb.allowance import Allowance
 from clusterucb.arms import cold_schedule, default_cold_start, make_arms, stream
+from clusterucb.blame import blamed
 from clusterucb.choice import SELECT_BY, choose
 from clusterucb.clusterers.base import Clusterer
-from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, blamed, check_choice, counted
+from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, check_choice
 from clusterucb.policies.base import Policy
 from clusterucb.poolview import ESTIMATES, PoolView, feature_blocks, pool_columns
 from clusterucb.recall import Draws, Recall, RecallEstimator
+from clusterucb.wording import counted
 
 Phase = Literal["cold", "random", "policy"]
 Stopped = Literal["budget", "exhausted", "recall", "interrupted"]

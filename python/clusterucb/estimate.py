@@ -27,22 +27,22 @@ from numpy.typing import NDArray
 from clusterucb import fitting
 from clusterucb.accumulate import Accumulator
 from clusterucb.adapted import AdaptedModel, largest_pass, load_base
+from clusterucb.blame import blamed
 from clusterucb.budget import Seconds
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.cost import selection_cost
-from clusterucb.encode import Encoded
-from clusterucb.errors import blamed
 from clusterucb.features.base import Feature
 from clusterucb.influence import Influence
 from clusterucb.machine import free_disk
-from clusterucb.material import WARMUP_BATCH, Material
 from clusterucb.passes import micro_batches, overhead_of, single_pass
-from clusterucb.planning import Plan
+from clusterucb.planned import Plan
 from clusterucb.policies.base import Policy
 from clusterucb.poolview import PoolView
 from clusterucb.prepared import Prepared
 from clusterucb.progress import Observer, Silent
 from clusterucb.run import Cost, PhaseCost, Run
+from clusterucb.samples.encode import Encoded
+from clusterucb.samples.pool_and_target import WARMUP_BATCH, Material
 from clusterucb.settings import Settings
 from clusterucb.store import SHARD, GradientStore
 

@@ -48,14 +48,14 @@ import msgspec
 
 from clusterucb.atomic import write_lines, write_whole
 from clusterucb.errors import ClusterUCBWarning, RunError
+from clusterucb.filenames import CONVERSATIONS, EXPORTS, TEXTS, export_files
 from clusterucb.lora import ALL_LINEAR, Lora, lora_of
-from clusterucb.shapes import TEXT, Message
+from clusterucb.samples.shapes import TEXT, Message
 
 if TYPE_CHECKING:
-    from clusterucb.pool import Sample
+    from clusterucb.samples.pool import Sample
     from clusterucb.settings import Settings
 
-CONVERSATIONS, TEXTS = "conversations.jsonl", "text.jsonl"
 _BY = "Written by clusterucb, which writes it again with every selection: copy it before you change it."
 
 Conversation = Sequence[Message]
@@ -99,14 +99,12 @@ class _Tool:
     Attributes:
         reads: (conversation, whether all are `_single`) -> its line; None: the tool cannot read it.
         files: everything but the samples, by name.
-        names: the names that files can have.
         program: what those that are configurations are given to.
         globs: whether a path that it is given is a pattern, too.
     """
 
     reads: Callable[[Conversation, bool], Row | None]
     files: Callable[[_Training], dict[str, str]]
-    names: tuple[str, ...]
     program: str
     globs: bool
 
@@ -302,21 +300,12 @@ TOOLS = {
     "llamafactory": _Tool(
         reads=_taking_turns,
         files=_llamafactory,
-        names=("dataset_info.json", "sft.yaml", "pt.yaml"),
         program="llamafactory-cli train",
         globs=True,
     ),
-    "trl": _Tool(_prompt_completion, _trl, ("sft.py", "text.py"), "python", globs=False),
-    "axolotl": _Tool(_messages, _axolotl, ("axolotl.yaml",), "axolotl train", globs=True),
+    "trl": _Tool(_prompt_completion, _trl, "python", globs=False),
+    "axolotl": _Tool(_messages, _axolotl, "axolotl train", globs=True),
 }
-
-
-def _own(tool: str) -> list[str]:
-    return [f"export-{tool}/{name}" for name in (CONVERSATIONS, TEXTS, *TOOLS[tool].names)]
-
-
-# Everything that exports write into a run, relative to it.
-OWN_FILES = tuple(name for tool in TOOLS for name in _own(tool))
 
 
 def export(
@@ -334,7 +323,7 @@ def export(
     Raises:
         RunError: it cannot be written.
     """
-    present = [tool for tool in TOOLS if any((run / name).exists() for name in _own(tool))]
+    present = [tool for tool in TOOLS if any((run / name).exists() for name in export_files(tool))]
     wanted = [tool for tool in TOOLS if tool in {*tools, *present}]
     barred = [tool for tool in wanted if TOOLS[tool].globs and glob.has_magic(str(run.absolute()))]
     for what, those in (
@@ -348,13 +337,13 @@ def export(
                 ClusterUCBWarning,
                 stacklevel=4,
             )
-        for name in (name for tool in those for name in _own(tool)):
+        for name in (name for tool in those for name in export_files(tool)):
             (run / name).unlink(missing_ok=True)
     return [_export(run, tool, samples, model, settings) for tool in wanted if tool not in barred]
 
 
 def _export(run: Path, name: str, samples: Sequence[Sample], model: str, settings: Settings) -> Exported:
-    tool, folder = TOOLS[name], run / f"export-{name}"
+    tool, own, folder = TOOLS[name], EXPORTS[name], run / f"export-{name}"
     conversations = [sample.messages for sample in samples if sample.messages[0].role != TEXT]
     texts = [{"text": sample.messages[0].content} for sample in samples if sample.messages[0].role == TEXT]
     single = all(map(_single, conversations))
@@ -383,7 +372,7 @@ def _export(run: Path, name: str, samples: Sequence[Sample], model: str, setting
     files = tool.files(training)
     for name, lines in ((CONVERSATIONS, rows), (TEXTS, texts)):
         write_lines(folder / name, lines) if lines else (folder / name).unlink(missing_ok=True)
-    for name in tool.names:
+    for name in own:
         if name in files:
             write_whole(folder / name, files[name].encode())
         else:

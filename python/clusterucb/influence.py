@@ -17,14 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from clusterucb import filenames
 from clusterucb.accumulate import Accumulator, unit_sketches
 from clusterucb.adapted import AdaptedModel
 from clusterucb.allowance import Allowance, NothingLeft
 from clusterucb.atomic import whole_file
+from clusterucb.blame import blamed
 from clusterucb.budget import Seconds, Tokens
 from clusterucb.cache import feature_key, home
-from clusterucb.encode import Encoded
-from clusterucb.errors import ClusterUCBWarning, OptionError, blamed, counted
+from clusterucb.errors import ClusterUCBWarning, OptionError
 from clusterucb.features.base import (
     PASSES,
     Feature,
@@ -34,19 +35,21 @@ from clusterucb.features.base import (
     checked_fit,
 )
 from clusterucb.ledger import Ledger
-from clusterucb.material import Material
 from clusterucb.poolview import ESTIMATES
 from clusterucb.progress import Observer
 from clusterucb.projection import Sketch
 from clusterucb.recall import Recall
 from clusterucb.run import Run
-from clusterucb.sample import Sample
+from clusterucb.samples.encode import Encoded
+from clusterucb.samples.pool_and_target import Material
+from clusterucb.samples.sample import Sample
 from clusterucb.scorer import Scorer, compute_directions, sketch_directions
 from clusterucb.settings import ScoringSettings
 from clusterucb.shards import CACHED, Shards
 from clusterucb.similarity import similarity
 from clusterucb.spending import Spending, spending
 from clusterucb.store import SHARD, GradientStore, StoredScores
+from clusterucb.wording import counted
 
 _SHARD = 4096  # rows in one file of features
 
@@ -83,7 +86,7 @@ class Influence:
     def ledger(self) -> Ledger:
         """Return the run's ledger, to be opened and closed by the caller."""
         return Ledger(
-            self._run.path("ledger.sqlite"),
+            self._run.path(filenames.LEDGER),
             subtasks=list(self._material.target),
             tokens=self._material.encoded.lengths,
             failure=lambda row: self._scorer.failures[row],
@@ -141,7 +144,7 @@ class Influence:
             blocks: the pool's features, from `features`.
             folder: as in `features`.
         """
-        path = self._run.path(folder) / "similarity.safetensors"
+        path = self._run.path(folder) / filenames.SIMILARITY
         if path.exists():
             return np.asarray(load_file(path)["similarity"])
         fitted = self._shards(feature, folder).fitted()
@@ -167,7 +170,7 @@ class Influence:
         """
         if self._store is None or self._settings.by_sketch:
             return {}
-        path = self._run.path("estimates.safetensors")
+        path = self._run.path(filenames.ESTIMATES)
         if not path.exists():
             targets = self._sketched_directions()
             title = "Reading the store's sketches"
@@ -323,7 +326,7 @@ class Influence:
 
     def _directions(self) -> list[NDArray[np.float32]]:
         """Return the directions of the S subtasks at each checkpoint, f32[S, P]."""
-        path = self._run.path("directions.safetensors")
+        path = self._run.path(filenames.DIRECTIONS)
         names = [
             f"directions-{number + 1}" if number else "directions" for number in range(self._n_checkpoints)
         ]

@@ -25,7 +25,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from clusterucb.errors import ClusterUCBError, ModelError, OptionError, one_line
+from clusterucb.errors import ClusterUCBError, ModelError, OptionError
+from clusterucb.wording import one_line
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,20 +6,13 @@ positions. Over a large vocabulary they would cost more than some layers.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from clusterucb.errors import ModelError
+from clusterucb.parameters import vocabulary_head
 from clusterucb.passes import Batch
-
-
-def vocabulary_head(model: nn.Module) -> nn.Module | None:
-    """Return the layer that makes logits of hidden states, or None if the model has none."""
-    find: Any = getattr(model, "get_output_embeddings", lambda: None)
-    return head if isinstance(head := find(), nn.Module) else None
 
 
 def sample_losses(model: nn.Module, batch: Batch, autocast: torch.dtype | None = None) -> Tensor:

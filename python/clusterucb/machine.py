@@ -1,101 +1,12 @@
-"""What this installation can do: versions, kernels, threads, GPU, memory, disk, plugins."""
+"""The memory and the disk that a job may use."""
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
-import tempfile
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 
-import msgspec
-
-from clusterucb import __version__, cache, ops, plugins
-from clusterucb.errors import ClusterUCBError
-from clusterucb.run import version_of
-
 _CGROUP = Path("/sys/fs/cgroup")
-_PACKAGES = ("torch", "transformers", "peft", "numpy", "pyarrow", "safetensors")
-
-
-class Machine(msgspec.Struct):
-    """What this installation can do.
-
-    Attributes:
-        versions: of the program, Python and the libraries.
-        kernels: the CPU kernels in use, and why; or why there are none.
-        threads: that a job would use, and the cores.
-        gpu: the GPU and its kernels, or why there is none.
-        memory: bytes in all, and available.
-        disk: what for, to a folder and the bytes that are free there.
-        cached: bytes in the cache.
-        plugins: packages with strategies, to why they cannot be loaded, or "".
-    """
-
-    versions: dict[str, str]
-    kernels: str
-    threads: str
-    gpu: str
-    memory: tuple[int, int]
-    disk: dict[str, tuple[str, int]]
-    cached: int
-    plugins: dict[str, str]
-
-
-def examine() -> Machine:
-    """Find out what this installation can do."""
-    installed = plugins.load()
-    found = {f"{one.provider} {one.version}": "" for one in installed.table.values()}
-    found |= {f"{one.provider} {one.version}".rstrip(): one.reason for one in installed.broken}
-    places = {"this folder": Path(), "temporary files": Path(tempfile.gettempdir()), "cache": cache.home()}
-    return Machine(
-        versions={
-            "clusterucb": __version__,
-            "python": platform.python_version(),
-            **{name: version_of(name) or "missing" for name in _PACKAGES},
-        },
-        kernels=_kernels(),
-        threads=_threads(),
-        gpu=_gpu(),
-        memory=memory(),
-        disk={what: (str(place.absolute()), free_disk(place)) for what, place in places.items()},
-        cached=_kept(cache.home()),
-        plugins=found,
-    )
-
-
-def _kernels() -> str:
-    try:
-        name = ops.simd()
-    except ClusterUCBError as error:
-        return f"none: {error}"
-    forced = os.environ.get("CLUSTERUCB_SIMD")
-    why = "CLUSTERUCB_SIMD asks for them" if forced else "the best that this CPU has"
-    return f"{name} ({why}); they reproduce the known results"
-
-
-def _threads() -> str:
-    import torch
-
-    cores = len(os.sched_getaffinity(0))
-    asked = os.environ.get("OMP_NUM_THREADS")
-    return f"{torch.get_num_threads()} of {cores} cores" + (f" (OMP_NUM_THREADS is {asked})" if asked else "")
-
-
-def _gpu() -> str:
-    import torch
-
-    if not torch.cuda.is_available():
-        why = "torch was built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
-        return f"none: {why}"
-    names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    if find_spec("clusterucb._cuda") is None:
-        return (
-            f"{', '.join(names)}; without our CUDA kernels: torch scores, and sketches cannot be made there"
-        )
-    return f"{', '.join(names)}; with our CUDA kernels"
 
 
 def memory() -> tuple[int, int]:
@@ -111,16 +22,6 @@ def memory() -> tuple[int, int]:
         used = int((_CGROUP / "memory.current").read_text()) - int(statistics["file"])
         total, free = min(total, limit), min(free, max(limit - used, 0))
     return total, free
-
-
-def _kept(folder: Path) -> int:
-    """Return the bytes of the files in a folder, from which others may be removing some at the moment."""
-    total = 0
-    for inside, _, names in os.walk(folder):
-        for name in names:
-            with suppress(FileNotFoundError):
-                total += os.stat(os.path.join(inside, name)).st_size
-    return total
 
 
 def free_disk(place: Path) -> int:

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from clusterucb import ops
 from clusterucb.accumulate import Accumulator, Checkpoint
-from clusterucb.encode import Encoded
 from clusterucb.gradients import PerSampleGradients, Sink
 from clusterucb.passes import Batch, Passes
 from clusterucb.preconditioner import Preconditioner
 from clusterucb.projection import Sketch
+from clusterucb.samples.encode import Encoded
 from clusterucb.scorer import compute_directions
 
 _SKETCH = Sketch(8192, 4)

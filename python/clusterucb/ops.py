@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb import reference
-from clusterucb.aggregate import AGGREGATES
 from clusterucb.errors import ClusterUCBError, OptionError
 from clusterucb.preconditioner import PRECONDITIONERS, Preconditioner
 from clusterucb.projection import Sketch
@@ -87,19 +86,17 @@ def accumulate(
         call(_core(), arrays, offset, preconditioner, sketch, threads or default_threads())
 
 
-def finish(norm2: Array, products: Array, aggregate: str | None = None) -> NDArray[np.float64]:
-    """Return the scores ⟨Γ, V_s⟩ / ‖Γ‖ of accumulated samples, or their aggregate.
+def finish(norm2: Array, products: Array) -> NDArray[np.float64]:
+    """Return the scores ⟨Γ, V_s⟩ / ‖Γ‖ of accumulated samples.
 
     Args:
         norm2: f64[B], squared norms.
         products: f64[B, S], inner products.
-        aggregate: one of `clusterucb.aggregate.AGGREGATES`; or None for every subtask's score.
 
     Returns:
-        f64[B, S], or f64[B] with an aggregate; NaN where a norm is zero or not finite.
+        f64[B, S]; NaN where a norm is zero or not finite.
     """
-    scores = np.asarray(_on_cpu(products)) * _reciprocal_norms(norm2)[:, None]
-    return scores if aggregate is None else AGGREGATES[aggregate](scores)
+    return np.asarray(_on_cpu(products)) * _reciprocal_norms(norm2)[:, None]
 
 
 def finish_sketches(norm2: Array, sketched: Array, sketch: Sketch) -> NDArray[np.float32]:

@@ -5,6 +5,8 @@ Apart from `optimizer_state`, which reads the file, so that a path is checked be
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -43,3 +45,44 @@ def missing_state(path: Path) -> ModelError:
                 f"there is no optimiser state {path}; it lies in parts, such as {part}. {remedy}"
             )
     return ModelError(f"there is no optimiser state {path}; give it with --optimizer, or {WITHOUT}")
+
+
+def checkpoint_fingerprints(
+    checkpoints: Sequence[tuple[Path | None, Path | None]],
+) -> dict[str, str | None]:
+    """Return a hex SHA-256 of adapters (configurations and weights) and of optimiser states, None for none.
+
+    Raises:
+        ModelError: one of the files is missing.
+    """
+    weights = [path for adapter, _ in checkpoints if adapter for path in adapter_files(adapter)]
+    states = [state for _, state in checkpoints if state]
+    for state in states:
+        if not state.is_file():
+            raise missing_state(state)
+    return {
+        "adapter content": _hash(weights) if weights else None,
+        "optimizer content": _hash(states) if states else None,
+    }
+
+
+def adapter_files(adapter: Path) -> list[Path]:
+    """Return an adapter's configuration and weights.
+
+    Raises:
+        ModelError: one of the files is missing.
+    """
+    weights = [adapter / "adapter_model.safetensors", adapter / "adapter_model.bin"]
+    files = [adapter / "adapter_config.json", *[path for path in weights if path.is_file()][:1]]
+    if len(files) < 2 or not files[0].is_file():
+        missing = files[0] if not files[0].is_file() else weights[0]
+        raise ModelError(f"there is no {missing}; expected the folder of a trained PEFT adapter")
+    return files
+
+
+def _hash(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()

@@ -31,8 +31,9 @@ from typing import Any
 
 import torch
 
-from clusterucb.errors import ModelError, one_line
+from clusterucb.errors import ModelError
 from clusterucb.optimizer_files import DEEPSPEED, PARTS, WITHOUT, missing_state
+from clusterucb.wording import one_line
 
 Key = Hashable  # what a file calls a parameter: its position or its name
 ENTRIES = frozenset({"exp_avg", "exp_avg_sq", "step"})

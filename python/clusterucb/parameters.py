@@ -18,13 +18,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from clusterucb.errors import ModelError
-from clusterucb.loss import vocabulary_head
 
 _ALIGNMENT = 8
 _LORA_WEIGHT = re.compile(r"(?P<module>.+\.lora_[AB]\.(?P<adapter>[^.]+))\.weight")
@@ -198,3 +197,9 @@ def _unsupported(name: str) -> str:
         f"parameter {name!r} is trainable; expected nothing but the A and B matrices of LoRA on linear "
         f"layers. {remedy or 'Take an adapter of that kind (--lora-targets)'}"
     )
+
+
+def vocabulary_head(model: nn.Module) -> nn.Module | None:
+    """Return the layer that makes logits of hidden states, or None if the model has none."""
+    find: Any = getattr(model, "get_output_embeddings", lambda: None)
+    return head if isinstance(head := find(), nn.Module) else None

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clusterucb.encode import Encoded
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.run import Limit
+from clusterucb.samples.encode import Encoded
 
 CPU_TOKENS = 1024  # of a pass on a CPU, where more gain nothing
 _CPU_OVERHEAD = (

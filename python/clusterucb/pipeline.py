@@ -22,14 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from clusterucb import filenames
 from clusterucb.allowance import NothingLeft
 from clusterucb.arms import check_labels, default_cold_start
 from clusterucb.atomic import whole_file
+from clusterucb.blame import blamed
 from clusterucb.budget import Seconds
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.cost import selection_cost
 from clusterucb.engine import Selection, check_until, expected_draws, is_told, search
-from clusterucb.errors import ClusterUCBWarning, OptionError, blamed, counted
+from clusterucb.errors import ClusterUCBWarning, OptionError
 from clusterucb.features.base import Feature
 from clusterucb.ledger import Ledger, Scored
 from clusterucb.loaded import borrowing
@@ -46,6 +48,7 @@ from clusterucb.run import Run
 from clusterucb.settings import SelectSettings, Settings, settings_from, spelt_out
 from clusterucb.store import GradientStore
 from clusterucb.strategies import chosen
+from clusterucb.wording import counted
 
 
 @borrowing
@@ -67,7 +70,7 @@ def select(
 
     Args:
         pool, target: files, folders and patterns, one or more; or rows in memory: a list of dicts, a Dataset, a
-            DataFrame (`clusterucb.sources`).
+            DataFrame (`clusterucb.samples.sources`).
         model: folder of a causal language model in Hugging Face form, or a hub id; or a loaded model, perhaps of
             PEFT, with its ``tokenizer``. It is given back as it was.
         out: the run folder; the same call again resumes it, or returns what it found. Without one, nothing is kept
@@ -262,7 +265,7 @@ class _Recorded(Clusterer):
         self._run = run
 
     def fit_predict(self, pool: PoolView, rng: np.random.Generator) -> NDArray[np.int64]:
-        path = self._run.path("labels.safetensors")
+        path = self._run.path(filenames.LABELS)
         if path.exists():
             return np.asarray(load_file(path)["labels"])
         with self._run.phase("clusters"):

@@ -10,19 +10,17 @@ import ast
 import keyword
 import re
 import sys
-from collections.abc import Mapping
-from contextlib import redirect_stdout
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from clusterucb import __version__, plugins
-from clusterucb.errors import OptionError, check_choice, did_you_mean
+from clusterucb import plugins
+from clusterucb.errors import OptionError, check_choice
+from clusterucb.versions import __version__
 
 if TYPE_CHECKING:
-    from clusterucb.testing import Outcome
+    pass
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 
@@ -65,53 +63,6 @@ def create(name: str, kind: str, folder: Path = Path()) -> list[Path]:
             f"cannot write {package}: {error.strerror}; expected a folder that can be written to"
         ) from error
     return written
-
-
-def check(name: str, options: Mapping[str, str] | None = None) -> list[Outcome]:
-    """Run the suite of every installed strategy that is called ``name``.
-
-    Args:
-        name: as the command line has it.
-        options: ``key=value`` options for the constructor; its defaults where there are none.
-
-    Returns:
-        What each test found; the properties are preceded by the kind where several kinds have the name.
-
-    Raises:
-        OptionError: no strategy has the name, or it refuses the options.
-    """
-    installed = plugins.load()
-    kinds = [kind for kind in plugins.KINDS if (kind, name) in installed.table]
-    if not kinds:
-        known = sorted({strategy for _, strategy in installed.table})
-        listed = "; ".join(
-            f"{kind}: {', '.join(one.name for one in installed.of_kind(kind))}" for kind in plugins.KINDS
-        )
-        broken = "".join(
-            f" Plugin {one.provider} could not be loaded: {one.reason}." for one in installed.broken
-        )
-        raise OptionError(
-            f"there is no strategy {name!r}; installed: {listed}.{did_you_mean(name, known)}{broken}"
-        )
-
-    from clusterucb import testing
-
-    suites = {
-        "policy": testing.PolicySuite,
-        "clusterer": testing.ClustererSuite,
-        "feature": testing.FeatureSuite,
-    }
-    found: dict[str, list[Outcome]] = {}
-    with redirect_stdout(sys.stderr):  # standard output is for results
-        for kind in kinds:
-            make = partial(installed.make, kind, name, options or {})
-            make()  # options that it refuses are no property of the strategy
-            found[kind] = testing.outcomes(suites[kind], make)
-    if len(kinds) == 1:
-        return found[kinds[0]]
-    return [
-        one._replace(property=f"{kind}: {one.property}") for kind, of_kind in found.items() for one in of_kind
-    ]
 
 
 def _class_name(name: str) -> str:

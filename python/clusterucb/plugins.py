@@ -24,12 +24,14 @@ import pluggy
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from clusterucb import __version__, hookspecs
+from clusterucb import hookspecs
 from clusterucb.clusterers.base import Clusterer
-from clusterucb.errors import ClusterUCBError, OptionError, PluginError, did_you_mean, in_words, one_line
+from clusterucb.errors import ClusterUCBError, OptionError, PluginError
 from clusterucb.features.base import Feature
 from clusterucb.features.concatenation import Concatenation
 from clusterucb.policies.base import Policy
+from clusterucb.versions import __version__
+from clusterucb.wording import did_you_mean, in_words, one_line
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 KINDS: dict[str, type] = {"clusterer": Clusterer, "policy": Policy, "feature": Feature}

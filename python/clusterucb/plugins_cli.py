@@ -116,7 +116,7 @@ def check_plugin(
         option: An option of the strategy, as key=value.
         debug: Show tracebacks and the libraries' warnings.
     """
-    from clusterucb.plugin_tools import check
+    from clusterucb.testing.installed import check
 
     console = Console(highlight=False, emoji=False)
     found = check(name, key_values("-o", option))

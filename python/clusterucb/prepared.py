@@ -8,9 +8,8 @@ Decisions:
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,21 +20,21 @@ from typing import TYPE_CHECKING, Any
 
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.loaded import LoadedModel
-from clusterucb.optimizer_files import missing_state
-from clusterucb.pool import Pool, read_pool, read_target
+from clusterucb.optimizer_files import checkpoint_fingerprints
 from clusterucb.progress import Observer
 from clusterucb.run import check_folder
-from clusterucb.sample import decode
+from clusterucb.samples.pool import Pool, read_pool, read_target
+from clusterucb.samples.sample import decode
+from clusterucb.samples.sources import sources_of
 from clusterucb.settings import GradientSettings
-from clusterucb.sources import sources_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from clusterucb.checkpoint import ModelSource
-    from clusterucb.material import Material
+    from clusterucb.samples.pool_and_target import Material
 
-# Paths and patterns, or rows in memory: `clusterucb.sources.sources_of`.
+# Paths and patterns, or rows in memory: `clusterucb.samples.sources.sources_of`.
 Rows = Any
 Model = str | PathLike[str] | LoadedModel
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -99,8 +98,8 @@ def prepare(
         )
     source, device, tokenizer = opened or _opened(model, settings, observer)
 
-    from clusterucb.encode import Encoder
-    from clusterucb.material import encode
+    from clusterucb.samples.encode import Encoder
+    from clusterucb.samples.pool_and_target import encode
 
     encoder = Encoder(tokenizer, max_length=settings.max_length)
     if tokenizer.chat_template is None:
@@ -174,47 +173,6 @@ def check_model(model: object) -> None:
         raise OptionError(f"model is {model!r}; expected a path, a hub id or a loaded model")
     if not isinstance(model, LoadedModel) and not Path(model).is_dir() and not _HUB_ID.fullmatch(str(model)):
         raise ModelError(f"there is no folder {str(model)!r}; expected a model's folder, or a hub id")
-
-
-def checkpoint_fingerprints(
-    checkpoints: Sequence[tuple[Path | None, Path | None]],
-) -> dict[str, str | None]:
-    """Return a hex SHA-256 of adapters (configurations and weights) and of optimiser states, None for none.
-
-    Raises:
-        ModelError: one of the files is missing.
-    """
-    weights = [path for adapter, _ in checkpoints if adapter for path in adapter_files(adapter)]
-    states = [state for _, state in checkpoints if state]
-    for state in states:
-        if not state.is_file():
-            raise missing_state(state)
-    return {
-        "adapter content": _hash(weights) if weights else None,
-        "optimizer content": _hash(states) if states else None,
-    }
-
-
-def adapter_files(adapter: Path) -> list[Path]:
-    """Return an adapter's configuration and weights.
-
-    Raises:
-        ModelError: one of the files is missing.
-    """
-    weights = [adapter / "adapter_model.safetensors", adapter / "adapter_model.bin"]
-    files = [adapter / "adapter_config.json", *[path for path in weights if path.is_file()][:1]]
-    if len(files) < 2 or not files[0].is_file():
-        missing = files[0] if not files[0].is_file() else weights[0]
-        raise ModelError(f"there is no {missing}; expected the folder of a trained PEFT adapter")
-    return files
-
-
-def _hash(files: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()
 
 
 @contextmanager

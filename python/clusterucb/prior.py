@@ -26,13 +26,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.errors import OptionError, RunError, counted
+from clusterucb import filenames
+from clusterucb.errors import OptionError, RunError
 from clusterucb.gaussian import SPREAD, principal
 from clusterucb.poolview import PoolView
 from clusterucb.regression import Regression
 from clusterucb.store import GradientStore, is_store
+from clusterucb.wording import counted
 
-_SCORES = "scores.jsonl"
+_SCORES = filenames.SCORES
 
 Blocks = Mapping[str, NDArray[np.float32]]
 Columns = Mapping[str, NDArray[np.generic]]

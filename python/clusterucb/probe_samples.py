@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clusterucb.checkpoint import ModelSource
-from clusterucb.encode import Encoded, Encoder, Unusable
-from clusterucb.errors import ModelError, counted, one_line
+from clusterucb.errors import ModelError
 from clusterucb.loaded import LoadedModel
+from clusterucb.samples.encode import Encoded, Encoder, Unusable
+from clusterucb.samples.shapes import Message
 from clusterucb.settings import GradientSettings
-from clusterucb.shapes import Message
+from clusterucb.wording import counted, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -43,8 +43,7 @@ from clusterucb.accumulate import Checkpoint
 from clusterucb.accumulate import fault as fault_of
 from clusterucb.adapted import at_checkpoint, fresh_lora, load_checkpoints
 from clusterucb.checkpoint import ModelSource, check_limits, resolve_device
-from clusterucb.encode import Encoded
-from clusterucb.errors import InputError, ModelError, counted, in_bytes
+from clusterucb.errors import InputError, ModelError
 from clusterucb.fitting import available
 from clusterucb.gradients import PerSampleGradients
 from clusterucb.loaded import LoadedModel, keep
@@ -53,7 +52,9 @@ from clusterucb.passes import out_of_memory
 from clusterucb.prepared import Model, check_model
 from clusterucb.probe_samples import samples_of
 from clusterucb.progress import Observer
+from clusterucb.samples.encode import Encoded
 from clusterucb.settings import GradientSettings
+from clusterucb.wording import counted, in_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

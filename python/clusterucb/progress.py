@@ -26,7 +26,8 @@ from rich.progress import (
 from rich.table import Column
 from rich.text import Text
 
-from clusterucb.errors import OptionError, printable
+from clusterucb.errors import OptionError
+from clusterucb.wording import printable
 
 Advance = Callable[[int], None]
 Note = Callable[[], str]

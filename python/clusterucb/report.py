@@ -20,22 +20,23 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from clusterucb import filenames
 from clusterucb.annotate import FIELD
 from clusterucb.atomic import write_lines
 from clusterucb.engine import Selection
-from clusterucb.errors import counted, in_bytes, one_line, printable
 from clusterucb.export import export
 from clusterucb.recall import CONFIDENCE
-from clusterucb.rejected import write_rejected
 from clusterucb.result import EXAMPLES, TABLE, Result
 from clusterucb.run import Cost, Outcome, Run
-from clusterucb.sample import told
+from clusterucb.samples.rejected import write_rejected
+from clusterucb.samples.sample import told
+from clusterucb.samples.shapes import TEXT
 from clusterucb.scores_table import write_scores
-from clusterucb.shapes import TEXT
+from clusterucb.wording import counted, in_bytes, one_line, printable
 
 if TYPE_CHECKING:
-    from clusterucb.material import Material
-    from clusterucb.planning import Plan
+    from clusterucb.planned import Plan
+    from clusterucb.samples.pool_and_target import Material
     from clusterucb.settings import SelectSettings
     from clusterucb.store import GradientStore
 
@@ -76,14 +77,14 @@ def finish(
         out=run.folder,
         exports=export(run.folder, settings.tools, samples, model=model, settings=settings),
     )
-    result.write(run.path("selected.jsonl"), annotate=settings.annotate)
-    write_lines(run.path("scores.jsonl"), _scored(selection, material))
+    result.write(run.path(filenames.SELECTED), annotate=settings.annotate)
+    write_lines(run.path(filenames.SCORES), _scored(selection, material))
     if settings.scores_parquet or run.path(TABLE).exists():  # never one of an earlier selection
         write_scores(run.path(TABLE), selection, material.samples, list(material.target))
     manifest = run.manifest
     failed = material.rejected_rows(failures)
     manifest.rejected = write_rejected(
-        run.path("rejected.jsonl"), material.pool_rejected, material.target_rejected, failed
+        run.path(filenames.REJECTED), material.pool_rejected, material.target_rejected, failed
     )
     manifest.pool_samples, manifest.pool_rejected = len(material.samples), len(material.pool_rejected)
     manifest.target_samples, manifest.target_rejected = material.n_target, len(material.target_rejected)
@@ -198,7 +199,7 @@ def _show_files(result: Result, out: Path, console: Console) -> None:
     _show_rejected(result.manifest.rejected, out, console)
     annotated = f" (each line with a field {FIELD})" if result.manifest.annotated else ""
     console.print(
-        Text.assemble("Written to ", (str(out / "selected.jsonl"), "bold"), annotated), soft_wrap=True
+        Text.assemble("Written to ", (str(out / filenames.SELECTED), "bold"), annotated), soft_wrap=True
     )
     if (table := out / TABLE).exists():
         console.print(f"Written to {table}", soft_wrap=True, markup=False)
@@ -230,7 +231,7 @@ def show_store(store: GradientStore, console: Console) -> None:
 def _show_rejected(rejected: Mapping[str, int], folder: Path, console: Console) -> None:
     if rejected:
         lines = counted(sum(rejected.values()), "line was", "lines were")
-        which = folder / "rejected.jsonl"
+        which = folder / filenames.REJECTED
         console.print(Text(f"{lines} not used: {told(rejected)}; which: {which}"), soft_wrap=True)
 
 

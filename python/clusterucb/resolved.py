@@ -17,13 +17,15 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from clusterucb import __version__, contenders, plugins
+from clusterucb import contenders, plugins
 from clusterucb.comparison import Contender
 from clusterucb.config import option_key, option_text
-from clusterucb.errors import OptionError, one_line
+from clusterucb.errors import OptionError
 from clusterucb.features.base import Feature
 from clusterucb.features.concatenation import Concatenation
 from clusterucb.settings import GradientSettings
+from clusterucb.versions import __version__
+from clusterucb.wording import one_line
 
 
 def resolved(settings: GradientSettings, **given: object) -> bytes:

@@ -13,13 +13,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb import filenames
 from clusterucb.annotate import annotated
 from clusterucb.atomic import write_whole
 from clusterucb.engine import Selection
-from clusterucb.errors import InputError, counted, one_line
+from clusterucb.errors import InputError
 from clusterucb.export import Exported
-from clusterucb.pool import Sample
 from clusterucb.run import Cost, Manifest
+from clusterucb.samples.pool import Sample
+from clusterucb.wording import counted, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 EXAMPLES = 3
 _ROWS = 10  # samples on the page of a notebook
 _TEXT = 300  # characters of a sample there
-TABLE = "scores.parquet"
+TABLE = filenames.SCORES_TABLE
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -121,7 +123,7 @@ class Result:
         """Return the summary as JSON values: what was found, what it cost and where it stands."""
         manifest = msgspec.to_builtins(self.manifest)
         names = ("pool_samples", "pool_rejected", "target_samples", "target_rejected", "subtasks", "n_budget")
-        files = ["selected.jsonl", "scores.jsonl", "rejected.jsonl", "manifest.json"]
+        files = [filenames.SELECTED, filenames.SCORES, filenames.REJECTED, filenames.MANIFEST]
         files += [TABLE] if self.out and (self.out / TABLE).exists() else []
         files += [one.folder.name for one in self.exports]
         best = zip(self.ids[:EXAMPLES], self.scores[:EXAMPLES].tolist(), strict=True)

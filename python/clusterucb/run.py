@@ -14,54 +14,27 @@ from __future__ import annotations
 
 import fcntl
 import os
-import platform
 import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import msgspec
 
-from clusterucb import __version__
+from clusterucb import filenames
 from clusterucb.atomic import write_whole
 from clusterucb.budget import parse_budget
 from clusterucb.errors import ClusterUCBWarning, RunError
-from clusterucb.export import OWN_FILES
+from clusterucb.versions import __version__, recorded_versions
 
 _FORMAT = 1
 FORWARD = 0.43  # cost of a forward pass in LoRA gradients, as measured on a 135M-parameter model
-_RECORDED_VERSIONS = ("numpy", "torch", "transformers", "peft")
-_LEDGER = "ledger.sqlite*"
-_CONFIG = "config.yaml"
-# There before anything is computed: the ledger's first draw comes after the other stages.
-_AT_ONCE = (_LEDGER, _CONFIG)
-# Everything a run writes beside its manifest; --overwrite removes these and nothing else.
-_OWN_FILES = (
-    "adapter",
-    "adapter-[0-9]",
-    "adapter-[0-9][0-9]",
-    "directions.safetensors",
-    "estimates.safetensors",
-    "features-*",
-    "sketches-*.safetensors",
-    "labels.safetensors",
-    "similarity.safetensors",
-    *_AT_ONCE,
-    "selected.jsonl",
-    "scores.jsonl",
-    "rejected.jsonl",
-    "comparison.json",
-    "comparison.html",
-    "scores.parquet",
-    *OWN_FILES,
-)
 # Stands in a folder without manifest.json while a run is being begun or removed.
-_UNSETTLED = "manifest.json.partial"
+_UNSETTLED = f"{filenames.MANIFEST}.partial"
 
 
 class PhaseCost(msgspec.Struct):
@@ -223,7 +196,7 @@ class Run:
         self.folder = folder
         self._lock = _lock(folder)
         try:
-            if overwrite or not self.path("manifest.json").exists():
+            if overwrite or not self.path(filenames.MANIFEST).exists():
                 _remove_run(folder)
             plain = msgspec.json.decode(
                 msgspec.json.encode(dict(settings))
@@ -231,7 +204,7 @@ class Run:
             self.manifest, self.resumed = self._take_up(plain, budget, select)
             self.save()
             if config is not None:
-                write_whole(self.path(_CONFIG), config)
+                write_whole(self.path(filenames.CONFIG), config)
         except BaseException:
             os.close(self._lock)
             raise
@@ -267,7 +240,7 @@ class Run:
     def save(self) -> None:
         """Write ``manifest.json``."""
         content = msgspec.json.format(msgspec.json.encode(self.manifest), indent=2)
-        write_whole(self.path("manifest.json"), content + b"\n")
+        write_whole(self.path(filenames.MANIFEST), content + b"\n")
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -282,9 +255,11 @@ class Run:
     def _take_up(
         self, settings: dict[str, Any], budget: str | None, select: str | None
     ) -> tuple[Manifest, bool]:
-        path = self.path("manifest.json")
+        path = self.path(filenames.MANIFEST)
         if not path.exists():
-            return Manifest(settings=settings, budget=budget, select=select, versions=_versions()), False
+            return Manifest(
+                settings=settings, budget=budget, select=select, versions=recorded_versions()
+            ), False
         try:
             manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -297,14 +272,14 @@ class Run:
         changed = [*_changes(manifest.settings, settings), *_smaller(manifest.budget, budget)]
         if changed and not self._holds_results():
             _remove(self.folder)
-            manifest = Manifest(settings=settings, budget=budget, select=select, versions=_versions())
+            manifest = Manifest(settings=settings, budget=budget, select=select, versions=recorded_versions())
             return manifest, False
         if changed:
             raise RunError(
                 f"{self.folder} holds a run with other settings: {'; '.join(changed)}. Repeat the earlier "
                 "settings to go on with it, choose another --out, or begin anew with --overwrite"
             )
-        now = _versions()
+        now = recorded_versions()
         if manifest.versions != now:
             before = ", ".join(
                 f"{name} {manifest.versions.get(name)}"
@@ -323,7 +298,7 @@ class Run:
 
     def _holds_results(self) -> bool:
         """Whether anything was computed; a run that ended before that may take any settings."""
-        return any(any(self.folder.glob(name)) for name in _OWN_FILES if name not in _AT_ONCE)
+        return any(any(self.folder.glob(name)) for name in filenames.ALL if name not in filenames.AT_ONCE)
 
 
 def check_folder(folder: Path) -> None:
@@ -331,8 +306,8 @@ def check_folder(folder: Path) -> None:
     with _writable(folder):
         if folder.exists() and not folder.is_dir():
             raise RunError(f"--out {folder} is a file; expected a folder, which is made when it is not there")
-        names = {entry.name for entry in folder.iterdir()} - {"lock"} if folder.is_dir() else set()
-    if names and not names & {"manifest.json", _UNSETTLED}:
+        names = {entry.name for entry in folder.iterdir()} - {filenames.LOCK} if folder.is_dir() else set()
+    if names and not names & {filenames.MANIFEST, _UNSETTLED}:
         raise RunError(f"{folder} is not a run and not empty (it holds {min(names)!r}); choose another --out")
 
 
@@ -349,7 +324,7 @@ def _lock(folder: Path) -> int:
     check_folder(folder)
     with _writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(folder / filenames.LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -362,7 +337,7 @@ def _lock(folder: Path) -> int:
 
 def _remove_run(folder: Path) -> None:
     """Remove what a run wrote, its manifest first and last: a removal that is cut short is taken up again."""
-    manifest, unsettled = folder / "manifest.json", folder / _UNSETTLED
+    manifest, unsettled = folder / filenames.MANIFEST, folder / _UNSETTLED
     if manifest.exists():
         manifest.replace(unsettled)
     if not unsettled.exists():
@@ -372,7 +347,7 @@ def _remove_run(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    for name in _OWN_FILES:
+    for name in filenames.ALL:
         for path in {*folder.glob(name), *folder.glob(f"{name}.partial")}:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
@@ -413,19 +388,3 @@ def _smaller(before: str | None, now: str | None) -> list[str]:
     if before == now or (type(old) is type(new) and new >= old):
         return []
     return [f"--budget was {before}, now {now} (it may only grow, in the same unit)"]
-
-
-def version_of(package: str) -> str | None:
-    """Return the version of an installed package; None where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _versions() -> dict[str, str]:
-    found = {package: version_of(package) for package in _RECORDED_VERSIONS}
-    return {
-        "python": platform.python_version(),
-        **{name: one for name, one in found.items() if one is not None},
-    }

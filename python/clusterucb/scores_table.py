@@ -14,7 +14,7 @@ import numpy as np
 
 from clusterucb.atomic import whole_file
 from clusterucb.engine import Selection
-from clusterucb.pool import Sample
+from clusterucb.samples.pool import Sample
 
 _ROWS = 65_536  # of the table that are in memory at a time
 

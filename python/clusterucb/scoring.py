@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.engine import search
-from clusterucb.errors import counted
 from clusterucb.loaded import borrowing
 from clusterucb.policies.baselines import Exhaustive
 from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.run import Run
-from clusterucb.sample import Rejected
+from clusterucb.samples.sample import Rejected
 from clusterucb.settings import ScoringSettings, settings_from, spelt_out
 from clusterucb.store import GradientStore
+from clusterucb.wording import counted
 
 if TYPE_CHECKING:
     from pandas import DataFrame

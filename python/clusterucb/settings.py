@@ -20,12 +20,13 @@ from cyclopts import Group, Parameter, Token
 from clusterucb.aggregate import NAMES
 from clusterucb.budget import Seconds, Tokens, parse_budget, parse_count, parse_until, resolve_count
 from clusterucb.choice import SELECT_BY
-from clusterucb.errors import OptionError, check_choice, did_you_mean, in_words
-from clusterucb.export import TOOLS
+from clusterucb.errors import OptionError, check_choice
+from clusterucb.filenames import EXPORTS
 from clusterucb.optimizer_files import optimizer_file
 from clusterucb.preconditioner import PRECONDITIONERS
 from clusterucb.projection import Sketch, check_dimension
-from clusterucb.shapes import FIELDS, SHAPES, Layout
+from clusterucb.samples.shapes import FIELDS, SHAPES, Layout
+from clusterucb.wording import did_you_mean, in_words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +89,7 @@ Format = Annotated[str | None, _offered(SHAPES), _ROWS]
 Preconditioner = Annotated[str, _offered(PRECONDITIONERS)]
 Scorer = Annotated[str, _offered(SCORERS)]
 SelectBy = Annotated[str, _offered(SELECT_BY)]
-Tools = Annotated[str | None, _offered(TOOLS)]
+Tools = Annotated[str | None, _offered(EXPORTS)]
 
 
 def _fields(kind: type[_Checked]) -> list[str]:
@@ -555,8 +556,8 @@ class OutputSettings(_Checked):
 
     def __post_init__(self) -> None:
         for tool in self.tools:
-            hint = did_you_mean(tool, TOOLS)
-            self._check("export", tool in TOOLS, f"some of {', '.join(TOOLS)}, comma-separated.{hint}")
+            hint = did_you_mean(tool, EXPORTS)
+            self._check("export", tool in EXPORTS, f"some of {', '.join(EXPORTS)}, comma-separated.{hint}")
 
     @property
     def tools(self) -> list[str]:

@@ -13,15 +13,16 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from clusterucb import filenames
 from clusterucb.atomic import whole_file
 from clusterucb.cost import store_cost
 from clusterucb.loaded import borrowing
 from clusterucb.prepared import Model, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.projection import VERSION
-from clusterucb.rejected import write_rejected
 from clusterucb.resolved import resolved
 from clusterucb.run import Run
+from clusterucb.samples.rejected import write_rejected
 from clusterucb.settings import GradientSettings, settings_from, spelt_out
 from clusterucb.store import KIND, SHARD, GradientStore, failures, shard_path
 
@@ -100,7 +101,7 @@ def sketch(
         failed = {row: reason for start in starts for row, reason in failures(_shard(run, start)).items()}
         manifest = run.manifest
         manifest.rejected = write_rejected(
-            run.path("rejected.jsonl"), material.pool_rejected, material.rejected_rows(failed.items())
+            run.path(filenames.REJECTED), material.pool_rejected, material.rejected_rows(failed.items())
         )
         manifest.pool_files = prepared.pool_files
         manifest.pool_samples = len(material.samples)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from clusterucb import ops
+from clusterucb import filenames, ops
 from clusterucb.errors import OptionError, RunError
 from clusterucb.projection import VERSION, Sketch
 from clusterucb.run import Manifest
@@ -61,7 +61,7 @@ class GradientStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.manifest = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
+            self.manifest = msgspec.json.decode((folder / filenames.MANIFEST).read_bytes(), type=Manifest)
         except (OSError, msgspec.MsgspecError) as error:
             raise RunError(
                 f"{folder} is not a gradient store ({error}); make one with `clusterucb sketch`"

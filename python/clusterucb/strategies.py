@@ -7,7 +7,7 @@ from typing import Any
 import clusterucb
 from clusterucb.clusterers.base import Clusterer
 from clusterucb.clusterers.kmeans import KMeans
-from clusterucb.errors import OptionError, one_line
+from clusterucb.errors import OptionError
 from clusterucb.features.base import Feature
 from clusterucb.features.embedding import Embedding
 from clusterucb.features.gradient import Gradient
@@ -15,6 +15,7 @@ from clusterucb.plugins import KINDS, load
 from clusterucb.policies.base import Policy
 from clusterucb.policies.surrogate import Surrogate
 from clusterucb.similarity import check_comparable
+from clusterucb.wording import one_line
 
 
 def chosen(

@@ -19,12 +19,13 @@ import torch
 from peft import PeftModel
 
 from clusterucb.atomic import whole_folder
-from clusterucb.encode import Encoded
-from clusterucb.errors import ModelError, counted
+from clusterucb.errors import ModelError
 from clusterucb.loss import sample_losses
 from clusterucb.moments import decay_groups
 from clusterucb.passes import Batch, memory_for
 from clusterucb.recompute import recomputed_layers
+from clusterucb.samples.encode import Encoded
+from clusterucb.wording import counted
 
 
 def warm_up(

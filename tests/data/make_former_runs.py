@@ -4,9 +4,9 @@ Run by that version's Python, from the root of a clone of it, with this file and
 
     python make_former_runs.py FOLDER
 
-It needs that clone's tests/ (`tiny.py`). The folder then holds a job (`model`, `pool.jsonl`, `dev.jsonl`), and what each
-command makes of it: `finished` and `interrupted` selections, a gradient `store`, a selection `stored` with its help,
-a run `scored` that has scored the whole pool, a comparison `compared`, and the `cache` of features.
+It needs that clone's tests/ (`tiny.py`). The folder then holds a job (`model`, `pool.jsonl`, `dev.jsonl`), and what
+each command makes of it: `finished` and `interrupted` selections, a gradient `store`, a selection `stored` with its
+help, a run `scored` that has scored the whole pool, a comparison `compared`, and the `cache` of features.
 """
 
 from __future__ import annotations

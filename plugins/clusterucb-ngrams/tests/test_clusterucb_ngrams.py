@@ -13,7 +13,7 @@ import pytest
 from clusterucb import plugins
 from clusterucb.errors import OptionError
 from clusterucb.features import FeatureBatch
-from clusterucb.pool import Message, Sample
+from clusterucb.samples.pool import Message, Sample
 from clusterucb.testing import FeatureSuite
 from sklearn.feature_extraction.text import HashingVectorizer
 

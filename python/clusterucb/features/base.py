@@ -21,8 +21,8 @@ from clusterucb.errors import PluginError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from clusterucb.encode import Encoded
-    from clusterucb.sample import Sample
+    from clusterucb.samples.encode import Encoded
+    from clusterucb.samples.sample import Sample
 
 PASSES = "forward_passes"  # what `Feature.fit` may call the number of passes
 Fitted = Mapping[str, NDArray[Any]]

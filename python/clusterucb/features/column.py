@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import InputError, OptionError
 from clusterucb.features.base import Feature, FeatureBatch, Fitted
-from clusterucb.shapes import kind_of
+from clusterucb.samples.shapes import kind_of
 
 if TYPE_CHECKING:
-    from clusterucb.sample import Sample
+    from clusterucb.samples.sample import Sample
 
 
 @dataclass

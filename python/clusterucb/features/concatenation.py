@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.errors import OptionError, blamed, one_line
+from clusterucb.blame import blamed
+from clusterucb.errors import OptionError
 from clusterucb.features.base import (
     PASSES,
     Feature,
@@ -24,6 +25,7 @@ from clusterucb.features.base import (
     checked_blocks,
     checked_fit,
 )
+from clusterucb.wording import one_line
 
 
 @dataclass

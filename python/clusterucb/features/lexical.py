@@ -31,7 +31,7 @@ from clusterucb.errors import OptionError
 from clusterucb.features.base import Feature, FeatureBatch, Fitted
 
 if TYPE_CHECKING:
-    from clusterucb.sample import Sample
+    from clusterucb.samples.sample import Sample
 
 _COLUMNS = 1 << 16  # that words are hashed to
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0e7f"  # kana, Chinese, Thai

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.errors import ModelError, one_line
+from clusterucb.errors import ModelError
+from clusterucb.wording import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from clusterucb import plugins
-from clusterucb.errors import PluginError, one_line
+from clusterucb.errors import PluginError
+from clusterucb.wording import one_line
 
 
 class Outcome(NamedTuple):

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.encode import Encoded
 from clusterucb.features.base import Feature, FeatureBatch, Fitted
-from clusterucb.sample import Sample
-from clusterucb.shapes import Message
+from clusterucb.samples.encode import Encoded
+from clusterucb.samples.sample import Sample
+from clusterucb.samples.shapes import Message
 
 if TYPE_CHECKING:
     from torch import nn

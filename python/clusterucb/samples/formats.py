@@ -28,11 +28,11 @@ from typing import IO, Any
 
 import msgspec
 
-from clusterucb.errors import InputError, one_line
-from clusterucb.files import EXPECTED, ending, explained
+from clusterucb.errors import InputError
 from clusterucb.progress import Advance
-from clusterucb.shapes import Unreadable
-from clusterucb.tables import (
+from clusterucb.samples.files import EXPECTED, ending, explained
+from clusterucb.samples.shapes import Unreadable
+from clusterucb.samples.tables import (
     Line,
     arrow_lines,
     check_names,
@@ -41,6 +41,7 @@ from clusterucb.tables import (
     saved_lines,
     stream_lines,
 )
+from clusterucb.wording import one_line
 
 LONGEST_LINE = 64 << 20  # bytes; a longer line is no sample, but a file without line breaks
 _LARGEST_ARRAY = 4 << 30  # bytes of a JSON array

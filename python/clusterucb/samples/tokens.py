@@ -14,8 +14,8 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.encode import Encoded
-from clusterucb.lines import room_for
+from clusterucb.samples.encode import Encoded
+from clusterucb.samples.lines import room_for
 
 _WRITE = 1 << 20  # tokens written at a time
 _LABEL, _CONTENT, _SHIFT = 1, 2, 2

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.errors import InputError
-from clusterucb.sample import Rejected, Sample, beginning, decode, sample_of
-from clusterucb.shapes import Layout
+from clusterucb.samples.sample import Rejected, Sample, beginning, decode, sample_of
+from clusterucb.samples.shapes import Layout
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -3,7 +3,7 @@
 Decisions:
     - One bad line never stops a run. It becomes a `Rejected` with file, line and reason; only a file
       that cannot be read at all, or a pool without one good sample, is an error.
-    - The order of lines and files changes nothing (`clusterucb.canonical`).
+    - The order of lines and files changes nothing (`clusterucb.samples.canonical`).
     - A sample keeps its line's bytes: what is selected is written exactly as it came.
 """
 
@@ -19,15 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from clusterucb.canonical import canonical_order
-from clusterucb.errors import InputError, counted
-from clusterucb.lines import Lines, Origin, Samples
+from clusterucb.errors import InputError
 from clusterucb.progress import Advance, Observer, Silent
-from clusterucb.rejected import RejectedLines
-from clusterucb.sample import Rejected, Sample, beginning, by_kind, told
-from clusterucb.shapes import ROLES, Layout, Message, Unreadable
-from clusterucb.sources import Source, sources_of
-from clusterucb.tables import Line
+from clusterucb.samples.canonical import canonical_order
+from clusterucb.samples.lines import Lines, Origin, Samples
+from clusterucb.samples.rejected import RejectedLines
+from clusterucb.samples.sample import Rejected, Sample, beginning, by_kind, told
+from clusterucb.samples.shapes import ROLES, Layout, Message, Unreadable
+from clusterucb.samples.sources import Source, sources_of
+from clusterucb.samples.tables import Line
+from clusterucb.wording import counted
 
 __all__ = [
     "ROLES",
@@ -80,7 +81,7 @@ def read_pool(
     """Read a pool.
 
     Args:
-        given: files, folders or rows in memory (`clusterucb.sources.sources_of`).
+        given: files, folders or rows in memory (`clusterucb.samples.sources.sources_of`).
         layout: how rows are read; by default found from their keys.
         strict: the first line that cannot be used is an error.
         limit: lines to read of every file; by default all.

@@ -16,13 +16,14 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.encode import Encoded, Encoder, Unusable
-from clusterucb.errors import ClusterUCBWarning, InputError, OptionError, did_you_mean
-from clusterucb.pool import Pool, Rejected, Sample, Samples, not_usable, overlap
+from clusterucb.errors import ClusterUCBWarning, InputError, OptionError
 from clusterucb.progress import Observer, Silent
-from clusterucb.rejected import RejectedLines
-from clusterucb.sample import by_kind, told
-from clusterucb.tokens import EncodedSamples, TokenFile
+from clusterucb.samples.encode import Encoded, Encoder, Unusable
+from clusterucb.samples.pool import Pool, Rejected, Sample, Samples, not_usable, overlap
+from clusterucb.samples.rejected import RejectedLines
+from clusterucb.samples.sample import by_kind, told
+from clusterucb.samples.tokens import EncodedSamples, TokenFile
+from clusterucb.wording import did_you_mean
 
 _MANY_FULL = 0.05  # share of samples of the greatest length from which a warning is given
 _SLOW = 20_000  # samples from which encoding them has a bar

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jinja2
 
 from clusterucb.errors import ModelError
-from clusterucb.shapes import Message
+from clusterucb.samples.shapes import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,11 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clusterucb.errors import InputError, OptionError, one_line
-from clusterucb.files import EXPECTED, ending, files_of, is_word, likely, short_names
-from clusterucb.formats import lines_of
+from clusterucb.errors import InputError, OptionError
 from clusterucb.progress import Advance
-from clusterucb.tables import Line, batch_lines, encoded
+from clusterucb.samples.files import EXPECTED, ending, files_of, is_word, likely, short_names
+from clusterucb.samples.formats import lines_of
+from clusterucb.samples.tables import Line, batch_lines, encoded
+from clusterucb.wording import one_line
 
 _ARROW = "__arrow_c_stream__"  # what a DataFrame or another table has
 _EXPECTED_OBJECTS = "expected paths, a list of dicts, a Dataset or a DataFrame"

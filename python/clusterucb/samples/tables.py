@@ -9,9 +9,10 @@ from typing import Any
 
 import msgspec
 
-from clusterucb.errors import InputError, one_line
-from clusterucb.files import explained
-from clusterucb.shapes import Unreadable
+from clusterucb.errors import InputError
+from clusterucb.samples.files import explained
+from clusterucb.samples.shapes import Unreadable
+from clusterucb.wording import one_line
 
 Line = tuple[int, bytes | Unreadable]
 

@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.chat import ChatTemplate, Kind, Piece, Unusable
 from clusterucb.errors import ModelError, OptionError
-from clusterucb.shapes import TEXT, Message
+from clusterucb.samples.chat import ChatTemplate, Kind, Piece, Unusable
+from clusterucb.samples.shapes import TEXT, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

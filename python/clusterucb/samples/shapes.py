@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from clusterucb.errors import printable
+from clusterucb.wording import printable
 
 ROLES = ("system", "user", "assistant")
 TEXT = "text"  # the role of a text that is no conversation

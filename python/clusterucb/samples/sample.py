@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 
 import msgspec
 
-from clusterucb.shapes import TEXT, Layout, Message, Unreadable, kind_of
+from clusterucb.samples.shapes import TEXT, Layout, Message, Unreadable, kind_of
 
 _LONGEST_NAME = 500  # characters of a source or subtask
 _START = 200  # characters of a rejected line that are shown
@@ -135,7 +135,7 @@ def sample_of(
     """Return the shape and the sample of a row.
 
     Args:
-        row: in one of the shapes of `clusterucb.shapes`; optionally with ``id`` (string or whole
+        row: in one of the shapes of `clusterucb.samples.shapes`; optionally with ``id`` (string or whole
             number), ``source`` and ``subtask`` (strings).
         line: its bytes.
         layout: how it is read.

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.atomic import write_lines
-from clusterucb.lines import room_for
-from clusterucb.sample import Rejected, by_frequency
+from clusterucb.samples.lines import room_for
+from clusterucb.samples.sample import Rejected, by_frequency
 
 
 class RejectedLines(Sequence[Rejected]):

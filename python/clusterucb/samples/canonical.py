@@ -21,9 +21,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.lines import Lines
-from clusterucb.rejected import RejectedLines
-from clusterucb.sample import Sample
+from clusterucb.samples.lines import Lines
+from clusterucb.samples.rejected import RejectedLines
+from clusterucb.samples.sample import Sample
 
 _ORDER = ("content_hash", "subtask", "id", "source", "raw")
 

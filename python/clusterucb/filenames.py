@@ -1,0 +1,60 @@
+"""The name of every file and folder that a run, a store or a comparison writes into its folder."""
+
+from __future__ import annotations
+
+MANIFEST = "manifest.json"
+CONFIG = "config.yaml"
+LEDGER = "ledger.sqlite"
+LOCK = "lock"
+ADAPTER = "adapter"
+DIRECTIONS = "directions.safetensors"
+ESTIMATES = "estimates.safetensors"
+LABELS = "labels.safetensors"
+SIMILARITY = "similarity.safetensors"
+SELECTED = "selected.jsonl"
+SCORES = "scores.jsonl"
+REJECTED = "rejected.jsonl"
+SCORES_TABLE = "scores.parquet"
+COMPARISON = "comparison.json"
+COMPARISON_PAGE = "comparison.html"
+
+# Of an export: the samples, and the files that its tool reads.
+CONVERSATIONS = "conversations.jsonl"
+TEXTS = "text.jsonl"
+EXPORTS = {
+    "llamafactory": ("dataset_info.json", "sft.yaml", "pt.yaml"),
+    "trl": ("sft.py", "text.py"),
+    "axolotl": ("axolotl.yaml",),
+}
+
+
+def export_files(tool: str) -> list[str]:
+    """Return the names of the files that an export may have, relative to the run's folder."""
+    return [f"export-{tool}/{name}" for name in (CONVERSATIONS, TEXTS, *EXPORTS[tool])]
+
+
+EXPORT_FILES = tuple(name for tool in EXPORTS for name in export_files(tool))
+
+# Patterns of files that exist before anything is computed: the ledger's first draw comes after the other stages.
+AT_ONCE = (f"{LEDGER}*", CONFIG)
+
+# Patterns of everything that a folder holds beside its manifest and lock; --overwrite removes these and nothing else.
+ALL = (
+    ADAPTER,
+    f"{ADAPTER}-[0-9]",
+    f"{ADAPTER}-[0-9][0-9]",
+    DIRECTIONS,
+    ESTIMATES,
+    "features-*",
+    "sketches-*.safetensors",
+    LABELS,
+    SIMILARITY,
+    *AT_ONCE,
+    SELECTED,
+    SCORES,
+    REJECTED,
+    COMPARISON,
+    COMPARISON_PAGE,
+    SCORES_TABLE,
+    *EXPORT_FILES,
+)

@@ -1,0 +1,26 @@
+"""The version of this package, and those of the packages it uses."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+__version__ = "0.1.0"
+_RECORDED = ("numpy", "torch", "transformers", "peft")
+
+
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def recorded_versions() -> dict[str, str]:
+    """Return the versions that a manifest records: Python and the libraries that decide about numbers."""
+    found = {package: version_of(package) for package in _RECORDED}
+    return {
+        "python": platform.python_version(),
+        **{name: one for name, one in found.items() if one is not None},
+    }
