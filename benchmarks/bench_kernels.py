@@ -29,9 +29,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clusterucb import ops, reference
-from clusterucb.preconditioner import Preconditioner
-from clusterucb.projection import Sketch
+from clusterucb.kernels import ops, reference
+from clusterucb.kernels.preconditioner import Preconditioner
+from clusterucb.kernels.projection import Sketch
 
 SIZES = {".46M": 460_800, "4.2M": 4_194_304, "16.8M": 16_777_216}
 DIRECTIONS = 57

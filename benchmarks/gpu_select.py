@@ -136,9 +136,9 @@ def check_speed(_: Path, rounds: int = 7) -> list[dict[str, Any]]:
 
     from clusterucb.accumulate import Accumulator, Checkpoint
     from clusterucb.gradients import PerSampleGradients
+    from clusterucb.kernels.preconditioner import Preconditioner
     from clusterucb.parameters import ParameterManifest
     from clusterucb.passes import Batch, micro_batches
-    from clusterucb.preconditioner import Preconditioner
     from clusterucb.samples.encode import Encoded
 
     rng = np.random.default_rng(0)

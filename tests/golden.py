@@ -1,7 +1,7 @@
 """Writes tests/data/golden-sketches.json: sketches of a fixed integer gradient, by the specification.
 
 Every path (numpy, C++, CUDA, CUDA's code on a CPU) must reproduce them bit for bit, today and in every
-later version that keeps `clusterucb.projection.VERSION`. Run from the root: python tests/golden.py
+later version that keeps `clusterucb.kernels.projection.VERSION`. Run from the root: python tests/golden.py
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clusterucb import reference
-from clusterucb.preconditioner import Preconditioner
-from clusterucb.projection import VERSION, Sketch
+from clusterucb.kernels import reference
+from clusterucb.kernels.preconditioner import Preconditioner
+from clusterucb.kernels.projection import VERSION, Sketch
 
 FILE = Path(__file__).parent / "data" / "golden-sketches.json"
 SAMPLES, SIZE = 3, 5003  # a ragged end

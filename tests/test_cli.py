@@ -17,7 +17,7 @@ from clusterucb import cli, pipeline
 from clusterucb.aggregate import NAMES
 from clusterucb.choice import SELECT_BY
 from clusterucb.export import TOOLS
-from clusterucb.preconditioner import PRECONDITIONERS
+from clusterucb.kernels.preconditioner import PRECONDITIONERS
 from clusterucb.progress import Screen
 from clusterucb.samples.shapes import SHAPES
 from clusterucb.settings import DTYPES, SCORERS

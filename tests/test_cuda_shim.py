@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb import reference
-from clusterucb.preconditioner import PRECONDITIONERS, Preconditioner
-from clusterucb.projection import Sketch
+from clusterucb.kernels import reference
+from clusterucb.kernels.preconditioner import PRECONDITIONERS, Preconditioner
+from clusterucb.kernels.projection import Sketch
 from golden import FILE, sketches
 
 ROOT = Path(__file__).parent.parent

@@ -156,10 +156,11 @@ def test_a_cache_that_is_being_emptied_is_measured(monkeypatch: pytest.MonkeyPat
 
 
 def test_kernels_that_cannot_be_used_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    from clusterucb import ops
+    from clusterucb.errors import ClusterUCBError
+    from clusterucb.kernels import ops
 
     def broken() -> str:
-        raise ops.ClusterUCBError("the compiled extension cannot be loaded (no such file)")
+        raise ClusterUCBError("the compiled extension cannot be loaded (no such file)")
 
     monkeypatch.setattr(ops, "simd", broken)
     assert installation.examine().kernels == "none: the compiled extension cannot be loaded (no such file)"

@@ -14,9 +14,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb import ops, reference
 from clusterucb.errors import ClusterUCBError, OptionError
-from clusterucb.preconditioner import PRECONDITIONERS, Preconditioner
+from clusterucb.kernels import extension, ops, reference
+from clusterucb.kernels.preconditioner import PRECONDITIONERS, Preconditioner
 
 ROOT = Path(__file__).parent.parent
 
@@ -259,7 +259,7 @@ def python(code, **environment):
 
 
 def test_an_unknown_kernel_is_refused_by_name():
-    done = python("from clusterucb import ops; ops.simd()", CLUSTERUCB_SIMD="sse9")
+    done = python("from clusterucb.kernels import ops; ops.simd()", CLUSTERUCB_SIMD="sse9")
     assert re.search(r"CLUSTERUCB_SIMD is 'sse9'; expected one of (avx512, avx2, )?generic, or", done.stderr)
 
 
@@ -277,12 +277,12 @@ class _Broken:
 
 def test_wrong_kernels_fail_the_self_test():
     with pytest.raises(ClusterUCBError, match=r"fails its self-test for adam_less: .*Build it anew"):
-        ops.self_test(lambda *arguments: ops.call(_Broken(), *arguments, 1), "generic")
+        extension.self_test(lambda *arguments: extension.call(_Broken(), *arguments, 1), "generic")
 
 
 def test_a_missing_extension_is_an_error_with_its_remedy():
     done = python(
-        "import sys; sys.modules['clusterucb._core'] = None\nfrom clusterucb import ops; ops.simd()"
+        "import sys; sys.modules['clusterucb.kernels._core'] = None\nfrom clusterucb.kernels import ops; ops.simd()"
     )
     assert "the compiled extension cannot be loaded" in done.stderr
     assert "make setup" in done.stderr

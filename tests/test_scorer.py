@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from clusterucb import ops
 from clusterucb.accumulate import Accumulator, Checkpoint, unit_sketches
 from clusterucb.errors import InputError
 from clusterucb.gradients import PerSampleGradients
+from clusterucb.kernels import ops
+from clusterucb.kernels.preconditioner import PRECONDITIONERS, Preconditioner
+from clusterucb.kernels.projection import Sketch
 from clusterucb.moments import Moments
 from clusterucb.parameters import ParameterManifest
 from clusterucb.passes import Passes
-from clusterucb.preconditioner import PRECONDITIONERS, Preconditioner
-from clusterucb.projection import Sketch
 from clusterucb.samples.encode import Encoded
 from clusterucb.scorer import Scorer, compute_directions, sketch_directions
 from models import VOCABULARY, tiny_llama, with_lora

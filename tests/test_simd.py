@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 def test_every_kind_of_kernel_passes_the_tests_of_the_compute_core(simd):
     environment = {**os.environ, "CLUSTERUCB_SIMD": simd}
     environment.pop("PYTEST_XDIST_WORKER", None)
-    code = "from clusterucb import ops; print(ops.simd())"
+    code = "from clusterucb.kernels import ops; print(ops.simd())"
     probe = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
     )

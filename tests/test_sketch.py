@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb import ops, reference
 from clusterucb.errors import OptionError
-from clusterucb.preconditioner import PRECONDITIONERS, Preconditioner
-from clusterucb.projection import Sketch
+from clusterucb.kernels import ops, reference
+from clusterucb.kernels.preconditioner import PRECONDITIONERS, Preconditioner
+from clusterucb.kernels.projection import Sketch
 from golden import FILE, sketches
 
 ROOT = Path(__file__).parent.parent

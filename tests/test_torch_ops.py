@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from clusterucb import cuda, ops, torch_ops  # noqa: F401  (the import registers the operators)
 from clusterucb.errors import ClusterUCBWarning, OptionError
-from clusterucb.preconditioner import PRECONDITIONERS, Preconditioner
-from clusterucb.projection import Sketch
+from clusterucb.kernels import cuda, ops, torch_ops  # noqa: F401  (the import registers the operators)
+from clusterucb.kernels.preconditioner import PRECONDITIONERS, Preconditioner
+from clusterucb.kernels.projection import Sketch
 
 SIZE, TOTAL = 800, 1000
 
@@ -95,8 +95,8 @@ def test_wrong_tensors_are_refused_through_the_operator():
 
 def test_nothing_is_registered_before_it_is_used():
     program = (
-        "import torch, clusterucb.ops; assert not hasattr(torch.ops.clusterucb, 'accumulate');"
-        "import clusterucb.torch_ops; assert torch.ops.clusterucb.accumulate"
+        "import torch, clusterucb.kernels.ops; assert not hasattr(torch.ops.clusterucb, 'accumulate');"
+        "import clusterucb.kernels.torch_ops; assert torch.ops.clusterucb.accumulate"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
@@ -117,7 +117,7 @@ def test_torch_s_operations_give_the_kernels_numbers(kind, monkeypatch):
 @pytest.fixture
 def without_kernels(monkeypatch):
     """Make an installation whose sources were built without CUDA."""
-    monkeypatch.setitem(sys.modules, "clusterucb._cuda", None)
+    monkeypatch.setitem(sys.modules, "clusterucb.kernels._cuda", None)
     cuda._kernels.cache_clear()
     yield
     cuda._kernels.cache_clear()

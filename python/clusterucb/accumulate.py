@@ -1,7 +1,7 @@
 """From samples to the numbers their gradients come down to: one backward pass, one pass over its gradients.
 
 Gradients arrive matrix by matrix and go at once, preconditioned, into norms, inner products with
-directions, and sketches (`clusterucb.ops.accumulate`). Everything stays on the model's device until whoever
+directions, and sketches (`clusterucb.kernels.ops.accumulate`). Everything stays on the model's device until whoever
 asked for it reads it.
 """
 
@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clusterucb import ops
 from clusterucb.gradients import PerSampleGradients
+from clusterucb.kernels import ops
+from clusterucb.kernels.preconditioner import Preconditioner
+from clusterucb.kernels.projection import Sketch
 from clusterucb.moments import Moments
 from clusterucb.passes import Batch, Passes
-from clusterucb.preconditioner import Preconditioner
 from clusterucb.progress import Advance
-from clusterucb.projection import Sketch
 from clusterucb.samples.encode import Encoded
 
 

@@ -26,15 +26,15 @@ from clusterucb.accumulate import Accumulator, Checkpoint
 from clusterucb.atomic import whole_folder
 from clusterucb.errors import ModelError
 from clusterucb.gradients import PerSampleGradients
+from clusterucb.kernels.preconditioner import Preconditioner
+from clusterucb.kernels.projection import Sketch
 from clusterucb.live_memory import peak_bytes
 from clusterucb.loaded import LoadedModel
 from clusterucb.moments import load_moments
 from clusterucb.optimizer_files import adapter_files, optimizer_file
 from clusterucb.parameters import ParameterManifest
 from clusterucb.passes import CPU_TOKENS, Batch, Passes, micro_batches, single_pass
-from clusterucb.preconditioner import Preconditioner
 from clusterucb.progress import Observer
-from clusterucb.projection import Sketch
 from clusterucb.run import Limit, Run
 from clusterucb.samples.encode import Encoded
 from clusterucb.samples.pool_and_target import Material

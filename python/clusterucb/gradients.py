@@ -35,14 +35,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from clusterucb import ops
 from clusterucb.compiled import CompiledParts
 from clusterucb.errors import ModelError
+from clusterucb.kernels import ops
+from clusterucb.kernels.preconditioner import Preconditioner
+from clusterucb.kernels.projection import Sketch
 from clusterucb.loss import sample_losses
 from clusterucb.parameters import Parameter, ParameterManifest
 from clusterucb.passes import Batch
-from clusterucb.preconditioner import Preconditioner
-from clusterucb.projection import Sketch
 from clusterucb.recompute import recomputed_layers
 
 Sink = Callable[[int, Tensor], None]

@@ -34,10 +34,10 @@ from clusterucb.features.base import (
     checked_blocks,
     checked_fit,
 )
+from clusterucb.kernels.projection import Sketch
 from clusterucb.ledger import Ledger
 from clusterucb.poolview import ESTIMATES
 from clusterucb.progress import Observer
-from clusterucb.projection import Sketch
 from clusterucb.recall import Recall
 from clusterucb.run import Run
 from clusterucb.samples.encode import Encoded

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import msgspec
 
-from clusterucb import cache, ops, plugins
+from clusterucb import cache, plugins
 from clusterucb.errors import ClusterUCBError
+from clusterucb.kernels import ops
 from clusterucb.machine import free_disk, memory
 from clusterucb.versions import __version__, version_of
 
@@ -90,7 +91,7 @@ def _gpu() -> str:
         why = "torch was built without CUDA" if torch.version.cuda is None else "torch finds no CUDA device"
         return f"none: {why}"
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    if find_spec("clusterucb._cuda") is None:
+    if find_spec("clusterucb.kernels._cuda") is None:
         return (
             f"{', '.join(names)}; without our CUDA kernels: torch scores, and sketches cannot be made there"
         )

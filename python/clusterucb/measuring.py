@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clusterucb import ops
 from clusterucb.accumulate import Accumulator, Checkpoint
 from clusterucb.gradients import PerSampleGradients, Sink
+from clusterucb.kernels import ops
+from clusterucb.kernels.preconditioner import Preconditioner
+from clusterucb.kernels.projection import Sketch
 from clusterucb.passes import Batch, Passes
-from clusterucb.preconditioner import Preconditioner
-from clusterucb.projection import Sketch
 from clusterucb.samples.encode import Encoded
 from clusterucb.scorer import compute_directions
 

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clusterucb import ops
 from clusterucb.accumulate import Accumulator, Checkpoint, fault, over, unit_sketches
 from clusterucb.errors import InputError
 from clusterucb.gradients import PerSampleGradients
+from clusterucb.kernels import ops
+from clusterucb.kernels.preconditioner import Preconditioner
+from clusterucb.kernels.projection import Sketch
 from clusterucb.passes import Batch, Passes
-from clusterucb.preconditioner import Preconditioner
 from clusterucb.progress import Advance
-from clusterucb.projection import Sketch
 from clusterucb.samples.encode import Encoded
 
 HELD = 1 << 27  # bytes of target gradients of a pass that are kept until their norms are known

@@ -22,9 +22,9 @@ from clusterucb.budget import Seconds, Tokens, parse_budget, parse_count, parse_
 from clusterucb.choice import SELECT_BY
 from clusterucb.errors import OptionError, check_choice
 from clusterucb.filenames import EXPORTS
+from clusterucb.kernels.preconditioner import PRECONDITIONERS
+from clusterucb.kernels.projection import Sketch, check_dimension
 from clusterucb.optimizer_files import optimizer_file
-from clusterucb.preconditioner import PRECONDITIONERS
-from clusterucb.projection import Sketch, check_dimension
 from clusterucb.samples.shapes import FIELDS, SHAPES, Layout
 from clusterucb.wording import did_you_mean, in_words
 

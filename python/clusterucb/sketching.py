@@ -16,10 +16,10 @@ from safetensors.numpy import save_file
 from clusterucb import filenames
 from clusterucb.atomic import whole_file
 from clusterucb.cost import store_cost
+from clusterucb.kernels.projection import VERSION
 from clusterucb.loaded import borrowing
 from clusterucb.prepared import Model, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of
-from clusterucb.projection import VERSION
 from clusterucb.resolved import resolved
 from clusterucb.run import Run
 from clusterucb.samples.rejected import write_rejected

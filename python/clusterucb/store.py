@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from clusterucb import filenames, ops
+from clusterucb import filenames
 from clusterucb.errors import OptionError, RunError
-from clusterucb.projection import VERSION, Sketch
+from clusterucb.kernels import ops
+from clusterucb.kernels.projection import VERSION, Sketch
 from clusterucb.run import Manifest
 from clusterucb.settings import AnySettings, option_name
 

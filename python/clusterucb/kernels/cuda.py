@@ -1,4 +1,4 @@
-"""What `clusterucb.ops.accumulate` runs on a CUDA device.
+"""What `clusterucb.kernels.ops.accumulate` runs on a CUDA device.
 
 The kernels are those of the extension ``_cuda``, launched on the caller's stream; what they write their
 partial sums to comes from torch's allocator, so nothing waits and nothing is allocated inside.
@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from clusterucb import ops, reference
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
-from clusterucb.preconditioner import Preconditioner
-from clusterucb.projection import Sketch
+from clusterucb.kernels import extension, reference
+from clusterucb.kernels.preconditioner import Preconditioner
+from clusterucb.kernels.projection import Sketch
 
 _CHUNK = 1 << 18  # elements that torch's operations take at a time: what they keep in between is small
 _REMEDY = (
@@ -32,7 +32,7 @@ _REMEDY = (
 
 
 def accumulate(arrays: list[Any], offset: int, preconditioner: Preconditioner, sketch: Sketch | None) -> None:
-    """Accumulate [gradient, m, v, directions, norm2, products, sketched] as `clusterucb.ops.accumulate` says.
+    """Accumulate [gradient, m, v, directions, norm2, products, sketched] as `clusterucb.kernels.ops.accumulate` says.
 
     Raises:
         OptionError: an array has a wrong dtype, shape, layout or device, or there is a sketch without ``_cuda``.
@@ -69,7 +69,7 @@ def with_torch(tensors: list[Any], offset: int, preconditioner: Preconditioner) 
 def _kernels() -> ModuleType | None:
     """Return the extension; None, said once, where it was not built."""
     try:
-        module = import_module("clusterucb._cuda")
+        module = import_module("clusterucb.kernels._cuda")
     except ModuleNotFoundError:
         warnings.warn(
             "this installation has no CUDA kernels: scores are computed with torch's operations, which read memory "
@@ -93,7 +93,7 @@ def _checked(module: Any, device: torch.device) -> None:
         for array, tensor in zip(arrays[4:], tensors[4:], strict=True):
             array[...] = tensor.cpu().numpy()
 
-    ops.self_test(call, f"_cuda on {torch.cuda.get_device_name(device)}")
+    extension.self_test(call, f"_cuda on {torch.cuda.get_device_name(device)}")
 
 
 def _launch(
@@ -102,7 +102,7 @@ def _launch(
     gradient, *_, directions, _, _, _ = tensors
     samples, size = gradient.shape if gradient.dim() == 2 else (0, 0)
     n_directions = 0 if directions is None else len(directions)
-    needed = module.workspace_bytes(samples, size, offset, n_directions, ops.sketch_argument(sketch))
+    needed = module.workspace_bytes(samples, size, offset, n_directions, extension.sketch_argument(sketch))
     workspace = torch.empty(needed, dtype=torch.uint8, device=gradient.device)
     stream = torch.cuda.current_stream(gradient.device).cuda_stream
-    ops.call(module, tensors, offset, preconditioner, sketch, workspace, stream)
+    extension.call(module, tensors, offset, preconditioner, sketch, workspace, stream)

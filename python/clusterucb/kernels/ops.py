@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from functools import cache, lru_cache
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb import reference
-from clusterucb.errors import ClusterUCBError, OptionError
-from clusterucb.preconditioner import PRECONDITIONERS, Preconditioner
-from clusterucb.projection import Sketch
+from clusterucb.errors import OptionError
+from clusterucb.kernels import extension
+from clusterucb.kernels.preconditioner import Preconditioner
+from clusterucb.kernels.projection import Sketch
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +53,7 @@ def accumulate(
         gradient: f32, bf16 or f16 [B, n], gradients of B samples by the parameters [offset, offset + n) of
             the flat space.
         offset: where the segment begins; a multiple of 8 where there is a sketch.
-        preconditioner: what turns a gradient into an update direction (`clusterucb.reference`).
+        preconditioner: what turns a gradient into an update direction (`clusterucb.kernels.reference`).
         norm2: f64[B]; the squared norm of the segment's update directions is added.
         moments: (m, v), each f32[P]; None for ``sgd``.
         directions: f32[S, P]; or None for no inner products.
@@ -79,11 +76,11 @@ def accumulate(
     m, v = moments if moments is not None else (None, None)
     arrays = [_plain(array) for array in (gradient, m, v, directions, norm2, products, sketched)]
     if _on_cuda(gradient):
-        from clusterucb import cuda
+        from clusterucb.kernels import cuda
 
         cuda.accumulate(arrays, offset, preconditioner, sketch)
     else:
-        call(_core(), arrays, offset, preconditioner, sketch, threads or default_threads())
+        extension.call(extension.core(), arrays, offset, preconditioner, sketch, threads or default_threads())
 
 
 def finish(norm2: Array, products: Array) -> NDArray[np.float64]:
@@ -148,7 +145,7 @@ def default_threads() -> int:
 
 def simd() -> str:
     """Name the kernels in use: ``avx512``, ``avx2`` or ``generic`` (set CLUSTERUCB_SIMD to force one)."""
-    return str(_core().simd())
+    return str(extension.core().simd())
 
 
 def _plain(array: Any) -> Any:
@@ -170,96 +167,3 @@ def _reciprocal_norms(norm2: Array) -> NDArray[np.float64]:
     squares = np.asarray(_on_cpu(norm2), np.float64)
     good = np.isfinite(squares) & (squares > 0)
     return np.where(good, 1 / np.sqrt(np.where(good, squares, 1)), np.nan)
-
-
-@cache
-def _core() -> ModuleType:
-    """Return the extension, after it has reproduced a known result."""
-    try:
-        from clusterucb import _core as core
-    except ImportError as error:
-        raise ClusterUCBError(
-            f"the compiled extension cannot be loaded ({error}); install clusterucb again with a C++ compiler at "
-            "hand (pip install --force-reinstall --no-deps clusterucb, or make setup in its sources)"
-        ) from error
-    try:
-        core.simd()
-    except ValueError as error:
-        raise OptionError(str(error)) from error
-    self_test(lambda *arguments: call(core, *arguments, 1), core.simd())
-    return core
-
-
-def self_test(call: Callable[..., None], name: str) -> None:
-    """Compare kernels with the specification: exactly for integers, closely for the Adam formulas.
-
-    Args:
-        call: takes [gradient, m, v, directions, norm2, products, sketched], offset, preconditioner and sketch.
-        name: of the kernels, for the message.
-
-    Raises:
-        ClusterUCBError: they differ.
-    """
-    rows, size, offset = 3, 1043, 8  # more than a block and a ragged end
-    numbers = np.arange(rows * size, dtype=np.float32).reshape(rows, size) % 7 - 3
-    directions = (np.arange(2 * (size + 16), dtype=np.float32).reshape(2, -1) * 5 % 11) - 5
-    m, v = directions[0] * np.float32(0.01), directions[1] ** 2 + 1
-    length = np.linalg.norm(directions)
-    for kind in PRECONDITIONERS:
-        chosen = Preconditioner(kind, step=3)
-        sketch = Sketch(256, nonzeros=2, seed=7)
-        got, expected = (
-            (np.zeros(rows), np.zeros((rows, 2)), np.zeros((rows, 256), np.float32)) for _ in range(2)
-        )
-        call([numbers, m, v, directions, *got], offset, chosen, sketch)
-        reference.accumulate(
-            numbers,
-            offset,
-            preconditioner=chosen,
-            moments=(m, v),
-            directions=directions,
-            norm2=expected[0],
-            products=expected[1],
-            sketch=sketch,
-            sketched=expected[2],
-        )
-        scale = np.sqrt(expected[0])
-        worst = max(
-            np.abs(got[0] / expected[0] - 1).max(),
-            (np.abs(got[1] - expected[1]) / scale[:, None]).max() / length,
-            (np.abs(got[2] - expected[2]) / scale[:, None]).max(),
-        )
-        tolerance = 0 if kind == "sgd" else 1e-6
-        if not worst <= tolerance:
-            raise ClusterUCBError(
-                f"the compiled extension ({name}) fails its self-test for {kind}: relative error {worst:.3g}, "
-                f"expected at most {tolerance:.3g}. Build it anew on this machine; CLUSTERUCB_SIMD=generic avoids "
-                "vector kernels"
-            )
-
-
-@lru_cache(maxsize=16)
-def sketch_argument(sketch: Sketch | None) -> tuple[int, int, list[int]] | None:
-    """Return what the extensions take for a sketch."""
-    return (sketch.dimension, sketch.blocks, sketch.keys()) if sketch else None
-
-
-def call(
-    module: Any,
-    arrays: list[Any],
-    offset: int,
-    preconditioner: Preconditioner,
-    sketch: Sketch | None,
-    *last: object,
-) -> None:
-    """Call an extension with [gradient, m, v, directions, norm2, products, sketched] and its last arguments."""
-    gradient, m, v, directions, norm2, products, sketched = arrays
-    kind = PRECONDITIONERS.index(preconditioner.kind)
-    outputs = norm2, products, sketched
-    key = sketch_argument(sketch)
-    try:
-        module.accumulate(
-            gradient, offset, kind, preconditioner.constants(), m, v, directions, key, *outputs, *last
-        )
-    except (ValueError, BufferError) as error:
-        raise OptionError(str(error)) from error

@@ -6,7 +6,7 @@ that tracing and `torch.library.opcheck` work without running them.
 
     accumulate(gradient, offset, kind, beta1, beta2, eps, step, m, v, directions, sketch, dimension, nonzeros,
                seed, norm2, products, sketched) -> ()
-        `clusterucb.ops.accumulate`, with the fields of a `Preconditioner` and, where ``sketch`` names its
+        `clusterucb.kernels.ops.accumulate`, with the fields of a `Preconditioner` and, where ``sketch`` names its
         kind, of a `Sketch`; it adds to norm2, products and sketched.
     scores(norm2, products) -> Tensor
         f64[B, S], the products over the norms; NaN where a norm is zero or not finite.
@@ -17,9 +17,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from clusterucb import ops
-from clusterucb.preconditioner import Preconditioner
-from clusterucb.projection import Sketch
+from clusterucb.kernels import ops
+from clusterucb.kernels.preconditioner import Preconditioner
+from clusterucb.kernels.projection import Sketch
 
 # Kept alive: its operators go with it.
 _LIBRARY = torch.library.Library("clusterucb", "DEF")

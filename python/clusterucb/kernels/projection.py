@@ -1,7 +1,7 @@
 """Which random projection a gradient is sketched by.
 
 The matrix is a pure function of `VERSION` and the fields below: the same on every machine, whatever
-its CPU, its GPU or the number of its threads, and never stored. `clusterucb.reference` says what it is.
+its CPU, its GPU or the number of its threads, and never stored. `clusterucb.kernels.reference` says what it is.
 The keys stand apart from the matrix, without numpy, because the command line checks options before
 anything heavy is imported.
 

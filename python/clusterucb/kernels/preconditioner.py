@@ -1,6 +1,6 @@
 """Which preconditioner turns a gradient into an update, and with which settings.
 
-The formulas are in `clusterucb.reference`. The names stand apart from them, without numpy, because the
+The formulas are in `clusterucb.kernels.reference`. The names stand apart from them, without numpy, because the
 command line offers them before anything heavy is imported.
 """
 
@@ -19,7 +19,7 @@ class Constants(NamedTuple):
     """The factors of a preconditioner, computed in double precision once.
 
     The Adam formulas are divided by the root of what multiplies g² under the root, above and below the
-    line, which saves a multiplication for each element (`clusterucb.reference`).
+    line, which saves a multiplication for each element (`clusterucb.kernels.reference`).
     """
 
     first: float  # of g, and

@@ -21,8 +21,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.preconditioner import Preconditioner
-from clusterucb.projection import Sketch
+from clusterucb.kernels.preconditioner import Preconditioner
+from clusterucb.kernels.projection import Sketch
 
 Array: TypeAlias = Any  # of numpy or of torch: what is written with operators serves both
 
@@ -133,7 +133,7 @@ def accumulate(
     sketch: Sketch | None = None,
     sketched: NDArray[np.float32] | None = None,
 ) -> None:
-    """Add one segment's share of norms, inner products and sketches; see `clusterucb.ops.accumulate`."""
+    """Add one segment's share of norms, inner products and sketches; see `clusterucb.kernels.ops.accumulate`."""
     segment = slice(offset, offset + gradient.shape[1])
     m, v = (moments[0][segment], moments[1][segment]) if moments else (None, None)
     update = precondition(gradient.astype(np.float32), m, v, preconditioner).astype(np.float64)
