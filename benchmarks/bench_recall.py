@@ -5,9 +5,9 @@
 Searches are replayed on the recorded scores of three real pools (`replay.py`): eleven targets each (its three, and
 every subtask alone), three policies, two budgets. For each the estimate and its interval are compared with the truth.
 
-One number in `clusterucb.recall` is learnt from such replays: a part of the variance of the estimate by regression. To
-see what it is worth on a pool that it was not learnt from, it is chosen anew for each pool from the replays on the
-others, as the least whose intervals cover nine tenths on each of these.
+One number in `clusterucb.engine.recall` is learnt from such replays: a part of the variance of the estimate by
+regression. To see what it is worth on a pool that it was not learnt from, it is chosen anew for each pool from the
+replays on the others, as the least whose intervals cover nine tenths on each of these.
 
 Then searches end themselves: ``until=0.9``, with the whole pool as budget.
 """
@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clusterucb.aggregate import AGGREGATES
 from clusterucb.comparison import Truth
-from clusterucb.engine import Selection
-from clusterucb.poolview import PoolView
-from clusterucb.recall import VARIANCE, Draws, Recall, RecallEstimator
+from clusterucb.engine.aggregate import AGGREGATES
+from clusterucb.engine.loop import Selection
+from clusterucb.engine.poolview import PoolView
+from clusterucb.engine.recall import VARIANCE, Draws, Recall, RecallEstimator
 from replay import Recorded, Searches, parser_of
 from strategies import TARGETS
 

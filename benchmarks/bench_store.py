@@ -7,7 +7,7 @@ the same checkpoint; what these say of the scores is recorded, too (``tests/data
 `benchmarks/record.py`). Each budget is spent in three ways: by the default strategy, without a store and with it; and
 on those that look best by sketch. What is best by sketch costs no gradient.
 
-Of the searches with a store it is also seen whether the recall that they state is true (`clusterucb.recall`).
+Of the searches with a store it is also seen whether the recall that they state is true (`clusterucb.engine.recall`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from clusterucb.poolview import ESTIMATES
+from clusterucb.engine.poolview import ESTIMATES
 from replay import Recorded, Searches, parser_of, scores_of
 from strategies import TARGETS
 

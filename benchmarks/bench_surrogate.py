@@ -21,9 +21,9 @@ from resource import RUSAGE_SELF, getrusage
 import numpy as np
 
 import clusterucb as cu
-from clusterucb.aggregate import AGGREGATES
-from clusterucb.poolview import PoolView
-from clusterucb.recall import Draws, RecallEstimator
+from clusterucb.engine.aggregate import AGGREGATES
+from clusterucb.engine.poolview import PoolView
+from clusterucb.engine.recall import Draws, RecallEstimator
 
 SECONDS, GIGABYTES = 5, 4
 WIDTHS = {"prompt": 64, "answer": 64, "length": 2, "words of prompt": 64, "words of answer": 64}

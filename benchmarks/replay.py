@@ -30,7 +30,7 @@ from clusterucb.comparison import Contender, Rules, Truth, replay
 from clusterucb.contenders import contender, split
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
-from clusterucb.engine import Selection
+from clusterucb.engine.loop import Selection
 from clusterucb.features.base import FeatureBatch
 from clusterucb.prepared import prepare
 from clusterucb.progress import Screen

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from clusterucb.engine import Batch, Selection, search
+from clusterucb.engine.loop import Batch, Selection, search
 from clusterucb.errors import ClusterUCBWarning
 from clusterucb.policies import UCB, UCB1, ClusterMean, Policy, Random, ThresholdHard, ThresholdNormal
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from clusterucb.allowance import NothingLeft, TimeAllowance, TokenAllowance
-from clusterucb.engine import search
+from clusterucb.engine.allowance import NothingLeft, TimeAllowance, TokenAllowance
+from clusterucb.engine.loop import search
 from clusterucb.errors import ClusterUCBWarning, OptionError
 from clusterucb.policies import UCB, Random
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.aggregate import Standardized
-from clusterucb.choice import choose
-from clusterucb.engine import search
+from clusterucb.engine.aggregate import Standardized
+from clusterucb.engine.choice import choose
+from clusterucb.engine.loop import search
 from clusterucb.errors import ClusterUCBWarning, OptionError
 from clusterucb.policies import UCB, Random
 

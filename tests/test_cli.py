@@ -14,8 +14,8 @@ import pytest
 
 import clusterucb as cu
 from clusterucb import cli, pipeline
-from clusterucb.aggregate import NAMES
-from clusterucb.choice import SELECT_BY
+from clusterucb.engine.aggregate import NAMES
+from clusterucb.engine.choice import SELECT_BY
 from clusterucb.export import TOOLS
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
 from clusterucb.progress import Screen

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterucb.clusterers import KMeans, Source, default_n_clusters
+from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import OptionError
-from clusterucb.poolview import PoolView
 
 
 def pool_of(features: Any, **columns: Any) -> PoolView:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.arms import stream
 from clusterucb.clusterers import Clusterer
-from clusterucb.engine import search
+from clusterucb.engine.arms import stream
+from clusterucb.engine.loop import search
 from clusterucb.errors import ClusterUCBWarning
 from clusterucb.policies import UCB, Policy, Random
 from recorded import POLICIES, Case, Memory, cases, identical, rewards_of

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clusterucb.clusterers import Clusterer, KMeans
-from clusterucb.engine import search
+from clusterucb.engine.loop import search
 from clusterucb.errors import OptionError, PluginError
 from clusterucb.policies import UCB, IndexPolicy, Policy, Random
 from recorded import Case

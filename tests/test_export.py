@@ -25,7 +25,7 @@ from rich.console import Console
 import clusterucb as cu
 from clusterucb import filenames, scores_table
 from clusterucb.annotate import FIELD, annotated
-from clusterucb.engine import Selection
+from clusterucb.engine.loop import Selection
 from clusterucb.errors import ClusterUCBWarning, OptionError, RunError
 from clusterucb.export import TOOLS, export
 from clusterucb.report import show

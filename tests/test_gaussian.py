@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.gaussian import MAX_DIM, Inputs, Kernel, Posterior
+from clusterucb.engine.gaussian import MAX_DIM, Inputs, Kernel, Posterior
 
 
 def inputs_of(n_rows: int, seed: int, *, n_blocks: int = 2, others: bool = True) -> Inputs:

@@ -14,7 +14,7 @@ HEAVY = ("torch", "transformers", "peft", "scipy", "sklearn")
     "statement",
     [
         "import clusterucb",
-        "import clusterucb.engine, clusterucb.policies, clusterucb.clusterers, clusterucb.features",
+        "import clusterucb.engine.loop, clusterucb.policies, clusterucb.clusterers, clusterucb.features",
         "import clusterucb.samples.pool, clusterucb.ledger, clusterucb.run, clusterucb.cli",
         "import clusterucb.plugins; clusterucb.plugins.load()",
         "import clusterucb as cu; cu.UCB, cu.KMeans",

@@ -24,7 +24,7 @@ import clusterucb.policies
 from clusterucb import hookspecs, plugins
 from clusterucb.clusterers import KMeans
 from clusterucb.contenders import contender
-from clusterucb.engine import search
+from clusterucb.engine.loop import search
 from clusterucb.errors import OptionError, PluginError
 from clusterucb.features import Concatenation, Hidden, Lexical
 from clusterucb.policies import UCB, IndexPolicy, Random

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import OptionError, PluginError
 from clusterucb.policies import (
     UCB,
@@ -24,7 +25,6 @@ from clusterucb.policies import (
     ThresholdHard,
     ThresholdNormal,
 )
-from clusterucb.poolview import PoolView
 
 N_ARMS = 5
 REWARDS = st.floats(-1, 1) | st.sampled_from([-0.5, 0.0, 0.1, 0.25])

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import clusterucb as cu
-from clusterucb.aggregate import AGGREGATES
-from clusterucb.engine import Selection, search
-from clusterucb.poolview import ESTIMATES, PoolView
-from clusterucb.recall import (
+from clusterucb.engine.aggregate import AGGREGATES
+from clusterucb.engine.loop import Selection, search
+from clusterucb.engine.poolview import ESTIMATES, PoolView
+from clusterucb.engine.recall import (
     Draws,
     Evidence,
     Recall,
@@ -305,7 +305,7 @@ def said(features: Any, scores: np.ndarray, **options: Any) -> tuple[float, Reca
     """Return how much of its best twentieth a search has found, and what it says of that, once in its end."""
     n_best = len(scores) // 20
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("clusterucb.engine._ESTIMATES", 1)
+        patched.setattr("clusterucb.engine.loop._ESTIMATES", 1)
         found = search(
             features,
             lambda rows: scores[rows],

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import clusterucb as cu
 from clusterucb import cli, report
-from clusterucb.engine import Batch, search
+from clusterucb.engine.loop import Batch, search
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
 from clusterucb.run import Cost, PhaseCost
 from clusterucb.wording import counted

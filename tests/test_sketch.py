@@ -221,11 +221,10 @@ def test_neighbouring_seeds_and_blocks_have_nothing_in_common(kind):
     assert abs(circular / np.outer(norms, norms)[np.triu_indices(10, 1)][:, None]).max() < 6 / np.sqrt(1024)
 
 
-def test_finishing_normalises_and_takes_the_aggregate():
+def test_finishing_normalises():
     norm2, products = np.array([4.0, 0.0, np.inf, 1.0]), np.array([[2.0, -4.0], [0, 0], [1, 1], [0.5, 3]])
     scores = ops.finish(norm2, products)
     assert np.array_equal(scores, [[1, -2], [np.nan] * 2, [np.nan] * 2, [0.5, 3]], equal_nan=True)
-    assert np.array_equal(ops.finish(norm2, products, "max"), [1, np.nan, np.nan, 3], equal_nan=True)
     assert np.array_equal(ops.finish(torch.tensor(norm2), torch.tensor(products)), scores, equal_nan=True)
 
 

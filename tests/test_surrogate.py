@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import clusterucb as cu
-from clusterucb.engine import Selection, search
-from clusterucb.poolview import PoolView
+from clusterucb.engine.loop import Selection, search
+from clusterucb.engine.poolview import PoolView
 from clusterucb.testing import PolicySuite
 
 
@@ -111,12 +111,12 @@ def test_budget_is_spent_in_so_many_batches(batches: int, budget: int, batch_siz
 def test_many_observations_go_by_way_of_points(monkeypatch: pytest.MonkeyPatch) -> None:
     features, scores = hills()
     exact = found(features, scores, cu.Surrogate())
-    monkeypatch.setattr("clusterucb.regression._POINTS", (8, 40))
+    monkeypatch.setattr("clusterucb.engine.regression._POINTS", (8, 40))
     assert found(features, scores, cu.Surrogate()) > exact - 0.15
 
 
 def test_best_rows_are_among_the_points(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clusterucb.regression._POINTS", (4, 10))
+    monkeypatch.setattr("clusterucb.engine.regression._POINTS", (4, 10))
     features, scores = hills(60)
     policy = cu.Surrogate()
     policy.start(PoolView(features, np.zeros(60, np.int64), np.arange(60) / 60))

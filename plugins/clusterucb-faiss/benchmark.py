@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 from clusterucb.clusterers import Clusterer, KMeans
-from clusterucb.poolview import PoolView
+from clusterucb.engine.poolview import PoolView
 from numpy.typing import NDArray
 
 from clusterucb_faiss import FaissKMeans

@@ -5,7 +5,7 @@
     result = cu.select(pool="pool.jsonl", target="dev.jsonl", model="path/or/hub-id", out="runs/a")
 
 Names are imported when they are first used: ``import clusterucb``, the strategies and
-`clusterucb.engine.search` need no torch.
+`clusterucb.engine.loop.search` need no torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from clusterucb.comparing import compare
     from clusterucb.comparison import Contender
     from clusterucb.comparison_report import Comparison
-    from clusterucb.engine import search
+    from clusterucb.engine.loop import search
+    from clusterucb.engine.poolview import PoolView
     from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
     from clusterucb.features import (
         Column,
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
         ThresholdHard,
         ThresholdNormal,
     )
-    from clusterucb.poolview import PoolView
     from clusterucb.result import Result
     from clusterucb.scoring import Scores, score
     from clusterucb.sketching import sketch

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from clusterucb import comparison_page, filenames
 from clusterucb.atomic import write_whole
-from clusterucb.budget import resolve_count
 from clusterucb.comparison import Clusterings, Contender, Replay, Rules, Truth, replay
 from clusterucb.comparison_report import Comparison, budgets_of, folder_of, results
+from clusterucb.engine.budget import resolve_count
 from clusterucb.errors import ClusterUCBError, OptionError, RunError
 from clusterucb.ledger import Ledger
 from clusterucb.loaded import borrowing

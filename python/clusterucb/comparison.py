@@ -1,6 +1,6 @@
 """How strategies compare on a pool whose every score is known: what each finds of the best, and at what price.
 
-A strategy is replayed through `clusterucb.engine.search`, the same loop that a selection runs, with a score that
+A strategy is replayed through `clusterucb.engine.loop.search`, the same loop that a selection runs, with a score that
 looks recorded numbers up. So what is compared is what would have happened, at the cost of milliseconds.
 """
 
@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.aggregate import STANDARDIZED, Standardized, weighted
-from clusterucb.blame import blamed
-from clusterucb.choice import choose
-from clusterucb.clusterers.base import Clusterer
 from clusterucb.clusterers.kmeans import KMeans
-from clusterucb.engine import Selection, search
+from clusterucb.engine.aggregate import STANDARDIZED, Standardized, weighted
+from clusterucb.engine.blame import blamed
+from clusterucb.engine.choice import choose
+from clusterucb.engine.clusterer import Clusterer
+from clusterucb.engine.loop import Selection, search
+from clusterucb.engine.policy import Policy
+from clusterucb.engine.poolview import PoolView
 from clusterucb.features.base import Feature
 from clusterucb.features.embedding import Embedding
-from clusterucb.policies.base import Policy
-from clusterucb.poolview import PoolView
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Contender:
 
 @dataclass(frozen=True)
 class Rules:
-    """What all contenders are compared under: see `clusterucb.engine.search`."""
+    """What all contenders are compared under: see `clusterucb.engine.loop.search`."""
 
     n_select: int
     cold_start: float | None = None

@@ -19,8 +19,8 @@ from clusterucb.run import Cost, PhaseCost
 from clusterucb.settings import GradientSettings, ScoringSettings
 
 if TYPE_CHECKING:
+    from clusterucb.engine.policy import Policy
     from clusterucb.features.base import Feature
-    from clusterucb.policies.base import Policy
     from clusterucb.samples.pool_and_target import Material
 
 

@@ -27,17 +27,17 @@ from numpy.typing import NDArray
 from clusterucb import fitting
 from clusterucb.accumulate import Accumulator
 from clusterucb.adapted import AdaptedModel, largest_pass, load_base
-from clusterucb.blame import blamed
-from clusterucb.budget import Seconds
-from clusterucb.clusterers.base import Clusterer
 from clusterucb.cost import selection_cost
+from clusterucb.engine.blame import blamed
+from clusterucb.engine.budget import Seconds
+from clusterucb.engine.clusterer import Clusterer
+from clusterucb.engine.policy import Policy
+from clusterucb.engine.poolview import PoolView
 from clusterucb.features.base import Feature
 from clusterucb.influence import Influence
 from clusterucb.machine import free_disk
 from clusterucb.passes import micro_batches, overhead_of, single_pass
 from clusterucb.planned import Plan
-from clusterucb.policies.base import Policy
-from clusterucb.poolview import PoolView
 from clusterucb.prepared import Prepared
 from clusterucb.progress import Observer, Silent
 from clusterucb.run import Cost, PhaseCost, Run

@@ -36,9 +36,9 @@ from typing import TYPE_CHECKING
 import pluggy
 
 if TYPE_CHECKING:
-    from clusterucb.clusterers.base import Clusterer
+    from clusterucb.engine.clusterer import Clusterer
+    from clusterucb.engine.policy import Policy
     from clusterucb.features.base import Feature
-    from clusterucb.policies.base import Policy
 
 __all__ = ["clusterucb_clusterers", "clusterucb_features", "clusterucb_policies", "hookimpl"]
 

@@ -20,11 +20,13 @@ from safetensors.numpy import load_file, save_file
 from clusterucb import filenames
 from clusterucb.accumulate import Accumulator, unit_sketches
 from clusterucb.adapted import AdaptedModel
-from clusterucb.allowance import Allowance, NothingLeft
 from clusterucb.atomic import whole_file
-from clusterucb.blame import blamed
-from clusterucb.budget import Seconds, Tokens
 from clusterucb.cache import feature_key, home
+from clusterucb.engine.allowance import Allowance, NothingLeft
+from clusterucb.engine.blame import blamed
+from clusterucb.engine.budget import Seconds, Tokens
+from clusterucb.engine.poolview import ESTIMATES
+from clusterucb.engine.recall import Recall
 from clusterucb.errors import ClusterUCBWarning, OptionError
 from clusterucb.features.base import (
     PASSES,
@@ -36,9 +38,7 @@ from clusterucb.features.base import (
 )
 from clusterucb.kernels.projection import Sketch
 from clusterucb.ledger import Ledger
-from clusterucb.poolview import ESTIMATES
 from clusterucb.progress import Observer
-from clusterucb.recall import Recall
 from clusterucb.run import Run
 from clusterucb.samples.encode import Encoded
 from clusterucb.samples.pool_and_target import Material

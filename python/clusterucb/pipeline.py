@@ -23,21 +23,21 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from clusterucb import filenames
-from clusterucb.allowance import NothingLeft
-from clusterucb.arms import check_labels, default_cold_start
 from clusterucb.atomic import whole_file
-from clusterucb.blame import blamed
-from clusterucb.budget import Seconds
-from clusterucb.clusterers.base import Clusterer
 from clusterucb.cost import selection_cost
-from clusterucb.engine import Selection, check_until, expected_draws, is_told, search
+from clusterucb.engine.allowance import NothingLeft
+from clusterucb.engine.arms import check_labels, default_cold_start
+from clusterucb.engine.blame import blamed
+from clusterucb.engine.budget import Seconds
+from clusterucb.engine.clusterer import Clusterer
+from clusterucb.engine.loop import Selection, check_until, expected_draws, is_told, search
+from clusterucb.engine.policy import Policy
+from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import ClusterUCBWarning, OptionError
 from clusterucb.features.base import Feature
 from clusterucb.ledger import Ledger, Scored
 from clusterucb.loaded import borrowing
 from clusterucb.plugins import describe
-from clusterucb.policies.base import Policy
-from clusterucb.poolview import PoolView
 from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare
 from clusterucb.prior import opened
 from clusterucb.progress import AnyObserver, observer_of

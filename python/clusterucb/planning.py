@@ -11,11 +11,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from clusterucb.clusterers.base import Clusterer
+from clusterucb.engine.clusterer import Clusterer
+from clusterucb.engine.policy import Policy
 from clusterucb.features.base import Feature
 from clusterucb.loaded import borrowing
 from clusterucb.planned import Plan
-from clusterucb.policies.base import Policy
 from clusterucb.prepared import Model, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.settings import SelectSettings, Settings, settings_from, spelt_out

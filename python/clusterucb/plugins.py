@@ -25,11 +25,11 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from clusterucb import hookspecs
-from clusterucb.clusterers.base import Clusterer
+from clusterucb.engine.clusterer import Clusterer
+from clusterucb.engine.policy import Policy
 from clusterucb.errors import ClusterUCBError, OptionError, PluginError
 from clusterucb.features.base import Feature
 from clusterucb.features.concatenation import Concatenation
-from clusterucb.policies.base import Policy
 from clusterucb.versions import __version__
 from clusterucb.wording import did_you_mean, in_words, one_line
 

@@ -8,7 +8,8 @@ Decisions:
     - Samples are the same if their ids are: those of the rows, or else hashes of their content. A store has no ids,
       and is of the same pool.
     - A sample that the earlier run did not score has the scores that are predicted from the features, by those that it
-      did (`clusterucb.regression`): a gap would say which samples the earlier run thought little of, and nothing else.
+      did (`clusterucb.engine.regression`): a gap would say which samples the earlier run thought little of, and
+      nothing else.
     - Sketches are brought down to their principal components as they are read: a million of them are 16 GB.
     - Clusterers do not see it: what clusters are does not depend on what may turn out to say nothing.
 """
@@ -27,10 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb import filenames
+from clusterucb.engine.gaussian import SPREAD, principal
+from clusterucb.engine.poolview import PoolView
+from clusterucb.engine.regression import Regression
 from clusterucb.errors import OptionError, RunError
-from clusterucb.gaussian import SPREAD, principal
-from clusterucb.poolview import PoolView
-from clusterucb.regression import Regression
 from clusterucb.store import GradientStore, is_store
 from clusterucb.wording import counted
 

@@ -23,9 +23,9 @@ from rich.text import Text
 from clusterucb import filenames
 from clusterucb.annotate import FIELD
 from clusterucb.atomic import write_lines
-from clusterucb.engine import Selection
+from clusterucb.engine.loop import Selection
+from clusterucb.engine.recall import CONFIDENCE
 from clusterucb.export import export
-from clusterucb.recall import CONFIDENCE
 from clusterucb.result import EXAMPLES, TABLE, Result
 from clusterucb.run import Cost, Outcome, Run
 from clusterucb.samples.rejected import write_rejected

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from clusterucb import filenames
 from clusterucb.annotate import annotated
 from clusterucb.atomic import write_whole
-from clusterucb.engine import Selection
+from clusterucb.engine.loop import Selection
 from clusterucb.errors import InputError
 from clusterucb.export import Exported
 from clusterucb.run import Cost, Manifest

@@ -27,7 +27,7 @@ import msgspec
 
 from clusterucb import filenames
 from clusterucb.atomic import write_whole
-from clusterucb.budget import parse_budget
+from clusterucb.engine.budget import parse_budget
 from clusterucb.errors import ClusterUCBWarning, RunError
 from clusterucb.versions import __version__, recorded_versions
 

@@ -98,7 +98,7 @@ def _add_units(direction: NDArray[np.float32], pieces: _Pieces) -> list[str]:
 
 
 class Scorer:
-    """Scores pool samples; what `clusterucb.engine.search` calls with the rows it draws.
+    """Scores pool samples; what `clusterucb.engine.loop.search` calls with the rows it draws.
 
     With several checkpoints, it is the sum of their scores, each times its weight (LESS, Xia et al. 2024, where the
     weights are the learning rates). Pure and deterministic by row for the rows of one call.

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from clusterucb.atomic import whole_file
-from clusterucb.engine import Selection
+from clusterucb.engine.loop import Selection
 from clusterucb.samples.pool import Sample
 
 _ROWS = 65_536  # of the table that are in memory at a time

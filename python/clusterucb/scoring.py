@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.engine import search
+from clusterucb.engine.loop import search
 from clusterucb.loaded import borrowing
 from clusterucb.policies.baselines import Exhaustive
 from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin,
 
 from cyclopts import Group, Parameter, Token
 
-from clusterucb.aggregate import NAMES
-from clusterucb.budget import Seconds, Tokens, parse_budget, parse_count, parse_until, resolve_count
-from clusterucb.choice import SELECT_BY
+from clusterucb.engine.aggregate import NAMES
+from clusterucb.engine.budget import Seconds, Tokens, parse_budget, parse_count, parse_until, resolve_count
+from clusterucb.engine.choice import SELECT_BY
 from clusterucb.errors import OptionError, check_choice
 from clusterucb.filenames import EXPORTS
 from clusterucb.kernels.preconditioner import PRECONDITIONERS

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from clusterucb.errors import OptionError
 
 if TYPE_CHECKING:
+    from clusterucb.engine.policy import Policy
     from clusterucb.features.base import Feature
-    from clusterucb.policies.base import Policy
 
 Blocks = Mapping[str, NDArray[np.float32]]
 

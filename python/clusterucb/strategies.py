@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import clusterucb
-from clusterucb.clusterers.base import Clusterer
 from clusterucb.clusterers.kmeans import KMeans
+from clusterucb.engine.clusterer import Clusterer
+from clusterucb.engine.policy import Policy
 from clusterucb.errors import OptionError
 from clusterucb.features.base import Feature
 from clusterucb.features.embedding import Embedding
 from clusterucb.features.gradient import Gradient
 from clusterucb.plugins import KINDS, load
-from clusterucb.policies.base import Policy
 from clusterucb.policies.surrogate import Surrogate
 from clusterucb.similarity import check_comparable
 from clusterucb.wording import one_line

@@ -9,8 +9,8 @@ import clusterucb as cu
 import numpy as np
 import pytest
 from clusterucb import plugins
+from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import OptionError
-from clusterucb.poolview import PoolView
 from clusterucb.testing import ClustererSuite
 
 from clusterucb_hdbscan import Hdbscan

@@ -10,8 +10,8 @@ import clusterucb as cu
 import numpy as np
 import pytest
 from clusterucb import plugins
+from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import OptionError
-from clusterucb.poolview import PoolView
 from clusterucb.testing import PolicySuite
 
 from clusterucb_thompson import Thompson, ThompsonMean

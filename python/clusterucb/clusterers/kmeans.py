@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.clusterers.base import Clusterer, default_n_clusters
+from clusterucb.engine.clusterer import Clusterer, default_n_clusters
+from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import OptionError
-from clusterucb.poolview import PoolView
 
 _BLOCK = 8192  # rows compared with all centres at a time: 8192 x 1000 centres in f32 is 33 MB
 _SEEDING_ROWS = 64  # rows looked at for each centre during seeding

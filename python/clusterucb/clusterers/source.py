@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.clusterers.base import Clusterer
+from clusterucb.engine.clusterer import Clusterer
+from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import OptionError
-from clusterucb.poolview import PoolView
 
 
 @dataclass

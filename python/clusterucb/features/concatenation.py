@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.blame import blamed
+from clusterucb.engine.blame import blamed
 from clusterucb.errors import OptionError
 from clusterucb.features.base import (
     PASSES,

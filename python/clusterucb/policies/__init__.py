@@ -1,10 +1,10 @@
 """Policies: which arm, and so which rows, to draw next. The built-in ones register as a plugin would."""
 
+from clusterucb.engine.arm_stats import ArmStats
+from clusterucb.engine.policy import IndexPolicy, Policy
 from clusterucb.hookspecs import hookimpl
-from clusterucb.policies.base import IndexPolicy, Policy
 from clusterucb.policies.baselines import RDS, ClusterMean, Exhaustive
 from clusterucb.policies.random import Random
-from clusterucb.policies.stats import ArmStats
 from clusterucb.policies.surrogate import Surrogate
 from clusterucb.policies.ucb import UCB, UCB1, ThresholdHard, ThresholdNormal
 

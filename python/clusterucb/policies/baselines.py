@@ -8,10 +8,10 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb.engine.arm_stats import ArmStats
+from clusterucb.engine.policy import IndexPolicy, Policy
+from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import OptionError
-from clusterucb.policies.base import IndexPolicy, Policy
-from clusterucb.policies.stats import ArmStats
-from clusterucb.poolview import PoolView
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.policies.base import Policy
+from clusterucb.engine.policy import Policy
 
 
 @dataclass

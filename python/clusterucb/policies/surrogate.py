@@ -21,11 +21,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.aggregate import STANDARDIZED, Standardized, weighted
+from clusterucb.engine.aggregate import STANDARDIZED, Standardized, weighted
+from clusterucb.engine.policy import Policy
+from clusterucb.engine.poolview import PoolView
+from clusterucb.engine.regression import Regression
 from clusterucb.errors import OptionError
-from clusterucb.policies.base import Policy
-from clusterucb.poolview import PoolView
-from clusterucb.regression import Regression
 
 
 @dataclass

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb.engine.arm_stats import ArmStats
+from clusterucb.engine.policy import IndexPolicy
 from clusterucb.errors import OptionError
-from clusterucb.policies.base import IndexPolicy
-from clusterucb.policies.stats import ArmStats
 
 _erfc = np.frompyfunc(math.erfc, 1, 1)
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.engine import Selection, search
+from clusterucb.engine.loop import Selection, search
+from clusterucb.engine.policy import Policy
+from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import OptionError
-from clusterucb.policies.base import Policy
-from clusterucb.poolview import PoolView
 from clusterucb.testing._checks import require, seeded
 from clusterucb.testing._pools import UNEVEN, Memory, Rows, first_of_arms, pool_of, scores_of
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.engine import Batch
-from clusterucb.poolview import PoolView
+from clusterucb.engine.loop import Batch
+from clusterucb.engine.poolview import PoolView
 
 Rows = NDArray[np.int64]
 

@@ -13,8 +13,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.clusterers.base import Clusterer
-from clusterucb.poolview import PoolView
+from clusterucb.engine.clusterer import Clusterer
+from clusterucb.engine.poolview import PoolView
 from clusterucb.testing import _pools
 from clusterucb.testing._checks import (
     require,

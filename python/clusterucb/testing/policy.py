@@ -15,8 +15,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb.engine.policy import Policy
 from clusterucb.errors import PluginError
-from clusterucb.policies.base import Policy
 from clusterucb.testing._checks import (
     require,
     require_description,

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from clusterucb.clusterers import Clusterer, default_n_clusters
+from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import OptionError
 from clusterucb.hookspecs import hookimpl
-from clusterucb.poolview import PoolView
 from numpy.typing import NDArray
 
 __all__ = ["FaissKMeans"]

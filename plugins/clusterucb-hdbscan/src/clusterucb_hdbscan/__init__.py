@@ -22,9 +22,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from clusterucb.clusterers import Clusterer
+from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import OptionError
 from clusterucb.hookspecs import hookimpl
-from clusterucb.poolview import PoolView
 from clusterucb.wording import did_you_mean
 from numpy.typing import NDArray
 

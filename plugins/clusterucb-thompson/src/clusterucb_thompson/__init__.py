@@ -23,10 +23,10 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import OptionError
 from clusterucb.hookspecs import hookimpl
 from clusterucb.policies import ArmStats, IndexPolicy, Policy
-from clusterucb.poolview import PoolView
 from numpy.typing import NDArray
 
 __all__ = ["Thompson", "ThompsonMean"]

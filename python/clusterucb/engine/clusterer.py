@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.poolview import PoolView
+from clusterucb.engine.poolview import PoolView
 
 
 def default_n_clusters(pool: PoolView) -> int:

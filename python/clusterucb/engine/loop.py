@@ -26,16 +26,16 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clusterucb.aggregate import NAMES, STANDARDIZED, Standardized, weighted
-from clusterucb.allowance import Allowance
-from clusterucb.arms import cold_schedule, default_cold_start, make_arms, stream
-from clusterucb.blame import blamed
-from clusterucb.choice import SELECT_BY, choose
-from clusterucb.clusterers.base import Clusterer
+from clusterucb.engine.aggregate import NAMES, STANDARDIZED, Standardized, weighted
+from clusterucb.engine.allowance import Allowance
+from clusterucb.engine.arms import cold_schedule, default_cold_start, make_arms, stream
+from clusterucb.engine.blame import blamed
+from clusterucb.engine.choice import SELECT_BY, choose
+from clusterucb.engine.clusterer import Clusterer
+from clusterucb.engine.policy import Policy
+from clusterucb.engine.poolview import ESTIMATES, PoolView, feature_blocks, pool_columns
+from clusterucb.engine.recall import Draws, Recall, RecallEstimator
 from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, check_choice
-from clusterucb.policies.base import Policy
-from clusterucb.poolview import ESTIMATES, PoolView, feature_blocks, pool_columns
-from clusterucb.recall import Draws, Recall, RecallEstimator
 from clusterucb.wording import counted
 
 Phase = Literal["cold", "random", "policy"]
@@ -101,7 +101,7 @@ class Selection:
         stopped: ``budget`` when the whole budget was spent, ``exhausted`` when the pool ended first, ``recall`` when
             enough was found, ``interrupted``.
         standardized: the mean and deviation f64[2, S] that the rewards are based on; None for other aggregates.
-        recall: how much of the best was found; None if nobody asked, or it cannot be said (`clusterucb.recall`).
+        recall: how much of the best was found; None if nobody asked, or it cannot be said (`clusterucb.engine.recall`).
     """
 
     rows: NDArray[np.int64]
@@ -164,19 +164,19 @@ def search(
         seed: same seed, same result.
         columns: named arrays [N] for strategies that use more than the features.
         aggregate: how S scores become one reward: ``max`` (the paper's), ``mean`` or ``standardized``
-            (`clusterucb.aggregate`), which makes a cold start for every policy.
-        select_by: ``top`` or ``round-robin`` (`clusterucb.choice`).
+            (`clusterucb.engine.aggregate`), which makes a cold start for every policy.
+        select_by: ``top`` or ``round-robin`` (`clusterucb.engine.choice`).
         max_per_source: most rows selected of one value of the column ``source``.
         weights: f64[S], how much each subtask's scores count in a reward, and in turns of ``round-robin``; 1 each by
             default.
         prior: f32[N, P], scores that may go with these ones, such as those for another target, or named blocks of
             what may, for policies that predict; they learn how far. With a block ``estimates`` f32[N, S] of these very
             scores, the cold start is smaller, and from the whole pool at random.
-        allowance: what limits the draws in place of the budget, such as tokens (`clusterucb.allowance`); the budget
-            is then the draws that are expected, which strategies plan by.
+        allowance: what limits the draws in place of the budget, such as tokens (`clusterucb.engine.allowance`); the
+            budget is then the draws that are expected, which strategies plan by.
         until: stop as soon as so much of the best is estimated to have been found, a share; the budget is then what
             may be spent, and strategies plan by `expected_draws`.
-        watch: called with the estimated recall (`clusterucb.recall`) some 20 times in a budget.
+        watch: called with the estimated recall (`clusterucb.engine.recall`) some 20 times in a budget.
         journal: where to record the search, and from where to resume it.
 
     Raises:

@@ -18,8 +18,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.gaussian import Inputs, Kernel, Posterior
-from clusterucb.poolview import PoolView
+from clusterucb.engine.gaussian import Inputs, Kernel, Posterior
+from clusterucb.engine.poolview import PoolView
 
 _FIRST = 32  # observations that the kernel is learnt from at first
 _GROWTH = 1.5

@@ -19,9 +19,9 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb.engine.arm_stats import ArmStats
+from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import PluginError
-from clusterucb.policies.stats import ArmStats
-from clusterucb.poolview import PoolView
 
 
 class Policy(ABC):

@@ -29,7 +29,7 @@ class PoolView:
         columns: named arrays [N] beside the features: ``source``, ``tokens``, ``label_tokens``, ...
         budget: draws that may be spent, or are expected to be, at most N.
         n_select: rows to be selected in the end, at most ``budget``.
-        aggregate: how the scores for S subtasks become a reward (`clusterucb.aggregate`).
+        aggregate: how the scores for S subtasks become a reward (`clusterucb.engine.aggregate`).
         weights: f64[S], how much each subtask counts in that; None: all alike.
         prior: named blocks, each f32[N, k], of what may go with the scores, such as those of an earlier run, for
             policies that predict (`clusterucb.prior`); `ESTIMATES` of them, where there are some.

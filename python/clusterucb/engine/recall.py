@@ -4,8 +4,9 @@ The best are the ``n_select`` rows that scoring the whole pool would select. If 
 then (drawn rows with a reward of t or more) + (others with one) = n_select: to say how many were found is to say how
 many of the rows that were not drawn reach t. Two estimates are made of it:
 
-- By regression. Each row's scores are predicted from the features (`clusterucb.regression`), those of a drawn row from
-  all others: the difference between the reward that was drawn and that of the predicted scores is a surprise. A row
+- By regression. Each row's scores are predicted from the features (`clusterucb.engine.regression`), those of a drawn
+  row from all others: the difference between the reward that was drawn and that of the predicted scores is a
+      surprise. A row
   that was not drawn reaches t as often as those draws whose predictions are nearest to its own would have, with their
   surprises, from where it stands.
 - By the random draws alone, of the cold start or of a uniform policy: t is estimated as the quantile of their rewards,
@@ -45,9 +46,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.arms import FEWEST_RANDOM
-from clusterucb.poolview import PoolView
-from clusterucb.regression import Regression
+from clusterucb.engine.arms import FEWEST_RANDOM
+from clusterucb.engine.poolview import PoolView
+from clusterucb.engine.regression import Regression
 
 CONFIDENCE = 0.9
 _Z = 1.645  # of a normal distribution, for an interval of that confidence
@@ -59,7 +60,7 @@ _PARTS = 256  # of the rows in the order of their predictions; those of one have
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
-Reward = Callable[[Floats], Floats]  # scores f64[m, S] -> rewards f64[m], as of `clusterucb.aggregate`
+Reward = Callable[[Floats], Floats]  # scores f64[m, S] -> rewards f64[m], as of `clusterucb.engine.aggregate`
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clusterucb.blame import blamed
-from clusterucb.clusterers.base import Clusterer
+from clusterucb.engine.blame import blamed
+from clusterucb.engine.clusterer import Clusterer
+from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError
-from clusterucb.poolview import PoolView
 from clusterucb.wording import counted
 
 FEWEST_RANDOM = 10  # draws without which it is not said how much was found
