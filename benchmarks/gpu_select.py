@@ -137,7 +137,7 @@ def check_speed(_: Path, rounds: int = 7) -> list[dict[str, Any]]:
     from clusterucb.accumulate import Accumulator, Checkpoint
     from clusterucb.gradients import PerSampleGradients
     from clusterucb.kernels.preconditioner import Preconditioner
-    from clusterucb.parameters import ParameterManifest
+    from clusterucb.model.parameters import ParameterManifest
     from clusterucb.passes import Batch, micro_batches
     from clusterucb.samples.encode import Encoded
 

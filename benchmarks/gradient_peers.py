@@ -31,7 +31,7 @@ from torch.nn.functional import cross_entropy
 
 from clusterucb import passes
 from clusterucb.loss import sample_losses
-from clusterucb.parameters import ParameterManifest
+from clusterucb.model.parameters import ParameterManifest
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
-from clusterucb import checkpoint
 from clusterucb.errors import ModelError, OptionError
-from clusterucb.moments import load_moments
-from clusterucb.optimizer_files import checkpoint_fingerprints
-from clusterucb.parameters import ParameterManifest
+from clusterucb.model import source as checkpoint
+from clusterucb.model.checkpoint_files import checkpoint_fingerprints
+from clusterucb.model.moments import load_moments
+from clusterucb.model.parameters import ParameterManifest
 from clusterucb.prepared import check_paths
 from models import VOCABULARY, tiny_gpt2, tiny_llama, with_lora
 

@@ -15,7 +15,7 @@ from clusterucb.errors import ModelError
 from clusterucb.gradients import PerSampleGradients
 from clusterucb.live_memory import peak_bytes
 from clusterucb.loss import sample_losses
-from clusterucb.parameters import ParameterManifest
+from clusterucb.model.parameters import ParameterManifest
 from clusterucb.passes import Batch
 from clusterucb.samples.encode import Encoded
 from models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_qwen3, with_lora

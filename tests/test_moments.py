@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterucb.errors import ModelError
-from clusterucb.moments import decay_groups, load_moments
-from clusterucb.optimizer_files import missing_state, optimizer_file
-from clusterucb.parameters import ParameterManifest
+from clusterucb.model.checkpoint_files import missing_state, optimizer_file
+from clusterucb.model.moments import decay_groups, load_moments
+from clusterucb.model.parameters import ParameterManifest
 from models import tiny_llama, with_lora
 
 sys.path.append(str(Path(__file__).parent / "data"))

@@ -16,7 +16,7 @@ from clusterucb.estimate import _Work
 from clusterucb.fitting import Needs, check_memory
 from clusterucb.gradients import PerSampleGradients
 from clusterucb.live_memory import peak_bytes
-from clusterucb.parameters import ParameterManifest
+from clusterucb.model.parameters import ParameterManifest
 from clusterucb.passes import Batch
 from models import tiny_llama, with_lora
 from test_scorer import encoded

@@ -12,7 +12,7 @@ from transformers.modeling_utils import AttentionInterface
 
 from clusterucb import measuring, probes
 from clusterucb.errors import ModelError
-from clusterucb.loaded import LoadedModel
+from clusterucb.model.loaded import LoadedModel
 from clusterucb.probes import AGAIN, AUTOGRAD, BESIDE, EAGER, FLOAT32, GRADIENTS, PADDED, Probed, probe
 from clusterucb.progress import Silent
 from clusterucb.samples.encode import Encoded

@@ -15,8 +15,8 @@ from clusterucb.gradients import PerSampleGradients
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import PRECONDITIONERS, Preconditioner
 from clusterucb.kernels.projection import Sketch
-from clusterucb.moments import Moments
-from clusterucb.parameters import ParameterManifest
+from clusterucb.model.moments import Moments
+from clusterucb.model.parameters import ParameterManifest
 from clusterucb.passes import Passes
 from clusterucb.samples.encode import Encoded
 from clusterucb.scorer import Scorer, compute_directions, sketch_directions

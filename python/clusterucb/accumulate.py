@@ -21,7 +21,7 @@ from clusterucb.gradients import PerSampleGradients
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
-from clusterucb.moments import Moments
+from clusterucb.model.moments import Moments
 from clusterucb.passes import Batch, Passes
 from clusterucb.progress import Advance
 from clusterucb.samples.encode import Encoded

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 
-from clusterucb import checkpoint, fitting
+from clusterucb import fitting
 from clusterucb.accumulate import Accumulator, Checkpoint
 from clusterucb.atomic import whole_folder
 from clusterucb.errors import ModelError
@@ -29,10 +29,11 @@ from clusterucb.gradients import PerSampleGradients
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
 from clusterucb.live_memory import peak_bytes
-from clusterucb.loaded import LoadedModel
-from clusterucb.moments import load_moments
-from clusterucb.optimizer_files import adapter_files, optimizer_file
-from clusterucb.parameters import ParameterManifest
+from clusterucb.model import source as checkpoint
+from clusterucb.model.checkpoint_files import adapter_files, optimizer_file
+from clusterucb.model.loaded import LoadedModel
+from clusterucb.model.moments import load_moments
+from clusterucb.model.parameters import ParameterManifest
 from clusterucb.passes import CPU_TOKENS, Batch, Passes, micro_batches, single_pass
 from clusterucb.progress import Observer
 from clusterucb.run import Limit, Run

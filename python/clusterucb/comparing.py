@@ -27,7 +27,7 @@ from clusterucb.comparison_report import Comparison, budgets_of, folder_of, resu
 from clusterucb.engine.budget import resolve_count
 from clusterucb.errors import ClusterUCBError, OptionError, RunError
 from clusterucb.ledger import Ledger
-from clusterucb.loaded import borrowing
+from clusterucb.model.loaded import borrowing
 from clusterucb.plugins import describe
 from clusterucb.prepared import Model, Prepared, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of

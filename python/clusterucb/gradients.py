@@ -41,7 +41,7 @@ from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
 from clusterucb.loss import sample_losses
-from clusterucb.parameters import Parameter, ParameterManifest
+from clusterucb.model.parameters import Parameter, ParameterManifest
 from clusterucb.passes import Batch
 from clusterucb.recompute import recomputed_layers
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from clusterucb.errors import ModelError
-from clusterucb.parameters import vocabulary_head
+from clusterucb.model.parameters import vocabulary_head
 from clusterucb.passes import Batch
 
 

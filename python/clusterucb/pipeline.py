@@ -36,7 +36,7 @@ from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import ClusterUCBWarning, OptionError
 from clusterucb.features.base import Feature
 from clusterucb.ledger import Ledger, Scored
-from clusterucb.loaded import borrowing
+from clusterucb.model.loaded import borrowing
 from clusterucb.plugins import describe
 from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare
 from clusterucb.prior import opened

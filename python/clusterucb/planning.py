@@ -14,7 +14,7 @@ from typing import Any
 from clusterucb.engine.clusterer import Clusterer
 from clusterucb.engine.policy import Policy
 from clusterucb.features.base import Feature
-from clusterucb.loaded import borrowing
+from clusterucb.model.loaded import borrowing
 from clusterucb.planned import Plan
 from clusterucb.prepared import Model, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of

@@ -19,8 +19,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from clusterucb.errors import ModelError, OptionError
-from clusterucb.loaded import LoadedModel
-from clusterucb.optimizer_files import checkpoint_fingerprints
+from clusterucb.model.checkpoint_files import checkpoint_fingerprints
+from clusterucb.model.loaded import LoadedModel
 from clusterucb.progress import Observer
 from clusterucb.run import check_folder
 from clusterucb.samples.pool import Pool, read_pool, read_target
@@ -31,7 +31,7 @@ from clusterucb.settings import GradientSettings
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from clusterucb.checkpoint import ModelSource
+    from clusterucb.model.source import ModelSource
     from clusterucb.samples.pool_and_target import Material
 
 # Paths and patterns, or rows in memory: `clusterucb.samples.sources.sources_of`.
@@ -124,7 +124,7 @@ def _opened(
     model: Model, settings: GradientSettings, observer: Observer
 ) -> tuple[ModelSource | LoadedModel, str, PreTrainedTokenizerBase]:
     """Return a model's source, the device and the tokenizer."""
-    from clusterucb import checkpoint
+    from clusterucb.model import source as checkpoint
 
     if isinstance(model, LoadedModel):
         return model, model.device(settings.device), model.tokenizer()

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clusterucb.checkpoint import ModelSource
 from clusterucb.errors import ModelError
-from clusterucb.loaded import LoadedModel
+from clusterucb.model.loaded import LoadedModel
+from clusterucb.model.source import ModelSource
 from clusterucb.samples.encode import Encoded, Encoder, Unusable
 from clusterucb.samples.shapes import Message
 from clusterucb.settings import GradientSettings

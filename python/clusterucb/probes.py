@@ -42,12 +42,12 @@ from peft import PeftModel
 from clusterucb.accumulate import Checkpoint
 from clusterucb.accumulate import fault as fault_of
 from clusterucb.adapted import at_checkpoint, fresh_lora, load_checkpoints
-from clusterucb.checkpoint import ModelSource, check_limits, resolve_device
 from clusterucb.errors import InputError, ModelError
 from clusterucb.fitting import available
 from clusterucb.gradients import PerSampleGradients
-from clusterucb.loaded import LoadedModel, keep
 from clusterucb.measuring import Autograd, Change, Measured, direction_of, measure
+from clusterucb.model.loaded import LoadedModel, keep
+from clusterucb.model.source import ModelSource, check_limits, resolve_device
 from clusterucb.passes import out_of_memory
 from clusterucb.prepared import Model, check_model
 from clusterucb.probe_samples import samples_of

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.engine.loop import search
-from clusterucb.loaded import borrowing
+from clusterucb.model.loaded import borrowing
 from clusterucb.policies.baselines import Exhaustive
 from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare
 from clusterucb.progress import AnyObserver, observer_of

@@ -24,7 +24,7 @@ from clusterucb.errors import OptionError, check_choice
 from clusterucb.filenames import EXPORTS
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
 from clusterucb.kernels.projection import Sketch, check_dimension
-from clusterucb.optimizer_files import optimizer_file
+from clusterucb.model.checkpoint_files import optimizer_file
 from clusterucb.samples.shapes import FIELDS, SHAPES, Layout
 from clusterucb.wording import did_you_mean, in_words
 

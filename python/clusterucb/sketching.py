@@ -17,7 +17,7 @@ from clusterucb import filenames
 from clusterucb.atomic import whole_file
 from clusterucb.cost import store_cost
 from clusterucb.kernels.projection import VERSION
-from clusterucb.loaded import borrowing
+from clusterucb.model.loaded import borrowing
 from clusterucb.prepared import Model, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.resolved import resolved

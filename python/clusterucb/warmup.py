@@ -21,7 +21,7 @@ from peft import PeftModel
 from clusterucb.atomic import whole_folder
 from clusterucb.errors import ModelError
 from clusterucb.loss import sample_losses
-from clusterucb.moments import decay_groups
+from clusterucb.model.moments import decay_groups
 from clusterucb.passes import Batch, memory_for
 from clusterucb.recompute import recomputed_layers
 from clusterucb.samples.encode import Encoded

@@ -58,7 +58,7 @@ def convert(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from clusterucb.checkpoint import without_bars
+    from clusterucb.model.source import without_bars
 
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     with without_bars():

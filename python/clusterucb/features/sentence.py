@@ -122,7 +122,7 @@ class SentenceModel:
         import torch
         from transformers import AutoModel, AutoTokenizer
 
-        from clusterucb.checkpoint import without_bars
+        from clusterucb.model.source import without_bars
 
         options = {"trust_remote_code": False, "local_files_only": True}
         try:

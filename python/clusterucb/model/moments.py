@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from clusterucb.errors import ModelError
-from clusterucb.optimizer_files import PARTS
-from clusterucb.optimizer_state import EXPECTED, Key, OptimizerState, read_state
-from clusterucb.parameters import ParameterManifest, canonical_name
+from clusterucb.model.checkpoint_files import PARTS
+from clusterucb.model.optimizer_state import EXPECTED, Key, OptimizerState, read_state
+from clusterucb.model.parameters import ParameterManifest, canonical_name
 
 # The Trainer gives no weight decay to these, and to the parameters of layer norms.
 _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")

@@ -2,7 +2,7 @@
 
 Decisions:
     - Where a path is expected, an object may stand: the decorator `borrowing` is the one place that knows, and
-      what lies behind it sees a `LoadedModel` with the methods of `clusterucb.checkpoint.ModelSource`.
+      what lies behind it sees a `LoadedModel` with the methods of `clusterucb.model.source.ModelSource`.
     - A PEFT model is the checkpoint itself: its LoRA layers are put aside while the job works on a copy that it loads
       from a temporary folder, like any other adapter. So what a run computes depends on files alone,
       and the caller's layers are not touched at all.
@@ -217,7 +217,7 @@ def _put_back(module: nn.Module, attributes: dict[str, Any], containers: dict[st
 
 def _saved(model: Any, folder: Path) -> Path:
     """Write the active adapter into a folder, and return where it is."""
-    from clusterucb.checkpoint import without_bars
+    from clusterucb.model.source import without_bars
 
     name, *others = model.active_adapters
     if others:

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 
 from clusterucb.errors import ModelError
-from clusterucb.optimizer_files import DEEPSPEED, PARTS, WITHOUT, missing_state
+from clusterucb.model.checkpoint_files import DEEPSPEED, PARTS, WITHOUT, missing_state
 from clusterucb.wording import one_line
 
 Key = Hashable  # what a file calls a parameter: its position or its name

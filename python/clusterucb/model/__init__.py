@@ -1,0 +1,1 @@
+"""Internal. Base models, adapters and optimiser states: found, loaded and checked."""
