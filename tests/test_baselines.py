@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 import clusterucb as cu
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.features import FeatureBatch, Hidden
+from clusterucb.features.similarity import similarity
 from clusterucb.samples.encode import Encoded
-from clusterucb.similarity import similarity
 from tiny import write_model
 
 

@@ -22,10 +22,10 @@ from clusterucb.features import FeatureBatch
 from clusterucb.features.hidden import _damped
 from clusterucb.features.lexical import _WORD
 from clusterucb.features.sentence import SentenceModel
+from clusterucb.features.similarity import check_comparable
 from clusterucb.samples.encode import Encoded
 from clusterucb.samples.sample import Sample
 from clusterucb.samples.shapes import Message
-from clusterucb.similarity import check_comparable
 from clusterucb.testing import FeatureSuite, outcomes
 from models import tiny_llama
 from tiny import rows, write_model, write_rows

@@ -26,6 +26,7 @@ from clusterucb.comparison import Clusterings, Contender, Replay, Rules, Truth, 
 from clusterucb.comparison_report import Comparison, budgets_of, folder_of, results
 from clusterucb.engine.budget import resolve_count
 from clusterucb.errors import ClusterUCBError, OptionError, RunError
+from clusterucb.features.similarity import check_comparable
 from clusterucb.ledger import Ledger
 from clusterucb.model.loaded import borrowing
 from clusterucb.plugins import describe
@@ -35,7 +36,6 @@ from clusterucb.resolved import resolved
 from clusterucb.run import Cost, Manifest, Run
 from clusterucb.scoring import score_all
 from clusterucb.settings import CompareSettings, check_counts, settings_from
-from clusterucb.similarity import check_comparable
 from clusterucb.store import GradientStore
 from clusterucb.versions import __version__
 

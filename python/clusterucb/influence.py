@@ -36,6 +36,7 @@ from clusterucb.features.base import (
     checked_blocks,
     checked_fit,
 )
+from clusterucb.features.similarity import similarity
 from clusterucb.kernels.projection import Sketch
 from clusterucb.ledger import Ledger
 from clusterucb.progress import Observer
@@ -46,7 +47,6 @@ from clusterucb.samples.sample import Sample
 from clusterucb.scorer import Scorer, compute_directions, sketch_directions
 from clusterucb.settings import ScoringSettings
 from clusterucb.shards import CACHED, Shards
-from clusterucb.similarity import similarity
 from clusterucb.spending import Spending, spending
 from clusterucb.store import SHARD, GradientStore, StoredScores
 from clusterucb.wording import counted

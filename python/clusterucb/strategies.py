@@ -12,9 +12,9 @@ from clusterucb.errors import OptionError
 from clusterucb.features.base import Feature
 from clusterucb.features.embedding import Embedding
 from clusterucb.features.gradient import Gradient
+from clusterucb.features.similarity import check_comparable
 from clusterucb.plugins import KINDS, load
 from clusterucb.policies.surrogate import Surrogate
-from clusterucb.similarity import check_comparable
 from clusterucb.wording import one_line
 
 

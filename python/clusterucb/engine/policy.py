@@ -35,7 +35,7 @@ class Policy(ABC):
             as there are.
         predicts: whether it looks at ``pool.prior``.
         columns: what `start` needs in ``pool.columns`` that is not always there: ``similarity``, f64[N], the cosine
-            of each sample's features with the target's (`clusterucb.similarity`).
+            of each sample's features with the target's (`clusterucb.features.similarity`).
     """
 
     cold_start: ClassVar[bool] = False
