@@ -32,9 +32,9 @@ from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
 from clusterucb.engine.loop import Selection
 from clusterucb.features.base import FeatureBatch
+from clusterucb.options.settings import Settings
 from clusterucb.prepared import prepare
 from clusterucb.progress import Screen
-from clusterucb.settings import Settings
 from strategies import POOLS, TARGETS
 
 DATA = Path(__file__).parents[1] / "tests" / "data"

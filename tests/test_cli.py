@@ -18,9 +18,9 @@ from clusterucb.engine.aggregate import NAMES
 from clusterucb.engine.choice import SELECT_BY
 from clusterucb.export import TOOLS
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
+from clusterucb.options.settings import DTYPES, SCORERS
 from clusterucb.progress import Screen
 from clusterucb.samples.shapes import SHAPES
-from clusterucb.settings import DTYPES, SCORERS
 from tiny import write_job, write_rows
 
 

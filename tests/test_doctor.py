@@ -17,9 +17,9 @@ from clusterucb import cli, doctor, dry_run, installation, probes
 from clusterucb.dry_run import FIRST
 from clusterucb.errors import ModelError
 from clusterucb.measuring import Change
+from clusterucb.options.settings import Settings
 from clusterucb.probes import Finding, Probed
 from clusterucb.progress import Silent
-from clusterucb.settings import Settings
 from tiny import rows, write_model, write_rows
 
 N = 450

@@ -28,9 +28,9 @@ from clusterucb.annotate import FIELD, annotated
 from clusterucb.engine.loop import Selection
 from clusterucb.errors import ClusterUCBWarning, OptionError, RunError
 from clusterucb.export import TOOLS, export
+from clusterucb.options.settings import SelectSettings, settings_from
 from clusterucb.report import show
 from clusterucb.samples.pool import Message, Sample
-from clusterucb.settings import SelectSettings, settings_from
 from tiny import read_rows, rows, write_model, write_rows
 
 ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "text"}

@@ -34,13 +34,13 @@ from clusterucb.model.checkpoint_files import adapter_files, optimizer_file
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.model.moments import load_moments
 from clusterucb.model.parameters import ParameterManifest
+from clusterucb.options.settings import GradientSettings
 from clusterucb.passes import CPU_TOKENS, Batch, Passes, micro_batches, single_pass
 from clusterucb.progress import Observer
 from clusterucb.run import Limit, Run
 from clusterucb.samples.encode import Encoded
 from clusterucb.samples.pool_and_target import Material
 from clusterucb.samples.tokens import EncodedSamples
-from clusterucb.settings import GradientSettings
 from clusterucb.store import kept_adapter
 from clusterucb.warmup import warm_up
 from clusterucb.wording import counted

@@ -33,10 +33,10 @@ from cyclopts import (
 from rich.console import Console
 from rich.text import Text
 
-from clusterucb import config
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
+from clusterucb.options import config_file as config
+from clusterucb.options.settings import DrawSettings, GradientSettings, OutputSettings, SearchSettings, Whole
 from clusterucb.plugins_cli import OUTPUT, STRATEGIES, Flag, Pairs, key_values, plugins, print_json
-from clusterucb.settings import DrawSettings, GradientSettings, OutputSettings, SearchSettings, Whole
 from clusterucb.versions import __version__
 from clusterucb.wording import in_words, printable
 
@@ -402,8 +402,8 @@ def doctor(
     from clusterucb.doctor import show_dry_run, show_machine, show_probed
     from clusterucb.dry_run import examine as examine_files
     from clusterucb.installation import examine as examine_machine
+    from clusterucb.options.settings import Settings
     from clusterucb.progress import Screen, Silent
-    from clusterucb.settings import Settings
 
     if pool is None and target:
         raise OptionError("--target is given without --pool; expected the pool, too")

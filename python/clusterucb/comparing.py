@@ -29,13 +29,13 @@ from clusterucb.errors import ClusterUCBError, OptionError, RunError
 from clusterucb.features.similarity import check_comparable
 from clusterucb.ledger import Ledger
 from clusterucb.model.loaded import borrowing
+from clusterucb.options.settings import CompareSettings, check_counts, settings_from
 from clusterucb.plugins import describe
 from clusterucb.prepared import Model, Prepared, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.resolved import resolved
 from clusterucb.run import Cost, Manifest, Run
 from clusterucb.scoring import score_all
-from clusterucb.settings import CompareSettings, check_counts, settings_from
 from clusterucb.store import GradientStore
 from clusterucb.versions import __version__
 
@@ -81,7 +81,7 @@ def compare(
             without it, or a store, the pool is scored here.
         overwrite: begin anew in a folder that holds something else.
         observer: who is told how it gets on.
-        **options: the fields of `clusterucb.settings.CompareSettings`.
+        **options: the fields of `clusterucb.options.settings.CompareSettings`.
 
     Raises:
         ClusterUCBError: an option, a file, the model or a folder cannot be used.

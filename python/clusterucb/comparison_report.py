@@ -17,10 +17,10 @@ from rich.text import Text
 from clusterucb import filenames
 from clusterucb.comparison import Contender, Replay, Truth, by_source, overlaps, spread
 from clusterucb.cost import selection_cost
+from clusterucb.options.settings import CompareSettings
 from clusterucb.plugins import describe
 from clusterucb.policies.baselines import Exhaustive
 from clusterucb.run import Cost, PhaseCost
-from clusterucb.settings import CompareSettings
 
 if TYPE_CHECKING:
     from clusterucb.features.base import Feature

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb.options.settings import GradientSettings, ScoringSettings
 from clusterucb.run import Cost, PhaseCost
-from clusterucb.settings import GradientSettings, ScoringSettings
 
 if TYPE_CHECKING:
     from clusterucb.engine.policy import Policy

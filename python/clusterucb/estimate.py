@@ -36,6 +36,7 @@ from clusterucb.engine.poolview import PoolView
 from clusterucb.features.base import Feature
 from clusterucb.influence import Influence
 from clusterucb.machine import free_disk
+from clusterucb.options.settings import Settings
 from clusterucb.passes import micro_batches, overhead_of, single_pass
 from clusterucb.planned import Plan
 from clusterucb.prepared import Prepared
@@ -43,7 +44,6 @@ from clusterucb.progress import Observer, Silent
 from clusterucb.run import Cost, PhaseCost, Run
 from clusterucb.samples.encode import Encoded
 from clusterucb.samples.pool_and_target import WARMUP_BATCH, Material
-from clusterucb.settings import Settings
 from clusterucb.store import SHARD, GradientStore
 
 _DESCRIBED = 64  # samples that features are computed of

@@ -53,8 +53,8 @@ from clusterucb.lora import ALL_LINEAR, Lora, lora_of
 from clusterucb.samples.shapes import TEXT, Message
 
 if TYPE_CHECKING:
+    from clusterucb.options.settings import Settings
     from clusterucb.samples.pool import Sample
-    from clusterucb.settings import Settings
 
 _BY = "Written by clusterucb, which writes it again with every selection: copy it before you change it."
 

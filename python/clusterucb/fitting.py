@@ -23,10 +23,10 @@ from clusterucb.accumulate import Checkpoint
 from clusterucb.errors import OptionError
 from clusterucb.live_memory import peak_bytes
 from clusterucb.machine import free_disk, memory
+from clusterucb.options.settings import GradientSettings
 from clusterucb.passes import Batch, single_pass
 from clusterucb.samples.encode import Encoded
 from clusterucb.scorer import HELD
-from clusterucb.settings import GradientSettings
 from clusterucb.wording import in_bytes
 
 _PARTS = (8, 4)  # of the tokens of a pass

@@ -39,13 +39,13 @@ from clusterucb.features.base import (
 from clusterucb.features.similarity import similarity
 from clusterucb.kernels.projection import Sketch
 from clusterucb.ledger import Ledger
+from clusterucb.options.settings import ScoringSettings
 from clusterucb.progress import Observer
 from clusterucb.run import Run
 from clusterucb.samples.encode import Encoded
 from clusterucb.samples.pool_and_target import Material
 from clusterucb.samples.sample import Sample
 from clusterucb.scorer import Scorer, compute_directions, sketch_directions
-from clusterucb.settings import ScoringSettings
 from clusterucb.shards import CACHED, Shards
 from clusterucb.spending import Spending, spending
 from clusterucb.store import SHARD, GradientStore, StoredScores

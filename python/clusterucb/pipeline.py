@@ -37,6 +37,7 @@ from clusterucb.errors import ClusterUCBWarning, OptionError
 from clusterucb.features.base import Feature
 from clusterucb.ledger import Ledger, Scored
 from clusterucb.model.loaded import borrowing
+from clusterucb.options.settings import SelectSettings, Settings, settings_from, spelt_out
 from clusterucb.plugins import describe
 from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare
 from clusterucb.prior import opened
@@ -45,7 +46,6 @@ from clusterucb.report import finish
 from clusterucb.resolved import resolved
 from clusterucb.result import Result
 from clusterucb.run import Run
-from clusterucb.settings import SelectSettings, Settings, settings_from, spelt_out
 from clusterucb.store import GradientStore
 from clusterucb.strategies import chosen
 from clusterucb.wording import counted
@@ -82,7 +82,7 @@ def select(
         overwrite: begin anew in a folder that holds another run.
         observer: who is told how the run gets on: a function of (text, done, total), or a
             `clusterucb.progress.Observer`; by default nobody, but the screen in a notebook.
-        **options: the fields of `clusterucb.settings.SelectSettings`: ``budget``, ``select``, ``seed``, ...
+        **options: the fields of `clusterucb.options.settings.SelectSettings`: ``budget``, ``select``, ``seed``, ...
 
     Raises:
         ClusterUCBError: an option, a file, the model or the folder cannot be used; the message says

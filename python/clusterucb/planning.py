@@ -15,10 +15,10 @@ from clusterucb.engine.clusterer import Clusterer
 from clusterucb.engine.policy import Policy
 from clusterucb.features.base import Feature
 from clusterucb.model.loaded import borrowing
+from clusterucb.options.settings import SelectSettings, Settings, settings_from, spelt_out
 from clusterucb.planned import Plan
 from clusterucb.prepared import Model, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of
-from clusterucb.settings import SelectSettings, Settings, settings_from, spelt_out
 from clusterucb.store import GradientStore
 from clusterucb.strategies import chosen
 

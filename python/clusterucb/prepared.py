@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.model.checkpoint_files import checkpoint_fingerprints
 from clusterucb.model.loaded import LoadedModel
+from clusterucb.options.settings import GradientSettings
 from clusterucb.progress import Observer
 from clusterucb.run import check_folder
 from clusterucb.samples.pool import Pool, read_pool, read_target
 from clusterucb.samples.sample import decode
 from clusterucb.samples.sources import sources_of
-from clusterucb.settings import GradientSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -48,12 +48,12 @@ from clusterucb.gradients import PerSampleGradients
 from clusterucb.measuring import Autograd, Change, Measured, direction_of, measure
 from clusterucb.model.loaded import LoadedModel, keep
 from clusterucb.model.source import ModelSource, check_limits, resolve_device
+from clusterucb.options.settings import GradientSettings
 from clusterucb.passes import out_of_memory
 from clusterucb.prepared import Model, check_model
 from clusterucb.probe_samples import samples_of
 from clusterucb.progress import Observer
 from clusterucb.samples.encode import Encoded
-from clusterucb.settings import GradientSettings
 from clusterucb.wording import counted, in_bytes
 
 if TYPE_CHECKING:

@@ -35,9 +35,9 @@ from clusterucb.scores_table import write_scores
 from clusterucb.wording import counted, in_bytes, one_line, printable
 
 if TYPE_CHECKING:
+    from clusterucb.options.settings import SelectSettings
     from clusterucb.planned import Plan
     from clusterucb.samples.pool_and_target import Material
-    from clusterucb.settings import SelectSettings
     from clusterucb.store import GradientStore
 
 _ENDS = {"exhausted": "; the pool is exhausted", "recall": "; enough was found"}

@@ -1,4 +1,4 @@
-"""``config.yaml``: every option of a run, as `clusterucb.config` reads it again.
+"""``config.yaml``: every option of a run, as `clusterucb.options.config_file` reads it again.
 
 Paths are absolute, so that the file works from any folder; strategies are named, with all their options. What no
 command line can name (objects in memory, strategies that are not installed) becomes a comment that says so.
@@ -19,11 +19,11 @@ import yaml  # type: ignore[import-untyped]
 
 from clusterucb import contenders, plugins
 from clusterucb.comparison import Contender
-from clusterucb.config import option_key, option_text
 from clusterucb.errors import OptionError
 from clusterucb.features.base import Feature
 from clusterucb.features.concatenation import Concatenation
-from clusterucb.settings import GradientSettings
+from clusterucb.options.config_file import option_key, option_text
+from clusterucb.options.settings import GradientSettings
 from clusterucb.versions import __version__
 from clusterucb.wording import one_line
 

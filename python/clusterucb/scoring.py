@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from clusterucb.engine.loop import search
 from clusterucb.model.loaded import borrowing
+from clusterucb.options.settings import ScoringSettings, settings_from, spelt_out
 from clusterucb.policies.baselines import Exhaustive
 from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.run import Run
 from clusterucb.samples.sample import Rejected
-from clusterucb.settings import ScoringSettings, settings_from, spelt_out
 from clusterucb.store import GradientStore
 from clusterucb.wording import counted
 
@@ -89,7 +89,7 @@ def score(
             nothing is kept.
         overwrite: begin anew in a folder that holds something else.
         observer: who is told how it gets on; nobody by default.
-        **options: the fields of `clusterucb.settings.ScoringSettings`: ``scorer``, ``adapter``, ``seed``, ...
+        **options: the fields of `clusterucb.options.settings.ScoringSettings`: ``scorer``, ``adapter``, ``seed``, ...
 
     Raises:
         ClusterUCBError: an option, a row, the model or the folder cannot be used.

@@ -18,12 +18,12 @@ from clusterucb.atomic import whole_file
 from clusterucb.cost import store_cost
 from clusterucb.kernels.projection import VERSION
 from clusterucb.model.loaded import borrowing
+from clusterucb.options.settings import GradientSettings, settings_from, spelt_out
 from clusterucb.prepared import Model, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.resolved import resolved
 from clusterucb.run import Run
 from clusterucb.samples.rejected import write_rejected
-from clusterucb.settings import GradientSettings, settings_from, spelt_out
 from clusterucb.store import KIND, SHARD, GradientStore, failures, shard_path
 
 
@@ -46,7 +46,7 @@ def sketch(
         out: the store's folder; the same call again goes on with it, or returns it.
         overwrite: begin anew in a folder that holds another store or run.
         observer: who is told how it gets on; nobody by default.
-        **options: the fields of `clusterucb.settings.GradientSettings`: ``sketch_dim``, ``adapter``, ...
+        **options: the fields of `clusterucb.options.settings.GradientSettings`: ``sketch_dim``, ``adapter``, ...
 
     Raises:
         ClusterUCBError: an option, a file, the model or the folder cannot be used.
