@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 import clusterucb as cu
-from clusterucb import plugins
 from clusterucb.comparison import Rules, Truth, by_source, overlaps, replay, spread
 from clusterucb.comparison_report import Comparison, show
 from clusterucb.contenders import contender, split
 from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, RunError
+from clusterucb.plugins import registry as plugins
 from clusterucb.scorer import Scorer
 from tiny import read_rows, rows, write_model, write_rows
 

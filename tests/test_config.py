@@ -17,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clusterucb as cu
-from clusterucb import cli, plugins
+from clusterucb import cli
 from clusterucb.errors import OptionError, RunError
 from clusterucb.features.column import Column
 from clusterucb.features.concatenation import Concatenation
 from clusterucb.options import config_file as config
 from clusterucb.options.settings import Settings
+from clusterucb.plugins import registry as plugins
 from clusterucb.resolved import resolved
 from tiny import write_job
 

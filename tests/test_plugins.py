@@ -21,12 +21,13 @@ from msgspec import Meta
 import clusterucb.clusterers
 import clusterucb.features
 import clusterucb.policies
-from clusterucb import hookspecs, plugins
+from clusterucb import hookspecs
 from clusterucb.clusterers import KMeans
 from clusterucb.contenders import contender
 from clusterucb.engine.loop import search
 from clusterucb.errors import OptionError, PluginError
 from clusterucb.features import Concatenation, Hidden, Lexical
+from clusterucb.plugins import registry as plugins
 from clusterucb.policies import UCB, IndexPolicy, Random
 from clusterucb.wording import in_words
 

@@ -148,7 +148,7 @@ class AdaptedModel:
         ]
 
     def keep_checkpoints(self) -> None:
-        """Copy given adapters and optimiser states into the folder, where `clusterucb.store` finds them."""
+        """Copy the given adapters and optimiser states into the folder, for `clusterucb.store`."""
         for number, (adapter, optimizer) in enumerate(self._settings.given_checkpoints):
             folder = self._run.path(kept_adapter(number))
             if folder.exists():

@@ -30,7 +30,7 @@ from clusterucb.features.similarity import check_comparable
 from clusterucb.ledger import Ledger
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.settings import CompareSettings, check_counts, settings_from
-from clusterucb.plugins import describe
+from clusterucb.plugins.registry import describe
 from clusterucb.prepared import Model, Prepared, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.resolved import resolved

@@ -18,7 +18,7 @@ from clusterucb import filenames
 from clusterucb.comparison import Contender, Replay, Truth, by_source, overlaps, spread
 from clusterucb.cost import selection_cost
 from clusterucb.options.settings import CompareSettings
-from clusterucb.plugins import describe
+from clusterucb.plugins.registry import describe
 from clusterucb.policies.baselines import Exhaustive
 from clusterucb.run import Cost, PhaseCost
 

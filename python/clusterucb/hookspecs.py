@@ -25,7 +25,7 @@ should pass; ``plugins/README.md`` leads from nothing to a published package.
 
 Public beside the hooks is what strategies are written with: what `clusterucb.policies`, `clusterucb.clusterers`,
 `clusterucb.features`, `clusterucb.testing` and `clusterucb` itself list in ``__all__``, `clusterucb.errors`,
-and ``clusterucb.plugins.load().make(kind, name, options)``, which makes an installed strategy as the command
+and ``clusterucb.plugins.registry.load().make(kind, name, options)``, which makes an installed strategy as the command
 line does.
 """
 

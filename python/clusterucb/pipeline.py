@@ -38,7 +38,7 @@ from clusterucb.features.base import Feature
 from clusterucb.ledger import Ledger, Scored
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.settings import SelectSettings, Settings, settings_from, spelt_out
-from clusterucb.plugins import describe
+from clusterucb.plugins.registry import describe
 from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare
 from clusterucb.prior import opened
 from clusterucb.progress import AnyObserver, observer_of

@@ -37,7 +37,7 @@ def list_plugins(
         json: Print the list as JSON.
         debug: Show tracebacks and the libraries' warnings.
     """
-    from clusterucb.plugins import KINDS, load
+    from clusterucb.plugins.registry import KINDS, load
 
     installed = load()
     if json:
@@ -91,7 +91,7 @@ def new_plugin(
         kind: policy, clusterer or feature.
         debug: Show tracebacks and the libraries' warnings.
     """
-    from clusterucb.plugin_tools import create
+    from clusterucb.plugins.scaffold import create
 
     console = Console(highlight=False, emoji=False)
     for path in create(name, kind):
