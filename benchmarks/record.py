@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from clusterucb.ledger import Ledger
 from clusterucb.prior import EarlierSketches
-from clusterucb.store import is_store
+from clusterucb.run.gradient_store import is_store
+from clusterucb.run.ledger import Ledger
 
 
 def scores_of(run: Path) -> dict[str, np.ndarray]:

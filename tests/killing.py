@@ -19,7 +19,7 @@ import torch
 
 import clusterucb as cu
 from clusterucb.accumulate import Accumulator
-from clusterucb.ledger import Ledger
+from clusterucb.run.ledger import Ledger
 from test_select import arguments
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import clusterucb as cu
-from clusterucb import cache, influence
-from clusterucb.cache import FeatureCache, feature_key
+from clusterucb import influence
 from clusterucb.errors import ClusterUCBWarning, OptionError
 from clusterucb.progress import Silent
+from clusterucb.run import feature_cache as cache
+from clusterucb.run.feature_cache import FeatureCache, feature_key
 from tiny import write_job
 
 DECIDING = {"pool content": "p", "dtype": "float32"}

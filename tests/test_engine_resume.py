@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterucb.errors import OptionError
-from clusterucb.ledger import Ledger
 from clusterucb.policies import UCB, Random
+from clusterucb.run.ledger import Ledger
 from recorded import Case, Memory, cases, identical
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from clusterucb.engine.loop import Batch
 from clusterucb.errors import RunError
-from clusterucb.ledger import Ledger
+from clusterucb.run.ledger import Ledger
 
 TOKENS = np.arange(1000) * 3
 FIELDS = ["number", "phase", "rows", "arms", "probability", "scores"]

@@ -14,7 +14,7 @@ import clusterucb as cu
 from clusterucb import cli, report
 from clusterucb.engine.loop import Batch, search
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
-from clusterucb.run import Cost, PhaseCost
+from clusterucb.run.folder import Cost, PhaseCost
 from clusterucb.wording import counted
 from tiny import write_job
 

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from clusterucb.atomic import whole_file, whole_folder, write_whole
 from clusterucb.errors import RunError
-from clusterucb.run import Run, check_folder
+from clusterucb.run.folder import Run, check_folder
 
 SETTINGS = {
     "--seed": 0,
@@ -212,7 +212,7 @@ def test_refused_run_lets_go_of_the_folder(tmp_path: Path) -> None:
 LOCKED = """
 import sys
 from pathlib import Path
-from clusterucb.run import Run
+from clusterucb.run.folder import Run
 run = Run(Path(sys.argv[1]), {}, budget="20%", select="5%")
 print("locked", flush=True)
 sys.stdin.read()

@@ -51,9 +51,9 @@ if TYPE_CHECKING:
         ThresholdNormal,
     )
     from clusterucb.result import Result
+    from clusterucb.run.gradient_store import GradientStore
     from clusterucb.scoring import Scores, score
     from clusterucb.sketching import sketch
-    from clusterucb.store import GradientStore
 
 __all__ = [
     "RDS",

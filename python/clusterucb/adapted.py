@@ -37,11 +37,11 @@ from clusterucb.model.parameters import ParameterManifest
 from clusterucb.options.settings import GradientSettings
 from clusterucb.passes import CPU_TOKENS, Batch, Passes, micro_batches, single_pass
 from clusterucb.progress import Observer
-from clusterucb.run import Limit, Run
+from clusterucb.run.folder import Limit, Run
+from clusterucb.run.gradient_store import kept_adapter
 from clusterucb.samples.encode import Encoded
 from clusterucb.samples.pool_and_target import Material
 from clusterucb.samples.tokens import EncodedSamples
-from clusterucb.store import kept_adapter
 from clusterucb.warmup import warm_up
 from clusterucb.wording import counted
 
@@ -148,7 +148,7 @@ class AdaptedModel:
         ]
 
     def keep_checkpoints(self) -> None:
-        """Copy the given adapters and optimiser states into the folder, for `clusterucb.store`."""
+        """Copy the given adapters and optimiser states into the folder, for `clusterucb.run.gradient_store`."""
         for number, (adapter, optimizer) in enumerate(self._settings.given_checkpoints):
             folder = self._run.path(kept_adapter(number))
             if folder.exists():

@@ -27,16 +27,16 @@ from clusterucb.comparison_report import Comparison, budgets_of, folder_of, resu
 from clusterucb.engine.budget import resolve_count
 from clusterucb.errors import ClusterUCBError, OptionError, RunError
 from clusterucb.features.similarity import check_comparable
-from clusterucb.ledger import Ledger
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.settings import CompareSettings, check_counts, settings_from
 from clusterucb.plugins.registry import describe
 from clusterucb.prepared import Model, Prepared, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.resolved import resolved
-from clusterucb.run import Cost, Manifest, Run
+from clusterucb.run.folder import Cost, Manifest, Run
+from clusterucb.run.gradient_store import GradientStore
+from clusterucb.run.ledger import Ledger
 from clusterucb.scoring import score_all
-from clusterucb.store import GradientStore
 from clusterucb.versions import __version__
 
 if TYPE_CHECKING:

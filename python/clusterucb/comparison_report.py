@@ -20,7 +20,7 @@ from clusterucb.cost import selection_cost
 from clusterucb.options.settings import CompareSettings
 from clusterucb.plugins.registry import describe
 from clusterucb.policies.baselines import Exhaustive
-from clusterucb.run import Cost, PhaseCost
+from clusterucb.run.folder import Cost, PhaseCost
 
 if TYPE_CHECKING:
     from clusterucb.features.base import Feature

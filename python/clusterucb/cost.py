@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.options.settings import GradientSettings, ScoringSettings
-from clusterucb.run import Cost, PhaseCost
+from clusterucb.run.folder import Cost, PhaseCost
 
 if TYPE_CHECKING:
     from clusterucb.engine.policy import Policy

@@ -24,9 +24,9 @@ import numpy as np
 from clusterucb.options.settings import Settings
 from clusterucb.prepared import Model, Prepared, Rows, check_model, prepare
 from clusterucb.progress import Observer
+from clusterucb.run.gradient_store import GradientStore
 from clusterucb.samples.pool import Pool, overlap, read_pool, read_target
 from clusterucb.samples.sample import Rejected, by_kind
-from clusterucb.store import GradientStore
 from clusterucb.strategies import chosen
 
 if TYPE_CHECKING:

@@ -41,10 +41,10 @@ from clusterucb.passes import micro_batches, overhead_of, single_pass
 from clusterucb.planned import Plan
 from clusterucb.prepared import Prepared
 from clusterucb.progress import Observer, Silent
-from clusterucb.run import Cost, PhaseCost, Run
+from clusterucb.run.folder import Cost, PhaseCost, Run
+from clusterucb.run.gradient_store import SHARD, GradientStore
 from clusterucb.samples.encode import Encoded
 from clusterucb.samples.pool_and_target import WARMUP_BATCH, Material
-from clusterucb.store import SHARD, GradientStore
 
 _DESCRIBED = 64  # samples that features are computed of
 _TIMINGS = 2  # of a pass, of which the faster one counts: what slows one down is not the pass

@@ -21,7 +21,6 @@ from clusterucb import filenames
 from clusterucb.accumulate import Accumulator, unit_sketches
 from clusterucb.adapted import AdaptedModel
 from clusterucb.atomic import whole_file
-from clusterucb.cache import feature_key, home
 from clusterucb.engine.allowance import Allowance, NothingLeft
 from clusterucb.engine.blame import blamed
 from clusterucb.engine.budget import Seconds, Tokens
@@ -38,17 +37,18 @@ from clusterucb.features.base import (
 )
 from clusterucb.features.similarity import similarity
 from clusterucb.kernels.projection import Sketch
-from clusterucb.ledger import Ledger
 from clusterucb.options.settings import ScoringSettings
 from clusterucb.progress import Observer
-from clusterucb.run import Run
+from clusterucb.run.feature_cache import feature_key, home
+from clusterucb.run.feature_shards import CACHED, Shards
+from clusterucb.run.folder import Run
+from clusterucb.run.gradient_store import SHARD, GradientStore, StoredScores
+from clusterucb.run.ledger import Ledger
 from clusterucb.samples.encode import Encoded
 from clusterucb.samples.pool_and_target import Material
 from clusterucb.samples.sample import Sample
 from clusterucb.scorer import Scorer, compute_directions, sketch_directions
-from clusterucb.shards import CACHED, Shards
 from clusterucb.spending import Spending, spending
-from clusterucb.store import SHARD, GradientStore, StoredScores
 from clusterucb.wording import counted
 
 _SHARD = 4096  # rows in one file of features

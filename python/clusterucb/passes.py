@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from clusterucb.errors import ModelError, OptionError
-from clusterucb.run import Limit
+from clusterucb.run.folder import Limit
 from clusterucb.samples.encode import Encoded
 
 CPU_TOKENS = 1024  # of a pass on a CPU, where more gain nothing

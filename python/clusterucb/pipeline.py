@@ -35,7 +35,6 @@ from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import ClusterUCBWarning, OptionError
 from clusterucb.features.base import Feature
-from clusterucb.ledger import Ledger, Scored
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.settings import SelectSettings, Settings, settings_from, spelt_out
 from clusterucb.plugins.registry import describe
@@ -45,8 +44,9 @@ from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.report import finish
 from clusterucb.resolved import resolved
 from clusterucb.result import Result
-from clusterucb.run import Run
-from clusterucb.store import GradientStore
+from clusterucb.run.folder import Run
+from clusterucb.run.gradient_store import GradientStore
+from clusterucb.run.ledger import Ledger, Scored
 from clusterucb.strategies import chosen
 from clusterucb.wording import counted
 

@@ -19,7 +19,7 @@ from clusterucb.options.settings import SelectSettings, Settings, settings_from,
 from clusterucb.planned import Plan
 from clusterucb.prepared import Model, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of
-from clusterucb.store import GradientStore
+from clusterucb.run.gradient_store import GradientStore
 from clusterucb.strategies import chosen
 
 

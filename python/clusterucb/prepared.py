@@ -23,7 +23,7 @@ from clusterucb.model.checkpoint_files import checkpoint_fingerprints
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.options.settings import GradientSettings
 from clusterucb.progress import Observer
-from clusterucb.run import check_folder
+from clusterucb.run.folder import check_folder
 from clusterucb.samples.pool import Pool, read_pool, read_target
 from clusterucb.samples.sample import decode
 from clusterucb.samples.sources import sources_of

@@ -32,7 +32,7 @@ from clusterucb.engine.gaussian import SPREAD, principal
 from clusterucb.engine.poolview import PoolView
 from clusterucb.engine.regression import Regression
 from clusterucb.errors import OptionError, RunError
-from clusterucb.store import GradientStore, is_store
+from clusterucb.run.gradient_store import GradientStore, is_store
 from clusterucb.wording import counted
 
 _SCORES = filenames.SCORES

@@ -27,7 +27,7 @@ from clusterucb.engine.loop import Selection
 from clusterucb.engine.recall import CONFIDENCE
 from clusterucb.export import export
 from clusterucb.result import EXAMPLES, TABLE, Result
-from clusterucb.run import Cost, Outcome, Run
+from clusterucb.run.folder import Cost, Outcome, Run
 from clusterucb.samples.rejected import write_rejected
 from clusterucb.samples.sample import told
 from clusterucb.samples.shapes import TEXT
@@ -37,8 +37,8 @@ from clusterucb.wording import counted, in_bytes, one_line, printable
 if TYPE_CHECKING:
     from clusterucb.options.settings import SelectSettings
     from clusterucb.planned import Plan
+    from clusterucb.run.gradient_store import GradientStore
     from clusterucb.samples.pool_and_target import Material
-    from clusterucb.store import GradientStore
 
 _ENDS = {"exhausted": "; the pool is exhausted", "recall": "; enough was found"}
 _WIDTH = 100  # characters of a sample's text on the screen

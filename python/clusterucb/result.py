@@ -19,7 +19,7 @@ from clusterucb.atomic import write_whole
 from clusterucb.engine.loop import Selection
 from clusterucb.errors import InputError
 from clusterucb.export import Exported
-from clusterucb.run import Cost, Manifest
+from clusterucb.run.folder import Cost, Manifest
 from clusterucb.samples.pool import Sample
 from clusterucb.wording import counted, one_line
 

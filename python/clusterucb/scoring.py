@@ -18,9 +18,9 @@ from clusterucb.options.settings import ScoringSettings, settings_from, spelt_ou
 from clusterucb.policies.baselines import Exhaustive
 from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare
 from clusterucb.progress import AnyObserver, observer_of
-from clusterucb.run import Run
+from clusterucb.run.folder import Run
+from clusterucb.run.gradient_store import GradientStore
 from clusterucb.samples.sample import Rejected
-from clusterucb.store import GradientStore
 from clusterucb.wording import counted
 
 if TYPE_CHECKING:

@@ -22,9 +22,9 @@ from clusterucb.options.settings import GradientSettings, settings_from, spelt_o
 from clusterucb.prepared import Model, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.resolved import resolved
-from clusterucb.run import Run
+from clusterucb.run.folder import Run
+from clusterucb.run.gradient_store import KIND, SHARD, GradientStore, failures, shard_path
 from clusterucb.samples.rejected import write_rejected
-from clusterucb.store import KIND, SHARD, GradientStore, failures, shard_path
 
 
 @borrowing

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clusterucb.engine.allowance import Allowance, TimeAllowance, TokenAllowance
 from clusterucb.engine.budget import Seconds, Tokens
 from clusterucb.progress import Advance, Observer
-from clusterucb.run import PhaseCost, Run
+from clusterucb.run.folder import PhaseCost, Run
 
 
 class Spending:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from clusterucb import cache
 from clusterucb.atomic import whole_file
 from clusterucb.errors import ClusterUCBError
 from clusterucb.progress import Observer
+from clusterucb.run import feature_cache as cache
 
 _STANDARD_ERROR = 2  # pip's progress bar goes there: standard output is for results
 
@@ -44,7 +44,7 @@ class Wheel:
 
 
 def cache_folder() -> Path:
-    """Return the demo's folder in the user's cache (`clusterucb.cache.home`); create it.
+    """Return the demo's folder in the user's cache (`clusterucb.run.feature_cache.home`); create it.
 
     Raises:
         DemoError: it cannot be created.

@@ -31,7 +31,7 @@ from clusterucb.errors import OptionError, RunError
 from clusterucb.kernels import ops
 from clusterucb.kernels.projection import VERSION, Sketch
 from clusterucb.options.settings import AnySettings, option_name
-from clusterucb.run import Manifest
+from clusterucb.run.folder import Manifest
 
 SHARD = 256  # rows in one file: what a crash can lose
 KIND = {"what the folder holds": "a gradient store"}  # in its settings, so that no run mistakes it for one

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from clusterucb.atomic import whole_file, write_whole
-from clusterucb.cache import FeatureCache
+from clusterucb.run.feature_cache import FeatureCache
 
 CACHED = "features-cached.json"  # says that features came from the cache
 
@@ -53,7 +53,7 @@ class Shards:
         """Take the features from the cache, unless some were computed already.
 
         Args:
-            key: of `clusterucb.cache.feature_key`; None: the cache cannot have them.
+            key: of `clusterucb.run.feature_cache.feature_key`; None: the cache cannot have them.
 
         Returns:
             The seconds that they once took; None where nothing was taken.

@@ -1,0 +1,1 @@
+"""Internal. What lies on the disk between sessions: run folders, ledgers, stores, features and the cache."""
