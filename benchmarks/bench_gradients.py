@@ -38,17 +38,17 @@ import numpy as np
 import torch
 
 import gradient_peers
-from clusterucb.accumulate import Accumulator, Checkpoint
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.pool import demo_pool
-from clusterucb.gradients import PerSampleGradients
+from clusterucb.gradients.accumulate import Accumulator, Checkpoint
+from clusterucb.gradients.loss import sample_losses
+from clusterucb.gradients.passes import Batch, micro_batches
+from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
-from clusterucb.loss import sample_losses
 from clusterucb.model.moments import Moments
 from clusterucb.model.parameters import ParameterManifest
 from clusterucb.model.source import ModelSource, attach_lora
-from clusterucb.passes import Batch, micro_batches
 from clusterucb.progress import Screen
 from clusterucb.samples.encode import Encoded, Encoder
 from clusterucb.samples.pool import read_pool

@@ -134,11 +134,11 @@ def check_speed(_: Path, rounds: int = 7) -> list[dict[str, Any]]:
     """Time all scores beside plain training steps on the same passes, in float32 and under bfloat16 autocast."""
     from peft import LoraConfig, get_peft_model
 
-    from clusterucb.accumulate import Accumulator, Checkpoint
-    from clusterucb.gradients import PerSampleGradients
+    from clusterucb.gradients.accumulate import Accumulator, Checkpoint
+    from clusterucb.gradients.passes import Batch, micro_batches
+    from clusterucb.gradients.per_sample import PerSampleGradients
     from clusterucb.kernels.preconditioner import Preconditioner
     from clusterucb.model.parameters import ParameterManifest
-    from clusterucb.passes import Batch, micro_batches
     from clusterucb.samples.encode import Encoded
 
     rng = np.random.default_rng(0)

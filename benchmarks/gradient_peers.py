@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from clusterucb import passes
-from clusterucb.loss import sample_losses
+from clusterucb.gradients import passes
+from clusterucb.gradients.loss import sample_losses
 from clusterucb.model.parameters import ParameterManifest
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Work:
         manifest: where its matrices stand in a direction.
         directions: f32[S, P].
         batches: input_ids and labels, i64[B, T] each, -100 where nothing is predicted.
-        labelled: the same batches as `clusterucb.loss` takes them.
+        labelled: the same batches as `clusterucb.gradients.loss` takes them.
     """
 
     model: PeftModel

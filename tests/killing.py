@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 import clusterucb as cu
-from clusterucb.accumulate import Accumulator
+from clusterucb.gradients.accumulate import Accumulator
 from clusterucb.run.ledger import Ledger
 from test_select import arguments
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import clusterucb as cu
 from clusterucb import cli
 from clusterucb.errors import ModelError, OptionError
-from clusterucb.gradients import PerSampleGradients
+from clusterucb.gradients.per_sample import PerSampleGradients
 from tiny import interrupt, read_rows, write_job
 
 N = 40
@@ -271,7 +271,7 @@ def test_memory_that_runs_out_in_the_warm_up_is_an_error_that_says_so(job, tmp_p
     def fail(*_, **__):
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr("clusterucb.warmup.sample_losses", fail)
+    monkeypatch.setattr("clusterucb.gradients.warmup.sample_losses", fail)
     with pytest.raises(
         ModelError, match=r"too small for a warm-up step of 4 samples of up to \d+ tokens; expected"
     ):

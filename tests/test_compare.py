@@ -16,8 +16,8 @@ from clusterucb.comparison import Rules, Truth, by_source, overlaps, replay, spr
 from clusterucb.comparison_report import Comparison, show
 from clusterucb.contenders import contender, split
 from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, RunError
+from clusterucb.gradients.scorer import Scorer
 from clusterucb.plugins import registry as plugins
-from clusterucb.scorer import Scorer
 from tiny import read_rows, rows, write_model, write_rows
 
 N = 90

@@ -609,7 +609,7 @@ def test_the_file_is_there_from_the_beginning_and_holds_no_result(job, tmp_path,
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
         patched.setattr("clusterucb.pipeline.AdaptedModel", fail, raising=False)
-        patched.setattr("clusterucb.adapted.AdaptedModel", fail)
+        patched.setattr("clusterucb.gradients.session.AdaptedModel", fail)
         with pytest.raises(KeyboardInterrupt):
             cu.select(**small(job, out))
     assert yaml.safe_load((out / "config.yaml").read_text())["seed"] == 0

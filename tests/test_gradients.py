@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 from transformers import OPTConfig, OPTForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
-from clusterucb import compiled
-from clusterucb import gradients as gradients_module
 from clusterucb.errors import ModelError
-from clusterucb.gradients import PerSampleGradients
-from clusterucb.live_memory import peak_bytes
-from clusterucb.loss import sample_losses
+from clusterucb.gradients import compiled
+from clusterucb.gradients import per_sample as gradients_module
+from clusterucb.gradients.loss import sample_losses
+from clusterucb.gradients.passes import Batch
+from clusterucb.gradients.peak_memory import peak_bytes
+from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.model.parameters import ParameterManifest
-from clusterucb.passes import Batch
 from clusterucb.samples.encode import Encoded
 from models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_qwen3, with_lora
 

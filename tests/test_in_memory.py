@@ -161,7 +161,9 @@ SMALL_WITHOUT_BATCHES = {"warmup_steps": 2}
 def test_scores_are_kept_in_a_folder(job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     again = {"model": job / "model", "out": tmp_path / "scores", **SMALL_WITHOUT_BATCHES}
     first = cu.score(POOL, TARGET, **again)
-    monkeypatch.setattr("clusterucb.adapted.load_base", None)  # nothing is computed, so no model is needed
+    monkeypatch.setattr(
+        "clusterucb.gradients.session.load_base", None
+    )  # nothing is computed, so no model is needed
     second = cu.score(POOL, TARGET, **again)
     assert first.values.tobytes() == second.values.tobytes()
     assert repr(second) == "<Scores: 40 samples, subtasks target>"
@@ -194,7 +196,7 @@ def test_a_model_is_as_before_after_a_failure(model, tokenizer, monkeypatch: pyt
     def fail(*_: Any) -> None:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr("clusterucb.accumulate.Accumulator.__call__", fail)
+    monkeypatch.setattr("clusterucb.gradients.accumulate.Accumulator.__call__", fail)
     with pytest.raises(RuntimeError, match="out of luck"):
         cu.select(POOL, TARGET, model=model, tokenizer=tokenizer, **SMALL)
     assert state(model) == before

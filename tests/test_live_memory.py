@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from clusterucb.live_memory import peak_bytes
+from clusterucb.gradients.peak_memory import peak_bytes
 
 _KB = torch.zeros(256)
 

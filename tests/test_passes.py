@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterucb.errors import ModelError, OptionError
-from clusterucb.passes import Batch, Passes, micro_batches
+from clusterucb.gradients.passes import Batch, Passes, micro_batches
 from clusterucb.run.folder import Limit
 from clusterucb.samples.encode import Encoded
 

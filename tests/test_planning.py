@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 
 import clusterucb as cu
-from clusterucb import cli, compiled, estimate, fitting, machine
-from clusterucb.accumulate import Checkpoint
+from clusterucb import cli, estimate, machine
 from clusterucb.errors import OptionError
 from clusterucb.estimate import _Work
-from clusterucb.fitting import Needs, check_memory
-from clusterucb.gradients import PerSampleGradients
-from clusterucb.live_memory import peak_bytes
+from clusterucb.gradients import compiled
+from clusterucb.gradients import memory_needs as fitting
+from clusterucb.gradients.accumulate import Checkpoint
+from clusterucb.gradients.memory_needs import Needs, check_memory
+from clusterucb.gradients.passes import Batch
+from clusterucb.gradients.peak_memory import peak_bytes
+from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.model.parameters import ParameterManifest
-from clusterucb.passes import Batch
 from models import tiny_llama, with_lora
 from test_scorer import encoded
 from tiny import write_job

@@ -12,12 +12,12 @@ from transformers.modeling_utils import AttentionInterface
 
 from clusterucb import measuring, probes
 from clusterucb.errors import ModelError
+from clusterucb.gradients.warmup import warm_up
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.options.settings import Settings
 from clusterucb.probes import AGAIN, AUTOGRAD, BESIDE, EAGER, FLOAT32, GRADIENTS, PADDED, Probed, probe
 from clusterucb.progress import Silent
 from clusterucb.samples.encode import Encoded
-from clusterucb.warmup import warm_up
 from models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_qwen3, with_lora
 from tiny import write_model
 

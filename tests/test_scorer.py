@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from clusterucb.accumulate import Accumulator, Checkpoint, unit_sketches
 from clusterucb.errors import InputError
-from clusterucb.gradients import PerSampleGradients
+from clusterucb.gradients.accumulate import Accumulator, Checkpoint, unit_sketches
+from clusterucb.gradients.passes import Passes
+from clusterucb.gradients.per_sample import PerSampleGradients
+from clusterucb.gradients.scorer import Scorer, compute_directions, sketch_directions
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import PRECONDITIONERS, Preconditioner
 from clusterucb.kernels.projection import Sketch
 from clusterucb.model.moments import Moments
 from clusterucb.model.parameters import ParameterManifest
-from clusterucb.passes import Passes
 from clusterucb.samples.encode import Encoded
-from clusterucb.scorer import Scorer, compute_directions, sketch_directions
 from models import VOCABULARY, tiny_llama, with_lora
 
 MODEL = with_lora(tiny_llama())

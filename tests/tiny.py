@@ -7,7 +7,7 @@ import random
 from itertools import count
 from pathlib import Path
 
-from clusterucb.accumulate import Accumulator
+from clusterucb.gradients.accumulate import Accumulator
 from models import tiny_llama
 from templates import SHAPES, byte_level
 

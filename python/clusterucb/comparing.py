@@ -123,7 +123,7 @@ def compare(
     counts = _rising(counts)
     recorded = _Recorded(Path(scores), prepared) if scores is not None else None
 
-    from clusterucb.adapted import AdaptedModel
+    from clusterucb.gradients.session import AdaptedModel
     from clusterucb.influence import Influence
 
     if store:

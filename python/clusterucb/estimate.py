@@ -24,9 +24,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb import fitting
-from clusterucb.accumulate import Accumulator
-from clusterucb.adapted import AdaptedModel, largest_pass, load_base
 from clusterucb.cost import selection_cost
 from clusterucb.engine.blame import blamed
 from clusterucb.engine.budget import Seconds
@@ -34,10 +31,13 @@ from clusterucb.engine.clusterer import Clusterer
 from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import PoolView
 from clusterucb.features.base import Feature
+from clusterucb.gradients import memory_needs as fitting
+from clusterucb.gradients.accumulate import Accumulator
+from clusterucb.gradients.passes import micro_batches, overhead_of, single_pass
+from clusterucb.gradients.session import AdaptedModel, largest_pass, load_base
 from clusterucb.influence import Influence
 from clusterucb.machine import free_disk
 from clusterucb.options.settings import Settings
-from clusterucb.passes import micro_batches, overhead_of, single_pass
 from clusterucb.planned import Plan
 from clusterucb.prepared import Prepared
 from clusterucb.progress import Observer, Silent

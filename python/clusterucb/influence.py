@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from clusterucb import filenames
-from clusterucb.accumulate import Accumulator, unit_sketches
-from clusterucb.adapted import AdaptedModel
 from clusterucb.atomic import whole_file
 from clusterucb.engine.allowance import Allowance, NothingLeft
 from clusterucb.engine.blame import blamed
@@ -36,6 +34,9 @@ from clusterucb.features.base import (
     checked_fit,
 )
 from clusterucb.features.similarity import similarity
+from clusterucb.gradients.accumulate import Accumulator, unit_sketches
+from clusterucb.gradients.scorer import Scorer, compute_directions, sketch_directions
+from clusterucb.gradients.session import AdaptedModel
 from clusterucb.kernels.projection import Sketch
 from clusterucb.options.settings import ScoringSettings
 from clusterucb.progress import Observer
@@ -47,7 +48,6 @@ from clusterucb.run.ledger import Ledger
 from clusterucb.samples.encode import Encoded
 from clusterucb.samples.pool_and_target import Material
 from clusterucb.samples.sample import Sample
-from clusterucb.scorer import Scorer, compute_directions, sketch_directions
 from clusterucb.spending import Spending, spending
 from clusterucb.wording import counted
 

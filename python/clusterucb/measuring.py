@@ -16,14 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clusterucb.accumulate import Accumulator, Checkpoint
-from clusterucb.gradients import PerSampleGradients, Sink
+from clusterucb.gradients.accumulate import Accumulator, Checkpoint
+from clusterucb.gradients.passes import Batch, Passes
+from clusterucb.gradients.per_sample import PerSampleGradients, Sink
+from clusterucb.gradients.scorer import compute_directions
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
-from clusterucb.passes import Batch, Passes
 from clusterucb.samples.encode import Encoded
-from clusterucb.scorer import compute_directions
 
 _SKETCH = Sketch(8192, 4)
 _IGNORED = -100  # what Hugging Face takes for no label

@@ -107,8 +107,8 @@ def select(
         check_until(given.recall, policy, given.aggregate, given.max_per_source)
     prepared = prepare(pool, target, model, settings, observer)
 
-    from clusterucb.adapted import AdaptedModel, load_base
     from clusterucb.estimate import seconds_per_token
+    from clusterucb.gradients.session import AdaptedModel, load_base
     from clusterucb.influence import Influence
 
     material, source, device = prepared.material, prepared.source, prepared.device

@@ -18,8 +18,8 @@ Decisions:
     - A LoRA that would be warmed up has random matrices here, those of B about as large as a warm-up leaves them: the
       warm-up costs minutes and says nothing about rounding. It has no optimiser's moments, so gradients score as they
       are. Of several checkpoints the first is probed.
-    - What `clusterucb.gradients` refuses is a finding, in its words, and the other probes go on. What cannot be loaded
-      at all is an error, as in a selection.
+    - What `clusterucb.gradients.per_sample` refuses is a finding, in its words, and the other probes go on. What
+      cannot be loaded at all is an error, as in a selection.
     - Passes are joined here whatever --batch-tokens says, since the bound of a model that depends on it should be seen
       before that option is changed. Where no two samples can share a pass, what is seen does no harm, and is fine.
 """
@@ -39,17 +39,17 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 
-from clusterucb.accumulate import Checkpoint
-from clusterucb.accumulate import fault as fault_of
-from clusterucb.adapted import at_checkpoint, fresh_lora, load_checkpoints
 from clusterucb.errors import InputError, ModelError
-from clusterucb.fitting import available
-from clusterucb.gradients import PerSampleGradients
+from clusterucb.gradients.accumulate import Checkpoint
+from clusterucb.gradients.accumulate import fault as fault_of
+from clusterucb.gradients.memory_needs import available
+from clusterucb.gradients.passes import out_of_memory
+from clusterucb.gradients.per_sample import PerSampleGradients
+from clusterucb.gradients.session import at_checkpoint, fresh_lora, load_checkpoints
 from clusterucb.measuring import Autograd, Change, Measured, direction_of, measure
 from clusterucb.model.loaded import LoadedModel, keep
 from clusterucb.model.source import ModelSource, check_limits, resolve_device
 from clusterucb.options.settings import GradientSettings
-from clusterucb.passes import out_of_memory
 from clusterucb.prepared import Model, check_model
 from clusterucb.probe_samples import samples_of
 from clusterucb.progress import Observer

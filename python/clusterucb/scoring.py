@@ -101,7 +101,7 @@ def score(
     settings = store.applied_to(settings) if store else settings
     prepared = prepare(pool, target, model, settings, observer)
 
-    from clusterucb.adapted import AdaptedModel
+    from clusterucb.gradients.session import AdaptedModel
     from clusterucb.influence import Influence
 
     if store:

@@ -56,8 +56,8 @@ def sketch(
     observer = observer_of(observer)
     prepared = prepare(pool, None, model, settings, observer)
 
-    from clusterucb.accumulate import unit_sketches
-    from clusterucb.adapted import AdaptedModel, load_base
+    from clusterucb.gradients.accumulate import unit_sketches
+    from clusterucb.gradients.session import AdaptedModel, load_base
 
     material, folder = prepared.material, Path(out)
     deciding = {

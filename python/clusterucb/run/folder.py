@@ -123,7 +123,7 @@ class Limit(msgspec.Struct, frozen=True):
     """A limit of the model's passes that came into force because memory ran out.
 
     Attributes:
-        call: what was computed, as a whole or not at all (`clusterucb.passes.Passes.over`).
+        call: what was computed, as a whole or not at all (`clusterucb.gradients.passes.Passes.over`).
         part: which part of it, from 0.
         done: samples of that part that were done by then.
         tokens: padded tokens of a pass from then on.

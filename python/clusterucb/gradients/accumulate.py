@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clusterucb.gradients import PerSampleGradients
+from clusterucb.gradients.passes import Batch, Passes
+from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
 from clusterucb.model.moments import Moments
-from clusterucb.passes import Batch, Passes
 from clusterucb.progress import Advance
 from clusterucb.samples.encode import Encoded
 

@@ -20,10 +20,10 @@ from peft import PeftModel
 
 from clusterucb.atomic import whole_folder
 from clusterucb.errors import ModelError
-from clusterucb.loss import sample_losses
+from clusterucb.gradients.loss import sample_losses
+from clusterucb.gradients.passes import Batch, memory_for
+from clusterucb.gradients.recompute import recomputed_layers
 from clusterucb.model.moments import decay_groups
-from clusterucb.passes import Batch, memory_for
-from clusterucb.recompute import recomputed_layers
 from clusterucb.samples.encode import Encoded
 from clusterucb.wording import counted
 
@@ -48,7 +48,7 @@ def warm_up(
         learning_rate: constant over the steps.
         device: where the model is.
         autocast: dtype that layers compute in, where it is not their own.
-        checkpointing: run decoder layers again in the backward pass (`clusterucb.recompute`).
+        checkpointing: run decoder layers again in the backward pass (`clusterucb.gradients.recompute`).
         advance: called with the number of samples done.
 
     Raises:

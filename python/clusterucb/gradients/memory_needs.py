@@ -19,14 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clusterucb.accumulate import Checkpoint
 from clusterucb.errors import OptionError
-from clusterucb.live_memory import peak_bytes
+from clusterucb.gradients.accumulate import Checkpoint
+from clusterucb.gradients.passes import Batch, single_pass
+from clusterucb.gradients.peak_memory import peak_bytes
+from clusterucb.gradients.scorer import HELD
 from clusterucb.machine import free_disk, memory
 from clusterucb.options.settings import GradientSettings
-from clusterucb.passes import Batch, single_pass
 from clusterucb.samples.encode import Encoded
-from clusterucb.scorer import HELD
 from clusterucb.wording import in_bytes
 
 _PARTS = (8, 4)  # of the tokens of a pass

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from clusterucb.errors import ModelError
+from clusterucb.gradients.passes import Batch
 from clusterucb.model.parameters import vocabulary_head
-from clusterucb.passes import Batch
 
 
 def sample_losses(model: nn.Module, batch: Batch, autocast: torch.dtype | None = None) -> Tensor:

@@ -18,8 +18,8 @@ Decisions:
       tokens in another order (experts), would give scores that depend on the batch.
     - What ran in the batch that was checked must run in every other: a layer that only some tokens reach,
       or whose hooks a compiled graph leaves out, would give zeros that look like gradients.
-    - Compiled models run uncompiled here: their graphs know nothing of these hooks. `clusterucb.compiled` compiles what
-      has none.
+    - Compiled models run uncompiled here: their graphs know nothing of these hooks. `clusterucb.gradients.compiled`
+      compiles what has none.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from clusterucb.compiled import CompiledParts
 from clusterucb.errors import ModelError
+from clusterucb.gradients.compiled import CompiledParts
+from clusterucb.gradients.loss import sample_losses
+from clusterucb.gradients.passes import Batch
+from clusterucb.gradients.recompute import recomputed_layers
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
-from clusterucb.loss import sample_losses
 from clusterucb.model.parameters import Parameter, ParameterManifest
-from clusterucb.passes import Batch
-from clusterucb.recompute import recomputed_layers
 
 Sink = Callable[[int, Tensor], None]
 

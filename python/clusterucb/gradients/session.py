@@ -21,28 +21,28 @@ import torch
 from numpy.typing import NDArray
 from peft import PeftModel
 
-from clusterucb import fitting
-from clusterucb.accumulate import Accumulator, Checkpoint
 from clusterucb.atomic import whole_folder
 from clusterucb.errors import ModelError
-from clusterucb.gradients import PerSampleGradients
+from clusterucb.gradients import memory_needs as fitting
+from clusterucb.gradients.accumulate import Accumulator, Checkpoint
+from clusterucb.gradients.passes import CPU_TOKENS, Batch, Passes, micro_batches, single_pass
+from clusterucb.gradients.peak_memory import peak_bytes
+from clusterucb.gradients.per_sample import PerSampleGradients
+from clusterucb.gradients.warmup import warm_up
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
-from clusterucb.live_memory import peak_bytes
 from clusterucb.model import source as checkpoint
 from clusterucb.model.checkpoint_files import adapter_files, optimizer_file
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.model.moments import load_moments
 from clusterucb.model.parameters import ParameterManifest
 from clusterucb.options.settings import GradientSettings
-from clusterucb.passes import CPU_TOKENS, Batch, Passes, micro_batches, single_pass
 from clusterucb.progress import Observer
 from clusterucb.run.folder import Limit, Run
 from clusterucb.run.gradient_store import kept_adapter
 from clusterucb.samples.encode import Encoded
 from clusterucb.samples.pool_and_target import Material
 from clusterucb.samples.tokens import EncodedSamples
-from clusterucb.warmup import warm_up
 from clusterucb.wording import counted
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clusterucb.accumulate import Accumulator, Checkpoint, fault, over, unit_sketches
 from clusterucb.errors import InputError
-from clusterucb.gradients import PerSampleGradients
+from clusterucb.gradients.accumulate import Accumulator, Checkpoint, fault, over, unit_sketches
+from clusterucb.gradients.passes import Batch, Passes
+from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
-from clusterucb.passes import Batch, Passes
 from clusterucb.progress import Advance
 from clusterucb.samples.encode import Encoded
 
