@@ -16,10 +16,10 @@ import clusterucb as cu
 from clusterucb import cli, pipeline
 from clusterucb.engine.aggregate import NAMES
 from clusterucb.engine.choice import SELECT_BY
-from clusterucb.export import TOOLS
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
 from clusterucb.options.settings import DTYPES, SCORERS
 from clusterucb.progress import Screen
+from clusterucb.report.export import TOOLS
 from clusterucb.samples.shapes import SHAPES
 from tiny import write_job, write_rows
 

@@ -23,13 +23,14 @@ from peft import LoraConfig
 from rich.console import Console
 
 import clusterucb as cu
-from clusterucb import filenames, scores_table
-from clusterucb.annotate import FIELD, annotated
+from clusterucb import filenames
 from clusterucb.engine.loop import Selection
 from clusterucb.errors import ClusterUCBWarning, OptionError, RunError
-from clusterucb.export import TOOLS, export
 from clusterucb.options.settings import SelectSettings, settings_from
-from clusterucb.report import show
+from clusterucb.report import scores_table
+from clusterucb.report.annotate import FIELD, annotated
+from clusterucb.report.export import TOOLS, export
+from clusterucb.report.written import show
 from clusterucb.samples.pool import Message, Sample
 from tiny import read_rows, rows, write_model, write_rows
 

@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 
 import clusterucb as cu
-from clusterucb import cli, report
+from clusterucb import cli
 from clusterucb.engine.loop import Batch, search
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
+from clusterucb.report import written as report
 from clusterucb.run.folder import Cost, PhaseCost
 from clusterucb.wording import counted
 from tiny import write_job

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     )
     from clusterucb.hookspecs import hookimpl
     from clusterucb.pipeline import select
-    from clusterucb.planned import Plan
     from clusterucb.planning import plan
     from clusterucb.policies import (
         RDS,
@@ -50,7 +49,8 @@ if TYPE_CHECKING:
         ThresholdHard,
         ThresholdNormal,
     )
-    from clusterucb.result import Result
+    from clusterucb.report.plan import Plan
+    from clusterucb.report.result import Result
     from clusterucb.run.gradient_store import GradientStore
     from clusterucb.scoring import Scores, score
     from clusterucb.sketching import sketch

@@ -232,7 +232,7 @@ def select(
         out: Folder of the run.
     """
     from clusterucb.pipeline import select as run_selection
-    from clusterucb.report import show
+    from clusterucb.report.written import show
 
     result = run_selection(
         pool,
@@ -273,7 +273,7 @@ def plan(
     from msgspec import to_builtins
 
     from clusterucb.planning import plan as make_plan
-    from clusterucb.report import show_plan
+    from clusterucb.report.written import show_plan
 
     found = make_plan(
         pool,
@@ -309,7 +309,7 @@ def sketch(
     Args:
         out: Folder of the gradient store.
     """
-    from clusterucb.report import show_store
+    from clusterucb.report.written import show_store
     from clusterucb.sketching import sketch as sketch_pool
 
     store = sketch_pool(

@@ -38,9 +38,9 @@ from clusterucb.gradients.session import AdaptedModel, largest_pass, load_base
 from clusterucb.influence import Influence
 from clusterucb.machine import free_disk
 from clusterucb.options.settings import Settings
-from clusterucb.planned import Plan
 from clusterucb.prepared import Prepared
 from clusterucb.progress import Observer, Silent
+from clusterucb.report.plan import Plan
 from clusterucb.run.folder import Cost, PhaseCost, Run
 from clusterucb.run.gradient_store import SHARD, GradientStore
 from clusterucb.samples.encode import Encoded

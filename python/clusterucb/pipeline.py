@@ -41,9 +41,9 @@ from clusterucb.plugins.registry import describe
 from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare
 from clusterucb.prior import opened
 from clusterucb.progress import AnyObserver, observer_of
-from clusterucb.report import finish
+from clusterucb.report.result import Result
+from clusterucb.report.written import finish
 from clusterucb.resolved import resolved
-from clusterucb.result import Result
 from clusterucb.run.folder import Run
 from clusterucb.run.gradient_store import GradientStore
 from clusterucb.run.ledger import Ledger, Scored

@@ -16,9 +16,9 @@ from clusterucb.engine.policy import Policy
 from clusterucb.features.base import Feature
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.settings import SelectSettings, Settings, settings_from, spelt_out
-from clusterucb.planned import Plan
 from clusterucb.prepared import Model, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of
+from clusterucb.report.plan import Plan
 from clusterucb.run.gradient_store import GradientStore
 from clusterucb.strategies import chosen
 

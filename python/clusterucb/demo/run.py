@@ -14,8 +14,8 @@ from clusterucb.demo.pool import demo_pool
 from clusterucb.pipeline import select
 from clusterucb.policies.random import Random
 from clusterucb.progress import Screen
-from clusterucb.report import show
-from clusterucb.result import Result
+from clusterucb.report.result import Result
+from clusterucb.report.written import show
 
 _BUDGET = "20%"
 _SELECT = "5%"

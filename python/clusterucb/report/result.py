@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb import filenames
-from clusterucb.annotate import annotated
 from clusterucb.atomic import write_whole
 from clusterucb.engine.loop import Selection
 from clusterucb.errors import InputError
-from clusterucb.export import Exported
+from clusterucb.report.annotate import annotated
+from clusterucb.report.export import Exported
 from clusterucb.run.folder import Cost, Manifest
 from clusterucb.samples.pool import Sample
 from clusterucb.wording import counted, one_line

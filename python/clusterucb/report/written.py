@@ -21,22 +21,22 @@ from rich.table import Table
 from rich.text import Text
 
 from clusterucb import filenames
-from clusterucb.annotate import FIELD
 from clusterucb.atomic import write_lines
 from clusterucb.engine.loop import Selection
 from clusterucb.engine.recall import CONFIDENCE
-from clusterucb.export import export
-from clusterucb.result import EXAMPLES, TABLE, Result
+from clusterucb.report.annotate import FIELD
+from clusterucb.report.export import export
+from clusterucb.report.result import EXAMPLES, TABLE, Result
+from clusterucb.report.scores_table import write_scores
 from clusterucb.run.folder import Cost, Outcome, Run
 from clusterucb.samples.rejected import write_rejected
 from clusterucb.samples.sample import told
 from clusterucb.samples.shapes import TEXT
-from clusterucb.scores_table import write_scores
 from clusterucb.wording import counted, in_bytes, one_line, printable
 
 if TYPE_CHECKING:
     from clusterucb.options.settings import SelectSettings
-    from clusterucb.planned import Plan
+    from clusterucb.report.plan import Plan
     from clusterucb.run.gradient_store import GradientStore
     from clusterucb.samples.pool_and_target import Material
 

@@ -49,7 +49,7 @@ import msgspec
 from clusterucb.atomic import write_lines, write_whole
 from clusterucb.errors import ClusterUCBWarning, RunError
 from clusterucb.filenames import CONVERSATIONS, EXPORTS, TEXTS, export_files
-from clusterucb.lora import ALL_LINEAR, Lora, lora_of
+from clusterucb.report.lora import ALL_LINEAR, Lora, lora_of
 from clusterucb.samples.shapes import TEXT, Message
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Internal. What was found: files, tables, pages and exports."""
