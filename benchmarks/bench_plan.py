@@ -32,7 +32,7 @@ CASES = {
     ],
     "hidden states": ["--features", "hidden", "--budget", "10%", "--lora-targets", "all-linear"],
 }
-IMPORTS = "import torch, transformers, peft, clusterucb.influence"
+IMPORTS = "import torch, transformers, peft, clusterucb.jobs.stages.influence"
 
 
 def timed(command: list[str]) -> tuple[str, float, int]:

@@ -3,9 +3,9 @@
     python benchmarks/bench_prior.py [--pools templated,diverse,code] [--seeds 4] [--json FILE]
 
 Searches are replayed on the recorded scores of three real pools (`replay.py`), with the default strategy: for every two
-of a pool's three targets, the scores for the first are what is known (`clusterucb.prior`) when the second is searched
-for. Four things may be known: nothing; what a search with a budget of 20 % has scored for the other target; all scores
-for it; and all of them, shuffled among the samples, which say nothing.
+of a pool's three targets, the scores for the first are what is known (`clusterucb.jobs.stages.prior`) when the second
+is searched for. Four things may be known: nothing; what a search with a budget of 20 % has scored for the other
+target; all scores for it; and all of them, shuffled among the samples, which say nothing.
 
 Then the checkpoint is another: of the diverse pool there are scores after 150 steps of the warm-up, too. A target is
 searched for by these, and what is known was computed after 30: scores for the same target, the principal components of
@@ -24,7 +24,7 @@ from itertools import permutations
 
 import numpy as np
 
-from clusterucb.prior import filled
+from clusterucb.jobs.stages.prior import filled
 from replay import DATA, Recorded, Searches, parser_of, scores_of
 from strategies import TARGETS
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clusterucb.comparison import Truth
 from clusterucb.engine.aggregate import AGGREGATES
 from clusterucb.engine.loop import Selection
 from clusterucb.engine.poolview import PoolView
 from clusterucb.engine.recall import VARIANCE, Draws, Recall, RecallEstimator
+from clusterucb.jobs.comparison.replay import Truth
 from replay import Recorded, Searches, parser_of
 from strategies import TARGETS
 

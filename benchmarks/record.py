@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from clusterucb.prior import EarlierSketches
+from clusterucb.jobs.stages.prior import EarlierSketches
 from clusterucb.run.gradient_store import is_store
 from clusterucb.run.ledger import Ledger
 

@@ -25,15 +25,15 @@ from pathlib import Path
 import numpy as np
 
 import clusterucb as cu
-from clusterucb.comparison import Contender, Rules, Truth, replay
-from clusterucb.contenders import contender, split
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
 from clusterucb.engine.loop import Selection
 from clusterucb.features.base import FeatureBatch
+from clusterucb.jobs.comparison.replay import Contender, Rules, Truth, replay
+from clusterucb.jobs.comparison.spelling import contender, split
+from clusterucb.jobs.stages.prepare import prepare
 from clusterucb.options.settings import Settings
 from clusterucb.plugins import registry as plugins
-from clusterucb.prepared import prepare
 from clusterucb.progress import Screen
 from strategies import POOLS, TARGETS
 

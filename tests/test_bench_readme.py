@@ -136,7 +136,7 @@ def test_recorded_results_reach_what_is_promised(pool, free, gradient):
 
 
 def test_every_strategy_of_the_bench_can_be_made(strategies):
-    from clusterucb.contenders import contender
+    from clusterucb.jobs.comparison.spelling import contender
     from clusterucb.plugins import registry as plugins
 
     installed = plugins.load()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import clusterucb as cu
-from clusterucb import influence
 from clusterucb.errors import ClusterUCBWarning, OptionError
+from clusterucb.jobs.stages import influence
 from clusterucb.progress import Silent
 from clusterucb.run import feature_cache as cache
 from clusterucb.run.feature_cache import FeatureCache, feature_key

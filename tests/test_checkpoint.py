@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainingArguments
 
 from clusterucb.errors import ModelError, OptionError
+from clusterucb.jobs.stages.prepare import check_paths
 from clusterucb.model import source as checkpoint
 from clusterucb.model.checkpoint_files import checkpoint_fingerprints
 from clusterucb.model.moments import load_moments
 from clusterucb.model.parameters import ParameterManifest
-from clusterucb.prepared import check_paths
 from models import VOCABULARY, tiny_gpt2, tiny_llama, with_lora
 
 LORA = {"target_modules": ["q_proj", "v_proj", "down_proj"], "lora_dropout": 0.1}

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import clusterucb as cu
-from clusterucb import cli, pipeline
+from clusterucb import cli
 from clusterucb.engine.aggregate import NAMES
 from clusterucb.engine.choice import SELECT_BY
+from clusterucb.jobs import select as pipeline
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
 from clusterucb.options.settings import DTYPES, SCORERS
 from clusterucb.progress import Screen
@@ -350,7 +351,7 @@ def test_the_way_on_after_an_interrupt_removes_nothing(monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("clusterucb.pipeline.select", interrupt)
+    monkeypatch.setattr("clusterucb.jobs.select.select", interrupt)
     command = ["select", "a.jsonl", "--target", "b", "--model", "c", "--out", "d", "--overwrite"]
     assert cli.run(command) == 130
     err = capsys.readouterr().err

@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 import clusterucb as cu
-from clusterucb.comparison import Rules, Truth, by_source, overlaps, replay, spread
-from clusterucb.comparison_report import Comparison, show
-from clusterucb.contenders import contender, split
 from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, RunError
 from clusterucb.gradients.scorer import Scorer
+from clusterucb.jobs.comparison.replay import Rules, Truth, by_source, overlaps, replay, spread
+from clusterucb.jobs.comparison.results import Comparison, show
+from clusterucb.jobs.comparison.spelling import contender, split
 from clusterucb.plugins import registry as plugins
 from tiny import read_rows, rows, write_model, write_rows
 

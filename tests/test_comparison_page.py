@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from clusterucb.comparison_page import render
+from clusterucb.jobs.comparison.page import render
 
 HOSTILE = [
     "</script><script>window.ran = 1</script>",

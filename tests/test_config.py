@@ -21,10 +21,10 @@ from clusterucb import cli
 from clusterucb.errors import OptionError, RunError
 from clusterucb.features.column import Column
 from clusterucb.features.concatenation import Concatenation
+from clusterucb.jobs.stages.config_yaml import resolved
 from clusterucb.options import config_file as config
 from clusterucb.options.settings import Settings
 from clusterucb.plugins import registry as plugins
-from clusterucb.resolved import resolved
 from tiny import write_job
 
 JOBS = ("select", "sketch", "compare")
@@ -608,7 +608,7 @@ def test_the_file_is_there_from_the_beginning_and_holds_no_result(job, tmp_path,
 
     out = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr("clusterucb.pipeline.AdaptedModel", fail, raising=False)
+        patched.setattr("clusterucb.jobs.select.AdaptedModel", fail, raising=False)
         patched.setattr("clusterucb.gradients.session.AdaptedModel", fail)
         with pytest.raises(KeyboardInterrupt):
             cu.select(**small(job, out))

@@ -13,12 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from clusterucb import cli, doctor, dry_run, installation, probes
-from clusterucb.dry_run import FIRST
+from clusterucb import cli
 from clusterucb.errors import ModelError
-from clusterucb.measuring import Change
+from clusterucb.jobs.doctor import dry_run, installation, probes
+from clusterucb.jobs.doctor import screen as doctor
+from clusterucb.jobs.doctor.dry_run import FIRST
+from clusterucb.jobs.doctor.measuring import Change
+from clusterucb.jobs.doctor.probes import Finding, Probed
 from clusterucb.options.settings import Settings
-from clusterucb.probes import Finding, Probed
 from clusterucb.progress import Silent
 from tiny import rows, write_model, write_rows
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 import clusterucb as cu
-from clusterucb import cli, estimate, machine
+from clusterucb import cli, machine
 from clusterucb.errors import OptionError
-from clusterucb.estimate import _Work
 from clusterucb.gradients import compiled
 from clusterucb.gradients import memory_needs as fitting
 from clusterucb.gradients.accumulate import Checkpoint
@@ -19,6 +18,8 @@ from clusterucb.gradients.memory_needs import Needs, check_memory
 from clusterucb.gradients.passes import Batch
 from clusterucb.gradients.peak_memory import peak_bytes
 from clusterucb.gradients.per_sample import PerSampleGradients
+from clusterucb.jobs.stages import pass_times as estimate
+from clusterucb.jobs.stages.pass_times import _Work
 from clusterucb.model.parameters import ParameterManifest
 from models import tiny_llama, with_lora
 from test_scorer import encoded

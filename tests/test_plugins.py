@@ -23,10 +23,10 @@ import clusterucb.features
 import clusterucb.policies
 from clusterucb import hookspecs
 from clusterucb.clusterers import KMeans
-from clusterucb.contenders import contender
 from clusterucb.engine.loop import search
 from clusterucb.errors import OptionError, PluginError
 from clusterucb.features import Concatenation, Hidden, Lexical
+from clusterucb.jobs.comparison.spelling import contender
 from clusterucb.plugins import registry as plugins
 from clusterucb.policies import UCB, IndexPolicy, Random
 from clusterucb.wording import in_words

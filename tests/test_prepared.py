@@ -9,8 +9,8 @@ import sys
 import pytest
 
 import clusterucb as cu
-from clusterucb import prepared
 from clusterucb.errors import InputError, ModelError, OptionError, RunError
+from clusterucb.jobs.stages import prepare as prepared
 from tiny import write_job
 
 JOBS = ("select", "score", "sketch", "compare")

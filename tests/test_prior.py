@@ -11,7 +11,7 @@ import clusterucb as cu
 from clusterucb.engine.gaussian import MAX_DIM
 from clusterucb.engine.loop import search
 from clusterucb.errors import OptionError, RunError
-from clusterucb.prior import EarlierScores, EarlierSketches, filled
+from clusterucb.jobs.stages.prior import EarlierScores, EarlierSketches, filled
 from test_select import N, arguments, job, results  # noqa: F401  (a fixture)
 from tiny import interrupt, rows, write_rows
 

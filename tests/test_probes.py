@@ -10,12 +10,22 @@ from transformers import BertConfig, BertLMHeadModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import AttentionInterface
 
-from clusterucb import measuring, probes
 from clusterucb.errors import ModelError
 from clusterucb.gradients.warmup import warm_up
+from clusterucb.jobs.doctor import measuring, probes
+from clusterucb.jobs.doctor.probes import (
+    AGAIN,
+    AUTOGRAD,
+    BESIDE,
+    EAGER,
+    FLOAT32,
+    GRADIENTS,
+    PADDED,
+    Probed,
+    probe,
+)
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.options.settings import Settings
-from clusterucb.probes import AGAIN, AUTOGRAD, BESIDE, EAGER, FLOAT32, GRADIENTS, PADDED, Probed, probe
 from clusterucb.progress import Silent
 from clusterucb.samples.encode import Encoded
 from models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_qwen3, with_lora

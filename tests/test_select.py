@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import clusterucb as cu
-from clusterucb import influence
 from clusterucb.errors import ClusterUCBWarning, InputError, ModelError, OptionError, PluginError, RunError
+from clusterucb.jobs.stages import influence
 from clusterucb.model import source as checkpoint
 from tiny import TOPICS, interrupt, read_rows, rows, write_model, write_rows
 

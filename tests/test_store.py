@@ -15,10 +15,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import clusterucb as cu
-from clusterucb import sketching
 from clusterucb.cli import run
 from clusterucb.errors import ClusterUCBWarning, OptionError, RunError
 from clusterucb.gradients import per_sample as gradients
+from clusterucb.jobs import sketch as sketching
 from clusterucb.run import gradient_store as store
 from test_select import results
 from tiny import interrupt, read_rows, rows, write_model, write_rows

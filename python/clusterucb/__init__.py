@@ -17,9 +17,6 @@ from clusterucb.versions import __version__ as __version__
 
 if TYPE_CHECKING:
     from clusterucb.clusterers import Clusterer, KMeans, Source
-    from clusterucb.comparing import compare
-    from clusterucb.comparison import Contender
-    from clusterucb.comparison_report import Comparison
     from clusterucb.engine.loop import search
     from clusterucb.engine.poolview import PoolView
     from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
@@ -33,8 +30,13 @@ if TYPE_CHECKING:
         Lexical,
     )
     from clusterucb.hookspecs import hookimpl
-    from clusterucb.pipeline import select
-    from clusterucb.planning import plan
+    from clusterucb.jobs.comparison.job import compare
+    from clusterucb.jobs.comparison.replay import Contender
+    from clusterucb.jobs.comparison.results import Comparison
+    from clusterucb.jobs.plan import plan
+    from clusterucb.jobs.score import Scores, score
+    from clusterucb.jobs.select import select
+    from clusterucb.jobs.sketch import sketch
     from clusterucb.policies import (
         RDS,
         UCB,
@@ -52,8 +54,6 @@ if TYPE_CHECKING:
     from clusterucb.report.plan import Plan
     from clusterucb.report.result import Result
     from clusterucb.run.gradient_store import GradientStore
-    from clusterucb.scoring import Scores, score
-    from clusterucb.sketching import sketch
 
 __all__ = [
     "RDS",

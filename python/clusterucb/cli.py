@@ -189,8 +189,8 @@ class Strategies:
 
     def made(self, *, store: bool) -> dict[str, Any]:
         """Return the strategies themselves, for a selection with a gradient store or without."""
+        from clusterucb.jobs.stages.strategies import default_features
         from clusterucb.plugins import registry as plugins
-        from clusterucb.strategies import default_features
 
         installed, features, options = plugins.load(), self.features, self.feature_option
         policy = installed.make("policy", self.policy, key_values("-p", self.policy_option))
@@ -231,7 +231,7 @@ def select(
     Args:
         out: Folder of the run.
     """
-    from clusterucb.pipeline import select as run_selection
+    from clusterucb.jobs.select import select as run_selection
     from clusterucb.report.written import show
 
     result = run_selection(
@@ -272,7 +272,7 @@ def plan(
     """
     from msgspec import to_builtins
 
-    from clusterucb.planning import plan as make_plan
+    from clusterucb.jobs.plan import plan as make_plan
     from clusterucb.report.written import show_plan
 
     found = make_plan(
@@ -309,8 +309,8 @@ def sketch(
     Args:
         out: Folder of the gradient store.
     """
+    from clusterucb.jobs.sketch import sketch as sketch_pool
     from clusterucb.report.written import show_store
-    from clusterucb.sketching import sketch as sketch_pool
 
     store = sketch_pool(
         pool,
@@ -351,9 +351,9 @@ def compare(
         scores: Folder of a run that has scored the whole pool for this target, or for its subtasks among others, in
             place of scoring it here.
     """
-    from clusterucb.comparing import compare as run_comparison
-    from clusterucb.comparison_report import show
-    from clusterucb.contenders import contender, split
+    from clusterucb.jobs.comparison.job import compare as run_comparison
+    from clusterucb.jobs.comparison.results import show
+    from clusterucb.jobs.comparison.spelling import contender, split
     from clusterucb.plugins import registry as plugins
 
     installed = plugins.load()
@@ -399,9 +399,9 @@ def doctor(
     """
     from msgspec import to_builtins
 
-    from clusterucb.doctor import show_dry_run, show_machine, show_probed
-    from clusterucb.dry_run import examine as examine_files
-    from clusterucb.installation import examine as examine_machine
+    from clusterucb.jobs.doctor.dry_run import examine as examine_files
+    from clusterucb.jobs.doctor.installation import examine as examine_machine
+    from clusterucb.jobs.doctor.screen import show_dry_run, show_machine, show_probed
     from clusterucb.options.settings import Settings
     from clusterucb.progress import Screen, Silent
 
@@ -412,7 +412,7 @@ def doctor(
     files = examine_files(pool, target, model, settings, observer) if pool else None
     probed = None
     if model and not pool:
-        from clusterucb.probes import probe
+        from clusterucb.jobs.doctor.probes import probe
 
         probed = probe(model, settings, observer)
     console = Console(highlight=False, emoji=False)

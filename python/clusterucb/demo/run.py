@@ -11,7 +11,7 @@ from rich.table import Table
 from clusterucb.demo import model, sources
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.pool import demo_pool
-from clusterucb.pipeline import select
+from clusterucb.jobs.select import select
 from clusterucb.policies.random import Random
 from clusterucb.progress import Screen
 from clusterucb.report.result import Result

@@ -32,7 +32,7 @@ class PoolView:
         aggregate: how the scores for S subtasks become a reward (`clusterucb.engine.aggregate`).
         weights: f64[S], how much each subtask counts in that; None: all alike.
         prior: named blocks, each f32[N, k], of what may go with the scores, such as those of an earlier run, for
-            policies that predict (`clusterucb.prior`); `ESTIMATES` of them, where there are some.
+            policies that predict (`clusterucb.jobs.stages.prior`); `ESTIMATES` of them, where there are some.
     """
 
     features: Mapping[str, NDArray[np.float32]]

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clusterucb.dry_run import DryRun, FileFacts
-from clusterucb.installation import Machine
+from clusterucb.jobs.doctor.dry_run import DryRun, FileFacts
+from clusterucb.jobs.doctor.installation import Machine
 from clusterucb.samples.sample import told
 from clusterucb.wording import counted, in_bytes, printable
 
 if TYPE_CHECKING:
-    from clusterucb.probes import Finding, Probed
+    from clusterucb.jobs.doctor.probes import Finding, Probed
 
 _STYLES = {"template": "dim", "content": "", "label": "black on green"}
 _MARKS = ("⟦", "⟧")  # where there are no colours

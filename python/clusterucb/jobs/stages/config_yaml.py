@@ -17,11 +17,11 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from clusterucb import contenders
-from clusterucb.comparison import Contender
 from clusterucb.errors import OptionError
 from clusterucb.features.base import Feature
 from clusterucb.features.concatenation import Concatenation
+from clusterucb.jobs.comparison import spelling as contenders
+from clusterucb.jobs.comparison.replay import Contender
 from clusterucb.options.config_file import option_key, option_text
 from clusterucb.options.settings import GradientSettings
 from clusterucb.plugins import registry as plugins

@@ -24,7 +24,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.cost import selection_cost
 from clusterucb.engine.blame import blamed
 from clusterucb.engine.budget import Seconds
 from clusterucb.engine.clusterer import Clusterer
@@ -35,10 +34,11 @@ from clusterucb.gradients import memory_needs as fitting
 from clusterucb.gradients.accumulate import Accumulator
 from clusterucb.gradients.passes import micro_batches, overhead_of, single_pass
 from clusterucb.gradients.session import AdaptedModel, largest_pass, load_base
-from clusterucb.influence import Influence
+from clusterucb.jobs.stages.cost import selection_cost
+from clusterucb.jobs.stages.influence import Influence
+from clusterucb.jobs.stages.prepare import Prepared
 from clusterucb.machine import free_disk
 from clusterucb.options.settings import Settings
-from clusterucb.prepared import Prepared
 from clusterucb.progress import Observer, Silent
 from clusterucb.report.plan import Plan
 from clusterucb.run.folder import Cost, PhaseCost, Run

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from clusterucb import filenames
-from clusterucb.comparison import Contender, Replay, Truth, by_source, overlaps, spread
-from clusterucb.cost import selection_cost
+from clusterucb.jobs.comparison.replay import Contender, Replay, Truth, by_source, overlaps, spread
+from clusterucb.jobs.stages.cost import selection_cost
 from clusterucb.options.settings import CompareSettings
 from clusterucb.plugins.registry import describe
 from clusterucb.policies.baselines import Exhaustive

@@ -20,27 +20,28 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb import comparison_page, filenames
+from clusterucb import filenames
 from clusterucb.atomic import write_whole
-from clusterucb.comparison import Clusterings, Contender, Replay, Rules, Truth, replay
-from clusterucb.comparison_report import Comparison, budgets_of, folder_of, results
 from clusterucb.engine.budget import resolve_count
 from clusterucb.errors import ClusterUCBError, OptionError, RunError
 from clusterucb.features.similarity import check_comparable
+from clusterucb.jobs.comparison import page as comparison_page
+from clusterucb.jobs.comparison.replay import Clusterings, Contender, Replay, Rules, Truth, replay
+from clusterucb.jobs.comparison.results import Comparison, budgets_of, folder_of, results
+from clusterucb.jobs.score import score_all
+from clusterucb.jobs.stages.config_yaml import resolved
+from clusterucb.jobs.stages.prepare import Model, Prepared, Rows, check_paths, prepare
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.settings import CompareSettings, check_counts, settings_from
 from clusterucb.plugins.registry import describe
-from clusterucb.prepared import Model, Prepared, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of
-from clusterucb.resolved import resolved
 from clusterucb.run.folder import Cost, Manifest, Run
 from clusterucb.run.gradient_store import GradientStore
 from clusterucb.run.ledger import Ledger
-from clusterucb.scoring import score_all
 from clusterucb.versions import __version__
 
 if TYPE_CHECKING:
-    from clusterucb.influence import Influence
+    from clusterucb.jobs.stages.influence import Influence
 
 _Blocks = dict[str, NDArray[np.float32]]
 _Columns = dict[str, NDArray[np.float64]]
@@ -124,7 +125,7 @@ def compare(
     recorded = _Recorded(Path(scores), prepared) if scores is not None else None
 
     from clusterucb.gradients.session import AdaptedModel
-    from clusterucb.influence import Influence
+    from clusterucb.jobs.stages.influence import Influence
 
     if store:
         store.check(prepared.contents)

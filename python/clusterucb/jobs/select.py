@@ -24,7 +24,6 @@ from safetensors.numpy import load_file, save_file
 
 from clusterucb import filenames
 from clusterucb.atomic import whole_file
-from clusterucb.cost import selection_cost
 from clusterucb.engine.allowance import NothingLeft
 from clusterucb.engine.arms import check_labels, default_cold_start
 from clusterucb.engine.blame import blamed
@@ -35,19 +34,20 @@ from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import ClusterUCBWarning, OptionError
 from clusterucb.features.base import Feature
+from clusterucb.jobs.stages.config_yaml import resolved
+from clusterucb.jobs.stages.cost import selection_cost
+from clusterucb.jobs.stages.prepare import Model, Rows, check_paths, folder_for, prepare
+from clusterucb.jobs.stages.prior import opened
+from clusterucb.jobs.stages.strategies import chosen
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.settings import SelectSettings, Settings, settings_from, spelt_out
 from clusterucb.plugins.registry import describe
-from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare
-from clusterucb.prior import opened
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.report.result import Result
 from clusterucb.report.written import finish
-from clusterucb.resolved import resolved
 from clusterucb.run.folder import Run
 from clusterucb.run.gradient_store import GradientStore
 from clusterucb.run.ledger import Ledger, Scored
-from clusterucb.strategies import chosen
 from clusterucb.wording import counted
 
 
@@ -107,9 +107,9 @@ def select(
         check_until(given.recall, policy, given.aggregate, given.max_per_source)
     prepared = prepare(pool, target, model, settings, observer)
 
-    from clusterucb.estimate import seconds_per_token
     from clusterucb.gradients.session import AdaptedModel, load_base
-    from clusterucb.influence import Influence
+    from clusterucb.jobs.stages.influence import Influence
+    from clusterucb.jobs.stages.pass_times import seconds_per_token
 
     material, source, device = prepared.material, prepared.source, prepared.device
     if store:

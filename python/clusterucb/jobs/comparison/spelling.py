@@ -17,8 +17,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from clusterucb.comparison import Contender
 from clusterucb.errors import OptionError
+from clusterucb.jobs.comparison.replay import Contender
 from clusterucb.plugins.registry import Strategies
 from clusterucb.wording import did_you_mean
 

@@ -3,7 +3,7 @@
 Decisions:
     - It is the job itself that runs, on the first rows: the same reading, encoding, model and gradients. What goes
       wrong here goes wrong there, in the same words.
-    - Time and memory are those of the plan for these rows (`clusterucb.planning`), multiplied; they are a guide, and
+    - Time and memory are those of the plan for these rows (`clusterucb.jobs.plan`), multiplied; they are a guide, and
       called one.
     - Nothing is written but into a temporary folder.
 """
@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from clusterucb.jobs.stages.prepare import Model, Prepared, Rows, check_model, prepare
+from clusterucb.jobs.stages.strategies import chosen
 from clusterucb.options.settings import Settings
-from clusterucb.prepared import Model, Prepared, Rows, check_model, prepare
 from clusterucb.progress import Observer
 from clusterucb.run.gradient_store import GradientStore
 from clusterucb.samples.pool import Pool, overlap, read_pool, read_target
 from clusterucb.samples.sample import Rejected, by_kind
-from clusterucb.strategies import chosen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -207,7 +207,7 @@ def _expected(
     prepared: Prepared, n_samples: int, settings: Settings, observer: Observer, began: float
 ) -> Expected:
     """Return what the plan for the first rows says of the whole pool."""
-    from clusterucb.estimate import estimate
+    from clusterucb.jobs.stages.pass_times import estimate
 
     store = GradientStore(settings.store) if settings.store else None
     plan = estimate(

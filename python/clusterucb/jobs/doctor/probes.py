@@ -46,12 +46,12 @@ from clusterucb.gradients.memory_needs import available
 from clusterucb.gradients.passes import out_of_memory
 from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.gradients.session import at_checkpoint, fresh_lora, load_checkpoints
-from clusterucb.measuring import Autograd, Change, Measured, direction_of, measure
+from clusterucb.jobs.doctor.measuring import Autograd, Change, Measured, direction_of, measure
+from clusterucb.jobs.doctor.probe_samples import samples_of
+from clusterucb.jobs.stages.prepare import Model, check_model
 from clusterucb.model.loaded import LoadedModel, keep
 from clusterucb.model.source import ModelSource, check_limits, resolve_device
 from clusterucb.options.settings import GradientSettings
-from clusterucb.prepared import Model, check_model
-from clusterucb.probe_samples import samples_of
 from clusterucb.progress import Observer
 from clusterucb.samples.encode import Encoded
 from clusterucb.wording import counted, in_bytes

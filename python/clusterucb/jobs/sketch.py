@@ -15,13 +15,13 @@ from safetensors.numpy import save_file
 
 from clusterucb import filenames
 from clusterucb.atomic import whole_file
-from clusterucb.cost import store_cost
+from clusterucb.jobs.stages.config_yaml import resolved
+from clusterucb.jobs.stages.cost import store_cost
+from clusterucb.jobs.stages.prepare import Model, Rows, check_paths, prepare
 from clusterucb.kernels.projection import VERSION
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.settings import GradientSettings, settings_from, spelt_out
-from clusterucb.prepared import Model, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of
-from clusterucb.resolved import resolved
 from clusterucb.run.folder import Run
 from clusterucb.run.gradient_store import KIND, SHARD, GradientStore, failures, shard_path
 from clusterucb.samples.rejected import write_rejected

@@ -1,4 +1,4 @@
-"""What `clusterucb.probes` probes a model with: a few samples of rising lengths, short enough for seconds.
+"""What `clusterucb.jobs.doctor.probes` probes a model with: a few samples of rising lengths, short enough for seconds.
 
 Samples of a pool are cut to at most `_LONGEST` tokens around where their labels begin: numbers in a few seconds are
 worth more than the last token. Without a pool they are made here, with the chat template, so that they are tokens as

@@ -1,4 +1,4 @@
-"""The scores and gradients of a few samples, as `clusterucb.probes` compares them.
+"""The scores and gradients of a few samples, as `clusterucb.jobs.doctor.probes` compares them.
 
 Gradients are compared by sketches of themselves, which keep lengths within a few percent, whatever the preconditioner
 makes of them; scores are preconditioned. The sketches are made on the CPU, where every installation can make them.

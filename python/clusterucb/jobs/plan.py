@@ -14,13 +14,13 @@ from typing import Any
 from clusterucb.engine.clusterer import Clusterer
 from clusterucb.engine.policy import Policy
 from clusterucb.features.base import Feature
+from clusterucb.jobs.stages.prepare import Model, Rows, check_paths, prepare
+from clusterucb.jobs.stages.strategies import chosen
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.settings import SelectSettings, Settings, settings_from, spelt_out
-from clusterucb.prepared import Model, Rows, check_paths, prepare
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.report.plan import Plan
 from clusterucb.run.gradient_store import GradientStore
-from clusterucb.strategies import chosen
 
 
 @borrowing
@@ -57,7 +57,7 @@ def plan(
     if store:
         store.check(prepared.contents)
 
-    from clusterucb.estimate import estimate
+    from clusterucb.jobs.stages.pass_times import estimate
 
     return estimate(
         prepared,

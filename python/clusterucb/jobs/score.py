@@ -1,6 +1,6 @@
 """Scores alone: the influence of every pool sample on a target, with nothing selected.
 
-Everything goes through the run folder and its ledger, as in `clusterucb.pipeline`: the same call again goes on.
+Everything goes through the run folder and its ledger, as in `clusterucb.jobs.select`: the same call again goes on.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.engine.loop import search
+from clusterucb.jobs.stages.prepare import Model, Rows, check_paths, folder_for, prepare
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.settings import ScoringSettings, settings_from, spelt_out
 from clusterucb.policies.baselines import Exhaustive
-from clusterucb.prepared import Model, Rows, check_paths, folder_for, prepare
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.run.folder import Run
 from clusterucb.run.gradient_store import GradientStore
@@ -26,7 +26,7 @@ from clusterucb.wording import counted
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from clusterucb.influence import Influence
+    from clusterucb.jobs.stages.influence import Influence
 
 _BATCH = 64  # samples scored between two entries in the ledger
 
@@ -102,7 +102,7 @@ def score(
     prepared = prepare(pool, target, model, settings, observer)
 
     from clusterucb.gradients.session import AdaptedModel
-    from clusterucb.influence import Influence
+    from clusterucb.jobs.stages.influence import Influence
 
     if store:
         store.check(prepared.contents)

@@ -37,6 +37,7 @@ from clusterucb.features.similarity import similarity
 from clusterucb.gradients.accumulate import Accumulator, unit_sketches
 from clusterucb.gradients.scorer import Scorer, compute_directions, sketch_directions
 from clusterucb.gradients.session import AdaptedModel
+from clusterucb.jobs.stages.spending import Spending, spending
 from clusterucb.kernels.projection import Sketch
 from clusterucb.options.settings import ScoringSettings
 from clusterucb.progress import Observer
@@ -48,7 +49,6 @@ from clusterucb.run.ledger import Ledger
 from clusterucb.samples.encode import Encoded
 from clusterucb.samples.pool_and_target import Material
 from clusterucb.samples.sample import Sample
-from clusterucb.spending import Spending, spending
 from clusterucb.wording import counted
 
 _SHARD = 4096  # rows in one file of features

@@ -1,0 +1,1 @@
+"""Internal. The job behind `clusterucb compare`."""

@@ -1,0 +1,1 @@
+"""Internal. The stages that several jobs share."""
