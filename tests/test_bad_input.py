@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bad_lines import BAD_LINES
-from clusterucb import cli
+from clusterucb.cli import commands as cli
 from tiny import read_rows, rows, write_job, write_rows
 
 

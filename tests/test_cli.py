@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import clusterucb as cu
-from clusterucb import cli
+from clusterucb.cli import commands as cli
 from clusterucb.engine.aggregate import NAMES
 from clusterucb.engine.choice import SELECT_BY
 from clusterucb.jobs import select as pipeline

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clusterucb as cu
-from clusterucb import cli
+from clusterucb.cli import commands as cli
 from clusterucb.errors import OptionError, RunError
 from clusterucb.features.column import Column
 from clusterucb.features.concatenation import Concatenation

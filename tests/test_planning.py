@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import clusterucb as cu
-from clusterucb import cli, machine
+from clusterucb import machine
+from clusterucb.cli import commands as cli
 from clusterucb.errors import OptionError
 from clusterucb.gradients import compiled
 from clusterucb.gradients import memory_needs as fitting

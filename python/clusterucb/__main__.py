@@ -1,5 +1,5 @@
 """``python -m clusterucb`` is the same as ``clusterucb``."""
 
-from clusterucb.cli import main
+from clusterucb.cli.commands import main
 
 main()

@@ -33,10 +33,10 @@ from cyclopts import (
 from rich.console import Console
 from rich.text import Text
 
+from clusterucb.cli.plugins import OUTPUT, STRATEGIES, Flag, Pairs, key_values, plugins, print_json
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
 from clusterucb.options import config_file as config
 from clusterucb.options.settings import DrawSettings, GradientSettings, OutputSettings, SearchSettings, Whole
-from clusterucb.plugins_cli import OUTPUT, STRATEGIES, Flag, Pairs, key_values, plugins, print_json
 from clusterucb.versions import __version__
 from clusterucb.wording import in_words, printable
 

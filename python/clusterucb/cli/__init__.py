@@ -1,0 +1,1 @@
+"""Internal. The command line."""
