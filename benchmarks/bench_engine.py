@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import clusterucb as cu
-from clusterucb.plugins import registry as plugins
+from clusterucb import plugins
 
 ALLOWED = 50e-6  # seconds a draw
 N_ARMS = 1000

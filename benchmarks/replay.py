@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 import clusterucb as cu
+from clusterucb import plugins
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
 from clusterucb.engine.loop import Selection
@@ -33,7 +34,6 @@ from clusterucb.jobs.comparison.replay import Contender, Rules, Truth, replay
 from clusterucb.jobs.comparison.spelling import contender, split
 from clusterucb.jobs.stages.prepare import prepare
 from clusterucb.options.settings import Settings
-from clusterucb.plugins import registry as plugins
 from clusterucb.progress import Screen
 from strategies import POOLS, TARGETS
 

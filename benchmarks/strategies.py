@@ -25,11 +25,11 @@ import clusterucb as cu
 import code_pool
 import diverse_pool
 import real_pool
+from clusterucb import plugins
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
 from clusterucb.jobs.comparison.replay import Contender
 from clusterucb.jobs.comparison.spelling import contender, split
-from clusterucb.plugins import registry as plugins
 from clusterucb.progress import Screen
 
 POOLS: dict[str, Callable[[Path], None]] = {

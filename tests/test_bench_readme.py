@@ -136,8 +136,8 @@ def test_recorded_results_reach_what_is_promised(pool, free, gradient):
 
 
 def test_every_strategy_of_the_bench_can_be_made(strategies):
+    from clusterucb import plugins
     from clusterucb.jobs.comparison.spelling import contender
-    from clusterucb.plugins import registry as plugins
 
     installed = plugins.load()
     names = [contender(spec, installed).name for spec in (*strategies.FREE, *strategies.PAID)]

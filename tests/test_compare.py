@@ -12,12 +12,12 @@ import pytest
 from rich.console import Console
 
 import clusterucb as cu
+from clusterucb import plugins
 from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, RunError
 from clusterucb.gradients.scorer import Scorer
 from clusterucb.jobs.comparison.replay import Rules, Truth, by_source, overlaps, replay, spread
 from clusterucb.jobs.comparison.results import Comparison, show
 from clusterucb.jobs.comparison.spelling import contender, split
-from clusterucb.plugins import registry as plugins
 from tiny import read_rows, rows, write_model, write_rows
 
 N = 90

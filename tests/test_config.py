@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import clusterucb as cu
+from clusterucb import plugins
 from clusterucb.cli import commands as cli
 from clusterucb.errors import OptionError, RunError
 from clusterucb.features.column import Column
@@ -24,7 +25,6 @@ from clusterucb.features.concatenation import Concatenation
 from clusterucb.jobs.stages.config_yaml import resolved
 from clusterucb.options import config_file as config
 from clusterucb.options.settings import Settings
-from clusterucb.plugins import registry as plugins
 from tiny import write_job
 
 JOBS = ("select", "sketch", "compare")

@@ -16,6 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrainedTokenizerFast
 
 import clusterucb as cu
+from clusterucb import plugins
 from clusterucb.errors import InputError, ModelError, OptionError, PluginError, RunError
 from clusterucb.features import FeatureBatch
 from clusterucb.features.hidden import _damped
@@ -23,7 +24,6 @@ from clusterucb.features.lexical import _WORD
 from clusterucb.features.sentence import SentenceModel
 from clusterucb.features.similarity import check_comparable
 from clusterucb.jobs.stages import influence
-from clusterucb.plugins import registry as plugins
 from clusterucb.samples.encode import Encoded
 from clusterucb.samples.sample import Sample
 from clusterucb.samples.shapes import Message

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import clusterucb
+from clusterucb import plugins
 from clusterucb.clusterers import Clusterer
 from clusterucb.errors import OptionError
 from clusterucb.hookspecs import hookimpl
-from clusterucb.plugins import registry as plugins
 from clusterucb.plugins.scaffold import create
 from clusterucb.policies import Policy, Random
 from clusterucb.testing.installed import check

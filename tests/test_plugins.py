@@ -21,13 +21,12 @@ from msgspec import Meta
 import clusterucb.clusterers
 import clusterucb.features
 import clusterucb.policies
-from clusterucb import hookspecs
+from clusterucb import hookspecs, plugins
 from clusterucb.clusterers import KMeans
 from clusterucb.engine.loop import search
 from clusterucb.errors import OptionError, PluginError
 from clusterucb.features import Concatenation, Hidden, Lexical
 from clusterucb.jobs.comparison.spelling import contender
-from clusterucb.plugins import registry as plugins
 from clusterucb.policies import UCB, IndexPolicy, Random
 from clusterucb.wording import in_words
 

@@ -8,10 +8,10 @@ import clusterucb as cu
 import faiss
 import numpy as np
 import pytest
+from clusterucb import plugins
 from clusterucb.clusterers import KMeans, default_n_clusters
 from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import OptionError
-from clusterucb.plugins import registry as plugins
 from clusterucb.testing import ClustererSuite
 
 from clusterucb_faiss import FaissKMeans

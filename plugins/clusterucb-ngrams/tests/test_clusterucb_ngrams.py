@@ -10,9 +10,9 @@ from typing import Any
 import clusterucb as cu
 import numpy as np
 import pytest
+from clusterucb import plugins
 from clusterucb.errors import OptionError
 from clusterucb.features import FeatureBatch
-from clusterucb.plugins import registry as plugins
 from clusterucb.samples.pool import Message, Sample
 from clusterucb.testing import FeatureSuite
 from sklearn.feature_extraction.text import HashingVectorizer

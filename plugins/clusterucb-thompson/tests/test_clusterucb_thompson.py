@@ -9,9 +9,9 @@ from typing import Any
 import clusterucb as cu
 import numpy as np
 import pytest
+from clusterucb import plugins
 from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import OptionError
-from clusterucb.plugins import registry as plugins
 from clusterucb.testing import PolicySuite
 
 from clusterucb_thompson import Thompson, ThompsonMean

@@ -90,7 +90,7 @@ def _installed(kind: str) -> Callable[[object], list[tuple[str, str]]]:
     """Return what tells a shell the names of the strategies of a kind."""
 
     def names(_: object) -> list[tuple[str, str]]:
-        from clusterucb.plugins import registry as plugins
+        from clusterucb import plugins
 
         return [(strategy.name, strategy.summary) for strategy in plugins.load().of_kind(kind)]
 
@@ -189,8 +189,8 @@ class Strategies:
 
     def made(self, *, store: bool) -> dict[str, Any]:
         """Return the strategies themselves, for a selection with a gradient store or without."""
+        from clusterucb import plugins
         from clusterucb.jobs.stages.strategies import default_features
-        from clusterucb.plugins import registry as plugins
 
         installed, features, options = plugins.load(), self.features, self.feature_option
         policy = installed.make("policy", self.policy, key_values("-p", self.policy_option))
@@ -351,10 +351,10 @@ def compare(
         scores: Folder of a run that has scored the whole pool for this target, or for its subtasks among others, in
             place of scoring it here.
     """
+    from clusterucb import plugins
     from clusterucb.jobs.comparison.job import compare as run_comparison
     from clusterucb.jobs.comparison.results import show
     from clusterucb.jobs.comparison.spelling import contender, split
-    from clusterucb.plugins import registry as plugins
 
     installed = plugins.load()
     comparison = run_comparison(

@@ -37,7 +37,7 @@ def list_plugins(
         json: Print the list as JSON.
         debug: Show tracebacks and the libraries' warnings.
     """
-    from clusterucb.plugins.registry import KINDS, load
+    from clusterucb.plugins import KINDS, load
 
     installed = load()
     if json:

@@ -41,7 +41,7 @@ from clusterucb.jobs.stages.prior import opened
 from clusterucb.jobs.stages.strategies import chosen
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.settings import SelectSettings, Settings, settings_from, spelt_out
-from clusterucb.plugins.registry import describe
+from clusterucb.plugins import describe
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.report.result import Result
 from clusterucb.report.written import finish

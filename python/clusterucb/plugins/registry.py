@@ -11,36 +11,26 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import redirect_stdout, suppress
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from itertools import chain
-from types import SimpleNamespace
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-import msgspec
-import numpy as np
 import pluggy
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from clusterucb import hookspecs
-from clusterucb.engine.clusterer import Clusterer
-from clusterucb.engine.policy import Policy
 from clusterucb.errors import ClusterUCBError, OptionError, PluginError
-from clusterucb.features.base import Feature
 from clusterucb.features.concatenation import Concatenation
+from clusterucb.plugins.describe import describe
+from clusterucb.plugins.kinds import HOOKS, KINDS
+from clusterucb.plugins.option_values import parse_value
 from clusterucb.versions import __version__
-from clusterucb.wording import did_you_mean, in_words, one_line
+from clusterucb.wording import did_you_mean, one_line
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-KINDS: dict[str, type] = {"clusterer": Clusterer, "policy": Policy, "feature": Feature}
-_HOOKS = {
-    "clusterer": "clusterucb_clusterers",
-    "policy": "clusterucb_policies",
-    "feature": "clusterucb_features",
-}
-
 _UNNAMED: dict[Any, str] = {
     inspect.Parameter.POSITIONAL_ONLY: "{}, /",
     inspect.Parameter.VAR_POSITIONAL: "*{}",
@@ -158,7 +148,7 @@ class Strategies:
                     f"{kind} {name} has no option {key!r}; its options: {', '.join(known) or 'none'}."
                     f"{did_you_mean(key, known)}"
                 )
-            values[key] = _parse(f"{kind} {name}: {key}", text, strategy.factory, known[key])
+            values[key] = parse_value(f"{kind} {name}: {key}", text, strategy.factory, known[key])
         missing = [
             key for key, option in known.items() if option.default is option.empty and key not in values
         ]
@@ -295,26 +285,26 @@ def _returned(point: EntryPoint) -> Iterator[tuple[str, str, object]]:
         manager.check_pending()
     except pluggy.PluginValidationError as error:
         unknown = [hook for hook, caller in vars(manager.hook).items() if not caller.has_spec()]
-        hints = (did_you_mean(hook, _HOOKS.values()) for hook in unknown)
+        hints = (did_you_mean(hook, HOOKS.values()) for hook in unknown)
         raise PluginError(f"{one_line(error)}.{''.join(hints)}") from error
     if not manager.get_hookcallers(plugin):
         raise PluginError(
-            f"{point.value} implements no hook; expected one or more of {', '.join(_HOOKS.values())}, each "
+            f"{point.value} implements no hook; expected one or more of {', '.join(HOOKS.values())}, each "
             "marked with clusterucb.hookspecs.hookimpl"
         )
     for name in dir(plugin):
         if name.startswith(f"{hookspecs.PROJECT}_"):
             _check_marked(name, getattr(plugin, name, None), manager.parse_hookimpl_opts(plugin, name))
-    for kind, hook in _HOOKS.items():
+    for kind, hook in HOOKS.items():
         for implementation in getattr(manager.hook, hook).get_hookimpls():
             yield kind, hook, implementation.function()
 
 
 def _check_marked(name: str, value: object, mark: object) -> None:
     """Refuse what is named as a hook is, but would not be called."""
-    looks_like_one = inspect.isroutine(value) or name in _HOOKS.values()
+    looks_like_one = inspect.isroutine(value) or name in HOOKS.values()
     if looks_like_one and mark is None and value is not getattr(hookspecs, name, None):
-        hint = "" if name in _HOOKS.values() else did_you_mean(name, _HOOKS.values())
+        hint = "" if name in HOOKS.values() else did_you_mean(name, HOOKS.values())
         raise PluginError(
             f"{name} is named like a hook, but is no function marked with clusterucb.hookspecs.hookimpl; "
             f"mark it, or rename it if it is no hook.{hint}"
@@ -346,71 +336,3 @@ def _check(
         raise PluginError(
             f"{kind} {name!r} is already provided by {other.provider}; {provider} must rename its own"
         )
-
-
-def describe(strategy: object) -> dict[str, Any]:
-    """Return a strategy's class and hyper-parameters as plain values, for manifests and fingerprints.
-
-    Hyper-parameters that are strategies are described in the same way. Of a feature whose options name files there
-    are ``contents``, too, their fingerprints by option.
-
-    Raises:
-        PluginError: a parameter of the constructor is not kept as an attribute of its name, or is not a
-            plain value; a run could not tell whether its settings have changed.
-    """
-    cls = type(strategy)
-
-    def plain(value: object) -> object:
-        if isinstance(value, np.generic | np.ndarray):
-            return value.tolist()
-        raise PluginError(
-            f"{cls.__qualname__} has a hyper-parameter of type {type(value).__qualname__}; expected plain "
-            "values: numbers, strings, lists, dictionaries"
-        )
-
-    options = {}
-    for name in inspect.signature(cls).parameters:
-        if not hasattr(strategy, name):
-            raise PluginError(
-                f"{cls.__qualname__} does not keep its hyper-parameter {name!r}; expected an attribute of that name"
-            )
-        value = getattr(strategy, name)
-        if isinstance(value, tuple) and value and isinstance(value[0], tuple(KINDS.values())):
-            options[name] = [describe(one) for one in value]
-        else:
-            options[name] = msgspec.to_builtins(value, enc_hook=plain)
-    contents = strategy.contents() if isinstance(strategy, Feature) else {}
-    described = {"class": f"{cls.__module__}.{cls.__qualname__}", "options": options}
-    return {**described, "contents": contents} if contents else described
-
-
-def _parse(what: str, text: str, factory: type, parameter: inspect.Parameter) -> object:
-    """Convert ``text`` to the type of a constructor's parameter (its annotation, or its default's type)."""
-    expected = _type_of(factory, parameter)
-    if text.lower() == "none" and type(None) in get_args(expected):
-        return None
-    try:
-        return msgspec.convert(text, expected, strict=False)
-    except msgspec.ValidationError as error:
-        with suppress(msgspec.MsgspecError):
-            if text.startswith(("[", "{")):  # a list or a mapping, as a configuration gives it
-                return msgspec.convert(msgspec.json.decode(text), expected, strict=False)
-        raise OptionError(f"{what} is {text!r}; expected {in_words(expected)}") from error
-
-
-def _type_of(factory: type, parameter: inspect.Parameter) -> Any:
-    """Return the type of a parameter: its annotation, or its default's type where that cannot be resolved."""
-    default = parameter.default
-    if parameter.annotation is parameter.empty:
-        return type(default)
-    annotated = SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
-    for base in factory.__mro__:  # a field may be inherited, and its annotation written for another module
-        with suppress(Exception):  # an annotation may be any expression, and raise anything
-            return get_type_hints(annotated, vars(sys.modules[base.__module__]))[parameter.name]
-    if isinstance(default, bool | int | float | str):
-        return type(default)
-    raise PluginError(
-        f"{factory.__module__}.{factory.__qualname__} annotates {parameter.name} as "
-        f"{parameter.annotation!r}, which cannot be resolved; expected a name that its module has at run "
-        "time: import it outside TYPE_CHECKING"
-    )

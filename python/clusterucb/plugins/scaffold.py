@@ -15,8 +15,8 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
+from clusterucb import plugins
 from clusterucb.errors import OptionError, check_choice
-from clusterucb.plugins import registry as plugins
 from clusterucb.versions import __version__
 
 if TYPE_CHECKING:

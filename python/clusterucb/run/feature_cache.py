@@ -37,7 +37,7 @@ import msgspec
 from clusterucb.atomic import whole_file, whole_folder, write_whole
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
 from clusterucb.features.concatenation import Concatenation
-from clusterucb.plugins.registry import describe
+from clusterucb.plugins import describe
 from clusterucb.versions import version_of
 
 if TYPE_CHECKING:

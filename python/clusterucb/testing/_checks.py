@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from clusterucb import plugins
 from clusterucb.errors import PluginError
-from clusterucb.plugins import registry as plugins
 from clusterucb.wording import one_line
 
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from functools import partial
 
-from clusterucb import testing
+from clusterucb import plugins, testing
 from clusterucb.errors import OptionError
-from clusterucb.plugins import registry as plugins
 from clusterucb.testing import Outcome
 from clusterucb.wording import did_you_mean
 

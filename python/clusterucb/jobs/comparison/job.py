@@ -33,7 +33,7 @@ from clusterucb.jobs.stages.config_yaml import resolved
 from clusterucb.jobs.stages.prepare import Model, Prepared, Rows, check_paths, prepare
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.settings import CompareSettings, check_counts, settings_from
-from clusterucb.plugins.registry import describe
+from clusterucb.plugins import describe
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.run.folder import Cost, Manifest, Run
 from clusterucb.run.gradient_store import GradientStore

@@ -18,7 +18,7 @@ from clusterucb import filenames
 from clusterucb.jobs.comparison.replay import Contender, Replay, Truth, by_source, overlaps, spread
 from clusterucb.jobs.stages.cost import selection_cost
 from clusterucb.options.settings import CompareSettings
-from clusterucb.plugins.registry import describe
+from clusterucb.plugins import describe
 from clusterucb.policies.baselines import Exhaustive
 from clusterucb.run.folder import Cost, PhaseCost
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from clusterucb.errors import OptionError
 from clusterucb.jobs.comparison.replay import Contender
-from clusterucb.plugins.registry import Strategies
+from clusterucb.plugins import Strategies
 from clusterucb.wording import did_you_mean
 
 _SPEC = re.compile(r"(?P<parts>[^\[\]]+)(\[(?P<options>[^\[\]]*)\])?")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import msgspec
 
+from clusterucb import plugins
 from clusterucb.errors import ClusterUCBError
 from clusterucb.kernels import ops
 from clusterucb.machine import free_disk, memory
-from clusterucb.plugins import registry as plugins
 from clusterucb.run import feature_cache as cache
 from clusterucb.versions import __version__, version_of
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from clusterucb import plugins
 from clusterucb.errors import OptionError
 from clusterucb.features.base import Feature
 from clusterucb.features.concatenation import Concatenation
@@ -24,7 +25,6 @@ from clusterucb.jobs.comparison import spelling as contenders
 from clusterucb.jobs.comparison.replay import Contender
 from clusterucb.options.config_file import option_key, option_text
 from clusterucb.options.settings import GradientSettings
-from clusterucb.plugins import registry as plugins
 from clusterucb.versions import __version__
 from clusterucb.wording import one_line
 

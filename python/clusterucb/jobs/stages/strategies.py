@@ -13,7 +13,7 @@ from clusterucb.features.base import Feature
 from clusterucb.features.embedding import Embedding
 from clusterucb.features.gradient import Gradient
 from clusterucb.features.similarity import check_comparable
-from clusterucb.plugins.registry import KINDS, load
+from clusterucb.plugins import KINDS, load
 from clusterucb.policies.surrogate import Surrogate
 from clusterucb.wording import one_line
 
