@@ -38,10 +38,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "python"), str(ROOT / "tests")]
 
-import golden  # noqa: E402  (it lies in tests/)
 from clusterucb.kernels import reference  # noqa: E402
 from clusterucb.kernels.preconditioner import PRECONDITIONERS, Preconditioner  # noqa: E402
 from clusterucb.kernels.projection import Sketch  # noqa: E402
+from helpers import golden  # noqa: E402  (it lies in tests/)
 
 try:
     import torch

@@ -36,8 +36,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "tests"))
 
-import tiny  # noqa: E402  (it lies in tests/)
-from models import tiny_llama  # noqa: E402
+from helpers import tiny  # noqa: E402  (it lies in tests/)
+from helpers.models import tiny_llama  # noqa: E402
 
 SHAPE = {
     "hidden_size": 576,

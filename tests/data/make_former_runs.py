@@ -21,7 +21,7 @@ FOLDER = Path(sys.argv[1])
 os.environ["CLUSTERUCB_CACHE"] = str(FOLDER / "cache")
 
 import clusterucb as cu  # noqa: E402
-import tiny  # noqa: E402
+from helpers import tiny  # noqa: E402
 
 COMMON = {"warmup_steps": 5, "batch_size": 4}
 

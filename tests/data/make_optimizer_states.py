@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from models import tiny_llama, with_lora
+from helpers.models import tiny_llama, with_lora
 
 FOLDER = Path(__file__).parent / "optimizer_states"
 STEPS = 3

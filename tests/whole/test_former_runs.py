@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import clusterucb as cu
-from tiny import read_rows
+from helpers.tiny import read_rows
 
 FORMER = Path(__file__).parents[1] / "data" / "former"
 COMMON = {"warmup_steps": 5, "batch_size": 4}

@@ -1,0 +1,203 @@
+"""The ledger gives back bit for bit what was written, whenever the writer dies."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sqlite3
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterucb.engine.loop import Batch
+from clusterucb.errors import RunError
+from clusterucb.run.ledger import Ledger
+
+TOKENS = np.arange(1000) * 3
+FIELDS = ["number", "phase", "rows", "arms", "probability", "scores"]
+
+
+def open_ledger(path: Path, n_subtasks: int = 2) -> Ledger:
+    subtasks = [f"subtask {number}" for number in range(n_subtasks)]
+    return Ledger(path, subtasks=subtasks, tokens=TOKENS, failure=lambda row: f"row {row} is bad")
+
+
+def batch_of(number: int, rows: list[int], scores: list[list[float]] | None = None) -> Batch:
+    return Batch(
+        number=number,
+        phase="policy",
+        rows=np.array(rows),
+        arms=np.array(rows) % 3,
+        probability=np.full(len(rows), math.nan),
+        scores=None if scores is None else np.array(scores),
+    )
+
+
+def equal(one: Batch, other: Batch) -> None:
+    for name in FIELDS:
+        got, expected = getattr(one, name), getattr(other, name)
+        if isinstance(expected, np.ndarray):
+            assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+            got, expected = got.tobytes(), expected.tobytes()
+        assert got == expected, name
+
+
+number = st.floats(allow_nan=False, allow_infinity=False).map(lambda value: value + 0.0)
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[int, list[Batch]]:
+    n_subtasks = draw(st.integers(1, 4))
+    rows = draw(st.lists(st.integers(0, 999), min_size=1, max_size=30, unique=True))
+    batches = []
+    while rows:
+        size = draw(st.integers(1, len(rows)))
+        mine, rows = rows[:size], rows[size:]
+        score = st.lists(number, min_size=n_subtasks, max_size=n_subtasks) | st.just([math.nan] * n_subtasks)
+        batches.append(
+            Batch(
+                number=len(batches),
+                phase=draw(st.sampled_from(["cold", "random", "policy"])),
+                rows=np.array(mine),
+                arms=np.array(draw(st.lists(st.integers(0, 50), min_size=size, max_size=size))),
+                probability=np.array(
+                    draw(st.lists(st.floats(0, 1) | st.just(math.nan), min_size=size, max_size=size))
+                )
+                + 0.0,
+                scores=np.array(draw(st.lists(score, min_size=size, max_size=size))),
+            )
+        )
+    return n_subtasks, batches
+
+
+@given(histories(), st.booleans())
+def test_batches_come_back_bit_for_bit(
+    tmp_path_factory: pytest.TempPathFactory, history: tuple[int, list[Batch]], last_is_open: bool
+) -> None:
+    n_subtasks, batches = history
+    path = tmp_path_factory.mktemp("run") / "ledger.sqlite"
+    with open_ledger(path, n_subtasks) as ledger:
+        for batch in batches:
+            ledger.begin(batch)
+            if batch is not batches[-1] or not last_is_open:
+                ledger.finish(batch)
+    with open_ledger(path, n_subtasks) as ledger:
+        recorded = list(ledger.recorded())
+        done = batches[: len(batches) - last_is_open]
+        rows = [row for batch in done for row in batch.rows.tolist()]
+        failed = [
+            row
+            for batch in done
+            for row, scores in zip(batch.rows.tolist(), batch.scores, strict=True)
+            if np.isnan(scores).any()
+        ]
+        assert ledger.totals() == (len(rows), int(TOKENS[rows].sum()))
+        assert ledger.failures() == [(row, f"row {row} is bad") for row in failed]
+    if last_is_open:
+        batches[-1] = replace(batches[-1], scores=None)
+    for got, expected in zip(recorded, batches, strict=True):
+        equal(got, expected)
+
+
+def test_columns_can_be_read_with_sqlite_alone(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with open_ledger(path) as ledger:
+        ledger.begin(batch_of(0, [7, 4]))
+        ledger.finish(batch_of(0, [7, 4], [[0.1, 0.2], [math.nan, math.nan]]))
+        ledger.begin(batch_of(1, [5]))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["ledger.sqlite"]  # the log is folded in
+    db = sqlite3.connect(path)
+    assert db.execute("SELECT * FROM draws").fetchall() == [
+        (1, 0, "policy", 7, 1, None, 21, 1, None, 0.1, 0.2),
+        (2, 0, "policy", 4, 1, None, 12, 1, "row 4 is bad", None, None),
+        (3, 1, "policy", 5, 2, None, 15, 0, None, None, None),
+    ]
+    assert db.execute("SELECT * FROM subtasks").fetchall() == [(0, "subtask 0"), (1, "subtask 1")]
+    db.close()
+
+
+KILLED = """
+import os, signal, sys
+tests = os.path.dirname(os.path.dirname(sys.argv[1]))
+sys.path[:0] = [tests, os.path.join(tests, "run")]
+from pathlib import Path
+from test_ledger import batch_of, open_ledger
+ledger = open_ledger(Path(sys.argv[2]))
+ledger.begin(batch_of(0, [1, 2]))
+ledger.finish(batch_of(0, [1, 2], [[0.1, 0.2], [0.3, 0.4]]))
+ledger.begin(batch_of(1, [3, 4]))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_killed_writer_leaves_what_it_began_and_what_it_finished(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    killed = subprocess.run([sys.executable, "-c", KILLED, __file__, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with open_ledger(path) as ledger:
+        first, second = ledger.recorded()
+        equal(first, batch_of(0, [1, 2], [[0.1, 0.2], [0.3, 0.4]]))
+        equal(second, batch_of(1, [3, 4]))
+        ledger.finish(batch_of(1, [3, 4], [[0.5, 0.6], [0.7, 0.8]]))
+        assert ledger.totals() == (4, 30)
+
+
+def test_interrupted_transaction_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+
+    def interrupt(row: int) -> str:
+        raise KeyboardInterrupt
+
+    with Ledger(path, subtasks=["s"], tokens=TOKENS, failure=interrupt) as ledger:
+        ledger.begin(batch_of(0, [1, 2]))
+        with pytest.raises(KeyboardInterrupt):
+            ledger.finish(batch_of(0, [1, 2], [[0.5], [math.nan]]))
+        assert [batch.scores for batch in ledger.recorded()] == [None]
+        assert ledger.totals() == (0, 0)
+
+
+def test_row_is_never_recorded_twice(tmp_path: Path) -> None:
+    with open_ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.begin(batch_of(0, [1, 2]))
+        with pytest.raises(RunError, match="UNIQUE constraint failed"):
+            ledger.begin(batch_of(1, [3, 2]))
+        assert [batch.rows.tolist() for batch in ledger.recorded()] == [[1, 2]]
+
+
+def test_full_disk_is_named_and_leaves_the_ledger_whole(tmp_path: Path) -> None:
+    with open_ledger(tmp_path / "ledger.sqlite") as ledger:
+        ledger.begin(batch_of(0, [1]))
+        (pages,) = ledger._db.execute("PRAGMA page_count").fetchone()
+        ledger._db.execute(f"PRAGMA max_page_count = {pages}")
+        with pytest.raises(
+            RunError, match=r"cannot use .*ledger.sqlite: database or disk is full.*make room"
+        ):
+            ledger.begin(batch_of(1, list(range(2, 1000))))
+        assert [batch.rows.tolist() for batch in ledger.recorded()] == [[1]]
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, b"\x00" * 5000])
+def test_file_that_is_no_ledger_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"cannot use .*ledger.sqlite: file is not a database.*run the same"):
+        open_ledger(path)
+    assert path.read_bytes() == content
+
+
+def test_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"cannot use .*unable to open database file"):
+        open_ledger(tmp_path / "nowhere" / "ledger.sqlite")
+
+
+def test_ledger_of_other_subtasks_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    open_ledger(path, 1).__exit__(None, None, None)
+    with open_ledger(path, 3) as ledger, pytest.raises(RunError, match="no such column: score_1"):
+        list(ledger.recorded())

@@ -1,0 +1,149 @@
+"""The tables of benchmarks/README.md are those of the committed results, and the defaults reach their targets."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def results(name):
+    return json.loads((BENCHMARKS / "results" / f"{name}-smollm2-135m.json").read_text())["pools"]
+
+
+POOLS = results("strategies")
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Return a function that imports a script of the benchmarks."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    yield importlib.import_module
+    for script in BENCHMARKS.glob("*.py"):
+        sys.modules.pop(script.stem, None)
+
+
+@pytest.fixture
+def strategies(bench):
+    return bench("strategies")
+
+
+@pytest.fixture
+def bench_replay(bench):
+    return bench("replay")
+
+
+def test_the_table_of_gradients_is_that_of_the_committed_results(bench):
+    results = json.loads((BENCHMARKS / "results" / "gradients-x86.json").read_text())
+    assert bench("bench_gradients").table(results["rows"]) in (BENCHMARKS / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["replay", "no-signal"])
+def test_tables_of_replays_are_those_of_the_committed_results(kind, bench_replay):
+    results = json.loads((BENCHMARKS / "results" / f"{kind}-smollm2-135m.json").read_text())
+    for rows in results["pools"].values():
+        assert bench_replay.table(rows, results["budgets"]) in (BENCHMARKS / "README.md").read_text()
+
+
+def test_what_is_said_of_the_recall_covers_the_truth(bench):
+    bench_recall = bench("bench_recall")
+    found = json.loads((BENCHMARKS / "results" / "recall-smollm2-135m.json").read_text())
+    page = (BENCHMARKS / "README.md").read_text()
+    assert bench_recall.table(found["by_pool"]) in page
+    assert bench_recall.stop_table(found["until"]["searches"]) in page
+    assert found["variance"] == bench_recall.VARIANCE
+    assert {row["pool"] for row in found["by_pool"]} == {"templated", "diverse", "code"}
+    assert sum(of_budget["replays"] for of_budget in found["by_budget"].values()) >= 200
+    for of_budget in found["by_budget"].values():
+        assert of_budget["covered"] >= 0.85
+    assert found["by_budget"]["20%"]["width"] <= 0.30
+    assert all(of_pool["covered"] >= 0.8 for of_pool in found["held_out"].values())
+
+
+def test_an_earlier_run_helps_and_noise_does_no_harm(bench):
+    pools = results("prior")
+    bench_prior, page = bench("bench_prior"), (BENCHMARKS / "README.md").read_text()
+    assert bench_prior.table(pools) in page
+    assert list(pools) == ["templated", "diverse", "code"]
+    for known in pools.values():
+        assert known["all scores"][-1] > known["nothing"][-1]
+        assert all(
+            noise >= nothing - 0.02 for noise, nothing in zip(known["noise"], known["nothing"], strict=True)
+        )
+
+
+def test_what_an_earlier_checkpoint_has_shown_helps_and_is_not_trusted_alone(bench):
+    content = json.loads((BENCHMARKS / "results" / "prior-smollm2-135m.json").read_text())
+    bench_prior = bench("bench_prior")
+    assert bench_prior.table(content["later"]) in (BENCHMARKS / "README.md").read_text()
+    (known,) = content["later"].values()
+    assert known["scores and sketches"][-1] >= 0.80
+    for before in ("a run", "all scores", "sketches", "scores and sketches"):
+        for place, nothing in enumerate(known["nothing"]):
+            assert known[before][place] >= nothing + 0.03
+            assert known[before][place] > known[bench_prior.RANKED][place]
+    assert all(
+        noise >= nothing - 0.02 for noise, nothing in zip(known["noise"], known["nothing"], strict=True)
+    )
+
+
+def test_a_store_finds_next_to_all(bench):
+    pools = results("store")
+    assert bench("bench_store").table(pools) in (BENCHMARKS / "README.md").read_text()
+    for pool, of_ten in (("templated", 0.98), ("diverse", 0.90)):
+        recall = pools[pool]["recall"]
+        assert recall["a store"][2] >= of_ten
+        assert recall["a store"][2] >= recall["best by sketch, re-scored"][2]
+    for pool in pools.values():
+        assert pool["recall"]["a store"][2] >= pool["recall"]["best by sketch, re-scored"][2] - 0.02
+        assert pool["stated"]["error"] <= 0.03
+        assert pool["stated"]["covered"] >= 0.9
+
+
+def test_the_default_reaches_what_is_promised():
+    pools = {
+        name: {row["strategy"]: row["recall"] for row in rows} for name, rows in results("replay").items()
+    }
+    for pool, of_ten, of_twenty in (("templated", 0.86, 0.96), ("diverse", 0.50, 0.80)):
+        _, ten, twenty = pools[pool]["surrogate"]
+        assert ten >= of_ten
+        assert twenty >= of_twenty
+    assert pools["code"]["surrogate"][-1] >= pools["code"]["ucb"][-1] + 0.1
+    for rows in results("no-signal").values():
+        recall = {row["strategy"]: row["recall"][-1] for row in rows}
+        assert recall["surrogate"] >= recall["random"] - 0.01
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_tables_are_those_of_the_committed_results(pool, strategies):
+    assert strategies.table(POOLS[pool]) in (BENCHMARKS / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("pool", "free", "gradient"), [("templated", 0.88, 0.90), ("diverse", 0.58, 0.80)])
+def test_recorded_results_reach_what_is_promised(pool, free, gradient):
+    recall = {row["strategy"]: row["recall"][-1] for row in POOLS[pool]}
+    assert recall["ucb"] >= free
+    assert recall["ucb@gradient"] >= gradient
+    assert recall["thompson"] >= recall["ucb"] - 0.02
+    if pool == "diverse":  # where five seeds leave too wide a deviation to tell
+        recall = {row["strategy"]: row["recall"][-1] for row in results("gradient-clusters")[pool]}
+    assert recall["thompson@gradient"] >= recall["ucb@gradient"] - 0.02
+
+
+def test_every_strategy_of_the_bench_can_be_made(strategies):
+    from clusterucb import plugins
+    from clusterucb.jobs.comparison.spelling import contender
+
+    installed = plugins.load()
+    names = [contender(spec, installed).name for spec in (*strategies.FREE, *strategies.PAID)]
+    assert sorted(names) == sorted(row["strategy"] for row in POOLS["diverse"])
+
+
+def test_every_strategy_of_the_replays_is_in_the_results(bench_replay):
+    for rows in results("replay").values():
+        assert [row["strategy"] for row in rows] == list(bench_replay.STRATEGIES)
