@@ -1,4 +1,4 @@
-"""Internal, but for `clusterucb.kernels.torch_ops`.
+"""Internal, except `clusterucb.kernels.torch_ops`.
 
-The compute core: its specification, the compiled extensions and their one door.
+The compute core: its specification in numpy, the compiled extensions, and `ops`, the one door to them.
 """

@@ -1,11 +1,11 @@
-"""What `clusterucb.kernels.ops.accumulate` runs on a CUDA device.
+"""Run `clusterucb.kernels.ops.accumulate` on a CUDA device.
 
-The kernels are those of the extension ``_cuda``, launched on the caller's stream; what they write their
-partial sums to comes from torch's allocator, so nothing waits and nothing is allocated inside.
+The extension ``_cuda`` launches its kernels on the caller's stream. The workspace for their partial sums comes
+from torch's allocator, so the extension neither waits nor allocates memory.
 
-An installation without ``_cuda`` (its sources were built without CUDA) computes norms and exact inner
-products with torch's operations, and says so once; both are the same numbers up to rounding. A sketch it
-refuses: torch has no operation that gives the same matrix at a price worth paying.
+An installation without ``_cuda`` (its sources were built without CUDA) computes norms and exact inner products
+with torch's operations, and warns once. The numbers are the same up to rounding. Such an installation refuses to
+sketch, because torch has no operation that gives the same matrix at an acceptable cost.
 """
 
 from __future__ import annotations
@@ -25,17 +25,25 @@ from clusterucb.kernels import extension, reference
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
 
-_CHUNK = 1 << 18  # elements that torch's operations take at a time: what they keep in between is small
+_CHUNK = (
+    1 << 18
+)  # elements that torch's operations take at a time, so that their temporary tensors stay small
 _REMEDY = (
     "build clusterucb where nvcc is found, with CLUSTERUCB_CUDA=ON (pip install --no-binary clusterucb ...)"
 )
 
 
 def accumulate(arrays: list[Any], offset: int, preconditioner: Preconditioner, sketch: Sketch | None) -> None:
-    """Accumulate [gradient, m, v, directions, norm2, products, sketched] as `clusterucb.kernels.ops.accumulate` says.
+    """Do the work of `clusterucb.kernels.ops.accumulate` on a CUDA device.
+
+    Args:
+        arrays: [gradient, m, v, directions, norm2, products, sketched].
+        offset: where the segment begins in the flat space.
+        preconditioner: turns a gradient into an update direction.
+        sketch: the projection; None computes no sketches.
 
     Raises:
-        OptionError: an array has a wrong dtype, shape, layout or device, or there is a sketch without ``_cuda``.
+        OptionError: an array has a wrong dtype, shape, layout or device, or there is a sketch but no ``_cuda``.
         ClusterUCBError: the kernels cannot run on this device, or give wrong results.
     """
     tensors: list[Any] = [
@@ -53,7 +61,7 @@ def accumulate(arrays: list[Any], offset: int, preconditioner: Preconditioner, s
 
 
 def with_torch(tensors: list[Any], offset: int, preconditioner: Preconditioner) -> None:
-    """Accumulate norms and inner products with torch's operations, whatever the device."""
+    """Accumulate norms and inner products with torch's operations, on any device."""
     gradient, m, v, directions, norm2, products, _ = tensors
     for begin in range(0, gradient.shape[1], _CHUNK):
         end = min(begin + _CHUNK, gradient.shape[1])
@@ -67,13 +75,13 @@ def with_torch(tensors: list[Any], offset: int, preconditioner: Preconditioner) 
 
 @cache
 def _kernels() -> ModuleType | None:
-    """Return the extension; None, said once, where it was not built."""
+    """Return the extension ``_cuda``, or warn once and return None if it was not built."""
     try:
         module = import_module("clusterucb.kernels._cuda")
     except ModuleNotFoundError:
         warnings.warn(
             "this installation has no CUDA kernels: scores are computed with torch's operations, which read memory "
-            f"several times. To have them, {_REMEDY}",
+            f"several times. To get the kernels, {_REMEDY}",
             ClusterUCBWarning,
             stacklevel=2,
         )
@@ -85,7 +93,7 @@ def _kernels() -> ModuleType | None:
 
 @cache
 def _checked(module: Any, device: torch.device) -> None:
-    """Run the self-test once on every device."""
+    """Run the self-test once on each device."""
 
     def call(arrays: list[Any], offset: int, preconditioner: Preconditioner, sketch: Sketch | None) -> None:
         tensors = [torch.from_numpy(array).to(device) for array in arrays]

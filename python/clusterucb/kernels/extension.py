@@ -1,7 +1,7 @@
-"""The compiled extensions: how they are loaded, checked and called.
+"""Load, check and call the compiled extensions.
 
-An extension that is missing or wrong is an error with its remedy. There is no substitute: it would be slower by orders
-of magnitude, or give other numbers.
+A missing or wrong extension is an error that says how to mend it. There is no substitute: it would be slower by
+orders of magnitude, or give different numbers.
 """
 
 from __future__ import annotations
@@ -22,13 +22,18 @@ from clusterucb.kernels.projection import Sketch
 
 @cache
 def core() -> ModuleType:
-    """Return the extension for the CPU, after it has reproduced a known result."""
+    """Return the extension for the CPU, after it has passed the self-test.
+
+    Raises:
+        ClusterUCBError: the extension is missing, or fails the self-test.
+        OptionError: CLUSTERUCB_SIMD asks for kernels that do not exist or that this CPU cannot run.
+    """
     try:
         module = import_module("clusterucb.kernels._core")
     except ImportError as error:
         raise ClusterUCBError(
-            f"the compiled extension cannot be loaded ({error}); install clusterucb again with a C++ compiler at "
-            "hand (pip install --force-reinstall --no-deps clusterucb, or make setup in its sources)"
+            f"the compiled extension cannot be loaded ({error}); install clusterucb again where there is a C++ "
+            "compiler (pip install --force-reinstall --no-deps clusterucb, or make setup in its sources)"
         ) from error
     try:
         module.simd()
@@ -39,16 +44,17 @@ def core() -> ModuleType:
 
 
 def self_test(call: Callable[..., None], name: str) -> None:
-    """Compare kernels with the specification: exactly for integers, closely for the Adam formulas.
+    """Compare kernels with the specification: exactly for ``sgd`` on integers, closely for the other formulas.
 
     Args:
-        call: takes [gradient, m, v, directions, norm2, products, sketched], offset, preconditioner and sketch.
-        name: of the kernels, for the message.
+        call: runs the kernels; takes [gradient, m, v, directions, norm2, products, sketched], offset,
+            preconditioner and sketch.
+        name: the kernels' name, for the message.
 
     Raises:
-        ClusterUCBError: they differ.
+        ClusterUCBError: the results differ.
     """
-    rows, size, offset = 3, 1043, 8  # more than a block and a ragged end
+    rows, size, offset = 3, 1043, 8  # the size is more than one block and leaves a ragged end
     numbers = np.arange(rows * size, dtype=np.float32).reshape(rows, size) % 7 - 3
     directions = (np.arange(2 * (size + 16), dtype=np.float32).reshape(2, -1) * 5 % 11) - 5
     m, v = directions[0] * np.float32(0.01), directions[1] ** 2 + 1
@@ -81,14 +87,14 @@ def self_test(call: Callable[..., None], name: str) -> None:
         if not worst <= tolerance:
             raise ClusterUCBError(
                 f"the compiled extension ({name}) fails its self-test for {kind}: relative error {worst:.3g}, "
-                f"expected at most {tolerance:.3g}. Build it anew on this machine; CLUSTERUCB_SIMD=generic avoids "
-                "vector kernels"
+                f"expected at most {tolerance:.3g}. Build it anew on this machine, or set CLUSTERUCB_SIMD=generic to "
+                "avoid vector kernels"
             )
 
 
 @lru_cache(maxsize=16)
 def sketch_argument(sketch: Sketch | None) -> tuple[int, int, list[int]] | None:
-    """Return what the extensions take for a sketch."""
+    """Return a sketch as the extensions take it: dimension, number of blocks and keys; None for no sketch."""
     return (sketch.dimension, sketch.blocks, sketch.keys()) if sketch else None
 
 
@@ -100,7 +106,19 @@ def call(
     sketch: Sketch | None,
     *last: object,
 ) -> None:
-    """Call an extension with [gradient, m, v, directions, norm2, products, sketched] and its last arguments."""
+    """Call an extension's ``accumulate``.
+
+    Args:
+        module: the extension.
+        arrays: [gradient, m, v, directions, norm2, products, sketched].
+        offset: where the segment begins in the flat space.
+        preconditioner: turns a gradient into an update direction.
+        sketch: the projection; None computes no sketches.
+        *last: the arguments that only this extension takes: threads for the CPU, workspace and stream for CUDA.
+
+    Raises:
+        OptionError: an array has a wrong dtype, shape, layout or device.
+    """
     gradient, m, v, directions, norm2, products, sketched = arrays
     kind = PRECONDITIONERS.index(preconditioner.kind)
     outputs = norm2, products, sketched

@@ -1,10 +1,10 @@
-"""The one door to the compiled kernels.
+"""Call the compiled kernels; no other module does.
 
-There is no other path behind this door: a missing or wrong extension is an error with its remedy,
-because numbers of a substitute would be slower by orders of magnitude, or other numbers.
+There is no second implementation behind this door. A missing or wrong extension is an error that says how to mend
+it, because a substitute would be slower by orders of magnitude, or give different numbers.
 
-Arrays are numpy's, torch's or of anything that speaks DLPack; nothing is copied. Their dtype, shape,
-layout and device are checked once, by the extension, before anything is written.
+Arrays may come from numpy, torch or any library that speaks DLPack; nothing is copied. The extension checks their
+dtype, shape, layout and device once, before it writes anything.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any] | torch.Tensor
 
 
-_CUDA = (2, 13)  # DLPack's device types: CUDA's memory, and what it manages
+_CUDA = (2, 13)  # DLPack's device types for CUDA memory and CUDA managed memory
 
 
 def accumulate(
@@ -45,32 +45,35 @@ def accumulate(
 ) -> None:
     """Precondition one segment of the gradients; add its squared norms, inner products and sketches.
 
-    One pass over memory: the update directions are never stored. All arrays are contiguous and on one
-    device. Sums are in fp32 within blocks of at most 512 elements and in double precision over blocks; a
-    sketch's are in fp32. A sample's numbers depend neither on who shares its batch nor on ``threads``.
+    The kernels read memory once and never store the update directions. All arrays are contiguous and on one device.
+    Norms and inner products are summed in fp32 within blocks of at most 512 elements, and in double precision over
+    blocks; sketches are summed in fp32. A sample's numbers depend neither on the other samples of its batch nor on
+    ``threads``.
 
     Args:
-        gradient: f32, bf16 or f16 [B, n], gradients of B samples by the parameters [offset, offset + n) of
-            the flat space.
-        offset: where the segment begins; a multiple of 8 where there is a sketch.
-        preconditioner: what turns a gradient into an update direction (`clusterucb.kernels.reference`).
-        norm2: f64[B]; the squared norm of the segment's update directions is added.
+        gradient: f32, bf16 or f16 [B, n], the gradients of B samples with respect to the parameters
+            [offset, offset + n) of the flat space.
+        offset: where the segment begins; a multiple of 8 if there is a sketch.
+        preconditioner: turns a gradient into an update direction (`clusterucb.kernels.reference`).
+        norm2: f64[B]; the squared norms of the segment's update directions are added to it.
         moments: (m, v), each f32[P]; None for ``sgd``.
-        directions: f32[S, P]; or None for no inner products.
-        products: f64[B, S]; the inner products with the directions are added.
-        sketch: the projection; or None for none.
-        sketched: f32[B, d]; the sketches are added, without the sketch's scale (`finish_sketches`).
-        threads: at most as many; by default those that torch may use, or all of the process.
+        directions: f32[S, P]; None computes no inner products.
+        products: f64[B, S]; the inner products with the directions are added to it.
+        sketch: the projection; None computes no sketches.
+        sketched: f32[B, d]; the sketches are added to it, without the sketch's scale (`finish_sketches`).
+        threads: the largest number of threads; by default as many as torch may use, or one for each CPU of this
+            process.
 
     Raises:
-        OptionError: an array has a wrong dtype, shape, layout or device, or belongs to something that is None.
+        OptionError: an array has a wrong dtype, shape, layout or device; one of ``directions`` and ``products``, or
+            of ``sketch`` and ``sketched``, is None while the other is given; or the moments are missing.
         ClusterUCBError: the compiled extension is missing or gives wrong results.
     """
-    for name, one, other in (("directions", directions, products), ("sketch", sketch, sketched)):
-        if (one is None) != (other is None):
-            of = "products" if name == "directions" else "sketched"
-            missing, given = (name, of) if one is None else (of, name)
-            raise OptionError(f"{missing} is None but {given} is given; expected both or neither")
+    for name, given, output in (("directions", directions, products), ("sketch", sketch, sketched)):
+        if (given is None) != (output is None):
+            output_name = "products" if name == "directions" else "sketched"
+            missing, present = (name, output_name) if given is None else (output_name, name)
+            raise OptionError(f"{missing} is None but {present} is given; expected both or neither")
     if preconditioner.kind != "sgd" and moments is None:
         raise OptionError(f"moments are None; expected (m, v) for preconditioner {preconditioner.kind}")
     m, v = moments if moments is not None else (None, None)
@@ -87,8 +90,8 @@ def finish(norm2: Array, products: Array) -> NDArray[np.float64]:
     """Return the scores ⟨Γ, V_s⟩ / ‖Γ‖ of accumulated samples.
 
     Args:
-        norm2: f64[B], squared norms.
-        products: f64[B, S], inner products.
+        norm2: f64[B], the squared norms.
+        products: f64[B, S], the inner products.
 
     Returns:
         f64[B, S]; NaN where a norm is zero or not finite.
@@ -99,12 +102,12 @@ def finish(norm2: Array, products: Array) -> NDArray[np.float64]:
 def finish_sketches(norm2: Array, sketched: Array, sketch: Sketch) -> NDArray[np.float32]:
     """Return the sketches f32[B, d] of accumulated samples' unit updates Γ / ‖Γ‖.
 
-    Their inner products estimate cosines. A row is NaN where the norm is zero or not finite.
+    Inner products of these sketches estimate cosines. A row is NaN where the norm is zero or not finite.
 
     Args:
-        norm2: f64[B], squared norms of the updates themselves.
-        sketched: f32[B, d], as `accumulate` leaves them.
-        sketch: what they were sketched by.
+        norm2: f64[B], the squared norms of the updates, not of their sketches.
+        sketched: f32[B, d], the sketches as `accumulate` leaves them.
+        sketch: the projection that made the sketches.
     """
     scale = _reciprocal_norms(norm2) * sketch.scale
     return (np.asarray(_on_cpu(sketched)) * scale[:, None]).astype(np.float32)
@@ -116,8 +119,8 @@ def sketch_products(sketches: Array, targets: Array) -> NDArray[np.float64]:
     A row's numbers do not depend on the other rows.
 
     Args:
-        sketches: f32, bf16 or f16 [N, d], on one device with
-        targets: f32[S, d].
+        sketches: f32, bf16 or f16 [N, d], the stored sketches.
+        targets: f32[S, d], the target sketches, on the same device.
     """
     sgd, n_rows, n_targets = Preconditioner("sgd"), len(sketches), len(targets)
     norm2, products = zeros_beside(sketches, n_rows), zeros_beside(sketches, n_rows, n_targets)
@@ -126,7 +129,7 @@ def sketch_products(sketches: Array, targets: Array) -> NDArray[np.float64]:
 
 
 def zeros_beside(array: Array, *shape: int) -> Any:
-    """Return zeros f64[shape], a tensor on an array's device where it is a tensor."""
+    """Return zeros f64[shape]: a numpy array beside a numpy array, a tensor on the same device beside a tensor."""
     if isinstance(array, np.ndarray):
         return np.zeros(shape)
     import torch
@@ -135,26 +138,26 @@ def zeros_beside(array: Array, *shape: int) -> Any:
 
 
 def default_threads() -> int:
-    """Return the number of threads that torch may use where it is imported, else those of this process.
+    """Return the number of threads that torch may use, or the number of this process's CPUs if torch is not imported.
 
-    A kernel runs while torch waits for it, so both together never use more.
+    A kernel runs while torch waits for it, so both together never use more threads than that.
     """
     torch = sys.modules.get("torch")
     return int(torch.get_num_threads()) if torch else len(os.sched_getaffinity(0))
 
 
 def simd() -> str:
-    """Name the kernels in use: ``avx512``, ``avx2`` or ``generic`` (set CLUSTERUCB_SIMD to force one)."""
+    """Return the name of the kernels in use: ``avx512``, ``avx2`` or ``generic`` (CLUSTERUCB_SIMD forces one)."""
     return str(extension.core().simd())
 
 
 def _plain(array: Any) -> Any:
-    """Return a tensor without its graph, which cannot cross the border; anything else as it is."""
+    """Return a tensor without its graph, since DLPack refuses tensors that require a gradient; leave others as is."""
     return array.detach() if getattr(array, "requires_grad", False) else array
 
 
 def _on_cuda(array: Any) -> bool:
-    if hasattr(array, "is_cuda"):  # a tensor, also one on a device that DLPack does not know
+    if hasattr(array, "is_cuda"):  # a tensor, perhaps on a device that DLPack does not know
         return bool(array.is_cuda)
     return hasattr(array, "__dlpack_device__") and array.__dlpack_device__()[0] in _CUDA
 

@@ -1,7 +1,7 @@
-"""Which preconditioner turns a gradient into an update, and with which settings.
+"""Name the preconditioners, which turn a gradient into an update direction, and hold their settings.
 
-The formulas are in `clusterucb.kernels.reference`. The names stand apart from them, without numpy, because the
-command line offers them before anything heavy is imported.
+The formulas are in `clusterucb.kernels.reference`. The names have a module of their own, without numpy, because the
+command line offers them before it imports anything heavy.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ PRECONDITIONERS = ("adam_less", "adam", "second_moment", "sgd")
 
 
 class Constants(NamedTuple):
-    """The factors of a preconditioner, computed in double precision once.
+    """The factors of a preconditioner's formula, computed once in double precision.
 
-    The Adam formulas are divided by the root of what multiplies g² under the root, above and below the
-    line, which saves a multiplication for each element (`clusterucb.kernels.reference`).
+    In the Adam formulas, numerator and denominator are divided by the root of the factor of g² under the root. This
+    saves a multiplication for each element (`clusterucb.kernels.reference`).
     """
 
-    first: float  # of g, and
-    from_m: float  # of m, above the line
-    from_v: float  # of v, under the root
-    eps: float
+    first: float  # factor of g in the numerator
+    from_m: float  # factor of m in the numerator
+    from_v: float  # factor of v under the root
+    eps: float  # the formula's eps, scaled to match
 
 
 @dataclass(frozen=True)
 class Preconditioner:
-    """What turns a gradient into an update.
+    """A formula that turns a gradient into an update direction, with the optimiser's settings.
 
     Attributes:
         kind: one of `PRECONDITIONERS`.
         beta1, beta2, eps: the optimiser's settings.
-        step: optimiser steps taken, t.
+        step: t, the number of optimiser steps taken.
 
     Raises:
-        OptionError: a value cannot be used.
+        OptionError: the kind is unknown, or a setting is out of range.
     """
 
     kind: str = "sgd"
@@ -63,7 +63,7 @@ class Preconditioner:
             )
 
     def constants(self) -> Constants:
-        """Return the factors that the formulas use."""
+        """Return the factors that the formula uses."""
         if self.kind == "second_moment":
             return Constants(1, 0, 1 / (1 - self.beta2**self.step), self.eps)
         first, second = 1 - self.beta1, 1 - self.beta2

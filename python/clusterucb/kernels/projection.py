@@ -1,19 +1,17 @@
-"""Which random projection a gradient is sketched by.
+"""Specify the random projection that sketches gradients.
 
-The matrix is a pure function of `VERSION` and the fields below: the same on every machine, whatever
-its CPU, its GPU or the number of its threads, and never stored. `clusterucb.kernels.reference` says what it is.
-The keys stand apart from the matrix, without numpy, because the command line checks options before
-anything heavy is imported.
+The matrix is a pure function of `VERSION` and the fields below. It is the same on every machine, whatever its CPU,
+its GPU or the number of its threads, and it is never stored. `clusterucb.kernels.reference` defines it. The keys
+have a module of their own, without numpy, because the command line checks options before it imports anything heavy.
 
-Choices:
-    - The default is a sparse Johnson-Lindenstrauss transform with s = 2 nonzeros a column (Kane & Nelson
-      2014), in s blocks of d / s buckets, with a hash that moves whole octets of neighbouring coordinates:
-      vector loads stay whole, and neighbours never share a bucket. Contiguous blocks and ``i mod d`` were
-      left out: their error on gradients with outlier columns is 2 to 19 times what theory says.
-    - s = 2 is the safe default; s = 4 for raw gradients (``sgd``), which are heavy-tailed; s = 1 is the
-      fastest.
-    - ``rademacher``, a dense matrix of random signs, is what LESS (TRAK) projects with. It is a reference:
-      d / s times the work for an error that is the same where energy is spread.
+Decisions:
+    - The default is a sparse Johnson-Lindenstrauss transform with s = 2 nonzeros in each column (Kane & Nelson
+      2014). It has s blocks of d / s buckets. Its hash moves whole octets of neighbouring coordinates, so that
+      vector loads stay whole and neighbours never share a bucket. Contiguous blocks and ``i mod d`` were rejected:
+      on gradients with outlier columns their error is 2 to 19 times what theory says.
+    - s = 2 is the safe default. s = 4 is for raw gradients (``sgd``), which are heavy-tailed. s = 1 is the fastest.
+    - ``rademacher``, a dense matrix of random signs, is what LESS (TRAK) projects with. It serves as a reference: it
+      takes d / s times the work, and its error is the same where a gradient's energy is spread.
 """
 
 from __future__ import annotations
@@ -22,12 +20,12 @@ from dataclasses import dataclass, replace
 
 from clusterucb.errors import OptionError, check_choice
 
-VERSION = 1  # a change of the matrix changes it; sketches of two versions cannot be compared
+VERSION = 1  # raise it whenever the matrix changes: sketches of two versions cannot be compared
 SKETCHES = ("sjlt", "rademacher")
 _NONZEROS = (1, 2, 4)
 _SMALLEST = 256
 _MASK = 2**64 - 1
-_APART = 0x51ED270B9F4A7C15  # between the seeds of two checkpoints
+_APART = 0x51ED270B9F4A7C15  # the distance between the seeds of two checkpoints
 
 
 @dataclass(frozen=True)
@@ -36,12 +34,12 @@ class Sketch:
 
     Attributes:
         dimension: d; for ``sjlt`` a power of two from 256.
-        nonzeros: s, nonzeros in a column of ``sjlt``; ``rademacher`` has no use for it.
-        seed: another seed, an independent matrix.
+        nonzeros: s, the nonzeros in each column of ``sjlt``; ``rademacher`` ignores it.
+        seed: selects the matrix; two seeds give independent matrices.
         kind: one of `SKETCHES`.
 
     Raises:
-        OptionError: a value cannot be used.
+        OptionError: a field is out of range.
     """
 
     dimension: int = 8192
@@ -61,33 +59,41 @@ class Sketch:
 
     @property
     def blocks(self) -> int:
-        """Number of sparse blocks, s; 0 for a dense matrix."""
+        """The number of sparse blocks, s; 0 for a dense matrix."""
         return self.nonzeros if self.kind == "sjlt" else 0
 
     @property
     def scale(self) -> float:
-        """The factor that kernels leave to the end, so that their sums are of the updates themselves."""
+        """The factor that makes E ⟨Rx, Ry⟩ = ⟨x, y⟩; kernels add up unscaled updates, `finish_sketches` applies it."""
         return float((self.blocks or self.dimension) ** -0.5)
 
     def of_checkpoint(self, number: int) -> Sketch:
-        """Return the independent matrix for checkpoint ``number``, from 0, whose sketches are added to this one's."""
+        """Return an independent projection for checkpoint ``number``, counted from 0; number 0 gives this one.
+
+        The sketches of several checkpoints are added up.
+        """
         return replace(self, seed=(self.seed + number * _APART) % 2**63)
 
     def keys(self) -> list[int]:
-        """Return six 32-bit words for each block (one for a dense matrix): two each of sign, row, lane."""
+        """Return six 32-bit words for each block (a dense matrix has one): two each for sign, row and lane."""
         words = []
         for number in range(3 * max(self.blocks, 1)):
-            # Seeds go through the mix first, so that those of neighbouring seeds are no shifted copies.
+            # The seed is mixed first, so that the keys of neighbouring seeds are not shifted copies of each other.
             key = _mix(_mix(self.seed + 0x9E3779B97F4A7C15) + number + 1)
             words += [key & 0xFFFFFFFF, key >> 32]
         return words
 
 
 def check_dimension(name: str, dimension: int, kind: str = "sjlt") -> None:
-    """Refuse a dimension that a sketch cannot have, naming the nearest that it can.
+    """Refuse a dimension that a sketch cannot have, and name the nearest valid ones.
+
+    Args:
+        name: the option's name, for the message.
+        dimension: d.
+        kind: one of `SKETCHES`.
 
     Raises:
-        OptionError: it is none.
+        OptionError: a sketch of this kind cannot have this dimension.
     """
     if kind != "sjlt":
         if dimension < 1:
@@ -100,7 +106,7 @@ def check_dimension(name: str, dimension: int, kind: str = "sjlt") -> None:
 
 
 def _mix(word: int) -> int:
-    """Return the finaliser of SplitMix64 (Steele et al. 2014), a bijection of 64-bit words."""
+    """Mix the bits of a 64-bit word with the finaliser of SplitMix64 (Steele et al. 2014), a bijection."""
     word &= _MASK
     word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
     word = (word ^ (word >> 27)) * 0x94D049BB133111EB & _MASK

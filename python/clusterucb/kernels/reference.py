@@ -1,17 +1,17 @@
-"""The compute core in numpy: the specification that the compiled kernels are tested against.
+"""Specify the compute core in numpy; the compiled kernels are tested against this module.
 
-For a sample's gradient g and the checkpoint's Adam moments m and v after t steps, with
-m' = beta1 m + (1 - beta1) g and v' = beta2 v + (1 - beta2) g²:
+Let g be a sample's gradient, and m and v the checkpoint's Adam moments after t steps. With
+m' = beta1 m + (1 - beta1) g and v' = beta2 v + (1 - beta2) g², the preconditioners are:
 
-    adam_less       m' / sqrt(v' + eps)                      what LESS and ClusterUCB ran: eps inside the
-                                                             root, no bias correction
-    adam            (m' / (1 - beta1^(t+1))) / (sqrt(v' / (1 - beta2^(t+1))) + eps)      the optimiser's
-                                                             true next direction, without weight decay
+    adam_less       m' / sqrt(v' + eps)                      as LESS and ClusterUCB ran it: eps inside the root,
+                                                             no bias correction
+    adam            (m' / (1 - beta1^(t+1))) / (sqrt(v' / (1 - beta2^(t+1))) + eps)      the optimiser's true next
+                                                             direction, without weight decay
     second_moment   g / (sqrt(v / (1 - beta2^t)) + eps)
     sgd             g
 
-They are different features of a sample: scores of two of them cannot be compared. As computed, the Adam
-formulas are divided above and below the line by the root of what multiplies g² (`Constants`).
+Each describes a sample differently: scores of two preconditioners cannot be compared. The code divides numerator and
+denominator of the Adam formulas by the root of the factor of g² (`Constants`).
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ from numpy.typing import NDArray
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
 
-Array: TypeAlias = Any  # of numpy or of torch: what is written with operators serves both
+Array: TypeAlias = Any  # numpy's or torch's: code that uses operators alone serves both
 
 
 def precondition(gradient: Array, m: Array | None, v: Array | None, preconditioner: Preconditioner) -> Array:
-    """Return the update direction of every element, in the precision of ``gradient``.
+    """Return the update direction, element by element, in the precision of ``gradient``.
 
     Args:
-        gradient: [B, n], or any shape that ``m`` and ``v`` broadcast to; of numpy or of torch.
+        gradient: [B, n], or any shape that ``m`` and ``v`` broadcast to; an array of numpy or a tensor of torch.
         m, v: [n], the moments; None for ``sgd``.
         preconditioner: the formula and its settings.
+
+    Returns:
+        An array of the shape of ``gradient``.
     """
     c = preconditioner.constants()
     if m is None or v is None or preconditioner.kind == "sgd":
@@ -49,8 +52,8 @@ def precondition(gradient: Array, m: Array | None, v: Array | None, precondition
 def keyed_hash(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint32]:
     """Return 32 random bits for every counter u64[...] and a key of two 32-bit words.
 
-    Two rounds of mixing, a key word before each; the multipliers are those of Wellons' hash functions
-    lowbias32 and triple32. 32-bit multiplications are what both AVX2 and GPUs have.
+    The hash mixes in two rounds and adds a word of the key before each. The multipliers are those of Wellons' hash
+    functions lowbias32 and triple32. All multiplications have 32 bits, because AVX2 and GPUs have those.
     """
     low, high = counter.astype(np.uint32), (counter >> np.uint64(32)).astype(np.uint32)
     x = low ^ np.uint32(key[0])
@@ -66,14 +69,15 @@ def keyed_hash(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.
 def sparse_columns(
     sketch: Sketch, coordinates: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
-    """Return where the nonzeros of columns stand, without their scale.
+    """Return the positions and signs of a sparse matrix's nonzeros, without their scale.
 
-    A block has width w = d / s. Coordinate i stands in row r = i // w at j = i % w. Octets of coordinates
-    go to octets of buckets, j // 8 to (j // 8) ^ h(r), and within them lane j % 8 goes to (j % 8) ^ l(r).
+    A block has width w = d / s. Coordinate i stands in row r = i // w, at position j = i % w of that row. An octet of
+    coordinates goes to an octet of buckets: j // 8 goes to (j // 8) ^ h(r). Within the octet, lane j % 8 goes to
+    (j % 8) ^ l(r).
 
     Args:
-        sketch: of kind ``sjlt``.
-        coordinates: i64[n], of the flat parameter space.
+        sketch: a projection of kind ``sjlt``.
+        coordinates: i64[n], coordinates of the flat parameter space.
 
     Returns:
         i64[s, n], the bucket of each coordinate in each block, and i8[s, n], its sign, 1 or -1.
@@ -111,7 +115,7 @@ def dense_columns(sketch: Sketch, coordinates: NDArray[np.int64]) -> NDArray[np.
 
 
 def project(update: NDArray[np.float64], offset: int, sketch: Sketch) -> NDArray[np.float64]:
-    """Return the sketches f64[B, d] of updates f64[B, n] that begin at ``offset``, without their scale."""
+    """Return the sketches f64[B, d] of the updates f64[B, n] for coordinates from ``offset`` on, without the scale."""
     coordinates = np.arange(offset, offset + update.shape[1])
     if not sketch.blocks:
         return update @ dense_columns(sketch, coordinates).astype(np.float64)
@@ -133,7 +137,7 @@ def accumulate(
     sketch: Sketch | None = None,
     sketched: NDArray[np.float32] | None = None,
 ) -> None:
-    """Add one segment's share of norms, inner products and sketches; see `clusterucb.kernels.ops.accumulate`."""
+    """Add one segment's part of norms, inner products and sketches, as `clusterucb.kernels.ops.accumulate` does."""
     segment = slice(offset, offset + gradient.shape[1])
     m, v = (moments[0][segment], moments[1][segment]) if moments else (None, None)
     update = precondition(gradient.astype(np.float32), m, v, preconditioner).astype(np.float64)

@@ -1,15 +1,16 @@
-"""The compute core as ``torch.ops.clusterucb``, for graphs that ``torch.compile`` traces.
+"""Register the compute core as ``torch.ops.clusterucb``, for graphs that ``torch.compile`` traces.
 
-Importing this module registers the operators; nothing else in the package needs them. They are defined
-with `torch.library.Library`, whose calls cost a third of those of ``custom_op``, and have fake kernels, so
-that tracing and `torch.library.opcheck` work without running them.
+Importing this module registers the operators; nothing else in the package needs them. They are defined with
+`torch.library.Library`, whose calls cost a third of those of ``custom_op``. They have fake kernels, so that tracing
+and `torch.library.opcheck` work without running them.
 
     accumulate(gradient, offset, kind, beta1, beta2, eps, step, m, v, directions, sketch, dimension, nonzeros,
                seed, norm2, products, sketched) -> ()
-        `clusterucb.kernels.ops.accumulate`, with the fields of a `Preconditioner` and, where ``sketch`` names its
-        kind, of a `Sketch`; it adds to norm2, products and sketched.
+        Runs `clusterucb.kernels.ops.accumulate`, and so adds to norm2, products and sketched. ``kind`` to ``step``
+        are the fields of a `Preconditioner`. ``sketch`` to ``seed`` are those of a `Sketch`; ``sketch`` is its kind,
+        or None for no sketch.
     scores(norm2, products) -> Tensor
-        f64[B, S], the products over the norms; NaN where a norm is zero or not finite.
+        Returns f64[B, S], the products divided by the norms; NaN where a norm is zero or not finite.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
 
-# Kept alive: its operators go with it.
+# Kept in a global: torch removes the operators when the library is deleted.
 _LIBRARY = torch.library.Library("clusterucb", "DEF")
 _LIBRARY.define(
     "accumulate(Tensor gradient, int offset, str kind, float beta1, float beta2, float eps, int step, "
