@@ -201,7 +201,9 @@ def test_a_layer_in_two_places_is_refused_by_name():
     model = tiny_llama()
     model.model.layers[1].self_attn = model.model.layers[0].self_attn
     model = with_lora(model)
-    with pytest.raises(ModelError, match=r"weight of 'model.layers\.0\..*lora_A' is another layer's as well"):
+    with pytest.raises(
+        ModelError, match=r"weight of 'model.layers\.0\..*lora_A' is shared with another layer"
+    ):
         ParameterManifest.of(model)
 
 
@@ -221,7 +223,7 @@ def test_a_layer_that_runs_twice_is_refused_by_name():
 
 
 def test_lora_on_the_vocabulary_head_is_refused_by_name():
-    with pytest.raises(ModelError, match=r"lm_head\.lora_A.* is of the vocabulary head"):
+    with pytest.raises(ModelError, match=r"lm_head\.lora_A.* belongs to the vocabulary head"):
         ParameterManifest.of(with_lora(tiny_llama(), target_modules=["lm_head", "q_proj"]))
 
 
@@ -368,7 +370,7 @@ def test_weights_and_gradients_that_the_caller_has_stay():
             "model.layers.*.mlp.nope",
             r"names no linear layer; this model's are .*layers\.\*\.mlp\.down_proj",
         ),
-        (tiny_llama, "*", "'lm_head' is of the vocabulary head"),
+        (tiny_llama, "*", "'lm_head' belongs to the vocabulary head"),
         (tiny_moe, "*.experts.*", "names no linear layer"),  # one tensor of all experts
     ],
 )
@@ -383,7 +385,7 @@ def test_tied_weights_are_refused_by_name():
     layers[1].mlp.up_proj.weight = layers[0].mlp.gate_proj.weight
     for pattern in ("*.0.mlp.gate_proj", "*.1.mlp.up_proj"):
         with pytest.raises(
-            ModelError, match=r"the weight of 'model.layers.\d.mlp.\w+' is another layer's as well"
+            ModelError, match=r"the weight of 'model.layers.\d.mlp.\w+' is shared with another layer"
         ):
             ParameterManifest.matching(model, [pattern])
     assert ParameterManifest.matching(model, ["*.2.mlp.*"]).size == 3 * 24 * 40

@@ -563,7 +563,7 @@ def test_python_has_the_options_of_the_command_line():
     [
         ({"budget": 1}, "at most the budget"),
         ({"lora_targets": "nope"}, "got nope; this model's linear layers are"),
-        ({"lora_targets": "q_proj,lm_head"}, "is of the vocabulary head"),
+        ({"lora_targets": "q_proj,lm_head"}, "belongs to the vocabulary head"),
     ],
 )
 def test_overwrite_removes_nothing_before_the_new_run_is_accepted(job, tmp_path, changes, message):

@@ -153,7 +153,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
     for content in (whole[:2000], whole[:-100], b"", b"version https://git-lfs.github.com/spec/v1\n"):
         weights.write_bytes(content)
         with pytest.raises(
-            ModelError, match=r"model.safetensors is damaged \(.*\). Expected a whole file: fetch"
+            ModelError, match=r"model.safetensors is damaged \(.*\). Expected a whole file: download"
         ):
             source.model("auto", "cpu")
     weights.unlink()

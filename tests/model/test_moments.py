@@ -26,7 +26,10 @@ sys.path.append(str(Path(__file__).parents[1] / "data"))
 import make_optimizer_states as made
 
 MLP = "model.layers.*.mlp.*"
-PARTS = r"Expected one file with all of it: save with FSDP's FULL_STATE_DICT, .*dcp_to_torch_save .*preconditioner"
+PARTS = (
+    r"Expected one file with the whole state: save with FSDP's FULL_STATE_DICT, .*dcp_to_torch_save "
+    r".*--optimizer, .*preconditioner"
+)
 
 
 def asked(whole, *patterns):
@@ -178,17 +181,17 @@ OTHERS = [
     (
         torch.optim.SGD,
         {"momentum": 0.9},
-        "is of SGD or Muon: for parameter 0 it has momentum_buffer; expected",
+        "is the state of SGD or Muon: for parameter 0 it has momentum_buffer; expected",
     ),
-    (torch.optim.RAdam, {}, "is of RAdam"),
-    (torch.optim.NAdam, {}, "is of NAdam: .*mu_product"),
-    (torch.optim.Adamax, {}, "is of Adamax: .*exp_inf"),
-    (torch.optim.RMSprop, {}, "is of RMSprop or Adadelta: .*square_avg"),
-    (torch.optim.Adagrad, {}, "is of Adagrad: .*step, sum"),
-    (torch.optim.Adafactor, {}, "is of Adafactor: .*row_var"),
-    (transformers.Adafactor, {}, "is of Adafactor: .*exp_avg_sq_row"),
-    (torch.optim.AdamW, {"amsgrad": True}, "is of an optimiser with amsgrad=True"),
-    (torch.optim.Adam, {"maximize": True}, "is of an optimiser with maximize=True"),
+    (torch.optim.RAdam, {}, "is the state of RAdam"),
+    (torch.optim.NAdam, {}, "is the state of NAdam: .*mu_product"),
+    (torch.optim.Adamax, {}, "is the state of Adamax: .*exp_inf"),
+    (torch.optim.RMSprop, {}, "is the state of RMSprop or Adadelta: .*square_avg"),
+    (torch.optim.Adagrad, {}, "is the state of Adagrad: .*step, sum"),
+    (torch.optim.Adafactor, {}, "is the state of Adafactor: .*row_var"),
+    (transformers.Adafactor, {}, "is the state of Adafactor: .*exp_avg_sq_row"),
+    (torch.optim.AdamW, {"amsgrad": True}, "is the state of an optimiser with amsgrad=True"),
+    (torch.optim.Adam, {"maximize": True}, "is the state of an optimiser with maximize=True"),
 ]
 
 
@@ -464,15 +467,15 @@ def test_a_folders_file_is_the_trainers_or_else_accelerates(tmp_path):
     (tmp_path / "optimizer.pt").touch()
     assert optimizer_file(tmp_path) == tmp_path / "optimizer.pt"
     assert str(missing_state(tmp_path)).endswith(
-        f"is a folder; expected its file of the optimiser state: give {tmp_path / 'optimizer.pt'}"
+        f"is a folder; expected the file of the optimiser state in it: give {tmp_path / 'optimizer.pt'}"
     )
 
 
 @pytest.mark.parametrize(
     ("there", "message"),
     [
-        ("optimizer_0/__0_0.distcp", rf"it lies in parts, such as \S+/__0_0.distcp\. {PARTS}"),
-        ("optimizer_0_rank1.bin", rf"it lies in parts, such as \S+/optimizer_0_rank1.bin\. {PARTS}"),
+        ("optimizer_0/__0_0.distcp", rf"it is split into parts, such as \S+/__0_0.distcp\. {PARTS}"),
+        ("optimizer_0_rank1.bin", rf"it is split into parts, such as \S+/optimizer_0_rank1.bin\. {PARTS}"),
         (
             "global_step5/zero_pp_rank_0_mp_rank_00_optim_states.pt",
             r"such as \S+/global_step5\. DeepSpeed's .*sgd",

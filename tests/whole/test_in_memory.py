@@ -303,9 +303,17 @@ def test_what_does_not_fit_is_refused(job, model, tokenizer, tmp_path: Path) -> 
     refused(OptionError, "given without its tokenizer; expected tokenizer=", model=model, tokenizer=None)
     refused(OptionError, "a tokenizer is given with the path of a model", model=job / "model")
     refused(
-        OptionError, "dtype is 'bfloat16', the model that was given float32", model=model, dtype="bfloat16"
+        OptionError,
+        "dtype is 'bfloat16', but the given model's dtype is float32; expected auto or float32",
+        model=model,
+        dtype="bfloat16",
     )
-    refused(OptionError, "device is 'cuda', the model that was given cpu", model=model, device="cuda")
+    refused(
+        OptionError,
+        "device is 'cuda', but the given model's device is cpu; expected auto or cpu",
+        model=model,
+        device="cuda",
+    )
     stranger = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))])
     refused(
         OptionError, "an optimizer is given with a model that has no adapter", model=model, optimizer=stranger

@@ -1,1 +1,1 @@
-"""Internal. Base models, adapters and optimiser states: found, loaded and checked."""
+"""Internal. Finds, loads and checks base models, adapters and optimiser states."""

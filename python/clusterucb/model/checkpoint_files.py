@@ -1,6 +1,7 @@
-"""Where a folder keeps its optimiser state, and what to do if that is not one file.
+"""Find and hash a checkpoint's files, and explain what to do where the optimiser state is not one file.
 
-Apart from `optimizer_state`, which reads the file, so that a path is checked before torch is imported.
+`optimizer_state` reads the state. This module stands apart from it, so that paths are checked before torch is
+imported.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from pathlib import Path
 
 from clusterucb.errors import ModelError
 
-_NAMES = ("optimizer.pt", "optimizer.bin")  # of the Hugging Face Trainer; of accelerate, and so of LESS
+_NAMES = ("optimizer.pt", "optimizer.bin")  # the Hugging Face Trainer's; accelerate's, and so LESS's
 WITHOUT = "use --preconditioner sgd, which needs none"
 PARTS = (
-    "Expected one file with all of it: save with FSDP's FULL_STATE_DICT, or join the folder of .distcp files with "
-    f"torch.distributed.checkpoint.format_utils.dcp_to_torch_save and give that with --optimizer, or {WITHOUT}"
+    "Expected one file with the whole state: save with FSDP's FULL_STATE_DICT, or join the folder of .distcp files "
+    "with torch.distributed.checkpoint.format_utils.dcp_to_torch_save and give the joined file with --optimizer, or "
+    f"{WITHOUT}"
 )
 DEEPSPEED = (
     "DeepSpeed's states are not read, and zero_to_fp32 joins weights alone: train with FSDP or without ZeRO, or "
@@ -29,20 +31,23 @@ _IN_PARTS = {
 
 
 def optimizer_file(folder: Path) -> Path:
-    """Return where a checkpoint's folder has its optimiser state, or would have it if it has none."""
+    """Return the path of the optimiser state in a checkpoint's folder, or ``optimizer.pt`` if there is no state."""
     files = [folder / name for name in _NAMES]
     return next((file for file in files if file.is_file()), files[0])
 
 
 def missing_state(path: Path) -> ModelError:
-    """Return what to say of a path that is no file: what lies there in its place, and how to get one file."""
+    """Return the error for an optimiser state's path that is not a file.
+
+    The message says what lies there instead, and how to get one file.
+    """
     folder = path if path.is_dir() else path.parent
     if folder == path and (file := optimizer_file(folder)).is_file():
-        return ModelError(f"{path} is a folder; expected its file of the optimiser state: give {file}")
+        return ModelError(f"{path} is a folder; expected the file of the optimiser state in it: give {file}")
     for remedy, patterns in _IN_PARTS.items():
         if part := min(chain.from_iterable(map(folder.glob, patterns)), default=None):
             return ModelError(
-                f"there is no optimiser state {path}; it lies in parts, such as {part}. {remedy}"
+                f"there is no optimiser state {path}; it is split into parts, such as {part}. {remedy}"
             )
     return ModelError(f"there is no optimiser state {path}; give it with --optimizer, or {WITHOUT}")
 
@@ -50,10 +55,17 @@ def missing_state(path: Path) -> ModelError:
 def checkpoint_fingerprints(
     checkpoints: Sequence[tuple[Path | None, Path | None]],
 ) -> dict[str, str | None]:
-    """Return a hex SHA-256 of adapters (configurations and weights) and of optimiser states, None for none.
+    """Return fingerprints of the content of checkpoints.
+
+    Args:
+        checkpoints: the adapter's folder and the optimiser state's file of each checkpoint; either may be None.
+
+    Returns:
+        Under ``adapter content`` a hex SHA-256 of all adapters' configurations and weights, and under
+        ``optimizer content`` one of all optimiser states; None where there are none.
 
     Raises:
-        ModelError: one of the files is missing.
+        ModelError: a file is missing.
     """
     weights = [path for adapter, _ in checkpoints if adapter for path in adapter_files(adapter)]
     states = [state for _, state in checkpoints if state]
@@ -67,10 +79,10 @@ def checkpoint_fingerprints(
 
 
 def adapter_files(adapter: Path) -> list[Path]:
-    """Return an adapter's configuration and weights.
+    """Return the files of an adapter's configuration and weights.
 
     Raises:
-        ModelError: one of the files is missing.
+        ModelError: a file is missing.
     """
     weights = [adapter / "adapter_model.safetensors", adapter / "adapter_model.bin"]
     files = [adapter / "adapter_config.json", *[path for path in weights if path.is_file()][:1]]

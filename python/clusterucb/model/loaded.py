@@ -1,14 +1,14 @@
-"""A model and a tokenizer that the caller has loaded: lent for a job, and given back as they were.
+"""Let a job borrow a model and a tokenizer that the caller has loaded, and give them back unchanged.
 
 Decisions:
-    - Where a path is expected, an object may stand: the decorator `borrowing` is the one place that knows, and
-      what lies behind it sees a `LoadedModel` with the methods of `clusterucb.model.source.ModelSource`.
-    - A PEFT model is the checkpoint itself: its LoRA layers are put aside while the job works on a copy that it loads
-      from a temporary folder, like any other adapter. So what a run computes depends on files alone,
-      and the caller's layers are not touched at all.
+    - A job accepts an object in place of a path. Only the decorator `borrowing` knows about this; the code behind it
+      sees a `LoadedModel`, which has the methods of `clusterucb.model.source.ModelSource`.
+    - A PEFT model is the checkpoint itself. Its LoRA layers are put aside while the job works on a copy of the adapter,
+      which it loads from a temporary folder like any other adapter. So a run's numbers depend on files alone, and the
+      job never touches the caller's layers.
     - The optimiser may be an object too. Its parameters are known, so its state is written under their names.
-    - What is given back is checked by nobody: everything that a job changes is noted before, on every module, and
-      put back afterwards, whatever happens.
+    - Nothing checks afterwards that the model is unchanged. Instead, the state of every module is noted before the job
+      and restored after it, whatever happens.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_SAMPLED = 1 << 16  # values of a parameter that its fingerprint looks at
+_SAMPLED = 1 << 16  # a fingerprint takes about this many values of each parameter
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class LoadedModel:
-    """A base model and its tokenizer, in the place of a folder.
+    """A base model and its tokenizer in memory, used in place of a model's folder.
 
     Attributes:
         given: the model itself.
-        name: of the folder or hub id that it came from, as far as it says.
+        name: the folder or hub id that the model came from, or the name of its class if the model does not say.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -64,40 +64,47 @@ class LoadedModel:
         return digest.hexdigest()
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Return a copy of the tokenizer, whose padding and truncation may be set."""
+        """Return a copy of the tokenizer; its padding and truncation may be changed."""
         return copy.deepcopy(self._tokenizer)
 
     def model(self, dtype: str, device: str) -> PreTrainedModel:
         """Return the model itself, in evaluation mode.
 
+        Args:
+            dtype: the expected dtype, or ``auto`` for the model's own.
+            device: the expected device, or ``auto`` for the model's own.
+
         Raises:
-            OptionError: it is of another dtype, or on another device, than asked for.
+            OptionError: the model has another dtype, or is on another device.
         """
         self._check("dtype", dtype, str(next(self.given.parameters()).dtype).removeprefix("torch."))
         self.device(device)
         return self.given.eval()
 
     def device(self, asked: str) -> str:
-        """Return where the model is.
+        """Return the model's device.
+
+        Args:
+            asked: the expected device, or ``auto``.
 
         Raises:
-            OptionError: it is not where it should be.
+            OptionError: the model is on another device.
         """
-        found = str(next(self.given.parameters()).device)
-        self._check("device", asked, found)
-        return found
+        device = str(next(self.given.parameters()).device)
+        self._check("device", asked, device)
+        return device
 
     def _check(self, option: str, asked: str, got: str) -> None:
         if asked not in ("auto", got) and f"{asked}:0" != got:
             raise OptionError(
-                f"{option} is {asked!r}, the model that was given {got}; expected auto or {got}"
+                f"{option} is {asked!r}, but the given model's {option} is {got}; expected auto or {got}"
             )
 
 
 def borrowing(job: Function) -> Function:
-    """Return a job that takes a loaded ``model``, with its ``tokenizer``, where it takes a path.
+    """Decorate a job so that ``model`` may also be a loaded model, given with its ``tokenizer``.
 
-    The ``optimizer`` of a PEFT model may then be a torch optimiser.
+    With a PEFT model, ``optimizer`` may be a torch optimiser.
     """
 
     @functools.wraps(job)
@@ -105,10 +112,10 @@ def borrowing(job: Function) -> Function:
         if isinstance(model, str | PathLike):
             if tokenizer is not None:
                 raise OptionError(
-                    "a tokenizer is given with the path of a model, which has its own; leave it away"
+                    "a tokenizer is given with the path of a model, which has its own; leave it out"
                 )
             return job(*arguments, model=model, **options)
-        with _lent(model, tokenizer, options) as (source, options_now):
+        with _lend(model, tokenizer, options) as (source, options_now):
             return job(*arguments, model=source, **options_now)
 
     signature = inspect.signature(job)
@@ -122,10 +129,10 @@ def borrowing(job: Function) -> Function:
 
 
 @contextmanager
-def _lent(
+def _lend(
     model: Any, tokenizer: Any, options: Mapping[str, Any]
 ) -> Iterator[tuple[LoadedModel, dict[str, Any]]]:
-    """Yield a model in the place of a folder, and options with the adapter that it had."""
+    """Yield a model for use in place of a folder, and the options with the model's adapter; restore the model."""
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -151,8 +158,8 @@ def _lent(
             options_now = dict(options)
             if hasattr(optimizer, "state_dict"):
                 folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="clusterucb-")))
-                options_now["optimizer"] = _saved_state(optimizer, model, folder / "optimizer.pt")
-                undo.enter_context(_in_memory({folder / "optimizer.pt": "the optimizer"}))
+                options_now["optimizer"] = _save_state(optimizer, model, folder / "optimizer.pt")
+                undo.enter_context(_errors_naming({folder / "optimizer.pt": "the optimizer"}))
             yield LoadedModel(model, tokenizer), options_now
             return
         for name in ("adapter", "checkpoint", "parameters", "store"):
@@ -169,36 +176,41 @@ def _lent(
         for config in model.peft_config.values():
             undo.callback(vars(config).update, dict(vars(config)))
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="clusterucb-")))
-        adapter = _saved(model, folder)
+        adapter = _save_adapter(model, folder)
         options_now = {**options, "adapter": adapter}
         optimizer = options.get("optimizer")
         if hasattr(optimizer, "state_dict"):
-            options_now["optimizer"] = _saved_state(optimizer, model, folder / "optimizer.pt")
+            options_now["optimizer"] = _save_state(optimizer, model, folder / "optimizer.pt")
         undo.enter_context(
-            _in_memory({folder / "optimizer.pt": "the optimizer", adapter: "the model's adapter"})
+            _errors_naming({folder / "optimizer.pt": "the optimizer", adapter: "the model's adapter"})
         )
         yield LoadedModel(_without_lora(model), tokenizer), options_now
 
 
 @contextmanager
-def _in_memory(names: Mapping[Path, str]) -> Iterator[None]:
-    """Let errors name objects, as the caller knows them, in place of files that are gone by then."""
+def _errors_naming(names: Mapping[Path, str]) -> Iterator[None]:
+    """Replace temporary files in error messages by the caller's objects, since the files are soon deleted."""
     try:
         yield
     except ClusterUCBError as error:
-        said = str(error)
+        message = str(error)
         for path, name in names.items():
-            said = said.replace(str(path), name)
-        if said == str(error):
+            message = message.replace(str(path), name)
+        if message == str(error):
             raise
-        said = said.replace("--preconditioner sgd", "preconditioner='sgd'").replace(
+        message = message.replace("--preconditioner sgd", "preconditioner='sgd'").replace(
             "Save it after", "Give it after"
         )
-        raise type(error)(said) from error
+        raise type(error)(message) from error
 
 
 def keep(model: nn.Module, undo: ExitStack) -> None:
-    """Note how every module and parameter is, to put it back: layers, hooks, mode, what is trained."""
+    """Note the state of every module and parameter (layers, hooks, mode, requires_grad), and let ``undo`` restore it.
+
+    Args:
+        model: the model to restore later.
+        undo: restores the model when it is closed.
+    """
     for module in model.modules():
         attributes = vars(module)
         containers = {key: dict(value) for key, value in attributes.items() if isinstance(value, dict)}
@@ -215,8 +227,8 @@ def _put_back(module: nn.Module, attributes: dict[str, Any], containers: dict[st
         attributes[key].update(content)
 
 
-def _saved(model: Any, folder: Path) -> Path:
-    """Write the active adapter into a folder, and return where it is."""
+def _save_adapter(model: Any, folder: Path) -> Path:
+    """Write the active adapter into a folder, and return the adapter's own folder."""
     from clusterucb.model.source import without_bars
 
     name, *others = model.active_adapters
@@ -228,19 +240,17 @@ def _saved(model: Any, folder: Path) -> Path:
     path = adapter / "adapter_config.json"
     config = {
         key: sorted(value)
-        if isinstance(value, list) and all(isinstance(one, str) for one in value)
+        if isinstance(value, list) and all(isinstance(entry, str) for entry in value)
         else value
         for key, value in json.loads(path.read_text()).items()
-    }  # PEFT writes sets in an order that is another one tomorrow
-    config["init_lora_weights"] = (
-        True  # PiSSA and its like would take their part out of the base model once more
-    )
+    }  # PEFT writes sets, whose order varies between processes
+    config["init_lora_weights"] = True  # PiSSA and the like would subtract from the base model a second time
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
     return adapter
 
 
-def _saved_state(optimizer: Any, model: nn.Module, path: Path) -> Path:
-    """Write an optimiser's state with its parameters' names, and return where it is."""
+def _save_state(optimizer: Any, model: nn.Module, path: Path) -> Path:
+    """Write an optimiser's state with its parameters' names, and return the path."""
     import torch
 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -271,24 +281,24 @@ def _without_lora(model: Any) -> PreTrainedModel:
                 raise ModelError("the adapter is disabled; expected it enabled")
             parent, _, attribute = name.rpartition(".")
             setattr(base.get_submodule(parent), attribute, layer.get_base_layer())
-    vars(base).pop("peft_config", None)  # or PEFT warns that it has an adapter
+    vars(base).pop("peft_config", None)  # otherwise PEFT warns that the model already has an adapter
     _refuse_adapters(base)
     return base
 
 
 def _refuse_adapters(model: nn.Module) -> None:
-    """Refuse what PEFT has put into a model, other than the LoRA layers of a PEFT model."""
+    """Refuse a model that holds modules of PEFT; the LoRA layers of a PEFT model are put aside before."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     for name, layer in model.named_modules():
         if isinstance(layer, AuxiliaryTrainingWrapper):
             raise ModelError(
-                f"{name} is a {type(layer).__name__} (modules_to_save, or tokens that are trained), which is not "
-                "supported; expected LoRA on linear layers alone"
+                f"{name} is a {type(layer).__name__} (modules_to_save, or trainable tokens), which is not supported; "
+                "expected LoRA on linear layers alone"
             )
         if isinstance(layer, BaseTunerLayer):
             raise ModelError(
-                f"{name} is a layer of PEFT, but the model is no PEFT model; expected the one that get_peft_model "
+                f"{name} is a layer of PEFT, but the model is not a PEFT model; expected the model that get_peft_model "
                 "returned, or one without adapters"
             )

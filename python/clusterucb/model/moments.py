@@ -1,15 +1,17 @@
-"""The checkpoint's Adam moments, in the flat parameter space.
+"""Load the checkpoint's Adam moments into the flat parameter space.
 
-An optimiser's state calls its parameters by name or by position (`optimizer_state`). Names decide wherever a
-file has them, however its writer spells wrappers and adapter: a state is never matched by position against
-its own names. Positions are those of the writer: the Hugging Face Trainer puts the parameters with weight
-decay first and those without after them, each group in the order of `model.named_parameters()`, trainable
-ones only; an optimiser with one group has that order itself, of the trainable ones or of all. The order is
-rebuilt and then checked: the number of groups, their sizes and the shape of everything in the file must fit,
-also of what the run trained and nobody asks for.
-
-Where the moments of all that the model trains are asked for, as with LoRA, the file must have exactly these.
-Where some are, of a run that trained more, it must have those, and may have others that this model lacks.
+Decisions:
+    - An optimiser's state identifies its parameters by name or by position (`optimizer_state`). If a file has names,
+      they decide, however its writer spells wrappers and adapter. A state that has names is never matched by position.
+    - Positions follow the writer's order. The Hugging Face Trainer has two groups: the parameters with weight decay
+      come first, those without come second. Each group has the trainable parameters alone, in the order of
+      `model.named_parameters()`. An optimiser with one group has the trainable parameters, or all parameters, in that
+      order.
+    - The order is rebuilt and then checked. The number of groups, their sizes and the shapes of all entries in the
+      file must fit. This includes entries of parameters that the run trained but the manifest does not ask for.
+    - If the manifest asks for all parameters that the model trains, as with LoRA, the file must have exactly these. If
+      it asks for some parameters of a run that trained more, the file must have these, and may have others that this
+      model lacks.
 """
 
 from __future__ import annotations
@@ -31,9 +33,8 @@ from clusterucb.model.checkpoint_files import PARTS
 from clusterucb.model.optimizer_state import EXPECTED, Key, OptimizerState, read_state
 from clusterucb.model.parameters import ParameterManifest, canonical_name
 
-# The Trainer gives no weight decay to these, and to the parameters of layer norms.
+# The Trainer gives no weight decay to parameters with such names, nor to the parameters of layer norms.
 _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
-# Parts of a name that are no layer of the model: of DDP, FSDP, torch.compile and activation checkpoints.
 _ANOTHER = "It is the state of another adapter, or of a run that trained other parameters"
 
 
@@ -42,9 +43,9 @@ class Moments:
     """Adam's state after ``step`` steps.
 
     Attributes:
-        m, v: f32[P], first and second moment in the flat parameter space, without bias correction; 0 in
-            its holes.
-        step: optimiser steps taken.
+        m, v: f32[P], the first and second moments in the flat parameter space, without bias correction; 0 in the
+            space's holes.
+        step: the number of optimiser steps taken.
         beta1, beta2, eps: the optimiser's settings.
     """
 
@@ -62,7 +63,7 @@ class _Match(NamedTuple):
 
 
 def decay_groups(model: nn.Module) -> list[list[str]]:
-    """Return the names of the trainable parameters as the Trainer groups them: with decay, without."""
+    """Return the names of the trainable parameters in the Trainer's two groups: with weight decay, and without."""
     trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
     plain = {
         name
@@ -74,18 +75,20 @@ def decay_groups(model: nn.Module) -> list[list[str]]:
 
 
 def load_moments(path: Path, model: nn.Module, manifest: ParameterManifest) -> Moments:
-    """Read the state of AdamW or Adam: the Trainer's, a plain ``torch.save`` of one, or a full one of FSDP.
+    """Read the moments of AdamW or Adam from a file.
+
+    The file may be the Trainer's, a plain ``torch.save`` of the optimiser's state, or a full state of FSDP.
 
     Args:
         path: the file.
-        model: with the parameters that the run trained requiring gradients, and no others.
-        manifest: of what is asked for, some of these or all.
+        model: the model, in which just the parameters that the run trained require gradients.
+        manifest: the parameters whose moments are wanted; some of the trained ones, or all.
 
     Raises:
-        ModelError: the file cannot be read, is of another optimiser, or does not fit the model.
+        ModelError: the file cannot be read, holds another optimiser's state, or does not fit the model.
     """
     state = read_state(path)
-    wanted = {one.torch_name for one in manifest}
+    wanted = {parameter.torch_name for parameter in manifest}
     if state.names is None:
         matches = _by_position(path, state, model)
     else:
@@ -97,34 +100,38 @@ def load_moments(path: Path, model: nn.Module, manifest: ParameterManifest) -> M
                 _check(path, entry, state.moments[match.key][entry], name, shape, match.how)
     m, v = np.zeros(manifest.size, np.float32), np.zeros(manifest.size, np.float32)
     steps = set()
-    for one in manifest:
-        key, how = matches[one.torch_name]
+    for parameter in manifest:
+        key, how = matches[parameter.torch_name]
         if key not in state.moments:
-            raise ModelError(f"{path} has no state for {one.torch_name} (matched {how}); {EXPECTED}")
-        found = state.moments[key]
-        segment = slice(one.offset, one.offset + one.size)
-        m[segment] = found["exp_avg"].float().flatten().numpy()
-        v[segment] = found["exp_avg_sq"].float().flatten().numpy()
+            raise ModelError(f"{path} has no state for {parameter.torch_name} (matched {how}); {EXPECTED}")
+        entries = state.moments[key]
+        segment = slice(parameter.offset, parameter.offset + parameter.size)
+        m[segment] = entries["exp_avg"].float().flatten().numpy()
+        v[segment] = entries["exp_avg_sq"].float().flatten().numpy()
         if not (np.isfinite(m[segment]).all() and np.isfinite(v[segment]).all() and (v[segment] >= 0).all()):
             raise ModelError(
-                f"{path} has moments for {one.torch_name} that are not finite, or negative squares (matched {how}); "
-                "expected the state of a run that did not diverge"
+                f"{path} has moments for {parameter.torch_name} that are not finite, or negative squares (matched "
+                f"{how}); expected the state of a run that did not diverge"
             )
-        steps.add(_step(path, found["step"], one.torch_name))
+        steps.add(_step(path, entries["step"], parameter.torch_name))
     if len(steps) > 1:
         raise ModelError(
             f"{path} has different step counts {sorted(steps)}; expected the state of one finished optimiser step"
         )
-    if m.any() and np.array_equal(m, v):  # FSDP1 with use_orig_params writes that when it trains on a CPU
+    if m.any() and np.array_equal(m, v):  # FSDP1 with use_orig_params writes this when it trains on a CPU
         raise ModelError(
-            f"{path} has the same numbers as exp_avg and as exp_avg_sq, so one of them is lost. Save it again, with "
-            "FullOptimStateDictConfig(offload_to_cpu=False) if it is of FSDP on a CPU"
+            f"{path} has the same numbers as exp_avg and as exp_avg_sq, so one of them is lost; expected different "
+            "ones. Save it again, with FullOptimStateDictConfig(offload_to_cpu=False) if FSDP trained on a CPU"
         )
     return Moments(m, v, steps.pop(), state.beta1, state.beta2, state.eps)
 
 
 def _check(path: Path, entry: str, values: Any, name: str, shape: tuple[int, ...], how: str) -> None:
-    """Check that an entry is a whole tensor of floating-point numbers of the parameter's shape."""
+    """Check that an entry is a whole, dense floating-point tensor of the parameter's shape.
+
+    Raises:
+        ModelError: it is not.
+    """
     if type(values) is not torch.Tensor or values.layout != torch.strided or not values.is_floating_point():
         kind = type(values).__name__
         if kind in ("DTensor", "ShardedTensor"):
@@ -161,14 +168,18 @@ def _step(path: Path, value: object, name: str) -> int:
 def _by_name(
     path: Path, state: OptimizerState, names: Mapping[Key, str], model: nn.Module, wanted: Collection[str]
 ) -> dict[str, _Match]:
-    """Return what the file has for each of the model's trainable parameters that it names."""
+    """Match the model's trainable parameters to the file's keys by name; leave out those that the file lacks.
+
+    Raises:
+        ModelError: a parameter of ``wanted`` is not in the file, the file names one twice, or has too many.
+    """
     known = {canonical_name(name): name for name, weight in model.named_parameters() if weight.requires_grad}
     written: dict[str, Key] = {}
     for key, spelt in names.items():
         name = canonical_name(spelt)
         if name in written:
             raise ModelError(f"{path} names {name} twice; expected the state of one adapter. {_ANOTHER}")
-        if name in known or key in state.moments:  # what was given to the optimiser but frozen has no moments
+        if name in known or key in state.moments:  # a frozen parameter given to the optimiser has no moments
             written[name] = key
     needed = {name for name, own in known.items() if own in wanted}
     if lacking := needed - written.keys():
@@ -176,9 +187,9 @@ def _by_name(
             f"{path} names {len(written)} parameters without {min(lacking)}; expected all {len(needed)} that are asked "
             f"for. {_ANOTHER}"
         )
-    if needed == known.keys() and (beyond := written.keys() - needed):
+    if needed == known.keys() and (surplus := written.keys() - needed):
         raise ModelError(
-            f"{path} names {len(written)} parameters, {min(beyond)} among them; expected just the {len(needed)} that "
+            f"{path} names {len(written)} parameters, {min(surplus)} among them; expected just the {len(needed)} that "
             f"the model trains. {_ANOTHER}"
         )
     return {
@@ -187,13 +198,17 @@ def _by_name(
 
 
 def _by_position(path: Path, state: OptimizerState, model: nn.Module) -> dict[str, _Match]:
-    """Return what the file has for each of the model's parameters that the run's optimiser was given."""
+    """Match the parameters that the run's optimiser was given to the file's keys by position.
+
+    Raises:
+        ModelError: the sizes of the file's groups do not fit, or the file has moments of a frozen parameter.
+    """
     trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
     own = {canonical_name(name) for name in trainable}
     everything = [
         name
         for name, weight in model.named_parameters()
-        if weight.requires_grad or canonical_name(name) not in own  # those are another checkpoint's
+        if weight.requires_grad or canonical_name(name) not in own  # leave out other checkpoints' adapters
     ]
     orders = {
         "in the order of model.named_parameters(), trainable ones": [trainable],
@@ -203,7 +218,7 @@ def _by_position(path: Path, state: OptimizerState, model: nn.Module) -> dict[st
     if len(filled) > 1:
         orders = {"in the Trainer's order": decay_groups(model)}
     sizes = [len(group) for group in filled.values()]
-    order = next((one for one in orders if [len(group) for group in orders[one] if group] == sizes), None)
+    order = next((how for how in orders if [len(group) for group in orders[how] if group] == sizes), None)
     if order is None:
         expected = [len(group) for group in next(iter(orders.values()))]
         raise ModelError(

@@ -1,13 +1,14 @@
-"""The differentiated parameters as one flat space: sorted by name, each at an aligned offset.
+"""Lay the differentiated parameters out in one flat space: sorted by name, each at an aligned offset.
 
-Gradients are never joined into one vector. Every module's piece is used at its offset of this
-space, in which the moments and the target directions are stored. Sorting by canonical name (PEFT's
-prefix and the adapter's name stripped) makes offsets independent of the order in which a model
-happens to register its modules, and offsets are multiples of 8 so that vector loads are aligned.
-
-They are the matrices of LoRA on linear layers, or those of the linear layers themselves that patterns
-name. Anything else is refused by name: a gradient that leaves parameters out would be wrong without
-looking wrong.
+Decisions:
+    - Gradients are never joined into one vector. Each module's piece is used at its offset in this space. The moments
+      and the target directions are stored in the same space.
+    - The parameters are sorted by canonical name, which lacks PEFT's prefix and the adapter's name. So the offsets do
+      not depend on the order in which a model registers its modules.
+    - Offsets are multiples of 8, so that vector loads are aligned.
+    - The differentiated parameters are the matrices of LoRA on linear layers, or the weights of the linear layers that
+      patterns name. Anything else is refused by name: a gradient that leaves parameters out would be wrong without
+      looking wrong.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from clusterucb.errors import ModelError
 
 _ALIGNMENT = 8
 _LORA_WEIGHT = re.compile(r"(?P<module>.+\.lora_[AB]\.(?P<adapter>[^.]+))\.weight")
+# Parts of a name that are no layer of the model: they come from DDP, FSDP, torch.compile and activation checkpoints.
 _WRAPPERS = {"module", "_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
 _REMEDIES = {
     "lora_magnitude_vector": "DoRA is not supported; use plain LoRA (use_dora=False)",
@@ -42,11 +44,11 @@ class Parameter:
     """One differentiated matrix.
 
     Attributes:
-        name: canonical name, such as ``model.layers.0.self_attn.q_proj.lora_A``.
-        torch_name: its name in ``model.named_parameters()``.
-        module: the name of the layer that it is the weight of.
-        shape: (out, in); of a `Conv1D`, as GPT-2 has them, (in, out).
-        offset: where its first element stands in the flat space.
+        name: the canonical name, such as ``model.layers.0.self_attn.q_proj.lora_A``.
+        torch_name: the name in ``model.named_parameters()``.
+        module: the name of the layer whose weight this matrix is.
+        shape: (out, in); for the weight of a `Conv1D`, as in GPT-2, (in, out).
+        offset: the position of the matrix's first element in the flat space.
         transposed: whether the layer is a `Conv1D`.
     """
 
@@ -59,32 +61,33 @@ class Parameter:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """The number of elements."""
         return self.shape[0] * self.shape[1]
 
 
 @dataclass(frozen=True)
 class ParameterManifest:
-    """All differentiated matrices in rising order of name and offset.
+    """All differentiated matrices, in ascending order of name and offset.
 
     Attributes:
         parameters: the matrices.
-        size: P, the length of the flat space; holes left by alignment are part of it and hold zeros.
+        size: P, the length of the flat space; the alignment leaves holes in it, which hold zeros.
     """
 
     parameters: tuple[Parameter, ...]
     size: int
 
     def __iter__(self) -> Iterator[Parameter]:
-        """Iterate over the matrices in order of their offsets."""
+        """Iterate over the matrices in the order of their offsets."""
         return iter(self.parameters)
 
     @classmethod
     def of(cls, model: nn.Module) -> Self:
-        """Return the manifest of everything that requires a gradient in a PEFT model.
+        """Return the manifest of all parameters of a PEFT model that require a gradient.
 
         Raises:
-            ModelError: nothing is trainable, or something other than the LoRA matrices of one adapter is.
+            ModelError: no parameter is trainable, or a trainable one is not a LoRA matrix, or several adapters have
+                trainable matrices.
         """
         trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
         if not trainable:
@@ -103,20 +106,18 @@ class ParameterManifest:
 
     @classmethod
     def matching(cls, model: nn.Module, patterns: Sequence[str]) -> Self:
-        """Return the manifest of the weights of the linear layers that patterns name.
-
-        Biases are left out.
+        """Return the manifest of the weights of the linear layers that patterns name, without their biases.
 
         Args:
-            model: without LoRA.
-            patterns: names of layers, with ``*`` for any characters, dots among them, such as
+            model: a model without LoRA.
+            patterns: layer names in which ``*`` stands for any characters, also for dots, such as
                 ``model.layers.*.mlp.down_proj``.
 
         Raises:
-            ModelError: a pattern names no linear layer, or one whose gradient is not to be had.
+            ModelError: a pattern names no linear layer, or a layer whose gradient cannot be computed.
         """
         linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)]
-        found = set()
+        chosen = set()
         for pattern in patterns:
             layers = {name for name in linear if fnmatchcase(name, pattern)}
             if not layers:
@@ -124,34 +125,33 @@ class ParameterManifest:
                 raise ModelError(
                     f"--parameters {pattern!r} names no linear layer; this model's are {', '.join(numbered)}"
                 )
-            found |= layers
-        return cls._at_offsets(model, (_Matrix(name, name) for name in found))
+            chosen |= layers
+        return cls._at_offsets(model, (_Matrix(name, name) for name in chosen))
 
     @classmethod
     def _at_offsets(cls, model: nn.Module, matrices: Iterable[_Matrix]) -> Self:
         head = vocabulary_head(model)
         of_head = set(head.modules()) if head else set()
-        uses = Counter(
-            id(weight) for _, weight in model.named_parameters(remove_duplicate=False)
-        )  # a tied weight has several
+        # A tied weight is counted several times.
+        uses = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
         parameters: list[Parameter] = []
         offset = 0
         for name, module in sorted(matrices):
             layer = model.get_submodule(module)
             if layer in of_head:
                 raise ModelError(
-                    f"{name!r} is of the vocabulary head, which is not supported: logits are computed at label "
+                    f"{name!r} belongs to the vocabulary head, which is not supported: logits are computed at label "
                     "positions only. Leave it out (--lora-targets, --parameters)"
                 )
             if type(layer) is not nn.Linear and not isinstance(layer, Conv1D):
                 raise ModelError(
                     f"{name!r} is a {type(layer).__name__}; expected a linear layer whose weight is a matrix of "
-                    "floating-point numbers. Leave it out of --parameters, or take LoRA on it"
+                    "floating-point numbers. Leave it out of --parameters, or put LoRA on it"
                 )
             weight = cast(nn.Parameter, layer.weight)
             if uses[id(weight)] > 1:
                 raise ModelError(
-                    f"the weight of {name!r} is another layer's as well, which is not supported. Leave it out "
+                    f"the weight of {name!r} is shared with another layer, which is not supported. Leave it out "
                     "(--lora-targets, --parameters)"
                 )
             parameters.append(
@@ -168,8 +168,8 @@ class ParameterManifest:
         return cls(tuple(parameters), offset)
 
     def fingerprint(self) -> str:
-        """Return a hex SHA-256 of names, shapes and offsets."""
-        lines = [f"{one.name} {one.shape} {one.offset}" for one in self.parameters]
+        """Return a hex SHA-256 of all names, shapes and offsets."""
+        lines = [f"{matrix.name} {matrix.shape} {matrix.offset}" for matrix in self.parameters]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -181,8 +181,8 @@ class _Matrix(NamedTuple):
 def canonical_name(name: str) -> str:
     """Return a LoRA matrix's canonical name, however its writer spells it.
 
-    PEFT's prefix, wrappers (DDP, FSDP, ``torch.compile``) wherever they stand, and the adapter's name are left
-    out; a name of something else comes back without prefix and wrappers.
+    The canonical name lacks PEFT's prefix, the wrappers of DDP, FSDP and ``torch.compile`` at any depth, and the
+    adapter's name. The name of another parameter loses prefix and wrappers alone.
     """
     *layers, last = name.split(".")
     name = ".".join([*(layer for layer in layers if layer not in _WRAPPERS), last])
@@ -195,11 +195,11 @@ def _unsupported(name: str) -> str:
     remedy = next((text for part, text in _REMEDIES.items() if part in name), "")
     return (
         f"parameter {name!r} is trainable; expected nothing but the A and B matrices of LoRA on linear "
-        f"layers. {remedy or 'Take an adapter of that kind (--lora-targets)'}"
+        f"layers. {remedy or 'Use LoRA on linear layers alone (--lora-targets)'}"
     )
 
 
 def vocabulary_head(model: nn.Module) -> nn.Module | None:
-    """Return the layer that makes logits of hidden states, or None if the model has none."""
+    """Return the layer that turns hidden states into logits, or None if the model has none."""
     find: Any = getattr(model, "get_output_embeddings", lambda: None)
     return head if isinstance(head := find(), nn.Module) else None

@@ -1,8 +1,7 @@
-"""Load what gradients are taken of: tokenizer, base model and LoRA adapter.
+"""Load the tokenizer, the base model and the LoRA adapter that gradients are computed with.
 
-Nothing is substituted. A dtype or device that the user did not ask for, a tokenizer of another
-model, an adapter whose weights do not all fit: each is an error, since the scores would be those of
-another model.
+Nothing is substituted silently. A dtype or device that the user did not ask for, another model's tokenizer, or an
+adapter whose weights do not all fit is an error, because the scores would be those of another model.
 """
 
 from __future__ import annotations
@@ -33,25 +32,30 @@ if TYPE_CHECKING:
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|\w*position\w*)$")
-_PLAIN_INIT = (True, False, "gaussian", "orthogonal")  # of LoRA, that leave the base model as it is
-_BLOCK = 1 << 20
-_BLOCKS = 16
+_PLAIN_INIT = (
+    True,
+    False,
+    "gaussian",
+    "orthogonal",
+)  # LoRA initialisations that leave the base model unchanged
+_BLOCK = 1 << 20  # bytes of each block of a weight file that enters its fingerprint
+_BLOCKS = 16  # such blocks of each file
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
 _TOKENIZERS = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
-_PATIENCE = 10  # seconds in which the hub has to answer
+_PATIENCE = 10  # seconds to wait for the hub's answer
 
 
 def resolve_device(device: str) -> str:
-    """Return the device that ``auto`` means here, or check that ``device`` is there.
+    """Return the device to use: ``cuda`` if available, else ``cpu``, for ``auto``; otherwise ``device``, checked.
 
     Raises:
-        OptionError: no such device.
+        OptionError: the device does not exist or cannot be used.
     """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if torch.empty(0, device=device).is_meta:
-            raise RuntimeError("tensors there hold no numbers")
+            raise RuntimeError("its tensors hold no numbers")
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise OptionError(
@@ -62,11 +66,11 @@ def resolve_device(device: str) -> str:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a base model comes from.
+    """The folder or hub id that a base model is loaded from.
 
     Attributes:
         name: a folder in Hugging Face form, or a hub id.
-        revision: of a hub id.
+        revision: the branch, tag or commit of a hub id; None for the default branch.
         trust_remote_code: whether code that comes with the model may run.
     """
 
@@ -75,28 +79,28 @@ class ModelSource:
     trust_remote_code: bool = False
 
     def fingerprint(self) -> str:
-        """Return what identifies the content: a hub id's commit, or a hash of a folder's files.
+        """Return an identifier of the content: a hub id's commit, or a hex SHA-256 of a folder's files.
 
-        Small files are hashed whole. Of a weight file (gigabytes), the size and 16 evenly spaced blocks of
-        1 MiB are hashed, the first with all tensor names and shapes.
+        Small files are hashed whole. A weight file has gigabytes, so only its size and 16 evenly spaced blocks of 1 MiB
+        are hashed. The first block holds all tensor names and shapes.
 
         Raises:
             ModelError: there is no such model.
         """
         folder = Path(self.name)
         if not folder.is_dir():
-            with _explained("model", self.name):
+            with _explain_errors("model", self.name):
                 commit = AutoConfig.from_pretrained(self.name, **self._options())._commit_hash
             if commit is None:
                 raise ModelError(
-                    f"nothing says which commit of {self.name!r} is meant; expected a hub id with a commit. Download "
-                    "the model and give its folder"
+                    f"the commit of {self.name!r} is unknown; expected a hub id with a commit. Download the model and "
+                    "give its folder"
                 )
             return str(commit)
         digest = hashlib.sha256()
         for path in sorted(path for path in folder.iterdir() if path.is_file()):
             digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-            for block in _sampled(path) if path.suffix in _WEIGHTS else (path.read_bytes(),):
+            for block in _spaced_blocks(path) if path.suffix in _WEIGHTS else (path.read_bytes(),):
                 digest.update(block)
         return digest.hexdigest()
 
@@ -104,23 +108,23 @@ class ModelSource:
         """Load the tokenizer.
 
         Raises:
-            ModelError: it cannot be loaded.
+            ModelError: the tokenizer cannot be loaded.
         """
-        with _explained("tokenizer", self.name):
+        with _explain_errors("tokenizer", self.name):
             return AutoTokenizer.from_pretrained(self.name, **self._options())
 
     def model(self, dtype: str, device: str) -> PreTrainedModel:
         """Load the causal language model in evaluation mode.
 
         Args:
-            dtype: one of `DTYPES`, or ``auto``: float32 on a CPU, the checkpoint's own elsewhere.
-            device: where to put it.
+            dtype: one of `DTYPES`, or ``auto``: float32 on a CPU, the dtype of the model's files elsewhere.
+            device: where to put the model.
 
         Raises:
-            ModelError: it cannot be loaded.
+            ModelError: the model cannot be loaded, or lacks weights.
         """
         automatic = torch.float32 if torch.device(device).type == "cpu" else "auto"
-        with _explained("model", self.name):
+        with _explain_errors("model", self.name):
             model, report = AutoModelForCausalLM.from_pretrained(
                 self.name,
                 dtype=DTYPES.get(dtype, automatic),
@@ -130,7 +134,8 @@ class ModelSource:
         if missing := sorted(report["missing_keys"]):
             raise ModelError(
                 f"the model {self.name!r} lacks {len(missing)} of its weights, such as {missing[0]}; expected all, or "
-                "they would be random numbers. Fetch it again, or give one that was saved as a causal language model"
+                "they would be random numbers. Download it again, or give a model that was saved as a causal language "
+                "model"
             )
         return model.to(device).eval()
 
@@ -138,15 +143,17 @@ class ModelSource:
         return {
             "revision": self.revision,
             "trust_remote_code": self.trust_remote_code,
-            "local_files_only": self._out_of_reach,
+            "local_files_only": self._offline,
         }
 
     @cached_property
-    def _out_of_reach(self) -> bool:
-        """Whether the hub would be asked in vain: its library tries for most of a minute, for every file.
+    def _offline(self) -> bool:
+        """Whether the hub cannot be reached, so that the model comes from the cache.
+
+        This is asked once, because the hub's library keeps trying for most of a minute, for every file.
 
         Raises:
-            ModelError: it would, and nothing of the model is kept from before.
+            ModelError: the hub cannot be reached, and the model is not in the cache.
         """
         if Path(self.name).is_dir():
             return False
@@ -156,8 +163,8 @@ class ModelSource:
         try:
             HfApi().model_info(self.name, timeout=_PATIENCE)
         except HfHubHTTPError:
-            return False  # it answers: what is wrong, it says when files are asked for
-        except Exception as error:  # of a kind that depends on its version
+            return False  # the hub answers; it says what is wrong when files are requested
+        except Exception as error:  # its type depends on the version of huggingface_hub
             if isinstance(try_to_load_from_cache(self.name, "config.json", revision=self.revision), str):
                 return True
             raise ModelError(
@@ -168,29 +175,29 @@ class ModelSource:
 
 
 def check_limits(model: PreTrainedModel, *, longest: int, largest_token: int) -> None:
-    """Check that a model has an embedding for every token, and positions for every sample.
+    """Check that a model has an embedding for every token, and enough positions for every sample.
 
     Args:
         model: the base model.
-        longest: tokens of the longest sample.
+        longest: the number of tokens of the longest sample.
         largest_token: the largest token id of any sample.
 
     Raises:
-        ModelError: it has not.
+        ModelError: the model lacks embeddings or positions.
     """
     tokens = model.get_input_embeddings().num_embeddings
     if largest_token >= tokens:
         raise ModelError(
             f"the tokenizer gives token {largest_token}, the model embeds {tokens} tokens; expected the model's own "
-            "tokenizer, or a model whose embeddings were resized to it"
+            "tokenizer, or a model whose embeddings were resized to the tokenizer"
         )
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Embedding) and _POSITIONS.search(name):
-            positions = layer.num_embeddings - getattr(layer, "offset", 0)  # OPT keeps two rows for itself
+            positions = layer.num_embeddings - getattr(layer, "offset", 0)  # OPT reserves two rows
             if longest > positions:
                 raise ModelError(
-                    f"the longest sample has {longest} tokens, the model {positions} positions ({name}); expected "
-                    f"no more. Use --max-length {positions}"
+                    f"the longest sample has {longest} tokens, the model has {positions} positions ({name}); expected "
+                    f"at most as many tokens. Use --max-length {positions}"
                 )
 
     limit = _rotary_limit(model.config)
@@ -202,12 +209,12 @@ def check_limits(model: PreTrainedModel, *, longest: int, largest_token: int) ->
 
 
 def _rotary_limit(config: Any) -> int | None:
-    """Return the length beyond which rotary embeddings change with the padded length, if they ever do."""
+    """Return the length beyond which rotary embeddings depend on the padded length; None if they never do."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     limits = []
-    for one in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        if (one.get("rope_type") or one.get("type")) in ("dynamic", "longrope"):
-            original = one.get("original_max_position_embeddings")
+    for settings in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if (settings.get("rope_type") or settings.get("type")) in ("dynamic", "longrope"):
+            original = settings.get("original_max_position_embeddings")
             original = original or getattr(config, "original_max_position_embeddings", None)
             limits.append(int(original or config.max_position_embeddings))
     return min(limits, default=None)
@@ -220,12 +227,12 @@ def attach_lora(
 
     Args:
         model: the base model.
-        rank, alpha: of LoRA; its update is scaled by alpha / rank.
+        rank, alpha: LoRA's rank and alpha; its update is scaled by alpha / rank.
         targets: names of linear layers, or ``["all-linear"]``; None takes PEFT's choice for the architecture.
-        seed: of the A matrices (B begins at zero).
+        seed: the seed of the A matrices; the B matrices begin at zero.
 
     Raises:
-        ModelError: no such layers.
+        ModelError: the model has no such layers.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -234,9 +241,8 @@ def attach_lora(
         r=rank, lora_alpha=alpha, target_modules=chosen, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "`is_gradient_checkpointing`", FutureWarning
-        )  # PEFT still asks for it
+        # PEFT still reads this attribute, which transformers has deprecated.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         torch.manual_seed(seed)
         try:
             lora = get_peft_model(model, config)
@@ -257,13 +263,13 @@ def _no_layer(model: nn.Module, targets: Sequence[str] | None) -> str:
     )
     wanted = "PEFT knows no default for this architecture" if targets is None else f"got {', '.join(targets)}"
     return (
-        f"LoRA finds no layer to go on: {wanted}; this model's linear layers are {', '.join(linear)}. Name some "
-        "with --lora-targets"
+        f"LoRA finds no layer to adapt: {wanted}; this model's linear layers are {', '.join(linear)}. Name some of "
+        "them with --lora-targets"
     )
 
 
 def adapter_name(number: int) -> str:
-    """Return PEFT's name for the adapter of checkpoint ``number``, from 0."""
+    """Return PEFT's name for the adapter of checkpoint ``number``, counted from 0."""
     return f"checkpoint-{number + 1}" if number else "default"
 
 
@@ -271,18 +277,18 @@ def load_adapter(model: PreTrainedModel | PeftModel, adapter: Path, number: int 
     """Load a PEFT LoRA adapter, trainable and active, in fp32 whatever the base model's dtype.
 
     Args:
-        model: the base model, or one with the adapters of earlier checkpoints.
-        adapter: its folder.
-        number: of the checkpoint.
+        model: the base model, or the model with the adapters of earlier checkpoints.
+        adapter: the adapter's folder.
+        number: the checkpoint's number, counted from 0.
 
     Raises:
-        ModelError: it cannot be loaded, is not LoRA, or its weights do not fit the model.
+        ModelError: the adapter cannot be loaded, is not plain LoRA, or does not fit the model.
     """
     from peft import PeftConfig, PeftModel
 
     if not (adapter / "adapter_config.json").is_file():
         raise ModelError(f"{adapter} holds no adapter_config.json; expected the folder of a PEFT adapter")
-    with _explained("adapter", str(adapter)), warnings.catch_warnings(record=True) as caught:
+    with _explain_errors("adapter", str(adapter)), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         config = PeftConfig.from_pretrained(adapter)
         kind = getattr(config.peft_type, "value", config.peft_type)
@@ -293,7 +299,7 @@ def load_adapter(model: PreTrainedModel | PeftModel, adapter: Path, number: int 
                 f"{adapter} was initialised by {config.init_lora_weights!r}, which changes the base model as well; "
                 "expected plain LoRA. Save it with path_initial_model_for_weight_conversion"
             )
-        with torch.random.fork_rng(devices=[]):  # PEFT draws weights that it then replaces
+        with torch.random.fork_rng(devices=[]):  # PEFT draws random weights before it loads the adapter's
             name = adapter_name(number)
             if isinstance(model, PeftModel):
                 loaded = model
@@ -309,7 +315,8 @@ def load_adapter(model: PreTrainedModel | PeftModel, adapter: Path, number: int 
     return loaded
 
 
-def _sampled(path: Path) -> Iterator[bytes]:
+def _spaced_blocks(path: Path) -> Iterator[bytes]:
+    """Yield `_BLOCKS` evenly spaced blocks of a file."""
     size = path.stat().st_size
     with path.open("rb") as content:
         for number in range(_BLOCKS):
@@ -330,8 +337,12 @@ def without_bars() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(what: str, name: str) -> Iterator[None]:
-    """Turn whatever a library raises while loading into one clear line, and keep the hub's warnings to itself."""
+def _explain_errors(what: str, name: str) -> Iterator[None]:
+    """Turn any error of a library that loads into one clear line, and silence the hub's warnings.
+
+    Raises:
+        ModelError: the library raised an error.
+    """
     hub = logging.getLogger("huggingface_hub")
     level = hub.level
     hub.setLevel(logging.ERROR)
@@ -340,14 +351,14 @@ def _explained(what: str, name: str) -> Iterator[None]:
             yield
     except ModelError:
         raise
-    except Exception as error:  # of every kind, and all of them are about the user's files
+    except Exception as error:  # libraries raise many types, and all of them concern the user's files
         raise ModelError(f"cannot load the {what} {name!r}: {_fault(what, name, error)}") from error
     finally:
         hub.setLevel(level)
 
 
 def _fault(what: str, name: str, error: Exception) -> str:
-    """Return what is wrong with what could not be loaded, as far as its files show, and what to do."""
+    """Return why loading failed, as far as the files show, and what to do."""
     folder = Path(name)
     if not folder.is_dir():
         return (
@@ -355,22 +366,23 @@ def _fault(what: str, name: str, error: Exception) -> str:
             "Face form, or a hub id that can be reached"
         )
     if what != "adapter" and not (folder / "config.json").is_file():
-        return "the folder has no config.json. Expected that of a model in Hugging Face form"
+        return "the folder has no config.json. Expected the folder of a model in Hugging Face form"
     if what == "tokenizer" and not any(path for form in _TOKENIZERS for path in folder.glob(form)):
         return (
-            "the folder has no tokenizer, such as tokenizer.json. Expected it beside the model: save that of the model "
-            "it was trained from there"
+            "the folder has no tokenizer, such as tokenizer.json. Expected it beside the model: save there the "
+            "tokenizer of the model that this one was trained from"
         )
     weights = [path for path in folder.iterdir() if path.suffix in _WEIGHTS]
     if what == "model" and not weights:
-        return "the folder has no weights, such as model.safetensors. Expected them: fetch them"
+        return "the folder has no weights, such as model.safetensors. Expected them: download them"
     for path in weights:
         if what != "tokenizer" and path.suffix == ".safetensors" and (damage := _damage(path)):
-            return f"{path.name} is damaged ({damage}). Expected a whole file: fetch it again"
+            return f"{path.name} is damaged ({damage}). Expected a whole file: download it again"
     return f"{_reason(error)}. Expected a folder in Hugging Face form"
 
 
 def _damage(path: Path) -> str:
+    """Return why a safetensors file cannot be read; empty if it can."""
     try:
         with safe_open(path, "numpy"):
             return ""
