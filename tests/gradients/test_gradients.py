@@ -263,7 +263,9 @@ def test_a_model_that_sees_the_padding_is_refused():
             if causal:
                 flat_gradients(gradients, manifest, batch_of(samples))
                 continue
-            with pytest.raises(ModelError, match=r"beside longer ones .*; expected a causal language model"):
+            with pytest.raises(
+                ModelError, match=r"beside longer samples .*; expected a causal language model"
+            ):
                 flat_gradients(gradients, manifest, batch_of(samples))
 
 
@@ -434,7 +436,7 @@ def test_a_layer_that_gets_tokens_in_another_order_is_refused():
     model.model.layers[0].mlp.gate_proj = Shuffling(model.model.layers[0].mlp.gate_proj)
     refused(
         model,
-        "other gradients beside longer ones",
+        "different gradients beside longer samples",
         ParameterManifest.matching(model, ["*.0.mlp.gate_proj.layer"]),
     )
 

@@ -232,7 +232,7 @@ def test_a_run_goes_on_when_memory_runs_out_and_says_so(job, tmp_path, small_mem
     scores = scores_of(result.out)
     assert len(scores) == N
     assert max(abs(scores[name] - plain[name]) for name in plain) < 1e-6
-    assert any("Memory ran out: passes are of" in text for text in steps)
+    assert any("Memory ran out: passes have at most" in text for text in steps)
     limits = result.manifest.limits
     assert limits
     assert [one.tokens for one in limits] == sorted((one.tokens for one in limits), reverse=True)

@@ -169,7 +169,7 @@ def test_the_remedy_makes_it_fit(monkeypatch, free, checkpointing, remedy):
 def test_a_disk_without_room_is_refused(job, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "free_disk", lambda folder: 100)
     with pytest.raises(
-        OptionError, match=r"the adapter need .* of disk in .*run, 0\.0 MB are free there\. Give"
+        OptionError, match=r"the adapter need .* of disk space in .*run; 0\.0 MB are free there\. Give"
     ):
         cu.select(**arguments(job, out=tmp_path / "run"))
 

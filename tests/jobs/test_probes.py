@@ -129,8 +129,8 @@ def test_a_sound_model_keeps_every_promise(build, options):
 @pytest.mark.parametrize(
     ("build", "name", "said", "remedy", "options"),
     [
-        (bert, PADDED, "beside longer ones than alone", "", {"lora_targets": "query,value"}),
-        (lambda: seeing_the_batch(10), PADDED, "beside longer ones than alone", "", {}),
+        (bert, PADDED, "beside longer samples than alone", "", {"lora_targets": "query,value"}),
+        (lambda: seeing_the_batch(10), PADDED, "beside longer samples than alone", "", {}),
         (lambda: seeing_the_batch(1e-2), BESIDE, "", "--batch-tokens 1, which", {}),
         (lambda: seeing_the_batch(1e-2), PADDED, "", "--batch-tokens 1, which", {}),
         (noisy, AGAIN, "", "draws random numbers even in evaluation mode", {}),

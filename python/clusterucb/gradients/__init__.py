@@ -1,4 +1,4 @@
 """Internal.
 
-Passes of the model become per-sample gradients; these become norms, inner products and sketches.
+Computes per-sample gradients in passes of the model, and reduces them to norms, inner products and sketches.
 """

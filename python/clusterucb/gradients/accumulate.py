@@ -1,8 +1,8 @@
-"""From samples to the numbers their gradients come down to: one backward pass, one pass over its gradients.
+"""Reduce per-sample gradients to norms, inner products and sketches.
 
-Gradients arrive matrix by matrix and go at once, preconditioned, into norms, inner products with
-directions, and sketches (`clusterucb.kernels.ops.accumulate`). Everything stays on the model's device until whoever
-asked for it reads it.
+A batch takes one backward pass. Its gradients arrive matrix by matrix; each matrix is preconditioned and added to the
+norms, the inner products with directions, and the sketches at once (`clusterucb.kernels.ops.accumulate`), so memory is
+read once. The numbers stay on the model's device until the caller reads them.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from clusterucb.samples.encode import Encoded
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is differentiated, where, and what turns a gradient into an update.
+    """One checkpoint of the model: its per-sample gradients, and the preconditioner that turns them into updates.
 
     Attributes:
-        gradients: of the model at the checkpoint; entered by those who use it.
+        gradients: the per-sample gradients of the model at this checkpoint; the user enters this context manager.
         size: P, the length of the flat parameter space.
-        preconditioner: what turns a gradient into an update.
-        moments: of the optimiser; None for ``sgd``.
-        weight: of its scores among those of all checkpoints; they add up to one.
-        number: its place among all checkpoints, from 0; each has a projection of its own.
+        preconditioner: turns a gradient into an update direction.
+        moments: the optimiser's moments; None for ``sgd``.
+        weight: the weight of this checkpoint's scores; the weights of all checkpoints add up to one.
+        number: the checkpoint's number, counted from 0; each checkpoint has its own projection.
     """
 
     gradients: PerSampleGradients
@@ -49,13 +49,14 @@ class Checkpoint:
 
 
 class Accumulated(NamedTuple):
-    """What a batch's update directions come down to, on the device that they are computed on.
+    """The norms, inner products and sketches of a batch's update directions, on the model's device.
 
     Attributes:
-        largest: f32[B], the largest parts of the raw gradients; Adam's direction hides a gradient of zero.
-        norm2: f64[B], squared norms.
-        products: f64[B, S], inner products with the directions; None without directions.
-        sketched: f32[B, d], unscaled sketches; None without a sketch.
+        largest: f32[B], the largest absolute element of each raw gradient. It reveals a gradient of zero, which Adam's
+            update direction hides.
+        norm2: f64[B], the squared norms.
+        products: f64[B, S], the inner products with the directions; None without directions.
+        sketched: f32[B, d], the sketches, without their scale; None without a sketch.
     """
 
     largest: torch.Tensor
@@ -64,25 +65,25 @@ class Accumulated(NamedTuple):
     sketched: Any
 
     def faults(self) -> list[str | None]:
-        """Return why a sample's gradient cannot be used, or None; one for each sample."""
+        """Return for each of the B samples why its gradient cannot be used, or None if it can."""
         sizes = zip(self.largest.tolist(), self.norm2.tolist(), strict=True)
-        return [fault(a) or fault(b) for a, b in sizes]
+        return [fault(largest) or fault(square) for largest, square in sizes]
 
 
 class Accumulator:
-    """Computes update directions' norms, and their inner products, sketches or both, at one checkpoint.
+    """Computes the norms of update directions, and their inner products, sketches or both, at one checkpoint.
 
-    A context manager, inside which the model is at that checkpoint.
+    A context manager: inside it, the model is at that checkpoint.
 
     Args:
-        checkpoint: what is differentiated, and what turns a gradient into an update.
-        device: where the model is.
-        directions: f32[S, P], of the target's subtasks; or None.
-        sketch: the projection of the first checkpoint; or None.
+        checkpoint: the checkpoint.
+        device: the model's device.
+        directions: f32[S, P], the directions of the target's subtasks; None computes no inner products.
+        sketch: the projection for the first checkpoint; None computes no sketches.
 
     Attributes:
-        checkpoint: the same.
-        sketch: this checkpoint's projection; or None.
+        checkpoint: the checkpoint.
+        sketch: the projection for this checkpoint; None if there are no sketches.
     """
 
     def __init__(
@@ -108,11 +109,11 @@ class Accumulator:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the model back."""
+        """Restore the model."""
         self.checkpoint.gradients.__exit__(kind, error, trace)
 
     def __call__(self, batch: Batch) -> Accumulated:
-        """Return the numbers of B samples."""
+        """Run one backward pass over B samples, and return their numbers."""
         count = len(batch.lengths)
         largest, norm2 = self._zeros(torch.float32, count), self._zeros(torch.float64, count)
         products = sketched = None
@@ -146,7 +147,7 @@ class Accumulator:
 
 
 def fault(size: float) -> str | None:
-    """Return why a gradient of this size cannot be used, or None."""
+    """Return why a gradient of this size (a norm or a largest element) cannot be used, or None if it can."""
     if not math.isfinite(size):
         return "the gradient is not finite"
     return None if size > 0 else "the gradient is zero"
@@ -160,25 +161,28 @@ def unit_sketches(
     *,
     advance: Advance = lambda _: None,
 ) -> tuple[NDArray[np.float32], list[str | None]]:
-    """Return the finished sketches f32[m, d] of samples, NaN where a gradient fails, and why it does.
+    """Return the finished sketches of samples, and the reasons why some failed.
 
-    Those of several checkpoints are added, each with the root of its weight: inner products of what comes out estimate
-    the weighted sums of the checkpoints' cosines.
+    The sketches of several checkpoints are added up, each times the root of its checkpoint's weight. Inner products of
+    these sums estimate the weighted sums of the checkpoints' cosines.
 
     Args:
-        accumulators: with a sketch, one for each checkpoint.
-        samples: m of them.
-        passes: what puts them into passes of the model.
-        call: names this call among all of a run.
-        advance: called with the number of samples done at every checkpoint.
+        accumulators: one for each checkpoint, with a sketch.
+        samples: m samples.
+        passes: groups the samples into passes of the model.
+        call: a name for this call that is unique within the run.
+        advance: called with the number of samples that are done at every checkpoint.
+
+    Returns:
+        f32[m, d], the sketches, NaN where a gradient failed; and for each sample why it failed, or None.
     """
     sketch = accumulators[0].sketch
     assert sketch is not None
     sketches = np.zeros((len(samples), sketch.dimension), np.float32)
     faults: list[str | None] = [None] * len(samples)
-    for one, rows, found in over(accumulators, samples, passes, call, faults, advance):
-        root = np.float32(math.sqrt(one.weight))
-        sketches[rows] += root * ops.finish_sketches(found.norm2, found.sketched, sketch)
+    for checkpoint, rows, numbers in over(accumulators, samples, passes, call, faults, advance):
+        root = np.float32(math.sqrt(checkpoint.weight))
+        sketches[rows] += root * ops.finish_sketches(numbers.norm2, numbers.sketched, sketch)
     sketches[[reason is not None for reason in faults]] = np.nan
     return sketches, faults
 
@@ -191,18 +195,21 @@ def over(
     faults: list[str | None],
     advance: Advance,
 ) -> Iterator[tuple[Checkpoint, NDArray[np.int64], Accumulated]]:
-    """Yield the numbers of m samples, checkpoint by checkpoint and pass by pass, with the samples' positions.
+    """Yield the numbers of m samples, checkpoint by checkpoint and pass by pass.
 
     Args:
-        accumulators, samples, passes, call, advance: as of `unit_sketches`.
-        faults: of the samples; what is found at any checkpoint is entered.
+        accumulators, samples, passes, call, advance: as for `unit_sketches`.
+        faults: one entry for each sample; the first reason why its gradient fails at any checkpoint is written to it.
+
+    Yields:
+        The checkpoint, the positions i64[B] of a pass's samples, and the numbers of these B samples.
     """
     for accumulator in accumulators:
         checkpoint = accumulator.checkpoint
         with accumulator:
-            for rows, found in passes.over(call, checkpoint.number, samples, accumulator):
-                yield checkpoint, rows, found
-                for at, reason in zip(rows, found.faults(), strict=True):
+            for rows, numbers in passes.over(call, checkpoint.number, samples, accumulator):
+                yield checkpoint, rows, numbers
+                for at, reason in zip(rows, numbers.faults(), strict=True):
                     faults[at] = faults[at] or reason
                 if accumulator is accumulators[-1]:
                     advance(len(rows))

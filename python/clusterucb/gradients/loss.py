@@ -1,7 +1,7 @@
-"""The loss of each sample: the mean cross-entropy over its labels, in fp32.
+"""Compute each sample's loss: the mean cross-entropy over its labels, in fp32.
 
-Logits are computed at label positions only: a hook in front of the vocabulary head drops all other
-positions. Over a large vocabulary they would cost more than some layers.
+Logits are computed at label positions only: a hook in front of the vocabulary head drops all other positions. With a
+large vocabulary, the logits of all positions would cost more than some layers.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ def sample_losses(model: nn.Module, batch: Batch, autocast: torch.dtype | None =
 
     Args:
         model: a causal language model.
-        batch: the samples.
-        autocast: dtype that layers compute in, where it is not their own; the loss is in fp32 all the same.
+        batch: B samples.
+        autocast: the dtype that layers compute in, or None for their own; the loss is in fp32 either way.
 
     Raises:
-        ModelError: the model is not a causal language model that ends in its output embeddings.
+        ModelError: the model is not a causal language model whose last layer is its output embeddings.
     """
     with torch.autocast(batch.ids.device.type, autocast, enabled=autocast is not None):
         logits = _label_logits(model, batch)

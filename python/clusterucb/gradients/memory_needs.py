@@ -1,11 +1,14 @@
-"""Whether a job fits into memory, from shapes and the smallest passes that show how memory grows.
+"""Estimate whether a job fits into memory, from tensor shapes and from small passes that show how memory grows.
 
 Decisions:
-    - What a pass takes is counted for the pass that will take most, cut down to an eighth and a quarter of its tokens,
-      and worked out from there: attention that keeps its weights grows with the square of the length, everything else
-      in proportion. It costs three eighths of one pass.
-    - Where a rough figure, that of the smallest pass, is far from what is free, no more is measured.
-    - A job is refused before anything is computed or written, with the numbers and with the option that makes it fit.
+    - The memory of the largest pass is extrapolated. Its samples are cut to an eighth and to a quarter of their tokens,
+      and the memory of these two passes is measured. The memory of attention that keeps its weights grows with the
+      square of the length; everything else grows in proportion to it. Both passes together cost three eighths of one
+      pass.
+    - A rough estimate comes first, from a pass over the shortest samples. If it is far below the free memory, nothing
+      more is measured.
+    - A job that does not fit is refused before anything is computed or written. The message has the numbers, and the
+      option that makes the job fit.
 """
 
 from __future__ import annotations
@@ -29,21 +32,22 @@ from clusterucb.options.settings import GradientSettings
 from clusterucb.samples.encode import Encoded
 from clusterucb.wording import in_bytes
 
-_PARTS = (8, 4)  # of the tokens of a pass
+_PARTS = (8, 4)  # passes over an eighth and a quarter of the tokens are measured
 _FLOAT = 4  # bytes
-_MARGIN = 3  # of a rough figure
-_FILLED = 0.8  # of the free memory, by passes that are as large as they may be
-_MOST = 1 << 16  # tokens of a pass, beyond which nothing is gained
-_SPARE = 0.05  # of the available memory, which is for what is not counted
+_MARGIN = 3  # a rough estimate times this must fit, or the memory is measured
+_FILLED = 0.8  # the share of the free memory that the largest passes fill
+_MOST = 1 << 16  # tokens of a pass; larger passes are not faster
+_SPARE = 0.05  # the share of the available memory that is left for everything that is not counted
 
 
 class Counts(NamedTuple):
-    """What a job has how many of.
+    """The numbers that decide how much memory a job's directions and moments need.
 
     Attributes:
-        checkpoints, subtasks: at least one, and perhaps none.
-        target: samples of the largest subtask.
-        moments: whether there are moments.
+        checkpoints: the number of checkpoints, at least one.
+        subtasks: the number of subtasks; 0 without a target.
+        target: the number of samples of the largest subtask.
+        moments: whether the preconditioner needs moments.
     """
 
     checkpoints: int
@@ -53,21 +57,21 @@ class Counts(NamedTuple):
 
     @classmethod
     def of(cls, settings: GradientSettings, target: Mapping[str, Sequence[Encoded]]) -> Self:
-        """Return those of a job with these settings and this target."""
+        """Return the counts of a job with these settings and this target (the samples of each subtask)."""
         largest = max(map(len, target.values()), default=0)
         return cls(len(settings.weights), len(target), largest, settings.preconditioner != "sgd")
 
 
 class Needs(msgspec.Struct):
-    """What gradients need beside the model, in bytes on its device.
+    """The memory that gradients need beside the model, on the model's device.
 
     Attributes:
-        directions: of all subtasks at all checkpoints.
-        moments: of all checkpoints.
-        target: gradients of target samples that wait for their norms.
-        a_pass: the largest pass of the model.
-        tokens: padded tokens of that pass.
-        longest: tokens of its longest sample.
+        directions: bytes for the directions of all subtasks at all checkpoints.
+        moments: bytes for the moments of all checkpoints.
+        target: bytes for the gradients of target samples, which are kept until their norms are known.
+        a_pass: bytes for the largest pass of the model.
+        tokens: the number of padded tokens of that pass.
+        longest: the number of tokens of its longest sample.
     """
 
     directions: int
@@ -79,18 +83,18 @@ class Needs(msgspec.Struct):
 
     @property
     def total(self) -> int:
-        """Everything, at the peak: directions are in memory twice while they are written, when no pass is made."""
+        """The bytes at the peak. While directions are written, they are in memory twice, but then no pass runs."""
         return self.moments + self.directions + max(self.a_pass + self.target, self.directions)
 
 
 def needs(checkpoint: Checkpoint, largest: Sequence[Encoded], *, counts: Counts, device: str) -> Needs:
-    """Return what gradients need.
+    """Measure the memory that gradients need.
 
     Args:
-        checkpoint: one of them; its gradients are not entered.
-        largest: the samples of the pass that takes most.
-        counts: of the job.
-        device: where the model is.
+        checkpoint: one of the checkpoints, whose gradients are not entered.
+        largest: the samples of the pass that takes most memory.
+        counts: the job's counts.
+        device: the model's device.
     """
     return _with_pass(checkpoint, largest, pass_bytes(checkpoint, largest, device), counts)
 
@@ -105,27 +109,28 @@ def check(
     device: str,
     checkpointing: bool,
 ) -> None:
-    """Refuse a job that has no room, in memory or on the disk.
+    """Refuse a job that does not fit into memory or onto the disk.
 
     Args:
-        checkpoint, largest, counts, device: as of `needs`.
-        per_token: bytes for each token of a small pass, which take more than those of a large one.
-        folder: of the run.
-        checkpointing: whether layers run again in the backward pass.
+        checkpoint, largest, counts, device: as for `needs`.
+        per_token: bytes for each token of a small pass; a token of a large pass takes less.
+        folder: the run's folder.
+        checkpointing: whether decoder layers run again in the backward pass.
 
     Raises:
-        OptionError: it has none.
+        OptionError: the job needs more memory or more disk space than there is.
     """
     tokens = len(largest) * max(map(len, largest))
-    found = _with_pass(checkpoint, largest, int(per_token * tokens), counts)
-    if _quadratic(checkpoint) or _MARGIN * found.total > available(device):
-        found = needs(checkpoint, largest, counts=counts, device=device)
-        check_memory(found, device, checkpointing=checkpointing)
-    needed, free = found.directions + 3 * _FLOAT * checkpoint.size * counts.checkpoints, free_disk(folder)
-    if needed > free:
+    needed = _with_pass(checkpoint, largest, int(per_token * tokens), counts)
+    if _quadratic(checkpoint) or _MARGIN * needed.total > available(device):
+        needed = needs(checkpoint, largest, counts=counts, device=device)
+        check_memory(needed, device, checkpointing=checkpointing)
+    disk, free = needed.directions + 3 * _FLOAT * checkpoint.size * counts.checkpoints, free_disk(folder)
+    if disk > free:
         raise OptionError(
-            f"the target's directions and the adapter need {in_bytes(needed)} of disk in {folder}, {in_bytes(free)} "
-            "are free there. Give another folder, or a smaller --lora-rank, fewer --lora-targets or --parameters"
+            f"the target's directions and the adapter need {in_bytes(disk)} of disk space in {folder}; "
+            f"{in_bytes(free)} are free there. Give another folder, a smaller --lora-rank, or fewer --lora-targets or "
+            "--parameters"
         )
 
 
@@ -136,7 +141,7 @@ def _with_pass(checkpoint: Checkpoint, largest: Sequence[Encoded], a_pass: int, 
     return Needs(
         directions=counts.subtasks * space * counts.checkpoints,
         moments=2 * space * counts.checkpoints if counts.moments else 0,
-        target=2 * held,  # of a pass, and of the one after it
+        target=2 * held,  # for a pass, and for the next one, which begins before the first is read
         a_pass=a_pass,
         tokens=len(largest) * longest,
         longest=longest,
@@ -144,12 +149,12 @@ def _with_pass(checkpoint: Checkpoint, largest: Sequence[Encoded], a_pass: int, 
 
 
 def _quadratic(checkpoint: Checkpoint) -> bool:
-    """Return whether memory grows with the square of the length."""
+    """Return whether a pass's memory grows with the square of its length."""
     return getattr(checkpoint.gradients.model.config, "_attn_implementation", "") == "eager"
 
 
 def pass_bytes(checkpoint: Checkpoint, largest: Sequence[Encoded], device: str) -> int:
-    """Return about how many bytes a pass over these samples takes."""
+    """Return an estimate of the bytes that a pass over these samples takes."""
     longest = max(map(len, largest))
     sizes: list[int] = []
     peaks: list[int] = []
@@ -157,7 +162,9 @@ def pass_bytes(checkpoint: Checkpoint, largest: Sequence[Encoded], device: str) 
 
         def measure(batch: Batch) -> None:
             if not sizes:
-                gradients.backward(batch, lambda *_: None)  # the first pass is checked, which takes more
+                gradients.backward(
+                    batch, lambda *_: None
+                )  # the first pass also runs the checks, which take more
             sizes.append(batch.ids.shape[1])
             peaks.append(peak_bytes(lambda: gradients.backward(batch, lambda *_: None)))
 
@@ -169,13 +176,13 @@ def pass_bytes(checkpoint: Checkpoint, largest: Sequence[Encoded], device: str) 
     slope = (high - low) / (large - small)
     if not _quadratic(checkpoint):
         return int(high + slope * (longest - large))
-    # As a·T² + b·T: what does not grow with the length is small beside both.
+    # Fit a·T² + b·T; the constant part is small beside both terms.
     square = max((high / large - low / small) / (large - small), 0.0)
     return int(square * longest**2 + (low / small - square * small) * longest)
 
 
 def _cut(sample: Encoded, length: int) -> Encoded:
-    """Return a shorter sample, with the same share of labels, its last token among them."""
+    """Return a sample cut to at most ``length`` tokens, with about the same share of labels; its last token is one."""
     kept = np.linspace(0, len(sample) - 1, min(length, len(sample))).astype(int)
     labels: NDArray[np.bool_] = sample.labels[kept].copy()
     labels[0], labels[-1] = False, True
@@ -183,49 +190,59 @@ def _cut(sample: Encoded, length: int) -> Encoded:
 
 
 def available(device: str) -> int:
-    """Return the bytes that are free on a device, or for this process."""
+    """Return the bytes of free memory: on the GPU, or for this process if the device is a CPU."""
     if torch.device(device).type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + held)
     return memory()[1]
 
 
-def check_memory(found: Needs, device: str, *, checkpointing: bool) -> None:
-    """Refuse what does not fit.
+def check_memory(needed: Needs, device: str, *, checkpointing: bool) -> None:
+    """Refuse gradients that do not fit into memory.
+
+    Args:
+        needed: the memory that the gradients need.
+        device: the model's device.
+        checkpointing: whether decoder layers run again in the backward pass.
 
     Raises:
         OptionError: gradients need more memory than there is.
     """
     free = int(available(device) * (1 - _SPARE))
-    if found.total <= free:
+    if needed.total <= free:
         return
     where = "memory" if torch.device(device).type == "cpu" else f"memory of {device}"
     raise OptionError(
-        f"gradients need {in_bytes(found.total)} of {where} beside the model: {in_bytes(found.a_pass)} for a pass of "
-        f"{found.tokens:,} tokens, {in_bytes(found.directions + found.target)} for the target's gradients, "
-        f"{in_bytes(found.moments)} for the optimiser's moments; {in_bytes(free)} are free. "
-        f"{_remedy(found, free, checkpointing)}"
+        f"gradients need {in_bytes(needed.total)} of {where} beside the model: {in_bytes(needed.a_pass)} for a pass of "
+        f"{needed.tokens:,} tokens, {in_bytes(needed.directions + needed.target)} for the target's gradients, "
+        f"{in_bytes(needed.moments)} for the optimiser's moments; {in_bytes(free)} are free. "
+        f"{_remedy(needed, free, checkpointing)}"
     )
 
 
-def _remedy(found: Needs, free: int, checkpointing: bool) -> str:
-    """Return which option makes a job fit."""
-    left = free - found.directions - found.moments - found.target
-    if left < max(found.directions, found.a_pass / found.tokens):
+def _remedy(needed: Needs, free: int, checkpointing: bool) -> str:
+    """Return the option that makes the job fit, for the message."""
+    left = free - needed.directions - needed.moments - needed.target
+    if left < max(needed.directions, needed.a_pass / needed.tokens):
         return (
             "Differentiate less: a smaller --lora-rank, fewer --lora-targets or --parameters, fewer subtasks, or "
             "--preconditioner sgd, which has no moments"
         )
-    tokens = int(left / found.a_pass * found.tokens)
-    if tokens >= found.longest:
+    tokens = int(left / needed.a_pass * needed.tokens)
+    if tokens >= needed.longest:
         return f"Use --batch-tokens {tokens}"
     if not checkpointing:
         return "Use --checkpointing"
     return f"Use --max-length {max(tokens, 2)}"
 
 
-def tokens_that_fit(found: Needs, free: int) -> int:
-    """Return how many padded tokens a pass may have: a power of two, one sample at least."""
-    left = _FILLED * free - found.directions - found.moments - found.target
-    tokens = min(left / found.a_pass * found.tokens, _MOST)
-    return int(max(2 ** int(np.log2(max(tokens, 1))), found.longest))
+def tokens_that_fit(needed: Needs, free: int) -> int:
+    """Return the padded tokens that a pass may have: a power of two, or the longest sample's tokens if these are more.
+
+    Args:
+        needed: the memory that gradients need.
+        free: the bytes of free memory.
+    """
+    left = _FILLED * free - needed.directions - needed.moments - needed.target
+    tokens = min(left / needed.a_pass * needed.tokens, _MOST)
+    return int(max(2 ** int(np.log2(max(tokens, 1))), needed.longest))

@@ -1,13 +1,14 @@
-"""Passes of the model: which samples share one, and what the model is given of them.
+"""Group samples into passes of the model, build each pass's tensors, and repeat a pass smaller if memory runs out.
 
 Decisions:
-    - Samples of like lengths share a pass. Of all ways to cut the list, sorted by length, into passes within a limit
-      of padded tokens, the one with the least padding is taken, a pass itself counting as some tokens more (`Cost`).
+    - Samples of similar lengths share a pass. The list, sorted by length, is cut into passes within a limit of padded
+      tokens. Of all ways to cut it, the one with the lowest cost is taken: the padded tokens, and for each pass some
+      tokens more (`overhead_of`).
     - Samples are padded on the right, without an attention mask: under causal attention no label sees the padding.
-    - Where the labels stand is worked out before anything is on the device, so that no pass waits for the device.
-    - Memory that runs out is no failure: the limit becomes half of what was tried, and the samples that are not done
-      yet are put into passes anew. Each such change is recorded before it takes effect, so that a run that is taken
-      up again makes the same passes, and so the same bits.
+    - The positions of the labels are computed on the host, so that no pass waits for the device.
+    - A pass that runs out of memory does not fail the job. The limit becomes half of what was tried, and the remaining
+      samples are grouped anew. Each new limit is recorded before it takes effect, so that a resumed run makes the same
+      passes and gives the same bits.
 """
 
 from __future__ import annotations
@@ -26,25 +27,25 @@ from clusterucb.errors import ModelError, OptionError
 from clusterucb.run.folder import Limit
 from clusterucb.samples.encode import Encoded
 
-CPU_TOKENS = 1024  # of a pass on a CPU, where more gain nothing
-_CPU_OVERHEAD = (
-    40  # tokens; two halves of a pass take as much more than the whole (24 to 53, 135M parameters, 2 cores)
-)
+CPU_TOKENS = 1024  # padded tokens of a pass on a CPU; larger passes are not faster
+# The cost of a pass beside its tokens, in tokens: two halves of a pass take that much more than the whole (measured: 24
+# to 53, with 135M parameters on 2 cores).
+_CPU_OVERHEAD = 40
 _PAD = 0  # any token will do
 
 Result = TypeVar("Result")
 
 
 class Batch(NamedTuple):
-    """B samples of at most T tokens, which n labels are predicted of.
+    """B padded samples of at most T tokens; n of the tokens are labels.
 
     Attributes:
-        ids: i64[B, T], tokens, padded on the right.
-        predicting: i64[n], the positions that predict the labels, in the flattened batch.
+        ids: i64[B, T], the tokens, padded on the right.
+        predicting: i64[n], the positions in the flattened batch whose logits predict the labels.
         predicted: i64[n], the labels.
-        sample: i64[n], the row of each label.
-        counts: f32[B], labels of each sample.
-        lengths: tokens of each sample.
+        sample: i64[n], the row of each label's sample.
+        counts: f32[B], the number of labels of each sample.
+        lengths: the number of tokens of each sample.
     """
 
     ids: torch.Tensor
@@ -56,7 +57,7 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, samples: Sequence[Encoded], device: str = "cpu") -> Self:
-        """Return a batch of B samples, none of which has a label as its first token, on a device."""
+        """Return a batch of B samples on a device; no sample may have a label as its first token."""
         longest = max(map(len, samples))
         ids = np.full((len(samples), longest), _PAD, np.int64)
         labels = np.zeros(ids.shape, bool)
@@ -74,7 +75,7 @@ class Batch(NamedTuple):
         )
 
     def alone(self, row: int) -> Self:
-        """Return one of the samples without the others and without padding."""
+        """Return a batch of one of the samples, without padding."""
         longest, length = self.ids.shape[1], self.lengths[row]
         own = self.sample == row
         return type(self)(
@@ -89,15 +90,16 @@ class Batch(NamedTuple):
 
 def _moved(array: NDArray[Any], device: str) -> torch.Tensor:
     tensor = torch.from_numpy(array)
-    if torch.device(device).type == "cuda":  # the copy goes on while the host prepares what comes next
+    if torch.device(device).type == "cuda":  # the host goes on while the device copies
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def overhead_of(device: str, limit: int) -> int:
-    """Return what a pass costs beside its tokens, in tokens.
+    """Return the cost of a pass beside its tokens, in tokens.
 
-    On a GPU small passes leave most of it idle, so passes are as full as the limit lets them be.
+    A small pass leaves most of a GPU idle. So the cost there is the limit itself, which makes passes as full as the
+    limit allows.
     """
     return _CPU_OVERHEAD if torch.device(device).type == "cpu" else limit
 
@@ -108,11 +110,19 @@ def micro_batches(
     overhead: int = _CPU_OVERHEAD,
     most: int | None = None,
 ) -> list[NDArray[np.int64]]:
-    """Return positions into ``lengths`` in batches of like lengths, the longest first.
+    """Group samples into batches of similar lengths, at the lowest total cost.
 
-    Each batch's padded size (count times longest) is at most ``limit``, unless it is a single sample, and its count at
-    most ``most``; the sum of all padded sizes, and ``overhead`` for each batch, is the least that is possible. Samples
-    of one length stay in their order. The longest come first, so that memory runs out at once or not at all.
+    The cost of a batch is its padded size (its count times its longest length) plus ``overhead``. Samples of one length
+    keep their order. The longest samples come first, so that memory runs out at once or not at all.
+
+    Args:
+        lengths: i64[m], the number of tokens of each sample.
+        limit: the largest padded size of a batch; a single sample may exceed it.
+        overhead: the cost of a batch beside its padded size, in tokens.
+        most: the largest number of samples in a batch; None for no limit.
+
+    Returns:
+        For each batch, the positions of its samples in ``lengths``.
 
     Raises:
         OptionError: ``limit`` is not positive.
@@ -122,9 +132,9 @@ def micro_batches(
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
     longest = np.asarray(lengths, np.int64)[order]
     count = len(order)
-    least = np.full(count + 1, np.iinfo(np.int64).max)  # cost of the samples before a place
+    least = np.full(count + 1, np.iinfo(np.int64).max)  # [i]: the lowest cost of the first i samples
     least[0] = 0
-    begins = np.zeros(count + 1, np.int64)  # where the last batch before a place begins
+    begins = np.zeros(count + 1, np.int64)  # [i]: where the last batch of the first i samples begins
     for start in range(count):
         fitting = min(max(limit // int(longest[start]), 1), most or count, count - start)
         costs = least[start] + longest[start] * np.arange(1, fitting + 1) + overhead
@@ -142,16 +152,16 @@ def micro_batches(
 
 
 class Passes:
-    """Puts samples into passes, and makes them again smaller when memory runs out.
+    """Groups samples into passes, and repeats a pass smaller if memory runs out.
 
     Args:
-        limit: padded tokens of a pass.
-        device: where the model is.
-        limits: those that came into force since, of a run that is taken up again.
-        record: told of each new one before it takes effect.
+        limit: the padded tokens of a pass.
+        device: the model's device.
+        limits: the lower limits that earlier sessions of a resumed run recorded.
+        record: called with each new limit before it takes effect.
 
     Attributes:
-        limit: as given.
+        limit: the padded tokens of a pass, as given.
     """
 
     def __init__(
@@ -178,22 +188,23 @@ class Passes:
     ) -> Iterator[tuple[NDArray[np.int64], Result]]:
         """Yield the result of each pass over m samples, with the positions of its samples.
 
-        A pass is begun before the result of the last one is yielded, so that the caller, who reads it, does not keep
-        the device waiting.
+        Each pass begins before the result of the previous one is yielded, so that the device does not wait while the
+        caller reads that result.
 
         Args:
-            call: names what is computed, among everything of a run; it is kept as a whole, or computed again.
-            part: number of this part of it, from 0.
-            samples: m of them.
-            compute: makes one pass; on failure it must leave nothing behind.
-            most: samples of a pass.
+            call: a name for this computation that is unique within the run. Its results are kept all together, or
+                computed again.
+            part: the number of this part of the computation, counted from 0.
+            samples: m samples.
+            compute: runs one pass; if it fails, it must leave nothing behind.
+            most: the largest number of samples in a pass; None for no limit.
 
         Raises:
             ModelError: memory is too small for a single sample.
         """
         lengths = np.array([len(sample) for sample in samples])
         same = [limit for limit in self._limits if limit.call == call]
-        came = deque(limit for limit in same if limit.part == part)
+        due = deque(limit for limit in same if limit.part == part)
         later = [limit for limit in same if limit.part >= part]
         before = self._limits[: self._limits.index(later[0])] if later else self._limits
         tokens = before[-1].tokens if before else self.limit
@@ -201,9 +212,9 @@ class Passes:
         done = 0
         finished: tuple[NDArray[np.int64], Result] | None = None
         while batches:
-            if came and came[0].done == done:
+            if due and due[0].done == done:
                 left = np.sort(np.concatenate(batches))
-                batches = self._batches(lengths, left, came.popleft().tokens, most)
+                batches = self._batches(lengths, left, due.popleft().tokens, most)
                 continue
             batch = batches[0]
             result = self._attempt(compute, [samples[at] for at in batch])
@@ -211,7 +222,7 @@ class Passes:
                 limit = Limit(call, part, done, _half(len(batch), int(lengths[batch].max())))
                 self._limits.append(limit)
                 self._record(limit)
-                came.append(limit)
+                due.append(limit)
                 continue
             if finished is not None:
                 yield finished
@@ -223,8 +234,8 @@ class Passes:
     def _batches(
         self, lengths: NDArray[np.int64], left: NDArray[np.int64], tokens: int, most: int | None
     ) -> deque[NDArray[np.int64]]:
-        found = micro_batches(lengths[left], tokens, overhead_of(self._device, tokens), most)
-        return deque(left[batch] for batch in found)
+        batches = micro_batches(lengths[left], tokens, overhead_of(self._device, tokens), most)
+        return deque(left[batch] for batch in batches)
 
     def _attempt(
         self, compute: Callable[[Batch], Result], samples: Sequence[Encoded]
@@ -235,24 +246,33 @@ class Passes:
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-        gc.collect()  # what the failed pass held goes with its traceback
+        gc.collect()  # the tensors of the failed pass are freed with its traceback
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
 
 
 def _half(count: int, longest: int) -> int:
-    """Return the next limit after a pass that did not fit into memory."""
+    """Return the next limit after a pass that did not fit into memory.
+
+    Raises:
+        ModelError: the pass had a single sample.
+    """
     if count == 1:
         raise _too_small(longest)
     return count * longest // 2
 
 
 def single_pass(samples: Sequence[Encoded], device: str, compute: Callable[[Batch], Result]) -> Result:
-    """Return the result of one pass that cannot be made smaller.
+    """Return the result of one pass over all the samples, which is never repeated smaller.
+
+    Args:
+        samples: the samples of the pass.
+        device: the model's device.
+        compute: runs the pass.
 
     Raises:
-        ModelError: memory is too small for it.
+        ModelError: memory is too small for the pass.
     """
     with memory_for(_too_small(max(map(len, samples)))):
         return compute(Batch.of(samples, device))
@@ -260,7 +280,7 @@ def single_pass(samples: Sequence[Encoded], device: str, compute: Callable[[Batc
 
 @contextmanager
 def memory_for(error: ModelError) -> Iterator[None]:
-    """Raise an error in place of the one that says that memory has run out."""
+    """Raise ``error`` in place of any error which says that memory has run out."""
     try:
         yield
     except (RuntimeError, MemoryError) as cause:
@@ -271,7 +291,7 @@ def memory_for(error: ModelError) -> Iterator[None]:
 
 def _too_small(longest: int) -> ModelError:
     return ModelError(
-        f"memory is too small for the gradient of one sample of {longest} tokens; expected more of it. Use a smaller "
+        f"memory is too small for the gradient of one sample of {longest} tokens; expected more memory. Use a smaller "
         "--max-length, --checkpointing, or fewer layers (--lora-targets, --parameters)"
     )
 

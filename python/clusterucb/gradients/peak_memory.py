@@ -1,8 +1,8 @@
-"""How much memory tensors take at most while something is computed, to the byte, on any device.
+"""Measure the peak memory of the tensors that a computation makes, to the byte, on any device.
 
-A process's resident memory also holds what allocators keep and what was there before; this counts what is asked of
-them: every storage that an operation makes, from then on until it is gone. It costs Python's time at every operation,
-and so is for a few of them, from which the rest is worked out.
+A process's resident memory also holds what allocators keep and what was there before. This module counts requested
+memory instead: every storage that an operation makes counts until it is freed. Counting takes Python time at every
+operation, so only a few passes are measured, and the rest is extrapolated.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def peak_bytes(compute: Callable[[], object]) -> int:
-    """Return the most bytes that tensors made by a computation hold at a time."""
+    """Run a computation, and return the most bytes that the tensors made by it hold at one time."""
     live = _Live()
     with live:
         compute()
@@ -34,12 +34,14 @@ class _Live(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        before = {id(_storage(one)) for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)}
+        before = {
+            id(_storage(leaf)) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
+        }
         result = function(*args, **(kwargs or {}))
-        for one in tree_leaves(result):
+        for leaf in tree_leaves(result):
             if (
-                isinstance(one, torch.Tensor)
-                and id(storage := _storage(one)) not in before | self._known.keys()
+                isinstance(leaf, torch.Tensor)
+                and id(storage := _storage(leaf)) not in before | self._known.keys()
             ):
                 self._add(storage)
         return result

@@ -1,25 +1,25 @@
-"""Per-sample gradients of the differentiated matrices, one at a time, from batched passes.
+"""Compute per-sample gradients of the differentiated matrices from batched passes, one matrix at a time.
 
-For a linear layer y = W x, the gradient of one sample is the sum over its tokens of (dloss/dy) xᵀ.
-Forward hooks keep x, hooks on the outputs deliver dloss/dy while the backward pass goes on, and one
-batched product gives that matrix's gradient for every sample of the batch. It is handed on at once
-and forgotten: never more than one matrix's gradients are in memory, nor more than `_PIECE` bytes of it.
+For a linear layer y = W x, the gradient of one sample is the sum over its tokens of (dloss/dy) xᵀ. Forward hooks keep
+x. Hooks on the outputs deliver dloss/dy during the backward pass. One batched product then gives the matrix's gradients
+for all samples of the batch. They are passed to the caller at once and freed: the gradients of at most one matrix are
+in memory, and at most `_PIECE` bytes of them.
 
 Decisions:
-    - The loss is the **sum** over samples of each sample's mean cross-entropy, in fp32, in evaluation
-      mode. A sample's gradient then does not depend on who shares its batch.
-    - Every parameter is frozen, so no weight gradient is computed twice; the graph begins at the
-      first differentiated layer's output.
-    - The first batch is checked against autograd: the per-sample gradients must add up to the
-      gradient of the batch. It costs one small product per matrix, and finds at once what hooks
-      cannot see (a matrix used outside its layer, a layer called in an unforeseen way).
-    - The first batch of several samples, and the first with padding, are checked too: the gradient of the shortest
-      must be the same alone. A model that sees what comes later (BERT, say), or whose layers get the samples'
-      tokens in another order (experts), would give scores that depend on the batch.
-    - What ran in the batch that was checked must run in every other: a layer that only some tokens reach,
-      or whose hooks a compiled graph leaves out, would give zeros that look like gradients.
-    - Compiled models run uncompiled here: their graphs know nothing of these hooks. `clusterucb.gradients.compiled`
-      compiles what has none.
+    - The loss is the **sum** over samples of each sample's mean cross-entropy, in fp32, in evaluation mode. So a
+      sample's gradient does not depend on the other samples of its batch.
+    - All parameters are frozen, so that autograd computes no weight gradient a second time. The graph begins at the
+      output of the first differentiated layer.
+    - The first batch is checked against autograd: the per-sample gradients must add up to the gradient of the batch.
+      This costs one small product for each matrix. It finds at once what hooks cannot see: a matrix that is used
+      outside its layer, or a layer that is called in an unforeseen way.
+    - The first batch of several samples and the first batch with padding are checked too: the gradient of the shortest
+      sample must be the same when the sample is alone. A model that sees later tokens (BERT, say), or whose layers get
+      the tokens in another order (experts), would give scores that depend on the batch.
+    - The layers that ran in the checked batch must run in every other batch. A layer that only some tokens reach, or
+      whose hooks a compiled graph leaves out, would give zeros that look like gradients.
+    - Compiled models run uncompiled here, because their graphs ignore these hooks. `clusterucb.gradients.compiled`
+      compiles the parts without hooks.
 """
 
 from __future__ import annotations
@@ -47,31 +47,34 @@ from clusterucb.model.parameters import Parameter, ParameterManifest
 
 Sink = Callable[[int, Tensor], None]
 
-_PIECE = 1 << 26  # bytes of gradients that exist at a time, one row of a matrix at least
-_ALIGNED_ROWS = 8  # pieces begin at offsets that the kernels load vectors from
-# How far per-sample gradients may be from adding up to autograd's, and those of a sample from those of the same one
-# alone, relative to their norm.
+_PIECE = (
+    1 << 26
+)  # bytes of gradients in memory at a time; a piece has at least `_ALIGNED_ROWS` rows of a matrix
+_ALIGNED_ROWS = 8  # a piece has a multiple of this many rows, so that the kernels' vector loads are aligned
+# The tolerated relative difference of norms, between the sum of per-sample gradients and autograd's gradient, and
+# between a sample's gradient in a batch and alone.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.05}
-_PROBE = Sketch(1024, 4)  # of the gradient of one sample, which is compared
+_PROBE = Sketch(1024, 4)  # sketches the gradient of the sample that is compared
 _LEAVE_OUT = "Leave that layer out (--lora-targets, --parameters)"
 
 
 class PerSampleGradients:
-    """Per-sample gradients of a causal language model's matrices.
+    """Computes per-sample gradients of a causal language model's matrices.
 
-    A context manager that may be entered again and again: inside, the model is frozen, in evaluation mode and has
-    hooks; on exit it is as it was before, but that no adapter is in force if one is named.
+    A context manager that may be entered repeatedly. Inside it, the model is frozen, in evaluation mode, and has hooks.
+    The exit restores the model, except that its adapters are then disabled if ``adapter`` is given.
 
     Args:
-        model: a causal language model, perhaps of PEFT.
-        manifest: where each matrix stands in the flat space.
-        adapter: the name of the PEFT adapter that they belong to, where the model has several.
-        autocast: dtype that layers compute in, where it is not their own; gradients are fp32 sums all the same.
-        checkpointing: keep the inputs of decoder layers alone, and run each layer again in the backward pass.
-        compiling: compile what holds no differentiated layer.
+        model: a causal language model, perhaps a PEFT model.
+        manifest: the differentiated matrices and their offsets in the flat space.
+        adapter: the name of the PEFT adapter that the matrices belong to; None for a model without adapters.
+        autocast: the dtype that layers compute in, or None for their own; gradients are summed in fp32 either way.
+        checkpointing: keep only the inputs of decoder layers, and run each layer again in the backward pass.
+        compiling: compile the parts that hold no differentiated layer.
 
     Attributes:
-        model, manifest: the same.
+        model: the model.
+        manifest: the differentiated matrices.
     """
 
     def __init__(
@@ -91,17 +94,19 @@ class PerSampleGradients:
         self._checkpointing = checkpointing
         self._compiling = compiling
         self._parts: CompiledParts | None = None
-        dtype = autocast or next(model.parameters()).dtype  # of the base model; LoRA itself is fp32
+        dtype = autocast or next(model.parameters()).dtype  # the base model's dtype; LoRA itself is in fp32
         self._tolerance = _TOLERANCE.get(dtype, 0.3)
         self._sink: Sink | None = None
         self._ran: set[str] = set()
         self._shape: tuple[int, int] = (0, 0)
-        self._expected: set[str] | None = None  # what ran in the batch that was checked
-        self._compared: set[bool] = set()  # whether batches without padding, and with it, were compared
+        self._expected: set[str] | None = None  # the layers that ran in the checked batch
+        self._compared: set[bool] = (
+            set()
+        )  # holds False once a batch without padding was compared, True with padding
 
     def __enter__(self) -> Self:
         """Freeze the model and add the hooks."""
-        with ExitStack() as undo:  # in case that something fails
+        with ExitStack() as undo:  # restores the model if a step fails
             self._prepare(undo)
             self._undo = undo.pop_all()
         return self
@@ -133,21 +138,22 @@ class PerSampleGradients:
 
     @property
     def _differentiated(self) -> set[nn.Module]:
-        return {self.model.get_submodule(one.module) for one in self.manifest}
+        return {self.model.get_submodule(parameter.module) for parameter in self.manifest}
 
     def backward(self, batch: Batch, sink: Sink) -> Tensor:
-        """Compute the gradient of each sample's loss, and hand it on piece by piece.
+        """Compute the gradient of each sample's loss, and pass it to ``sink`` piece by piece.
 
         Args:
             batch: B samples.
-            sink: called with an offset of the flat space and the gradients f32[B, n] of the n parameters from there
-                on; for each parameter at most once, in no particular order.
+            sink: called with an offset in the flat space and the gradients f32[B, n] of the n parameters from that
+                offset on. Each parameter comes at most once; the pieces come in no particular order.
 
         Returns:
             f32[B], the losses.
 
         Raises:
-            ModelError: the model does something that per-sample hooks cannot follow.
+            ModelError: the per-sample gradients would be wrong, because the model uses a layer or a matrix in a way
+                that hooks cannot follow, or because a sample's gradient depends on its batch.
         """
         several, padded = len(batch.lengths) > 1, min(batch.lengths) < max(batch.lengths)
         compare = several and padded not in self._compared
@@ -161,12 +167,14 @@ class PerSampleGradients:
             sink(offset, gradient)
 
         losses = self._checked_pass(batch, both) if self._expected is None else self._pass(batch, both)
-        if compare and together.finite():  # or it says nothing; a later batch is compared
+        if (
+            compare and together.finite()
+        ):  # a gradient that is zero or not finite proves nothing: compare a later batch
             self._compare(batch.alone(row), together, padded)
         return losses
 
     def _pass(self, batch: Batch, sink: Sink) -> Tensor:
-        with self._handing_to(sink, batch):
+        with self._hooks_feeding(sink, batch):
             losses = sample_losses(self.model, batch, self._autocast)
             losses.sum().backward()
         if self._ran != self._expected:
@@ -178,7 +186,8 @@ class PerSampleGradients:
         return losses.detach()
 
     @contextmanager
-    def _handing_to(self, sink: Sink, batch: Batch) -> Iterator[None]:
+    def _hooks_feeding(self, sink: Sink, batch: Batch) -> Iterator[None]:
+        """Let the hooks pass the gradients of a batch to ``sink`` while the block runs."""
         rows, columns = batch.ids.shape
         self._sink, self._ran, self._shape = sink, set(), (rows, columns)
         try:
@@ -188,8 +197,11 @@ class PerSampleGradients:
             self._sink = None
 
     def _checked_pass(self, batch: Batch, sink: Sink) -> Tensor:
-        """Do the same, and check that the gradients add up to what autograd computes."""
-        totals = {one.offset: torch.zeros(one.size, device=batch.ids.device) for one in self.manifest}
+        """Run a pass, and check that the per-sample gradients add up to the gradient that autograd computes."""
+        totals = {
+            parameter.offset: torch.zeros(parameter.size, device=batch.ids.device)
+            for parameter in self.manifest
+        }
         starts = sorted(totals)
 
         def add_up(offset: int, gradient: Tensor) -> None:
@@ -197,9 +209,9 @@ class PerSampleGradients:
             totals[start][offset - start : offset - start + gradient.shape[1]] += gradient.sum(dim=0)
             sink(offset, gradient)
 
-        weights = [self.model.get_parameter(one.torch_name) for one in self.manifest]
+        weights = [self.model.get_parameter(parameter.torch_name) for parameter in self.manifest]
         before = [weight.grad for weight in weights]
-        with self._handing_to(add_up, batch):
+        with self._hooks_feeding(add_up, batch):
             try:
                 for weight in weights:
                     weight.grad = None
@@ -211,14 +223,14 @@ class PerSampleGradients:
                 for weight, kept in zip(weights, before, strict=True):
                     weight.requires_grad_(False)
                     weight.grad = kept
-        for one, found in zip(self.manifest, expected, strict=True):
-            got = totals[one.offset]
-            true = torch.zeros_like(got) if found is None else found.flatten().float()
+        for parameter, gradient in zip(self.manifest, expected, strict=True):
+            got = totals[parameter.offset]
+            true = torch.zeros_like(got) if gradient is None else gradient.flatten().float()
             if not true.isfinite().all():
-                return losses.detach()  # says nothing; the next batch is checked
+                return losses.detach()  # proves nothing: the next batch is checked
             if not (got - true).norm() <= self._tolerance * true.norm() + 1e-12:
                 raise ModelError(
-                    f"the per-sample gradients of {one.name} do not add up to the gradient of the batch (they "
+                    f"the per-sample gradients of {parameter.name} do not add up to the gradient of the batch (they "
                     f"differ by {float((got - true).norm() / true.norm()):.2g} of its norm): this model uses "
                     f"that matrix in a way that is not supported. {_LEAVE_OUT}"
                 )
@@ -226,16 +238,23 @@ class PerSampleGradients:
         return losses.detach()
 
     def _compare(self, batch: Batch, together: _Probe, padded: bool) -> None:
-        """Check that a sample's gradients are the same alone as they were beside others."""
+        """Check that a sample's gradient is the same alone as together with others.
+
+        Args:
+            batch: the sample alone.
+            together: the sample's gradient together with others.
+            padded: whether the sample was padded then.
+        """
         alone = _Probe(0)
-        with self._handing_to(alone, batch):
+        with self._hooks_feeding(alone, batch):
             sample_losses(self.model, batch, self._autocast).sum().backward()
         change = alone.distance(together)
         if not change <= self._tolerance:
             raise ModelError(
-                f"{type(self.model).__name__} gives a sample other gradients beside {'longer' if padded else 'other'} "
-                f"ones than alone (they differ by {change:.2g} of their norm); expected a causal language model, "
-                "which does not see what follows a token, and layers that see all tokens of a batch in their order"
+                f"{type(self.model).__name__} gives a sample different gradients beside "
+                f"{'longer' if padded else 'other'} samples than alone (they differ by {change:.2g} of their norm); "
+                "expected a causal language model, which does not see what follows a token, and layers that see all "
+                "tokens of a batch in their order"
             )
         self._compared.add(padded)
 
@@ -243,11 +262,11 @@ class PerSampleGradients:
         self, parameter: Parameter, _module: nn.Module, args: tuple[Any, ...], output: Tensor
     ) -> None:
         """Keep a layer's input until the gradient of its output arrives."""
-        if self._sink is None or not torch.is_grad_enabled():  # it will run again
+        if self._sink is None or not torch.is_grad_enabled():  # a recomputed layer will run again
             return
         rows, columns = self._shape
         activation = args[0].detach() if args else torch.empty(0)
-        flat = activation.ndim == 2 and len(activation) == rows * columns  # as OPT does
+        flat = activation.ndim == 2 and len(activation) == rows * columns  # OPT flattens its input
         if not (flat or activation.shape[:-1] == self._shape) or parameter.name in self._ran:
             again = parameter.name in self._ran
             what = "runs twice in a pass" if again else f"gets input of shape {tuple(activation.shape)}"
@@ -261,7 +280,13 @@ class PerSampleGradients:
         output.register_hook(partial(self._emit, parameter, activation))
 
     def _emit(self, parameter: Parameter, activation: Tensor, delta: Tensor) -> None:
-        """Hand on one matrix's gradients: activation [B, T, in], delta [B, T, out]."""
+        """Pass one matrix's gradients to the sink.
+
+        Args:
+            parameter: the matrix.
+            activation: [B, T, in], the layer's input.
+            delta: [B, T, out], the gradient of the loss with respect to the layer's output.
+        """
         assert self._sink is not None
         left, right = (delta, activation) if not parameter.transposed else (activation, delta)
         left, right = left.reshape(*self._shape, -1), right.reshape(*self._shape, -1).float()
@@ -274,7 +299,7 @@ class PerSampleGradients:
 
 @contextmanager
 def _uncompiled() -> Iterator[None]:
-    if "torch._dynamo" not in sys.modules:  # nothing can be compiled, and its import takes seconds
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled; importing it would take seconds
         yield
         return
     with torch.compiler.set_stance("force_eager"):
@@ -282,9 +307,12 @@ def _uncompiled() -> Iterator[None]:
 
 
 class _Probe:
-    """The sketch of one sample's gradient: as long as the gradient, within a few percent, and as far from others.
+    """The sketch of one sample's gradient; it keeps the gradient's norm and distances to a few percent.
 
-    Made on the CPU, whose kernels are always there.
+    It is computed on the CPU, whose kernels are always there.
+
+    Args:
+        row: the sample's row in the batch.
     """
 
     def __init__(self, row: int) -> None:
@@ -303,9 +331,9 @@ class _Probe:
         )
 
     def finite(self) -> bool:
-        """Whether the gradient is finite, and not zero."""
+        """Return whether the gradient is finite and not zero."""
         return bool(self._sketched.isfinite().all()) and bool(self._norm2 > 0)
 
     def distance(self, other: _Probe) -> float:
-        """Return how far the gradient is from another, relative to its norm."""
+        """Return the distance between this gradient and another, relative to this gradient's norm."""
         return float((self._sketched - other._sketched).norm() / self._sketched.norm())

@@ -1,7 +1,7 @@
-"""Decoder layers that keep their inputs alone and run again in the backward pass: less memory, a third more time.
+"""Let decoder layers keep only their inputs and run again in the backward pass: less memory, a third more time.
 
-Apart from what transformers has for it (activation checkpointing), which works in training mode only, where dropout
-would change the gradients.
+Transformers has its own activation checkpointing. It is not used, because it works in training mode only, where
+dropout would change the gradients.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ def recomputed_layers(model: nn.Module, differentiated: Set[nn.Module]) -> Itera
     """Let a model's decoder layers run again in the backward pass.
 
     Args:
-        model: a causal language model of transformers, perhaps of PEFT.
-        differentiated: its layers whose weights' gradients are wanted.
+        model: a causal language model of transformers or PEFT.
+        differentiated: the layers whose weights are differentiated.
 
     Raises:
-        ModelError: it has no decoder layers.
+        ModelError: the model has no decoder layers.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)]
     if not layers:
         raise ModelError(
-            f"{type(model).__name__} has no layers that can run again in the backward pass; expected none of "
-            "--checkpointing"
+            f"{type(model).__name__} has no layers that can run again in the backward pass; expected a model with "
+            "decoder layers. Leave --checkpointing out"
         )
     with ExitStack() as undo:
         for layer in layers:
@@ -52,9 +52,10 @@ def _put_back(layer: nn.Module, own: Callable[..., Any] | None) -> None:
 
 
 def _run_again(forward: Callable[..., Any], starts: bool, hidden: Tensor, *args: Any, **options: Any) -> Any:
-    """Run a decoder layer without keeping what its backward pass needs, which will run it again.
+    """Run a decoder layer without keeping its intermediate tensors; its backward pass will run it again.
 
-    Not where nothing before it and nothing in it (``starts``) is differentiated: then there is no backward pass.
+    The layer runs plainly if it has no backward pass: if neither an earlier layer nor a part of this one (``starts``)
+    is differentiated.
     """
     if not torch.is_grad_enabled() or not (starts or hidden.requires_grad):
         return forward(hidden, *args, **options)

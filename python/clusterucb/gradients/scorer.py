@@ -1,12 +1,11 @@
-"""Influence scores: the agreement of a sample's preconditioned gradient with each target direction.
+"""Compute influence scores: the agreement of a sample's preconditioned gradient with each target direction.
 
-A subtask's direction is the mean of its samples' unit gradients, V_s. A pool sample's score is the
-cosine-like product ⟨Γ_i / ‖Γ_i‖, V_s⟩ (LESS, Xia et al. 2024, eq. 1; ClusterUCB): the mean of the
-cosines with each of the subtask's samples, since that is linear in the unit gradients. By default it is
-exact: no random projection stands between. Sketches estimate it, with an error of about 1 / sqrt(d) for
-a direction of length one.
+A subtask's direction V_s is the mean of its samples' unit gradients. A pool sample's score is the inner product
+⟨Γ_i / ‖Γ_i‖, V_s⟩ (LESS, Xia et al. 2024, eq. 1; ClusterUCB). It is the mean of the cosines with each of the subtask's
+samples, because the product is linear in the unit gradients. By default the score is exact: no random projection is
+involved. Sketches estimate it, with an error of about 1 / sqrt(d) for a direction of length one.
 
-A sample fails, with its reason, when its gradient is zero or not finite. It never scores as zero.
+A sample whose gradient is zero or not finite fails, and its reason is kept. It never scores as zero.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from clusterucb.kernels.projection import Sketch
 from clusterucb.progress import Advance
 from clusterucb.samples.encode import Encoded
 
-HELD = 1 << 27  # bytes of target gradients of a pass that are kept until their norms are known
+HELD = 1 << 27  # bytes of a pass's target gradients, which are kept until their norms are known
 
 
 def compute_directions(
@@ -40,17 +39,17 @@ def compute_directions(
     *,
     advance: Advance = lambda _: None,
 ) -> tuple[NDArray[np.float32], dict[str, list[str]]]:
-    """Return the direction of every subtask at a checkpoint, and what failed.
+    """Return the direction of every subtask at a checkpoint, and the reasons why samples failed.
 
     Args:
-        checkpoint: with P parameters.
-        target: the encoded samples of each subtask; S subtasks.
-        passes: what puts them into passes of the model.
-        advance: called with the number of samples done.
+        checkpoint: the checkpoint, with P parameters.
+        target: the encoded samples of each of S subtasks.
+        passes: groups the samples into passes of the model.
+        advance: called with the number of samples that are done.
 
     Returns:
-        f32[S, P], the mean of the unit gradients, and for each subtask the reasons of its samples that
-        failed and were left out.
+        f32[S, P], the means of the unit gradients; and for each subtask, the reason of each sample that failed and
+        was left out of the mean.
 
     Raises:
         InputError: no sample of a subtask has a usable gradient.
@@ -70,7 +69,7 @@ def compute_directions(
             if len(reasons) == len(samples):
                 raise InputError(
                     f"no target sample of subtask {subtask!r} has a usable gradient ({reasons[0]}); expected at "
-                    "least one. Warm the adapter up for longer, or take other target samples"
+                    "least one. Warm the adapter up for longer, or use other target samples"
                 )
             direction /= len(samples) - len(reasons)
     return directions, failures
@@ -86,32 +85,33 @@ def _pieces(gradients: PerSampleGradients, batch: Batch) -> _Pieces:
 
 
 def _add_units(direction: NDArray[np.float32], pieces: _Pieces) -> list[str]:
-    """Add samples' unit gradients to a direction; return why some could not be added."""
+    """Add the usable unit gradients of a pass to a direction; return the reasons of the samples that failed."""
     norms = np.sqrt(sum(piece.double().square().sum(dim=1).cpu().numpy() for _, piece in pieces))
     faults = [fault(norm) for norm in norms.tolist()]
-    usable = [at for at, found in enumerate(faults) if found is None]
+    usable = [at for at, reason in enumerate(faults) if reason is None]
     weights = torch.from_numpy(1 / norms[usable])
     for offset, piece in pieces:
         total = weights.to(piece.device) @ piece[usable].double()
         direction[offset : offset + piece.shape[1]] += total.cpu().numpy()
-    return [found for found in faults if found]
+    return [reason for reason in faults if reason]
 
 
 class Scorer:
-    """Scores pool samples; what `clusterucb.engine.loop.search` calls with the rows it draws.
+    """Scores pool samples; `clusterucb.engine.loop.search` calls it with the rows of each draw.
 
-    With several checkpoints, it is the sum of their scores, each times its weight (LESS, Xia et al. 2024, where the
-    weights are the learning rates). Pure and deterministic by row for the rows of one call.
+    With several checkpoints, a score is the sum of the checkpoints' scores, each times its weight (LESS, Xia et al.
+    2024, where the weights are the learning rates). For the rows of one call, a row's score is a pure function.
 
     Args:
-        accumulators: with the directions for exact scores, or with a sketch; one for each checkpoint.
+        accumulators: one for each checkpoint, with the directions for exact scores, or with a sketch.
         encoded: the pool's N samples.
-        passes: what puts them into passes of the model.
-        targets: f32[S, d], the finished sketches of the directions, where sketches score; or None.
-        advance: called with the number of samples done.
+        passes: groups the samples into passes of the model.
+        targets: f32[S, d], the finished sketches of the directions if scores are read from sketches; None for exact
+            scores.
+        advance: called with the number of samples that are done.
 
     Attributes:
-        failures: row -> why it could not be scored.
+        failures: for each row that could not be scored, the reason.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Scorer:
         self.failures: dict[int, str] = {}
 
     def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the scores of ``rows`` i64[m] as f64[m, S]; NaN where scoring failed."""
+        """Return the scores f64[m, S] of ``rows`` i64[m], and note failures; NaN where scoring failed."""
         samples, call = [self._encoded[row] for row in rows], f"rows from {rows[0]}"
         if self._targets is not None:
             sketches, faults = unit_sketches(
@@ -140,23 +140,31 @@ class Scorer:
             scores = ops.sketch_products(sketches, self._targets)
         else:
             scores, faults = self._exact(samples, call)
-        self.failures |= {row: found for row, found in zip(rows.tolist(), faults, strict=True) if found}
-        scores[[found is not None for found in faults]] = np.nan
+        self.failures |= {row: reason for row, reason in zip(rows.tolist(), faults, strict=True) if reason}
+        scores[[reason is not None for reason in faults]] = np.nan
         return scores
 
     def _exact(self, samples: Sequence[Encoded], call: str) -> tuple[NDArray[np.float64], list[str | None]]:
         scores: list[Any] = [0.0] * len(samples)
         faults: list[str | None] = [None] * len(samples)
-        for one, rows, found in over(self._accumulators, samples, self._passes, call, faults, self._advance):
-            for at, cosine in zip(rows, ops.finish(found.norm2, found.products), strict=True):
-                scores[at] = scores[at] + one.weight * cosine
+        for checkpoint, rows, numbers in over(
+            self._accumulators, samples, self._passes, call, faults, self._advance
+        ):
+            for at, cosine in zip(rows, ops.finish(numbers.norm2, numbers.products), strict=True):
+                scores[at] = scores[at] + checkpoint.weight * cosine
         return np.stack(scores), faults
 
 
 def sketch_directions(
     directions: Sequence[NDArray[np.float32]], weights: Sequence[float], sketch: Sketch
 ) -> NDArray[np.float32]:
-    """Return the finished sketches f32[S, d] of each checkpoint's directions f32[S, P], added as in `unit_sketches`."""
+    """Return the finished sketches f32[S, d] of the subtasks' directions.
+
+    Args:
+        directions: f32[S, P] for each checkpoint.
+        weights: the weight of each checkpoint. The checkpoints' sketches are added up as in `unit_sketches`.
+        sketch: the projection for the first checkpoint.
+    """
     total = np.zeros((len(directions[0]), sketch.dimension), np.float32)
     for number, (own, weight) in enumerate(zip(directions, weights, strict=True)):
         sketched = np.zeros_like(total)

@@ -1,9 +1,10 @@
-"""The model at its checkpoint: the base model, LoRA with its moments, per-sample gradients.
+"""Load the model at its checkpoints: the base model, LoRA with its moments, and per-sample gradients.
 
-Loaded in steps and only when something needs it: a finished run that is shown again costs no model at
-all. A folder always goes on from its files, also in the session that wrote them: the LoRA that was just
-warmed up is loaded from ``adapter/`` like any other. So a run gives the same bits whether or not it was
-interrupted.
+Decisions:
+    - Each part is loaded only when it is needed: showing a finished run again loads no model at all.
+    - A run continues from the files in its folder, even in the session that wrote them: the LoRA that was just warmed
+      up is loaded from ``adapter/`` like any other adapter. So a run gives the same bits whether or not it was
+      interrupted.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.gradients.warmup import warm_up
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
-from clusterucb.model import source as checkpoint
+from clusterucb.model import source as model_source
 from clusterucb.model.checkpoint_files import adapter_files, optimizer_file
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.model.moments import load_moments
@@ -48,27 +49,30 @@ from clusterucb.wording import counted
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_LONGEST = 64  # samples that the pass which takes most memory is made of
+_LONGEST = 64  # the largest pass is sought among this many of the longest samples
 
 
 class AdaptedModel:
-    """A model with its adapter; a context manager that takes the hooks off again.
+    """A model with its adapters; a context manager inside which gradients can be computed.
 
     Args:
-        run: the folder where a warmed-up adapter is kept.
+        run: the run, whose folder keeps the warmed-up adapter.
         settings: the options.
-        source: the base model.
-        device: where it runs.
-        material: the encoded pool, which the warm-up draws from, and the target.
-        observer: who is told how it gets on.
-        base: the model of `load_base`, where it is loaded already.
+        source: where the base model comes from.
+        device: the model's device.
+        material: the encoded pool, which the warm-up samples from, and the target.
+        observer: shows the progress.
+        base: the base model that `load_base` returned; None loads it when it is needed.
+
+    Attributes:
+        device: the model's device.
     """
 
     def __init__(
         self,
         run: Run,
         settings: GradientSettings,
-        source: checkpoint.ModelSource | LoadedModel,
+        source: model_source.ModelSource | LoadedModel,
         device: str,
         material: Material,
         observer: Observer,
@@ -84,7 +88,7 @@ class AdaptedModel:
         self.device = device
 
     def __enter__(self) -> Self:
-        """Return itself; nothing is loaded yet. Gradients are computed inside, even if the caller switched them off."""
+        """Switch gradients on, even if the caller has switched them off; nothing is loaded yet."""
         self._open.enter_context(torch.inference_mode(False))
         self._open.enter_context(torch.enable_grad())
         return self
@@ -92,7 +96,7 @@ class AdaptedModel:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the hooks off the model."""
+        """Restore the caller's gradient modes."""
         self._open.close()
 
     @cached_property
@@ -106,11 +110,11 @@ class AdaptedModel:
 
     @cached_property
     def passes(self) -> Passes:
-        """What puts samples into passes of the model."""
+        """Groups samples into passes of the model."""
         manifest = self._run.manifest
 
         def record(limit: Limit) -> None:
-            self._observer.step(f"Memory ran out: passes are of {limit.tokens:,} tokens from here on")
+            self._observer.step(f"Memory ran out: passes have at most {limit.tokens:,} tokens from here on")
             manifest.limits.append(limit)
             self._run.save()
 
@@ -118,7 +122,7 @@ class AdaptedModel:
         return Passes(self._limit(), self.device, limits=limits, record=record)
 
     def _limit(self) -> int:
-        """Return the padded tokens of a pass: as asked for, or as many as fit, which is measured once in a run."""
+        """Return the padded tokens of a pass: as given, or as many as fit, which is measured once in a run."""
         manifest = self._run.manifest
         if self._settings.batch_tokens or torch.device(self.device).type == "cpu":
             return self._settings.batch_tokens or CPU_TOKENS
@@ -136,19 +140,24 @@ class AdaptedModel:
     def accumulators(
         self, *, directions: Sequence[NDArray[np.float32]] | None = None, sketch: Sketch | None = None
     ) -> list[Accumulator]:
-        """Return what computes norms, and inner products with directions f32[S, P] or sketches, for each checkpoint."""
+        """Return an accumulator for each checkpoint.
+
+        Args:
+            directions: f32[S, P] for each checkpoint; None computes no inner products.
+            sketch: the projection for the first checkpoint; None computes no sketches.
+        """
         return [
             Accumulator(
-                one,
+                checkpoint,
                 device=self.device,
-                directions=None if directions is None else directions[one.number],
+                directions=None if directions is None else directions[checkpoint.number],
                 sketch=sketch,
             )
-            for one in self.checkpoints
+            for checkpoint in self.checkpoints
         ]
 
     def keep_checkpoints(self) -> None:
-        """Copy the given adapters and optimiser states into the folder, for `clusterucb.run.gradient_store`."""
+        """Copy the given adapters and optimiser states into the run's folder, for `clusterucb.run.gradient_store`."""
         for number, (adapter, optimizer) in enumerate(self._settings.given_checkpoints):
             folder = self._run.path(kept_adapter(number))
             if folder.exists():
@@ -161,17 +170,17 @@ class AdaptedModel:
 
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:
-        """What is differentiated at each checkpoint; at most one at a time may be entered."""
+        """The checkpoints; at most one of them may be entered at a time."""
         settings = self._settings
         return load_checkpoints(settings, self.base, settings.given_checkpoints or [self._own_checkpoint()])
 
     def _own_checkpoint(self) -> tuple[Path, Path]:
-        """Return the folder's own adapter, warmed up first if it is not there yet, and its optimiser state."""
+        """Return the run's own adapter and its optimiser state, warming the adapter up if there is none yet."""
         folder = self._warmed_up()
         return folder, optimizer_file(folder)
 
     def _warmed_up(self) -> Path:
-        """Return the folder's own adapter, trained first if it is not there yet."""
+        """Return the folder of the run's own adapter, training it if there is none yet."""
         folder = self._run.path("adapter")
         if folder.exists():
             return folder
@@ -187,7 +196,7 @@ class AdaptedModel:
                 folder,
                 learning_rate=settings.warmup_lr,
                 device=self.device,
-                autocast=checkpoint.DTYPES.get(settings.autocast or ""),
+                autocast=model_source.DTYPES.get(settings.autocast or ""),
                 checkpointing=settings.checkpointing,
                 advance=advance,
             )
@@ -197,42 +206,42 @@ class AdaptedModel:
 
 def load_base(
     settings: GradientSettings,
-    source: checkpoint.ModelSource | LoadedModel,
+    source: model_source.ModelSource | LoadedModel,
     device: str,
     material: Material,
     observer: Observer,
     folder: Path,
 ) -> PreTrainedModel:
-    """Load the base model, and check that it takes the samples and the adapter or fresh LoRA asked for.
+    """Load the base model, and check that it takes the samples and the adapter or fresh LoRA that the options ask for.
 
-    Nothing is written yet and a few gradients of the shortest samples are computed, so a mistake costs nothing.
+    This writes nothing, and computes a few gradients of the shortest samples alone, so a mistake costs nothing.
 
     Args:
-        settings, source, device, material, observer: as of `AdaptedModel`.
-        folder: of the run, whose disk has to have room.
+        settings, source, device, material, observer: as for `AdaptedModel`.
+        folder: the run's folder, whose disk must have room.
 
     Raises:
-        ModelError: something does not fit.
-        OptionError: there is no room for what the job needs.
+        ModelError: the model, the samples and the adapter do not fit together.
+        OptionError: the job needs more memory or more disk space than there is.
     """
     observer.step(f"Loading {source.name} on {device}")
     model = source.model(settings.dtype, device)
-    checkpoint.check_limits(model, longest=material.longest(), largest_token=material.largest_token())
+    model_source.check_limits(model, longest=material.longest(), largest_token=material.largest_token())
     if settings.given_checkpoints:
-        found = load_checkpoints(settings, model, settings.given_checkpoints)
+        checkpoints = load_checkpoints(settings, model, settings.given_checkpoints)
     else:
-        found = [at_checkpoint(settings, fresh_lora(settings, model))]
+        checkpoints = [at_checkpoint(settings, fresh_lora(settings, model))]
     limit = settings.batch_tokens or CPU_TOKENS
     fitting.check(
-        found[0],
+        checkpoints[0],
         largest_pass(settings, material, limit),
-        _try(found[0], material.encoded, limit, device),
+        _try(checkpoints[0], material.encoded, limit, device),
         folder,
         counts=fitting.Counts.of(settings, material.target),
         device=device,
         checkpointing=settings.checkpointing,
     )
-    adapted = found[0].gradients.model
+    adapted = checkpoints[0].gradients.model
     if isinstance(adapted, PeftModel):
         adapted.unload()
     return model
@@ -241,7 +250,14 @@ def load_base(
 def largest_pass(
     settings: GradientSettings, material: Material, limit: int, together: int = _LONGEST
 ) -> list[Encoded]:
-    """Return the samples of the pass, over ``together`` of the pool or over the target, that takes most memory."""
+    """Return the samples of the pass that takes most memory.
+
+    Args:
+        settings: the options.
+        material: the encoded pool and target.
+        limit: the padded tokens of a pass.
+        together: how many of the pool's longest samples are grouped into passes; the target's are all.
+    """
     lengths = material.encoded.lengths
     longest = [material.encoded[int(row)] for row in np.argsort(-lengths, kind="stable")[:together]]
     if getattr(settings, "free_scores", False):
@@ -255,9 +271,10 @@ def largest_pass(
 
 
 def _try(checkpoint: Checkpoint, encoded: EncodedSamples, limit: int, device: str) -> int:
-    """Take gradients of the two shortest samples, of two lengths if there are; return the bytes for each token.
+    """Compute gradients of the two shortest samples, of different lengths if possible; return the bytes for each token.
 
-    What cannot be right at all is refused here.
+    Raises:
+        ModelError: gradients of this model cannot be computed correctly, or memory is too small for them.
     """
     order = np.argsort(encoded.lengths, kind="stable")
     longer = np.flatnonzero(encoded.lengths[order] > encoded.lengths[order[0]])
@@ -274,7 +291,7 @@ def _try(checkpoint: Checkpoint, encoded: EncodedSamples, limit: int, device: st
 
 def fresh_lora(settings: GradientSettings, base: PreTrainedModel) -> PeftModel:
     """Put a fresh LoRA on the base model."""
-    return checkpoint.attach_lora(
+    return model_source.attach_lora(
         base,
         rank=settings.lora_rank,
         alpha=settings.lora_alpha,
@@ -286,39 +303,55 @@ def fresh_lora(settings: GradientSettings, base: PreTrainedModel) -> PeftModel:
 def load_checkpoints(
     settings: GradientSettings, base: PreTrainedModel, given: Sequence[tuple[Path | None, Path | None]]
 ) -> list[Checkpoint]:
-    """Return the checkpoints that adapters and optimiser states make of a base model.
+    """Load the checkpoints of a base model; its adapters stay disabled until a checkpoint is entered.
 
-    No adapter is in force until one of them is entered.
+    Args:
+        settings: the options.
+        base: the base model.
+        given: the adapter's folder and the optimiser state's file of each checkpoint; either may be None.
+
+    Raises:
+        ModelError: an adapter or an optimiser state does not fit the model, or two adapters have different LoRAs.
     """
     model: PreTrainedModel | PeftModel = base
-    found: list[Checkpoint] = []
+    checkpoints: list[Checkpoint] = []
     for number, (adapter, optimizer) in enumerate(given):
         if adapter is None:
-            for weight in base.parameters():  # everything was trained, as far as its optimiser knows
+            for weight in base.parameters():  # assume that the optimiser's run trained all parameters
                 weight.requires_grad_(weight.is_floating_point())
         else:
-            model = checkpoint.load_adapter(model, adapter, number)
-        found.append(at_checkpoint(settings, model, optimizer, number))
-        manifests = [one.gradients.manifest for one in (found[0], found[number])]
-        if manifests[0].fingerprint() != manifests[1].fingerprint():
+            model = model_source.load_adapter(model, adapter, number)
+        checkpoints.append(at_checkpoint(settings, model, optimizer, number))
+        first, last = checkpoints[0].gradients.manifest, checkpoints[number].gradients.manifest
+        if first.fingerprint() != last.fingerprint():
             raise ModelError(
-                f"{adapter} has a LoRA on {_about(manifests[1])}, {given[0][0]} on {_about(manifests[0])}; expected "
+                f"{adapter} has a LoRA on {_about(last)}, {given[0][0]} on {_about(first)}; expected "
                 "checkpoints of one training, with the same LoRA"
             )
     if isinstance(model, PeftModel):
         model.base_model.disable_adapter_layers()
-    return found
+    return checkpoints
 
 
 def _about(manifest: ParameterManifest) -> str:
-    layers = sorted({one.name.split(".")[-2] for one in manifest})
+    layers = sorted({parameter.name.split(".")[-2] for parameter in manifest})
     return f"{', '.join(layers)} with {manifest.size:,} parameters"
 
 
 def at_checkpoint(
     settings: GradientSettings, model: PreTrainedModel | PeftModel, state: Path | None = None, number: int = 0
 ) -> Checkpoint:
-    """Return what is differentiated of a model whose trained parameters require a gradient, with moments of a file."""
+    """Return the checkpoint of a model in which just the trained parameters require a gradient.
+
+    Args:
+        settings: the options.
+        model: the model.
+        state: the file of the optimiser state; None for no moments.
+        number: the checkpoint's number, counted from 0.
+
+    Raises:
+        ModelError: a parameter cannot be differentiated, or the optimiser state does not fit.
+    """
     if settings.parameters is None:
         manifest = ParameterManifest.of(model)
     else:
@@ -326,8 +359,8 @@ def at_checkpoint(
     gradients = PerSampleGradients(
         model,
         manifest,
-        adapter=checkpoint.adapter_name(number) if isinstance(model, PeftModel) else None,
-        autocast=checkpoint.DTYPES.get(settings.autocast or ""),
+        adapter=model_source.adapter_name(number) if isinstance(model, PeftModel) else None,
+        autocast=model_source.DTYPES.get(settings.autocast or ""),
         checkpointing=settings.checkpointing,
         compiling=settings.compile,
     )

@@ -1,9 +1,8 @@
-"""A short warm-up of a fresh LoRA, so that gradients of both its matrices exist.
+"""Warm up a fresh LoRA briefly, so that both its matrices have gradients and Adam has moments.
 
-An untrained LoRA has B = 0, which makes the gradient of A zero, and Adam has no moments yet. A few
-AdamW steps on random pool samples give both. What comes out is an adapter folder like any other,
-with ``optimizer.pt`` in the Trainer's form beside it: the run goes on from these files, so a run
-with ``--adapter RUN/adapter`` repeats it bit for bit.
+An untrained LoRA has B = 0, which makes the gradient of A zero, and there are no Adam moments yet. A few AdamW steps on
+random pool samples give both. The result is an adapter folder like any other, with ``optimizer.pt`` in the Trainer's
+form. The run continues from these files, so a run with ``--adapter RUN/adapter`` repeats it bit for bit.
 """
 
 from __future__ import annotations
@@ -42,17 +41,17 @@ def warm_up(
     """Train a fresh LoRA with AdamW (betas .9 and .999, no weight decay) and write it to ``folder``.
 
     Args:
-        model: a PEFT model with trainable LoRA matrices; left trained.
+        model: a PEFT model with trainable LoRA matrices; it stays trained.
         batches: the samples of each step; the loss is the mean over samples of their mean cross-entropy.
-        folder: becomes an adapter folder with ``optimizer.pt``, whole or not at all.
-        learning_rate: constant over the steps.
-        device: where the model is.
-        autocast: dtype that layers compute in, where it is not their own.
-        checkpointing: run decoder layers again in the backward pass (`clusterucb.gradients.recompute`).
-        advance: called with the number of samples done.
+        folder: becomes an adapter folder with ``optimizer.pt``, written whole or not at all.
+        learning_rate: the learning rate, constant over the steps.
+        device: the model's device.
+        autocast: the dtype that layers compute in; None for their own.
+        checkpointing: whether decoder layers run again in the backward pass (`clusterucb.gradients.recompute`).
+        advance: called with the number of samples that are done.
 
     Raises:
-        ModelError: the loss or a parameter became NaN or infinite, or memory is too small.
+        ModelError: the loss became NaN or infinite, or memory is too small.
     """
     weights = dict(model.named_parameters())
     groups = [{"params": [weights[name] for name in names]} for names in decay_groups(model)]
@@ -75,16 +74,20 @@ def warm_up(
         model.save_pretrained(partial)
         config = partial / "adapter_config.json"
         config.write_text(json.dumps(_sorted_lists(json.loads(config.read_text())), indent=2, sort_keys=True))
-        content = BytesIO()  # torch's own writer hides why a disk refuses
+        content = BytesIO()  # torch's own writer hides why writing to a disk fails
         torch.save(optimizer.state_dict(), content)
         (partial / "optimizer.pt").write_bytes(content.getbuffer())
 
 
 def _step(model: PeftModel, batch: Batch, autocast: torch.dtype | None) -> float:
-    """Compute the gradients of a step and return its loss."""
+    """Compute the gradients of a step, and return its loss.
+
+    Raises:
+        ModelError: memory is too small.
+    """
     too_small = ModelError(
         f"memory is too small for a warm-up step of {counted(len(batch.lengths), 'sample')} of up to "
-        f"{max(batch.lengths):,} tokens; expected more of it. Use a smaller --max-length, --checkpointing, or an "
+        f"{max(batch.lengths):,} tokens; expected more memory. Use a smaller --max-length, --checkpointing, or an "
         "--adapter"
     )
     with memory_for(too_small):
@@ -94,5 +97,5 @@ def _step(model: PeftModel, batch: Batch, autocast: torch.dtype | None) -> float
 
 
 def _sorted_lists(config: dict[str, object]) -> dict[str, object]:
-    """Return the configuration with its lists sorted: PEFT writes sets in an order that varies."""
+    """Return the configuration with its lists sorted, because PEFT writes sets, whose order varies."""
     return {key: sorted(value) if isinstance(value, list) else value for key, value in config.items()}
