@@ -30,7 +30,7 @@ from clusterucb.options.settings import SelectSettings, settings_from
 from clusterucb.report import scores_table
 from clusterucb.report.annotate import FIELD, annotated
 from clusterucb.report.export import TOOLS, export
-from clusterucb.report.written import show
+from clusterucb.report.screen import show
 from clusterucb.samples.pool import Message, Sample
 from helpers.tiny import read_rows, rows, write_model, write_rows
 

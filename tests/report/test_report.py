@@ -14,7 +14,7 @@ import clusterucb as cu
 from clusterucb.cli import commands as cli
 from clusterucb.engine.loop import Batch, search
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
-from clusterucb.report import written as report
+from clusterucb.report import screen as report
 from clusterucb.run.folder import Cost, PhaseCost
 from clusterucb.wording import counted
 from helpers.tiny import write_job

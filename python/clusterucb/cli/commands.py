@@ -232,7 +232,7 @@ def select(
         out: Folder of the run.
     """
     from clusterucb.jobs.select import select as run_selection
-    from clusterucb.report.written import show
+    from clusterucb.report.screen import show
 
     result = run_selection(
         pool,
@@ -273,7 +273,7 @@ def plan(
     from msgspec import to_builtins
 
     from clusterucb.jobs.plan import plan as make_plan
-    from clusterucb.report.written import show_plan
+    from clusterucb.report.screen import show_plan
 
     found = make_plan(
         pool,
@@ -310,7 +310,7 @@ def sketch(
         out: Folder of the gradient store.
     """
     from clusterucb.jobs.sketch import sketch as sketch_pool
-    from clusterucb.report.written import show_store
+    from clusterucb.report.screen import show_store
 
     store = sketch_pool(
         pool,

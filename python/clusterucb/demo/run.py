@@ -15,7 +15,7 @@ from clusterucb.jobs.select import select
 from clusterucb.policies.random import Random
 from clusterucb.progress import Screen
 from clusterucb.report.result import Result
-from clusterucb.report.written import show
+from clusterucb.report.screen import show
 
 _BUDGET = "20%"
 _SELECT = "5%"

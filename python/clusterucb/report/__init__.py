@@ -1,1 +1,1 @@
-"""Internal. What was found: files, tables, pages and exports."""
+"""Internal. Reports a run's results: files, tables, notebook pages, terminal output and exports."""

@@ -1,11 +1,11 @@
-"""A field of our own in a line of JSON whose other bytes stay as they are.
+"""Add clusterucb's own field to a line of JSON, and leave all other bytes as they are.
 
-Decoding a line and encoding it again would change it: numbers (``1.0``, ``1e400``, integers of 30 digits), escapes,
-spaces, and keys that stand there twice. So the field is put before the closing brace, and only where a row has
-such a field already is the line cut at the commas between its fields, to leave the old one out.
-
-Whether lines are annotated is asked anew with every call, and not taken from the file that an earlier one wrote: the
-field may have come with the pool.
+Decisions:
+    - A line is not decoded and encoded again, because that would change it: numbers (``1.0``, ``1e400``, integers of 30
+      digits), escapes, spaces and duplicate keys. Instead, the field is inserted before the closing brace. Only if the
+      line has such a field already is it cut at the commas between its fields, to leave the old one out.
+    - Every call says anew whether lines are annotated. The file of an earlier run cannot tell, because the field may
+      have come with the pool.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[][{},]', re.DOTALL)
 
 
 def annotated(line: bytes, value: dict[str, Any]) -> bytes:
-    """Return a JSON object with `FIELD` as its last field, in place of any that it had.
+    """Return a JSON object with `FIELD` as its last field; it replaces any field of that name.
 
     Args:
         line: a JSON object.
-        value: what the field holds.
+        value: the value of the field.
     """
     fields = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
     first, last = line.index(b"{") + 1, line.rindex(b"}")
@@ -38,7 +38,11 @@ def annotated(line: bytes, value: dict[str, Any]) -> bytes:
 
 
 def _fields(inside: bytes) -> Iterator[bytes]:
-    """Yield what stands between the commas of an object's own level."""
+    """Yield an object's fields, the parts between the commas of its own level.
+
+    Args:
+        inside: the object without its braces.
+    """
     depth = begin = 0
     for token in _TOKEN.finditer(inside):
         if token[0] in b"{[":

@@ -1,4 +1,4 @@
-"""What a selection takes, as `clusterucb plan` shows it."""
+"""Hold the time, the passes and the room that a selection takes, as `clusterucb plan` shows them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from clusterucb.wording import in_bytes
 
 
 class Plan(msgspec.Struct):
-    """What a selection takes.
+    """The time, the passes and the room that a selection takes.
 
     Attributes:
-        pool_samples, target_samples: that would be used.
-        n_budget, n_select: samples to score and to select.
-        set_up: seconds to read, encode and load.
-        cost: gradients, forward passes and seconds of each phase.
-        memory, memory_free: bytes at the peak of this process, and of the machine that it may use.
-        device_memory, device_free: the same of a GPU; None on a CPU.
-        disk, disk_free: bytes in the run's folder.
-        temporary, temporary_free: bytes in the folder of temporary files.
+        pool_samples, target_samples: the numbers of accepted samples in the pool and in the target.
+        n_budget, n_select: the numbers of samples to score and to select.
+        set_up: the seconds to read, encode and load.
+        cost: the gradients, forward passes and seconds of each phase.
+        memory, memory_free: the bytes at this process's peak, and the bytes of the machine that it may use.
+        device_memory, device_free: the same for the GPU's memory; None on a CPU.
+        disk, disk_free: the bytes needed and free in the run's folder.
+        temporary, temporary_free: the bytes needed and free in the folder of temporary files.
     """
 
     pool_samples: int
@@ -39,22 +39,22 @@ class Plan(msgspec.Struct):
 
     @property
     def seconds(self) -> float:
-        """Seconds from the beginning to the end."""
+        """The seconds from the beginning to the end."""
         return self.set_up + self.cost.seconds
 
     def places(self) -> dict[str, tuple[int, int]]:
-        """Return, for each kind of room, the bytes that are needed and those that are free."""
-        found = {
+        """Return for each kind of room the bytes needed and the bytes free."""
+        places = {
             "memory": (self.memory, self.memory_free),
             "disk for the run": (self.disk, self.disk_free),
             "disk for temporary files": (self.temporary, self.temporary_free),
         }
         if self.device_memory is not None and self.device_free is not None:
-            found["memory of the GPU"] = self.device_memory, self.device_free
-        return found
+            places["memory of the GPU"] = self.device_memory, self.device_free
+        return places
 
     def misfits(self) -> list[str]:
-        """Return what there is too little of, in words."""
+        """Return a sentence for each kind of room of which there is too little."""
         return [
             f"Too little {what}: {in_bytes(needed)} are needed, {in_bytes(free)} are free"
             for what, (needed, free) in self.places().items()

@@ -1,4 +1,4 @@
-"""What a selection found, for Python: the samples, their scores, tables of them, and a page for notebooks."""
+"""Hold a selection's result for Python: the samples, their scores, tables of them, and a page for notebooks."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 EXAMPLES = 3
-_ROWS = 10  # samples on the page of a notebook
-_TEXT = 300  # characters of a sample there
+_ROWS = 10  # samples on a notebook's page
+_TEXT = 300  # characters of each text on that page
 TABLE = filenames.SCORES_TABLE
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Result:
-    """What a run selected.
+    """The result of a run: the selected samples, best first, and how they were found.
 
     Attributes:
-        rows: i64[n], the selected samples' rows in canonical order, best first.
-        ids: their ids.
-        scores: f64[n], their influence scores.
-        samples: the samples themselves.
-        subtasks: the target's subtasks.
-        cost: what the run cost.
-        selection: every draw, the arms and why the search stopped.
-        manifest: everything else that was recorded.
-        out: the run folder; None if nothing was to be kept.
-        exports: what was written for training tools.
+        rows: i64[n], the selected samples' rows in the pool's canonical order, best first.
+        ids: the selected samples' ids.
+        scores: f64[n], the selected samples' influence scores.
+        samples: the selected samples.
+        subtasks: the names of the target's subtasks.
+        cost: the passes and the time of each phase of the run.
+        selection: the search's result: every draw, the arms, and why the search stopped.
+        manifest: the run's record: options, versions, fingerprints, cost and outcome.
+        out: the run's folder; None if the run was not kept.
+        exports: the files that were written for training tools.
     """
 
     rows: NDArray[np.int64]
@@ -62,41 +62,45 @@ class Result:
     exports: Sequence[Exported] = ()
 
     def __len__(self) -> int:
-        """Number of samples selected."""
+        """Return the number of selected samples."""
         return len(self.rows)
 
     def __repr__(self) -> str:
         return f"<Result: {self._summary()}, {f'in {self.out}' if self.out else 'in no folder'}>"
 
     def lines(self, *, annotate: bool = False) -> Iterator[bytes]:
-        """Yield the selected rows as lines of JSON, best first, as they were read.
+        """Yield the selected rows as lines of JSON, best first, with the bytes that were read.
 
         Args:
-            annotate: with a field ``clusterucb`` of what was found of each: id, score, rank, subtasks, cluster, draw.
+            annotate: whether to add a field ``clusterucb`` with each sample's id, score, rank, subtasks, cluster and
+                draw.
         """
         if not annotate:
             return (sample.raw for sample in self.samples)
-        return map(annotated, (sample.raw for sample in self.samples), self._found())
+        return map(annotated, (sample.raw for sample in self.samples), self._annotations())
 
     def write(self, path: str | PathLike[str], *, annotate: bool = False) -> None:
         """Write the selected rows to a JSONL file, whole or not at all.
 
         Args:
             path: the file.
-            annotate: as of `lines`.
+            annotate: as for `lines`.
 
         Raises:
-            RunError: it cannot be written.
+            RunError: the file cannot be written.
         """
         write_whole(Path(path), b"".join(line + b"\n" for line in self.lines(annotate=annotate)))
 
     def to_dataset(self, *, annotate: bool = False) -> Dataset:
         """Return the selected rows, best first, as a Dataset of the ``datasets`` library.
 
-        A row has None in a column that only other rows have.
+        If a row lacks a field that other rows have, its value in that column is None.
+
+        Args:
+            annotate: as for `lines`.
 
         Raises:
-            InputError: a column has values of several types, such as ids that are numbers and texts.
+            InputError: a column has values of several types, such as numbers and texts as ids.
         """
         import pyarrow as pa
         from datasets import Dataset
@@ -114,18 +118,22 @@ class Result:
         return Dataset(pa.table(columns))
 
     def to_pandas(self, *, annotate: bool = False) -> DataFrame:
-        """Return the selected rows, best first, as a DataFrame."""
+        """Return the selected rows, best first, as a pandas DataFrame.
+
+        Args:
+            annotate: as for `lines`.
+        """
         from pandas import DataFrame
 
         return DataFrame(self._rows(annotate))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the summary as JSON values: what was found, what it cost and where it stands."""
+        """Return the run's summary as JSON values: the outcome, the cost, the best samples and the files' paths."""
         manifest = msgspec.to_builtins(self.manifest)
         names = ("pool_samples", "pool_rejected", "target_samples", "target_rejected", "subtasks", "n_budget")
         files = [filenames.SELECTED, filenames.SCORES, filenames.REJECTED, filenames.MANIFEST]
         files += [TABLE] if self.out and (self.out / TABLE).exists() else []
-        files += [one.folder.name for one in self.exports]
+        files += [exported.folder.name for exported in self.exports]
         best = zip(self.ids[:EXAMPLES], self.scores[:EXAMPLES].tolist(), strict=True)
         return {
             "out": str(self.out) if self.out else None,
@@ -142,8 +150,8 @@ class Result:
         )
         best = zip(self.scores.tolist(), self.samples, strict=True)
         body = "".join(
-            f"<tr>{''.join(map(_cell, (f'{score:+.4f}', one.source, one.prompt, one.answer)))}</tr>"
-            for _, (score, one) in zip(range(_ROWS), best, strict=False)
+            f"<tr>{''.join(map(_cell, (f'{score:+.4f}', sample.source, sample.prompt, sample.answer)))}</tr>"
+            for _, (score, sample) in zip(range(_ROWS), best, strict=False)
         )
         more = f"<p>and {len(self) - _ROWS} more</p>" if len(self) > _ROWS else ""
         where = f"<p>{html.escape(str(self.out))}</p>" if self.out else ""
@@ -163,8 +171,8 @@ class Result:
     def _rows(self, annotate: bool) -> list[dict[str, Any]]:
         return [msgspec.json.decode(line) for line in self.lines(annotate=annotate)]
 
-    def _found(self) -> Iterator[dict[str, Any]]:
-        """Yield what was found of each selected sample."""
+    def _annotations(self) -> Iterator[dict[str, Any]]:
+        """Yield the value of each selected sample's field ``clusterucb``, best first."""
         selection = self.selection
         draws = np.flatnonzero(np.isin(selection.drawn_rows, self.rows)).tolist()
         draw_of = dict(zip(selection.drawn_rows[draws].tolist(), draws, strict=True))

@@ -1,8 +1,10 @@
-"""``scores.parquet``: the rows of ``scores.jsonl`` as a table, for pandas, polars and DuckDB.
+"""Write ``scores.parquet``: the rows of ``scores.jsonl`` as a table for pandas, polars and DuckDB.
 
-A subtask's scores are a plain column ``score_NAME`` and not a field of a struct, which pandas would read as a column
-of dicts and DuckDB would want unpacked. The prefix keeps a subtask called ``id`` apart from the ids. The same
-rows make the same bytes, as long as the version of pyarrow is the same.
+Decisions:
+    - A subtask's scores are a plain column ``score_NAME``, and not a field of a struct: pandas would read a struct as a
+      column of dicts, and DuckDB users would have to unpack it.
+    - The prefix ``score_`` keeps a subtask called ``id`` apart from the ids.
+    - The same rows give the same bytes, with the same version of pyarrow.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from clusterucb.atomic import whole_file
 from clusterucb.engine.loop import Selection
 from clusterucb.samples.pool import Sample
 
-_ROWS = 65_536  # of the table that are in memory at a time
+_ROWS = 65_536  # rows of the table that are in memory at a time
 
 
 def write_scores(
@@ -25,13 +27,13 @@ def write_scores(
     """Write a row for each scored sample, in draw order.
 
     Args:
-        path: of the Parquet file.
-        selection: what the search found.
+        path: the Parquet file.
+        selection: the search's result.
         samples: the pool's N samples in canonical order.
         subtasks: the names of the S subtasks, in the order of their scores.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

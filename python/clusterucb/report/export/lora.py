@@ -1,10 +1,11 @@
-"""The LoRA that an exported configuration trains.
+"""Determine the LoRA that an exported configuration trains.
 
 Decisions:
-    - It is that of the adapter, checkpoints or store that were given: rank, alpha, how they scale it, and layers. What
-      else its configuration says, a note in each file names: every tool has keys for another part of it.
-    - Without one, also where the model's own layers were differentiated, it is as the options say, and on all linear
-      layers where they do not: PEFT's choice, fewer of them, is for gradients that cost less.
+    - If an adapter, checkpoints or a store were given, the exported LoRA has the rank, alpha, scaling and layers of
+      their LoRA. A note in each file names the other keys of its configuration, because every tool supports a
+      different part of them.
+    - Otherwise, and also if the model's own layers were differentiated, the LoRA follows the options. If these name no
+      layers, it goes on all linear layers: PEFT's choice has fewer layers, which serves to make gradients cheaper.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from clusterucb.options.settings import Settings
 
 ALL_LINEAR = "all-linear"  # PEFT's name for these layers
+# Keys of an adapter's configuration that need no note: the export has them, or they describe the file or the model.
 _WRITTEN = frozenset({"r", "lora_alpha", "target_modules", "use_rslora"})
 _OF_ITS_FILE = frozenset(
     {"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version"}
@@ -26,13 +28,14 @@ _OF_THE_MODEL = frozenset({"fan_in_fan_out", "revision", "task_type"})
 
 
 class Lora(NamedTuple):
-    """What configurations say of a LoRA.
+    """The values of a LoRA that go into configurations.
 
     Attributes:
-        rank, alpha: its size, and how much it counts.
-        targets: names of its layers, a pattern for their whole names, or `ALL_LINEAR`; None: PEFT's choice.
-        rslora: whether alpha is divided by the root of the rank, not by the rank.
-        left_out: the keys of what its own configuration says beside these.
+        rank: the rank of the matrices.
+        alpha: the numerator of the factor that scales the update.
+        targets: the names of the layers, a pattern for their whole names, or `ALL_LINEAR`; None for PEFT's choice.
+        rslora: whether alpha is divided by the root of the rank, and not by the rank.
+        left_out: the keys of the adapter's configuration that the other attributes do not cover.
     """
 
     rank: int
@@ -42,10 +45,10 @@ class Lora(NamedTuple):
     left_out: Sequence[str] = ()
 
     def notes(self, cannot: str = "") -> list[str]:
-        """Return what a tool's configuration does not say.
+        """Return notes about the parts of the LoRA that a tool's configuration does not have.
 
         Args:
-            cannot: the key for the layers where it cannot have these ``targets``.
+            cannot: the tool's key for the layers if it cannot express these ``targets``; else empty.
         """
         notes = []
         if cannot:
@@ -62,8 +65,8 @@ class Lora(NamedTuple):
 
 
 def lora_of(settings: Settings) -> Lora:
-    """Return the LoRA of the adapter, checkpoints or store that were given, or of the options."""
-    adapter = next((one for one, _ in settings.given_checkpoints if one), None)
+    """Return the LoRA of the given adapter, checkpoints or store, or else the LoRA of the options."""
+    adapter = next((folder for folder, _ in settings.given_checkpoints if folder), None)
     if settings.store is not None and settings.parameters is None:
         adapter = settings.store / "adapter"
     if adapter is None:
@@ -80,12 +83,12 @@ def lora_of(settings: Settings) -> Lora:
             alpha=config["lora_alpha"],
             targets=config["target_modules"],
             rslora=bool(config["use_rslora"]),
-            # The file is someone else's: what is no name could lead out of a comment.
+            # Others wrote the file: a key that is not an identifier could break out of a comment.
             left_out=sorted(filter(str.isidentifier, {*unusual} - _WRITTEN - _OF_ITS_FILE - _OF_THE_MODEL)),
         )
     alpha, targets = lora.alpha, lora.targets
     if targets == [ALL_LINEAR]:
         targets = ALL_LINEAR
     elif isinstance(targets, list):
-        targets = sorted(targets)  # PEFT writes them in an order that is another one tomorrow
+        targets = sorted(targets)  # PEFT writes sets, whose order varies between processes
     return lora._replace(alpha=int(alpha) if float(alpha).is_integer() else alpha, targets=targets)

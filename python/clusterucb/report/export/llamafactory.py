@@ -1,0 +1,97 @@
+"""Write the files of LLaMA-Factory.
+
+LLaMA-Factory 0.9.5 reads, according to its ``data/README.md``, a ``dataset_info.json`` beside the samples. Its "OpenAI
+format" is ``formatting: sharegpt`` with tags. Plain texts are the column ``prompt`` of ``stage: pt``. The options are
+those of ``examples/train_lora``.
+
+Decisions:
+    - LLaMA-Factory skips conversations in which user and assistant do not take turns. They are left out here and
+      counted, so that nobody believes that they are trained on. Turns after the last answer are cut, because nothing
+      is learnt from them.
+    - ``formatting: openai`` is not used, because it adds "detailed thinking off" to every system message.
+    - Packing is off: LLaMA-Factory packs by default, which cuts texts into blocks and drops the rest.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from clusterucb.filenames import CONVERSATIONS, TEXTS
+from clusterucb.report.export.lora import ALL_LINEAR
+from clusterucb.report.export.training import (
+    Conversation,
+    Row,
+    Tool,
+    Training,
+    output_folder,
+    turns,
+    yaml_text,
+)
+
+
+def _alternating(conversation: Conversation, _: bool) -> Row | None:
+    n_kept = max(at for at, message in enumerate(conversation, start=1) if message.role == "assistant")
+    roles = [message.role for message in conversation[:n_kept]]
+    if roles[0] == "system":
+        del roles[0]
+    if roles != ["user", "assistant"] * (len(roles) // 2):
+        return None
+    return {"messages": turns(conversation[:n_kept])}
+
+
+def _files(training: Training) -> dict[str, str]:
+    tags = {"role_tag": "role", "content_tag": "content"}
+    tags |= {f"{role}_tag": role for role in ("user", "assistant", "system")}
+    known: dict[str, Row] = {}
+    files = {}
+    if training.conversations:
+        form = {"formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
+        known["clusterucb"] = {"file_name": CONVERSATIONS, **form}
+        files["sft.yaml"] = _configuration(training, "sft", "clusterucb")
+    if training.texts:
+        known["clusterucb_text"] = {"file_name": TEXTS, "columns": {"prompt": "text"}}
+        files["pt.yaml"] = _configuration(training, "pt", "clusterucb_text")
+    entries = msgspec.json.format(msgspec.json.encode(known), indent=2).decode()
+    return {"dataset_info.json": entries + "\n", **files}
+
+
+def _configuration(training: Training, stage: str, dataset: str) -> str:
+    from transformers.utils import is_torch_bf16_gpu_available
+
+    notes = [
+        "Without `template: NAME`, the name of the model's family, LLaMA-Factory goes by the tokenizer's template."
+    ]
+    bf16, lora = bool(is_torch_bf16_gpu_available()), training.lora
+    layers = ",".join(lora.targets) if isinstance(lora.targets, list) else "all"
+    if not bf16:
+        notes.append("Written where no GPU has bf16; where one does, add `bf16: true`.")
+    notes += lora.notes("lora_target" if layers == "all" and lora.targets != ALL_LINEAR else "")
+    return yaml_text(
+        {
+            "model_name_or_path": training.model,
+            "model_revision": training.revision,
+            "stage": stage,
+            "do_train": True,
+            "finetuning_type": "lora",
+            "lora_rank": lora.rank,
+            "lora_alpha": lora.alpha,
+            "use_rslora": lora.rslora or None,
+            "lora_target": layers,
+            "dataset_dir": str(training.folder),
+            "dataset": dataset,
+            "cutoff_len": training.max_length,
+            "packing": False,
+            "output_dir": output_folder(training, text=stage == "pt"),
+            "logging_steps": 10,
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 8,
+            "learning_rate": 1e-4,
+            "num_train_epochs": 3,
+            "lr_scheduler_type": "cosine",
+            "bf16": bf16 or None,
+        },
+        notes,
+    )
+
+
+LLAMAFACTORY = Tool(reads=_alternating, files=_files, program="llamafactory-cli train", globs=True)

@@ -1,0 +1,82 @@
+"""Define what all tools share: a training's description, a tool's interface, and how values become text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clusterucb.report.export.lora import Lora
+from clusterucb.samples.shapes import Message
+
+WRITTEN_BY = (
+    "Written by clusterucb, which writes it again with every selection: copy it before you change it."
+)
+
+Conversation = Sequence[Message]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Training:
+    """The values that go into a tool's configurations.
+
+    Attributes:
+        folder: the export's folder, absolute.
+        model: a hub id, or the absolute path of the model's folder.
+        revision: the hub id's branch, tag or commit; None for the default branch.
+        max_length: the largest number of tokens of a sample.
+        lora: the LoRA that is trained.
+        conversations: whether there are conversations.
+        texts: whether there are plain texts.
+        single: whether each conversation ends with its only answer.
+    """
+
+    folder: Path
+    model: str
+    revision: str | None
+    max_length: int
+    lora: Lora
+    conversations: bool
+    texts: bool
+    single: bool
+
+
+@dataclass(frozen=True)
+class Tool:
+    """How to write a selection for one tool.
+
+    Attributes:
+        reads: turns a conversation into its line; gets the conversation, and whether each of the export's
+            conversations ends with its only answer. Returns None if the tool cannot read the conversation.
+        files: returns the text of every file but the samples, by name.
+        program: the command that takes a configuration's path.
+        globs: whether the tool reads a path as a pattern, too.
+    """
+
+    reads: Callable[[Conversation, bool], Row | None]
+    files: Callable[[Training], dict[str, str]]
+    program: str
+    globs: bool
+
+
+def turns(conversation: Conversation) -> list[Row]:
+    """Return the turns of a conversation as dicts of role and content."""
+    return [message._asdict() for message in conversation]
+
+
+def output_folder(training: Training, *, text: bool) -> str:
+    """Return the folder that a training writes its results to; ``text`` says whether it trains on plain texts alone."""
+    return str(training.folder / ("trained-text" if text else "trained"))
+
+
+def yaml_text(values: Row, notes: Sequence[str] = ()) -> str:
+    """Return a YAML file with the notes as comments and the values that are not None."""
+    import yaml  # type: ignore[import-untyped]
+
+    given = {key: value for key, value in values.items() if value is not None}
+    comments = "".join(f"# {note}\n" for note in (WRITTEN_BY, *notes))
+    content: str = yaml.safe_dump(given, sort_keys=False, allow_unicode=True, width=math.inf)
+    return comments + content

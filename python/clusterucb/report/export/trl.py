@@ -1,0 +1,95 @@
+"""Write the files of TRL.
+
+TRL 1.16 reads, according to "Dataset formats" and "SFT Trainer" (huggingface.co/docs/trl): ``prompt`` and
+``completion`` as lists of turns, and trains on the completion; ``messages`` with ``assistant_only_loss``; ``text``.
+
+Decisions:
+    - TRL trains on all answers of a conversation only if it knows the model's chat template, or if the template marks
+      the answers. So conversations with one answer, the usual case, are written as prompt and completion, which need
+      neither. Only if a conversation has several answers are all conversations written as ``messages``.
+"""
+
+from __future__ import annotations
+
+import glob
+
+from clusterucb.filenames import CONVERSATIONS, TEXTS
+from clusterucb.report.export.training import (
+    WRITTEN_BY,
+    Conversation,
+    Row,
+    Tool,
+    Training,
+    output_folder,
+    turns,
+)
+
+_ANSWERS_ONLY = """assistant_only_loss needs a chat template with {% generation %}; TRL has one for the common families
+of models. For others add it to the template, or set False, which trains on the questions too."""
+
+
+def _prompt_completion(conversation: Conversation, single: bool) -> Row:
+    if not single:
+        return {"messages": turns(conversation)}
+    return {"prompt": turns(conversation[:-1]), "completion": turns(conversation[-1:])}
+
+
+def _files(training: Training) -> dict[str, str]:
+    files = {}
+    if training.conversations:
+        loss = {} if training.single else {"assistant_only_loss": True}
+        files["sft.py"] = _script(training, CONVERSATIONS, loss)
+    if training.texts:
+        files["text.py"] = _script(training, TEXTS, {})
+    return files
+
+
+def _script(training: Training, name: str, loss: Row) -> str:
+    revision = {"model_init_kwargs": {"revision": training.revision}} if training.revision else {}
+    options = {
+        "output_dir": output_folder(training, text=name == TEXTS),
+        **revision,
+        **loss,
+        "max_length": training.max_length,
+        "learning_rate": 1e-4,
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 8,
+    }
+    lora = {
+        "r": training.lora.rank,
+        "lora_alpha": training.lora.alpha,
+        "target_modules": training.lora.targets,
+        **({"use_rslora": True} if training.lora.rslora else {}),
+    }
+    pattern = glob.escape(str(training.folder / name))
+    notes = [WRITTEN_BY, *([_ANSWERS_ONLY] if loss else []), *training.lora.notes()]
+    docstring = "\n\n".join(notes) + ("\n" if len(notes) > 1 else "")
+    return f'''"""{docstring}"""
+
+from datasets import load_dataset
+from peft import LoraConfig
+from transformers.utils import is_torch_bf16_gpu_available
+from trl import SFTConfig, SFTTrainer
+
+trainer = SFTTrainer(
+    model={training.model!r},
+    args=SFTConfig(
+        bf16=is_torch_bf16_gpu_available(),{_keywords(options)}),
+    train_dataset=load_dataset(
+        'json',
+        data_files={pattern!r},
+        split='train',
+    ),
+    peft_config=LoraConfig({_keywords(lora)}),
+)
+trainer.train()
+trainer.save_model()
+'''
+
+
+def _keywords(values: Row) -> str:
+    return "".join(f"\n        {key}={value!r}," for key, value in values.items()) + "\n    "
+
+
+TRL = Tool(reads=_prompt_completion, files=_files, program="python", globs=False)
