@@ -474,7 +474,7 @@ def test_an_export_that_cannot_be_written_again_is_removed(tmp_path: Path) -> No
     run = (tmp_path / "a").rename(tmp_path / "a[1]")
     with pytest.warns(ClusterUCBWarning) as said:
         write(run, "llamafactory", "ua")
-    reason = r": of a folder such as .*a\[1\], these tools take .*: choose another --out"
+    reason = r": in the path of a folder such as .*a\[1\], these tools take .*: choose another --out"
     for what, one in zip(
         ("--export llamafactory is not written", "the earlier export for axolotl is removed"),
         said,
