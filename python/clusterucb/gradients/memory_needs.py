@@ -182,7 +182,7 @@ def pass_bytes(checkpoint: Checkpoint, largest: Sequence[Encoded], device: str) 
 
 
 def _cut(sample: Encoded, length: int) -> Encoded:
-    """Return a sample cut to at most ``length`` tokens, with about the same share of labels; its last token is one."""
+    """Return a sample cut to at most ``length`` tokens, with about the same share of labels; the last is a label."""
     kept = np.linspace(0, len(sample) - 1, min(length, len(sample))).astype(int)
     labels: NDArray[np.bool_] = sample.labels[kept].copy()
     labels[0], labels[-1] = False, True

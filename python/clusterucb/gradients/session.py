@@ -58,7 +58,7 @@ class AdaptedModel:
     Args:
         run: the run, whose folder keeps the warmed-up adapter.
         settings: the options.
-        source: where the base model comes from.
+        source: the folder or hub id that the base model is loaded from, or the loaded model.
         device: the model's device.
         material: the encoded pool, which the warm-up samples from, and the target.
         observer: shows the progress.

@@ -1,6 +1,6 @@
 """Load, check and call the compiled extensions.
 
-A missing or wrong extension is an error that says how to mend it. There is no substitute: it would be slower by
+A missing or wrong extension is an error that says how to repair it. There is no substitute: it would be slower by
 orders of magnitude, or give different numbers.
 """
 

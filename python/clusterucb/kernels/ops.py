@@ -1,6 +1,6 @@
 """Call the compiled kernels; no other module does.
 
-There is no second implementation behind this door. A missing or wrong extension is an error that says how to mend
+There is no second implementation behind this door. A missing or wrong extension is an error that says how to repair
 it, because a substitute would be slower by orders of magnitude, or give different numbers.
 
 Arrays may come from numpy, torch or any library that speaks DLPack; nothing is copied. The extension checks their

@@ -150,7 +150,7 @@ class ModelSource:
     def _offline(self) -> bool:
         """Whether the hub cannot be reached, so that the model comes from the cache.
 
-        This is asked once, because the hub's library keeps trying for most of a minute, for every file.
+        The answer is kept, because the hub's library keeps trying for most of a minute, for every file.
 
         Raises:
             ModelError: the hub cannot be reached, and the model is not in the cache.

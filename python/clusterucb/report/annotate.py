@@ -4,7 +4,7 @@ Decisions:
     - A line is not decoded and encoded again, because that would change it: numbers (``1.0``, ``1e400``, integers of 30
       digits), escapes, spaces and duplicate keys. Instead, the field is inserted before the closing brace. Only if the
       line has such a field already is it cut at the commas between its fields, to leave the old one out.
-    - Every call says anew whether lines are annotated. The file of an earlier run cannot tell, because the field may
+    - Each call states whether lines are annotated. A file that an earlier call wrote cannot tell, because its field may
       have come with the pool.
 """
 
