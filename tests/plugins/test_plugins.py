@@ -23,12 +23,12 @@ import clusterucb.features
 import clusterucb.policies
 from clusterucb import hookspecs, plugins
 from clusterucb.clusterers import KMeans
-from clusterucb.engine.loop import search
 from clusterucb.errors import OptionError, PluginError
 from clusterucb.features import Concatenation, Hidden, Lexical
 from clusterucb.jobs.comparison.spelling import contender
 from clusterucb.policies import UCB, IndexPolicy, Random
 from clusterucb.wording import in_words
+from helpers.searching import search
 
 HOOKS = [name for name in vars(hookspecs) if name.startswith("clusterucb_")]
 GREEDY = """

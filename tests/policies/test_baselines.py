@@ -14,12 +14,15 @@ from clusterucb.errors import ModelError, OptionError
 from clusterucb.features import FeatureBatch, Hidden
 from clusterucb.features.similarity import similarity
 from clusterucb.samples.encode import Encoded
+from helpers.searching import search as flat_search
 from helpers.tiny import write_model
 
 
 def search(scores, policy, **options):
     defaults = {"clusterer": None, "budget": len(scores), "n_select": 1}
-    return cu.search(np.zeros((len(scores), 1)), scores.__getitem__, policy=policy, **{**defaults, **options})
+    return flat_search(
+        np.zeros((len(scores), 1)), scores.__getitem__, policy=policy, **{**defaults, **options}
+    )
 
 
 # Policies -------------------------------------------------------------------------------------------------

@@ -216,7 +216,7 @@ def test_search_finds_most_of_the_best_rows(make: Any, batch_size: int) -> None:
             policy=make(),
             budget=400,
             n_select=100,
-            batch_size=batch_size,
+            schedule=cu.Schedule(batch_size=batch_size),
         ).rows
 
     rows = found()

@@ -14,13 +14,13 @@ from typing import Any
 from clusterucb.engine.clusterer import Clusterer
 from clusterucb.engine.policy import Policy
 from clusterucb.features.base import Feature
-from clusterucb.jobs.stages.prepare import Model, Rows, check_paths, prepare
+from clusterucb.jobs.stages.opening import open_job
+from clusterucb.jobs.stages.prepare import Model, Rows, check_paths
 from clusterucb.jobs.stages.strategies import chosen
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.settings import SelectSettings, Settings, settings_from, spelt_out
-from clusterucb.progress import AnyObserver, observer_of
+from clusterucb.progress import AnyObserver
 from clusterucb.report.plan import Plan
-from clusterucb.run.gradient_store import GradientStore
 
 
 @borrowing
@@ -49,22 +49,9 @@ def plan(
     began = time.monotonic()
     settings: Settings = settings_from(options, SelectSettings)
     check_paths(model, out, target=target)
-    watcher = observer_of(observer)
-    store = GradientStore(settings.store) if settings.store else None
-    settings = store.applied_to(settings) if store else settings
-    strategies = chosen(features, clusterer, policy, store=store is not None)
-    prepared = prepare(pool, target, model, settings, watcher)
-    if store:
-        store.check(prepared.contents)
+    strategies = chosen(features, clusterer, policy, store=settings.store is not None)
+    job = open_job(pool, target, model, settings, observer)
 
     from clusterucb.jobs.stages.pass_times import estimate
 
-    return estimate(
-        prepared,
-        settings,
-        *strategies,
-        observer=watcher,
-        store=store,
-        began=began,
-        out=Path(out or tempfile.gettempdir()),
-    )
+    return estimate(job, strategies, began=began, out=Path(out or tempfile.gettempdir()))

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_origin,
 from cyclopts import Group, Parameter, Token
 
 from clusterucb.engine.aggregate import NAMES
-from clusterucb.engine.budget import Seconds, Tokens, parse_budget, parse_count, parse_until, resolve_count
 from clusterucb.engine.choice import SELECT_BY
 from clusterucb.errors import OptionError, check_choice
 from clusterucb.filenames import EXPORTS
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
 from clusterucb.kernels.projection import Sketch, check_dimension
 from clusterucb.model.checkpoint_files import optimizer_file
+from clusterucb.options.amounts import Seconds, Tokens, parse_budget, parse_count, parse_until, resolve_count
 from clusterucb.samples.shapes import FIELDS, SHAPES, Layout
 from clusterucb.wording import did_you_mean, in_words
 

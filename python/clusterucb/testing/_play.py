@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.engine.loop import Selection, search
+from clusterucb.engine import Schedule, Selection, SideInformation, search
 from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import OptionError
@@ -159,8 +159,7 @@ def searched(policy: Policy, budget: int, *, batch_size: int = 4, journal: Memor
             policy=copy.deepcopy(policy),
             budget=budget,
             n_select=5,
-            cold_start=0.1,
-            batch_size=batch_size,
-            columns=pool.columns,
+            side=SideInformation(columns=pool.columns),
+            schedule=Schedule(cold_start=0.1, batch_size=batch_size),
             journal=journal,
         )

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.engine.loop import Batch
+from clusterucb.engine.draws import Batch
 from clusterucb.engine.poolview import PoolView
 
 Rows = NDArray[np.int64]

@@ -112,7 +112,7 @@ class PolicySuite:
         )
         require_whole_numbers(rows, "ask(1) with nothing available")
 
-    def test_ask_works_before_anything_is_told(self, policy: Policy) -> None:
+    def test_ask_works_before_anything_is_guided(self, policy: Policy) -> None:
         """No reward is known at first, nor after a cold start of failures."""
         pool, _ = begin(policy, UNEVEN)
         available = np.ones(len(pool), np.bool_)
