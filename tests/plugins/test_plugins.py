@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from msgspec import Meta
 
+import clusterucb as cu
 import clusterucb.clusterers
 import clusterucb.features
 import clusterucb.policies
@@ -534,7 +535,7 @@ def test_value_that_the_strategy_refuses_is_an_option_error() -> None:
 
 def test_description_names_the_class_and_its_options() -> None:
     assert plugins.describe(KMeans(n_clusters=5)) == {
-        "class": "clusterucb.clusterers.kmeans.KMeans",
+        "class": "clusterucb.KMeans",
         "options": {"n_clusters": 5, "max_iter": 50},
     }
     made = Undecorated(power=np.int64(3), required=np.float64(0.5))
@@ -550,6 +551,29 @@ def test_strategy_that_cannot_be_described_is_refused() -> None:
         plugins.describe(Forgets())
     with pytest.raises(PluginError, match="Undecorated has a hyper-parameter of type object; expected plain"):
         plugins.describe(Undecorated(required=object()))
+
+
+def test_the_identity_of_a_class_is_no_file_path() -> None:
+    thompson = plugins.load().table["policy", "thompson"].factory
+    strategies = (UCB(), cu.Embedding(), thompson(), Undecorated(required=0.5))
+    assert [plugins.describe(strategy)["class"] for strategy in strategies] == [
+        "clusterucb.UCB",
+        "clusterucb.Embedding",
+        "clusterucb-thompson:Thompson",
+        f"{__name__}.Undecorated",
+    ]
+
+
+def test_recorded_import_paths_are_translated() -> None:
+    thompson = plugins.load().table["policy", "thompson"].factory
+    strategies = (UCB(), thompson(), cu.Concatenation((cu.Embedding(), cu.Lexical())))
+    former = [plugins.describe(strategy, plugins.import_path) for strategy in strategies]
+    assert former[0]["class"] == "clusterucb.policies.ucb.UCB"
+    now = [plugins.describe(strategy) for strategy in strategies]
+    assert plugins.renewed(former) == now
+    assert plugins.renewed(now) == now
+    other = {"class": "my.module.Policy", "options": {"a": [1, None]}}
+    assert plugins.renewed({"--policy": other, "--seed": 0}) == {"--policy": other, "--seed": 0}
 
 
 def test_description_does_not_change_with_use() -> None:

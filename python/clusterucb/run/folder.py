@@ -28,6 +28,7 @@ from clusterucb import filenames
 from clusterucb.atomic import write_whole
 from clusterucb.errors import RunError, warn
 from clusterucb.options.amounts import parse_budget
+from clusterucb.plugins import renewed
 from clusterucb.versions import __version__, recorded_versions
 
 _FORMAT = 1
@@ -268,6 +269,7 @@ class Run:
                 f"{self.folder} was written by clusterucb {manifest.clusterucb} in another format; choose "
                 "another --out, or begin anew with --overwrite"
             )
+        manifest.settings = renewed(manifest.settings)
         changed = [*_changes(manifest.settings, settings), *_smaller(manifest.budget, budget)]
         if changed and not self._holds_results():
             _remove(self.folder)

@@ -26,7 +26,7 @@ from clusterucb.errors import ClusterUCBError, OptionError, RunError
 from clusterucb.features.similarity import check_comparable
 from clusterucb.jobs.comparison import page
 from clusterucb.jobs.comparison.replay import Clusterings, Contender, Replay, Terms, Truth, replay
-from clusterucb.jobs.comparison.results import Comparison, budgets_of, folder_of, results
+from clusterucb.jobs.comparison.results import Comparison, budgets_of, folder_of, results, take_up_former
 from clusterucb.jobs.score import score_all
 from clusterucb.jobs.stages.config_yaml import resolved
 from clusterucb.jobs.stages.opening import Job, open_job
@@ -174,6 +174,7 @@ class _Comparing:
         self._seeds = seeds
         self._influence = Influence(run, job.settings, adapted, job.material, job.observer, job.store)
         self._columns = job.material.columns()
+        take_up_former(run, [contender.features for contender in contenders])
         self._clusterings: dict[bytes, Clusterings] = {}
         settings = job.settings
         self._terms = Terms(
