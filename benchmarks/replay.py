@@ -34,7 +34,7 @@ from clusterucb.features.base import FeatureBatch
 from clusterucb.jobs.comparison.replay import Contender, Terms, Truth, replay
 from clusterucb.jobs.comparison.spelling import contender, split
 from clusterucb.jobs.stages.prepare import prepare
-from clusterucb.options.settings import Settings
+from clusterucb.options.search import Settings
 from clusterucb.progress import Screen
 from strategies import POOLS, TARGETS
 

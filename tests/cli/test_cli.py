@@ -18,7 +18,7 @@ from clusterucb.engine.aggregate import NAMES
 from clusterucb.engine.choice import SELECT_BY
 from clusterucb.jobs import select as pipeline
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
-from clusterucb.options.settings import DTYPES, SCORERS
+from clusterucb.options.kinds import DTYPES, SCORERS
 from clusterucb.progress import Screen
 from clusterucb.report.export import TOOLS
 from clusterucb.samples.shapes import SHAPES

@@ -20,7 +20,7 @@ from clusterucb.jobs.doctor import screen as doctor
 from clusterucb.jobs.doctor.dry_run import FIRST
 from clusterucb.jobs.doctor.measuring import Change
 from clusterucb.jobs.doctor.probes import Finding, Probed
-from clusterucb.options.settings import Settings
+from clusterucb.options.search import Settings
 from clusterucb.progress import Silent
 from helpers.tiny import rows, write_model, write_rows
 

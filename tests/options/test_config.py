@@ -24,7 +24,7 @@ from clusterucb.features.column import Column
 from clusterucb.features.concatenation import Concatenation
 from clusterucb.jobs.stages.config_yaml import resolved
 from clusterucb.options import config_file as config
-from clusterucb.options.settings import Settings
+from clusterucb.options.search import Settings
 from helpers.tiny import write_job
 
 JOBS = ("select", "sketch", "compare")

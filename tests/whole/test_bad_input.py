@@ -292,7 +292,8 @@ def test_every_wrong_value_says_what_is_allowed(select, tmp_path, option: str) -
 def test_every_option_with_a_value_has_been_tried() -> None:
     import dataclasses
 
-    from clusterucb.options.settings import SelectSettings, option_name
+    from clusterucb.options.kinds import option_name
+    from clusterucb.options.search import SelectSettings
 
     plain = {option_name(one.name) for one in dataclasses.fields(SelectSettings) if "bool" not in one.type}
     assert plain - set(WRONG) == {

@@ -36,7 +36,9 @@ from rich.text import Text
 from clusterucb.cli.plugins import OUTPUT, STRATEGIES, Flag, Pairs, key_values, plugins, print_json
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
 from clusterucb.options import config_file as config
-from clusterucb.options.settings import DrawSettings, GradientSettings, OutputSettings, SearchSettings, Whole
+from clusterucb.options.gradients import GradientSettings
+from clusterucb.options.kinds import Whole
+from clusterucb.options.search import DrawSettings, OutputSettings, SearchSettings
 from clusterucb.versions import __version__
 from clusterucb.wording import in_words, printable
 
@@ -402,7 +404,7 @@ def doctor(
     from clusterucb.jobs.doctor.dry_run import examine as examine_files
     from clusterucb.jobs.doctor.installation import examine as examine_machine
     from clusterucb.jobs.doctor.screen import show_dry_run, show_machine, show_probed
-    from clusterucb.options.settings import Settings
+    from clusterucb.options.search import Settings
     from clusterucb.progress import Screen, Silent
 
     if pool is None and target:

@@ -9,7 +9,7 @@ import tempfile
 import time
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from clusterucb.engine.clusterer import Clusterer
 from clusterucb.engine.policy import Policy
@@ -18,7 +18,9 @@ from clusterucb.jobs.stages.opening import open_job
 from clusterucb.jobs.stages.prepare import Model, Rows, check_paths
 from clusterucb.jobs.stages.strategies import chosen
 from clusterucb.model.loaded import borrowing
-from clusterucb.options.settings import SelectSettings, Settings, settings_from, spelt_out
+from clusterucb.options.keywords import settings_from, spelt_out
+from clusterucb.options.search import SelectSettings, Settings
+from clusterucb.options.typed import SelectOptions
 from clusterucb.progress import AnyObserver
 from clusterucb.report.plan import Plan
 
@@ -35,7 +37,7 @@ def plan(
     clusterer: Clusterer | None = None,
     policy: Policy | None = None,
     observer: AnyObserver | None = None,
-    **options: Any,
+    **options: Unpack[SelectOptions],
 ) -> Plan:
     """Return what `select` takes with the same arguments: time, memory, disk and gradients. Nothing is kept.
 

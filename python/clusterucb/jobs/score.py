@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,9 @@ from clusterucb.engine import Schedule, search
 from clusterucb.jobs.stages.opening import open_job
 from clusterucb.jobs.stages.prepare import Model, Rows, check_paths
 from clusterucb.model.loaded import borrowing
-from clusterucb.options.settings import ScoringSettings, settings_from, spelt_out
+from clusterucb.options.keywords import settings_from, spelt_out
+from clusterucb.options.search import ScoringSettings
+from clusterucb.options.typed import ScoringOptions
 from clusterucb.policies.baselines import Exhaustive
 from clusterucb.progress import AnyObserver
 from clusterucb.samples.sample import Rejected
@@ -77,7 +79,7 @@ def score(
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
     observer: AnyObserver | None = None,
-    **options: Any,
+    **options: Unpack[ScoringOptions],
 ) -> Scores:
     """Score every pool sample for every subtask of a target; selects nothing.
 
@@ -88,7 +90,7 @@ def score(
             nothing is kept.
         overwrite: begin anew in a folder that holds something else.
         observer: who is told how it gets on; nobody by default.
-        **options: the fields of `clusterucb.options.settings.ScoringSettings`: ``scorer``, ``adapter``, ``seed``, ...
+        **options: the fields of `clusterucb.options.search.ScoringSettings`: ``scorer``, ``adapter``, ``seed``, ...
 
     Raises:
         ClusterUCBError: an option, a row, the model or the folder cannot be used.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,9 @@ from clusterucb.jobs.stages.prior import Known, earlier_runs
 from clusterucb.jobs.stages.strategies import Strategies, chosen
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.amounts import Seconds
-from clusterucb.options.settings import SelectSettings, settings_from, spelt_out
+from clusterucb.options.keywords import settings_from, spelt_out
+from clusterucb.options.search import SelectSettings
+from clusterucb.options.typed import SelectOptions
 from clusterucb.plugins import describe
 from clusterucb.progress import AnyObserver
 from clusterucb.report.result import Result
@@ -65,7 +67,7 @@ def select(
     policy: Policy | None = None,
     overwrite: bool = False,
     observer: AnyObserver | None = None,
-    **options: Any,
+    **options: Unpack[SelectOptions],
 ) -> Result:
     """Select the pool samples that influence the target most, within a gradient budget.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -21,7 +21,9 @@ from clusterucb.jobs.stages.opening import Job, open_job
 from clusterucb.jobs.stages.prepare import Model, Rows, check_paths
 from clusterucb.kernels.projection import VERSION
 from clusterucb.model.loaded import borrowing
-from clusterucb.options.settings import GradientSettings, settings_from, spelt_out
+from clusterucb.options.gradients import GradientSettings
+from clusterucb.options.keywords import settings_from, spelt_out
+from clusterucb.options.typed import GradientOptions
 from clusterucb.progress import AnyObserver
 from clusterucb.run.folder import Run
 from clusterucb.run.gradient_store import KIND, SHARD, GradientStore, failures, shard_path
@@ -40,7 +42,7 @@ def sketch(
     out: str | PathLike[str],
     overwrite: bool = False,
     observer: AnyObserver | None = None,
-    **options: Any,
+    **options: Unpack[GradientOptions],
 ) -> GradientStore:
     """Sketch the gradient of every pool sample, so that further targets need no pass over the pool.
 
@@ -50,7 +52,7 @@ def sketch(
         out: the store's folder; the same call again goes on with it, or returns it.
         overwrite: begin anew in a folder that holds another store or run.
         observer: who is told how it gets on; nobody by default.
-        **options: the fields of `clusterucb.options.settings.GradientSettings`: ``sketch_dim``, ``adapter``, ...
+        **options: the fields of `clusterucb.options.gradients.GradientSettings`: ``sketch_dim``, ``adapter``, ...
 
     Raises:
         ClusterUCBError: an option, a file, the model or the folder cannot be used.

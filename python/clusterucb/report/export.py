@@ -53,7 +53,7 @@ from clusterucb.report.lora import ALL_LINEAR, Lora, lora_of
 from clusterucb.samples.shapes import TEXT, Message
 
 if TYPE_CHECKING:
-    from clusterucb.options.settings import Settings
+    from clusterucb.options.search import Settings
     from clusterucb.samples.pool import Sample
 
 _BY = "Written by clusterucb, which writes it again with every selection: copy it before you change it."

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 if TYPE_CHECKING:
-    from clusterucb.options.settings import Settings
+    from clusterucb.options.search import Settings
 
 ALL_LINEAR = "all-linear"  # PEFT's name for these layers
 _WRITTEN = frozenset({"r", "lora_alpha", "target_modules", "use_rslora"})

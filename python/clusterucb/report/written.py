@@ -35,7 +35,7 @@ from clusterucb.samples.shapes import TEXT
 from clusterucb.wording import counted, in_bytes, one_line, printable
 
 if TYPE_CHECKING:
-    from clusterucb.options.settings import SelectSettings
+    from clusterucb.options.search import SelectSettings
     from clusterucb.report.plan import Plan
     from clusterucb.run.gradient_store import GradientStore
     from clusterucb.samples.pool_and_target import Material

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
 import numpy as np
@@ -33,7 +33,9 @@ from clusterucb.jobs.stages.opening import Job, open_job
 from clusterucb.jobs.stages.prepare import Model, Prepared, Rows, check_paths
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.amounts import resolve_count
-from clusterucb.options.settings import CompareSettings, check_counts, settings_from
+from clusterucb.options.keywords import settings_from
+from clusterucb.options.search import CompareSettings, check_counts
+from clusterucb.options.typed import CompareOptions
 from clusterucb.plugins import describe
 from clusterucb.progress import AnyObserver
 from clusterucb.run.folder import Cost, Manifest, Run
@@ -68,7 +70,7 @@ def compare(
     scores: str | PathLike[str] | None = None,
     overwrite: bool = False,
     observer: AnyObserver | None = None,
-    **options: Any,
+    **options: Unpack[CompareOptions],
 ) -> Comparison:
     """Compare strategies by what they find of the exhaustive best, and at what price.
 
@@ -83,7 +85,7 @@ def compare(
             without it, or a store, the pool is scored here.
         overwrite: begin anew in a folder that holds something else.
         observer: who is told how it gets on.
-        **options: the fields of `clusterucb.options.settings.CompareSettings`.
+        **options: the fields of `clusterucb.options.search.CompareSettings`.
 
     Raises:
         ClusterUCBError: an option, a file, the model or a folder cannot be used.

@@ -17,7 +17,7 @@ from rich.text import Text
 from clusterucb import filenames
 from clusterucb.jobs.comparison.replay import Contender, Replay, Truth, by_source, overlaps, spread
 from clusterucb.jobs.stages.cost import selection_cost
-from clusterucb.options.settings import CompareSettings
+from clusterucb.options.search import CompareSettings
 from clusterucb.plugins import describe, import_path
 from clusterucb.policies.baselines import Exhaustive
 from clusterucb.run.folder import Cost, PhaseCost

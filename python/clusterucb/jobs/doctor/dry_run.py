@@ -24,7 +24,7 @@ import numpy as np
 from clusterucb.jobs.stages.opening import Job
 from clusterucb.jobs.stages.prepare import Model, Prepared, Rows, check_model, prepare
 from clusterucb.jobs.stages.strategies import chosen
-from clusterucb.options.settings import Settings
+from clusterucb.options.search import Settings
 from clusterucb.progress import Observer
 from clusterucb.run.gradient_store import GradientStore
 from clusterucb.samples.pool import Pool, overlap, read_pool, read_target

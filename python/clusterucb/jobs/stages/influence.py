@@ -38,7 +38,7 @@ from clusterucb.gradients.session import AdaptedModel
 from clusterucb.jobs.stages.spending import Spending, spending
 from clusterucb.kernels.projection import Sketch
 from clusterucb.options.amounts import Seconds, Tokens
-from clusterucb.options.settings import ScoringSettings
+from clusterucb.options.search import ScoringSettings
 from clusterucb.progress import Observer
 from clusterucb.run.feature_cache import feature_key, home
 from clusterucb.run.feature_shards import CACHED, Shards

@@ -15,7 +15,7 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from clusterucb.jobs.stages.prepare import Model, Prepared, Rows, folder_for, prepare
-from clusterucb.options.settings import GradientSettings
+from clusterucb.options.gradients import GradientSettings
 from clusterucb.progress import AnyObserver, Observer, observer_of
 from clusterucb.run.folder import Run
 from clusterucb.run.gradient_store import GradientStore

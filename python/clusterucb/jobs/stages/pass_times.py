@@ -38,7 +38,7 @@ from clusterucb.jobs.stages.opening import Job
 from clusterucb.jobs.stages.strategies import Strategies
 from clusterucb.machine import free_disk
 from clusterucb.options.amounts import Seconds
-from clusterucb.options.settings import Settings
+from clusterucb.options.search import Settings
 from clusterucb.progress import Observer, Silent
 from clusterucb.report.plan import Plan
 from clusterucb.run.folder import Cost, PhaseCost, Run
