@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import clusterucb as cu
-from clusterucb.cli import commands as cli
+from clusterucb.cli import main as cli
 from clusterucb.engine.aggregate import NAMES
 from clusterucb.engine.choice import SELECT_BY
 from clusterucb.jobs import select as pipeline
@@ -320,7 +320,7 @@ def test_it_runs_as_a_module_and_survives_a_closed_pipe():
 
 def test_help_needs_no_numpy_and_plugins_no_torch():
     code = (
-        "import sys; from clusterucb import cli\n"
+        "import sys; from clusterucb.cli import main as cli\n"
         "assert cli.run(['--help']) == 0 == cli.run(['select', '--help'])\n"
         "assert 'numpy' not in sys.modules\n"
         "assert cli.run(['plugins']) == 0\n"

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from clusterucb.cli import commands as cli
+from clusterucb.cli import main as cli
 from clusterucb.errors import ModelError
 from clusterucb.jobs.doctor import dry_run, installation, probes
 from clusterucb.jobs.doctor import screen as doctor

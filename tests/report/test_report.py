@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 import clusterucb as cu
-from clusterucb.cli import commands as cli
+from clusterucb.cli import main as cli
 from clusterucb.engine.draws import Batch
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
 from clusterucb.report import written as report

@@ -81,9 +81,9 @@ def search(
     policy: Policy,
     budget: int | Budget,
     n_select: int,
-    rules: Rules = Rules(),  # noqa: B008  (frozen)
-    side: SideInformation = SideInformation(),  # noqa: B008
-    schedule: Schedule = Schedule(),  # noqa: B008
+    rules: Rules = Rules(),
+    side: SideInformation = SideInformation(),
+    schedule: Schedule = Schedule(),
     journal: Journal | None = None,
 ) -> Selection:
     """Spend a budget of draws on a pool, and return the best ``n_select`` of the rows drawn.

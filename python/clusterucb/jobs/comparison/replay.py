@@ -61,8 +61,8 @@ class Terms:
     """
 
     n_select: int
-    rules: Rules = Rules()  # noqa: RUF009  (frozen)
-    schedule: Schedule = Schedule(batch_size=8)  # noqa: RUF009
+    rules: Rules = Rules()
+    schedule: Schedule = Schedule(batch_size=8)
 
     def of(self, contender: Contender, seed: int) -> Schedule:
         """Return the schedule of one search of a contender."""
