@@ -294,7 +294,7 @@ def test_a_strategy_is_checked_and_a_package_begun(capsys, tmp_path, monkeypatch
     assert cli.run(["plugins", "new", "my-policy", "--kind", "policy"]) == 0
     assert "my-policy/pyproject.toml" in capsys.readouterr()[0]
     assert cli.run(["plugins", "new", "my-policy", "--kind", "policy"]) == 2
-    assert "my-policy exists; expected a name whose folder is still to be made" in capsys.readouterr()[1]
+    assert "my-policy exists; expected a name whose folder does not exist yet" in capsys.readouterr()[1]
     monkeypatch.setattr(cu.UCB, "index", lambda self, arms, rng: np.random.random(len(arms.mean)))  # noqa: NPY002
     assert cli.run(["plugins", "check", "ucb"]) == 2
     out, err = capsys.readouterr()

@@ -238,18 +238,18 @@ def test_every_hook_is_documented_with_an_example_that_works(
         ),
         (
             GREEDY + "\n    def clusterucb_features():\n        return {}",
-            "PluginError: clusterucb_features is named like a hook, but is no function marked with "
-            "clusterucb.hookspecs.hookimpl; mark it, or rename it if it is no hook.",
+            "PluginError: clusterucb_features is named like a hook, but is not a function marked with "
+            "clusterucb.hookspecs.hookimpl; mark it, or rename it if it is not a hook.",
         ),
         (
             GREEDY + "\n    def clusterucb_feature():\n        return {}",
-            "clusterucb_feature is named like a hook, but is no function marked with "
-            "clusterucb.hookspecs.hookimpl; mark it, or rename it if it is no hook. Did you mean "
+            "clusterucb_feature is named like a hook, but is not a function marked with "
+            "clusterucb.hookspecs.hookimpl; mark it, or rename it if it is not a hook. Did you mean "
             "'clusterucb_features'?",
         ),
         (
             GREEDY + "\n    clusterucb_features = {}",
-            "clusterucb_features is named like a hook, but is no function",
+            "clusterucb_features is named like a hook, but is not a function marked with",
         ),
         (GREEDY.replace(": Greedy}", ": Greedy()}"), "expected a class derived from clusterucb.Policy"),
         (GREEDY.replace(": Greedy}", ": dict}"), "expected a class derived from clusterucb.Policy"),
@@ -611,8 +611,8 @@ def test_what_is_made_by_name_can_be_named_again() -> None:
     ("name", "options", "message"),
     [
         ("hidden+lexcal", {}, r"there is no feature 'lexcal'; .* Did you mean 'lexical'\?"),
-        ("hidden+", {}, "feature 'hidden\\+' names nothing at one place; expected names, joined with \\+"),
-        ("hidden+hidden", {}, r"features hidden\+hidden name one of them twice; expected different ones"),
+        ("hidden+", {}, r"feature 'hidden\+' has an empty name beside a \+; expected names joined as in "),
+        ("hidden+hidden", {}, r"features hidden\+hidden name one feature twice; expected different features"),
         ("hidden+lexical", {"dept": "1"}, r"have no option 'dept'; their options: depth, .* mean 'depth'\?"),
         ("hidden+lexical", {"ngrams.dim": "1"}, "have no option 'ngrams.dim'"),
         ("hidden+lexical", {"hidden.dim": "1"}, "feature hidden has no option 'dim'"),
@@ -624,7 +624,7 @@ def test_what_is_made_by_name_can_be_named_again() -> None:
         (
             "ngrams+lexical",
             {"dim": "1"},
-            r"dim is an option of several; expected ngrams\.dim or lexical\.dim",
+            r"dim is an option of several features; expected ngrams\.dim or lexical\.dim",
         ),
     ],
 )

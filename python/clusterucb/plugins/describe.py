@@ -22,16 +22,16 @@ from clusterucb.plugins.kinds import KINDS
 def describe(strategy: object, name_of: Callable[[type], str] | None = None) -> dict[str, Any]:
     """Return a strategy's class and hyper-parameters as plain values, for manifests and fingerprints.
 
-    Hyper-parameters that are strategies are described in the same way. Of a feature whose options name files there
-    are ``contents``, too, their fingerprints by option.
+    A hyper-parameter that holds strategies is described in the same way. If a feature's options name files, the
+    description also has ``contents``: the fingerprints of these files, by option.
 
     Args:
         strategy: a clusterer, policy or feature.
         name_of: returns the name of a class; `identity` by default.
 
     Raises:
-        PluginError: a parameter of the constructor is not kept as an attribute of its name, or is not a
-            plain value; a run could not tell whether its settings have changed.
+        PluginError: the strategy does not keep a parameter of its constructor as an attribute of that name, or the
+            value is not plain. A run could not tell whether its settings have changed.
     """
     cls = type(strategy)
 
@@ -51,7 +51,7 @@ def describe(strategy: object, name_of: Callable[[type], str] | None = None) -> 
             )
         value = getattr(strategy, name)
         if isinstance(value, tuple) and value and isinstance(value[0], tuple(KINDS.values())):
-            options[name] = [describe(one, name_of) for one in value]
+            options[name] = [describe(part, name_of) for part in value]
         else:
             options[name] = msgspec.to_builtins(value, enc_hook=plain)
     contents = strategy.contents() if isinstance(strategy, Feature) else {}
