@@ -289,9 +289,8 @@ def _returned(point: EntryPoint) -> Iterator[tuple[str, str, object]]:
     Each hook function is called directly. pluggy would leave out a hook that returns None, and so hide that its author
     forgot the ``return``.
     """
-    manager = pluggy.PluginManager(
-        hookspecs.PROJECT
-    )  # one for each plugin, so no mistake affects another plugin
+    # Each plugin has its own manager, so no mistake affects another plugin.
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     plugin = point.load()
     manager.register(plugin)
