@@ -24,7 +24,8 @@ demo: setup  ## select data for a real model from a real pool (under 5 minutes a
 test: setup  ## run every test
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
-lint: setup $(VENV)/.lint  ## check style (ruff, clang-format) and types (mypy --strict)
+lint: setup $(VENV)/.lint  ## check style (ruff, clang-format), types (mypy --strict) and layers (tests/structure.py)
+	$(BIN)/python tests/structure.py
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -37,8 +37,7 @@ def seconds(policy: cu.Policy, scores: np.ndarray, labels: np.ndarray, draws: in
         policy=policy,
         budget=budget,
         n_select=100,
-        cold_start=0.0,
-        batch_size=64,
+        schedule=cu.Schedule(cold_start=0.0, batch_size=64),
     )
     taken = time.perf_counter() - began
     assert found.n_scored == budget == len(set(found.drawn_rows.tolist())), "the budget was not kept"
@@ -59,8 +58,7 @@ def replay_seconds(policy: cu.Policy, seed: int) -> float:
         policy=policy,
         budget=N_REPLAYED // 5,
         n_select=N_REPLAYED // 20,
-        batch_size=8,
-        seed=seed,
+        schedule=cu.Schedule(batch_size=8, seed=seed),
     )
     return time.perf_counter() - began
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,12 +31,15 @@ from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
 from clusterucb.engine.loop import Selection
 from clusterucb.features.base import FeatureBatch
-from clusterucb.jobs.comparison.replay import Contender, Rules, Truth, replay
+from clusterucb.jobs.comparison.replay import Contender, Terms, Truth, replay
 from clusterucb.jobs.comparison.spelling import contender, split
 from clusterucb.jobs.stages.prepare import prepare
-from clusterucb.options.settings import Settings
+from clusterucb.options.search import Settings
 from clusterucb.progress import Screen
 from strategies import POOLS, TARGETS
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+from helpers.searching import search
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 BUDGETS = (0.05, 0.10, 0.20)
@@ -170,12 +174,12 @@ class Searches:
 
     def truth(self, subtasks: slice) -> Truth:
         """Return the truth of a target."""
-        rules = Rules(n_select=len(self.pool.scores) // 20)
-        return Truth.of(self.pool.scores[:, subtasks], self.pool.columns["source"], rules)
+        terms = Terms(n_select=len(self.pool.scores) // 20)
+        return Truth.of(self.pool.scores[:, subtasks], self.pool.columns["source"], terms)
 
     def searched(self, truth: Truth, budget: int, seed: int, **options) -> Selection:
         """Return what a search finds, with more options of `clusterucb.search`."""
-        return cu.search(
+        return search(
             self.blocks,
             lambda rows: truth.scores[rows],
             clusterer=self._one.clusterer,
@@ -198,7 +202,7 @@ def recalls(
     """
     n_samples = len(pool.scores)
     blocks = pool.described(one.features)
-    rules = Rules(n_select=n_samples // 20)
+    terms = Terms(n_select=n_samples // 20)
     draws = [int(budget * n_samples) for budget in budgets]
     orders = (
         [np.random.default_rng(seed).permutation(n_samples) for seed in range(seeds)] if shuffled else [...]
@@ -207,9 +211,9 @@ def recalls(
     for target in TARGETS:
         by_budget = [[] for _ in budgets]
         for order in orders:
-            truth = Truth.of(pool.scores[order][:, target], pool.columns["source"], rules)
+            truth = Truth.of(pool.scores[order][:, target], pool.columns["source"], terms)
             searches = 1 if shuffled else seeds
-            replays = replay(one, truth, blocks, pool.columns, draws, searches, rules, clusterings)
+            replays = replay(one, truth, blocks, pool.columns, draws, searches, terms, clusterings)
             for recalls_of, of_budget in zip(by_budget, replays, strict=True):
                 recalls_of += [truth.recall(once.selection.rows) for once in of_budget]
             seconds += [once.seconds for once in replays[-1]]

@@ -17,7 +17,7 @@ from clusterucb_faiss import FaissKMeans
 
 
 def main() -> None:
-    """Cluster one pool with both; print seconds and the mean cosine of rows with their centre."""
+    """Cluster one pool with both clusterers; print the seconds and the mean cosine of rows with their centre."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--dims", type=int, default=64)

@@ -10,15 +10,14 @@ Names are imported when they are first used: ``import clusterucb``, the strategi
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from clusterucb.lazy import lazy_names
 from clusterucb.versions import __version__ as __version__
 
 if TYPE_CHECKING:
     from clusterucb.clusterers import Clusterer, KMeans, Source
-    from clusterucb.engine.loop import search
-    from clusterucb.engine.poolview import PoolView
+    from clusterucb.engine import Budget, PoolView, Rules, Schedule, SideInformation, search
     from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
     from clusterucb.features import (
         Column,
@@ -60,6 +59,7 @@ __all__ = [
     "UCB",
     "UCB1",
     "ArmStats",
+    "Budget",
     "ClusterMean",
     "ClusterUCBError",
     "ClusterUCBWarning",
@@ -82,7 +82,10 @@ __all__ = [
     "PoolView",
     "Random",
     "Result",
+    "Rules",
+    "Schedule",
     "Scores",
+    "SideInformation",
     "Source",
     "Surrogate",
     "ThresholdHard",
@@ -97,7 +100,18 @@ __all__ = [
 ]
 
 _HOMES = {
-    "engine": ("ArmStats", "Clusterer", "IndexPolicy", "Policy", "PoolView", "search"),
+    "engine": (
+        "ArmStats",
+        "Budget",
+        "Clusterer",
+        "IndexPolicy",
+        "Policy",
+        "PoolView",
+        "Rules",
+        "Schedule",
+        "SideInformation",
+        "search",
+    ),
     "errors": ("ClusterUCBError", "ClusterUCBWarning"),
     "hookspecs": ("hookimpl",),
     "clusterers": ("KMeans", "Source"),
@@ -126,14 +140,4 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    for module, names in _HOMES.items():
-        if name in names:
-            value = getattr(import_module(f"clusterucb.{module}"), name)
-            globals()[name] = value
-            return value
-    raise AttributeError(f"module 'clusterucb' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

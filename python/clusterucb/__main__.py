@@ -1,5 +1,5 @@
 """``python -m clusterucb`` is the same as ``clusterucb``."""
 
-from clusterucb.cli.commands import main
+from clusterucb.cli.main import main
 
 main()

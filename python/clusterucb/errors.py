@@ -6,7 +6,10 @@ Every message says what was got, what was expected and what to do. The command l
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Collection
+from pathlib import Path
 
 from clusterucb.wording import did_you_mean
 
@@ -19,7 +22,10 @@ __all__ = [
     "PluginError",
     "RunError",
     "check_choice",
+    "warn",
 ]
+
+_PACKAGE = str(Path(__file__).parent)
 
 
 class ClusterUCBError(Exception):
@@ -59,3 +65,14 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
 
 class ClusterUCBWarning(UserWarning):
     """Something that a user should know, though the work goes on."""
+
+
+def warn(message: str) -> None:
+    """Give a `ClusterUCBWarning` at the line that called this package."""
+    level, frame = 1, sys._getframe()
+    outermost = level
+    while frame := frame.f_back:  # type: ignore[assignment]
+        level += 1
+        if frame.f_code.co_filename.startswith(_PACKAGE):
+            outermost = level
+    warnings.warn(message, ClusterUCBWarning, stacklevel=outermost + 1)

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 import clusterucb as cu
-from clusterucb.cli import commands as cli
+from clusterucb.cli import main as cli
 from clusterucb.engine.aggregate import NAMES
 from clusterucb.engine.choice import SELECT_BY
 from clusterucb.jobs import select as pipeline
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
-from clusterucb.options.settings import DTYPES, SCORERS
+from clusterucb.options.kinds import DTYPES, SCORERS
 from clusterucb.progress import Screen
 from clusterucb.report.export import TOOLS
 from clusterucb.samples.shapes import SHAPES
@@ -294,7 +294,7 @@ def test_a_strategy_is_checked_and_a_package_begun(capsys, tmp_path, monkeypatch
     assert cli.run(["plugins", "new", "my-policy", "--kind", "policy"]) == 0
     assert "my-policy/pyproject.toml" in capsys.readouterr()[0]
     assert cli.run(["plugins", "new", "my-policy", "--kind", "policy"]) == 2
-    assert "my-policy exists; expected a name whose folder is still to be made" in capsys.readouterr()[1]
+    assert "my-policy exists; expected a name whose folder does not exist yet" in capsys.readouterr()[1]
     monkeypatch.setattr(cu.UCB, "index", lambda self, arms, rng: np.random.random(len(arms.mean)))  # noqa: NPY002
     assert cli.run(["plugins", "check", "ucb"]) == 2
     out, err = capsys.readouterr()
@@ -320,7 +320,7 @@ def test_it_runs_as_a_module_and_survives_a_closed_pipe():
 
 def test_help_needs_no_numpy_and_plugins_no_torch():
     code = (
-        "import sys; from clusterucb import cli\n"
+        "import sys; from clusterucb.cli import main as cli\n"
         "assert cli.run(['--help']) == 0 == cli.run(['select', '--help'])\n"
         "assert 'numpy' not in sys.modules\n"
         "assert cli.run(['plugins']) == 0\n"

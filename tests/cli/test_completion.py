@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clusterucb.cli import commands as cli
+from clusterucb.cli import main as cli
 
 COMPLETE = """
 cd "$1"; shift

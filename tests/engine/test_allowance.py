@@ -9,10 +9,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from clusterucb.engine.allowance import NothingLeft, TimeAllowance, TokenAllowance
-from clusterucb.engine.loop import search
+from clusterucb.engine.budget import NothingLeft, TimeAllowance, TokenAllowance
 from clusterucb.errors import ClusterUCBWarning, OptionError
 from clusterucb.policies import UCB, Random
+from helpers.searching import search
 
 LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=60)
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.engine.budget import Seconds, Tokens, parse_budget, parse_count, resolve_count
 from clusterucb.errors import OptionError
+from clusterucb.options.amounts import Seconds, Tokens, parse_budget, parse_count, resolve_count
 
 shares = st.decimals(min_value=0, max_value=100, places=6, allow_nan=False).filter(lambda share: share > 0)
 

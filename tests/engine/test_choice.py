@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from clusterucb.engine.aggregate import Standardized
 from clusterucb.engine.choice import choose
-from clusterucb.engine.loop import search
 from clusterucb.errors import ClusterUCBWarning, OptionError
 from clusterucb.policies import UCB, Random
+from helpers.searching import search
 
 VALUES = st.sampled_from([-1.0, 0.0, 0.5, 1.0]) | st.floats(-1, 1)
 

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import clusterucb as cu
 from clusterucb.clusterers import Clusterer
 from clusterucb.engine.arms import stream
-from clusterucb.engine.loop import search
 from clusterucb.errors import ClusterUCBWarning
 from clusterucb.policies import UCB, Policy, Random
 from helpers.recorded import POLICIES, Case, Memory, cases, identical, rewards_of
+from helpers.searching import search
 
 
 @given(cases())
@@ -175,14 +176,14 @@ def test_small_budget_draws_once_from_random_arms_and_says_so() -> None:
     drawn = []
     for seed in range(8):
         with pytest.warns(ClusterUCBWarning, match=r"budget of 7 draws .*20 arms.*fewer clusters") as caught:
-            found = search(
+            found = cu.search(
                 np.zeros((60, 1)),
                 lambda rows: np.zeros(len(rows)),
                 clusterer=labels,
                 policy=UCB(),
                 budget=7,
                 n_select=1,
-                seed=seed,
+                schedule=cu.Schedule(seed=seed),
             )
         assert caught[0].filename == __file__
         assert found.draws.max() == 1
@@ -265,7 +266,7 @@ def test_failures_cost_budget_and_too_many_are_reported() -> None:
     scores = np.full((10, 1), np.nan)
     scores[3] = 0.5
     with pytest.warns(ClusterUCBWarning, match=r"only 1 of 10 draws could be scored.* 4 rows") as caught:
-        found = search(
+        found = cu.search(
             np.zeros((10, 1)),
             scores.__getitem__,
             clusterer=None,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from clusterucb.clusterers import Clusterer, KMeans
-from clusterucb.engine.loop import search
 from clusterucb.errors import OptionError, PluginError
 from clusterucb.policies import UCB, IndexPolicy, Policy, Random
 from helpers.recorded import Case
+from helpers.searching import search
 
 USABLE = {"clusterer": None, "policy": UCB(), "budget": 3, "n_select": 2}
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import clusterucb as cu
 from clusterucb.engine.aggregate import AGGREGATES
-from clusterucb.engine.loop import Selection, search
+from clusterucb.engine.loop import Selection
 from clusterucb.engine.poolview import ESTIMATES, PoolView
 from clusterucb.engine.recall import (
     Draws,
@@ -26,6 +26,7 @@ from clusterucb.engine.recall import (
     _n_effective,
 )
 from helpers.recorded import Memory
+from helpers.searching import search
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -305,7 +306,7 @@ def said(features: Any, scores: np.ndarray, **options: Any) -> tuple[float, Reca
     """Return how much of its best twentieth a search has found, and what it says of that, once in its end."""
     n_best = len(scores) // 20
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("clusterucb.engine.loop._ESTIMATES", 1)
+        patched.setattr("clusterucb.engine.stopping._ESTIMATES", 1)
         found = search(
             features,
             lambda rows: scores[rows],

@@ -71,7 +71,9 @@ def test_a_fit_gets_evenly_spaced_rows(n_samples, count):
 
 
 def test_a_fit_that_asks_for_gradients_is_refused():
-    with pytest.raises(PluginError, match="asks for gradients in `fit`; expected them in `compute` alone"):
+    with pytest.raises(
+        PluginError, match="asks for gradients in `fit`; expected it to take them only in `compute`"
+    ):
         batch_of([sample("a", "b")]).spread(1).gradient_sketches  # noqa: B018
 
 
@@ -130,7 +132,9 @@ def test_unusable_dimensions_are_refused(dim):
 
 def test_lexical_without_scikit_learn_says_what_to_install(monkeypatch):
     monkeypatch.setattr("clusterucb.features.lexical.find_spec", lambda name: None)
-    with pytest.raises(OptionError, match="needs scikit-learn, which is not here: pip install scikit-learn"):
+    with pytest.raises(
+        OptionError, match="needs scikit-learn, which is not installed: pip install scikit-learn"
+    ):
         cu.Lexical()
 
 
@@ -153,7 +157,7 @@ def test_a_column_is_taken_as_it_stands():
         ({"v": [1, "2"]}, "holds a list with a string in it"),
         ({"v": [1, True]}, "holds a list with true or false in it"),
         ({"v": [1, [2]]}, "holds a list with a list in it"),
-        ({"v": [1, 1e300]}, "holds a number too large for 32 bits; expected finite ones"),
+        ({"v": [1, 1e300]}, "holds a number too large for 32 bits; expected numbers that float32 can hold"),
         ({"v": [1, 10**400]}, "holds a number too large for 32 bits"),
         ({"v": [1]}, "holds 1 numbers; expected 2, as in other rows"),
         ({"v": [1, 2, 3]}, "holds 3 numbers; expected 2, as in other rows"),
@@ -288,14 +292,14 @@ def test_a_pass_counts_by_the_parameters_that_are_multiplied(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"modules.json": None}, "it has no modules.json; expected one, which says how token states are"),
-        ({"modules.json": "["}, "modules.json is no JSON"),
+        ({"modules.json": None}, "it has no modules.json; expected that file, which says how token states"),
+        ({"modules.json": "["}, "modules.json is not JSON"),
         ({"modules.json": {"a": 1}}, "its modules.json cannot be read"),
         (
             {"modules.json": [{"type": "x.Transformer", "path": ""}, {"type": "x.WordWeights", "path": ""}]},
             "WordW",
         ),
-        ({"1_Pooling/config.json": None}, "its pooling is not known"),
+        ({"1_Pooling/config.json": None}, "its pooling is unknown"),
         ({"1_Pooling/config.json": {"pooling_mode_max_tokens": True}}, "its pooling is max_tokens"),
         (
             {"1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}},

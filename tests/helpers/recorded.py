@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from clusterucb.engine.loop import Batch, Selection, search
+from clusterucb.engine.draws import Batch
+from clusterucb.engine.loop import Selection
 from clusterucb.errors import ClusterUCBWarning
 from clusterucb.policies import UCB, UCB1, ClusterMean, Policy, Random, ThresholdHard, ThresholdNormal
+from helpers.searching import search
 
 POLICIES = [UCB(), UCB1(), ThresholdHard(), ThresholdNormal(), Random(), ClusterMean()]
 

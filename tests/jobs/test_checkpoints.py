@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import clusterucb as cu
-from clusterucb.cli import commands as cli
+from clusterucb.cli import main as cli
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.gradients.per_sample import PerSampleGradients
 from helpers.tiny import interrupt, read_rows, write_job

@@ -13,9 +13,10 @@ from rich.console import Console
 
 import clusterucb as cu
 from clusterucb import plugins
+from clusterucb.engine import Rules, Schedule
 from clusterucb.errors import ClusterUCBWarning, OptionError, PluginError, RunError
 from clusterucb.gradients.scorer import Scorer
-from clusterucb.jobs.comparison.replay import Rules, Truth, by_source, overlaps, replay, spread
+from clusterucb.jobs.comparison.replay import Terms, Truth, by_source, overlaps, replay, spread
 from clusterucb.jobs.comparison.results import Comparison, show
 from clusterucb.jobs.comparison.spelling import contender, split
 from helpers.tiny import read_rows, rows, write_model, write_rows
@@ -320,7 +321,7 @@ def test_table_stands_on_a_narrow_screen(job):
 
 def truth_of(scores, **rules):
     sources = np.array(["a", "b"] * (len(scores) // 2))
-    return Truth.of(np.array(scores, float)[:, None], sources, Rules(n_select=2, **rules))
+    return Truth.of(np.array(scores, float)[:, None], sources, Terms(2, Rules(**rules)))
 
 
 def test_recall_and_mass_are_those_of_the_definition():
@@ -334,12 +335,12 @@ def test_recall_and_mass_are_those_of_the_definition():
 
 def test_mass_is_at_most_one_whatever_decides_about_the_selection():
     scores = np.array([[9.0, 0.0], [8.0, 0.1], [7.0, 0.2], [0.0, 0.3]])
-    truth = Truth.of(scores, np.array(["a"] * 4), Rules(n_select=2, select_by="round-robin"))
+    truth = Truth.of(scores, np.array(["a"] * 4), Terms(2, Rules(select_by="round-robin")))
     assert sorted(truth.best) == [0, 3]
     assert truth.mass(np.array([0, 1])) == 1
     assert truth.mass(truth.best) < 1
     weights = np.array([1.0, 100.0])
-    weighted = Truth.of(scores, np.array(["a"] * 4), Rules(n_select=2, weights=weights))
+    weighted = Truth.of(scores, np.array(["a"] * 4), Terms(2, Rules(weights=weights)))
     assert weighted.rewards.tolist() == [9.0, 10.0, 20.0, 30.0]
     assert weighted.best.tolist() == [3, 2]
     assert weighted.mass(np.array([3, 2])) == 1
@@ -349,7 +350,8 @@ def test_mass_is_at_most_one_whatever_decides_about_the_selection():
 def test_overlap_and_sources_are_means_over_seeds():
     truth = truth_of([0.0, 1.0, 4.0, 3.0])
     random = cu.Contender("random", cu.Random(), clusterer=None)
-    (found,) = replay(random, truth, {"x": np.zeros((4, 1), np.float32)}, {}, [2], 3, Rules(2, batch_size=1))
+    blocks, terms = {"x": np.zeros((4, 1), np.float32)}, Terms(2, schedule=Schedule(batch_size=1))
+    (found,) = replay(random, truth, blocks, {}, [2], 3, terms)
     selections = [one.selection for one in found]
     rows = [set(one.rows.tolist()) for one in selections]
     expected = np.mean([len(a & b) / len(a | b) for a, b in zip(rows, rows[1:] + rows[:1], strict=True)])

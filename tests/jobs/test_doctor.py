@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from clusterucb.cli import commands as cli
+from clusterucb.cli import main as cli
 from clusterucb.errors import ModelError
 from clusterucb.jobs.doctor import dry_run, installation, probes
 from clusterucb.jobs.doctor import screen as doctor
 from clusterucb.jobs.doctor.dry_run import FIRST
 from clusterucb.jobs.doctor.measuring import Change
 from clusterucb.jobs.doctor.probes import Finding, Probed
-from clusterucb.options.settings import Settings
+from clusterucb.options.search import Settings
 from clusterucb.progress import Silent
 from helpers.tiny import rows, write_model, write_rows
 

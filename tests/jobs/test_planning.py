@@ -10,7 +10,7 @@ import pytest
 
 import clusterucb as cu
 from clusterucb import machine
-from clusterucb.cli import commands as cli
+from clusterucb.cli import main as cli
 from clusterucb.errors import OptionError
 from clusterucb.gradients import compiled
 from clusterucb.gradients import memory_needs as fitting

@@ -132,7 +132,7 @@ def test_a_model_without_a_chat_template_is_said_once(folder, tmp_path):
 
 def test_files_are_checked_without_torch(folder):
     code = (
-        "import sys; from clusterucb import cli\n"
+        "import sys; from clusterucb.cli import main as cli\n"
         "job = 'select pool.jsonl --target dev.jsonl --model model'.split()\n"
         "for wrong in ('foreign', 'dev.jsonl', 'o --adapter nowhere', 'o --budget 1 --select 2'):\n"
         "    assert cli.run([*job, '--out', *wrong.split()]) == 2\n"

@@ -9,9 +9,9 @@ import pytest
 
 import clusterucb as cu
 from clusterucb.engine.gaussian import MAX_DIM
-from clusterucb.engine.loop import search
 from clusterucb.errors import OptionError, RunError
 from clusterucb.jobs.stages.prior import EarlierScores, EarlierSketches, filled
+from helpers.searching import search
 from helpers.selections import N, arguments, results, write_job
 from helpers.tiny import interrupt, rows, write_rows
 

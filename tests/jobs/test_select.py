@@ -545,7 +545,7 @@ def test_what_cannot_be_used_is_refused(job, tmp_path, changes, error, message):
 def test_python_has_the_options_of_the_command_line():
     from dataclasses import fields
 
-    from clusterucb.options.settings import Settings
+    from clusterucb.options.search import Settings
 
     parameters = inspect.signature(cu.select).parameters
     for field in fields(Settings):

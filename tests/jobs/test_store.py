@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import clusterucb as cu
-from clusterucb.cli.commands import run
+from clusterucb.cli.main import run
 from clusterucb.errors import ClusterUCBWarning, OptionError, RunError
 from clusterucb.gradients import per_sample as gradients
 from clusterucb.jobs import sketch as sketching

@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 
 import clusterucb as cu
 from clusterucb import plugins
-from clusterucb.cli import commands as cli
+from clusterucb.cli import main as cli
+from clusterucb.cli.plugins import key_values
 from clusterucb.errors import OptionError, RunError
 from clusterucb.features.column import Column
 from clusterucb.features.concatenation import Concatenation
 from clusterucb.jobs.stages.config_yaml import resolved
 from clusterucb.options import config_file as config
-from clusterucb.options.settings import Settings
+from clusterucb.options.search import Settings
 from helpers.tiny import write_job
 
 JOBS = ("select", "sketch", "compare")
@@ -226,9 +227,9 @@ def test_a_strategy_is_nested_or_spelt_as_on_the_command_line(written, spelling)
 
 def test_a_comparison_takes_lists(written):
     lists = "strategies: [random, 'ucb@kmeans[n_clusters=3,beta=1]']\nbudgets: [10%, 8]\nseeds: 2"
-    arguments = parse("compare", "--config", written(REQUIRED + lists))
-    assert arguments["strategies"] == "random,ucb@kmeans[n_clusters=3,beta=1]"
-    assert (arguments["budgets"], arguments["seeds"]) == ("10%,8", 2)
+    replays = parse("compare", "--config", written(REQUIRED + lists))["replays"]
+    assert replays.strategies == "random,ucb@kmeans[n_clusters=3,beta=1]"
+    assert (replays.budgets, replays.seeds) == ("10%,8", 2)
 
 
 @pytest.mark.parametrize(
@@ -343,7 +344,7 @@ def test_lists_and_mappings_of_a_strategy_arrive_and_are_written_again(written, 
     content = REQUIRED + nested
     for _ in range(2):
         given = parse("select", "--config", written(content))["strategies"]
-        made = known.make("policy", given.policy, cli.key_values("-p", given.policy_option))
+        made = known.make("policy", given.policy, key_values("-p", given.policy_option))
         assert made == Listing([1, 2], (0.5, 1.0), {"a": 3})
         content = REQUIRED + resolved(Settings(), policy=made).decode()
     with pytest.raises(
@@ -444,7 +445,7 @@ def test_a_command_line_without_a_file_needs_no_yaml():
     import subprocess
 
     code = (
-        "import sys; from clusterucb import cli\n"
+        "import sys; from clusterucb.cli import main as cli\n"
         "cli.run(['select', 'a']); cli.run(['--help'])\n"
         "assert not {'yaml', 'torch', 'numpy'} & sys.modules.keys(), sys.modules.keys()"
     )

@@ -110,8 +110,8 @@ def test_new_package_depends_on_this_release_and_is_explained(kind: str, tmp_pat
         ("../up", "policy", "expected lower-case letters"),
         ("a--b", "policy", "expected lower-case letters"),
         ("", "policy", "expected lower-case letters"),
-        ("class", "policy", "no word of Python's own, such as my-policy"),
-        ("none", "policy", "no word of Python's own"),
+        ("class", "policy", "and not a keyword of Python. Use a name such as my-policy"),
+        ("none", "policy", "and not a keyword of Python"),
         ("random", "clusterer", "the name is 'random', but there is a module 'random' already; use another"),
         ("numpy", "policy", "there is a module 'numpy' already"),
         ("ucb1", "policy", "the name is 'ucb1', but clusterucb has a policy of that name; use another one"),
@@ -175,7 +175,7 @@ def test_every_name_that_a_package_imports_is_refused(kind: str, tmp_path: Path)
 
 def test_what_exists_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "my-own").write_text("mine")
-    with pytest.raises(OptionError, match="my-own exists; expected a name whose folder is still to be made"):
+    with pytest.raises(OptionError, match="my-own exists; expected a name whose folder does not exist yet"):
         create("my-own", "policy", tmp_path)
     assert (tmp_path / "my-own").read_text() == "mine"
 

@@ -18,17 +18,18 @@ import numpy as np
 import pytest
 from msgspec import Meta
 
+import clusterucb as cu
 import clusterucb.clusterers
 import clusterucb.features
 import clusterucb.policies
 from clusterucb import hookspecs, plugins
 from clusterucb.clusterers import KMeans
-from clusterucb.engine.loop import search
 from clusterucb.errors import OptionError, PluginError
 from clusterucb.features import Concatenation, Hidden, Lexical
 from clusterucb.jobs.comparison.spelling import contender
 from clusterucb.policies import UCB, IndexPolicy, Random
 from clusterucb.wording import in_words
+from helpers.searching import search
 
 HOOKS = [name for name in vars(hookspecs) if name.startswith("clusterucb_")]
 GREEDY = """
@@ -237,18 +238,18 @@ def test_every_hook_is_documented_with_an_example_that_works(
         ),
         (
             GREEDY + "\n    def clusterucb_features():\n        return {}",
-            "PluginError: clusterucb_features is named like a hook, but is no function marked with "
-            "clusterucb.hookspecs.hookimpl; mark it, or rename it if it is no hook.",
+            "PluginError: clusterucb_features is named like a hook, but is not a function marked with "
+            "clusterucb.hookspecs.hookimpl; mark it, or rename it if it is not a hook.",
         ),
         (
             GREEDY + "\n    def clusterucb_feature():\n        return {}",
-            "clusterucb_feature is named like a hook, but is no function marked with "
-            "clusterucb.hookspecs.hookimpl; mark it, or rename it if it is no hook. Did you mean "
+            "clusterucb_feature is named like a hook, but is not a function marked with "
+            "clusterucb.hookspecs.hookimpl; mark it, or rename it if it is not a hook. Did you mean "
             "'clusterucb_features'?",
         ),
         (
             GREEDY + "\n    clusterucb_features = {}",
-            "clusterucb_features is named like a hook, but is no function",
+            "clusterucb_features is named like a hook, but is not a function marked with",
         ),
         (GREEDY.replace(": Greedy}", ": Greedy()}"), "expected a class derived from clusterucb.Policy"),
         (GREEDY.replace(": Greedy}", ": dict}"), "expected a class derived from clusterucb.Policy"),
@@ -534,7 +535,7 @@ def test_value_that_the_strategy_refuses_is_an_option_error() -> None:
 
 def test_description_names_the_class_and_its_options() -> None:
     assert plugins.describe(KMeans(n_clusters=5)) == {
-        "class": "clusterucb.clusterers.kmeans.KMeans",
+        "class": "clusterucb.KMeans",
         "options": {"n_clusters": 5, "max_iter": 50},
     }
     made = Undecorated(power=np.int64(3), required=np.float64(0.5))
@@ -550,6 +551,29 @@ def test_strategy_that_cannot_be_described_is_refused() -> None:
         plugins.describe(Forgets())
     with pytest.raises(PluginError, match="Undecorated has a hyper-parameter of type object; expected plain"):
         plugins.describe(Undecorated(required=object()))
+
+
+def test_the_identity_of_a_class_is_no_file_path() -> None:
+    thompson = plugins.load().table["policy", "thompson"].factory
+    strategies = (UCB(), cu.Embedding(), thompson(), Undecorated(required=0.5))
+    assert [plugins.describe(strategy)["class"] for strategy in strategies] == [
+        "clusterucb.UCB",
+        "clusterucb.Embedding",
+        "clusterucb-thompson:Thompson",
+        f"{__name__}.Undecorated",
+    ]
+
+
+def test_recorded_import_paths_are_translated() -> None:
+    thompson = plugins.load().table["policy", "thompson"].factory
+    strategies = (UCB(), thompson(), cu.Concatenation((cu.Embedding(), cu.Lexical())))
+    former = [plugins.describe(strategy, plugins.import_path) for strategy in strategies]
+    assert former[0]["class"] == "clusterucb.policies.ucb.UCB"
+    now = [plugins.describe(strategy) for strategy in strategies]
+    assert plugins.renewed(former) == now
+    assert plugins.renewed(now) == now
+    other = {"class": "my.module.Policy", "options": {"a": [1, None]}}
+    assert plugins.renewed({"--policy": other, "--seed": 0}) == {"--policy": other, "--seed": 0}
 
 
 def test_description_does_not_change_with_use() -> None:
@@ -587,8 +611,8 @@ def test_what_is_made_by_name_can_be_named_again() -> None:
     ("name", "options", "message"),
     [
         ("hidden+lexcal", {}, r"there is no feature 'lexcal'; .* Did you mean 'lexical'\?"),
-        ("hidden+", {}, "feature 'hidden\\+' names nothing at one place; expected names, joined with \\+"),
-        ("hidden+hidden", {}, r"features hidden\+hidden name one of them twice; expected different ones"),
+        ("hidden+", {}, r"feature 'hidden\+' has an empty name beside a \+; expected names joined as in "),
+        ("hidden+hidden", {}, r"features hidden\+hidden name one feature twice; expected different features"),
         ("hidden+lexical", {"dept": "1"}, r"have no option 'dept'; their options: depth, .* mean 'depth'\?"),
         ("hidden+lexical", {"ngrams.dim": "1"}, "have no option 'ngrams.dim'"),
         ("hidden+lexical", {"hidden.dim": "1"}, "feature hidden has no option 'dim'"),
@@ -600,7 +624,7 @@ def test_what_is_made_by_name_can_be_named_again() -> None:
         (
             "ngrams+lexical",
             {"dim": "1"},
-            r"dim is an option of several; expected ngrams\.dim or lexical\.dim",
+            r"dim is an option of several features; expected ngrams\.dim or lexical\.dim",
         ),
     ],
 )

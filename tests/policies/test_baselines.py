@@ -14,12 +14,15 @@ from clusterucb.errors import ModelError, OptionError
 from clusterucb.features import FeatureBatch, Hidden
 from clusterucb.features.similarity import similarity
 from clusterucb.samples.encode import Encoded
+from helpers.searching import search as flat_search
 from helpers.tiny import write_model
 
 
 def search(scores, policy, **options):
     defaults = {"clusterer": None, "budget": len(scores), "n_select": 1}
-    return cu.search(np.zeros((len(scores), 1)), scores.__getitem__, policy=policy, **{**defaults, **options})
+    return flat_search(
+        np.zeros((len(scores), 1)), scores.__getitem__, policy=policy, **{**defaults, **options}
+    )
 
 
 # Policies -------------------------------------------------------------------------------------------------
@@ -145,7 +148,7 @@ def test_the_pass_ends_at_the_layer_and_leaves_no_hook(model):
 
 
 def test_a_depth_or_a_model_that_has_none_is_refused():
-    with pytest.raises(OptionError, match="depth is 0; expected a share of the layers above 0"):
+    with pytest.raises(OptionError, match="depth is 0; expected a share of the layers above 0 and at most 1"):
         Hidden(depth=0)
     with pytest.raises(ModelError, match="has no list of None layers; use --features embedding"):
         Hidden().compute(batch_of(torch.nn.Linear(2, 2), [sample_of(np.random.default_rng(0), 4, [1])]))

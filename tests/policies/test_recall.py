@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import clusterucb as cu
+from helpers.searching import search
 
 RECORDED = {
     name: dict(np.load(Path(__file__).parents[1] / "data" / f"{name}.npz"))
@@ -29,7 +30,7 @@ def recall(pool, target, policy, seed, budget=0.2, **options):
     recorded = RECORDED[pool]
     scores = scores_of(recorded, target)
     n_best = len(scores) // 20
-    found = cu.search(
+    found = search(
         {name: recorded[name] for name in ("embedding", "length")},
         lambda rows: scores[rows],
         clusterer=cu.KMeans(),

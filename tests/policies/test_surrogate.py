@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import clusterucb as cu
-from clusterucb.engine.loop import Selection, search
+from clusterucb.engine.loop import Selection
 from clusterucb.engine.poolview import PoolView
 from clusterucb.testing import PolicySuite
+from helpers.searching import search
 
 
 class TestSurrogate(PolicySuite):

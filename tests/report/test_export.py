@@ -26,7 +26,8 @@ import clusterucb as cu
 from clusterucb import filenames
 from clusterucb.engine.loop import Selection
 from clusterucb.errors import ClusterUCBWarning, OptionError, RunError
-from clusterucb.options.settings import SelectSettings, settings_from
+from clusterucb.options.keywords import settings_from
+from clusterucb.options.search import SelectSettings
 from clusterucb.report import scores_table
 from clusterucb.report.annotate import FIELD, annotated
 from clusterucb.report.export import TOOLS, export

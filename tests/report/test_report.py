@@ -11,12 +11,13 @@ import pytest
 from rich.console import Console
 
 import clusterucb as cu
-from clusterucb.cli import commands as cli
-from clusterucb.engine.loop import Batch, search
+from clusterucb.cli import main as cli
+from clusterucb.engine.draws import Batch
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
 from clusterucb.report import screen as report
 from clusterucb.run.folder import Cost, PhaseCost
 from clusterucb.wording import counted
+from helpers.searching import search
 from helpers.tiny import write_job
 
 

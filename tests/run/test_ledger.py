@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.engine.loop import Batch
+from clusterucb.engine.draws import Batch
 from clusterucb.errors import RunError
 from clusterucb.run.ledger import Ledger
 

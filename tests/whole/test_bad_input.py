@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from clusterucb.cli import commands as cli
+from clusterucb.cli import main as cli
 from helpers.bad_lines import BAD_LINES
 from helpers.tiny import read_rows, rows, write_job, write_rows
 
@@ -199,7 +199,7 @@ def test_a_read_only_pool_will_do_and_a_read_only_folder_will_not(select, folder
 
 FULL = """
 import resource, sys
-from clusterucb import cli
+from clusterucb.cli import main as cli
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 sys.exit(cli.run(sys.argv[2:]))
 """
@@ -292,7 +292,8 @@ def test_every_wrong_value_says_what_is_allowed(select, tmp_path, option: str) -
 def test_every_option_with_a_value_has_been_tried() -> None:
     import dataclasses
 
-    from clusterucb.options.settings import SelectSettings, option_name
+    from clusterucb.options.kinds import option_name
+    from clusterucb.options.search import SelectSettings
 
     plain = {option_name(one.name) for one in dataclasses.fields(SelectSettings) if "bool" not in one.type}
     assert plain - set(WRONG) == {

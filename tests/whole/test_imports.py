@@ -15,7 +15,7 @@ HEAVY = ("torch", "transformers", "peft", "scipy", "sklearn")
     [
         "import clusterucb",
         "import clusterucb.engine.loop, clusterucb.policies, clusterucb.clusterers, clusterucb.features",
-        "import clusterucb.samples.pool, clusterucb.run.ledger, clusterucb.run.folder, clusterucb.cli.commands",
+        "import clusterucb.samples.pool, clusterucb.run.ledger, clusterucb.run.folder, clusterucb.cli.main",
         "import clusterucb.plugins.registry; clusterucb.plugins.registry.load()",
         "import clusterucb as cu; cu.UCB, cu.KMeans",
     ],

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import clusterucb as cu
-from clusterucb.cli import commands as cli
+from clusterucb.cli import main as cli
 from clusterucb.errors import InputError, ModelError
 from clusterucb.samples.pool import read_pool
 from helpers.tiny import rows, write_model, write_rows

@@ -1,4 +1,4 @@
-"""k-means by faiss: as good as the built-in one, reproducible, and silent."""
+"""Test k-means by faiss: nearly as tight as the built-in k-means, reproducible, and silent."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def labels_of(features: Any, n_clusters: int | None = None, seed: int = 0, **opt
 
 
 def directions(n_rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows f64[n_rows, 5] of random length along an axis or its opposite, and which."""
+    """Return rows f64[n_rows, 5] of random length, each near one of ten directions, and the directions i64[n_rows]."""
     rng = np.random.default_rng(seed)
     truth = rng.permutation(np.arange(n_rows) % 10)
     rows = np.concatenate([np.eye(5), -np.eye(5)])[truth] + rng.normal(scale=0.03, size=(n_rows, 5))
@@ -65,7 +65,7 @@ def test_clusters_are_nearly_as_tight_as_those_of_the_built_in_kmeans() -> None:
 
 def test_clusters_hold_one_direction_each_whatever_the_rows_lengths() -> None:
     rows, truth = directions(600)
-    found = labels_of(rows, 40)  # more than there are, for seeding at random misses some of ten
+    found = labels_of(rows, 40)  # more clusters than directions, since random seeds would miss some of ten
     assert all(len(set(truth[found == label])) == 1 for label in set(found))
 
 
@@ -104,7 +104,7 @@ def test_result_does_not_depend_on_the_threads_that_faiss_was_given_elsewhere() 
     try:
         faiss.omp_set_num_threads(3)
         np.testing.assert_array_equal(labels_of(rows, 50), first)
-        assert faiss.omp_get_max_threads() == 3  # put back
+        assert faiss.omp_get_max_threads() == 3  # restored
     finally:
         faiss.omp_set_num_threads(before)
 

@@ -1,4 +1,4 @@
-"""HDBSCAN: clusters that are there are found, and what becomes of the rest."""
+"""Test HDBSCAN: it finds the clusters of a pool, and treats noise as the option says."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def labels_of(features: Any, seed: int = 0, **options: Any) -> np.ndarray:
 
 
 def islands(n_rows: int, n_islands: int = 4, width: int = 12, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows f32[n_rows, width] around distant centres, and the centre of each."""
+    """Return rows f64[n_rows, width] around distant centres, and the centre of each row, i64[n_rows]."""
     rng = np.random.default_rng(seed)
     truth = rng.permutation(np.arange(n_rows) % n_islands)
     centres = rng.normal(scale=10, size=(n_islands, width))
@@ -51,7 +51,7 @@ def islands(n_rows: int, n_islands: int = 4, width: int = 12, seed: int = 0) -> 
 
 
 def islands_and_sea(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return islands with far scattered rows after them, and the centre of each (-1: scattered)."""
+    """Return islands followed by rows scattered far apart, and the centre of each row; -1 for scattered rows."""
     rows, truth = islands(300, seed=seed)
     sea = np.random.default_rng(seed + 100).uniform(-60, 60, size=(30, rows.shape[1]))
     return np.concatenate([rows, sea]), np.concatenate([truth, np.full(30, -1)])
@@ -178,7 +178,7 @@ def test_rows_beyond_the_sample_go_with_their_nearest_neighbour(monkeypatch: Any
 
 
 def test_cluster_size_is_meant_in_rows_of_the_pool() -> None:
-    rows, truth = islands(1000, n_islands=5)  # clusters of 200; about 40 of each in the sample
+    rows, truth = islands(1000, n_islands=5)  # clusters of 200 rows, about 40 of them in the sample
     assert same_partition(labels_of(rows, max_fit=200, min_cluster_size=120, noise="nearest"), truth)
 
 

@@ -1,4 +1,4 @@
-"""Hashed n-grams: alike texts have alike rows, and nothing but the text plays a part."""
+"""Test hashed n-grams: similar texts have similar rows, and only the text matters."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_case_and_white_space_do_not_matter() -> None:
 
 
 def test_hashing_is_that_of_scikit_learn() -> None:
-    texts = ["abc", "xyz uvw", "größe 日本"]  # no n-gram twice, so that all weigh the same
+    texts = ["abc", "xyz uvw", "größe 日本"]  # no n-gram occurs twice, so all have the same weight
     expected = HashingVectorizer(analyzer="char_wb", ngram_range=(2, 3), n_features=64).transform(texts)
     np.testing.assert_allclose(answers(*texts, dim=64, n_max=3), expected.toarray(), atol=1e-6)
 

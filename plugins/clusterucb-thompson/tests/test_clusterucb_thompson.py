@@ -1,4 +1,4 @@
-"""Thompson sampling: its shares and samples, its extremes, and what it finds."""
+"""Test Thompson sampling: its shares and samples, extreme pools, and the rows that a search finds."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BOTH = pytest.mark.parametrize("make", [Thompson, ThompsonMean])
 
 
 def told(policy: Any, rewards: list[list[float]], size: int = 40, n_select: int = 4) -> Any:
-    """Start ``policy`` on arms of ``size`` rows, tell it each arm's rewards, and return it."""
+    """Start ``policy`` on arms of ``size`` rows, tell it the rewards of each arm, and return the policy."""
     labels = np.repeat(np.arange(len(rewards)), size)
     priority = np.random.default_rng(0).random(len(labels))
     policy.start(PoolView({}, labels, priority, budget=len(labels), n_select=n_select))
@@ -76,7 +76,7 @@ def test_threshold_is_the_pools_however_often_an_arm_was_drawn() -> None:
     poor, good = rng.normal(size=10).tolist(), rng.normal(3, size=400).tolist()
     policy = told(Thompson(q=0.25), [poor, good], size=400)
     hits = policy._hits(policy._arms)
-    # Half the pool is in the good arm: its better half is the best quarter of the pool.
+    # The good arm has half of the pool, so its better half is the best quarter of the pool.
     assert hits[1] / 400 == pytest.approx(0.5, abs=0.01)
     assert hits[0] == 0
 
@@ -84,7 +84,7 @@ def test_threshold_is_the_pools_however_often_an_arm_was_drawn() -> None:
 def test_equal_rewards_are_neither_all_above_nor_all_below() -> None:
     policy = told(Thompson(q=0.2), [[0.0] * 10, [0.0] * 9 + [1.0], [0.0] * 20])
     hits = policy._hits(policy._arms)
-    assert hits[1] > 1  # the one that stands out counts in full
+    assert hits[1] > 1  # the single high reward counts in full
     assert (hits / policy._arms.count).mean() == pytest.approx(0.2)
     assert hits[0] / 10 == pytest.approx(hits[2] / 20)
 
@@ -102,7 +102,7 @@ def test_mean_has_students_posterior() -> None:
     rng = np.random.default_rng(2)
     rewards = [rng.normal(arm, size=12).tolist() for arm in range(3)]
     found = samples(told(ThompsonMean(prior=0.01), rewards))
-    # Nearly without a prior: mean + t(n) * std / sqrt(n), whose deviation is std / sqrt(n - 2).
+    # With almost no prior, the posterior is mean + t(n) * std / sqrt(n); its deviation is std / sqrt(n - 2).
     np.testing.assert_allclose(found.mean(axis=0), np.mean(rewards, axis=1), atol=0.03)
     np.testing.assert_allclose(found.std(axis=0), np.std(rewards, axis=1) / math.sqrt(10), rtol=0.1)
 
@@ -216,7 +216,7 @@ def test_search_finds_most_of_the_best_rows(make: Any, batch_size: int) -> None:
             policy=make(),
             budget=400,
             n_select=100,
-            batch_size=batch_size,
+            schedule=cu.Schedule(batch_size=batch_size),
         ).rows
 
     rows = found()

@@ -1,58 +1,55 @@
-"""The command line: options in, the summary out, errors as one line each.
-
-Standard output is for results, standard error for progress and messages. Exit codes: 0 done, 2 what
-was asked for cannot be done (one line says why), 130 interrupted (one line says how to go on), 141 nobody
-reads the output, 1 a bug in clusterucb. Only ``--debug`` shows tracebacks.
-"""
+"""The commands. Each of them hands its options to a job and shows the summary."""
 
 from __future__ import annotations
 
-import errno
-import os
-import shlex
 import sys
-import traceback
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import (
     App,
     ArgumentCollection,
-    CoercionError,
-    CycloptsError,
-    Group,
-    MissingArgumentError,
     Parameter,
-    UnknownOptionError,
-    UnusedCliTokensError,
 )
 from rich.console import Console
-from rich.text import Text
 
-from clusterucb.cli.plugins import OUTPUT, STRATEGIES, Flag, Pairs, key_values, plugins, print_json
-from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
+from clusterucb.cli.arguments import (
+    FILES,
+    OPTIONS,
+    SETTINGS,
+    Chosen,
+    Gradients,
+    Job,
+    Jobs,
+    Model,
+    Outputs,
+    Pool,
+    Replays,
+    Search,
+    Strategies,
+    Target,
+)
+from clusterucb.cli.plugins import Flag, plugins, print_json
+from clusterucb.errors import OptionError
 from clusterucb.options import config_file as config
-from clusterucb.options.settings import DrawSettings, GradientSettings, OutputSettings, SearchSettings, Whole
+from clusterucb.options.gradients import GradientSettings
+from clusterucb.options.search import DrawSettings, OutputSettings, SearchSettings
 from clusterucb.versions import __version__
-from clusterucb.wording import in_words, printable
 
 if TYPE_CHECKING:
-    from clusterucb.progress import Observer
+    pass
 
-_JOBS = ("select", "plan", "sketch", "compare")  # take --config
+JOBS = ("select", "plan", "sketch", "compare")  # take --config
 
 
 def _from_file(_: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """Give a job's arguments what its --config says."""
-    if commands and commands[0] in _JOBS:
+    if commands and commands[0] in JOBS:
         config.fill(
             arguments,
             commands[0],
-            lambda: {name: app[name].assemble_argument_collection(parse_docstring=True) for name in _JOBS},
+            lambda: {name: app[name].assemble_argument_collection(parse_docstring=True) for name in JOBS},
         )
 
 
@@ -80,134 +77,6 @@ app = App(
     result_action="return_value",
     suppress_keyboard_interrupt=False,
 )
-_OPTIONS = Group("Options", sort_key=2)
-_GRADIENTS = Group("Model and gradients", sort_key=3)
-
-_BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
-
-
-def _installed(kind: str) -> Callable[[object], list[tuple[str, str]]]:
-    """Return what tells a shell the names of the strategies of a kind."""
-
-    def names(_: object) -> list[tuple[str, str]]:
-        from clusterucb import plugins
-
-        return [(strategy.name, strategy.summary) for strategy in plugins.load().of_kind(kind)]
-
-    return names
-
-
-Pool = Annotated[
-    list[Path],
-    Parameter(
-        negative=(),
-        json_list=False,  # [ab].jsonl is a pattern
-        name="POOL...",
-        help="Files, folders and patterns with a conversation in each row: JSONL, JSON, CSV, TSV (also .gz, .zst), "
-        "Parquet, Arrow, saved datasets.",
-    ),
-]
-Target = Annotated[
-    list[Path],
-    Parameter(
-        negative=(),
-        json_list=False,
-        consume_multiple=True,
-        help="Files of the samples to do well on; a subtask each, or a column `subtask`.",
-    ),
-]
-_FILES = Parameter(negative=(), json_list=False, consume_multiple=True)
-Model = Annotated[str, Parameter(help="Folder of a causal language model in Hugging Face form, or a hub id.")]
-Clusterers = Annotated[str, Parameter(group=STRATEGIES, completer=_installed("clusterer"))]
-Policies = Annotated[str, Parameter(group=STRATEGIES, completer=_installed("policy"))]
-Features = Annotated[str | None, Parameter(group=STRATEGIES, completer=_installed("feature"))]
-_SETTINGS = Parameter(name="*", negative=(), show_default=lambda value: None if value is False else value)
-Search = Annotated[SearchSettings, Parameter(group=_OPTIONS), _SETTINGS]
-Gradients = Annotated[GradientSettings, Parameter(group=_GRADIENTS), _SETTINGS]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What every job takes beside its settings.
-
-    Attributes:
-        config: YAML or JSON file with options of this command, such as a run's config.yaml; the command line
-            goes before it.
-        overwrite: Begin anew in a folder that holds another run.
-        quiet: Show neither progress nor summary.
-        json: Print the summary as JSON.
-        debug: Show tracebacks and the libraries' warnings.
-    """
-
-    config: Path | None = None
-    overwrite: bool = False
-    quiet: bool = False
-    json: bool = False
-    debug: bool = False  # acted on in `run`, whatever else cannot be parsed
-
-    @property
-    def observer(self) -> Observer:
-        """Who is told how the job gets on."""
-        from clusterucb.progress import Screen, Silent
-
-        return Silent() if self.quiet else Screen()
-
-    def show(self, summary: object, show: Callable[[Console], None]) -> None:
-        """Print a job's summary."""
-        if self.json:
-            print_json(summary)
-        elif not self.quiet:
-            show(Console(highlight=False, emoji=False))
-
-
-Outputs = Annotated[OutputSettings, Parameter(group=OUTPUT), _SETTINGS]
-Jobs = Annotated[Job, Parameter(name="*", group=OUTPUT, negative=(), show_default=False)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Strategies:
-    """The strategies of a selection, by name.
-
-    Attributes:
-        features: What is known of samples beforehand: embedding by default; gradient with a store and a policy that
-            does not predict scores.
-        feature_option: An option of the features, as key=value.
-        feature_depth: Depth of the layer of hidden, as a share of all layers; the same as -f depth=.
-        clusterer: What makes the clusters.
-        clusterer_option: An option of the clusterer, as key=value.
-        policy: What spends the budget.
-        policy_option: An option of the policy, as key=value.
-    """
-
-    features: Features = None
-    feature_option: Annotated[Pairs, Parameter(name=("--feature-option", "-f"))] = ()
-    feature_depth: Annotated[float | None, Parameter(group=STRATEGIES)] = None
-    clusterer: Clusterers = "kmeans"
-    clusterer_option: Annotated[Pairs, Parameter(name=("--clusterer-option", "-c"))] = ()
-    policy: Policies = "surrogate"
-    policy_option: Annotated[Pairs, Parameter(name=("--policy-option", "-p"))] = ()
-
-    def made(self, *, store: bool) -> dict[str, Any]:
-        """Return the strategies themselves, for a selection with a gradient store or without."""
-        from clusterucb import plugins
-        from clusterucb.jobs.stages.strategies import default_features
-
-        installed, features, options = plugins.load(), self.features, self.feature_option
-        policy = installed.make("policy", self.policy, key_values("-p", self.policy_option))
-        if self.feature_depth is not None:
-            if not features:
-                raise OptionError("--feature-depth is given without --features; expected --features hidden")
-            options = (*options, f"depth={self.feature_depth}")
-        if options and not features and (named := installed.named(default_features(policy, store=store))):
-            features = named[0]
-        return {
-            "features": installed.make("feature", features, key_values("-f", options)) if features else None,
-            "clusterer": installed.make("clusterer", self.clusterer, key_values("-c", self.clusterer_option)),
-            "policy": policy,
-        }
-
-
-Chosen = Annotated[Strategies, Parameter(name="*")]
 
 
 @app.command
@@ -219,9 +88,9 @@ def select(
     model: Model,
     out: Path,
     strategies: Chosen = Strategies(),
-    search: Search = SearchSettings(),  # noqa: B008
-    gradients: Gradients = GradientSettings(),  # noqa: B008
-    outputs: Outputs = OutputSettings(),  # noqa: B008
+    search: Search = SearchSettings(),
+    gradients: Gradients = GradientSettings(),
+    outputs: Outputs = OutputSettings(),
     job: Jobs = Job(),
 ) -> None:
     """Select the pool samples whose gradients agree most with the target's, within a gradient budget.
@@ -258,9 +127,9 @@ def plan(
     model: Model,
     out: Path | None = None,
     strategies: Chosen = Strategies(),
-    search: Search = SearchSettings(),  # noqa: B008
-    gradients: Gradients = GradientSettings(),  # noqa: B008
-    outputs: Outputs = OutputSettings(),  # noqa: B008
+    search: Search = SearchSettings(),
+    gradients: Gradients = GradientSettings(),
+    outputs: Outputs = OutputSettings(),
     job: Jobs = Job(),
 ) -> None:
     """Say what a selection takes before it runs: time, memory, disk and gradients. Options are those of select.
@@ -299,7 +168,7 @@ def sketch(
     *,
     model: Model,
     out: Path,
-    gradients: Gradients = GradientSettings(),  # noqa: B008
+    gradients: Gradients = GradientSettings(),
     job: Jobs = Job(),
 ) -> None:
     """Sketch the gradient of every pool sample once, for `select --store` with any number of targets.
@@ -331,12 +200,9 @@ def compare(
     target: Target,
     model: Model,
     out: Path,
-    strategies: Annotated[str, Parameter(group=STRATEGIES)] = "random,rds@hidden,cluster-mean,ucb,surrogate",
-    budgets: Annotated[str, Parameter(group=_OPTIONS)] = "5%,10%,20%",
-    seeds: Annotated[Whole, Parameter(group=_OPTIONS)] = 5,
-    scores: Annotated[Path | None, Parameter(group=_OPTIONS)] = None,
-    search: Annotated[DrawSettings, Parameter(group=_OPTIONS), _SETTINGS] = DrawSettings(),  # noqa: B008
-    gradients: Gradients = GradientSettings(),  # noqa: B008
+    replays: Annotated[Replays, Parameter(name="*")] = Replays(),
+    search: Annotated[DrawSettings, Parameter(group=OPTIONS), SETTINGS] = DrawSettings(),
+    gradients: Gradients = GradientSettings(),
     job: Jobs = Job(),
 ) -> None:
     """Compare strategies: score the whole pool once, then replay each of them on the recorded scores.
@@ -345,11 +211,6 @@ def compare(
 
     Args:
         out: Folder of the comparison, with comparison.html and comparison.json.
-        strategies: What to compare, comma-separated: policy[@clusterer][@features][key=value,...] each.
-        budgets: Draws, comma-separated: percentages of the pool, or numbers.
-        seeds: Searches of every strategy and budget.
-        scores: Folder of a run that has scored the whole pool for this target, or for its subtasks among others, in
-            place of scoring it here.
     """
     from clusterucb import plugins
     from clusterucb.jobs.comparison.job import compare as run_comparison
@@ -362,10 +223,10 @@ def compare(
         target,
         model=model,
         out=out,
-        strategies=[contender(spec, installed) for spec in split(strategies)],
-        budgets=[budget.strip() for budget in budgets.split(",")],
-        seeds=seeds,
-        scores=scores,
+        strategies=[contender(spec, installed) for spec in split(replays.strategies)],
+        budgets=[budget.strip() for budget in replays.budgets.split(",")],
+        seeds=replays.seeds,
+        scores=replays.scores,
         overwrite=job.overwrite,
         observer=job.observer,
         **vars(search),
@@ -377,11 +238,11 @@ def compare(
 @app.command
 def doctor(
     *,
-    pool: Annotated[list[Path] | None, _FILES] = None,
-    target: Annotated[list[Path] | None, _FILES] = None,
+    pool: Annotated[list[Path] | None, FILES] = None,
+    target: Annotated[list[Path] | None, FILES] = None,
     model: str | None = None,
-    search: Search = SearchSettings(),  # noqa: B008
-    gradients: Gradients = GradientSettings(),  # noqa: B008
+    search: Search = SearchSettings(),
+    gradients: Gradients = GradientSettings(),
     json: Flag = False,
     debug: Flag = False,  # noqa: ARG001  (acted on in `run`, whatever else cannot be parsed)
 ) -> None:
@@ -402,7 +263,7 @@ def doctor(
     from clusterucb.jobs.doctor.dry_run import examine as examine_files
     from clusterucb.jobs.doctor.installation import examine as examine_machine
     from clusterucb.jobs.doctor.screen import show_dry_run, show_machine, show_probed
-    from clusterucb.options.settings import Settings
+    from clusterucb.options.search import Settings
     from clusterucb.progress import Screen, Silent
 
     if pool is None and target:
@@ -465,111 +326,5 @@ def completion(
     sys.stdout.write(app.generate_completion(shell=shell))
 
 
-for _command in (*_JOBS, "doctor", "demo", "plugins", "completion"):
+for _command in (*JOBS, "doctor", "demo", "plugins", "completion"):
     app[_command].help_epilogue = ""  # the first page of the help has it
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with its exit code."""
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Run the command line and return its exit code."""
-    debug = "--debug" in arguments
-    messages = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True, markup=False)
-    with warnings.catch_warnings():
-        _show_warnings(messages, debug)
-        try:
-            app(list(arguments), exit_on_error=False, print_error=False)
-            sys.stdout.flush()
-        except (ClusterUCBError, CycloptsError) as error:
-            said = _said(error, arguments) if isinstance(error, CycloptsError) else str(error)
-            _complain(messages, config.placed(said, arguments), debug)
-            return 2
-        except KeyboardInterrupt:
-            again = [one for one in arguments if one != "--overwrite"]  # it would remove what was computed
-            messages.print(
-                f"\nInterrupted; what was computed is kept. To go on: {shlex.join(['clusterucb', *again])}"
-            )
-            return 130
-        except (BrokenPipeError, SystemExit):  # nobody reads any more; rich makes an exit of it
-            _discard(sys.stdout, sys.stderr)
-            return _BROKEN_PIPE
-        except Exception as error:  # whatever it is, it is ours to mend
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
-                _discard(sys.stdout)
-                _complain(
-                    messages, "cannot write to standard output: no space left; make room, then repeat", debug
-                )
-                return 2
-            reason = f"{type(error).__name__}: {error}"
-            _complain(
-                messages, f"this is a bug in clusterucb, please report it with --debug: {reason}", debug
-            )
-            return 1
-    return 0
-
-
-def _said(error: CycloptsError, arguments: Sequence[str]) -> str:
-    """Return what is wrong with the words of a command, and what to do."""
-    said, command = str(error), " ".join(error.command_chain or ())
-    if isinstance(error, MissingArgumentError):
-        there = error.keyword is not None
-        said = said.replace(" requires an argument", " has no value" if there else " is missing")
-        if there:
-            said = f"{said.rstrip('.')}; expected one after it."
-        elif not said.endswith("?") and (file := config.value_of("--config", arguments)) is not None:
-            said = f"{said.rstrip('.')}; expected it on the command line or in {file}."
-        if "POOL" in said and "--target" in arguments:
-            said += " It stands first: --target takes every file that follows it."
-    elif isinstance(error, UnusedCliTokensError):
-        unused = shlex.join(error.unused_tokens or ())
-        hint = (
-            "the pool has a name here: --pool" if command == "doctor" else f"see clusterucb {command} --help"
-        )
-        said = f"{command} does not take {unused}; {hint}"
-    elif (
-        isinstance(error, UnknownOptionError)
-        and said.startswith("Unknown option: --pool")
-        and command in _JOBS
-    ):
-        said = f"Unknown option: --pool. The pool stands first, without a name: clusterucb {command} POOL ..."
-    elif isinstance(error, CoercionError) and error.token and error.target_type in (bool, float):
-        said = f"Invalid value for {error.token.keyword}: {error.token.value!r} is not {in_words(error.target_type)}"
-    return said
-
-
-def _discard(*streams: TextIO) -> None:
-    """Send what is left in the buffers nowhere, so that the interpreter can end in peace."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in streams:
-        os.dup2(nowhere, stream.fileno())
-
-
-def _show_warnings(console: Console, debug: bool) -> None:
-    """Show our own warnings as lines, and those of libraries with ``--debug`` alone."""
-
-    def show(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: object = None,  # noqa: ARG001
-        line: str | None = None,  # noqa: ARG001
-    ) -> None:
-        place = (
-            "" if issubclass(category, ClusterUCBWarning) else f"{filename}:{lineno}: {category.__name__}: "
-        )
-        console.print(Text(printable(f"warning: {place}{message}"), style="yellow"))
-
-    warnings.showwarning = show
-    if not debug:
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("always", ClusterUCBWarning)
-
-
-def _complain(console: Console, text: str, debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
-    console.print(Text.assemble(("error: ", "bold red"), printable(text)))

@@ -1,4 +1,4 @@
-"""Clusterers: how the pool becomes arms. The built-in ones register as a plugin would."""
+"""Clusterers divide the pool into arms. Built-in ones register as a plugin does."""
 
 from clusterucb.clusterers.kmeans import KMeans
 from clusterucb.clusterers.source import Source
@@ -10,5 +10,5 @@ __all__ = ["Clusterer", "KMeans", "Source", "default_n_clusters"]
 
 @hookimpl
 def clusterucb_clusterers() -> dict[str, type[Clusterer]]:
-    """Name the built-in clusterers."""
+    """Return the built-in clusterers by name."""
     return {"kmeans": KMeans, "source": Source}

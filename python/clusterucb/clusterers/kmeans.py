@@ -1,12 +1,13 @@
-"""Spherical k-means in numpy: rows compared by cosine, blocked so that no N x K matrix is ever held.
+"""Cluster rows by cosine with spherical k-means in numpy.
 
-Own code rather than scikit-learn's because that has no spherical variant, would bring scipy into
-every installation, and its result depends on the number of threads. Larger pools than numpy can
-cluster comfortably (millions of rows) are for a plugin.
-
-Choices: k-means++ seeding on a random subset of 64 rows a cluster (the quality of seeding on all rows
-at the cost of one pass); a cluster that becomes empty is moved to the row that fits its own cluster
-worst; it ends when no row changes its cluster.
+Decisions:
+    - Rows are compared with the centres in blocks, so the N x K matrix of cosines is never held in memory.
+    - The code is our own: scikit-learn has no spherical variant, would bring scipy into every installation, and its
+      result depends on the number of threads. Pools too large for numpy (millions of rows) are left to a plugin.
+    - k-means++ seeds on a random subset of 64 rows per cluster. That is as good as seeding on all rows, at the cost
+      of one pass over the pool.
+    - The centre of an empty cluster moves to the row that fits its own cluster worst.
+    - The iteration stops when no row changes its cluster, or after `KMeans.max_iter` passes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from clusterucb.engine.clusterer import Clusterer, default_n_clusters
 from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import OptionError
 
-_BLOCK = 8192  # rows compared with all centres at a time: 8192 x 1000 centres in f32 is 33 MB
-_SEEDING_ROWS = 64  # rows looked at for each centre during seeding
+_BLOCK = 8192  # rows per block; the cosines of 8192 rows with 1000 centres take 33 MB in f32
+_SEEDING_ROWS = 64  # rows per cluster that seeding chooses from
 
 
 @dataclass
@@ -29,9 +30,9 @@ class KMeans(Clusterer):
     """Spherical k-means on all features.
 
     Attributes:
-        n_clusters: K; by default a third of the budget, at most 4 times the square root of N. Fewer
-            come out when the pool has fewer distinct rows.
-        max_iter: passes over the pool at most.
+        n_clusters: the number of clusters K; by default a third of the budget, but at most 4 times the square root
+            of N. There are fewer clusters if the pool has fewer distinct rows.
+        max_iter: the maximum number of passes over the pool.
     """
 
     n_clusters: int | None = None
@@ -46,7 +47,7 @@ class KMeans(Clusterer):
                 raise OptionError(f"kmeans: {name} is {value!r}; expected a whole number of at least 1")
 
     def fit_predict(self, pool: PoolView, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return the cluster of every row, i64[N]; empty clusters are left out."""
+        """Return the cluster of every row, i64[N], numbered from 0 without gaps."""
         rows = _unit(pool.matrix())
         n_clusters = min(self.n_clusters or default_n_clusters(pool), len(pool))
         centres = _seed(rows, n_clusters, rng)
@@ -62,22 +63,23 @@ class KMeans(Clusterer):
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale the rows to unit length; rows of zeros stay zeros."""
     norm = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: NDArray[np.float32] = np.divide(rows, norm, out=np.zeros_like(rows), where=norm > 0)
     return unit
 
 
 def _seed(rows: NDArray[np.float32], n_clusters: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Choose centres far apart (k-means++, Arthur and Vassilvitskii 2007), f32[K, k]."""
+    """Choose centres that lie far apart (k-means++, Arthur and Vassilvitskii 2007), f32[at most K, k]."""
     subset = rows[rng.permutation(len(rows))[: _SEEDING_ROWS * n_clusters]]
     chosen = [int(rng.integers(len(subset)))]
     distance = np.full(len(subset), np.inf)
     for _ in range(n_clusters - 1):
-        # squared distance of unit vectors is 2 - 2 cos; rounding may put an equal row below zero
+        # The squared distance of unit vectors is 2 - 2 cos. For an equal row, rounding may make it negative.
         distance = np.minimum(distance, np.maximum(1 - subset @ subset[chosen[-1]], 0).astype(np.float64))
         distance[distance < 1e-6] = 0
         total = distance.sum()
-        if total == 0:  # every row equals a centre already: further centres would stay empty
+        if total == 0:  # every row equals a centre, so a further centre would get no row
             break
         chosen.append(int(rng.choice(len(subset), p=distance / total)))
     return subset[chosen]
@@ -86,7 +88,7 @@ def _seed(rows: NDArray[np.float32], n_clusters: int, rng: np.random.Generator) 
 def _assign(
     rows: NDArray[np.float32], centres: NDArray[np.float32]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the nearest centre of each row, i64[N], and the cosine with it, f32[N]."""
+    """Return each row's nearest centre, i64[N], and the row's cosine with it, f32[N]."""
     labels = np.empty(len(rows), np.int64)
     similarity = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), _BLOCK):
@@ -100,7 +102,7 @@ def _assign(
 def _centres(
     rows: NDArray[np.float32], labels: NDArray[np.int64], similarity: NDArray[np.float32], n_clusters: int
 ) -> NDArray[np.float32]:
-    """Return the normalised mean of each cluster; empty ones go to the rows that fit worst, f32[K, k]."""
+    """Return the clusters' means, scaled to unit length, f32[K, k]; an empty cluster gets a row that fits worst."""
     order = np.argsort(labels, kind="stable")
     counts = np.bincount(labels, minlength=n_clusters)
     filled = np.flatnonzero(counts)

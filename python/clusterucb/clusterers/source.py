@@ -1,4 +1,4 @@
-"""One cluster for each value of a column: the cheapest arms, and often good ones."""
+"""Make one cluster of each value of a column: the cheapest arms, and often good ones."""
 
 from __future__ import annotations
 
@@ -17,17 +17,22 @@ class Source(Clusterer):
     """Make one cluster of each value of a column.
 
     Attributes:
-        column: which column; ``source`` is the sample's ``source``, or its file's name without one.
+        column: the name of the column. The column ``source`` has each sample's ``source``, or the name of its file
+            if the sample has none.
     """
 
     column: str = "source"
 
     def fit_predict(self, pool: PoolView, rng: np.random.Generator) -> NDArray[np.int64]:  # noqa: ARG002
-        """Return clusters numbered in the sorted order of the column's values."""
+        """Return the cluster of every row, i64[N]; clusters are numbered by the sorted values of the column.
+
+        Raises:
+            OptionError: the pool has no such column.
+        """
         if self.column not in pool.columns:
-            there = ", ".join(sorted(pool.columns)) or "none"
+            columns = ", ".join(sorted(pool.columns)) or "none"
             raise OptionError(
-                f"clusterer source: the pool has no column {self.column!r}; its columns: {there}"
+                f"clusterer source: the pool has no column {self.column!r}; its columns: {columns}"
             )
         clusters: NDArray[np.int64] = np.unique(pool.columns[self.column], return_inverse=True)[1]
         return clusters

@@ -1,27 +1,58 @@
 """The bandit loop, and the contracts of what it calls. It needs numpy alone.
 
-`search` (in `clusterucb.engine.loop`) spends a budget of draws on a pool. A `Clusterer` makes the arms, a `Policy`
-decides what is drawn, a score function says what a draw is worth.
+`search` (in `clusterucb.engine.loop`) spends a `Budget` of draws on a pool. A `Clusterer` makes the arms, a `Policy`
+decides what is drawn, a score function says what a draw is worth, and `Rules` say which draws are selected.
 """
 
-from clusterucb.engine.arm_stats import ArmStats
-from clusterucb.engine.clusterer import Clusterer, default_n_clusters
-from clusterucb.engine.loop import Batch, Journal, Selection, search
-from clusterucb.engine.policy import IndexPolicy, Policy
-from clusterucb.engine.poolview import ESTIMATES, PoolView
-from clusterucb.engine.recall import Recall
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from clusterucb.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from clusterucb.engine.arm_stats import ArmStats
+    from clusterucb.engine.arms import Schedule
+    from clusterucb.engine.budget import Allowance, Budget
+    from clusterucb.engine.clusterer import Clusterer, default_n_clusters
+    from clusterucb.engine.draws import Batch, Journal
+    from clusterucb.engine.loop import Selection, search
+    from clusterucb.engine.policy import IndexPolicy, Policy
+    from clusterucb.engine.poolview import ESTIMATES, PoolView, SideInformation
+    from clusterucb.engine.recall import Recall
+    from clusterucb.engine.rules import Rules
 
 __all__ = [
     "ESTIMATES",
+    "Allowance",
     "ArmStats",
     "Batch",
+    "Budget",
     "Clusterer",
     "IndexPolicy",
     "Journal",
     "Policy",
     "PoolView",
     "Recall",
+    "Rules",
+    "Schedule",
     "Selection",
+    "SideInformation",
     "default_n_clusters",
     "search",
 ]
+
+_HOMES = {
+    "arm_stats": ("ArmStats",),
+    "arms": ("Schedule",),
+    "budget": ("Allowance", "Budget"),
+    "clusterer": ("Clusterer", "default_n_clusters"),
+    "draws": ("Batch", "Journal"),
+    "loop": ("Selection", "search"),
+    "policy": ("IndexPolicy", "Policy"),
+    "poolview": ("ESTIMATES", "PoolView", "SideInformation"),
+    "recall": ("Recall",),
+    "rules": ("Rules",),
+}
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

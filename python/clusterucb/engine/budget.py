@@ -1,89 +1,135 @@
-"""Shares and counts of the pool, tokens and times, and recalls, as users write them."""
+"""What a search may spend: draws, tokens or time, and a recall that is enough.
+
+Decisions:
+    - A search is told how many draws are expected, since strategies plan by that number, and goes on as long as its
+      allowance grants draws.
+    - Nothing is overdrawn. A sample is expected to take the time that its tokens have taken so far. Tokens are drawn
+      until fewer are left than the longest sample has. So the tokens spent alone say whether a search goes on, and an
+      interrupted search ends where it would have ended.
+    - A time is that of drawing and scoring, over all sessions of a run. What comes before is reported beside it, as it
+      is for every budget.
+"""
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal
-from fractions import Fraction
-from typing import NamedTuple
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
-from clusterucb.errors import OptionError
+import numpy as np
+from numpy.typing import NDArray
 
-_NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
-_PERCENT = re.compile(rf"{_NUMBER}\s*%")
-_TOKENS = re.compile(rf"{_NUMBER}\s*([kMG]?)\s*tok(?:ens)?")
-_PERIOD = re.compile(rf"{_NUMBER}\s*(h|min|s)")
-_THOUSANDS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
-_SECONDS = {"h": 3600, "min": 60, "s": 1}
+if TYPE_CHECKING:
+    from clusterucb.engine.recall import Recall
 
 
-class Tokens(NamedTuple):
-    """A number of tokens."""
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a search may spend, and when it may stop before.
 
-    most: int
-
-
-class Seconds(NamedTuple):
-    """A time in seconds."""
-
-    most: float
-
-
-def parse_count(option: str, spec: str | int) -> Fraction | int:
-    """Return a share (``"20%"``) as a fraction of one, or a count (``500``) as it is.
-
-    Raises:
-        OptionError: neither; ``0.2`` is refused with the right spelling.
+    Attributes:
+        draws: rows that may be scored. With an allowance it is the number that is expected, which strategies plan by.
+        allowance: what limits the draws in place of their number, such as tokens.
+        until: stop as soon as this share of the best is estimated to be found; strategies then plan by
+            `planned_draws`.
+        watch: called with the estimated recall some 20 times in a budget.
     """
-    text = str(spec).strip()
-    if (percent := _PERCENT.fullmatch(text)) and 0 < (share := Fraction(percent[1]) / 100) <= 1:
-        return share
-    if re.fullmatch(r"\d+", text) and not isinstance(spec, bool) and int(text) > 0:
-        return int(text)
-    hint = ""
-    if re.fullmatch(r"0?\.\d*[1-9]\d*", text):
-        hint = f" Write {(Decimal(text) * 100).normalize():f}% for that share."
-    raise OptionError(
-        f"{option} is {text!r}; expected a percentage of the pool such as 20%, or a whole number of samples."
-        f"{hint}"
-    )
+
+    draws: int
+    allowance: Allowance | None = None
+    until: float | None = None
+    watch: Callable[[Recall], object] | None = None
+
+    def within(self, n_rows: int) -> Budget:
+        """Return this budget with at most ``n_rows`` draws."""
+        return replace(self, draws=min(self.draws, n_rows))
 
 
-def parse_budget(option: str, spec: str | int) -> Fraction | int | Tokens | Seconds:
-    """Return a share or a count as `parse_count` does, tokens (``"30Mtok"``), or a time (``"1h 30min"``).
+def planned_draws(draws: int, n_rows: int, n_select: int, until: float | None) -> int:
+    """Return how many draws strategies plan by: all; at most a fifth of the pool where a recall may end the search."""
+    return draws if until is None else min(draws, max(n_rows // 5, n_select))
 
-    Raises:
-        OptionError: none of them.
+
+class Allowance(Protocol):
+    """What may still be drawn."""
+
+    def grant(self, rows: NDArray[np.int64]) -> int:
+        """Return how many of ``rows``, the first ones, may be drawn; they count as drawn from now on."""
+
+    def recorded(self, rows: NDArray[np.int64]) -> None:
+        """Count ``rows`` that were drawn in an earlier session."""
+
+
+class NothingLeft:
+    """An allowance that grants nothing: the budget is already spent."""
+
+    def grant(self, rows: NDArray[np.int64]) -> int:  # noqa: ARG002
+        """Return 0."""
+        return 0
+
+    def recorded(self, rows: NDArray[np.int64]) -> None:
+        """Do nothing."""
+
+
+class TokenAllowance:
+    """A number of tokens.
+
+    Args:
+        tokens: i64[N], of each sample.
+        limit: how many may be drawn in all.
     """
-    text = str(spec).strip()
-    if (tokens := _TOKENS.fullmatch(text)) and (count := int(Fraction(tokens[1]) * _THOUSANDS[tokens[2]])):
-        return Tokens(count)
-    periods = _PERIOD.findall(text)
-    if not _PERIOD.sub("", text).strip() and (
-        seconds := sum(Fraction(number) * _SECONDS[unit] for number, unit in periods)
-    ):
-        return Seconds(float(seconds))
-    try:
-        return parse_count(option, spec)
-    except OptionError as error:
-        others = ", or a whole number of samples, tokens such as 30Mtok, or a time such as 2h or 1h 30min"
-        raise OptionError(str(error).replace(", or a whole number of samples", others, 1)) from None
+
+    def __init__(self, tokens: NDArray[np.int64], limit: int) -> None:
+        self._tokens = tokens
+        self._left = limit
+        self._longest = int(tokens.max())
+
+    def grant(self, rows: NDArray[np.int64]) -> int:
+        """Return how many of ``rows`` come before fewer tokens are left than the longest sample has."""
+        before = np.concatenate([[0], np.cumsum(self._tokens[rows])])
+        count = int(np.searchsorted(before[:-1], self._left - self._longest, side="right"))
+        self._left -= int(before[count])
+        return count
+
+    def recorded(self, rows: NDArray[np.int64]) -> None:
+        """Subtract the rows' tokens."""
+        self._left -= int(self._tokens[rows].sum())
 
 
-def parse_until(option: str, spec: str) -> float:
-    """Return the recall that ``"recall=0.9"`` or ``"recall=90%"`` means, as a share.
+class TimeAllowance:
+    """A time.
 
-    Raises:
-        OptionError: neither, or no share above 0.
+    Args:
+        tokens: i64[N], of each sample.
+        limit: seconds that are left.
+        per_token: seconds that a token takes, until this session knows better.
+        clock: tells the time in seconds.
     """
-    found = re.fullmatch(rf"recall\s*=\s*{_NUMBER}\s*(%?)", str(spec).strip())
-    share = float(found[1]) / (100 if found[2] else 1) if found else 0.0
-    if not 0 < share <= 1:
-        raise OptionError(f"{option} is {str(spec)!r}; expected a recall such as recall=0.9 or recall=90%")
-    return share
 
+    def __init__(
+        self,
+        tokens: NDArray[np.int64],
+        limit: float,
+        per_token: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._tokens = tokens
+        self._clock = clock
+        self._began = clock()
+        self._until = self._began + limit
+        self._per_token = per_token
+        self._drawn = 0
 
-def resolve_count(option: str, spec: str | int, n_samples: int) -> int:
-    """Return how many of ``n_samples`` samples ``spec`` means: floor of a share, and at least 1."""
-    count = parse_count(option, spec)
-    return max(int(count * n_samples), 1) if isinstance(count, Fraction) else count
+    def grant(self, rows: NDArray[np.int64]) -> int:
+        """Return how many of ``rows`` are expected to be scored in time."""
+        now = self._clock()
+        if self._drawn:
+            self._per_token = (now - self._began) / self._drawn
+        tokens = np.cumsum(self._tokens[rows])
+        count = int(np.searchsorted(tokens * self._per_token, self._until - now, side="right"))
+        self._drawn += int(tokens[count - 1]) if count else 0
+        return count
+
+    def recorded(self, rows: NDArray[np.int64]) -> None:
+        """Do nothing: the limit already excludes the time of earlier sessions."""

@@ -7,13 +7,18 @@ files irrelevant: rows are already in canonical order when the view is made.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clusterucb.errors import OptionError
+from clusterucb.wording import counted
+
+if TYPE_CHECKING:
+    from clusterucb.engine.rules import Rules
 
 ESTIMATES = "estimates"  # the block of `PoolView.prior` that estimates the very scores, f32[N, S]
 
@@ -73,6 +78,52 @@ class PoolView:
         return np.concatenate(blocks, axis=1) if blocks else np.zeros((len(self), 0), np.float32)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SideInformation:
+    """What is known of the N rows of a pool beside their features.
+
+    Attributes:
+        columns: named arrays [N] for strategies that use more than the features.
+        prior: f32[N, P], scores that may go with the new ones, such as those for another target; or named blocks of
+            such. Policies that predict learn how far they do. With a block `ESTIMATES` f32[N, S] of these very scores,
+            the cold start is smaller, and drawn from the whole pool at random.
+    """
+
+    columns: Mapping[str, ArrayLike] | None = None
+    prior: ArrayLike | Mapping[str, ArrayLike] | None = None
+
+
+def pool_view(
+    features: ArrayLike | Mapping[str, ArrayLike],
+    side: SideInformation,
+    rules: Rules,
+    *,
+    priority: Callable[[int], NDArray[np.float64]],
+) -> PoolView:
+    """Return a pool of one arm.
+
+    Args:
+        features: f32[N, k], or named blocks of such.
+        side: what else is known.
+        rules: how scores become rewards.
+        priority: returns the random priorities f64[N] of N rows.
+
+    Raises:
+        OptionError: an array has another shape.
+    """
+    blocks = feature_blocks(features)
+    n_rows = len(next(iter(blocks.values())))
+    return PoolView(
+        features=blocks,
+        labels=np.zeros(n_rows, np.int64),
+        priority=priority(n_rows),
+        columns=pool_columns(side.columns, n_rows),
+        aggregate=rules.aggregate,
+        weights=rules.counts,
+        prior=_prior_blocks(side.prior, n_rows),
+    )
+
+
 def feature_blocks(
     features: ArrayLike | Mapping[str, ArrayLike], kind: str = "feature"
 ) -> dict[str, NDArray[np.float32]]:
@@ -114,3 +165,16 @@ def pool_columns(columns: Mapping[str, ArrayLike] | None, n_rows: int) -> dict[s
                 f"column {name!r} has shape {values.shape}; expected [{n_rows}], an entry for each row"
             )
     return checked
+
+
+def _prior_blocks(
+    prior: ArrayLike | Mapping[str, ArrayLike] | None, n_rows: int
+) -> dict[str, NDArray[np.float32]]:
+    named = prior if isinstance(prior, Mapping) else {} if prior is None else {"scores": prior}
+    blocks = feature_blocks(named, "prior") if named else {}
+    for name, block in blocks.items():
+        if len(block) != n_rows:
+            raise OptionError(
+                f"prior {name!r} has {counted(len(block), 'row')}; expected {n_rows:,}, one for each sample"
+            )
+    return blocks

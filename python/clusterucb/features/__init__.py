@@ -1,4 +1,4 @@
-"""Features: what the pool is clustered by. The built-in ones register as a plugin would."""
+"""Features describe each sample by vectors; the pool is clustered by them. Built-in ones register as a plugin does."""
 
 from clusterucb.features.base import Feature, FeatureBatch
 from clusterucb.features.column import Column
@@ -23,7 +23,7 @@ __all__ = [
 
 @hookimpl
 def clusterucb_features() -> dict[str, type[Feature]]:
-    """Name the built-in features."""
+    """Return the built-in features by name."""
     return {
         "column": Column,
         "embedding": Embedding,

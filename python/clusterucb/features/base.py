@@ -1,9 +1,11 @@
-"""The contract of a feature: what the pool is clustered by.
+"""Define the contract of a feature, which describes samples by vectors. The pool is clustered by these vectors.
 
-Decision: what a feature learns from the pool (`Feature.fit`) is arrays that are written to the run folder and handed
-back with every batch, not state of the feature: a run that was interrupted, and the target, get the same. It learns
-from a bounded number of evenly spaced rows. Canonical order is the order of content hashes, so these are a random
-sample that does not depend on the order of files, and a pool of millions is fitted in the memory of thousands.
+Decisions:
+    - `Feature.fit` returns what it learns from the pool as arrays. They are written to the run folder and passed to
+      every `Feature.compute`; the feature itself keeps no state. So a resumed run and the target use the same arrays.
+    - `fit` sees a bounded number of evenly spaced rows. Canonical order is the order of content hashes, so these rows
+      are a random sample that does not depend on the order of files, and a pool of millions is fitted in the memory
+      of thousands.
 """
 
 from __future__ import annotations
@@ -24,22 +26,22 @@ if TYPE_CHECKING:
     from clusterucb.samples.encode import Encoded
     from clusterucb.samples.sample import Sample
 
-PASSES = "forward_passes"  # what `Feature.fit` may call the number of passes
+PASSES = "forward_passes"  # the name of the array in which `Feature.fit` may return the number of passes
 Fitted = Mapping[str, NDArray[Any]]
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Some pool samples, in canonical order, and the model.
+    """Some samples, in canonical order, and access to the model.
 
     Attributes:
         samples: the samples as they were read.
-        encoded: their tokens, in the same order.
-        load_model: what `model` comes from.
-        take_gradients: what `gradient_sketches` come from.
-        fitted: what `Feature.fit` returned, read-only; empty in `fit` itself, or where it returned None.
-        device: where the model runs: ``cpu``, ``cuda``, ``cuda:1``, ...
+        encoded: the samples' tokens, in the same order.
+        load_model: a function that returns the base model; the property `model` calls it.
+        take_gradients: a function that returns gradient sketches; the property `gradient_sketches` calls it.
+        fitted: the arrays that `Feature.fit` returned, read-only. Empty during `fit`, and if `fit` returned None.
+        device: the device that the model runs on: ``cpu``, ``cuda``, ``cuda:1``, ...
     """
 
     samples: Sequence[Sample]
@@ -51,43 +53,45 @@ class FeatureBatch:
 
     @property
     def model(self) -> PreTrainedModel:
-        """The base model in evaluation mode; it must not be changed."""
+        """The base model in evaluation mode; do not change it."""
         return self.load_model()
 
     @property
     def gradient_sketches(self) -> NDArray[np.float32]:
-        """Sketches f32[m, d] of the samples' unit update directions; zeros where a gradient fails.
+        """Sketches f32[m, d] of the samples' unit update directions; a row of zeros where the gradient fails.
 
-        They cost a gradient of every sample, unless a store has them: a feature that uses them says so in
-        `Feature.gradients`.
+        Sketches cost one gradient per sample, unless a gradient store has them. A feature that uses them must declare
+        it in `Feature.gradients`.
         """
         return self.take_gradients()
 
     def spread(self, count: int) -> FeatureBatch:
-        """Return a batch of ``count`` evenly spaced samples, or of all where there are fewer; without gradients.
+        """Return a batch of ``count`` evenly spaced samples, or of all samples if there are fewer.
 
-        Samples are looked up when they are asked for.
+        The new batch looks up a sample only when it is accessed. It has no gradients: taking them raises PluginError.
         """
 
-        def none() -> NDArray[np.float32]:
-            raise PluginError("a feature asks for gradients in `fit`; expected them in `compute` alone")
+        def refuse() -> NDArray[np.float32]:
+            raise PluginError(
+                "a feature asks for gradients in `fit`; expected it to take them only in `compute`"
+            )
 
         n_samples = len(self.samples)
         rows = np.arange(min(count, n_samples)) * n_samples // max(min(count, n_samples), 1)
         return replace(
-            self, samples=_Rows(self.samples, rows), encoded=_Rows(self.encoded, rows), take_gradients=none
+            self, samples=_Rows(self.samples, rows), encoded=_Rows(self.encoded, rows), take_gradients=refuse
         )
 
 
 class Feature(ABC):
-    """Describes samples by vectors, without gradients if it is to save any.
+    """Describes samples by vectors. A feature that takes gradients cannot save any.
 
     Attributes:
-        forward_passes: passes of the model over each sample that `compute` makes (a part of one, or a pass of a
-            smaller model, counts as a part); part of the cost that a run reports.
-        gradients: gradients of each sample that it takes; part of the cost, too.
-        similar_by: the blocks in which samples are compared with the target; all of them where it is empty.
-        fit_samples: how many samples of the pool `fit` gets; 0: there is nothing to fit.
+        forward_passes: passes of the model that `compute` makes over each sample, for the cost that a run reports.
+            A partial pass, or a pass of a smaller model, counts as a fraction.
+        gradients: gradients that `compute` takes of each sample, also for the reported cost.
+        similar_by: names of the blocks in which samples are compared with the target; empty means all blocks.
+        fit_samples: the number of pool samples that `fit` gets; 0 means that there is nothing to fit.
     """
 
     forward_passes: float = 0
@@ -96,15 +100,18 @@ class Feature(ABC):
     fit_samples: int = 0
 
     def fit(self, batch: FeatureBatch) -> Fitted | None:  # noqa: ARG002
-        """Return what has to be known of the pool before `compute`, as named arrays of numbers; optional.
+        """Learn from the pool what `compute` needs, and return it as named arrays of numbers; optional.
 
-        Called once in a run. The arrays are written to the run folder, and are ``batch.fitted`` in every `compute`,
-        of the pool and of the target; nothing may be kept in the feature. No pass of the model is made here: a
-        run's cost would not know of it. An array ``forward_passes``, f64[1], takes the place of the attribute,
-        where only the model tells how many there are.
+        A run calls this once, writes the arrays to its folder, and passes them to every `compute` as
+        ``batch.fitted``, for the pool and for the target. Keep nothing in the feature. Do not run the model here: the
+        run would not count the cost. If the number of passes depends on the model, return it as an array
+        ``forward_passes``, f64[1]; it replaces the attribute.
 
         Args:
-            batch: `fit_samples` evenly spaced samples of the pool in canonical order, or all of a smaller pool.
+            batch: `fit_samples` evenly spaced samples of the pool in canonical order, or the whole of a smaller pool.
+
+        Returns:
+            Arrays by name, or None if there is nothing to keep.
         """
         return None
 
@@ -112,27 +119,27 @@ class Feature(ABC):
     def compute(self, batch: FeatureBatch) -> Mapping[str, NDArray[np.float32]]:
         """Return named blocks, each f32[len(batch.samples), k], finite.
 
-        A row must not depend on the other rows of the batch: batches are written to disk one by one,
-        and a run that was interrupted goes on after the last.
+        A row must not depend on the other rows of its batch: batches are written to disk one by one, and a resumed
+        run continues after the last batch on disk.
         """
 
     def compared(self, blocks: Iterable[str]) -> tuple[str, ...]:
-        """Return which of ``blocks`` samples are compared with the target in: `similar_by`, or all of them."""
+        """Return the names of the blocks in which samples are compared with the target: `similar_by`, or all."""
         return self.similar_by or tuple(blocks)
 
     def contents(self) -> dict[str, str]:
-        """Return fingerprints of the files that options name, by option; none by default.
+        """Return a fingerprint of each file that an option names, by option; none by default.
 
-        They decide, beside the options, whether a run may go on, and whether features may be used again.
+        Fingerprints and options together decide whether a run may be resumed and whether cached features are reused.
         """
         return {}
 
 
 class _Rows(Sequence[Item]):
-    """Some rows of a sequence, looked up when they are asked for."""
+    """Some rows of a sequence; each is looked up only when it is accessed."""
 
-    def __init__(self, every: Sequence[Item], rows: NDArray[np.int64]) -> None:
-        self._every = every
+    def __init__(self, items: Sequence[Item], rows: NDArray[np.int64]) -> None:
+        self._items = items
         self._rows = rows
 
     def __len__(self) -> int:
@@ -144,15 +151,20 @@ class _Rows(Sequence[Item]):
     def __getitem__(self, at: slice) -> Sequence[Item]: ...
     def __getitem__(self, at: int | slice) -> Item | Sequence[Item]:
         if isinstance(at, slice):
-            return _Rows(self._every, self._rows[at])
-        return self._every[int(self._rows[at])]
+            return _Rows(self._items, self._rows[at])
+        return self._items[int(self._rows[at])]
 
 
 def checked_blocks(feature: Feature, found: object, n_rows: int) -> dict[str, NDArray[np.float32]]:
-    """Return what a feature computed as arrays that can be saved.
+    """Check the blocks that a feature computed, and return them as arrays that can be saved.
+
+    Args:
+        feature: the feature, for its name in messages.
+        found: what `Feature.compute` returned.
+        n_rows: the number of samples in the batch.
 
     Raises:
-        PluginError: it is no dict of finite blocks f32[n_rows, k].
+        PluginError: ``found`` is not a dict of finite blocks f32[n_rows, k].
     """
     name = f"{type(feature).__name__}.compute"
     expected = f"a dict of blocks of numbers, each f32[{n_rows}, k]"
@@ -168,15 +180,21 @@ def checked_blocks(feature: Feature, found: object, n_rows: int) -> dict[str, ND
             )
         blocks[key] = np.ascontiguousarray(block, np.float32)
         if not np.isfinite(blocks[key]).all():
-            raise PluginError(f"{name}: block {key!r} is not finite; expected {expected}, finite")
+            raise PluginError(
+                f"{name}: block {key!r} is not finite; expected {expected}, without NaN or infinity"
+            )
     return blocks
 
 
 def checked_fit(feature: Feature, found: object) -> dict[str, NDArray[Any]]:
-    """Return what a feature learnt as arrays that can be saved; empty where it is None.
+    """Check what a feature learnt, and return it as arrays that can be saved; no arrays if it is None.
+
+    Args:
+        feature: the feature, for its name in messages.
+        found: what `Feature.fit` returned.
 
     Raises:
-        PluginError: it is neither None nor a dict of arrays of numbers.
+        PluginError: ``found`` is neither None nor a dict of arrays of numbers.
     """
     if found is None:
         return {}

@@ -1,7 +1,7 @@
-"""A column of vectors that the pool's rows carry already: whatever their maker knows about them.
+"""Read vectors from a column of the pool's rows: whatever the pool's author knows about them.
 
-The length is that of the first row in canonical order, learnt once: so every other row, of the pool or of the target,
-is held to it.
+`Column.fit` takes the length of the vectors from the first row in canonical order. Every other row, of the pool or of
+the target, must have a vector of that length.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Column(Feature):
-    """A column of the pool's rows that holds a vector: a list of numbers, as many in every row.
+    """A column of the pool's rows that holds vectors: lists of numbers, equally long in every row.
 
     Block: ``column`` f32[m, k].
 
     Attributes:
-        name: the column's.
+        name: the name of the column.
     """
 
     name: str = "vector"
@@ -43,14 +43,14 @@ class Column(Feature):
             )
 
     def fit(self, batch: FeatureBatch) -> Fitted:
-        """Return the length of the vectors."""
+        """Return the length of the vectors, i64[1]."""
         return {"length": np.array([len(self._vector(batch.samples[0]))])}
 
     def compute(self, batch: FeatureBatch) -> Mapping[str, NDArray[np.float32]]:
-        """Return the block.
+        """Return the block ``column``.
 
         Raises:
-            InputError: a row has no vector of the right length there.
+            InputError: the column of a row holds no vector, or one of another length.
         """
         length = int(batch.fitted["length"].item())
         rows = np.empty((len(batch.samples), length), np.float32)
@@ -65,26 +65,26 @@ class Column(Feature):
         """Return a row's vector, f32[k], k >= 1.
 
         Raises:
-            InputError: it has none.
+            InputError: the row has no vector.
         """
-        found, wanted = msgspec.json.decode(sample.raw).get(self.name), "a list of numbers"
-        if not isinstance(found, list) or not found:
-            raise self._refusal(sample, "nothing" if found is None else kind_of(found), wanted)
-        for value in found:
+        values, wanted = msgspec.json.decode(sample.raw).get(self.name), "a list of numbers"
+        if not isinstance(values, list) or not values:
+            raise self._refusal(sample, "nothing" if values is None else kind_of(values), wanted)
+        for value in values:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise self._refusal(sample, f"a list with {kind_of(value)} in it", wanted)
         try:
             with np.errstate(over="ignore"):
-                vector = np.array(found, np.float64).astype(np.float32)
+                vector = np.array(values, np.float64).astype(np.float32)
         except OverflowError:
             vector = np.array([np.inf], np.float32)
         if not np.isfinite(vector).all():
-            raise self._refusal(sample, "a number too large for 32 bits", "finite ones")
+            raise self._refusal(sample, "a number too large for 32 bits", "numbers that float32 can hold")
         return vector
 
     def _refusal(self, sample: Sample, got: str, expected: str) -> InputError:
         columns = ", ".join(msgspec.json.decode(sample.raw, type=dict[str, msgspec.Raw]))
         return InputError(
-            f"{sample.file}:{sample.line}: column {self.name!r} holds {got}; expected {expected}. Mend the row, name "
-            f"another of its columns with -f name= ({columns}), or use other --features"
+            f"{sample.file}:{sample.line}: column {self.name!r} holds {got}; expected {expected}. Correct the row, "
+            f"name another of its columns ({columns}) with -f name=, or use other --features"
         )

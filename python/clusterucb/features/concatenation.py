@@ -1,8 +1,8 @@
-"""Several features side by side: ``embedding+lexical`` on the command line.
+"""Join several features side by side: ``embedding+lexical`` on the command line.
 
-Every block is named after its part (``embedding.length``, ``lexical.prompt``), so that no two clash; of parts of the
-same class, the second is ``hidden2``. The engine scales each block to the same mean norm, so a part with two blocks
-weighs as much as two parts with one.
+Every block is named after its part (``embedding.length``, ``lexical.prompt``), so no two names clash. If two parts
+are of the same class, the second is called ``hidden2``. The engine scales each block to the same mean norm, so a part
+with two blocks weighs as much as two parts with one block each.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from clusterucb.wording import one_line
 class Concatenation(Feature):
     """The blocks of several features, each named after its part.
 
-    Its cost is the sum of the parts' costs, and samples are compared with the target in the blocks that each part
-    compares them in.
+    The cost is the sum of the parts' costs. Samples are compared with the target in the blocks that each part would
+    compare them in.
 
     Attributes:
         parts: two or more features.
@@ -45,23 +45,23 @@ class Concatenation(Feature):
         self.parts = tuple(self.parts)
         if len(self.parts) < 2 or not all(isinstance(part, Feature) for part in self.parts):
             raise OptionError(
-                f"a concatenation is of {one_line(repr(self.parts)):.80}; expected two or more objects of classes "
-                "derived from clusterucb.Feature"
+                f"the parts of a concatenation are {one_line(repr(self.parts)):.80}; expected two or more objects of "
+                "classes derived from clusterucb.Feature"
             )
         self.forward_passes = sum(part.forward_passes for part in self.parts)
         self.gradients = sum(part.gradients for part in self.parts)
         self.fit_samples = max(part.fit_samples for part in self.parts)
 
     def fit(self, batch: FeatureBatch) -> Fitted | None:
-        """Return what each part learns from its own number of samples, named after the part."""
+        """Return the arrays that each part learns from its own `fit_samples`, named after the part, and all passes."""
         learnt: dict[str, NDArray[Any]] = {}
         passes = 0.0
         for name, part in self._named().items():
-            found = None
+            arrays = None
             if part.fit_samples:
-                found = checked_fit(part, blamed(part.fit)(batch.spread(part.fit_samples)))
-                learnt |= {f"{name}.{key}": array for key, array in found.items()}
-            passes += float(found[PASSES].item()) if found and PASSES in found else part.forward_passes
+                arrays = checked_fit(part, blamed(part.fit)(batch.spread(part.fit_samples)))
+                learnt |= {f"{name}.{key}": array for key, array in arrays.items()}
+            passes += float(arrays[PASSES].item()) if arrays and PASSES in arrays else part.forward_passes
         return {**learnt, PASSES: np.array([passes])}
 
     def compute(self, batch: FeatureBatch) -> Mapping[str, NDArray[np.float32]]:
@@ -69,22 +69,22 @@ class Concatenation(Feature):
         blocks = {}
         for name, part in self._named().items():
             own = {key: batch.fitted[f"{name}.{key}"] for key in _own(name, batch.fitted)}
-            found = blamed(part.compute)(replace(batch, fitted=own))
-            for key, block in checked_blocks(part, found, len(batch.samples)).items():
+            computed = blamed(part.compute)(replace(batch, fitted=own))
+            for key, block in checked_blocks(part, computed, len(batch.samples)).items():
                 blocks[f"{name}.{key}"] = block
         return blocks
 
     def compared(self, blocks: Iterable[str]) -> tuple[str, ...]:
-        """Return the blocks that the parts compare samples in."""
-        every = tuple(blocks)
+        """Return the names of the blocks in which the parts compare samples with the target."""
+        blocks = tuple(blocks)
         return tuple(
             f"{name}.{key}"
             for name, part in self._named().items()
-            for key in part.compared(_own(name, every))
+            for key in part.compared(_own(name, blocks))
         )
 
     def _named(self) -> dict[str, Feature]:
-        """Return the parts by the names that their blocks begin with."""
+        """Return the parts by the name with which their blocks begin."""
         named: dict[str, Feature] = {}
         for part in self.parts:
             name = plain = type(part).__name__.lower()
@@ -97,5 +97,5 @@ class Concatenation(Feature):
 
 
 def _own(part: str, names: Iterable[str]) -> list[str]:
-    """Return a part's own names of what belongs to it."""
+    """Return the names that belong to a part, without the part's name in front."""
     return [name.removeprefix(f"{part}.") for name in names if name.startswith(f"{part}.")]

@@ -1,11 +1,11 @@
-"""Mean token embedding and lengths: features that need no pass of the model; or those of a sentence-embedding model.
+"""Describe a sample by mean token embeddings and lengths, without a model pass, or by a sentence-embedding model.
 
-The mean is over content tokens alone. Template tokens are the same in every sample, and in a short
-one they would make up most of the mean.
-
-Prompt and answer are blocks of their own: which task a sample is, and what an answer looks like, are different things,
-and the longer of the two would drown the other. A sentence-embedding model reads them apart in any case: it takes few
-tokens, and a long prompt would leave no room for the answer.
+Decisions:
+    - The mean is over content tokens only. Template tokens are the same in every sample, and would make up most of
+      the mean of a short one.
+    - Prompt and answer have separate blocks: the task of a sample and the look of its answer are different things,
+      and the longer text would drown the shorter one. A sentence-embedding model always reads the two separately: it
+      takes few tokens, and a long prompt would leave no room for the answer.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 class Embedding(Feature):
     """Mean input embedding of a sample's content tokens, and the logarithms of its lengths.
 
-    Blocks: ``prompt`` and ``answer``, each f32[m, hidden], or without ``parts`` one block ``embedding`` of the whole
-    sample (with a model of its own f32[m, 2 * width], both parts side by side); ``length`` f32[m, 2], log of tokens
-    and of label tokens.
+    Blocks: ``prompt`` and ``answer``, each f32[m, hidden]. If ``parts`` is false, there is one block ``embedding`` of
+    the whole sample instead (with a sentence-embedding model f32[m, 2 * width]: prompt and answer side by side). And
+    ``length`` f32[m, 2]: the logarithms of the numbers of tokens and of label tokens.
 
     Attributes:
-        model: folder of a sentence-embedding model; None: the input embeddings of the base model.
-        parts: tell the prompt from the answer (the tokens that are no labels from those that are).
+        model: the folder of a sentence-embedding model. None uses the input embeddings of the base model.
+        parts: whether prompt (tokens that are not labels) and answer (label tokens) have separate blocks.
     """
 
     model: str | None = None
@@ -49,16 +49,16 @@ class Embedding(Feature):
             return
         if not isinstance(self.model, str):
             raise OptionError(f"embedding: model is {self.model!r}; expected the path of a folder, or None")
-        self.fit_samples = 1  # for the number of passes alone
-        self.forward_passes = 1.0  # until `fit` knows better
-        self._sentences  # noqa: B018  (what is wrong with the folder is told at once)
+        self.fit_samples = 1  # `fit` only computes the number of passes, but it is not called for 0 samples
+        self.forward_passes = 1.0  # until `fit` has compared the two models
+        self._sentences  # noqa: B018  (opens the folder now, to report what is wrong with it at once)
 
     def fit(self, batch: FeatureBatch) -> Fitted | None:
-        """Return how much of a pass of the base model one of the sentence-embedding model is."""
+        """Return the cost of a pass of the sentence-embedding model in passes of the base model, f64[1]."""
         return {PASSES: np.array([self._sentences.passes(batch.model)])}
 
     def compute(self, batch: FeatureBatch) -> Mapping[str, NDArray[np.float32]]:
-        """Return both blocks."""
+        """Return the blocks ``prompt`` and ``answer``, or ``embedding``, and the block ``length``."""
         lengths = [[len(sample), sample.n_labels] for sample in batch.encoded]
         length = np.log(np.array(lengths, np.float32))
         if self.model is not None:
@@ -73,11 +73,11 @@ class Embedding(Feature):
         return {"embedding": np.concatenate([prompt, answer], axis=1), "length": length}
 
     def compared(self, blocks: Iterable[str]) -> tuple[str, ...]:
-        """Return all blocks but the lengths."""
+        """Return the names of all blocks except ``length``."""
         return tuple(block for block in blocks if block != "length")
 
     def contents(self) -> dict[str, str]:
-        """Return the fingerprint of the sentence-embedding model."""
+        """Return the fingerprint of the sentence-embedding model, if there is one."""
         return {} if self.model is None else {"model": self._sentences.fingerprint}
 
     @cached_property
@@ -87,10 +87,11 @@ class Embedding(Feature):
 
     def _prompts_and_answers(self, batch: FeatureBatch) -> list[NDArray[np.float32]]:
         texts = zip(*((sample.prompt, sample.answer) for sample in batch.samples), strict=True)
-        return [self._sentences.vectors(some, batch.device) for some in texts]
+        return [self._sentences.vectors(of_part, batch.device) for of_part in texts]
 
 
 def _mean_tokens(batch: FeatureBatch, part: Callable[[Encoded], NDArray[np.bool_]]) -> NDArray[np.float32]:
+    """Return the mean input embedding f32[m, hidden] of the tokens that ``part`` picks; zeros if it picks none."""
     weight = batch.model.get_input_embeddings().weight.detach()
     table = weight.float().cpu().numpy()
     embedding = np.zeros((len(batch.encoded), table.shape[1]), np.float32)

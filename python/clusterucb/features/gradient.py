@@ -1,7 +1,7 @@
-"""Gradient sketches: what the paper clusters by.
+"""Describe samples by sketches of their gradients, as the paper does.
 
-Clusters of gradients are clusters of influence, and cost what they save: a gradient of every pool sample.
-That pays where they are used again: for further targets (a gradient store), or at later checkpoints.
+Clusters of gradients are clusters of influence, but they cost what they save: one gradient per pool sample. That pays
+only when the sketches are reused: for further targets (a gradient store), or at later checkpoints.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from clusterucb.features.base import Feature, FeatureBatch
 
 @dataclass
 class Gradient(Feature):
-    """Sketch of a sample's unit update direction (the paper's feature); costs a gradient of every sample.
+    """Sketch of a sample's unit update direction (the paper's feature); costs one gradient per sample.
 
     Block: ``gradient`` f32[m, d].
     """
@@ -25,5 +25,5 @@ class Gradient(Feature):
     gradients = 1
 
     def compute(self, batch: FeatureBatch) -> Mapping[str, NDArray[np.float32]]:
-        """Return the block."""
+        """Return the block ``gradient``."""
         return {"gradient": batch.gradient_sketches}

@@ -1,19 +1,19 @@
-"""Mean hidden state of a layer: what the model makes of a sample after a part of a forward pass.
+"""Describe a sample by the mean hidden state of one layer, after a part of a forward pass.
 
-The pass ends at the layer; what comes after is never computed. Later tokens weigh more, in proportion to their
-position: in a causal model they have seen more. Template tokens are left out, and with them the attention sinks
-at the beginning, whose states are hundreds of times larger than all others and would be most of the mean.
-
-A few dimensions of many models hold values tens or hundreds of times larger than the others, whatever the text
-("massive activations", Sun et al. 2024; "rogue dimensions", Timkey and van Schijndel 2021), and distances would be
-theirs alone. So no entry of a row counts for more than `_EXTREME` medians of the row's own absolute values. That is a
-rule of the row, not of the pool: it needs no look at other samples, and finds the dimensions in any model. On the
-pools of the benchmarks (SmolLM2-135M, layer 4, similarity to the target) one dimension has 23 and 15 % of the variance
-without it and 3 % with it, and the recall of the best 5 % rises from .47, .73 and .75 to .50, .77 and .78 on the
-templated pool, from .21, .28 and .42 to .21, .31 and .44 on the diverse one, at budgets of 5, 10 and 20 %. Limits
-from 2 to 20 medians give about the same.
-
-Samples go through the model one by one: a row must not depend, even in its last bit, on what it is padded with.
+Decisions:
+    - The pass stops at the layer; later layers are never computed.
+    - A token weighs in proportion to its position: in a causal model, later tokens have seen more of the sample.
+    - Template tokens are left out, and with them the attention sinks at the beginning, whose states are hundreds of
+      times larger than all others and would dominate the mean.
+    - An entry of a row is clipped at `_EXTREME` medians of the row's absolute values. In many models a few dimensions
+      hold values tens or hundreds of times larger than the others, whatever the text ("massive activations", Sun et
+      al. 2024; "rogue dimensions", Timkey and van Schijndel 2021), and would alone decide all distances. The limit
+      depends on the row and not on the pool: it needs no other samples, and works in any model. On the pools of the
+      benchmarks (SmolLM2-135M, layer 4, similarity to the target) one dimension has 23 and 15 % of the variance
+      without clipping and 3 % with it. At budgets of 5, 10 and 20 %, clipping raises the recall of the best 5 % from
+      .47, .73 and .75 to .50, .77 and .78 on the templated pool, and from .21, .28 and .42 to .21, .31 and .44 on the
+      diverse one. Limits from 2 to 20 medians give about the same.
+    - Samples go through the model one by one: a row must not depend on its padding, not even in its last bit.
 """
 
 from __future__ import annotations
@@ -32,13 +32,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-_EXTREME = (
-    10  # medians: almost 7 deviations of normal values, so that nothing changes where nothing is extreme
-)
+# In medians; almost 7 standard deviations of normal values, so a row without extreme values stays as it is.
+_EXTREME = 10
 
 
 class _Reached(Exception):
-    """The layer has been reached; carries its output."""
+    """Raised when the pass has reached the layer; carries the layer's output."""
 
     def __init__(self, state: Tensor) -> None:
         self.state = state
@@ -51,7 +50,7 @@ class Hidden(Feature):
     Block: ``hidden`` f32[m, width].
 
     Attributes:
-        depth: which layer, as a share of all: 1 is the last. It is the price, too, in forward passes.
+        depth: the position of the layer as a share of all layers: 1 is the last. Also the cost in forward passes.
     """
 
     depth: float = 0.15
@@ -59,12 +58,12 @@ class Hidden(Feature):
     def __post_init__(self) -> None:
         if not isinstance(self.depth, float | int) or not 0 < self.depth <= 1:
             raise OptionError(
-                f"hidden: depth is {self.depth!r}; expected a share of the layers above 0, to 1"
+                f"hidden: depth is {self.depth!r}; expected a share of the layers above 0 and at most 1"
             )
         self.forward_passes = float(self.depth)
 
     def compute(self, batch: FeatureBatch) -> Mapping[str, NDArray[np.float32]]:
-        """Return the block."""
+        """Return the block ``hidden``."""
         import torch
 
         model = batch.model
@@ -95,13 +94,13 @@ class Hidden(Feature):
 
 
 def _damped(row: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return a row f64[k] whose entries lie within `_EXTREME` medians of its absolute values."""
+    """Return the row f64[k] with its entries clipped at `_EXTREME` medians of its absolute values."""
     limit = _EXTREME * np.median(np.abs(row))
     return np.clip(row, -limit, limit)
 
 
 def _layers(model: nn.Module) -> nn.ModuleList:
-    """Return the decoder's layers: the list that has as many modules as the configuration has layers."""
+    """Return the decoder's layers: the first list with as many modules as the configuration has layers."""
     from torch import nn
 
     count = getattr(getattr(model, "config", None), "num_hidden_layers", None)

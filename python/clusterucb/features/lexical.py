@@ -1,20 +1,22 @@
-"""Latent semantic analysis: what a sample's words say, without a model.
+"""Describe a sample by its words, without a model (latent semantic analysis).
 
-Words, and pairs of words that follow each other, are hashed to columns, so that no vocabulary is ever built; their
-counts count by 1 + log, times the inverse document frequency, and rows have unit length before and after they are
-brought down to `Lexical.dim` columns (Deerwester et al. 1990; Weinberger et al. 2009 for hashing).
+Words, and pairs of consecutive words, are hashed to columns, so no vocabulary is ever built. A count n weighs
+1 + log(n), times the inverse document frequency. Rows are reduced to `Lexical.dim` columns, and scaled to unit length
+before and after (Deerwester et al. 1990; Weinberger et al. 2009 for hashing).
 
 Decisions:
     - Document frequencies and the decomposition come from `Lexical.fit_samples` evenly spaced samples. A word that
-      none of these has says little about what the pool's samples share.
-    - Prompt and answer are blocks of their own: which task a sample is, and what an answer looks like, are different
-      things, and the longer of the two would drown the other.
-    - A character of a script without spaces is a word, and so is a sign: code and sums are made of them.
-    - The decomposition is a randomised one (Halko et al. 2011) with a seed of its own.
+      occurs in none of these says little about what the pool's samples have in common.
+    - Prompt and answer have separate blocks: the task of a sample and the look of its answer are different things,
+      and the longer text would drown the shorter one.
+    - In a script without spaces, each character is a word. So is each punctuation mark or symbol, since code and
+      arithmetic consist of them.
+    - The decomposition is randomised (Halko et al. 2011), with a fixed seed.
 
-Measured on the pools of the benchmarks, by similarity to the target alone: recall of the best 5 % at budgets of 5, 10
-and 20 % is .47, .77 and .77 on the templated pool and .34, .44 and .53 on the diverse one; hidden states of layer 4
-reach .50, .77, .78 and .21, .31, .44. A fit to 16,384 samples of 200 words takes a minute on two cores, and half a GB.
+Measured on the pools of the benchmarks, by similarity to the target alone: at budgets of 5, 10 and 20 %, the recall
+of the best 5 % is .47, .77 and .77 on the templated pool and .34, .44 and .53 on the diverse one; hidden states of
+layer 4 reach .50, .77, .78 and .21, .31, .44. A fit to 16,384 samples of 200 words takes a minute on two cores, and
+half a GB.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from clusterucb.features.base import Feature, FeatureBatch, Fitted
 if TYPE_CHECKING:
     from clusterucb.samples.sample import Sample
 
-_COLUMNS = 1 << 16  # that words are hashed to
+_COLUMNS = 1 << 16  # words are hashed to this many columns
 _UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0e7f"  # kana, Chinese, Thai
 _WORD = rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]"
 _PARTS: dict[str, Callable[[Sample], str]] = {
@@ -44,13 +46,13 @@ _PARTS: dict[str, Callable[[Sample], str]] = {
 
 @dataclass
 class Lexical(Feature):
-    """Words of a sample's prompt and of its answer: hashed TF-IDF, brought down by a truncated SVD.
+    """Words of a sample's prompt and of its answer: hashed TF-IDF, reduced by a truncated SVD.
 
-    Blocks: ``prompt`` f32[m, dim], of all turns but the assistant's; ``answer`` f32[m, dim], of the assistant's. Rows
-    have unit length; that of a text without a known word is zeros. Needs scikit-learn.
+    Blocks: ``prompt`` f32[m, dim] from all turns but the assistant's; ``answer`` f32[m, dim] from the assistant's
+    turns. Rows have unit length; a text without a known word has a row of zeros. Needs scikit-learn.
 
     Attributes:
-        dim: columns of each block.
+        dim: the number of columns of each block.
     """
 
     dim: int = 64
@@ -62,11 +64,11 @@ class Lexical(Feature):
             raise OptionError(f"lexical: dim is {self.dim!r}; expected a whole number from 1 to 1024")
         if find_spec("sklearn") is None:
             raise OptionError(
-                "feature lexical needs scikit-learn, which is not here: pip install scikit-learn"
+                "feature lexical needs scikit-learn, which is not installed: pip install scikit-learn"
             )
 
     def fit(self, batch: FeatureBatch) -> Fitted:
-        """Return, for prompt and answer, the columns that occur, their weights and the directions f32[c, dim]."""
+        """Return the c columns that occur, their weights f64[c] and the directions f32[c, dim], for each block."""
         return {
             f"{part}.{name}": array
             for part, text in _PARTS.items()
@@ -74,7 +76,7 @@ class Lexical(Feature):
         }
 
     def compute(self, batch: FeatureBatch) -> Mapping[str, NDArray[np.float32]]:
-        """Return both blocks."""
+        """Return the blocks ``prompt`` and ``answer``."""
         fitted, samples = batch.fitted, list(batch.samples)
         blocks = {}
         for part, text in _PARTS.items():
@@ -84,6 +86,7 @@ class Lexical(Feature):
         return blocks
 
     def _learnt(self, texts: Iterable[str]) -> dict[str, NDArray[Any]]:
+        """Return the arrays of one block: ``columns`` i32[c], ``idf`` f64[c] and ``directions`` f32[c, dim]."""
         from sklearn.utils.extmath import randomized_svd  # type: ignore[import-untyped]
 
         counts = _counts(texts)
@@ -93,14 +96,14 @@ class Lexical(Feature):
         weighted = _weighted(counts[:, columns], idf)
         directions = np.zeros((len(columns), self.dim), np.float32)
         if rank := min(self.dim, *weighted.shape):
-            _, _, found = randomized_svd(weighted, n_components=rank, n_iter=4, random_state=0)
-            directions[:, :rank] = found.T
+            _, _, components = randomized_svd(weighted, n_components=rank, n_iter=4, random_state=0)
+            directions[:, :rank] = components.T
         return {"columns": columns, "idf": idf, "directions": directions}
 
 
 def _counts(texts: Iterable[str]) -> Any:
-    """Return how often each hashed word and pair of words occurs in each text, a sparse f64[m, `_COLUMNS`]."""
-    # here, not above: listing features is to stay fast
+    """Return how often each hashed word and pair of words occurs in each text, sparse f64[m, `_COLUMNS`]."""
+    # Imported here, so that listing features stays fast.
     from sklearn.feature_extraction.text import (  # type: ignore[import-untyped]
         HashingVectorizer,
     )
@@ -112,7 +115,7 @@ def _counts(texts: Iterable[str]) -> Any:
 
 
 def _weighted(counts: Any, idf: NDArray[np.float64]) -> Any:
-    """Return TF-IDF of sparse counts [m, c], rows of unit length."""
+    """Return the TF-IDF weights of sparse counts [m, c], with rows of unit length."""
     weighted = counts.copy()
     weighted.data = (1 + np.log(weighted.data)) * idf[weighted.indices]
     n_rows = weighted.shape[0]
@@ -122,7 +125,7 @@ def _weighted(counts: Any, idf: NDArray[np.float64]) -> Any:
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return rows of unit length; zeros stay zeros."""
+    """Scale the rows to unit length; rows of zeros stay zeros."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     unit: NDArray[np.float32] = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
     return unit

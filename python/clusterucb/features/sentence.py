@@ -1,17 +1,16 @@
-"""A sentence-embedding model in a folder of sentence-transformers' form, run with plain transformers.
+"""Run a sentence-embedding model from a folder in the format of sentence-transformers, with plain transformers.
 
 Decisions:
-    - A folder has to say how its token states become a vector (``1_Pooling/config.json``); nothing is guessed. What
-      is not known (other modules, other poolings, prompts put before texts) is refused, since the vectors would be
-      those of another model.
-    - Weights are float32, whatever they were saved as; code that comes with a model never runs, and pickled weights
-      are only read as tensors.
-    - Texts go through the model one by one: a row must not depend, even in its last bit, on what it shares a batch
-      with. Batches of texts of one length need no padding and take between a quarter and four fifths of the time on
-      two cores (MiniLM, 16 a batch), but their bits are not always those of a text alone: with one thread, texts of
-      3 tokens differ.
-    - A pass counts as a part of a pass of the base model, in proportion to the parameters that take part in it:
-      all but embedding tables, which are looked up, not multiplied, and of the base model the output layer too.
+    - The folder must say how token states become a vector (``1_Pooling/config.json``); nothing is guessed. Unknown
+      modules, unknown poolings and prompts put before texts are refused, since the vectors would not be the model's.
+    - Weights are loaded as float32, whatever the saved type. Code that comes with a model never runs, and pickled
+      weights are read only as tensors.
+    - Texts go through the model one by one: a row must not depend on the other texts of its batch, not even in its
+      last bit. Batches of texts of equal length would need no padding and take between a quarter and four fifths of
+      the time on two cores (MiniLM, 16 texts per batch), but their bits are not always those of a single text: with
+      one thread, texts of 3 tokens differ.
+    - A pass counts as a fraction of a pass of the base model: the ratio of the parameters that are multiplied in it.
+      Those are all but embedding tables, which are looked up, and include the base model's output layer.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ _MODULES = ("Transformer", "Pooling", "Normalize")
 
 
 class SentenceModel:
-    """A sentence-embedding model; its files are read at once, its weights when it is used.
+    """A sentence-embedding model. The configuration is read at once, the weights on first use.
 
     Args:
-        folder: with ``modules.json``.
+        folder: the model's folder, with ``modules.json``.
 
     Raises:
-        ModelError: it is no such folder, or one with modules or options that are not known.
+        ModelError: there is no such folder, it is incomplete, or it has unknown modules or options.
     """
 
     def __init__(self, folder: str) -> None:
@@ -62,21 +61,22 @@ class SentenceModel:
         prompts = self._json(self._folder / "config_sentence_transformers.json", {})
         if prompts.get("default_prompt_name"):
             raise self._refusal(
-                f"it puts the prompt {prompts['default_prompt_name']!r} before every text", "a model without"
+                f"it puts the prompt {prompts['default_prompt_name']!r} before every text",
+                "a model that embeds the text alone",
             )
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of every file of the model."""
+        """Hex SHA-256 over the names and contents of all of the model's files."""
         digest = hashlib.sha256()
         for path in sorted(path for path in self._folder.rglob("*") if path.is_file()):
             with path.open("rb") as content:
-                found = hashlib.file_digest(content, "sha256").hexdigest()
-            digest.update(f"{path.relative_to(self._folder)} {found}\n".encode())
+                of_file = hashlib.file_digest(content, "sha256").hexdigest()
+            digest.update(f"{path.relative_to(self._folder)} {of_file}\n".encode())
         return digest.hexdigest()
 
     def passes(self, base: nn.Module) -> float:
-        """Return which part of a pass of the base model one of this model is."""
+        """Return the cost of a pass of this model, as a fraction of a pass of the base model."""
         head = base.get_output_embeddings()  # type: ignore[operator]
         multiplied = _multiplied(base)
         if head is not None and head.weight is base.get_input_embeddings().weight:  # type: ignore[operator]
@@ -84,17 +84,17 @@ class SentenceModel:
         return _multiplied(self._loaded[1]) / multiplied
 
     def vectors(self, texts: Sequence[str], device: str) -> NDArray[np.float32]:
-        """Return a vector for each text, f32[m, width]; zeros for a text without a character.
+        """Return a vector for each text, f32[m, width]; zeros for a text that is empty or white space.
 
         Args:
-            texts: of any length; only their beginning goes through the model.
-            device: where it runs.
+            texts: texts of any length; the model reads only as many tokens as it takes.
+            device: the device that the model runs on.
         """
         import torch
 
         tokenizer, model = self._loaded
         model.to(device)
-        found = np.zeros((len(texts), model.config.hidden_size), np.float32)
+        vectors = np.zeros((len(texts), model.config.hidden_size), np.float32)
         for row, text in enumerate(texts):
             if text.strip():
                 tokens = tokenizer(
@@ -105,11 +105,11 @@ class SentenceModel:
                 )["input_ids"]
                 with torch.inference_mode():
                     states = model(input_ids=tokens.to(device)).last_hidden_state[0]
-                    found[row] = self._pooled(states).cpu().numpy()
-        return found
+                    vectors[row] = self._pooled(states).cpu().numpy()
+        return vectors
 
     def _pooled(self, states: Tensor) -> Tensor:
-        """Return the vector f32[width] of states [T, width]."""
+        """Pool the states [T, width] of a text's tokens into its vector f32[width]."""
         import torch
 
         at = {"cls": 0, "lasttoken": -1}
@@ -118,7 +118,7 @@ class SentenceModel:
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
-        """The tokenizer and the model."""
+        """The tokenizer and the model, loaded on first use."""
         import torch
         from transformers import AutoModel, AutoTokenizer
 
@@ -131,16 +131,20 @@ class SentenceModel:
                 model = AutoModel.from_pretrained(
                     self._transformer, dtype=torch.float32, weights_only=True, **options
                 )
-        except Exception as error:  # of every kind, and all of them are about the user's files
+        except (
+            Exception
+        ) as error:  # transformers raises errors of every kind, and all concern the user's files
             raise self._refusal(
-                f"it cannot be loaded: {type(error).__name__}: {one_line(error):.300}", "one that can"
+                f"it cannot be loaded: {type(error).__name__}: {one_line(error):.300}",
+                "a folder that transformers can load",
             ) from error
         if model.config.is_encoder_decoder:
-            raise self._refusal("it has an encoder and a decoder", "a model of one stack")
+            raise self._refusal("it has an encoder and a decoder", "a model with only one of the two")
         return tokenizer, model.eval()
 
     @property
     def _longest(self) -> int:
+        """The largest number of tokens that the model takes: the smallest limit that its files name."""
         tokenizer, model = self._loaded
         positions = getattr(model.config, "max_position_embeddings", None)
         known = (self._max_length, tokenizer.model_max_length, positions)
@@ -151,18 +155,19 @@ class SentenceModel:
         path = self._folder / "modules.json"
         listed = self._json(path, None)
         if listed is None:
-            raise self._refusal("it has no modules.json", "one, which says how token states are pooled")
+            raise self._refusal("it has no modules.json", "that file, which says how token states are pooled")
         try:
-            found = {str(one["type"]).rpartition(".")[2]: str(one["path"]) for one in listed}
+            folders = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in listed}
         except (TypeError, KeyError) as error:
             raise self._refusal("its modules.json cannot be read", "a list of modules") from error
-        if tuple(found) not in (_MODULES[:2], _MODULES):
+        if tuple(folders) not in (_MODULES[:2], _MODULES):
             raise self._refusal(
-                f"its modules are {', '.join(found) or 'none'}", "Transformer, Pooling, perhaps Normalize"
+                f"its modules are {', '.join(folders) or 'none'}", "Transformer, Pooling, perhaps Normalize"
             )
-        return found
+        return folders
 
     def _pooling_of(self, folder: Path) -> str:
+        """Return the pooling that the folder's configuration names, a key of `_POOLINGS`."""
         options = self._json(folder / "config.json", {})
         modes = [key for key, value in options.items() if key.startswith("pooling_mode_") and value is True]
         modes = [key.removeprefix("pooling_mode_") for key in modes]
@@ -172,18 +177,19 @@ class SentenceModel:
             if modes == [key]:
                 return name
         raise self._refusal(
-            f"its pooling is {' and '.join(modes) or 'not known'} ({folder / 'config.json'})",
+            f"its pooling is {' and '.join(modes) or 'unknown'} ({folder / 'config.json'})",
             f"one of {', '.join(_POOLINGS.values())}",
         )
 
     def _json(self, path: Path, default: Any) -> Any:
+        """Return the contents of a JSON file, or ``default`` if there is no such file."""
         if not path.is_file():
             return default
         try:
             return json.loads(path.read_bytes())
         except ValueError as error:
             raise self._refusal(
-                f"{path.name} is no JSON ({one_line(error)})", "what it was saved with"
+                f"{path.name} is not JSON ({one_line(error)})", "the file as it was saved"
             ) from error
 
     def _refusal(self, got: str, expected: str) -> ModelError:
@@ -194,7 +200,7 @@ class SentenceModel:
 
 
 def _multiplied(model: nn.Module) -> int:
-    """Return how many parameters are multiplied in a pass: all but those of embedding tables."""
+    """Return the number of parameters that are multiplied in a pass: all but embedding tables, which are looked up."""
     from torch import nn
 
     tables = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Embedding)}

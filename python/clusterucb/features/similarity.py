@@ -1,4 +1,4 @@
-"""How similar each pool sample is to the target by its features: what `rds` draws by, without a gradient."""
+"""Compute how similar each pool sample is to the target, by its features. `rds` draws by it, without gradients."""
 
 from __future__ import annotations
 
@@ -18,28 +18,33 @@ Blocks = Mapping[str, NDArray[np.float32]]
 
 
 def check_comparable(policy: Policy, features: Feature, strategy: str = "") -> None:
-    """Refuse a policy that draws by similarity to the target by features that are gradients.
+    """Refuse a policy that draws by similarity to the target when the features take gradients.
+
+    Args:
+        policy: the policy.
+        features: the feature in which similarity would be computed.
+        strategy: the name of the strategy, with which the message begins; "" for the name of the policy.
 
     Raises:
-        OptionError: it is one, and the message begins with the strategy's name.
+        OptionError: the policy uses ``similarity``, and the features take gradients.
     """
     if "similarity" in policy.columns and features.gradients:
         name = f"strategy {strategy}" if strategy else f"policy {type(policy).__name__.lower()}"
         raise OptionError(
-            f"{name} compares gradients with the target, which is to be done without them; expected other features, "
-            "such as hidden or embedding"
+            f"{name} compares gradients with the target, but it is meant to work without gradients; expected other "
+            "features, such as hidden or embedding"
         )
 
 
 def similarity(pool: Blocks, targets: Sequence[Blocks]) -> NDArray[np.float64]:
-    """Return the cosine of each row with the mean of a subtask's unit rows, the largest over subtasks, f64[N].
+    """Return each row's largest cosine, over subtasks, with the mean of a subtask's unit rows, f64[N].
 
-    Every block is centred on the pool and scaled to the pool's mean norm first, as in `PoolView.matrix`: what all
-    samples have in common says nothing about which are alike.
+    First, every block is centred on the pool's mean and scaled to the pool's mean norm, as in `PoolView.matrix`: what
+    all samples have in common does not tell which of them are alike.
 
     Args:
         pool: named blocks f32[N, k].
-        targets: the same blocks f32[n, k] of each subtask's samples.
+        targets: for each subtask, the same blocks f32[n, k] of its n samples.
     """
     centre = {name: block.mean(axis=0, dtype=np.float64) for name, block in pool.items()}
     norm = {name: np.linalg.norm(block - centre[name], axis=1).mean() for name, block in pool.items()}

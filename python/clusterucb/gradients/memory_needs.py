@@ -28,7 +28,7 @@ from clusterucb.gradients.passes import Batch, single_pass
 from clusterucb.gradients.peak_memory import peak_bytes
 from clusterucb.gradients.scorer import HELD
 from clusterucb.machine import free_disk, memory
-from clusterucb.options.settings import GradientSettings
+from clusterucb.options.gradients import GradientSettings
 from clusterucb.samples.encode import Encoded
 from clusterucb.wording import in_bytes
 

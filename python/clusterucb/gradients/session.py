@@ -37,7 +37,7 @@ from clusterucb.model.checkpoint_files import adapter_files, optimizer_file
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.model.moments import load_moments
 from clusterucb.model.parameters import ParameterManifest
-from clusterucb.options.settings import GradientSettings
+from clusterucb.options.gradients import GradientSettings
 from clusterucb.progress import Observer
 from clusterucb.run.folder import Limit, Run
 from clusterucb.run.gradient_store import kept_adapter

@@ -9,18 +9,20 @@ import tempfile
 import time
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from clusterucb.engine.clusterer import Clusterer
 from clusterucb.engine.policy import Policy
 from clusterucb.features.base import Feature
-from clusterucb.jobs.stages.prepare import Model, Rows, check_paths, prepare
+from clusterucb.jobs.stages.opening import open_job
+from clusterucb.jobs.stages.prepare import Model, Rows, check_paths
 from clusterucb.jobs.stages.strategies import chosen
 from clusterucb.model.loaded import borrowing
-from clusterucb.options.settings import SelectSettings, Settings, settings_from, spelt_out
-from clusterucb.progress import AnyObserver, observer_of
+from clusterucb.options.keywords import settings_from, spelt_out
+from clusterucb.options.search import SelectSettings, Settings
+from clusterucb.options.typed import SelectOptions
+from clusterucb.progress import AnyObserver
 from clusterucb.report.plan import Plan
-from clusterucb.run.gradient_store import GradientStore
 
 
 @borrowing
@@ -35,7 +37,7 @@ def plan(
     clusterer: Clusterer | None = None,
     policy: Policy | None = None,
     observer: AnyObserver | None = None,
-    **options: Any,
+    **options: Unpack[SelectOptions],
 ) -> Plan:
     """Return what `select` takes with the same arguments: time, memory, disk and gradients. Nothing is kept.
 
@@ -49,22 +51,9 @@ def plan(
     began = time.monotonic()
     settings: Settings = settings_from(options, SelectSettings)
     check_paths(model, out, target=target)
-    watcher = observer_of(observer)
-    store = GradientStore(settings.store) if settings.store else None
-    settings = store.applied_to(settings) if store else settings
-    strategies = chosen(features, clusterer, policy, store=store is not None)
-    prepared = prepare(pool, target, model, settings, watcher)
-    if store:
-        store.check(prepared.contents)
+    strategies = chosen(features, clusterer, policy, store=settings.store is not None)
+    job = open_job(pool, target, model, settings, observer)
 
     from clusterucb.jobs.stages.pass_times import estimate
 
-    return estimate(
-        prepared,
-        settings,
-        *strategies,
-        observer=watcher,
-        store=store,
-        began=began,
-        out=Path(out or tempfile.gettempdir()),
-    )
+    return estimate(job, strategies, began=began, out=Path(out or tempfile.gettempdir()))

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.engine.loop import search
-from clusterucb.jobs.stages.prepare import Model, Rows, check_paths, folder_for, prepare
+from clusterucb.engine import Schedule, search
+from clusterucb.jobs.stages.opening import open_job
+from clusterucb.jobs.stages.prepare import Model, Rows, check_paths
 from clusterucb.model.loaded import borrowing
-from clusterucb.options.settings import ScoringSettings, settings_from, spelt_out
+from clusterucb.options.keywords import settings_from, spelt_out
+from clusterucb.options.search import ScoringSettings
+from clusterucb.options.typed import ScoringOptions
 from clusterucb.policies.baselines import Exhaustive
-from clusterucb.progress import AnyObserver, observer_of
-from clusterucb.run.folder import Run
-from clusterucb.run.gradient_store import GradientStore
+from clusterucb.progress import AnyObserver
 from clusterucb.samples.sample import Rejected
 from clusterucb.wording import counted
 
@@ -78,7 +79,7 @@ def score(
     out: str | PathLike[str] | None = None,
     overwrite: bool = False,
     observer: AnyObserver | None = None,
-    **options: Any,
+    **options: Unpack[ScoringOptions],
 ) -> Scores:
     """Score every pool sample for every subtask of a target; selects nothing.
 
@@ -89,45 +90,27 @@ def score(
             nothing is kept.
         overwrite: begin anew in a folder that holds something else.
         observer: who is told how it gets on; nobody by default.
-        **options: the fields of `clusterucb.options.settings.ScoringSettings`: ``scorer``, ``adapter``, ``seed``, ...
+        **options: the fields of `clusterucb.options.search.ScoringSettings`: ``scorer``, ``adapter``, ``seed``, ...
 
     Raises:
         ClusterUCBError: an option, a row, the model or the folder cannot be used.
     """
     settings = settings_from(options, ScoringSettings)
     check_paths(model, out, target=target)
-    observer = observer_of(observer)
-    store = GradientStore(settings.store) if settings.store else None
-    settings = store.applied_to(settings) if store else settings
-    prepared = prepare(pool, target, model, settings, observer)
+    job = open_job(pool, target, model, settings, observer)
 
-    from clusterucb.gradients.session import AdaptedModel
     from clusterucb.jobs.stages.influence import Influence
 
-    if store:
-        store.check(prepared.contents)
-    material = prepared.material
-    deciding = {
-        "job": "score",
-        **settings.deciding(sketches=settings.by_sketch),
-        "--device": prepared.device,
-        **prepared.contents,
-        **({"store content": store.fingerprint} if store else {}),
-    }
-    with (
-        folder_for(out) as folder,
-        Run(folder, deciding, overwrite=overwrite) as run,
-        AdaptedModel(run, settings, prepared.source, prepared.device, material, observer) as adapted,
-    ):
-        influence = Influence(run, settings, adapted, material, observer, store)
+    material = job.material
+    identity = job.identity(sketches=job.settings.by_sketch, job="score")
+    with job.session(out, identity, overwrite=overwrite) as (run, adapted):
+        influence = Influence(run, job.settings, adapted, material, job.observer, job.store)
         values, failures = score_all(influence, len(material.samples))
-        run.manifest.subtasks, run.manifest.subtask_contents = (
-            list(material.target),
-            material.subtask_contents(),
-        )
+        run.manifest.subtasks = list(material.target)
+        run.manifest.subtask_contents = material.subtask_contents()
         run.manifest.status = "finished"
     where = [(sample.id, sample.file, sample.line) for sample in material.samples]
-    files = {file: number for number, file in enumerate(prepared.pool_files)}
+    files = {file: number for number, file in enumerate(job.prepared.pool_files)}
     order = sorted(range(len(where)), key=lambda row: (files[where[row][1]], where[row][2]))
     return Scores(
         ids=[where[row][0] for row in order],
@@ -152,7 +135,7 @@ def score_all(influence: Influence, n_samples: int) -> tuple[NDArray[np.float64]
             policy=Exhaustive(),
             budget=n_samples,
             n_select=1,
-            batch_size=_BATCH,
+            schedule=Schedule(batch_size=_BATCH),
             journal=ledger,
         )
         return ledger.scores(), ledger.failures()

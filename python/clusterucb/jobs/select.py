@@ -1,22 +1,18 @@
 """The main job: read, encode, describe, cluster, draw and score, select, write.
 
-`select` is what both `clusterucb select` and ``cu.select`` run. Everything it computes goes into the
-run folder as it is computed, and everything that is in the folder is taken from there; so an
-interrupted run, a larger budget, another number to select and a finished run all take the same path.
-
-(The file is not called ``select.py``: a submodule of that name would hide the function ``cu.select``.)
+`select` is what both `clusterucb select` and ``cu.select`` run. Everything it computes goes into the run folder as it
+is computed, and everything that is in the folder is taken from there. So an interrupted run, a larger budget, another
+number to select and a finished run all take the same path.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
-from pathlib import Path
-from tempfile import gettempdir
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,31 +20,38 @@ from safetensors.numpy import load_file, save_file
 
 from clusterucb import filenames
 from clusterucb.atomic import whole_file
-from clusterucb.engine.allowance import NothingLeft
-from clusterucb.engine.arms import check_labels, default_cold_start
+from clusterucb.engine import Budget, Rules, Schedule, Selection, SideInformation, search
+from clusterucb.engine.arms import check_labels, default_cold_start, is_guided
 from clusterucb.engine.blame import blamed
-from clusterucb.engine.budget import Seconds
+from clusterucb.engine.budget import NothingLeft, planned_draws
 from clusterucb.engine.clusterer import Clusterer
-from clusterucb.engine.loop import Selection, check_until, expected_draws, is_told, search
 from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import PoolView
-from clusterucb.errors import ClusterUCBWarning, OptionError
+from clusterucb.engine.stopping import check_until
+from clusterucb.errors import OptionError, warn
 from clusterucb.features.base import Feature
 from clusterucb.jobs.stages.config_yaml import resolved
 from clusterucb.jobs.stages.cost import selection_cost
-from clusterucb.jobs.stages.prepare import Model, Rows, check_paths, folder_for, prepare
-from clusterucb.jobs.stages.prior import opened
-from clusterucb.jobs.stages.strategies import chosen
+from clusterucb.jobs.stages.opening import Job, open_job
+from clusterucb.jobs.stages.prepare import Model, Rows, check_paths
+from clusterucb.jobs.stages.prior import Known, earlier_runs
+from clusterucb.jobs.stages.strategies import Strategies, chosen
 from clusterucb.model.loaded import borrowing
-from clusterucb.options.settings import SelectSettings, Settings, settings_from, spelt_out
+from clusterucb.options.amounts import Seconds
+from clusterucb.options.keywords import settings_from, spelt_out
+from clusterucb.options.search import SelectSettings
+from clusterucb.options.typed import SelectOptions
 from clusterucb.plugins import describe
-from clusterucb.progress import AnyObserver, observer_of
+from clusterucb.progress import AnyObserver
 from clusterucb.report.result import Result
 from clusterucb.report.written import finish
 from clusterucb.run.folder import Run
-from clusterucb.run.gradient_store import GradientStore
 from clusterucb.run.ledger import Ledger, Scored
 from clusterucb.wording import counted
+
+if TYPE_CHECKING:
+    from clusterucb.gradients.session import AdaptedModel
+    from clusterucb.jobs.stages.influence import Influence
 
 
 @borrowing
@@ -64,201 +67,215 @@ def select(
     policy: Policy | None = None,
     overwrite: bool = False,
     observer: AnyObserver | None = None,
-    **options: Any,
+    **options: Unpack[SelectOptions],
 ) -> Result:
     """Select the pool samples that influence the target most, within a gradient budget.
 
     Args:
         pool, target: files, folders and patterns, one or more; or rows in memory: a list of dicts, a Dataset, a
-            DataFrame (`clusterucb.samples.sources`).
+            DataFrame.
         model: folder of a causal language model in Hugging Face form, or a hub id; or a loaded model, perhaps of
             PEFT, with its ``tokenizer``. It is given back as it was.
         out: the run folder; the same call again resumes it, or returns what it found. Without one, nothing is kept
             but the result.
-        features: what is known of samples beforehand; `Embedding` by default, `Gradient` with a store and a policy
-            that does not predict scores.
+        features: what describes a sample; `Embedding` by default, `Gradient` with a store and a policy that does not
+            predict scores.
         clusterer: what makes the arms; `KMeans` by default.
         policy: what spends the budget; `Surrogate` by default, `UCB` is the paper's.
         overwrite: begin anew in a folder that holds another run.
-        observer: who is told how the run gets on: a function of (text, done, total), or a
-            `clusterucb.progress.Observer`; by default nobody, but the screen in a notebook.
-        **options: the fields of `clusterucb.options.settings.SelectSettings`: ``budget``, ``select``, ``seed``, ...
+        observer: who is told of progress: a function of (text, done, total), or a `clusterucb.progress.Observer`; by
+            default nobody, but the screen in a notebook.
+        **options: the fields of `SelectSettings`: ``budget``, ``select``, ``seed``, ...
 
     Raises:
-        ClusterUCBError: an option, a file, the model or the folder cannot be used; the message says
-            what to do. What was computed before stays in the folder.
+        ClusterUCBError: an option, a file, the model or the folder cannot be used; the message says what to do. What
+            was computed before stays in the folder.
     """
     given = settings_from(options, SelectSettings)
     check_paths(model, out, target=target)
-    if out is None and (given.tools or given.scores_parquet):
-        name = "export" if given.tools else "scores_parquet"
-        raise OptionError(f"{name} is given without out; expected a folder that what is written may stay in")
-    observer = observer_of(observer)
-    store = GradientStore(given.store) if given.store else None
-    settings = store.applied_to(given) if store else given
-    features, clusterer, policy = chosen(features, clusterer, policy, store=store is not None)
-    earlier = [opened(folder) for folder in given.prior or ()]
-    if earlier and not policy.predicts:
-        raise OptionError(
-            f"--prior is given, and {type(policy).__name__} does not predict scores; expected a policy that does, such "
-            "as Surrogate"
-        )
+    _check_output(given, out)
+    strategies = chosen(features, clusterer, policy, store=given.store is not None)
+    earlier = earlier_runs(given.prior, strategies.policy)
     if given.recall is not None:
-        check_until(given.recall, policy, given.aggregate, given.max_per_source)
-    prepared = prepare(pool, target, model, settings, observer)
+        check_until(given.recall, strategies.policy, given.aggregate, given.max_per_source)
+    job = open_job(pool, target, model, given, observer)  # read, encode
+    ids = [sample.id for sample in job.material.samples] if earlier else []
+    known = [run.of_pool(ids, job.prepared.contents) for run in earlier]
+    config = resolved(given, pool=pool, target=target, model=model, out=out, **strategies._asdict())
+    identity = _identity(job, strategies, [run.fingerprint for run in earlier])
+    amounts = {"budget": given.budget, "select": given.select}
+    with job.session(out, identity, config=config, overwrite=overwrite, **amounts) as (run, adapted):
+        selecting = _Selecting(job, given, strategies, run, adapted, known)
+        with selecting.influence.ledger() as ledger:
+            spend = selecting.prepared_search(ledger)  # describe
+            selection = selecting.draw(spend, ledger)  # cluster, draw and score
+            result = selecting.write(selection, ledger, str(model))  # select, write
+        if selecting.interrupted:
+            _say_where(run, job, result, kept=out is not None)
+            raise selecting.interrupted
+        return result if out is not None else replace(result, out=None)
 
-    from clusterucb.gradients.session import AdaptedModel, load_base
-    from clusterucb.jobs.stages.influence import Influence
-    from clusterucb.jobs.stages.pass_times import seconds_per_token
 
-    material, source, device = prepared.material, prepared.source, prepared.device
-    if store:
-        store.check(prepared.contents)
-    elif features.gradients:
-        _warn_of_gradients(len(material.target))
-    deciding = {
-        **settings.deciding(sketches=settings.by_sketch or bool(features.gradients)),
-        "--device": device,
-        "--features": describe(features),
-        "--clusterer": describe(clusterer),
-        "--policy": describe(policy),
-        **prepared.contents,
-        **({"store content": store.fingerprint} if store else {}),
-        **({"prior content": [one.fingerprint for one in earlier]} if earlier else {}),
-    }
-    config = resolved(
-        given,
-        pool=pool,
-        target=target,
-        model=model,
-        out=out,
-        features=features,
-        clusterer=clusterer,
-        policy=policy,
-    )
-    lengths = material.encoded.lengths
-    settings.counts(lengths)
-    weights = material.weights(settings.subtask_weights)
-    ids = [sample.id for sample in material.samples]
-    known = [one.of_pool(ids, prepared.contents) for one in earlier]
-    # Before an earlier run is removed, everything that can refuse the new one has had its say.
-    base = (
-        load_base(settings, source, device, material, observer, Path(out or gettempdir()))
-        if overwrite
-        else None
-    )
-    with (
-        folder_for(out) as folder,
-        Run(
-            folder,
-            deciding,
-            budget=settings.budget,
-            select=settings.select,
-            config=config,
-            overwrite=overwrite,
-        ) as run,
-        AdaptedModel(run, settings, source, device, material, observer, base) as adapted,
-    ):
-        observer.step(run.told("run"))
-        if isinstance(settings.limit, Seconds) and run.manifest.seconds_per_token is None:
-            run.manifest.seconds_per_token = seconds_per_token(adapted, settings, material, observer)
-        n_budget, n_select = settings.counts(lengths, run.manifest.seconds_per_token)
-        influence = Influence(run, settings, adapted, material, observer, store)
-        with influence.ledger() as ledger:
-            blocks = influence.features(features)
-            columns = material.columns()
-            if "similarity" in policy.columns:
-                columns["similarity"] = influence.similarity(features, blocks)
-            prior = influence.estimates() if policy.predicts else {}
-            for number, one in enumerate(known, start=1):
-                observer.step(one.said)
-                prior[f"prior {number}"] = one.block(blocks, columns)
-            done = ledger.totals()
-            if not done[0]:
-                n_samples = len(material.samples)
-                planned = expected_draws(n_budget, n_samples, n_select, given.recall)
-                told = is_told(policy, prior, settings.aggregate)
-                _record_cold_start(run, settings, default_cold_start(planned, n_samples, told=told))
-            spent = run.manifest.spent == given.end
-            spend = partial(
-                search,
-                blocks,
-                influence.score,
-                clusterer=_Recorded(clusterer, run),
-                policy=policy,
-                budget=n_budget,
-                n_select=n_select,
-                cold_start=run.manifest.cold_start,
-                batch_size=settings.batch_size,
-                seed=settings.seed,
-                columns=columns,
+@dataclass
+class _Selecting:
+    """A selection whose folder is open.
+
+    Attributes:
+        interrupted: what ended the search before its time; or None.
+    """
+
+    job: Job[SelectSettings]
+    given: SelectSettings
+    strategies: Strategies
+    run: Run
+    adapted: AdaptedModel
+    known: Sequence[Known]
+    interrupted: KeyboardInterrupt | None = None
+
+    def __post_init__(self) -> None:
+        from clusterucb.jobs.stages.influence import Influence
+        from clusterucb.jobs.stages.pass_times import seconds_per_token
+
+        job, manifest = self.job, self.run.manifest
+        job.observer.step(self.run.told("run"))
+        if isinstance(job.settings.limit, Seconds) and manifest.seconds_per_token is None:
+            manifest.seconds_per_token = seconds_per_token(
+                self.adapted, job.settings, job.material, job.observer
+            )
+        lengths = job.material.encoded.lengths
+        self.n_budget, self.n_select = job.settings.counts(lengths, manifest.seconds_per_token)
+        self.influence: Influence = Influence(
+            self.run, job.settings, self.adapted, job.material, job.observer, job.store
+        )
+
+    def prepared_search(self, ledger: Ledger) -> Callable[..., Selection]:
+        """Describe the pool, and return the search; it takes a budget and a journal."""
+        job, policy, settings = self.job, self.strategies.policy, self.job.settings
+        blocks = self.influence.features(self.strategies.features)
+        columns = job.material.columns()
+        if "similarity" in policy.columns:
+            columns["similarity"] = self.influence.similarity(self.strategies.features, blocks)
+        prior = self.influence.estimates() if policy.predicts else {}
+        for number, known in enumerate(self.known, start=1):
+            job.observer.step(known.said)
+            prior[f"prior {number}"] = known.block(blocks, columns)
+        if not ledger.totals()[0]:
+            self._record_cold_start(is_guided(policy, prior, settings.aggregate))
+        return partial(
+            search,
+            blocks,
+            self.influence.score,
+            clusterer=_Recorded(self.strategies.clusterer, self.run),
+            policy=policy,
+            n_select=self.n_select,
+            rules=Rules(
                 aggregate=settings.aggregate,
                 select_by=settings.select_by,
                 max_per_source=settings.max_per_source,
-                weights=weights,
-                prior=prior,
-                until=given.recall,
-            )
-            interrupted = None
-            with influence.drawing(n_budget, done, settings.limit, spent=spent) as allowance:
-                try:
-                    selection = spend(allowance=allowance, watch=influence.found, journal=ledger)
-                except KeyboardInterrupt as stop:
-                    selection, interrupted = _found_so_far(spend, ledger, stop), stop
-            run.manifest.spent = None if interrupted else given.end
-            run.manifest.pool_files, run.manifest.target_files = prepared.pool_files, prepared.target_files
-            run.manifest.n_budget, run.manifest.n_select = n_budget, n_select
-            run.manifest.select_by, run.manifest.max_per_source = settings.select_by, settings.max_per_source
-            drawn = selection.drawn_rows
-            cost = selection_cost(
-                run.manifest.cost, settings, material, drawn, features, policy, reused=influence.reused
-            )
-            result = finish(run, material, selection, ledger.failures(), cost, given, str(model))
-            if interrupted:
-                run.manifest.status = "running"
-                if out is not None:
-                    observer.step(
-                        f"The best {len(result):,} of the {counted(len(drawn), 'sample')} scored so far are in "
-                        f"{run.path('selected.jsonl')}"
-                    )
-                raise interrupted
-            return result if out is not None else replace(result, out=None)
+                weights=job.material.weights(settings.subtask_weights),
+            ),
+            side=SideInformation(columns=columns, prior=prior),
+            schedule=Schedule(
+                cold_start=self.run.manifest.cold_start, batch_size=settings.batch_size, seed=settings.seed
+            ),
+        )
+
+    def draw(self, spend: Callable[..., Selection], ledger: Ledger) -> Selection:
+        """Spend the budget. When the search is interrupted, return the best so far.
+
+        Raises:
+            KeyboardInterrupt: the search was interrupted before anything was scored.
+        """
+        influence, manifest = self.influence, self.run.manifest
+        spent = manifest.spent == self.given.end
+        drawing = influence.drawing(self.n_budget, ledger.totals(), self.job.settings.limit, spent=spent)
+        until = self.given.recall
+        with drawing as allowance:
+            try:
+                selection = spend(
+                    budget=Budget(
+                        draws=self.n_budget, allowance=allowance, until=until, watch=influence.found
+                    ),
+                    journal=ledger,
+                )
+            except KeyboardInterrupt as interrupted:
+                if not ledger.totals()[0]:
+                    raise
+                self.interrupted = interrupted
+                so_far = Budget(
+                    draws=self.n_budget, allowance=NothingLeft(), until=until, watch=lambda _: None
+                )
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of too few draws
+                    selection = spend(budget=so_far, journal=Scored(ledger))
+                selection = replace(selection, stopped="interrupted")
+        manifest.spent = None if self.interrupted else self.given.end
+        return selection
+
+    def write(self, selection: Selection, ledger: Ledger, model: str) -> Result:
+        """Write what was found, and what it cost."""
+        prepared, settings, manifest = self.job.prepared, self.job.settings, self.run.manifest
+        manifest.pool_files, manifest.target_files = prepared.pool_files, prepared.target_files
+        manifest.n_budget, manifest.n_select = self.n_budget, self.n_select
+        manifest.select_by, manifest.max_per_source = settings.select_by, settings.max_per_source
+        cost = selection_cost(
+            manifest.cost,
+            settings,
+            prepared.material,
+            selection.drawn_rows,
+            self.strategies.features,
+            self.strategies.policy,
+            reused=self.influence.reused,
+        )
+        result = finish(self.run, prepared.material, selection, ledger.failures(), cost, self.given, model)
+        if self.interrupted:
+            manifest.status = "running"
+        return result
+
+    def _record_cold_start(self, guided: bool) -> None:
+        """Keep the share of the cold start: a larger budget later on does not change how a run began."""
+        n_samples, share = len(self.job.material.samples), self.job.settings.cold_start
+        planned = planned_draws(self.n_budget, n_samples, self.n_select, self.given.recall)
+        by_default = default_cold_start(planned, n_samples, guided=guided)
+        self.run.manifest.cold_start = by_default if share is None else share
+        self.run.save()
 
 
-def _found_so_far(
-    spend: Callable[..., Selection], ledger: Ledger, interrupted: KeyboardInterrupt
-) -> Selection:
-    """Return the selection of what has been scored when a search is interrupted.
+def _check_output(given: SelectSettings, out: object) -> None:
+    if out is None and (given.tools or given.scores_parquet):
+        name = "export" if given.tools else "scores_parquet"
+        raise OptionError(f"{name} is given without out; expected a folder that what is written may stay in")
 
-    Raises:
-        KeyboardInterrupt: nothing has been scored.
-    """
-    if not ledger.totals()[0]:
-        raise interrupted
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of too few draws
-        found = spend(allowance=NothingLeft(), watch=lambda _: None, journal=Scored(ledger))
-    return replace(found, stopped="interrupted")
+
+def _identity(job: Job[SelectSettings], strategies: Strategies, prior: list[str]) -> dict[str, Any]:
+    """Return everything that decides about the selection's numbers, after what refuses the job without it."""
+    job.settings.counts(job.material.encoded.lengths)
+    job.material.weights(job.settings.subtask_weights)
+    if strategies.features.gradients and not job.store:
+        _warn_of_gradients(len(job.material.target))
+    sketches = job.settings.by_sketch or bool(strategies.features.gradients)
+    described = {f"--{name}": describe(strategy) for name, strategy in strategies._asdict().items()}
+    return {**job.identity(sketches=sketches, prior_content=prior or None), **described}
+
+
+def _say_where(run: Run, job: Job[SelectSettings], result: Result, *, kept: bool) -> None:
+    if kept:
+        n_scored = counted(result.selection.n_scored, "sample")
+        job.observer.step(
+            f"The best {len(result):,} of the {n_scored} scored so far are in {run.path(filenames.SELECTED)}"
+        )
 
 
 def _warn_of_gradients(n_subtasks: int) -> None:
-    warnings.warn(
+    warn(
         "clustering by gradients pays for a gradient of every pool sample before the first draw: for "
         f"{'this target' if n_subtasks == 1 else 'these subtasks'} alone, nothing is saved. Use `clusterucb sketch` "
-        "once and --store for every target, or cheaper --features",
-        ClusterUCBWarning,
-        stacklevel=3,
+        "once and --store for every target, or cheaper --features"
     )
 
 
-def _record_cold_start(run: Run, settings: Settings, by_default: float) -> None:
-    """Keep the share of the cold start: a larger budget later on does not change how a run began."""
-    run.manifest.cold_start = by_default if settings.cold_start is None else settings.cold_start
-    run.save()
-
-
 class _Recorded(Clusterer):
-    """A clusterer whose labels are computed once in a run and then read from ``labels.safetensors``."""
+    """A clusterer whose labels are computed once in a run, and then read from the run's folder."""
 
     def __init__(self, clusterer: Clusterer, run: Run) -> None:
         self._clusterer = clusterer
@@ -271,6 +288,6 @@ class _Recorded(Clusterer):
         with self._run.phase("clusters"):
             found = blamed(self._clusterer.fit_predict)(pool, rng)
         labels = check_labels(self._clusterer, found, len(pool))
-        with whole_file(path) as partial:
-            save_file({"labels": labels}, partial)
+        with whole_file(path) as partial_file:
+            save_file({"labels": labels}, partial_file)
         return labels

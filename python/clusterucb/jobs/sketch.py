@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -17,14 +17,20 @@ from clusterucb import filenames
 from clusterucb.atomic import whole_file
 from clusterucb.jobs.stages.config_yaml import resolved
 from clusterucb.jobs.stages.cost import store_cost
-from clusterucb.jobs.stages.prepare import Model, Rows, check_paths, prepare
+from clusterucb.jobs.stages.opening import Job, open_job
+from clusterucb.jobs.stages.prepare import Model, Rows, check_paths
 from clusterucb.kernels.projection import VERSION
 from clusterucb.model.loaded import borrowing
-from clusterucb.options.settings import GradientSettings, settings_from, spelt_out
-from clusterucb.progress import AnyObserver, observer_of
+from clusterucb.options.gradients import GradientSettings
+from clusterucb.options.keywords import settings_from, spelt_out
+from clusterucb.options.typed import GradientOptions
+from clusterucb.progress import AnyObserver
 from clusterucb.run.folder import Run
 from clusterucb.run.gradient_store import KIND, SHARD, GradientStore, failures, shard_path
 from clusterucb.samples.rejected import write_rejected
+
+if TYPE_CHECKING:
+    from clusterucb.gradients.session import AdaptedModel
 
 
 @borrowing
@@ -36,7 +42,7 @@ def sketch(
     out: str | PathLike[str],
     overwrite: bool = False,
     observer: AnyObserver | None = None,
-    **options: Any,
+    **options: Unpack[GradientOptions],
 ) -> GradientStore:
     """Sketch the gradient of every pool sample, so that further targets need no pass over the pool.
 
@@ -46,69 +52,61 @@ def sketch(
         out: the store's folder; the same call again goes on with it, or returns it.
         overwrite: begin anew in a folder that holds another store or run.
         observer: who is told how it gets on; nobody by default.
-        **options: the fields of `clusterucb.options.settings.GradientSettings`: ``sketch_dim``, ``adapter``, ...
+        **options: the fields of `clusterucb.options.gradients.GradientSettings`: ``sketch_dim``, ``adapter``, ...
 
     Raises:
         ClusterUCBError: an option, a file, the model or the folder cannot be used.
     """
     settings = settings_from(options, GradientSettings)
     check_paths(model, out, needed=True)
-    observer = observer_of(observer)
-    prepared = prepare(pool, None, model, settings, observer)
-
-    from clusterucb.gradients.accumulate import unit_sketches
-    from clusterucb.gradients.session import AdaptedModel, load_base
-
-    material, folder = prepared.material, Path(out)
-    deciding = {
-        **settings.deciding(sketches=True),
+    job = open_job(pool, None, model, settings, observer)
+    identity = {
+        **job.identity(sketches=True, sketch_version=VERSION, nonzeros=settings.sketch.nonzeros),
         **KIND,
-        "sketch version": VERSION,
-        "nonzeros": settings.sketch.nonzeros,
-        "--device": prepared.device,
-        **prepared.contents,
     }
     config = resolved(settings, pool=pool, model=model, out=out)
-    base = (
-        load_base(settings, prepared.source, prepared.device, material, observer, folder)
-        if overwrite
-        else None
-    )
-    with (
-        Run(folder, deciding, config=config, overwrite=overwrite) as run,
-        AdaptedModel(run, settings, prepared.source, prepared.device, material, observer, base) as adapted,
-    ):
-        observer.step(run.told("gradient store"))
-        starts = range(0, len(material.samples), SHARD)
-        missing = [start for start in starts if not _shard(run, start).exists()]
-        if missing:
-            adapted.base  # noqa: B018  (what refuses the checkpoints comes before they are kept)
-            adapted.keep_checkpoints()
-            accumulators = adapted.accumulators(sketch=settings.sketch)
-            total, done = len(material.samples), (len(starts) - len(missing)) * SHARD
-            with run.phase("sketches"), observer.count("Sketching", total, done=done) as advance:
-                for start in missing:
-                    sketches, faults = unit_sketches(
-                        accumulators,
-                        material.encoded[start : start + SHARD],
-                        adapted.passes,
-                        f"sketches from {start}",
-                        advance=advance,
-                    )
-                    reasons = {str(start + at): fault for at, fault in enumerate(faults) if fault}
-                    with whole_file(_shard(run, start)) as partial:
-                        save_file({"sketches": sketches.astype(np.float16)}, partial, metadata=reasons)
-        failed = {row: reason for start in starts for row, reason in failures(_shard(run, start)).items()}
-        manifest = run.manifest
+    with job.session(out, identity, config=config, overwrite=overwrite) as (run, adapted):
+        job.observer.step(run.told("gradient store"))
+        _sketch_missing(job, run, adapted)
+        shards = [_shard(run, start) for start in range(0, len(job.material.samples), SHARD)]
+        failed = {row: reason for shard in shards for row, reason in failures(shard).items()}
+        material, manifest = job.material, run.manifest
         manifest.rejected = write_rejected(
             run.path(filenames.REJECTED), material.pool_rejected, material.rejected_rows(failed.items())
         )
-        manifest.pool_files = prepared.pool_files
+        manifest.pool_files = job.prepared.pool_files
         manifest.pool_samples = len(material.samples)
         manifest.pool_rejected = len(material.pool_rejected) + len(failed)
         manifest.cost = store_cost(manifest.cost, settings, material)
         manifest.status = "finished"
-    return GradientStore(folder)
+    return GradientStore(Path(out))
+
+
+def _sketch_missing(job: Job[GradientSettings], run: Run, adapted: AdaptedModel) -> None:
+    """Sketch the shards that the folder does not hold yet."""
+    from clusterucb.gradients.accumulate import unit_sketches
+
+    material = job.material
+    starts = range(0, len(material.samples), SHARD)
+    missing = [start for start in starts if not _shard(run, start).exists()]
+    if not missing:
+        return
+    adapted.base  # noqa: B018  (what refuses the checkpoints comes before they are kept)
+    adapted.keep_checkpoints()
+    accumulators = adapted.accumulators(sketch=job.settings.sketch)
+    total, done = len(material.samples), (len(starts) - len(missing)) * SHARD
+    with run.phase("sketches"), job.observer.count("Sketching", total, done=done) as advance:
+        for start in missing:
+            sketches, faults = unit_sketches(
+                accumulators,
+                material.encoded[start : start + SHARD],
+                adapted.passes,
+                f"sketches from {start}",
+                advance=advance,
+            )
+            reasons = {str(start + at): fault for at, fault in enumerate(faults) if fault}
+            with whole_file(_shard(run, start)) as partial:
+                save_file({"sketches": sketches.astype(np.float16)}, partial, metadata=reasons)
 
 
 def _shard(run: Run, start: int) -> Path:

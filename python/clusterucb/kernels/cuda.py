@@ -10,7 +10,6 @@ sketch, because torch has no operation that gives the same matrix at an acceptab
 
 from __future__ import annotations
 
-import warnings
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
+from clusterucb.errors import ClusterUCBError, OptionError, warn
 from clusterucb.kernels import extension, reference
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
@@ -79,11 +78,9 @@ def _kernels() -> ModuleType | None:
     try:
         module = import_module("clusterucb.kernels._cuda")
     except ModuleNotFoundError:
-        warnings.warn(
+        warn(
             "this installation has no CUDA kernels: scores are computed with torch's operations, which read memory "
-            f"several times. To get the kernels, {_REMEDY}",
-            ClusterUCBWarning,
-            stacklevel=2,
+            f"several times. To get the kernels, {_REMEDY}"
         )
         return None
     except ImportError as error:

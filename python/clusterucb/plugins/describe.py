@@ -1,8 +1,14 @@
-"""A strategy as plain values: what a manifest records of it."""
+"""A strategy as plain values: what a manifest records, and what a run compares when it resumes.
+
+Decision: a strategy's identity is no file path, so that a class may move. It is the public name for a class of ours,
+the distribution and the class for a plugin's, and the import path for any other. Version 0.1 recorded import paths;
+`renewed` translates them.
+"""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -13,15 +19,19 @@ from clusterucb.features.base import Feature
 from clusterucb.plugins.kinds import KINDS
 
 
-def describe(strategy: object) -> dict[str, Any]:
+def describe(strategy: object, name_of: Callable[[type], str] | None = None) -> dict[str, Any]:
     """Return a strategy's class and hyper-parameters as plain values, for manifests and fingerprints.
 
-    Hyper-parameters that are strategies are described in the same way. Of a feature whose options name files there
-    are ``contents``, too, their fingerprints by option.
+    A hyper-parameter that holds strategies is described in the same way. If a feature's options name files, the
+    description also has ``contents``: the fingerprints of these files, by option.
+
+    Args:
+        strategy: a clusterer, policy or feature.
+        name_of: returns the name of a class; `identity` by default.
 
     Raises:
-        PluginError: a parameter of the constructor is not kept as an attribute of its name, or is not a
-            plain value; a run could not tell whether its settings have changed.
+        PluginError: the strategy does not keep a parameter of its constructor as an attribute of that name, or the
+            value is not plain. A run could not tell whether its settings have changed.
     """
     cls = type(strategy)
 
@@ -41,9 +51,47 @@ def describe(strategy: object) -> dict[str, Any]:
             )
         value = getattr(strategy, name)
         if isinstance(value, tuple) and value and isinstance(value[0], tuple(KINDS.values())):
-            options[name] = [describe(one) for one in value]
+            options[name] = [describe(part, name_of) for part in value]
         else:
             options[name] = msgspec.to_builtins(value, enc_hook=plain)
     contents = strategy.contents() if isinstance(strategy, Feature) else {}
-    described = {"class": f"{cls.__module__}.{cls.__qualname__}", "options": options}
+    described = {"class": (name_of or identity)(cls), "options": options}
     return {**described, "contents": contents} if contents else described
+
+
+def identity(cls: type) -> str:
+    """Return the name that a run records of a class: ``clusterucb.UCB``, or ``my-package:MyPolicy`` of a plugin."""
+    if cls.__module__.startswith("clusterucb."):
+        return f"clusterucb.{cls.__qualname__}"
+    return _registered().get(import_path(cls), import_path(cls))
+
+
+def import_path(cls: type) -> str:
+    """Return where a class is imported from, as version 0.1 recorded it."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def renewed(value: Any) -> Any:
+    """Return recorded settings in which strategies have today's identities in place of import paths."""
+    if isinstance(value, list):
+        return [renewed(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if value.keys() >= {"class", "options"}:
+        path = value["class"]
+        if path.startswith("clusterucb."):
+            path = f"clusterucb.{path.rpartition('.')[2]}"
+        elif ":" not in path:
+            path = _registered().get(path, path)
+        return {**value, "class": path, "options": renewed(value["options"])}
+    return {key: renewed(item) for key, item in value.items()}
+
+
+def _registered() -> dict[str, str]:
+    """Return the identities of the plugins' classes by their import paths."""
+    from clusterucb.plugins.registry import load  # which describes what it finds
+
+    return {
+        import_path(strategy.factory): f"{strategy.provider}:{strategy.factory.__qualname__}"
+        for strategy in load().table.values()
+    }

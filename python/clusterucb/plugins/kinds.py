@@ -1,4 +1,4 @@
-"""The kinds of strategies, and the hook that returns those of each kind."""
+"""List the kinds of strategies, and for each kind the hook that returns its strategies."""
 
 from __future__ import annotations
 

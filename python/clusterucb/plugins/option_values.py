@@ -1,4 +1,4 @@
-"""A strategy's options, converted from the text that the command line and configuration files hold."""
+"""Convert a strategy's options from the text in the command line and in configuration files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,18 @@ from clusterucb.wording import in_words
 
 
 def parse_value(what: str, text: str, factory: type, parameter: inspect.Parameter) -> object:
-    """Convert ``text`` to the type of a constructor's parameter (its annotation, or its default's type)."""
+    """Convert ``text`` to the type of a constructor's parameter: its annotation, or the type of its default.
+
+    Args:
+        what: the option in words, with which messages begin.
+        text: the option's value as text.
+        factory: the strategy's class.
+        parameter: the parameter of the class's constructor.
+
+    Raises:
+        OptionError: the text is not a value of that type.
+        PluginError: the annotation cannot be resolved, and the default does not tell the type.
+    """
     expected = _type_of(factory, parameter)
     if text.lower() == "none" and NoneType in get_args(expected):
         return None
@@ -23,19 +34,23 @@ def parse_value(what: str, text: str, factory: type, parameter: inspect.Paramete
         return msgspec.convert(text, expected, strict=False)
     except msgspec.ValidationError as error:
         with suppress(msgspec.MsgspecError):
-            if text.startswith(("[", "{")):  # a list or a mapping, as a configuration gives it
+            if text.startswith(("[", "{")):  # a configuration file writes lists and mappings as JSON
                 return msgspec.convert(msgspec.json.decode(text), expected, strict=False)
         raise OptionError(f"{what} is {text!r}; expected {in_words(expected)}") from error
 
 
 def _type_of(factory: type, parameter: inspect.Parameter) -> Any:
-    """Return the type of a parameter: its annotation, or its default's type where that cannot be resolved."""
+    """Return the annotation of a parameter, or the type of its default if the annotation cannot be resolved.
+
+    Raises:
+        PluginError: the annotation cannot be resolved, and the default is not a plain value.
+    """
     default = parameter.default
     if parameter.annotation is parameter.empty:
         return type(default)
     annotated = SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
-    for base in factory.__mro__:  # a field may be inherited, and its annotation written for another module
-        with suppress(Exception):  # an annotation may be any expression, and raise anything
+    for base in factory.__mro__:  # an inherited field's annotation uses the names of its own class's module
+        with suppress(Exception):  # an annotation is any expression, and may raise any exception
             return get_type_hints(annotated, vars(sys.modules[base.__module__]))[parameter.name]
     if isinstance(default, bool | int | float | str):
         return type(default)

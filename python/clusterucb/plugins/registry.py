@@ -1,8 +1,10 @@
-"""Find the strategies that are installed, by name.
+"""Find the installed strategies by name.
 
-`load` looks afresh each time: nothing global, so tests and notebooks see what is installed now. Entry
-points are loaded one by one, each with a manager of its own; a plugin that fails is set aside with its
-reason and never keeps the others, or the program, from working.
+Decisions:
+    - `load` looks for all strategies each time it is called, and keeps nothing global. So tests and notebooks see what
+      is installed now.
+    - Entry points are loaded one by one, each with its own pluggy manager. A plugin that fails is set aside with the
+      reason; the other plugins and the program work on.
 """
 
 from __future__ import annotations
@@ -44,10 +46,10 @@ class Strategy:
 
     Attributes:
         kind: ``clusterer``, ``policy`` or ``feature``.
-        name: what the command line calls it.
-        factory: its class.
-        provider: the package (or module) that provides it.
-        version: the package's; empty for a module.
+        name: the strategy's name on the command line.
+        factory: the strategy's class.
+        provider: the package (or module) that provides the strategy.
+        version: the version of the package; empty for a module.
     """
 
     kind: str
@@ -66,21 +68,21 @@ class Strategy:
         return dict(inspect.signature(self.factory).parameters)
 
     def defaults(self) -> dict[str, str]:
-        """Return the options' defaults as text; ``required`` where there is none."""
+        """Return the options' defaults as text; ``required`` for an option without a default."""
         return {
-            name: "required" if one.default is one.empty else str(one.default)
-            for name, one in self.options().items()
+            name: "required" if option.default is option.empty else str(option.default)
+            for name, option in self.options().items()
         }
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A plugin that could not be used, and why.
+    """A plugin that could not be loaded, and the reason.
 
     Attributes:
-        provider: the package (or module) that provides it.
+        provider: the package (or module) of the plugin.
         reason: what went wrong, on one line.
-        version: the package's; empty for a module.
+        version: the version of the package; empty for a module.
     """
 
     provider: str
@@ -90,19 +92,24 @@ class Broken:
 
 @dataclass(frozen=True)
 class Strategies:
-    """Everything that is installed, and what could not be loaded."""
+    """All installed strategies, and the plugins that could not be loaded.
+
+    Attributes:
+        table: the strategies by kind and name.
+        broken: the plugins that could not be loaded.
+    """
 
     table: Mapping[tuple[str, str], Strategy]
     broken: tuple[Broken, ...]
 
     def of_kind(self, kind: str) -> list[Strategy]:
-        """Return the strategies of one kind by name."""
+        """Return the strategies of one kind, sorted by name."""
         return [strategy for (of, _), strategy in sorted(self.table.items()) if of == kind]
 
     def options(self, kind: str, name: str) -> list[str]:
-        """Return the options of a strategy; of features that are joined, also with their parts' names before them.
+        """Return the names of a strategy's options, or none if there is no such strategy.
 
-        Empty where there is no such strategy.
+        For joined features, each option is listed twice: by its name, and with the name of its feature in front.
         """
         names = _parts(kind, name)
         parts = {part: list(self.table[kind, part].options()) for part in names if (kind, part) in self.table}
@@ -115,19 +122,19 @@ class Strategies:
         )
 
     def make(self, kind: str, name: str, options: Mapping[str, str]) -> Any:
-        """Construct a strategy from its name and ``key=value`` options as the command line has them.
+        """Construct a strategy from its name and its ``key=value`` options, as on the command line.
 
-        Features may be joined: ``embedding+lexical``. An option belongs to whichever of them has it; where several
-        have one of that name, the feature's name before it decides, ``lexical.dim``.
+        Features may be joined: ``embedding+lexical``. An option goes to the feature that has it. If several have an
+        option of that name, put the feature's name in front: ``lexical.dim``.
 
         Raises:
-            OptionError: no such strategy, no such option, or a value of the wrong type.
-            PluginError: the type of an option cannot be known.
+            OptionError: there is no such strategy or option, a value has the wrong type, or the constructor refuses it.
+            PluginError: the type of an option cannot be determined.
         """
         names = _parts(kind, name)
         if len(names) > 1 and not all(names):
             raise OptionError(
-                f"{kind} {name!r} names nothing at one place; expected names, joined with + as in embedding+lexical"
+                f"{kind} {name!r} has an empty name beside a +; expected names joined as in embedding+lexical"
             )
         if len(names) > 1:
             return self._concatenation(name, names, options)
@@ -158,32 +165,33 @@ class Strategies:
             return strategy.factory(**values)
         except ClusterUCBError:
             raise
-        except Exception as error:  # the constructor's own way to refuse a value
+        except Exception as error:  # a constructor may refuse a value with any exception
             why = one_line(error) or type(error).__name__
             raise OptionError(f"{kind} {name} refuses its options: {why:.300}") from error
 
     def named(self, strategy: object) -> tuple[str, dict[str, Any]] | None:
-        """Return the name and the options that `make` makes a strategy of; None where it has no name.
+        """Return the name and the options from which `make` would make a strategy; None if it has no name.
 
-        Options are plain values; of joined features, they are preceded by the part's name.
+        Options are plain values. Options of joined features have the name of their feature in front.
         """
         if isinstance(strategy, Concatenation):
             parts = [self.named(part) for part in strategy.parts]
-            found = [one for one in parts if one is not None]
-            names = [name for name, _ in found]
-            if len(found) < len(parts) or len(set(names)) < len(names):
+            with_name = [part for part in parts if part is not None]
+            names = [name for name, _ in with_name]
+            if len(with_name) < len(parts) or len(set(names)) < len(names):
                 return None
             return "+".join(names), {
-                f"{name}.{key}": value for name, options in found for key, value in options.items()
+                f"{name}.{key}": value for name, options in with_name for key, value in options.items()
             }
-        for one in self.table.values():
-            if one.factory is type(strategy):
-                return one.name, describe(strategy)["options"]
+        for installed in self.table.values():
+            if installed.factory is type(strategy):
+                return installed.name, describe(strategy)["options"]
         return None
 
     def _concatenation(self, joined: str, names: list[str], options: Mapping[str, str]) -> Concatenation:
+        """Make the features in ``names``, and give each option to the feature that it belongs to."""
         if len(set(names)) < len(names):
-            raise OptionError(f"features {joined} name one of them twice; expected different ones")
+            raise OptionError(f"features {joined} name one feature twice; expected different features")
         own: dict[str, dict[str, str]] = {name: {} for name in names}
         for key, text in options.items():
             part, dot, rest = key.partition(".")
@@ -191,7 +199,9 @@ class Strategies:
                 owners = [name for name in names if key in self.options("feature", name)]
                 if len(owners) > 1:
                     choices = " or ".join(f"{name}.{key}" for name in owners)
-                    raise OptionError(f"features {joined}: {key} is an option of several; expected {choices}")
+                    raise OptionError(
+                        f"features {joined}: {key} is an option of several features; expected {choices}"
+                    )
                 if not owners:
                     known = self.options("feature", joined)
                     raise OptionError(
@@ -206,16 +216,16 @@ class Strategies:
 
 
 def _parts(kind: str, name: str) -> list[str]:
-    """Return the names that a name joins; only features can be joined."""
+    """Split a name at each + into the names that it joins; only features can be joined."""
     return [part.strip() for part in name.split("+")] if kind == "feature" else [name]
 
 
 def load(discover: Callable[[], list[EntryPoint]] | None = None) -> Strategies:
-    """Load every installed plugin, the built-in ones included.
+    """Load every installed plugin, including the built-in strategies.
 
     Args:
-        discover: returns the entry points to load; by default those installed in the group
-            ``clusterucb``.
+        discover: a function that returns the entry points to load. By default, load all entry points that are
+            installed in the group ``clusterucb``.
     """
     broken: list[Broken] = []
     table: dict[tuple[str, str], Strategy] = {}
@@ -227,13 +237,14 @@ def load(discover: Callable[[], list[EntryPoint]] | None = None) -> Strategies:
             _check_version(point)
             with redirect_stdout(sys.stderr):  # standard output is for results
                 table.update(_strategies(point, provider, table))
-        except (Exception, SystemExit) as error:  # whatever a plugin raises, the others still load
+        except (Exception, SystemExit) as error:  # whatever one plugin raises, the others still load
             reason = f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
             broken.append(Broken(provider, reason, _version(point)))
     return Strategies(table, tuple(broken))
 
 
 def _built_in_first(point: EntryPoint) -> tuple[bool, str]:
+    """Return a sort key that puts the built-in strategies first, so that no plugin takes their names."""
     return (point.dist is None or point.dist.name != "clusterucb", point.value)
 
 
@@ -242,11 +253,11 @@ def _version(point: EntryPoint) -> str:
 
 
 def _check_version(point: EntryPoint) -> None:
-    """Refuse a plugin that asks for another clusterucb: an installation without dependencies lets it through."""
+    """Refuse a plugin that requires another version of clusterucb; ``pip install --no-deps`` does not check it."""
     for text in (point.dist.requires if point.dist else None) or ():
         requirement = Requirement(text)
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-            continue  # of an extra, or for other machines
+            continue  # the requirement belongs to an extra, or to another platform
         ours = canonicalize_name(requirement.name) == hookspecs.PROJECT
         if ours and not requirement.specifier.contains(__version__, prereleases=True):
             raise PluginError(
@@ -258,8 +269,8 @@ def _check_version(point: EntryPoint) -> None:
 def _strategies(
     point: EntryPoint, provider: str, table: Mapping[tuple[str, str], Strategy]
 ) -> dict[tuple[str, str], Strategy]:
-    """Return what one plugin provides; an error in any of it refuses all of it."""
-    found = {}
+    """Return the strategies of one plugin; an error in one of them refuses all of them."""
+    provided = {}
     for kind, hook, strategies in _returned(point):
         if not isinstance(strategies, Mapping) or not strategies:
             raise PluginError(
@@ -268,16 +279,18 @@ def _strategies(
             )
         for name, factory in strategies.items():
             _check(kind, name, factory, provider, table)
-            found[kind, name] = Strategy(kind, name, factory, provider, _version(point))
-    return found
+            provided[kind, name] = Strategy(kind, name, factory, provider, _version(point))
+    return provided
 
 
 def _returned(point: EntryPoint) -> Iterator[tuple[str, str, object]]:
-    """Yield the kind, the hook and what it returns for each hook of a plugin.
+    """Yield, for each hook of a plugin, the kind, the hook's name and the value that the hook returns.
 
-    Each is called by itself: pluggy leaves out those that return None, where an author forgot the ``return``.
+    Each hook function is called directly. pluggy would leave out a hook that returns None, and so hide that its author
+    forgot the ``return``.
     """
-    manager = pluggy.PluginManager(hookspecs.PROJECT)  # its own: no plugin sees another's mistakes
+    # Each plugin has its own manager, so no mistake affects another plugin.
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     plugin = point.load()
     manager.register(plugin)
@@ -301,22 +314,23 @@ def _returned(point: EntryPoint) -> Iterator[tuple[str, str, object]]:
 
 
 def _check_marked(name: str, value: object, mark: object) -> None:
-    """Refuse what is named as a hook is, but would not be called."""
-    looks_like_one = inspect.isroutine(value) or name in HOOKS.values()
-    if looks_like_one and mark is None and value is not getattr(hookspecs, name, None):
+    """Refuse an attribute that has the name of a hook but would not be called, since it is not marked."""
+    looks_like_hook = inspect.isroutine(value) or name in HOOKS.values()
+    if looks_like_hook and mark is None and value is not getattr(hookspecs, name, None):
         hint = "" if name in HOOKS.values() else did_you_mean(name, HOOKS.values())
         raise PluginError(
-            f"{name} is named like a hook, but is no function marked with clusterucb.hookspecs.hookimpl; "
-            f"mark it, or rename it if it is no hook.{hint}"
+            f"{name} is named like a hook, but is not a function marked with clusterucb.hookspecs.hookimpl; "
+            f"mark it, or rename it if it is not a hook.{hint}"
         )
 
 
 def _check(
     kind: str, name: str, factory: object, provider: str, table: Mapping[tuple[str, str], Strategy]
 ) -> None:
+    """Refuse a strategy that the command line could not name or construct, or whose name is taken."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise PluginError(
-            f"{kind} {name!r}: expected a name of letters, digits, - and _, as the command line needs it"
+            f"{kind} {name!r}: expected a name of letters, digits, - and _, for use on the command line"
         )
     if not isinstance(factory, type) or not issubclass(factory, KINDS[kind]):
         raise PluginError(
@@ -325,7 +339,7 @@ def _check(
     if inspect.isabstract(factory):
         missing = sorted(getattr(factory, "__abstractmethods__", ()))
         raise PluginError(f"{kind} {name!r} does not define {', '.join(missing)}")
-    # A signature raises where the constructor's options cannot be known.
+    # `inspect.signature` raises if the constructor's options cannot be determined.
     for option in inspect.signature(factory).parameters.values():
         if (form := _UNNAMED.get(option.kind)) is not None:
             raise PluginError(

@@ -1,4 +1,4 @@
-"""Policies: which arm, and so which rows, to draw next. The built-in ones register as a plugin would."""
+"""Policies decide which rows to draw next. Built-in ones register as a plugin does."""
 
 from clusterucb.engine.arm_stats import ArmStats
 from clusterucb.engine.policy import IndexPolicy, Policy
@@ -26,7 +26,7 @@ __all__ = [
 
 @hookimpl
 def clusterucb_policies() -> dict[str, type[Policy]]:
-    """Name the built-in policies."""
+    """Return the built-in policies by name."""
     return {
         "ucb": UCB,
         "ucb1": UCB1,

@@ -1,4 +1,4 @@
-"""What a bandit has to beat: scoring everything, similarity without gradients, whole clusters by their mean."""
+"""Provide the baselines that a bandit must beat: score everything, use similarity only, or rank whole clusters."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from clusterucb.errors import OptionError
 
 @dataclass
 class Exhaustive(Policy):
-    """Score every sample: the truth that all others are measured by, at the price of every gradient."""
+    """Score every sample: the truth against which other policies are measured, at the cost of every gradient."""
 
     def start(self, pool: PoolView) -> None:
-        """Refuse a budget that leaves samples out."""
+        """Check that the budget covers the whole pool.
+
+        Raises:
+            OptionError: the budget leaves samples out.
+        """
         if pool.budget < len(pool):
             raise OptionError(
                 f"policy exhaustive scores every sample, but the budget is {pool.budget} of {len(pool)}; use a "
@@ -27,41 +31,45 @@ class Exhaustive(Policy):
             )
 
     def ask(self, n: int, available: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:  # noqa: ARG002
-        """Return the first rows that are left."""
+        """Return the first n available rows."""
         return np.flatnonzero(available)[:n]
 
 
 @dataclass
 class RDS(Policy):
-    """Score what is most similar to the target (RDS: representations in place of gradients).
+    """Score the samples most similar to the target (RDS: representations in place of gradients).
 
-    Similarity is the column ``similarity``: the cosine of a sample's features with the mean of a subtask's, the
-    largest over the subtasks. With the feature ``hidden`` it is representation-based selection as in Ivison et
-    al. 2025 (arXiv 2503.01807): hidden states, later tokens weighing more; with ``embedding`` it takes no
-    pass of the model. A budget that equals the number to select takes the most similar samples as they are.
+    Similarity is the column ``similarity``: the cosine of a sample's features with the mean features of a subtask,
+    the largest over the subtasks. With the feature ``hidden`` this is representation-based selection as in Ivison et
+    al. 2025 (arXiv 2503.01807): hidden states, in which later tokens weigh more. With ``embedding`` it takes no pass
+    of the model. If the budget equals the number to select, the most similar samples are selected as they are.
     """
 
     columns: ClassVar[tuple[str, ...]] = ("similarity",)
 
     def start(self, pool: PoolView) -> None:
-        """Sort the rows by similarity, ties to the lower row."""
+        """Sort the rows by similarity; the lower row wins a tie.
+
+        Raises:
+            OptionError: the pool has no column ``similarity``.
+        """
         if "similarity" not in pool.columns:
             raise OptionError("policy rds needs the column 'similarity' f64[N]; pass it in columns")
         self._order = np.argsort(-pool.columns["similarity"].astype(np.float64), kind="stable")
 
     def ask(self, n: int, available: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:  # noqa: ARG002
-        """Return the most similar rows that are left."""
+        """Return the n most similar available rows."""
         return self._order[available[self._order]][:n]
 
 
 @dataclass
 class ClusterMean(IndexPolicy):
-    """Score a few representatives of every cluster, then whole clusters by the mean of theirs.
+    """Score a few representatives of every cluster, then draw whole clusters in order of their representatives' mean.
 
-    This is what selects clusters rather than samples; a bandit goes on learning while it draws.
+    This baseline selects clusters rather than samples. Unlike a bandit, it learns nothing after the representatives.
 
     Attributes:
-        representatives: rows scored of every cluster first.
+        representatives: the number of rows of every cluster that are scored first.
     """
 
     cold_start: ClassVar[bool] = False
@@ -74,7 +82,7 @@ class ClusterMean(IndexPolicy):
             )
 
     def start(self, pool: PoolView) -> None:
-        """Choose the representatives: the first of every cluster by priority, all first ones first."""
+        """Choose each cluster's first rows by priority; the first rows of all clusters come before the second rows."""
         super().start(pool)
         begin = self._begin[:-1]
         places = [begin + place for place in range(self.representatives)]
@@ -84,11 +92,11 @@ class ClusterMean(IndexPolicy):
         self._represents[self._representatives] = True
 
     def index(self, arms: ArmStats, rng: np.random.Generator) -> NDArray[np.float64]:  # noqa: ARG002
-        """Return the mean of each cluster's representatives."""
+        """Return the mean reward of each cluster's representatives, f64[K]."""
         return arms.mean
 
     def ask(self, n: int, available: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return representatives that are left, then the rows of the clusters whose mean is largest."""
+        """Return available representatives first, then rows of the clusters with the largest means."""
         first = self._representatives[available[self._representatives]][:n]
         others = available & ~self._represents
         return np.concatenate([first, super().ask(n - len(first), others, rng)]) if len(first) < n else first
@@ -96,6 +104,6 @@ class ClusterMean(IndexPolicy):
     def tell(
         self, rows: NDArray[np.int64], rewards: NDArray[np.float64], scores: NDArray[np.float64]
     ) -> None:
-        """Add the rewards of representatives to their clusters' means."""
+        """Add the rewards of representatives to their clusters' means; ignore all other rows."""
         kept = self._represents[rows]
         super().tell(rows[kept], rewards[kept], scores[kept])

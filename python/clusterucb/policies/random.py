@@ -1,4 +1,4 @@
-"""Uniform random draws: what every other policy must beat."""
+"""Draw rows uniformly at random, the baseline that every other policy must beat."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from clusterucb.engine.policy import Policy
 
 @dataclass
 class Random(Policy):
-    """Draw uniformly at random from everything that is left; clusters play no part."""
+    """Draw uniformly at random from all available rows; clusters play no part."""
 
     uniform: ClassVar[bool] = True
 
     def ask(self, n: int, available: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return a uniform sample without replacement of the available rows."""
+        """Return a uniform sample of the available rows, without replacement."""
         rows = np.flatnonzero(available)
         return rng.choice(rows, size=min(n, len(rows)), replace=False)

@@ -1,15 +1,16 @@
-"""Regression in place of arms: learn what influence depends on, and draw where it is predicted to be large.
+"""Predict every row's score from its features by regression, and draw where the prediction is large.
 
-A bandit knows a cluster by the rewards drawn from it, and nothing of a row that tells it from the others there. This
-policy predicts every row's score for every subtask from its features, with a Gaussian process that is fitted to what
-was drawn, and draws where mean + kappa * deviation, aggregated as rewards are, is largest (GP-UCB, Srinivas et al.
-2010).
+A bandit knows a cluster only by the rewards drawn from it, and cannot tell the rows of a cluster apart. This policy
+predicts every row's score for every subtask from the row's features, with a Gaussian process fitted to the observed
+scores. It draws the rows with the largest mean + kappa * deviation, aggregated over subtasks as rewards are (GP-UCB,
+Srinivas et al. 2010).
 
 Decisions:
-    - One output per subtask, the maximum taken afterwards: a maximum of smooth functions is not smooth.
-    - The start is the engine's cold start: a share of every cluster, at random, with known probability. What a model
-      misses are groups that were never probed.
-    - A decision takes a prediction of every row, so there are few: the budget is spent in so many batches.
+    - The regression has one output per subtask, and aggregates afterwards: a maximum of smooth functions is not smooth.
+    - The policy begins with the engine's cold start, which draws a share of every cluster at random, with known
+      probability. A model misses the groups from which nothing was ever drawn.
+    - Every decision needs a prediction for every available row. So the budget is spent in a small, fixed number of
+      batches.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from clusterucb.errors import OptionError
 
 @dataclass
 class Surrogate(Policy):
-    """Gaussian-process regression on the features, and an upper confidence bound on what it predicts.
+    """Gaussian-process regression on the features, and an upper confidence bound on the predicted scores.
 
     Attributes:
-        kappa: weight of the predicted deviation.
-        batches: how many batches a budget is spent in, the cold start aside: each costs a prediction of all rows.
+        kappa: the weight of the predicted standard deviation.
+        batches: the number of batches in which the budget is spent after the cold start. Each batch costs a
+            prediction of all available rows.
     """
 
     cold_start: ClassVar[bool] = True
@@ -49,12 +51,15 @@ class Surrogate(Policy):
             raise OptionError(f"surrogate: batches is {self.batches!r}; expected a whole number from 1")
 
     def start(self, pool: PoolView) -> None:
-        """Forget all scores."""
+        """Forget all scores, and begin with ``pool``."""
         self._pool = pool
         self._regression: Regression | None = None
 
     def ask(self, n: int, available: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return the rows with the largest bounds, ties by priority."""
+        """Return the available rows with the largest bounds, or random ones while no score is known.
+
+        The row with the lower ``priority`` wins a tie.
+        """
         rows = np.flatnonzero(available)
         if self._regression is None:
             return rng.permutation(rows)[:n]
@@ -69,12 +74,13 @@ class Surrogate(Policy):
         rewards: NDArray[np.float64],  # noqa: ARG002
         scores: NDArray[np.float64],
     ) -> None:
-        """Add scores."""
+        """Add the observed scores to the regression."""
         if self._regression is None:
             self._regression = Regression(self._pool, scores.shape[1])
         self._regression.add(rows, scores)
 
     def _aggregated(self, scores: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Aggregate scores f64[m, S] over subtasks into f64[m]; ``known`` f64[n, S] fits the `standardized` scale."""
         name, weights = self._pool.aggregate, self._pool.weights
         if name == STANDARDIZED:
             return Standardized(known, np.ones(len(known)), weights)(scores)

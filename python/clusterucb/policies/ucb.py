@@ -1,4 +1,4 @@
-"""The paper's bandits: modified UCB, UCB1 and the two threshold baselines.
+"""Provide the paper's bandits: modified UCB, UCB1 and the two threshold baselines.
 
 Wang et al., "ClusterUCB: Efficient Gradient-Based Data Selection for Targeted Fine-Tuning of LLMs",
 Findings of EMNLP 2025 (arXiv 2506.10288).
@@ -23,11 +23,11 @@ _erfc = np.frompyfunc(math.erfc, 1, 1)
 class UCB(IndexPolicy):
     """Modified UCB, the paper's method: mean + beta * std of each arm's observed rewards.
 
-    There is no count term: the index estimates the upper tail of an arm, where the samples to be
-    selected lie; it is not a confidence bound on its mean. ``std`` is the population deviation.
+    The index has no count term: it is not a confidence bound on an arm's mean, but an estimate of the arm's upper
+    tail, where the samples to select lie. ``std`` is the population standard deviation.
 
     Attributes:
-        beta: weight of the standard deviation (the paper: 1).
+        beta: the weight of the standard deviation (1 in the paper).
     """
 
     beta: float = 1.0
@@ -37,7 +37,7 @@ class UCB(IndexPolicy):
             raise OptionError(f"ucb: beta is {self.beta!r}; expected a number of at least 0")
 
     def index(self, arms: ArmStats, rng: np.random.Generator) -> NDArray[np.float64]:  # noqa: ARG002
-        """Return mean + beta * std."""
+        """Return mean + beta * std of each arm, f64[K]."""
         return arms.mean + self.beta * arms.std
 
 
@@ -45,17 +45,18 @@ class UCB(IndexPolicy):
 class UCB1(IndexPolicy):
     """UCB1 as published (Auer et al. 2002): mean + sqrt(2 ln t / n).
 
-    Kept for comparison. Its bonus assumes rewards spread over [0, 1]; influence scores are of the
-    order of .01 to .1, so the bonus drowns them and draws spread almost evenly over the arms.
+    UCB1 is kept for comparison. Its bonus assumes rewards that spread over [0, 1]. Influence scores are of the order
+    of .01 to .1, so the bonus drowns them, and the draws spread almost evenly over the arms.
     """
 
     def index(self, arms: ArmStats, rng: np.random.Generator) -> NDArray[np.float64]:  # noqa: ARG002
-        """Return mean + sqrt(2 ln t / n), t all observations and n those of the arm."""
+        """Return mean + sqrt(2 ln t / n), f64[K]; t counts all observations, n those of the arm."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return arms.mean + np.sqrt(2 * math.log(max(arms.total, 1)) / arms.count)
 
 
 def _check_share(name: str, q: float) -> None:
+    """Refuse a ``q`` that does not lie strictly between 0 and 1."""
     if not isinstance(q, float | int) or not 0 < q < 1:
         raise OptionError(f"{name}: q is {q!r}; expected a share between 0 and 1, both excluded")
 
@@ -65,7 +66,7 @@ class ThresholdHard(IndexPolicy):
     """The paper's baseline: the share of an arm's rewards at or above a running threshold.
 
     Attributes:
-        q: the threshold is the (1 - q) quantile of everything drawn so far (the paper: .25).
+        q: the threshold is the (1 - q) quantile of all rewards so far (.25 in the paper).
     """
 
     q: float = 0.25
@@ -74,18 +75,18 @@ class ThresholdHard(IndexPolicy):
         _check_share("threshold-hard", self.q)
 
     def index(self, arms: ArmStats, rng: np.random.Generator) -> NDArray[np.float64]:  # noqa: ARG002
-        """Return the observed share of rewards at or above the threshold."""
+        """Return the share of each arm's rewards at or above the threshold, f64[K]."""
         return arms.exceedance(arms.quantile(1 - self.q))
 
 
 @dataclass
 class ThresholdNormal(IndexPolicy):
-    """The paper's baseline: the same share, from a normal distribution fitted to each arm.
+    """The paper's baseline: the same share, computed from a normal distribution fitted to each arm.
 
-    An arm whose rewards are all equal counts as wholly above or wholly below the threshold.
+    If all rewards of an arm are equal, the arm counts as wholly above or wholly below the threshold.
 
     Attributes:
-        q: the threshold is the (1 - q) quantile of everything drawn so far (the paper: .25).
+        q: the threshold is the (1 - q) quantile of all rewards so far (.25 in the paper).
     """
 
     q: float = 0.25
@@ -94,7 +95,7 @@ class ThresholdNormal(IndexPolicy):
         _check_share("threshold-normal", self.q)
 
     def index(self, arms: ArmStats, rng: np.random.Generator) -> NDArray[np.float64]:  # noqa: ARG002
-        """Return P(X >= threshold) for X normal with the arm's mean and standard deviation."""
+        """Return P(X >= threshold) for X normal with each arm's mean and standard deviation, f64[K]."""
         below = arms.quantile(1 - self.q) - arms.mean
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.asarray(_erfc(below / (arms.std * math.sqrt(2))), dtype=np.float64) / 2

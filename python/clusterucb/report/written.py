@@ -26,7 +26,7 @@ from clusterucb.run.folder import Cost, Outcome, Run
 from clusterucb.samples.rejected import write_rejected
 
 if TYPE_CHECKING:
-    from clusterucb.options.settings import SelectSettings
+    from clusterucb.options.search import SelectSettings
     from clusterucb.samples.pool import Sample
     from clusterucb.samples.pool_and_target import Material
 

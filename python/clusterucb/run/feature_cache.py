@@ -25,7 +25,6 @@ import os
 import platform
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import distributions
@@ -35,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from clusterucb.atomic import whole_file, whole_folder, write_whole
-from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, OptionError
+from clusterucb.errors import ClusterUCBError, OptionError, warn
 from clusterucb.features.concatenation import Concatenation
 from clusterucb.plugins import describe
 from clusterucb.versions import version_of
@@ -131,10 +130,8 @@ class FeatureCache:
                     write_whole(partial / "entry.json", msgspec.json.encode(entry))
                 self._trim()
         except (OSError, ClusterUCBError) as error:
-            warnings.warn(
-                f"features are not kept for later runs: {error}. Set CLUSTERUCB_CACHE to another folder, or {_LIMIT}=0",
-                ClusterUCBWarning,
-                stacklevel=2,
+            warn(
+                f"features are not kept for later runs: {error}. Set CLUSTERUCB_CACHE to another folder, or {_LIMIT}=0"
             )
 
     def _trim(self) -> None:

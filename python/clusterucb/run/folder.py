@@ -16,7 +16,6 @@ import fcntl
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,8 +26,9 @@ import msgspec
 
 from clusterucb import filenames
 from clusterucb.atomic import write_whole
-from clusterucb.engine.budget import parse_budget
-from clusterucb.errors import ClusterUCBWarning, RunError
+from clusterucb.errors import RunError, warn
+from clusterucb.options.amounts import parse_budget
+from clusterucb.plugins import renewed
 from clusterucb.versions import __version__, recorded_versions
 
 _FORMAT = 1
@@ -269,6 +269,7 @@ class Run:
                 f"{self.folder} was written by clusterucb {manifest.clusterucb} in another format; choose "
                 "another --out, or begin anew with --overwrite"
             )
+        manifest.settings = renewed(manifest.settings)
         changed = [*_changes(manifest.settings, settings), *_smaller(manifest.budget, budget)]
         if changed and not self._holds_results():
             _remove(self.folder)
@@ -286,11 +287,9 @@ class Run:
                 for name in now
                 if manifest.versions.get(name) != now[name]
             )
-            warnings.warn(
+            warn(
                 f"the run in {self.folder} was begun with other versions ({before}): what is computed from here on "
-                "may differ from it in the last digits",
-                ClusterUCBWarning,
-                stacklevel=4,
+                "may differ from it in the last digits"
             )
         if (manifest.budget, manifest.select) != (budget, select):
             manifest.budget, manifest.select, manifest.status = budget, select, "running"

@@ -30,7 +30,8 @@ from clusterucb import filenames
 from clusterucb.errors import OptionError, RunError
 from clusterucb.kernels import ops
 from clusterucb.kernels.projection import VERSION, Sketch
-from clusterucb.options.settings import AnySettings, option_name
+from clusterucb.options.keywords import AnySettings
+from clusterucb.options.kinds import option_name
 from clusterucb.run.folder import Manifest
 
 SHARD = 256  # rows in one file: what a crash can lose

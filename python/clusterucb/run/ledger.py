@@ -23,7 +23,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.engine.loop import Batch
+from clusterucb.engine.draws import Batch
 from clusterucb.errors import RunError
 
 

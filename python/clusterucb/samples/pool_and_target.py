@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,7 +15,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.errors import ClusterUCBWarning, InputError, OptionError
+from clusterucb.errors import InputError, OptionError, warn
 from clusterucb.progress import Observer, Silent
 from clusterucb.samples.encode import Encoded, Encoder, Unusable
 from clusterucb.samples.pool import Pool, Rejected, Sample, Samples, not_usable, overlap
@@ -127,19 +126,15 @@ def encode(
     """
     if target and (shared := overlap(pool, target)):
         first = min(shared, key=lambda sample: (pool.files.index(sample.file), sample.line))
-        warnings.warn(
+        warn(
             f"samples of the pool that also stand in the target: {len(shared)}, the first is "
             f"{first.file}:{first.line}. They will score high without teaching anything new; take them out "
-            "of one of the two",
-            ClusterUCBWarning,
-            stacklevel=3,
+            "of one of the two"
         )
     if target and len(target.samples) > len(pool.samples):
-        warnings.warn(
+        warn(
             f"the target has {len(target.samples):,} samples, more than the pool, which has {len(pool.samples):,}: are "
-            "the two swapped?",
-            ClusterUCBWarning,
-            stacklevel=3,
+            "the two swapped?"
         )
     subtasks: dict[str, list[Encoded]] = {}
     read: dict[str, list[Sample]] = {}
@@ -181,10 +176,8 @@ def _encode(
         )
     encoded = tokens.close()
     if (n_full := int((encoded.lengths >= encoder.max_length).sum())) > _MANY_FULL * len(encoded):
-        warnings.warn(
+        warn(
             f"{n_full:,} of {len(encoded):,} samples of the {what} fill --max-length {encoder.max_length}: their "
-            "prompts, or the ends of their answers, are cut",
-            ClusterUCBWarning,
-            stacklevel=4,
+            "prompts, or the ends of their answers, are cut"
         )
     return pool.samples.take(np.flatnonzero(kept)), encoded, sources, rejected

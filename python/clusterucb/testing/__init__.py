@@ -1,6 +1,6 @@
-"""Tests that every plugin has to pass: a suite for each kind of strategy.
+"""Provide the tests that every plugin must pass: a suite for each kind of strategy.
 
-A plugin's test is a subclass with one fixture; pytest then runs every property of the contract:
+To test a plugin, write a subclass with one fixture; pytest then checks every property of the contract:
 
     import pytest
     from clusterucb.testing import PolicySuite
@@ -10,12 +10,12 @@ A plugin's test is a subclass with one fixture; pytest then runs every property 
         def policy(self):
             return Greedy()
 
-`ClustererSuite` wants a fixture ``clusterer`` and `FeatureSuite` a fixture ``feature``; `FeatureSuite` has a
-fixture ``model`` besides, which may be overridden. A property that a strategy breaks on purpose is overridden
-with a method that does nothing.
+`ClustererSuite` needs a fixture ``clusterer``, and `FeatureSuite` a fixture ``feature``. `FeatureSuite` also has a
+fixture ``model``, which you may override. If a strategy breaks a property on purpose, override the test with a method
+that does nothing.
 
-The suites need neither files nor a model of yours, and no torch unless a feature uses the model. They run without
-pytest, too: `outcomes` calls every test of a suite, as ``clusterucb plugins check`` does.
+The suites need no files and no model of yours, and no torch unless a feature uses the model. They also run without
+pytest: `outcomes` calls every test of a suite, as ``clusterucb plugins check`` does.
 """
 
 from clusterucb.testing._checks import Outcome, outcomes

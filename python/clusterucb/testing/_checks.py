@@ -1,4 +1,4 @@
-"""What the suites share: how they complain, how they watch global randomness, how they run without pytest."""
+"""Provide the checks that all suites share, the watch on global random numbers, and a run without pytest."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from clusterucb.wording import one_line
 
 
 class Outcome(NamedTuple):
-    """What one test of a suite found.
+    """The outcome of one test of a suite.
 
     Attributes:
-        property: what was tested, in words.
-        passed: whether the strategy has it.
-        message: what was got, what was expected and what to do; "" where it passed.
+        property: the tested property, in words.
+        passed: whether the strategy has the property.
+        message: what was got, what was expected and what to do; "" if the test passed.
     """
 
     property: str
@@ -36,9 +36,12 @@ def outcomes(suite: type, make: Callable[[], object]) -> list[Outcome]:
 
     Args:
         suite: `PolicySuite`, `ClustererSuite`, `FeatureSuite` or a subclass of one.
-        make: returns the strategy; called for each test, as a fixture would be.
+        make: a function that returns the strategy; called for each test, like a fixture.
+
+    Returns:
+        An outcome for each test, in the order in which the suite defines them.
     """
-    found = []
+    results = []
     for name in sorted(dir(suite), key=_place_in(suite)):
         if not name.startswith("test_"):
             continue
@@ -46,32 +49,39 @@ def outcomes(suite: type, make: Callable[[], object]) -> list[Outcome]:
         message = ""
         try:
             given = {suite.kind: make(), "model": None}  # type: ignore[attr-defined]
-            test(**{wanted: given[wanted] for wanted in inspect.signature(test).parameters})
+            test(**{parameter: given[parameter] for parameter in inspect.signature(test).parameters})
         except AssertionError as error:
             message = one_line(error) or "an assertion of the strategy failed"
-        except Exception as error:  # whatever a strategy raises
+        except Exception as error:  # a strategy may raise any exception
             message = f"got {type(error).__name__}: {one_line(error):.300}; expected no exception"
-        found.append(Outcome(name.removeprefix("test_").replace("_", " "), not message, message))
-    return found
+        results.append(Outcome(name.removeprefix("test_").replace("_", " "), not message, message))
+    return results
 
 
 def _place_in(suite: type) -> Callable[[str], tuple[int, str]]:
-    """Return a sort key: tests in the order in which the classes define them."""
+    """Return a sort key that puts the names of tests in the order in which the classes define them."""
     order = [name for cls in reversed(suite.__mro__) for name in vars(cls)]
     return lambda name: (order.index(name) if name in order else -1, name)
 
 
 def require(holds: object, got: str, expected: str, remedy: str) -> None:
-    """Raise an AssertionError unless ``holds``; a function, since ``python -O`` leaves ``assert`` out."""
+    """Raise an AssertionError unless ``holds``. An ``assert`` statement would be left out under ``python -O``.
+
+    Args:
+        holds: whether the property holds.
+        got: what the strategy did.
+        expected: what the contract requires.
+        remedy: a sentence that says what to do.
+    """
     __tracebackhide__ = True
     if not holds:
         raise AssertionError(f"got {one_line(got)}; expected {expected}. {remedy}")
 
 
 def require_description(strategy: object, use: Callable[[], object]) -> None:
-    """Require that a strategy's hyper-parameters can be recorded, and stay the same in use."""
-    kept = "every parameter of the constructor as an attribute of its name, of plain values"
-    remedy = "Make the class a dataclass, and put what is learnt into other attributes"
+    """Require that a strategy's hyper-parameters can be recorded, and that ``use()`` does not change them."""
+    kept = "every parameter of the constructor kept as an attribute of that name, with plain values"
+    remedy = "Make the class a dataclass, and keep what it learns in other attributes"
     try:
         before = plugins.describe(strategy)
     except PluginError as error:
@@ -83,21 +93,23 @@ def require_description(strategy: object, use: Callable[[], object]) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[Callable[[], bool]]:
-    """Seed the global random numbers and put them back; yields what tells whether nobody has touched them.
+    """Seed the global random generators, and restore their states afterwards.
 
-    Where two answers are compared for another reason than randomness, both are asked for under the same seed, so
-    that a strategy with global randomness fails the test of just that.
+    Yields a function that returns whether the global states are still the seeded ones.
+
+    A test that compares two answers for another reason than randomness asks for both under the same seed. So a
+    strategy that uses global randomness fails only the test of randomness.
     """
     before = _global_state()
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  (it is the global generator that is watched)
+    np.random.seed(seed)  # noqa: NPY002  (the global generator is what this function watches)
     if torch := sys.modules.get("torch"):
-        torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would look for GPUs
+        torch.random.default_generator.manual_seed(seed)  # torch.manual_seed would also look for GPUs
     started = _plain(_global_state())
 
     def untouched() -> bool:
         now = _plain(_global_state())
-        return now[:2] == started[:2] and started[2] in (None, now[2])  # torch may have come in between
+        return now[:2] == started[:2] and started[2] in (None, now[2])  # None: torch was imported in between
 
     try:
         yield untouched
@@ -109,11 +121,11 @@ def seeded(seed: int) -> Iterator[Callable[[], bool]]:
 
 
 def require_no_global_randomness(answer: Callable[[], Sequence[ArrayLike]], instead: str) -> None:
-    """Require that ``answer()``, some arrays, is the same whatever the global random numbers are.
+    """Require that ``answer()`` neither uses nor changes the global random generators.
 
     Args:
-        answer: asks the strategy afresh.
-        instead: where its randomness has to come from.
+        answer: a function that asks the strategy again and returns its answer as arrays.
+        instead: where the strategy must take its random numbers from, in words.
     """
     answers = []
     for seed in (1, 2):
@@ -123,32 +135,33 @@ def require_no_global_randomness(answer: Callable[[], Sequence[ArrayLike]], inst
                 untouched(),
                 "a change of the global random state (np.random, random or torch)",
                 "the global state as it was",
-                f"Neither draw from it nor seed it: {instead}",
+                f"Do not draw from it or seed it. Draw only from {instead}",
             )
     require(
         same_bits(*answers),
-        "two answers to the same question",
+        "two different answers to the same question",
         "the same answer whatever the global seeds, the time or the process",
-        f"Randomness may only come from one place: {instead}",
+        f"Draw random numbers only from {instead}",
     )
 
 
 def same_bits(one: Sequence[ArrayLike], other: Sequence[ArrayLike]) -> bool:
-    """Return whether two sequences of arrays are of the same shapes, types and bits; NaN equals NaN."""
+    """Return whether the arrays of two sequences have the same shapes, types and bits; NaN equals NaN."""
 
     def bits(arrays: Sequence[ArrayLike]) -> list[tuple[object, ...]]:
-        return [(np.shape(one), np.asarray(one).dtype, np.asarray(one).tobytes()) for one in arrays]
+        return [(np.shape(array), np.asarray(array).dtype, np.asarray(array).tobytes()) for array in arrays]
 
     return bits(one) == bits(other)
 
 
 def _global_state() -> tuple[Any, Any, Any]:
+    """Return the states of the global generators of random, numpy and torch; None for torch if it is not imported."""
     torch = sys.modules.get("torch")
     return random.getstate(), np.random.get_state(), torch.get_rng_state() if torch else None  # noqa: NPY002
 
 
 def _plain(state: tuple[Any, Any, Any]) -> tuple[Any, ...]:
-    """Return a state as values that can be compared; None for torch's where torch was never imported."""
+    """Convert the states from `_global_state` to values that can be compared."""
     builtin, numpy, torch = state
     return (
         builtin,

@@ -1,4 +1,4 @@
-"""Pools for the suites: small, made from a seed, with every shape that a real pool can have."""
+"""Make small pools for the suites from fixed seeds, in every shape that a real pool can have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.engine.loop import Batch
+from clusterucb.engine.draws import Batch
 from clusterucb.engine.poolview import PoolView
 
 Rows = NDArray[np.int64]
@@ -20,11 +20,11 @@ ONE_ROW = np.zeros(1, np.int64)
 
 
 def pool_of(labels: Sequence[int] | Rows, wanted: Iterable[str] = ()) -> PoolView:
-    """Return a pool with these labels, and a budget of all its rows.
+    """Return a pool with these labels, and with a budget of all its rows.
 
     Args:
         labels: the arm of each row, 0..K-1 without gaps.
-        wanted: columns beside the usual ones: ``similarity`` is the only one there is.
+        wanted: columns that the pool needs beside the usual ones; only ``similarity`` exists.
     """
     arms = np.array(labels, np.int64)
     rng = np.random.default_rng(1)
@@ -39,7 +39,7 @@ def pool_of(labels: Sequence[int] | Rows, wanted: Iterable[str] = ()) -> PoolVie
 
 
 def columns_of(labels: Rows, wanted: Iterable[str] = ()) -> dict[str, NDArray[np.generic]]:
-    """Return the columns [N] that every pool has, and ``similarity`` where it is wanted."""
+    """Return the columns [N] that every pool has, and ``similarity`` if it is wanted."""
     rng = np.random.default_rng(2)
     columns: dict[str, NDArray[np.generic]] = {
         "source": np.array([f"source {label}" for label in labels]),
@@ -52,7 +52,7 @@ def columns_of(labels: Rows, wanted: Iterable[str] = ()) -> dict[str, NDArray[np
 
 
 def scores_of(labels: Rows) -> NDArray[np.float64]:
-    """Return recorded scores of two subtasks, f64[N, 2]: some arms are better than others."""
+    """Return recorded scores for two subtasks, f64[N, 2]; some arms have higher scores than others."""
     rng = np.random.default_rng(3)
     return np.asarray(labels)[:, None] / 10 + rng.normal(scale=0.2, size=(len(labels), 2))
 
@@ -63,9 +63,9 @@ def first_of_arms(labels: Rows) -> Rows:
 
 
 def blobs() -> PoolView:
-    """Return 40 rows in two clusters, all rows of a cluster alike.
+    """Return 40 rows in two clusters; all rows of a cluster are equal.
 
-    Alike, because k-means with more centres than clusters would cut a cluster in a way that its seeding decides.
+    If they were not, k-means with more centres than clusters would cut a cluster in a way that depends on its seed.
     """
     labels = np.random.default_rng(4).permutation(np.repeat([0, 1], [25, 15]))
     centres = np.array([[1, 2, 0, -1], [-3, 0, 1, 2]], np.float32)
@@ -78,7 +78,7 @@ def blobs() -> PoolView:
 
 
 def spread() -> PoolView:
-    """Return 20 rows, no two distances or lengths alike: nothing leaves a hierarchy or a quantile a choice."""
+    """Return 20 rows with all distances and lengths different, so that a hierarchy or a quantile meets no tie."""
     order = np.random.default_rng(5).permutation(20)
     place = 1.3 ** order.astype(np.float64)
     features = {"embedding": np.stack([place, np.sqrt(place)], axis=1).astype(np.float32)}
@@ -91,7 +91,7 @@ def spread() -> PoolView:
 
 
 def identical(n_rows: int) -> PoolView:
-    """Return rows that do not differ in anything."""
+    """Return rows that are equal in every feature and column."""
     columns: dict[str, NDArray[np.generic]] = {
         "source": np.full(n_rows, "a"),
         "tokens": np.full(n_rows, 9),
@@ -101,7 +101,7 @@ def identical(n_rows: int) -> PoolView:
 
 
 def few(n_rows: int) -> PoolView:
-    """Return a pool of a few rows, all different, with labels of 0 as before clustering."""
+    """Return a pool of a few rows, all different, with the label 0 that rows have before clustering."""
     pool = pool_of(np.arange(n_rows))
     return replace(pool, labels=np.zeros(n_rows, np.int64))
 
@@ -119,7 +119,7 @@ def permuted(pool: PoolView, order: NDArray[np.intp]) -> PoolView:
 
 
 def contents(pool: PoolView) -> dict[str, bytes]:
-    """Return everything in a pool, to be compared with what is there later."""
+    """Return the bytes of every array in a pool, to compare them with the bytes at a later time."""
     named: dict[str, NDArray[np.generic]] = {"labels": pool.labels, "priority": pool.priority}
     named.update({f"feature {name}": block for name, block in pool.features.items()})
     named.update({f"column {name}": column for name, column in pool.columns.items()})
@@ -129,6 +129,7 @@ def contents(pool: PoolView) -> dict[str, bytes]:
 def _unclustered(
     features: dict[str, NDArray[np.float32]], columns: dict[str, NDArray[np.generic]]
 ) -> PoolView:
+    """Return a pool as it is before clustering: all labels are 0, and the budget is all rows."""
     n_rows = len(columns["tokens"])
     priority = np.random.default_rng(6).random(n_rows)
     return PoolView(
@@ -137,10 +138,10 @@ def _unclustered(
 
 
 class Memory:
-    """A journal in memory, which may begin with what another one recorded.
+    """A journal in memory, which may begin with the operations that another journal recorded.
 
     Attributes:
-        operations: (whether it was finished, batch) in order.
+        operations: the recorded operations in order: (False, batch) at its beginning, (True, batch) at its end.
     """
 
     def __init__(self, operations: Sequence[tuple[bool, Batch]] = ()) -> None:
@@ -148,14 +149,14 @@ class Memory:
         self.operations = list(operations)
 
     def recorded(self) -> list[Batch]:
-        """Return the earlier batches; those that were not finished have no scores."""
+        """Return the batches of the earlier operations; a batch that was not finished has no scores."""
         finished = {batch.number: batch for done, batch in self._before if done}
         return [finished.get(batch.number, batch) for done, batch in self._before if not done]
 
     def begin(self, batch: Batch) -> None:
-        """Record that a batch was begun."""
+        """Record the beginning of a batch."""
         self.operations.append((False, batch))
 
     def finish(self, batch: Batch) -> None:
-        """Record a batch with its scores."""
+        """Record the end of a batch, with its scores."""
         self.operations.append((True, batch))

@@ -1,4 +1,4 @@
-"""Samples, a model and gradients for the suite of features: made in memory, the model only when it is used."""
+"""Make samples, a model and gradient sketches in memory for the suite of features."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 class Bench:
-    """Gives a feature batches of the same few samples, and sees what it takes and changes.
+    """A test bench: gives a feature batches of the same few samples, and observes what the feature uses and changes.
 
     Args:
-        model: what features get as the model; None: a tiny random Llama.
+        model: the model that the feature gets; None makes a tiny random Llama on first use.
 
     Attributes:
-        samples, encoded: all there are; of two to twelve tokens, one of them without content.
+        samples, encoded: all samples, of two to twelve tokens; one sample has no content tokens.
         n_gradients: how often gradient sketches were taken.
-        n_passes: how often the model, or a part of it that has parts, was called.
+        n_passes: how often the model, or a module of it that has submodules, was called.
     """
 
     def __init__(self, model: nn.Module | None = None) -> None:
@@ -43,36 +43,38 @@ class Bench:
         self.n_gradients = 0
         self.n_passes = 0
         self._model = model
-        self._undo: list[Callable[[], object]] = []  # what the bench does to the model and torch, taken back
+        self._undo: list[
+            Callable[[], object]
+        ] = []  # undo what the bench itself changed in the model and in torch
         self._before: dict[str, Any] | None = None
 
     def compute(self, feature: Feature, rows: Sequence[int] = range(N_SAMPLES)) -> object:
-        """Return what a feature makes of some samples; nothing of the bench stays on the model."""
+        """Fit a feature, and return what it computes for some samples; leave no hook of the bench on the model."""
         return self.compute_with(self.fit(feature), feature, rows)
 
     def compute_with(
         self, fitted: Fitted, feature: Feature, rows: Sequence[int] = range(N_SAMPLES)
     ) -> object:
-        """Return what a feature makes of some samples by what was learnt before."""
+        """Return what a feature computes for some samples from arrays that were learnt before."""
         return self._clean(lambda: feature.compute(replace(self.batch(rows), fitted=fitted)))
 
     def fit(self, feature: Feature) -> Fitted:
-        """Return what a feature learns from all samples, as it would be read back; empty where that is no dict."""
-        found = self.fit_raw(feature)
-        arrays = {} if not isinstance(found, Mapping) else dict(found)
+        """Fit a feature to all samples; return its arrays read-only, as a run would pass them, or {} if not a dict."""
+        returned = self.fit_raw(feature)
+        arrays = {} if not isinstance(returned, Mapping) else dict(returned)
         learnt = {name: np.array(array) for name, array in arrays.items()}
         for array in learnt.values():
             array.flags.writeable = False
         return learnt
 
     def fit_raw(self, feature: Feature) -> object:
-        """Return what `Feature.fit` returns for all samples; None where it would not be called."""
+        """Return what `Feature.fit` returns for all samples; None if a run would not call it."""
         if not feature.fit_samples:
             return None
         return self._clean(lambda: feature.fit(self.batch().spread(feature.fit_samples)))
 
     def batch(self, rows: Sequence[int] = range(N_SAMPLES)) -> FeatureBatch:
-        """Return a batch of some samples; its lists are its own, the samples' arrays are the bench's."""
+        """Return a batch of some samples; it has its own lists, but shares the samples' arrays with the bench."""
         return FeatureBatch(
             [self.samples[row] for row in rows],
             [self.encoded[row] for row in rows],
@@ -81,6 +83,7 @@ class Bench:
         )
 
     def _clean(self, call: Callable[[], object]) -> object:
+        """Return ``call()``, and undo the bench's own changes of the model and of torch."""
         try:
             return call()
         finally:
@@ -89,7 +92,7 @@ class Bench:
             self._undo.clear()
 
     def changes_of_model(self, feature: Feature) -> list[str]:
-        """Return what of the model is not as it was, after `compute`."""
+        """Return the names of what `Feature.compute` changed in the model and did not restore."""
         self._before = {}
         self.compute(feature)
         before = self._before
@@ -98,6 +101,7 @@ class Bench:
         return sorted(name for name in before | after if not _equal(before.get(name), after.get(name)))
 
     def _load(self) -> Any:
+        """Return the model; record its state if that is wanted, and hook it to count passes."""
         if self._model is None:
             self._model = _tiny_llama()
         if self._before == {}:
@@ -106,9 +110,9 @@ class Bench:
             import torch
 
             self._undo.append(partial(torch.set_num_threads, torch.get_num_threads()))
-            torch.set_num_threads(1)  # more would be slower for a model as small as this
+            torch.set_num_threads(1)  # more threads would be slower for such a small model
             for module in self._model.modules():
-                if next(module.children(), None) is not None:  # looking up an embedding is no pass
+                if next(module.children(), None) is not None:  # an embedding lookup does not count as a pass
                     self._undo.append(module.register_forward_pre_hook(self._count).remove)
         return self._model
 
@@ -116,15 +120,16 @@ class Bench:
         self.n_passes += 1
 
     def _sketches(self, rows: Sequence[int]) -> NDArray[np.float32]:
-        """Return a random unit row for each sample, and zeros for the last, whose gradient "failed"."""
+        """Return a random unit row for each sample, but zeros for the last sample, whose gradient "fails"."""
         self.n_gradients += 1
-        every = np.random.default_rng(0).normal(size=(N_SAMPLES, 32))
-        every /= np.linalg.norm(every, axis=1, keepdims=True)
-        every[-1] = 0
-        return every[list(rows)].astype(np.float32)
+        sketches = np.random.default_rng(0).normal(size=(N_SAMPLES, 32))
+        sketches /= np.linalg.norm(sketches, axis=1, keepdims=True)
+        sketches[-1] = 0
+        return sketches[list(rows)].astype(np.float32)
 
 
 def _samples() -> tuple[list[Sample], list[Encoded]]:
+    """Return `N_SAMPLES` random samples and their tokens."""
     rng = np.random.default_rng(0)
     samples, encoded = [], []
     for row, length in enumerate((12, 2, 7, 3, 9, 5, 6)):
@@ -163,7 +168,7 @@ def _tiny_llama() -> nn.Module:
 
 
 def _state_of(model: nn.Module) -> dict[str, Any]:
-    """Return what a feature could change of a model, by name."""
+    """Return the parts of a model's state that a feature could change, by name."""
     state: dict[str, Any] = {}
     for name, module in model.named_modules():
         state[f"training mode of {name or 'the model'}"] = module.training

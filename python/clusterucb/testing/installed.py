@@ -1,4 +1,4 @@
-"""The suites, run on strategies that are installed."""
+"""Run the suites on installed strategies."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ def check(name: str, options: Mapping[str, str] | None = None) -> list[Outcome]:
     """Run the suite of every installed strategy that is called ``name``.
 
     Args:
-        name: as the command line has it.
-        options: ``key=value`` options for the constructor; its defaults where there are none.
+        name: the strategy's name on the command line.
+        options: ``key=value`` options for the constructor, which has defaults for the others.
 
     Returns:
-        What each test found; the properties are preceded by the kind where several kinds have the name.
+        The outcome of each test. If strategies of several kinds have the name, each property begins with the kind.
 
     Raises:
-        OptionError: no strategy has the name, or it refuses the options.
+        OptionError: no strategy has the name, or the strategy refuses the options.
     """
     installed = plugins.load()
     kinds = [kind for kind in plugins.KINDS if (kind, name) in installed.table]
     if not kinds:
         known = sorted({strategy for _, strategy in installed.table})
         listed = "; ".join(
-            f"{kind}: {', '.join(one.name for one in installed.of_kind(kind))}" for kind in plugins.KINDS
+            f"{kind}: {', '.join(strategy.name for strategy in installed.of_kind(kind))}"
+            for kind in plugins.KINDS
         )
         broken = "".join(
-            f" Plugin {one.provider} could not be loaded: {one.reason}." for one in installed.broken
+            f" Plugin {plugin.provider} could not be loaded: {plugin.reason}." for plugin in installed.broken
         )
         raise OptionError(
             f"there is no strategy {name!r}; installed: {listed}.{did_you_mean(name, known)}{broken}"
@@ -45,14 +46,16 @@ def check(name: str, options: Mapping[str, str] | None = None) -> list[Outcome]:
         "clusterer": testing.ClustererSuite,
         "feature": testing.FeatureSuite,
     }
-    found: dict[str, list[Outcome]] = {}
+    outcomes: dict[str, list[Outcome]] = {}
     with redirect_stdout(sys.stderr):  # standard output is for results
         for kind in kinds:
             make = partial(installed.make, kind, name, options or {})
-            make()  # options that it refuses are no property of the strategy
-            found[kind] = testing.outcomes(suites[kind], make)
+            make()  # refused options are an error of the caller, not a failed test
+            outcomes[kind] = testing.outcomes(suites[kind], make)
     if len(kinds) == 1:
-        return found[kinds[0]]
+        return outcomes[kinds[0]]
     return [
-        one._replace(property=f"{kind}: {one.property}") for kind, of_kind in found.items() for one in of_kind
+        outcome._replace(property=f"{kind}: {outcome.property}")
+        for kind, of_kind in outcomes.items()
+        for outcome in of_kind
     ]

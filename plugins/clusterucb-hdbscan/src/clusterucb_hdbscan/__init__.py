@@ -1,19 +1,19 @@
-"""HDBSCAN (Campello, Moulavi and Sander 2013; McInnes, Healy and Astels 2017) as a clusterer.
+"""Cluster a pool with HDBSCAN (Campello, Moulavi and Sander 2013; McInnes, Healy and Astels 2017).
 
-It finds how many clusters there are by itself, of any shape and density, and calls rows noise that belong
-to none.
+HDBSCAN finds the number of clusters by itself. Clusters may have any shape and density, and rows that belong to no
+cluster are noise.
 
 Decisions:
-    - Distances are Euclidean on the leading principal directions of ``pool.matrix()``: in hundreds of
-      dimensions all distances are alike, and the search trees of HDBSCAN are no faster than comparing all.
-      The directions come from the k x k matrix of products, exactly, so the order of rows hardly matters
-      even in the last bit; only beyond 2,048 columns from a randomised SVD.
-    - The minimum spanning tree is exact, by Prim's algorithm: quadratic in the rows whatever they look like.
-      hdbscan's own choice takes half its time where rows lie near a few dimensions and twice its time where
-      they fill 32, and is approximate, so that the order of rows would matter.
-    - Beyond ``max_fit`` rows a sample is clustered, and every other row has the label of the nearest row of
-      the sample, noise included. hdbscan's own ``approximate_predict`` needs its prediction data, which it
-      cannot make where everything is noise, and walks the rows one by one in Python.
+    - Distances are Euclidean in the leading principal directions of ``pool.matrix()``: in hundreds of dimensions all
+      distances are similar, and the search trees of HDBSCAN are no faster than comparing all pairs. The directions are
+      computed exactly from the k x k matrix of products, so the order of rows hardly matters, even in the last bit.
+      Only beyond 2,048 columns do they come from a randomised SVD.
+    - The minimum spanning tree is exact, by Prim's algorithm, whose time is quadratic in the number of rows. The
+      algorithm that hdbscan would choose takes half that time if rows lie near a few dimensions and twice that time if
+      they fill 32. It is approximate, so the order of rows would matter.
+    - If there are more than ``max_fit`` rows, a sample is clustered, and every other row gets the label of the nearest
+      row in the sample, even if that is noise. hdbscan's own ``approximate_predict`` needs prediction data, which
+      hdbscan cannot make if every row is noise, and it loops over the rows in Python.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from numpy.typing import NDArray
 __all__ = ["Hdbscan"]
 
 NOISE = ("arms", "nearest", "single")
-_EXACT = 2048  # columns up to which all products are computed: 2048 x 2048 in f64 is 34 MB
-_ENTRIES = 1 << 24  # of a matrix of distances held at a time: 64 MB in f32
+_EXACT = 2048  # the largest number of columns for exact directions; 2048 x 2048 products in f64 take 34 MB
+_ENTRIES = 1 << 24  # the largest number of distances in memory at a time: 64 MB in f32
 
 
 @dataclass
 class Hdbscan(Clusterer):
     """HDBSCAN on the leading principal directions of all features.
 
-    Where nothing is a cluster, every row is noise whatever ``noise`` is, and the engine makes arms of it.
+    If HDBSCAN finds no cluster, every row is noise, whatever ``noise`` is, and the engine makes random arms.
 
     Attributes:
-        min_cluster_size: rows of the pool that a cluster has at least; by default a quarter of the root
-            of N, at least 5.
-        min_samples: neighbours by which density is measured: more of them means more noise; by default 5,
-            or ``min_cluster_size`` where that is smaller.
-        n_components: principal directions kept, at most what there is.
-        noise: what becomes of noise: ``nearest`` (the cluster whose centroid is nearest), ``arms`` (of the
-            clusters' median size, made at random by the engine) or ``single`` (one cluster).
-        max_fit: rows clustered at most; of a larger pool, a random sample is.
+        min_cluster_size: the minimum number of the pool's rows in a cluster; by default a quarter of the square root
+            of N, but at least 5.
+        min_samples: the number of neighbours by which density is measured; a larger number makes more rows noise. By
+            default 5, or ``min_cluster_size`` if that is smaller.
+        n_components: the number of principal directions to keep; at most the number of columns.
+        noise: the treatment of noise. ``nearest`` puts each row into the cluster with the nearest centroid, ``arms``
+            lets the engine make random arms of the clusters' median size, ``single`` makes one cluster of all noise.
+        max_fit: the maximum number of rows to cluster; of a larger pool, a random sample is clustered.
     """
 
     min_cluster_size: int | None = None
@@ -76,7 +76,7 @@ class Hdbscan(Clusterer):
         """Return the cluster of every row, i64[N], -1 for noise."""
         rows = _reduced(pool.matrix(), self.n_components, rng)
         if len(rows) == 1 or not np.ptp(rows, axis=0).any():
-            return np.zeros(len(rows), np.int64)  # a single cluster, which HDBSCAN never returns
+            return np.zeros(len(rows), np.int64)  # HDBSCAN itself never returns a single cluster
         if len(rows) <= self.max_fit:
             labels = self._fit(rows, len(rows))
         else:
@@ -87,13 +87,13 @@ class Hdbscan(Clusterer):
         return _with_noise(self.noise, rows, labels)
 
     def _fit(self, rows: NDArray[np.float32], n_pool: int) -> NDArray[np.int64]:
-        """Return the clusters of ``rows`` f32[n, d], which stand for a pool of ``n_pool`` rows."""
+        """Return the clusters i64[n] of ``rows`` f32[n, d], which represent a pool of ``n_pool`` rows."""
         wanted = self.min_cluster_size or max(round(n_pool**0.5 / 4), 5)
         size = max(round(wanted * len(rows) / n_pool), 2)
-        if len(rows) < max(size, 3):  # hdbscan fails on less
+        if len(rows) < max(size, 3):  # hdbscan fails on fewer rows
             return np.full(len(rows), -1, np.int64)
         samples = min(self.min_samples or min(5, wanted), len(rows) - 1)
-        from hdbscan import HDBSCAN  # type: ignore[import-untyped]  # here: listing plugins is to stay fast
+        from hdbscan import HDBSCAN  # type: ignore[import-untyped]  # here, so that listing plugins stays fast
 
         model = HDBSCAN(
             min_cluster_size=size, min_samples=samples, algorithm="prims_kdtree", core_dist_n_jobs=1
@@ -102,7 +102,7 @@ class Hdbscan(Clusterer):
 
 
 def _reduced(rows: NDArray[np.float32], n_components: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return the rows in their leading principal directions, f32[N, min(k, n_components)]."""
+    """Project the rows f32[N, k] to their leading principal directions, f32[N, min(k, n_components)]."""
     width = rows.shape[1]
     if width <= n_components:  # a rotation changes no distance
         return rows
@@ -119,7 +119,7 @@ def _reduced(rows: NDArray[np.float32], n_components: int, rng: np.random.Genera
 
 
 def _nearest(rows: NDArray[np.float32], points: NDArray[np.float32]) -> NDArray[np.intp]:
-    """Return the nearest of ``points`` f32[m, d] for each row, i64[N]; of equally near ones the first."""
+    """Return the index of the nearest of ``points`` f32[m, d] to each row f32[N, d], i64[N]; the first wins a tie."""
     nearest = np.empty(len(rows), np.intp)
     half_squares = np.einsum("ij,ij->i", points, points) / 2
     step = max(_ENTRIES // len(points), 1)
@@ -130,10 +130,10 @@ def _nearest(rows: NDArray[np.float32], points: NDArray[np.float32]) -> NDArray[
 
 
 def _with_noise(noise: str, rows: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the labels without gaps, with noise where the option wants it."""
+    """Return the labels i64[N] without gaps, with noise treated as the option ``noise`` says."""
     is_noise = labels < 0
-    found, labels = labels, np.full(len(labels), -1, np.int64)
-    clusters, labels[~is_noise] = np.unique(found[~is_noise], return_inverse=True)
+    with_gaps, labels = labels, np.full(len(labels), -1, np.int64)
+    clusters, labels[~is_noise] = np.unique(with_gaps[~is_noise], return_inverse=True)
     if not len(clusters) or noise == "arms" or not is_noise.any():
         return labels
     if noise == "single":
@@ -148,5 +148,5 @@ def _with_noise(noise: str, rows: NDArray[np.float32], labels: NDArray[np.int64]
 
 @hookimpl
 def clusterucb_clusterers() -> dict[str, type[Clusterer]]:
-    """Name this package's clusterer."""
+    """Return this package's clusterer by its name."""
     return {"hdbscan": Hdbscan}

@@ -1,14 +1,13 @@
-"""Hashed character n-grams (Weinberger et al. 2009) as a feature: of the text alone, without a model.
+"""Describe samples by hashed character n-grams of their text (Weinberger et al. 2009), without a model.
 
 Decisions:
-    - n-grams lie within a word and the space on either side of it, in lower case. No tokenizer is asked, so
-      the rows of a pool are the same whatever the model.
-    - Each n-gram counts by log(1 + its count), or the few most frequent of a language would be most of a long
-      text's row. It is taken before n-grams are hashed, so that products of rows are still, in the mean and
-      before rows are scaled, those of unhashed ones: half of the n-grams have a minus, and collisions
-      cancel out.
-    - There is no inverse document frequency: it would be one of the batch, and rows would depend on it.
-      What all samples have in common is centred away by the engine.
+    - An n-gram lies within a word and the spaces on either side of the word, in lower case. No tokenizer takes part,
+      so a pool has the same rows with any model.
+    - An n-gram weighs log(1 + its count); otherwise, the few most frequent n-grams of a language would dominate the
+      row of a long text. The logarithm is taken before hashing. So, before rows are scaled, the product of two rows
+      has the same expectation as without hashing: half of the n-grams have a negative sign, and collisions cancel out.
+    - There is no inverse document frequency: it would come from the batch, and rows would depend on their batch. The
+      engine centres the features, which removes what all samples have in common.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ __all__ = ["NGrams"]
 class NGrams(Feature):
     """Hashed character n-grams of a sample's prompt and of its answer.
 
-    Blocks: ``prompt`` f32[m, dim], of all messages but the assistant's; ``answer`` f32[m, dim], of the
-    assistant's. Rows have unit length; that of an empty text is zeros.
+    Blocks: ``prompt`` f32[m, dim] from all messages but the assistant's; ``answer`` f32[m, dim] from the assistant's
+    messages. Rows have unit length; an empty text has a row of zeros.
 
     Attributes:
-        dim: columns of each block that n-grams are hashed to.
-        n_min, n_max: length of the shortest and of the longest n-grams, in characters.
+        dim: the number of columns of each block, to which n-grams are hashed.
+        n_min, n_max: the lengths of the shortest and of the longest n-grams, in characters.
     """
 
     dim: int = 256
@@ -52,7 +51,7 @@ class NGrams(Feature):
             raise OptionError(f"ngrams: n_min is {self.n_min}; expected at most n_max, which is {self.n_max}")
 
     def compute(self, batch: FeatureBatch) -> Mapping[str, NDArray[np.float32]]:
-        """Return both blocks."""
+        """Return the blocks ``prompt`` and ``answer``."""
         prompts, answers = (
             [
                 "\n".join(text for role, text in sample.messages if (role == "assistant") is of_assistant)
@@ -64,7 +63,7 @@ class NGrams(Feature):
 
     def _hashed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return a row of unit length for each text, f32[m, dim]."""
-        # here, not above: listing plugins is to stay fast
+        # Imported here, so that listing plugins stays fast.
         from sklearn.feature_extraction import FeatureHasher  # type: ignore[import-untyped]
         from sklearn.feature_extraction.text import HashingVectorizer  # type: ignore[import-untyped]
         from sklearn.preprocessing import normalize  # type: ignore[import-untyped]
@@ -80,5 +79,5 @@ class NGrams(Feature):
 
 @hookimpl
 def clusterucb_features() -> dict[str, type[Feature]]:
-    """Name this package's feature."""
+    """Return this package's feature by its name."""
     return {"ngrams": NGrams}

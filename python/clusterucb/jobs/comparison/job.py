@@ -1,7 +1,7 @@
 """Compare strategies on one pool: score all of it once, then replay every strategy on the recorded scores.
 
 The folder keeps scores and features, so that the same command with other strategies, budgets or seeds takes
-seconds. (The file is not called ``compare.py``: a submodule of that name would hide the function ``cu.compare``.)
+seconds.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import msgspec
 import numpy as np
@@ -22,25 +21,29 @@ from numpy.typing import NDArray
 
 from clusterucb import filenames
 from clusterucb.atomic import write_whole
-from clusterucb.engine.budget import resolve_count
+from clusterucb.engine import Rules, Schedule
 from clusterucb.errors import ClusterUCBError, OptionError, RunError
 from clusterucb.features.similarity import check_comparable
-from clusterucb.jobs.comparison import page as comparison_page
-from clusterucb.jobs.comparison.replay import Clusterings, Contender, Replay, Rules, Truth, replay
-from clusterucb.jobs.comparison.results import Comparison, budgets_of, folder_of, results
+from clusterucb.jobs.comparison import page
+from clusterucb.jobs.comparison.replay import Clusterings, Contender, Replay, Terms, Truth, replay
+from clusterucb.jobs.comparison.results import Comparison, budgets_of, folder_of, results, take_up_former
 from clusterucb.jobs.score import score_all
 from clusterucb.jobs.stages.config_yaml import resolved
-from clusterucb.jobs.stages.prepare import Model, Prepared, Rows, check_paths, prepare
+from clusterucb.jobs.stages.opening import Job, open_job
+from clusterucb.jobs.stages.prepare import Model, Prepared, Rows, check_paths
 from clusterucb.model.loaded import borrowing
-from clusterucb.options.settings import CompareSettings, check_counts, settings_from
+from clusterucb.options.amounts import resolve_count
+from clusterucb.options.keywords import settings_from
+from clusterucb.options.search import CompareSettings, check_counts
+from clusterucb.options.typed import CompareOptions
 from clusterucb.plugins import describe
-from clusterucb.progress import AnyObserver, observer_of
+from clusterucb.progress import AnyObserver
 from clusterucb.run.folder import Cost, Manifest, Run
-from clusterucb.run.gradient_store import GradientStore
 from clusterucb.run.ledger import Ledger
 from clusterucb.versions import __version__
 
 if TYPE_CHECKING:
+    from clusterucb.gradients.session import AdaptedModel
     from clusterucb.jobs.stages.influence import Influence
 
 _Blocks = dict[str, NDArray[np.float32]]
@@ -67,7 +70,7 @@ def compare(
     scores: str | PathLike[str] | None = None,
     overwrite: bool = False,
     observer: AnyObserver | None = None,
-    **options: Any,
+    **options: Unpack[CompareOptions],
 ) -> Comparison:
     """Compare strategies by what they find of the exhaustive best, and at what price.
 
@@ -82,7 +85,7 @@ def compare(
             without it, or a store, the pool is scored here.
         overwrite: begin anew in a folder that holds something else.
         observer: who is told how it gets on.
-        **options: the fields of `clusterucb.options.settings.CompareSettings`.
+        **options: the fields of `clusterucb.options.search.CompareSettings`.
 
     Raises:
         ClusterUCBError: an option, a file, the model or a folder cannot be used.
@@ -96,109 +99,166 @@ def compare(
         check_counts("--budgets", budget, settings.select)
     if scores is not None:
         _manifest(Path(scores))
-    observer = observer_of(observer)
+    given = {"budgets": list(budgets), "seeds": seeds, "scores": None if scores is None else Path(scores)}
     config = resolved(
-        settings,
-        pool=pool,
-        target=target,
-        model=model,
-        out=out,
-        strategies=contenders,
-        budgets=list(budgets),
-        seeds=seeds,
-        scores=None if scores is None else Path(scores),
+        settings, pool=pool, target=target, model=model, out=out, strategies=contenders, **given
     )
-    store = GradientStore(settings.store) if settings.store else None
-    settings = store.applied_to(settings) if store else settings
-    prepared = prepare(pool, target, model, settings, observer)
-    material = prepared.material
-    n_samples = len(material.samples)
-    n_select = resolve_count("--select", settings.select, n_samples)
+    job = open_job(pool, target, model, settings, observer)
+    counts = _draws(budgets, settings.select, len(job.material.samples))
+    recorded = _Recorded(Path(scores), job.prepared) if scores is not None else None
+    fingerprint = recorded.fingerprint if recorded else None
+    identity = job.identity(sketches=True, job="compare", scores_content=fingerprint)
+    identity = {name: value for name, value in identity.items() if name not in _REPLAYED}
+    amounts = {"budget": "100%", "select": settings.select}
+    with job.session(out, identity, config=config, overwrite=overwrite, **amounts) as (run, adapted):
+        comparing = _Comparing(job, run, adapted, contenders, counts, seeds)
+        content = {
+            "clusterucb": __version__,
+            "pool": job.prepared.pool_files,
+            "target": job.prepared.target_files,
+            "model": str(model),
+            "select": settings.select,
+            "seeds": seeds,
+            **comparing.results(recorded),
+        }
+        encoded = msgspec.json.format(msgspec.json.encode(content), indent=1)
+        write_whole(run.path(filenames.COMPARISON), encoded + b"\n")
+        write_whole(run.path(filenames.COMPARISON_PAGE), page.render(content).encode())
+        run.manifest.subtasks = list(job.material.target)
+        run.manifest.subtask_contents = job.material.subtask_contents()
+        run.manifest.status = "finished"
+    return Comparison(content, Path(out))
+
+
+def _draws(budgets: Sequence[str | int], select: str, n_samples: int) -> dict[str, int]:
+    """Return the draws of each budget by its spelling, in rising order.
+
+    Raises:
+        OptionError: a budget is below the number to select, or above the pool.
+    """
+    n_select = resolve_count("--select", select, n_samples)
     counts = {str(budget): resolve_count("--budgets", budget, n_samples) for budget in budgets}
     for budget, count in counts.items():
         if not n_select <= count <= n_samples:
             raise OptionError(
                 f"--budgets: {budget} is {count} of {n_samples} samples; expected at least --select "
-                f"{settings.select}, which is {n_select}, and at most the pool"
+                f"{select}, which is {n_select}, and at most the pool"
             )
-    counts = _rising(counts)
-    recorded = _Recorded(Path(scores), prepared) if scores is not None else None
+    return _rising(counts)
 
-    from clusterucb.gradients.session import AdaptedModel
-    from clusterucb.jobs.stages.influence import Influence
 
-    if store:
-        store.check(prepared.contents)
-    deciding = {
-        "job": "compare",
-        **settings.deciding(sketches=True),
-        "--device": prepared.device,
-        **prepared.contents,
-        **({"store content": store.fingerprint} if store else {}),
-        **({"scores content": recorded.fingerprint} if recorded else {}),
-    }
-    deciding = {name: value for name, value in deciding.items() if name not in _REPLAYED}
-    rules = Rules(
-        n_select,
-        settings.cold_start,
-        settings.batch_size,
-        settings.aggregate,
-        settings.select_by,
-        settings.max_per_source,
-        material.weights(settings.subtask_weights),
-    )
-    columns = material.columns()
-    with Run(
-        Path(out), deciding, budget="100%", select=settings.select, config=config, overwrite=overwrite
-    ) as run:
-        with AdaptedModel(run, settings, prepared.source, prepared.device, material, observer) as adapted:
-            influence = Influence(run, settings, adapted, material, observer, store)
-            described = _describe(influence, contenders)
-            clusterings: dict[bytes, Clusterings] = {}
-            budgets_by_name = {one.name: budgets_of(one, counts, n_samples) for one in contenders}
-            predicting = any(one.policy.predicts for one in contenders)
-            play = partial(
-                _play,
-                described=described,
-                columns=columns,
-                rules=rules,
-                clusterings=clusterings,
-                prior=influence.estimates() if predicting else {},
-            )
-            observer.step("Rehearsing the strategies")
-            anything = np.random.default_rng(0).normal(size=(n_samples, len(material.target)))
-            rehearsed = Truth.of(anything, columns["source"], rules)
-            for one in contenders:
-                _rehearse(play, one, rehearsed, list(budgets_by_name[one.name].values())[:1])
-            scored = recorded.scores if recorded else score_all(influence, n_samples)[0]
-        truth = Truth.of(scored, columns["source"], rules)
-        replays: dict[str, list[list[Replay]]] = {}
-        n_searches = seeds * sum(map(len, budgets_by_name.values()))
-        with observer.count("Replaying", n_searches, unit="searches") as advance:
-            for one in contenders:
-                with _warnings_once(one.name):
-                    budgets_of_one = list(budgets_by_name[one.name].values())
-                    replays[one.name] = play(one, truth, budgets_of_one, seeds, advance=advance)
-        content = {
-            "clusterucb": __version__,
-            "pool": prepared.pool_files,
-            "target": prepared.target_files,
-            "model": str(model),
-            "select": settings.select,
-            "seeds": seeds,
-            **results(
-                contenders, replays, counts, truth, settings, material, _timed(run.manifest.cost, recorded)
+class _Comparing:
+    """A comparison whose folder is open.
+
+    Args:
+        job: with its files read.
+        run, adapted: the folder, and the model at its checkpoint.
+        contenders: what is compared.
+        counts: the draws of each budget by its spelling.
+        seeds: searches of every contender and budget.
+    """
+
+    def __init__(
+        self,
+        job: Job[CompareSettings],
+        run: Run,
+        adapted: AdaptedModel,
+        contenders: Sequence[Contender],
+        counts: dict[str, int],
+        seeds: int,
+    ) -> None:
+        from clusterucb.jobs.stages.influence import Influence
+
+        self._job = job
+        self._run = run
+        self._contenders = contenders
+        self._counts = counts
+        self._seeds = seeds
+        self._influence = Influence(run, job.settings, adapted, job.material, job.observer, job.store)
+        self._columns = job.material.columns()
+        take_up_former(run, [contender.features for contender in contenders])
+        self._clusterings: dict[bytes, Clusterings] = {}
+        settings = job.settings
+        self._terms = Terms(
+            resolve_count("--select", settings.select, len(job.material.samples)),
+            Rules(
+                aggregate=settings.aggregate,
+                select_by=settings.select_by,
+                max_per_source=settings.max_per_source,
+                weights=job.material.weights(settings.subtask_weights),
             ),
-        }
-        encoded = msgspec.json.format(msgspec.json.encode(content), indent=1)
-        write_whole(run.path(filenames.COMPARISON), encoded + b"\n")
-        write_whole(run.path(filenames.COMPARISON_PAGE), comparison_page.render(content).encode())
-        run.manifest.subtasks, run.manifest.subtask_contents = (
-            list(material.target),
-            material.subtask_contents(),
+            Schedule(cold_start=settings.cold_start, batch_size=settings.batch_size),
         )
-        run.manifest.status = "finished"
-    return Comparison(content, Path(out))
+
+    def results(self, recorded: _Recorded | None) -> dict[str, Any]:
+        """Describe the pool, score it unless an earlier run did, replay every contender, and return the results."""
+        n_samples = len(self._job.material.samples)
+        self._described = _describe(self._influence, self._contenders)
+        predicting = any(contender.policy.predicts for contender in self._contenders)
+        self._prior = self._influence.estimates() if predicting else {}
+        self._rehearse(n_samples)
+        scored = recorded.scores if recorded else score_all(self._influence, n_samples)[0]
+        truth = Truth.of(scored, self._columns["source"], self._terms)
+        replays: dict[str, list[list[Replay]]] = {}
+        budgets = {
+            one.name: list(budgets_of(one, self._counts, n_samples).values()) for one in self._contenders
+        }
+        n_searches = self._seeds * sum(map(len, budgets.values()))
+        with self._job.observer.count("Replaying", n_searches, unit="searches") as advance:
+            for contender in self._contenders:
+                with _warnings_once(contender.name):
+                    replays[contender.name] = self._play(
+                        contender, truth, budgets[contender.name], self._seeds, advance
+                    )
+        timed = _timed(self._run.manifest.cost, recorded)
+        return results(
+            self._contenders, replays, self._counts, truth, self._job.settings, self._job.material, timed
+        )
+
+    def _play(
+        self,
+        contender: Contender,
+        truth: Truth,
+        budgets: Sequence[int],
+        seeds: int,
+        advance: Callable[[int], None] = lambda _: None,
+    ) -> list[list[Replay]]:
+        """Return a contender's replays; contenders with the same clusterer and features share their clusterings."""
+        blocks, more = self._described[folder_of(contender.features)]
+        clusterer = contender.clusterer and describe(contender.clusterer)
+        key = msgspec.json.encode([describe(contender.features), clusterer])
+        return replay(
+            contender,
+            truth,
+            blocks,
+            {**self._columns, **more},
+            budgets,
+            seeds,
+            self._terms,
+            self._clusterings.setdefault(key, {}),
+            advance,
+            self._prior,
+        )
+
+    def _rehearse(self, n_samples: int) -> None:
+        """Run every strategy once on made-up scores: its faults show before the pool is scored.
+
+        The clusters are kept, so that little is done twice.
+
+        Raises:
+            ClusterUCBError: of the same kind, with the strategy's name.
+        """
+        self._job.observer.step("Rehearsing the strategies")
+        anything = np.random.default_rng(0).normal(size=(n_samples, len(self._job.material.target)))
+        truth = Truth.of(anything, self._columns["source"], self._terms)
+        for contender in self._contenders:
+            budgets = list(budgets_of(contender, self._counts, n_samples).values())
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    self._play(contender, truth, budgets[:1], 1)
+            except ClusterUCBError as error:
+                raise type(error)(f"strategy {contender.name}: {error}") from error
 
 
 def _checked(strategies: Sequence[Contender], seeds: int) -> Sequence[Contender]:
@@ -282,42 +342,6 @@ def _rising(counts: dict[str, int]) -> dict[str, int]:
     for spelling, count in sorted(counts.items(), key=lambda one: one[1]):
         rising.setdefault(count, spelling)
     return {spelling: count for count, spelling in rising.items()}
-
-
-def _play(
-    one: Contender,
-    truth: Truth,
-    budgets: Sequence[int],
-    seeds: int,
-    *,
-    described: Mapping[str, tuple[_Blocks, _Columns]],
-    columns: Mapping[str, NDArray[np.generic]],
-    rules: Rules,
-    clusterings: dict[bytes, Clusterings],
-    prior: _Blocks,
-    advance: Callable[[int], None] = lambda _: None,
-) -> list[list[Replay]]:
-    """Return a contender's replays; contenders with the same clusterer and features share their clusterings."""
-    blocks, more = described[folder_of(one.features)]
-    key = msgspec.json.encode([describe(one.features), one.clusterer and describe(one.clusterer)])
-    found = clusterings.setdefault(key, {})
-    return replay(one, truth, blocks, {**columns, **more}, budgets, seeds, rules, found, advance, prior)
-
-
-def _rehearse(play: Callable[..., object], one: Contender, truth: Truth, budgets: Sequence[int]) -> None:
-    """Run a strategy once on made-up scores: what is wrong with it is told before the pool has been scored.
-
-    Its clusters are kept, so that little is done twice.
-
-    Raises:
-        ClusterUCBError: of the same kind, with the strategy's name.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            play(one, truth, budgets, 1)
-    except ClusterUCBError as error:
-        raise type(error)(f"strategy {one.name}: {error}") from error
 
 
 @contextmanager

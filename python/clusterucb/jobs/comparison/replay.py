@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 
 from clusterucb.clusterers.kmeans import KMeans
 from clusterucb.engine.aggregate import STANDARDIZED, Standardized, weighted
+from clusterucb.engine.arms import Schedule
 from clusterucb.engine.blame import blamed
 from clusterucb.engine.choice import choose
 from clusterucb.engine.clusterer import Clusterer
 from clusterucb.engine.loop import Selection, search
 from clusterucb.engine.policy import Policy
-from clusterucb.engine.poolview import PoolView
+from clusterucb.engine.poolview import PoolView, SideInformation
+from clusterucb.engine.rules import Rules
 from clusterucb.features.base import Feature
 from clusterucb.features.embedding import Embedding
 
@@ -49,16 +51,27 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Rules:
-    """What all contenders are compared under: see `clusterucb.engine.loop.search`."""
+class Terms:
+    """What is the same for all contenders.
+
+    Attributes:
+        n_select: rows to select.
+        rules: how scores become rewards, and rewards a selection.
+        schedule: the size of the cold start and of batches, where a contender has none of its own.
+    """
 
     n_select: int
-    cold_start: float | None = None
-    batch_size: int = 8
-    aggregate: str = "max"
-    select_by: str = "top"
-    max_per_source: int | None = None
-    weights: NDArray[np.float64] | None = None
+    rules: Rules = Rules()
+    schedule: Schedule = Schedule(batch_size=8)
+
+    def of(self, contender: Contender, seed: int) -> Schedule:
+        """Return the schedule of one search of a contender."""
+        shared = self.schedule
+        return Schedule(
+            cold_start=shared.cold_start if contender.cold_start is None else contender.cold_start,
+            batch_size=shared.batch_size if contender.batch_size is None else contender.batch_size,
+            seed=seed,
+        )
 
 
 @dataclass(frozen=True)
@@ -78,21 +91,22 @@ class Truth:
     best: NDArray[np.int64]
 
     @classmethod
-    def of(cls, scores: NDArray[np.float64], sources: NDArray[np.generic], rules: Rules) -> Truth:
+    def of(cls, scores: NDArray[np.float64], sources: NDArray[np.generic], terms: Terms) -> Truth:
         """Return the truth under the rules of a comparison."""
+        rules = terms.rules
         if rules.aggregate == STANDARDIZED:
-            rewards = Standardized(scores, np.ones(len(scores)), rules.weights)(scores)
+            rewards = Standardized(scores, np.ones(len(scores)), rules.counts)(scores)
         else:
-            rewards = weighted(rules.aggregate, rules.weights)(scores)
+            rewards = weighted(rules.aggregate, rules.counts)(scores)
         best = choose(
             np.arange(len(scores)),
             rewards,
             scores,
-            rules.n_select,
+            terms.n_select,
             by=rules.select_by,
             groups=sources,
             cap=rules.max_per_source,
-            weights=rules.weights,
+            weights=rules.counts,
         )
         return cls(scores, sources, rewards, best)
 
@@ -160,7 +174,7 @@ def replay(
     columns: Mapping[str, NDArray[np.generic]],
     budgets: Sequence[int],
     seeds: int,
-    rules: Rules,
+    terms: Terms,
     clusterings: Clusterings | None = None,
     advance: Callable[[int], None] = lambda _: None,
     prior: Mapping[str, NDArray[np.float32]] | None = None,
@@ -174,7 +188,7 @@ def replay(
         columns: what strategies may use beside them.
         budgets: draws.
         seeds: how many searches for each budget.
-        rules: what is the same for all contenders.
+        terms: what is the same for all contenders.
         clusterings: those of earlier contenders with the same clusterer and features, to be used and added to.
         advance: called with 1 after each search.
         prior: what may go with the scores, for policies that predict.
@@ -192,16 +206,10 @@ def replay(
                 clusterer=clusterer,
                 policy=contender.policy,
                 budget=budget,
-                n_select=rules.n_select,
-                cold_start=rules.cold_start if contender.cold_start is None else contender.cold_start,
-                batch_size=rules.batch_size if contender.batch_size is None else contender.batch_size,
-                seed=seed,
-                columns=columns,
-                aggregate=rules.aggregate,
-                select_by=rules.select_by,
-                max_per_source=rules.max_per_source,
-                weights=rules.weights,
-                prior=prior,
+                n_select=terms.n_select,
+                rules=terms.rules,
+                side=SideInformation(columns=columns, prior=prior),
+                schedule=terms.of(contender, seed),
             )
             seconds = time.perf_counter() - began + (clusterer.saved if clusterer else 0.0)
             found[-1].append(Replay(selection, seconds))

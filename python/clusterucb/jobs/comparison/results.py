@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,14 @@ from rich.text import Text
 from clusterucb import filenames
 from clusterucb.jobs.comparison.replay import Contender, Replay, Truth, by_source, overlaps, spread
 from clusterucb.jobs.stages.cost import selection_cost
-from clusterucb.options.settings import CompareSettings
-from clusterucb.plugins import describe
+from clusterucb.options.search import CompareSettings
+from clusterucb.plugins import describe, import_path
 from clusterucb.policies.baselines import Exhaustive
 from clusterucb.run.folder import Cost, PhaseCost
 
 if TYPE_CHECKING:
     from clusterucb.features.base import Feature
+    from clusterucb.run.folder import Run
     from clusterucb.samples.pool_and_target import Material
 
 
@@ -55,7 +56,23 @@ class Comparison:
 
 def folder_of(feature: Feature) -> str:
     """Return where the shards of a feature are kept: a name that its class and options decide."""
-    return "features-" + hashlib.sha256(msgspec.json.encode(describe(feature))).hexdigest()[:12]
+    return _hashed(describe(feature))
+
+
+def take_up_former(run: Run, features: Iterable[Feature]) -> None:
+    """Rename the feature folders of a comparison by version 0.1, whose names hashed import paths."""
+    for feature in features:
+        former, now = _hashed(describe(feature, import_path)), folder_of(feature)
+        if run.path(former).is_dir() and not run.path(now).exists():
+            run.path(former).rename(run.path(now))
+            phases = run.manifest.cost.phases
+            if former in phases:
+                phases[now] = phases.pop(former)
+                run.save()
+
+
+def _hashed(described: dict[str, Any]) -> str:
+    return "features-" + hashlib.sha256(msgspec.json.encode(described)).hexdigest()[:12]
 
 
 def budgets_of(contender: Contender, counts: Mapping[str, int], n_samples: int) -> dict[str, int]:

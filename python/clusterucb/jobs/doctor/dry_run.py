@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from clusterucb.jobs.stages.opening import Job
 from clusterucb.jobs.stages.prepare import Model, Prepared, Rows, check_model, prepare
 from clusterucb.jobs.stages.strategies import chosen
-from clusterucb.options.settings import Settings
+from clusterucb.options.search import Settings
 from clusterucb.progress import Observer
 from clusterucb.run.gradient_store import GradientStore
 from clusterucb.samples.pool import Pool, overlap, read_pool, read_target
@@ -210,15 +211,9 @@ def _expected(
     from clusterucb.jobs.stages.pass_times import estimate
 
     store = GradientStore(settings.store) if settings.store else None
-    plan = estimate(
-        prepared,
-        store.applied_to(settings) if store else settings,
-        *chosen(None, None, None, store=store is not None),
-        observer=observer,
-        began=began,
-        out=Path(tempfile.gettempdir()),
-        store=store,
-    )
+    job = Job(store.applied_to(settings) if store else settings, prepared, store, observer)
+    strategies = chosen(None, None, None, store=store is not None)
+    plan = estimate(job, strategies, began=began, out=Path(tempfile.gettempdir()))
     drawing, tokens = plan.cost.phases["draws"], float(prepared.material.encoded.lengths.mean())
     per_token = drawing.seconds / drawing.tokens if drawing.tokens else None
     n_budget = min(settings.draws(n_samples, tokens, per_token), n_samples)

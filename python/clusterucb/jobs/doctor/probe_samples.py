@@ -15,7 +15,7 @@ import numpy as np
 from clusterucb.errors import ModelError
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.model.source import ModelSource
-from clusterucb.options.settings import GradientSettings
+from clusterucb.options.gradients import GradientSettings
 from clusterucb.samples.encode import Encoded, Encoder, Unusable
 from clusterucb.samples.shapes import Message
 from clusterucb.wording import counted, one_line

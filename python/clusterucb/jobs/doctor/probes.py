@@ -51,7 +51,7 @@ from clusterucb.jobs.doctor.probe_samples import samples_of
 from clusterucb.jobs.stages.prepare import Model, check_model
 from clusterucb.model.loaded import LoadedModel, keep
 from clusterucb.model.source import ModelSource, check_limits, resolve_device
-from clusterucb.options.settings import GradientSettings
+from clusterucb.options.gradients import GradientSettings
 from clusterucb.progress import Observer
 from clusterucb.samples.encode import Encoded
 from clusterucb.wording import counted, in_bytes

@@ -24,7 +24,7 @@ from clusterucb.features.concatenation import Concatenation
 from clusterucb.jobs.comparison import spelling as contenders
 from clusterucb.jobs.comparison.replay import Contender
 from clusterucb.options.config_file import option_key, option_text
-from clusterucb.options.settings import GradientSettings
+from clusterucb.options.gradients import GradientSettings
 from clusterucb.versions import __version__
 from clusterucb.wording import one_line
 

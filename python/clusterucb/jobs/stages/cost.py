@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.options.settings import GradientSettings, ScoringSettings
+from clusterucb.options.gradients import GradientSettings
+from clusterucb.options.search import ScoringSettings
 from clusterucb.run.folder import Cost, PhaseCost
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ and what a gradient store holds is not computed at all.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -19,12 +18,11 @@ from safetensors.numpy import load_file, save_file
 
 from clusterucb import filenames
 from clusterucb.atomic import whole_file
-from clusterucb.engine.allowance import Allowance, NothingLeft
 from clusterucb.engine.blame import blamed
-from clusterucb.engine.budget import Seconds, Tokens
+from clusterucb.engine.budget import Allowance, NothingLeft
 from clusterucb.engine.poolview import ESTIMATES
 from clusterucb.engine.recall import Recall
-from clusterucb.errors import ClusterUCBWarning, OptionError
+from clusterucb.errors import OptionError, warn
 from clusterucb.features.base import (
     PASSES,
     Feature,
@@ -39,7 +37,8 @@ from clusterucb.gradients.scorer import Scorer, compute_directions, sketch_direc
 from clusterucb.gradients.session import AdaptedModel
 from clusterucb.jobs.stages.spending import Spending, spending
 from clusterucb.kernels.projection import Sketch
-from clusterucb.options.settings import ScoringSettings
+from clusterucb.options.amounts import Seconds, Tokens
+from clusterucb.options.search import ScoringSettings
 from clusterucb.progress import Observer
 from clusterucb.run.feature_cache import feature_key, home
 from clusterucb.run.feature_shards import CACHED, Shards
@@ -349,11 +348,9 @@ class Influence:
                 failures = {subtask: failures.get(subtask, []) or failed[subtask] for subtask in failed}
         for subtask, reasons in failures.items():
             if reasons:
-                warnings.warn(
+                warn(
                     f"{counted(len(reasons), 'target sample was', 'target samples were')} left out of subtask "
-                    f"{subtask!r}: {reasons[0]}",
-                    ClusterUCBWarning,
-                    stacklevel=2,
+                    f"{subtask!r}: {reasons[0]}"
                 )
         _save(path, dict(zip(names, found, strict=True)))
         return found

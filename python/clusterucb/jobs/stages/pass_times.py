@@ -25,9 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.engine.blame import blamed
-from clusterucb.engine.budget import Seconds
 from clusterucb.engine.clusterer import Clusterer
-from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import PoolView
 from clusterucb.features.base import Feature
 from clusterucb.gradients import memory_needs as fitting
@@ -36,9 +34,11 @@ from clusterucb.gradients.passes import micro_batches, overhead_of, single_pass
 from clusterucb.gradients.session import AdaptedModel, largest_pass, load_base
 from clusterucb.jobs.stages.cost import selection_cost
 from clusterucb.jobs.stages.influence import Influence
-from clusterucb.jobs.stages.prepare import Prepared
+from clusterucb.jobs.stages.opening import Job
+from clusterucb.jobs.stages.strategies import Strategies
 from clusterucb.machine import free_disk
-from clusterucb.options.settings import Settings
+from clusterucb.options.amounts import Seconds
+from clusterucb.options.search import Settings
 from clusterucb.progress import Observer, Silent
 from clusterucb.report.plan import Plan
 from clusterucb.run.folder import Cost, PhaseCost, Run
@@ -57,27 +57,17 @@ _KEPT = 0.15  # of a pass, that the C library keeps of memory that was given bac
 _FLOAT = 4
 
 
-def estimate(
-    prepared: Prepared,
-    settings: Settings,
-    features: Feature,
-    clusterer: Clusterer,
-    policy: Policy,
-    *,
-    observer: Observer,
-    began: float,
-    out: Path,
-    store: GradientStore | None = None,
-) -> Plan:
-    """Return what a selection of prepared samples takes.
+def estimate(job: Job[Settings], strategies: Strategies, *, began: float, out: Path) -> Plan:
+    """Return what a selection takes.
 
     Args:
-        prepared: the samples.
-        settings, features, clusterer, policy, store: as of a selection.
-        observer: who is told what is done.
+        job: the selection, with its files read.
+        strategies: what it describes, clusters and draws with.
         began: the moment (`time.monotonic`) at which the job began.
         out: where its folder will be.
     """
+    prepared, settings, observer = job.prepared, job.settings, job.observer
+    features, clusterer, policy = strategies
     material = prepared.material
     n_pool = len(material.samples)
     base = load_base(settings, prepared.source, prepared.device, material, observer, out)
@@ -89,7 +79,7 @@ def estimate(
         Run(Path(folder), {}) as run,
         AdaptedModel(run, probing, prepared.source, prepared.device, few, Silent(), base) as adapted,
     ):
-        found = _measure(run, settings, adapted, few, material, features, store)
+        found = _measure(run, settings, adapted, few, material, features, job.store)
     n_budget, n_select = len(found.drawn), settings.counts(material.encoded.lengths)[1]
     clustering, cluster_bytes = _clustering(clusterer, found.width, n_pool, n_budget, n_select)
     seconds = {**found.seconds, "clusters": clustering}

@@ -16,12 +16,12 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.model.checkpoint_files import checkpoint_fingerprints
 from clusterucb.model.loaded import LoadedModel
-from clusterucb.options.settings import GradientSettings
+from clusterucb.options.gradients import GradientSettings
 from clusterucb.progress import Observer
 from clusterucb.run.folder import check_folder
 from clusterucb.samples.pool import Pool, read_pool, read_target
@@ -29,14 +29,16 @@ from clusterucb.samples.sample import decode
 from clusterucb.samples.sources import sources_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from clusterucb.model.source import ModelSource
     from clusterucb.samples.pool_and_target import Material
 
+# What a user may give as a model; `clusterucb.model.loaded.borrowing` makes a `LoadedModel` of one in memory.
+Model: TypeAlias = "str | PathLike[str] | LoadedModel | PreTrainedModel | PeftModel"
 # Paths and patterns, or rows in memory: `clusterucb.samples.sources.sources_of`.
 Rows = Any
-Model = str | PathLike[str] | LoadedModel
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 _LISTED = 8  # files of which is said what was found in them
 

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from clusterucb import filenames
 from clusterucb.engine.gaussian import SPREAD, principal
+from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import PoolView
 from clusterucb.engine.regression import Regression
 from clusterucb.errors import OptionError, RunError
@@ -161,9 +162,21 @@ class EarlierSketches:
 Earlier = EarlierScores | EarlierSketches
 
 
-def opened(folder: Path) -> Earlier:
-    """Return what an earlier run or a gradient store knows."""
-    return EarlierSketches(folder) if is_store(folder) else EarlierScores(folder)
+def earlier_runs(folders: Sequence[Path] | None, policy: Policy) -> list[Earlier]:
+    """Open the earlier runs and gradient stores that a selection learns from.
+
+    Raises:
+        OptionError: the policy cannot use them.
+        RunError: a folder holds neither scores nor a store.
+    """
+    if folders and not policy.predicts:
+        raise OptionError(
+            f"--prior is given, and {type(policy).__name__} does not predict scores; expected a policy that does, such "
+            "as Surrogate"
+        )
+    return [
+        EarlierSketches(folder) if is_store(folder) else EarlierScores(folder) for folder in folders or ()
+    ]
 
 
 def filled(

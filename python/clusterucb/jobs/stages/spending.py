@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.engine.allowance import Allowance, TimeAllowance, TokenAllowance
-from clusterucb.engine.budget import Seconds, Tokens
+from clusterucb.engine.budget import Allowance, TimeAllowance, TokenAllowance
+from clusterucb.options.amounts import Seconds, Tokens
 from clusterucb.progress import Advance, Observer
 from clusterucb.run.folder import PhaseCost, Run
 

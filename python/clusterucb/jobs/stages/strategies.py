@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import clusterucb
 from clusterucb.clusterers.kmeans import KMeans
@@ -18,10 +18,22 @@ from clusterucb.policies.surrogate import Surrogate
 from clusterucb.wording import one_line
 
 
+class Strategies(NamedTuple):
+    """What a selection describes, clusters and draws with."""
+
+    features: Feature
+    clusterer: Clusterer
+    policy: Policy
+
+
 def chosen(
     features: Feature | None, clusterer: Clusterer | None, policy: Policy | None, *, store: bool
-) -> tuple[Feature, Clusterer, Policy]:
-    """Return features, clusterer and policy of a selection, with a gradient store or without.
+) -> Strategies:
+    """Return the strategies of a selection: those given, checked, or the default ones.
+
+    Args:
+        features, clusterer, policy: as given; None for the default.
+        store: whether there is a gradient store.
 
     Raises:
         OptionError: one is of another kind, or they do not go together.
@@ -29,7 +41,7 @@ def chosen(
     policy = _checked("policy", Surrogate() if policy is None else policy)
     features = _checked("feature", default_features(policy, store=store) if features is None else features)
     check_comparable(policy, features)
-    return features, _checked("clusterer", KMeans() if clusterer is None else clusterer), policy
+    return Strategies(features, _checked("clusterer", KMeans() if clusterer is None else clusterer), policy)
 
 
 def default_features(policy: Policy, *, store: bool) -> Feature:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 if TYPE_CHECKING:
-    from clusterucb.options.settings import Settings
+    from clusterucb.options.search import Settings
 
 ALL_LINEAR = "all-linear"  # PEFT's name for these layers
 # Keys of an adapter's configuration that need no note: the export has them, or they describe the file or the model.

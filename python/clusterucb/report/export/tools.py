@@ -19,7 +19,7 @@ from clusterucb.report.export.trl import TRL
 from clusterucb.samples.shapes import TEXT
 
 if TYPE_CHECKING:
-    from clusterucb.options.settings import Settings
+    from clusterucb.options.search import Settings
     from clusterucb.samples.pool import Sample
 
 TOOLS = {"llamafactory": LLAMAFACTORY, "trl": TRL, "axolotl": AXOLOTL}

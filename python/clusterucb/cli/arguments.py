@@ -1,0 +1,168 @@
+"""The arguments and options of the commands, as cyclopts reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import (
+    Group,
+    Parameter,
+)
+from rich.console import Console
+
+from clusterucb.cli.plugins import OUTPUT, STRATEGIES, Pairs, key_values, print_json
+from clusterucb.errors import OptionError
+from clusterucb.options.gradients import GradientSettings
+from clusterucb.options.kinds import Whole
+from clusterucb.options.search import OutputSettings, SearchSettings
+
+if TYPE_CHECKING:
+    from clusterucb.progress import Observer
+
+OPTIONS = Group("Options", sort_key=2)
+_GRADIENTS = Group("Model and gradients", sort_key=3)
+
+
+def _installed(kind: str) -> Callable[[object], list[tuple[str, str]]]:
+    """Return what tells a shell the names of the strategies of a kind."""
+
+    def names(_: object) -> list[tuple[str, str]]:
+        from clusterucb import plugins
+
+        return [(strategy.name, strategy.summary) for strategy in plugins.load().of_kind(kind)]
+
+    return names
+
+
+Pool = Annotated[
+    list[Path],
+    Parameter(
+        negative=(),
+        json_list=False,  # [ab].jsonl is a pattern
+        name="POOL...",
+        help="Files, folders and patterns with a conversation in each row: JSONL, JSON, CSV, TSV (also .gz, .zst), "
+        "Parquet, Arrow, saved datasets.",
+    ),
+]
+Target = Annotated[
+    list[Path],
+    Parameter(
+        negative=(),
+        json_list=False,
+        consume_multiple=True,
+        help="Files of the samples to do well on; a subtask each, or a column `subtask`.",
+    ),
+]
+FILES = Parameter(negative=(), json_list=False, consume_multiple=True)
+Model = Annotated[str, Parameter(help="Folder of a causal language model in Hugging Face form, or a hub id.")]
+Clusterers = Annotated[str, Parameter(group=STRATEGIES, completer=_installed("clusterer"))]
+Policies = Annotated[str, Parameter(group=STRATEGIES, completer=_installed("policy"))]
+Features = Annotated[str | None, Parameter(group=STRATEGIES, completer=_installed("feature"))]
+SETTINGS = Parameter(name="*", negative=(), show_default=lambda value: None if value is False else value)
+Search = Annotated[SearchSettings, Parameter(group=OPTIONS), SETTINGS]
+Gradients = Annotated[GradientSettings, Parameter(group=_GRADIENTS), SETTINGS]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every job takes beside its settings.
+
+    Attributes:
+        config: YAML or JSON file with options of this command, such as a run's config.yaml; the command line
+            goes before it.
+        overwrite: Begin anew in a folder that holds another run.
+        quiet: Show neither progress nor summary.
+        json: Print the summary as JSON.
+        debug: Show tracebacks and the libraries' warnings.
+    """
+
+    config: Path | None = None
+    overwrite: bool = False
+    quiet: bool = False
+    json: bool = False
+    debug: bool = False  # acted on in `run`, whatever else cannot be parsed
+
+    @property
+    def observer(self) -> Observer:
+        """Who is told how the job gets on."""
+        from clusterucb.progress import Screen, Silent
+
+        return Silent() if self.quiet else Screen()
+
+    def show(self, summary: object, show: Callable[[Console], None]) -> None:
+        """Print a job's summary."""
+        if self.json:
+            print_json(summary)
+        elif not self.quiet:
+            show(Console(highlight=False, emoji=False))
+
+
+Outputs = Annotated[OutputSettings, Parameter(group=OUTPUT), SETTINGS]
+Jobs = Annotated[Job, Parameter(name="*", group=OUTPUT, negative=(), show_default=False)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategies:
+    """The strategies of a selection, by name.
+
+    Attributes:
+        features: What is known of samples beforehand: embedding by default; gradient with a store and a policy that
+            does not predict scores.
+        feature_option: An option of the features, as key=value.
+        feature_depth: Depth of the layer of hidden, as a share of all layers; the same as -f depth=.
+        clusterer: What makes the clusters.
+        clusterer_option: An option of the clusterer, as key=value.
+        policy: What spends the budget.
+        policy_option: An option of the policy, as key=value.
+    """
+
+    features: Features = None
+    feature_option: Annotated[Pairs, Parameter(name=("--feature-option", "-f"))] = ()
+    feature_depth: Annotated[float | None, Parameter(group=STRATEGIES)] = None
+    clusterer: Clusterers = "kmeans"
+    clusterer_option: Annotated[Pairs, Parameter(name=("--clusterer-option", "-c"))] = ()
+    policy: Policies = "surrogate"
+    policy_option: Annotated[Pairs, Parameter(name=("--policy-option", "-p"))] = ()
+
+    def made(self, *, store: bool) -> dict[str, Any]:
+        """Return the strategies themselves, for a selection with a gradient store or without."""
+        from clusterucb import plugins
+        from clusterucb.jobs.stages.strategies import default_features
+
+        installed, features, options = plugins.load(), self.features, self.feature_option
+        policy = installed.make("policy", self.policy, key_values("-p", self.policy_option))
+        if self.feature_depth is not None:
+            if not features:
+                raise OptionError("--feature-depth is given without --features; expected --features hidden")
+            options = (*options, f"depth={self.feature_depth}")
+        if options and not features and (named := installed.named(default_features(policy, store=store))):
+            features = named[0]
+        return {
+            "features": installed.make("feature", features, key_values("-f", options)) if features else None,
+            "clusterer": installed.make("clusterer", self.clusterer, key_values("-c", self.clusterer_option)),
+            "policy": policy,
+        }
+
+
+Chosen = Annotated[Strategies, Parameter(name="*")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replays:
+    """What a comparison replays.
+
+    Attributes:
+        strategies: What to compare, comma-separated: policy[@clusterer][@features][key=value,...] each.
+        budgets: Draws, comma-separated: percentages of the pool, or numbers.
+        seeds: Searches of every strategy and budget.
+        scores: Folder of a run that has scored the whole pool for this target, or for its subtasks among others, in
+            place of scoring it here.
+    """
+
+    strategies: Annotated[str, Parameter(group=STRATEGIES)] = "random,rds@hidden,cluster-mean,ucb,surrogate"
+    budgets: Annotated[str, Parameter(group=OPTIONS)] = "5%,10%,20%"
+    seeds: Annotated[Whole, Parameter(group=OPTIONS)] = 5
+    scores: Annotated[Path | None, Parameter(group=OPTIONS)] = None

@@ -1,0 +1,143 @@
+"""The command line: options in, the summary out, errors as one line each.
+
+Standard output is for results, standard error for progress and messages. Exit codes: 0 done; 2 the request cannot be
+fulfilled (one line says why); 130 interrupted (one line says how to go on); 141 nobody reads the output; 1 a bug in
+clusterucb. Only ``--debug`` shows tracebacks.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TextIO
+
+from cyclopts import (
+    CoercionError,
+    CycloptsError,
+    MissingArgumentError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
+from rich.console import Console
+from rich.text import Text
+
+from clusterucb.cli.commands import JOBS, app
+from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
+from clusterucb.options import config_file as config
+from clusterucb.wording import in_words, printable
+
+if TYPE_CHECKING:
+    pass
+
+_BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit code."""
+    debug = "--debug" in arguments
+    messages = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True, markup=False)
+    with warnings.catch_warnings():
+        _show_warnings(messages, debug)
+        try:
+            app(list(arguments), exit_on_error=False, print_error=False)
+            sys.stdout.flush()
+        except (ClusterUCBError, CycloptsError) as error:
+            said = _said(error, arguments) if isinstance(error, CycloptsError) else str(error)
+            _complain(messages, config.placed(said, arguments), debug)
+            return 2
+        except KeyboardInterrupt:
+            again = [one for one in arguments if one != "--overwrite"]  # it would remove what was computed
+            messages.print(
+                f"\nInterrupted; what was computed is kept. To go on: {shlex.join(['clusterucb', *again])}"
+            )
+            return 130
+        except (BrokenPipeError, SystemExit):  # nobody reads any more; rich makes an exit of it
+            _discard(sys.stdout, sys.stderr)
+            return _BROKEN_PIPE
+        except Exception as error:  # whatever it is, it is ours to mend
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+                _discard(sys.stdout)
+                _complain(
+                    messages, "cannot write to standard output: no space left; make room, then repeat", debug
+                )
+                return 2
+            reason = f"{type(error).__name__}: {error}"
+            _complain(
+                messages, f"this is a bug in clusterucb, please report it with --debug: {reason}", debug
+            )
+            return 1
+    return 0
+
+
+def _said(error: CycloptsError, arguments: Sequence[str]) -> str:
+    """Return what is wrong with the words of a command, and what to do."""
+    said, command = str(error), " ".join(error.command_chain or ())
+    if isinstance(error, MissingArgumentError):
+        there = error.keyword is not None
+        said = said.replace(" requires an argument", " has no value" if there else " is missing")
+        if there:
+            said = f"{said.rstrip('.')}; expected one after it."
+        elif not said.endswith("?") and (file := config.value_of("--config", arguments)) is not None:
+            said = f"{said.rstrip('.')}; expected it on the command line or in {file}."
+        if "POOL" in said and "--target" in arguments:
+            said += " It stands first: --target takes every file that follows it."
+    elif isinstance(error, UnusedCliTokensError):
+        unused = shlex.join(error.unused_tokens or ())
+        hint = (
+            "the pool has a name here: --pool" if command == "doctor" else f"see clusterucb {command} --help"
+        )
+        said = f"{command} does not take {unused}; {hint}"
+    elif (
+        isinstance(error, UnknownOptionError)
+        and said.startswith("Unknown option: --pool")
+        and command in JOBS
+    ):
+        said = f"Unknown option: --pool. The pool stands first, without a name: clusterucb {command} POOL ..."
+    elif isinstance(error, CoercionError) and error.token and error.target_type in (bool, float):
+        said = f"Invalid value for {error.token.keyword}: {error.token.value!r} is not {in_words(error.target_type)}"
+    return said
+
+
+def _discard(*streams: TextIO) -> None:
+    """Send what is left in the buffers nowhere, so that the interpreter can end in peace."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in streams:
+        os.dup2(nowhere, stream.fileno())
+
+
+def _show_warnings(console: Console, debug: bool) -> None:
+    """Show our own warnings as lines, and those of libraries with ``--debug`` alone."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: object = None,  # noqa: ARG001
+        line: str | None = None,  # noqa: ARG001
+    ) -> None:
+        place = (
+            "" if issubclass(category, ClusterUCBWarning) else f"{filename}:{lineno}: {category.__name__}: "
+        )
+        console.print(Text(printable(f"warning: {place}{message}"), style="yellow"))
+
+    warnings.showwarning = show
+    if not debug:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", ClusterUCBWarning)
+
+
+def _complain(console: Console, text: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    console.print(Text.assemble(("error: ", "bold red"), printable(text)))

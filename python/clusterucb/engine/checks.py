@@ -1,0 +1,72 @@
+"""What strategies and score functions return, checked before it is used."""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clusterucb.errors import OptionError, PluginError
+from clusterucb.wording import counted
+
+
+def check_whole(name: str, value: int) -> int:
+    """Return a number of rows.
+
+    Raises:
+        OptionError: it is not a whole number of at least 1.
+    """
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1 or isinstance(value, bool):
+        raise OptionError(f"{name} is {value!r}; expected a whole number of rows, at least 1")
+    return count
+
+
+def checked_rows(
+    rows: ArrayLike, wanted: int, available: NDArray[np.bool_], policy: str
+) -> NDArray[np.int64]:
+    """Return the rows that a policy asks for, i64[wanted].
+
+    Raises:
+        PluginError: they are not ``wanted`` distinct rows with ``available[row]``.
+    """
+    expected = counted(wanted, "distinct available row")
+    try:
+        got = np.asarray(rows)
+    except ValueError as error:
+        raise PluginError(f"{policy}.ask returned {rows!r:.80}; expected {expected}") from error
+    if got.dtype.kind not in "iu" or got.shape != (wanted,):
+        raise PluginError(f"{policy}.ask returned {got.dtype} of shape {got.shape}; expected {expected}")
+    if got.min() < 0 or got.max() >= len(available):
+        raise PluginError(f"{policy}.ask returned rows outside 0..{len(available) - 1}; expected {expected}")
+    if len(np.unique(got)) < wanted:
+        raise PluginError(f"{policy}.ask returned a row twice; expected {expected}")
+    if not available[got].all():
+        raise PluginError(
+            f"{policy}.ask returned row {got[~available[got]][0]}, already drawn; expected {expected}"
+        )
+    return got.astype(np.int64)
+
+
+def checked_scores(scores: ArrayLike, n_rows: int, n_subtasks: int | None) -> NDArray[np.float64]:
+    """Return scores as f64[m, S]; a row with any NaN or infinity becomes NaN throughout: it failed.
+
+    Raises:
+        OptionError: they have another shape.
+    """
+    got = np.array(scores, dtype=np.float64) + 0.0  # makes -0.0 0.0, whose sign SQLite would drop
+    matrix = got[:, None] if got.ndim == 1 else got
+    if (
+        matrix.ndim != 2
+        or len(matrix) != n_rows
+        or n_subtasks not in (None, matrix.shape[1])
+        or not matrix.shape[1]
+    ):
+        subtasks = "S" if n_subtasks is None else n_subtasks
+        raise OptionError(f"score returned shape {got.shape}; expected [{n_rows}] or [{n_rows}, {subtasks}]")
+    matrix[~np.isfinite(matrix).all(axis=1)] = np.nan
+    return matrix

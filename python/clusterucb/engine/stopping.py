@@ -1,0 +1,80 @@
+"""When a search ends before its budget is spent.
+
+Decision: the recall is estimated at fixed numbers of draws, so that a search that is to stop at a recall stops at the
+same draw however often it was interrupted.
+"""
+
+from __future__ import annotations
+
+from clusterucb.engine.aggregate import STANDARDIZED
+from clusterucb.engine.budget import Budget
+from clusterucb.engine.draws import History
+from clusterucb.engine.policy import Policy
+from clusterucb.engine.poolview import PoolView
+from clusterucb.engine.recall import Recall, RecallEstimator
+from clusterucb.engine.rules import Rewards, Rules
+from clusterucb.errors import OptionError, warn
+
+_ESTIMATES = 20  # of the recall, in a search that spends its budget
+
+
+class Stopping:
+    """Estimates the recall as a search goes on, and says when it is enough.
+
+    Args:
+        pool: the pool, with its arms.
+        budget: whether a recall ends the search, and who is told of it; without either, nothing is estimated.
+        rules: what is selected. Under a cap on sources the recall is not estimated.
+    """
+
+    def __init__(self, pool: PoolView, budget: Budget, rules: Rules) -> None:
+        self._budget = budget
+        self._step = max(pool.budget // _ESTIMATES, 1)
+        self._estimator: RecallEstimator | None = None
+        if (budget.until is not None or budget.watch) and not rules.max_per_source:
+            self._estimator = RecallEstimator(pool, in_turn=rules.select_by != "top")
+        self._recall: Recall | None = None
+        self._n_estimated = 0
+
+    def enough(self, history: History, rewards: Rewards) -> bool:
+        """Return whether so much has been found that the search may end."""
+        if not self._estimator or not history.passed(self._step):
+            return False
+        recall = self._estimate(self._estimator, history, rewards)
+        if recall and self._budget.watch:
+            self._budget.watch(recall)
+        return bool(recall and self._budget.until is not None and recall.estimate >= self._budget.until)
+
+    def recall(self, history: History, rewards: Rewards) -> Recall | None:
+        """Return how much was found in the end; None if nobody asked, or it cannot be said."""
+        if self._estimator and self._n_estimated < history.n_drawn:
+            self._estimate(self._estimator, history, rewards)
+        if self._budget.until is not None and self._recall is None:
+            warn(
+                "too few of the draws were random to say how much they have found, so that the budget alone ended "
+                "them. Use a larger cold start"
+            )
+        return self._recall
+
+    def _estimate(self, estimator: RecallEstimator, history: History, rewards: Rewards) -> Recall | None:
+        self._recall, self._n_estimated = estimator(history.draws(), rewards), history.n_drawn
+        return self._recall
+
+
+def check_until(until: float, policy: Policy, aggregate: str, max_per_source: int | None) -> None:
+    """Refuse to stop a search at a recall that cannot be estimated.
+
+    Raises:
+        OptionError: it is no share, or a policy or a cap leaves nothing to estimate it by.
+    """
+    if isinstance(until, bool) or not isinstance(until, int | float) or not 0 < until <= 1:
+        raise OptionError(f"until is {until!r}; expected a recall above 0, at most 1")
+    if max_per_source:
+        raise OptionError(
+            "until and max_per_source are given; expected one: how much is found under a cap is not estimated"
+        )
+    if not (policy.cold_start or policy.uniform or aggregate == STANDARDIZED):
+        raise OptionError(
+            f"until is given, and {type(policy).__name__} draws nothing at random, without which it cannot be said "
+            "how much it has found; expected a policy with a cold start, such as UCB or Surrogate, or Random"
+        )

@@ -1,0 +1,241 @@
+"""Options of reading rows and of computing gradients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from clusterucb.errors import OptionError
+from clusterucb.kernels.preconditioner import PRECONDITIONERS
+from clusterucb.kernels.projection import Sketch, check_dimension
+from clusterucb.model.checkpoint_files import optimizer_file
+from clusterucb.options.kinds import (
+    AUTOCASTS,
+    DTYPES,
+    FILE,
+    FREE,
+    ROWS,
+    Autocast,
+    Checked,
+    Columns,
+    Dtype,
+    Format,
+    Paths,
+    Preconditioner,
+    Whole,
+    option_name,
+)
+from clusterucb.samples.shapes import FIELDS, SHAPES, Layout
+from clusterucb.wording import did_you_mean
+
+_FRESH_LORA = ("lora_rank", "lora_alpha", "lora_targets", "warmup_steps", "warmup_lr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSettings(Checked):
+    """Options that decide how rows are read, of the pool and of the target.
+
+    Attributes:
+        format: Shape of every row: messages, conversations, prompt-completion, alpaca, chosen or text; by default each
+            row's keys say.
+        columns: Columns that stand for others, as prompt=question,completion=answer; also for id, source and subtask.
+        drop_unsupported: Leave out images, tool calls and thoughts, instead of the rows that hold them.
+        strict: Stop at the first line that cannot be used.
+    """
+
+    format: Format = field(default=None, metadata=FREE)
+    columns: Annotated[Columns | None, ROWS] = field(default=None, metadata=FREE)
+    drop_unsupported: Annotated[bool, ROWS] = field(default=False, metadata=FREE)
+    strict: Annotated[bool, ROWS] = field(default=False, metadata=FREE)
+
+    def __post_init__(self) -> None:
+        if self.format is not None:
+            self.check_choice("format", tuple(SHAPES))
+        for name, column in (self.columns or {}).items():
+            if name not in FIELDS or not isinstance(column, str):
+                raise OptionError(
+                    f"--columns has {name}={column}; expected the name of a column for one of {', '.join(FIELDS)}."
+                    f"{did_you_mean(name, FIELDS)}"
+                )
+
+    @property
+    def layout(self) -> Layout:
+        """How rows are read."""
+        return Layout(self.format, self.columns or {}, self.drop_unsupported)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientSettings(ReadSettings):
+    """Options that decide about a pool sample's gradient and its sketch.
+
+    Attributes:
+        preconditioner: What turns a gradient into an update: adam_less (as LESS and ClusterUCB), adam (the
+            optimiser's true next step), second_moment (the gradient, scaled by the optimiser's second
+            moment), or sgd (the gradient itself).
+        adapter: Folder of a trained PEFT LoRA adapter; without it a fresh LoRA is warmed up.
+        optimizer: Optimiser state of the adapter's training (by default optimizer.pt or optimizer.bin in its folder),
+            or of the model's with --parameters.
+        checkpoint: Folder of an adapter with its optimiser state, once for each of several of one training; a sample's
+            score is the weighted sum of its scores at all of them, and costs a gradient at each.
+        checkpoint_weights: Weight of each --checkpoint, comma-separated, such as the learning rates there (LESS); by
+            default all the same.
+        parameters: Linear layers whose own weights are differentiated in place of a LoRA: their names, comma-separated,
+            with * for any characters, such as model.layers.*.mlp.down_proj.
+        lora_rank: Rank of a fresh LoRA.
+        lora_alpha: Scale of a fresh LoRA: its update counts alpha / rank.
+        lora_targets: Linear layers of a fresh LoRA, comma-separated, or all-linear; by default PEFT's choice.
+        warmup_steps: AdamW steps of 4 random pool samples that a fresh LoRA is warmed up for.
+        warmup_lr: Learning rate of the warm-up.
+        sketch_dim: Dimension of gradient sketches, a power of two from 256.
+        max_length: Longest sample in tokens; of a longer one, the end of the prompt and the answer are kept.
+        batch_tokens: Padded tokens of a pass of the model; by default 1024 on a CPU, and elsewhere as many as fit.
+        device: Where the model runs: auto, cpu, cuda, cuda:1, ...
+        dtype: Of the base model: auto (float32 on a CPU, else the checkpoint's own), float32, bfloat16, float16.
+        autocast: Compute layers in bfloat16 or float16, whatever the dtype of the weights; sums stay in float32.
+        checkpointing: Keep the inputs of the model's layers alone, and run each layer again in the backward pass: less
+            memory, a third more time.
+        compile: Compile parts of the model (torch.compile): passes take less time, after minutes of start.
+        revision: Branch, tag or commit of a hub id.
+        trust_remote_code: Let code that comes with the model run.
+        seed: Same seed, same result.
+    """
+
+    preconditioner: Preconditioner = "adam_less"
+    adapter: Path | None = field(default=None, metadata=FILE)
+    optimizer: Path | None = field(default=None, metadata=FILE)
+    checkpoint: Paths | None = field(default=None, metadata=FILE)
+    checkpoint_weights: str | None = None
+    parameters: str | None = None
+    lora_rank: Whole = 8
+    lora_alpha: float = 16.0
+    lora_targets: str | None = None
+    warmup_steps: Whole = 30
+    warmup_lr: float = 2e-4
+    sketch_dim: Whole = 8192
+    max_length: Whole = 1024
+    batch_tokens: Whole | None = None
+    device: str = "auto"
+    dtype: Dtype = "auto"
+    autocast: Autocast = None
+    checkpointing: bool = False
+    compile: bool = False
+    revision: str | None = None
+    trust_remote_code: bool = False
+    seed: Whole = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_whole("lora_rank", "warmup_steps")
+        if self.batch_tokens is not None:
+            self.check_whole("batch_tokens")
+        for name in ("lora_alpha", "warmup_lr"):
+            value = getattr(self, name)
+            self.check(name, math.isfinite(value) and value > 0, "a number above 0")
+        self.check("seed", 0 <= self.seed < 2**63, "a whole number from 0, below 2^63")
+        self.check("max_length", self.max_length >= 2, "at least 2 tokens")
+        self.check_choice("preconditioner", PRECONDITIONERS)
+        self.check_choice("dtype", DTYPES)
+        check_dimension("--sketch-dim", self.sketch_dim)
+        if self.autocast is not None:
+            self.check_choice("autocast", AUTOCASTS)
+        self._check_checkpoints()
+
+    def _check_checkpoints(self) -> None:
+        """Check that what is differentiated is said once, with the optimiser states that belong to it."""
+        ways = [name for name in ("adapter", "checkpoint", "parameters") if getattr(self, name) is not None]
+        if len(ways) > 1:
+            raise OptionError(
+                f"{' and '.join(map(option_name, ways))} are given; expected one: it says what is differentiated"
+            )
+        if self.optimizer is not None and ways not in (["adapter"], ["parameters"]):
+            raise OptionError(
+                "--optimizer is given without --adapter or --parameters; it is the state that belongs to one of them. "
+                "That of a --checkpoint stands in its folder"
+            )
+        if self.checkpoint is not None and not self.checkpoint:
+            raise OptionError(
+                "--checkpoint is given without a folder; expected that of an adapter, at least one"
+            )
+        lacking = self.parameters is not None and self.preconditioner != "sgd" and self.optimizer is None
+        if lacking and not self._has_stored_state:
+            raise OptionError(
+                f"--preconditioner is {self.preconditioner}, which needs the optimiser's state, and --parameters has "
+                "none; expected --optimizer with that of the model's training, or --preconditioner sgd"
+            )
+        if self.checkpoint_weights is not None and self.checkpoint is None:
+            raise OptionError("--checkpoint-weights is given without --checkpoint; expected both")
+        if len(self.weights) != len(self.checkpoint or [""]) or not all(
+            math.isfinite(weight) and weight > 0 for weight in self.weights
+        ):
+            raise OptionError(
+                f"--checkpoint-weights is {self.checkpoint_weights!r} for {len(self.checkpoint or ())} checkpoints; "
+                "expected a number above 0 for each, comma-separated"
+            )
+
+    @property
+    def _has_stored_state(self) -> bool:
+        """Whether a gradient store provides the optimiser's state."""
+        return False
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of each checkpoint, one of them at least; they add up to one."""
+        if self.checkpoint_weights is None:
+            count = len(self.checkpoint or [""])
+            return [1 / count] * count
+        try:
+            given = [float(weight) for weight in self.checkpoint_weights.split(",")]
+            return [weight / sum(given) for weight in given]
+        except (ValueError, ZeroDivisionError):
+            return [math.nan]
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether a fresh LoRA is warmed up, since no checkpoint is given."""
+        return not self.given_checkpoints
+
+    @property
+    def given_checkpoints(self) -> list[tuple[Path | None, Path | None]]:
+        """Folder of the adapter and file of the optimiser state of each checkpoint; None where there is none."""
+        if self.parameters is not None:
+            adapters: list[Path | None] = [None]
+        else:
+            adapters = [*(self.checkpoint or ()), *([self.adapter] if self.adapter else [])]
+        if self.preconditioner == "sgd":
+            return [(adapter, None) for adapter in adapters]
+        return [(adapter, self.optimizer or (adapter and optimizer_file(adapter))) for adapter in adapters]
+
+    @property
+    def patterns(self) -> list[str]:
+        """The names in ``parameters``."""
+        return [name.strip() for name in (self.parameters or "").split(",")]
+
+    @property
+    def target_layers(self) -> list[str] | None:
+        """The names in ``lora_targets``; None for PEFT's choice."""
+        return None if self.lora_targets is None else [name.strip() for name in self.lora_targets.split(",")]
+
+    @property
+    def sketch(self) -> Sketch:
+        """The projection of gradient sketches; raw gradients are heavy-tailed and get more nonzeros."""
+        return Sketch(self.sketch_dim, 4 if self.preconditioner == "sgd" else 2, self.seed)
+
+    def deciding(self, *, sketches: bool) -> dict[str, Any]:
+        """Return the options that decide about numbers, by option name; those without effect are None.
+
+        So are those that name files, whose fingerprints are compared instead. How rows are read is no option here: the
+        fingerprint of the pool says it.
+
+        Args:
+            sketches: whether gradients are sketched.
+        """
+        unused = {*(() if self.warms_up else _FRESH_LORA), *(() if sketches else ("sketch_dim",))}
+        return {
+            option_name(one.name): None
+            if one.name in unused or one.metadata.get("file")
+            else getattr(self, one.name)
+            for one in fields(self)
+            if one.metadata.get("decides", True)
+        }

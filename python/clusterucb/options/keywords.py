@@ -1,0 +1,79 @@
+"""Options as keyword arguments of Python: converted, checked, and shown in signatures."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from clusterucb.errors import OptionError
+from clusterucb.options.gradients import GradientSettings
+from clusterucb.options.kinds import field_names
+from clusterucb.wording import did_you_mean, in_words
+
+_COUNTS = ("budget", "select")
+_LISTS = ("export", "lora_targets", "parameters", "checkpoint_weights")  # comma-separated
+
+
+AnySettings = TypeVar("AnySettings", bound=GradientSettings)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def settings_from(options: Mapping[str, Any], kind: type[AnySettings]) -> AnySettings:
+    """Return settings of a kind from keyword arguments.
+
+    Raises:
+        OptionError: there is no such option, or a value cannot be used.
+    """
+    known = field_names(kind)
+    for name in options:
+        if name not in known:
+            raise OptionError(
+                f"there is no option {name!r}; options: {', '.join(known)}.{did_you_mean(name, known)}"
+            )
+    typed: dict[str, Any] = {name: _typed(kind, name, value) for name, value in options.items()}
+    return kind(**typed)
+
+
+def spelt_out(kind: type[GradientSettings]) -> Callable[[Function], Function]:
+    """Return a decorator that gives a function with ``**options`` the signature with every field of a kind."""
+
+    def decorate(function: Function) -> Function:
+        signature = inspect.signature(function)
+        named = [one for one in signature.parameters.values() if one.kind is not one.VAR_KEYWORD]
+        options = [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type
+            )
+            for field in dataclasses.fields(kind)
+        ]
+        function.__signature__ = signature.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+def _typed(kind: type, name: str, value: object) -> object:
+    """Return the value of a keyword argument as the type of a field of ``kind``."""
+    if name in _COUNTS:
+        return str(value)  # counts may be given as numbers
+    if name in _LISTS and isinstance(value, list | tuple):
+        return ",".join(map(str, value)) or None
+    hint = get_type_hints(kind)[name]
+    if isinstance(value, str | PathLike) and Path in get_args(hint):
+        return Path(value)
+    if name == "prior" and isinstance(value, str | PathLike):
+        return (Path(value),)
+    if name in ("checkpoint", "prior") and isinstance(value, list | tuple):
+        return tuple(Path(one) if isinstance(one, str | PathLike) else one for one in value)
+    if hasattr(value, "dtype") and not getattr(value, "shape", True):
+        value = value.item()  # type: ignore[attr-defined]  # a number of numpy
+    expected = tuple(get_origin(one) or one for one in get_args(hint) or (hint,))
+    if float in expected:
+        expected = (*expected, int)
+    if not isinstance(value, expected) or (isinstance(value, bool) and bool not in expected):
+        raise OptionError(f"{name} is {value!r}; expected {in_words(hint)}")
+    return value

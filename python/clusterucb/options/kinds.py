@@ -1,0 +1,107 @@
+"""The kinds of values that options have, and how the command line reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Group, Parameter, Token
+
+from clusterucb.engine.aggregate import NAMES
+from clusterucb.engine.choice import SELECT_BY
+from clusterucb.errors import OptionError, check_choice
+from clusterucb.filenames import EXPORTS
+from clusterucb.kernels.preconditioner import PRECONDITIONERS
+from clusterucb.samples.shapes import SHAPES
+
+# Metadata of a field that decides about no number: it may change when a run is taken up again.
+FREE = {"decides": False}
+# Metadata of a field that names a file or folder: its content decides, and is compared by fingerprint.
+FILE = {"file": True}
+
+
+def whole_number(_: type, tokens: Sequence[Token]) -> int:
+    """Convert text to an integer; cyclopts' own conversion rounds 1.5 to 2."""
+    if not re.fullmatch(r"[+-]?[0-9]+", text := tokens[0].value):
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def columns_of(_: type, tokens: Sequence[Token]) -> dict[str, str]:
+    """Convert ``prompt=question,completion=answer`` to a dictionary."""
+    pairs = [pair.partition("=") for pair in tokens[0].value.split(",")]
+    if not all(name.strip() and equals and column.strip() for name, equals, column in pairs):
+        raise ValueError(f"{tokens[0].value!r} is not of the form prompt=question,completion=answer")
+    return {name.strip(): column.strip() for name, _, column in pairs}
+
+
+def weights_of(_: type, tokens: Sequence[Token]) -> dict[str, float]:
+    """Convert ``food=2,words=0.5`` to a dictionary."""
+    expected = f"{tokens[0].value!r} is not of the form food=2,words=0.5"
+    try:
+        pairs = [pair.rpartition("=") for pair in tokens[0].value.split(",")]
+        weights = {name.strip(): float(weight) for name, _, weight in pairs}
+    except ValueError as error:
+        raise ValueError(expected) from error
+    if "" in weights or len(weights) < len(pairs):
+        raise ValueError(expected)
+    return weights
+
+
+Whole = Annotated[int, Parameter(converter=whole_number)]
+Paths = Annotated[tuple[Path, ...], Parameter(json_list=False)]
+Columns = Annotated[dict[str, str], Parameter(converter=columns_of, accepts_keys=False, n_tokens=1)]
+Weights = Annotated[dict[str, float], Parameter(converter=weights_of, accepts_keys=False, n_tokens=1)]
+ROWS = Parameter(group=Group("Rows", sort_key=1.5))
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+AUTOCASTS = ("bfloat16", "float16")
+SCORERS = ("auto", "exact", "sketch")
+
+
+def offered(choices: Iterable[str]) -> Parameter:
+    """Return what makes a shell offer choices; `_Checked` refuses others, from the command line and from Python."""
+    return Parameter(completer=lambda _: list(choices))
+
+
+Aggregate = Annotated[str, offered(NAMES)]
+Autocast = Annotated[str | None, offered(AUTOCASTS)]
+Dtype = Annotated[str, offered(DTYPES)]
+Format = Annotated[str | None, offered(SHAPES), ROWS]
+Preconditioner = Annotated[str, offered(PRECONDITIONERS)]
+Scorer = Annotated[str, offered(SCORERS)]
+SelectBy = Annotated[str, offered(SELECT_BY)]
+Tools = Annotated[str | None, offered(EXPORTS)]
+
+
+def field_names(kind: type[Checked]) -> list[str]:
+    """Return the options of a kind of settings."""
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """The checks that settings apply to their fields."""
+
+    def check(self, name: str, good: bool, expected: str) -> None:
+        """Refuse the value of a field that is not good."""
+        if not good:
+            raise OptionError(f"{option_name(name)} is {getattr(self, name)!r}; expected {expected}")
+
+    def check_whole(self, *names: str) -> None:
+        """Refuse fields that hold no whole number from 1."""
+        for name in names:
+            value = getattr(self, name)
+            self.check(name, isinstance(value, int) and value >= 1, "a whole number from 1")
+
+    def check_choice(self, name: str, choices: Sequence[str]) -> None:
+        """Refuse a field that holds none of the choices."""
+        check_choice(option_name(name), getattr(self, name), choices)
+
+
+def option_name(field: str) -> str:
+    """Return what the command line calls a field."""
+    return "--" + field.replace("_", "-")
