@@ -11,7 +11,7 @@ CSRC := CMakeLists.txt $(wildcard csrc/*/*.* csrc/include/clusterucb/*.hpp)
 CLANG_FORMATTED := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh csrc/include/clusterucb/*.hpp tests/simt/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench-strategies bench-replay bench-gradients gpu-check clean
+.PHONY: help setup demo test lint format bench-strategies bench-replay bench-gradients gpu-check wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -48,8 +48,14 @@ bench-gradients: $(PEERS)/.installed  ## time gradients against training and aga
 gpu-check:  ## check and time the CUDA kernels on this machine's GPU, with the torch of PYTHON
 	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
 
+wheel: $(VENV)/.wheel  ## build an sdist and a wheel of it in dist/, for this Python and the oldest Linux this compiler allows
+	rm -rf build/wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation --outdir build/wheel
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/*.whl
+	mv build/wheel/*.tar.gz dist
+
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) $(PEERS) build
+	rm -rf $(VENV) $(PEERS) build dist
 
 $(VENV)/.pip $(PEERS)/.pip: %/.pip:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clusterucb needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -76,4 +82,8 @@ $(PEERS)/.installed: pyproject.toml constraints/peers.txt $(CSRC) $(PEERS)/.torc
 
 $(VENV)/.lint: pyproject.toml $(VENV)/.torch
 	$(PIP) install -q $(PIP_ARGS) --group lint
+	touch $@
+
+$(VENV)/.wheel: pyproject.toml $(VENV)/.pip
+	$(PIP) install -q $(PIP_ARGS) --group build --group wheel
 	touch $@
