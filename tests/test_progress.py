@@ -58,10 +58,10 @@ def test_nothing_is_said_of_a_rate_that_is_not_known() -> None:
 
 
 def test_slow_and_fast_counts_are_written_out() -> None:
-    said = progress._Said("draws", lambda: "")
-    assert said.status(20, 1000, 0.25) == "20 of 1,000 draws, 980 left: 0.25/s, 1:05:20 to go"
-    assert said.status(0, 10**6, 12345.6).endswith(": 12,346/s, 1:21 to go")
-    noted = progress._Said("draws", lambda: "80% found")
+    wording = progress._Wording("draws", lambda: "")
+    assert wording.status(20, 1000, 0.25) == "20 of 1,000 draws, 980 left: 0.25/s, 1:05:20 to go"
+    assert wording.status(0, 10**6, 12345.6).endswith(": 12,346/s, 1:21 to go")
+    noted = progress._Wording("draws", lambda: "80% found")
     assert noted.status(20, 1000) == "20 of 1,000 draws, 980 left; 80% found"
 
 

@@ -1,7 +1,7 @@
-"""Files and folders that are either whole or absent, whenever the machine or the program stops.
+"""Write files and folders so that each is either whole or absent, whenever the machine or the program stops.
 
-Everything is written beside its destination, flushed to the disk, and renamed into place. A reader
-that finds a file may therefore trust it, and a file's existence means that its stage is done.
+Everything is written beside its destination, flushed to the disk and renamed into place. A reader may therefore
+trust every file that exists, and a file's existence means that its stage is done.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _SUFFIX = ".partial"
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; it becomes ``path`` when the block ends without an error.
+    """Yield a path to write a file to. The file is moved to ``path`` when the block ends without an error.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the file cannot be written.
     """
     partial = path.with_name(path.name + _SUFFIX)
-    with _explained(path):
+    with _as_run_error(path):
         try:
             partial.touch()
             mode = partial.stat().st_mode
             yield partial
-            partial.chmod(mode)  # safetensors writes for the owner's eyes only, whatever the umask
+            partial.chmod(mode)  # safetensors makes files that only their owner can read, whatever the umask
             _flush(partial)
             partial.replace(path)
             _flush(path.parent)
@@ -44,13 +44,13 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to write to; it becomes ``path`` when the block ends without an error.
+    """Yield an empty folder to write to. The folder is moved to ``path`` when the block ends without an error.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: the folder cannot be written.
     """
     partial = path.with_name(path.name + _SUFFIX)
-    with _explained(path):
+    with _as_run_error(path):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
@@ -69,19 +69,20 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path``, whole or not at all."""
+    """Write ``content`` to ``path``, all or nothing."""
     with whole_file(path) as partial:
         partial.write_bytes(content)
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a line of JSON for each row to ``path``, all or nothing."""
+    """Write one line of JSON for each row to ``path``, all or nothing."""
     with whole_file(path) as partial, partial.open("wb") as lines:
         lines.writelines(msgspec.json.encode(row) + b"\n" for row in rows)
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _as_run_error(path: Path) -> Iterator[None]:
+    """Turn an error in writing ``path`` into a `RunError` that says what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""The name of every file and folder that a run, a store or a comparison writes into its folder."""
+"""Name every file and folder that a run, a store or a comparison writes into its folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCORES_TABLE = "scores.parquet"
 COMPARISON = "comparison.json"
 COMPARISON_PAGE = "comparison.html"
 
-# Of an export: the samples, and the files that its tool reads.
+# An export holds the samples (conversations, texts or both) and the files that the training tool reads.
 CONVERSATIONS = "conversations.jsonl"
 TEXTS = "text.jsonl"
 EXPORTS = {
@@ -29,16 +29,18 @@ EXPORTS = {
 
 
 def export_files(tool: str) -> list[str]:
-    """Return the names of the files that an export may have, relative to the run's folder."""
+    """Return the paths of the files that an export for ``tool`` may contain, relative to the run's folder."""
     return [f"export-{tool}/{name}" for name in (CONVERSATIONS, TEXTS, *EXPORTS[tool])]
 
 
 EXPORT_FILES = tuple(name for tool in EXPORTS for name in export_files(tool))
 
-# Patterns of files that exist before anything is computed: the ledger's first draw comes after the other stages.
+# Patterns of files that exist before anything is computed. The ledger exists that early too: its first draw is
+# recorded only after the other stages.
 AT_ONCE = (f"{LEDGER}*", CONFIG)
 
-# Patterns of everything that a folder holds beside its manifest and lock; --overwrite removes these and nothing else.
+# Patterns of everything that a folder holds besides its manifest and lock. --overwrite removes what they match and
+# nothing else.
 ALL = (
     ADAPTER,
     f"{ADAPTER}-[0-9]",

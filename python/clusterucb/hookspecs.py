@@ -1,8 +1,8 @@
-"""The hooks that a plugin may implement: all there is to the public plugin interface.
+"""Define the hooks that a plugin may implement. They are the whole plugin interface.
 
-A plugin is a module named by an entry point in the group ``clusterucb``; it marks its hooks with
-`hookimpl`. Each hook returns a dictionary from the name that the command line uses to a class whose
-constructor takes plain hyper-parameters (a dataclass, say):
+A plugin is a module that an entry point in the group ``clusterucb`` names. It marks its hooks with `hookimpl`. Each
+hook returns a dictionary that maps names, as the command line spells them, to classes. The constructor of such a
+class takes plain hyper-parameters, as a dataclass's does:
 
     # pyproject.toml
     [project.entry-points.clusterucb]
@@ -20,13 +20,13 @@ constructor takes plain hyper-parameters (a dataclass, say):
     def clusterucb_policies():
         return {"greedy": Greedy}
 
-After ``pip install``, ``clusterucb select ... --policy greedy`` works. `clusterucb.testing` has the tests that it
-should pass; ``plugins/README.md`` leads from nothing to a published package.
+After ``pip install``, ``clusterucb select ... --policy greedy`` works. `clusterucb.testing` has the tests that the
+plugin should pass. ``plugins/README.md`` explains every step from an empty folder to a published package.
 
-Public beside the hooks is what strategies are written with: what `clusterucb.policies`, `clusterucb.clusterers`,
-`clusterucb.features`, `clusterucb.testing` and `clusterucb` itself list in ``__all__``, `clusterucb.errors`,
-and ``clusterucb.plugins.registry.load().make(kind, name, options)``, which makes an installed strategy as the command
-line does.
+A strategy may also use these public names: everything that `clusterucb`, `clusterucb.policies`,
+`clusterucb.clusterers`, `clusterucb.features` and `clusterucb.testing` list in ``__all__``, the module
+`clusterucb.errors`, and ``clusterucb.plugins.registry.load().make(kind, name, options)``, which makes an installed
+strategy in the same way as the command line.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def clusterucb_clusterers() -> dict[str, type[Clusterer]]:
-    """Return clusterers by name: what groups the pool into the arms.
+    """Return clusterers by name. A clusterer groups the pool into the arms.
 
-    Required of a class is ``fit_predict(pool, rng) -> i64[N]``, the cluster of each of the pool's N rows:
-    0..K-1, or -1 for noise. ``pool.matrix()`` is the features, f32[N, k].
+    Each class must implement ``fit_predict(pool, rng) -> i64[N]``. It returns the cluster of each of the pool's N
+    rows: 0..K-1, or -1 for noise. ``pool.matrix()`` returns the features, f32[N, k].
 
     Returns:
-        A dictionary from the name that the command line uses to a class derived from `clusterucb.Clusterer`;
-        never an empty one.
+        A dictionary that maps names, as the command line spells them, to classes derived from
+        `clusterucb.Clusterer`. It must not be empty.
 
     Example:
         >>> class Halves(Clusterer):
@@ -72,15 +72,16 @@ def clusterucb_clusterers() -> dict[str, type[Clusterer]]:
 
 @hookspec
 def clusterucb_policies() -> dict[str, type[Policy]]:
-    """Return policies by name: what decides which rows are drawn next.
+    """Return policies by name. A policy decides which rows are drawn next.
 
-    Required of a class is ``ask(n, available, rng) -> i64[min(n, available.sum())]``, distinct rows where
-    ``available``, bool[N], is true. A class derived from `clusterucb.policies.IndexPolicy` has that already,
-    and needs ``index(arms, rng) -> f64[K]``: the arm with the largest value is drawn from next.
+    Each class must implement ``ask(n, available, rng) -> i64[min(n, available.sum())]``. It returns distinct rows
+    where ``available``, bool[N], is true. `clusterucb.policies.IndexPolicy` implements ``ask`` already. A class
+    derived from it must implement ``index(arms, rng) -> f64[K]`` instead: the next draw is from the arm with the
+    largest index.
 
     Returns:
-        A dictionary from the name that the command line uses to a class derived from `clusterucb.Policy`;
-        never an empty one.
+        A dictionary that maps names, as the command line spells them, to classes derived from
+        `clusterucb.Policy`. It must not be empty.
 
     Example:
         >>> class Greedy(IndexPolicy):
@@ -95,15 +96,16 @@ def clusterucb_policies() -> dict[str, type[Policy]]:
 
 @hookspec
 def clusterucb_features() -> dict[str, type[Feature]]:
-    """Return features by name: what the pool is clustered by.
+    """Return features by name. Features describe the samples, and the pool is clustered by them.
 
-    Required of a class is ``compute(batch) -> {block: f32[m, k]}``, named blocks of finite numbers with a
-    row for each of the batch's m samples, which does not depend on the other samples. What has to be known of the
-    pool before comes from ``fit(batch) -> {array: numbers}``, optional: `clusterucb.features.Feature.fit`.
+    Each class must implement ``compute(batch) -> {block: f32[m, k]}``. It returns named blocks of finite numbers,
+    with one row for each of the batch's m samples. A row must not depend on the other samples. A feature that has to
+    learn something from the pool first also implements ``fit(batch) -> {array: numbers}``; see
+    `clusterucb.features.Feature.fit`.
 
     Returns:
-        A dictionary from the name that the command line uses to a class derived from `clusterucb.Feature`;
-        never an empty one.
+        A dictionary that maps names, as the command line spells them, to classes derived from
+        `clusterucb.Feature`. It must not be empty.
 
     Example:
         >>> class Length(Feature):

@@ -1,4 +1,4 @@
-"""The memory and the disk that a job may use."""
+"""Measure the memory and the disk space that a job may use."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def memory() -> tuple[int, int]:
-    """Return the bytes of memory that this process may use, and those of them that are available."""
+    """Return how many bytes of memory this process may use, and how many of these bytes are available."""
     kilobytes = {}
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, value = line.split(":")
         kilobytes[name] = int(value.split()[0])
     total, free = kilobytes["MemTotal"] * 1024, kilobytes["MemAvailable"] * 1024
-    with suppress(OSError, ValueError):  # of a container that may use a part of it
+    with suppress(OSError, ValueError):  # a container may be limited to a part of the machine's memory
         limit = int((_CGROUP / "memory.max").read_text())
         statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
         used = int((_CGROUP / "memory.current").read_text()) - int(statistics["file"])
@@ -25,6 +25,6 @@ def memory() -> tuple[int, int]:
 
 
 def free_disk(place: Path) -> int:
-    """Return the bytes free where a folder is, or would be."""
-    there = next(one for one in (place.absolute(), *place.absolute().parents) if one.exists())
-    return shutil.disk_usage(there).free
+    """Return how many bytes are free on the disk that holds a folder, or would hold it once it exists."""
+    existing = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
+    return shutil.disk_usage(existing).free

@@ -1,9 +1,9 @@
-"""What a person sees while a run works: steps, notes, and how much of a budget is left.
+"""Show the progress of a run: its steps, its counts and how much of the budget is left.
 
-On a terminal, bars (rich); in a notebook, a line that counts; elsewhere, plain lines, at most one every few seconds,
-so that a log stays readable. All say the same in the same words: what is done, what is left of it, the rate and the
-time to go. All of it goes to standard error: standard output is for results. From Python, nobody is told unless it
-is a notebook; a function may be, or any `Observer`.
+A terminal gets bars (rich), a notebook gets one line that is updated, and everything else gets plain lines, at most one
+every few seconds, so that a log stays readable. All three use the same words: how much is done, how much is left,
+the rate and the time to go. Progress is written to standard error, because standard output is for results. A call from
+Python shows nothing unless it runs in a notebook or passes an observer, which is a function or any `Observer`.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ def _nothing() -> str:
 
 @runtime_checkable
 class Observer(Protocol):
-    """Whoever wants to know how a run gets on."""
+    """An object that a run reports its progress to."""
 
     def step(self, text: str) -> None:
-        """Say what happens now."""
+        """Report the step that begins now."""
 
     def count(
         self, text: str, total: int, *, done: int = 0, unit: str = "samples", note: Note = _nothing
     ) -> AbstractContextManager[Advance]:
-        """Count up to ``total`` while the block runs; it gets a function to call with each increment.
+        """Count up to ``total`` while the block runs. Yields a function, to be called with each increment.
 
         Args:
-            text: what is done.
-            total: how much of it there is.
-            done: how much was done before.
-            unit: what is counted.
-            note: asked for what else is to be said of it now.
+            text: the name of the work.
+            total: the number of units in all.
+            done: the number of units that were done before.
+            unit: the plural of the unit.
+            note: a function that returns a remark to show beside the count, or "" for none.
         """
 
 
@@ -62,10 +62,10 @@ AnyObserver = Observer | Callable[[str, int, int], object]
 
 
 class Silent:
-    """Says nothing."""
+    """An observer that shows nothing."""
 
     def step(self, text: str) -> None:
-        """Say nothing."""
+        """Ignore the step."""
 
     def count(
         self,
@@ -76,22 +76,23 @@ class Silent:
         unit: str = "samples",  # noqa: ARG002
         note: Note = _nothing,  # noqa: ARG002
     ) -> AbstractContextManager[Advance]:
-        """Count silently."""
+        """Ignore the count."""
         return nullcontext(lambda _: None)
 
 
 class Calls:
-    """Tells a function.
+    """An observer that calls a function.
 
     Args:
-        function: called with what happens, how much of it is done, and how much there is (0 and 0 of a step).
+        function: a function of (text, done, total): the name of the step or the work, the number of units done and
+            the number of units in all. Both numbers are 0 for a step.
     """
 
     def __init__(self, function: Callable[[str, int, int], object]) -> None:
         self._function = function
 
     def step(self, text: str) -> None:
-        """Tell that something happens."""
+        """Call the function with the step."""
         self._function(text, 0, 0)
 
     @contextmanager
@@ -104,7 +105,7 @@ class Calls:
         unit: str = "samples",  # noqa: ARG002
         note: Note = _nothing,  # noqa: ARG002
     ) -> Iterator[Advance]:
-        """Tell how far it got, now and with every increment."""
+        """Call the function with the count, at the start and after every increment."""
         count = done
 
         def advance(n: int) -> None:
@@ -117,28 +118,28 @@ class Calls:
 
 
 def observer_of(given: AnyObserver | None) -> Observer:
-    """Return an observer: the one that is given, a function's, or by default the screen of a notebook alone.
+    """Return ``given`` as an observer. A function becomes `Calls`; None becomes `Screen` in a notebook, else `Silent`.
 
     Raises:
-        OptionError: it is neither an observer nor a function that can be called as `Calls` does.
+        OptionError: ``given`` is neither an observer nor a function of (text, done, total).
     """
     if given is None:
         return Screen() if Console().is_jupyter else Silent()
     if isinstance(given, Observer) and not isinstance(given, type):
         return given
-    if callable(given) and (takes := _refusing(given)) is None:
+    if callable(given) and (signature := _other_signature(given)) is None:
         return Calls(given)
-    said = f", which takes {takes}" if callable(given) else ""
+    takes = f", which takes {signature}" if callable(given) else ""
     raise OptionError(
-        f"observer is {given!r:.80}{said}; expected a function of (text, done, total), or an Observer"
+        f"observer is {given!r:.80}{takes}; expected a function of (text, done, total), or an Observer"
     )
 
 
-def _refusing(function: Callable[..., object]) -> str | None:
-    """Return what a function takes instead of (text, done, total); None if it takes these, or does not say."""
+def _other_signature(function: Callable[..., object]) -> str | None:
+    """Return a function's signature if it cannot be called with (text, done, total), else None."""
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some built-in functions
+    except ValueError:  # some built-in functions have no signature: assume that they can be called
         return None
     try:
         signature.bind("", 0, 0)
@@ -148,11 +149,11 @@ def _refusing(function: Callable[..., object]) -> str | None:
 
 
 class Screen:
-    """Shows progress on standard error, or in a notebook.
+    """An observer that shows progress on standard error or in a notebook.
 
     Args:
-        console: where to write; by default standard error.
-        seconds_between_lines: how often a count is printed where there is no terminal.
+        console: the console to write to. By default, standard error.
+        seconds_between_lines: the shortest time between two lines of one count where there is no terminal.
     """
 
     def __init__(self, console: Console | None = None, seconds_between_lines: float = 10.0) -> None:
@@ -166,19 +167,19 @@ class Screen:
     def count(
         self, text: str, total: int, *, done: int = 0, unit: str = "samples", note: Note = _nothing
     ) -> AbstractContextManager[Advance]:
-        """Show a bar on a terminal, plain lines elsewhere."""
-        said = _Said(unit, note)
+        """Show a bar on a terminal, an updated line in a notebook and plain lines elsewhere."""
+        wording = _Wording(unit, note)
         if self._console.is_jupyter:
-            return self._in_notebook(text, total, done, said)
+            return self._in_notebook(text, total, done, wording)
         count = self._bar if self._console.is_terminal else self._lines
-        return count(text, total, done, said)
+        return count(text, total, done, wording)
 
     @contextmanager
-    def _bar(self, text: str, total: int, done: int, said: _Said) -> Iterator[Advance]:
+    def _bar(self, text: str, total: int, done: int, wording: _Wording) -> Iterator[Advance]:
         columns = (
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             BarColumn(bar_width=16),
-            _Status(said),
+            _Status(wording),
         )
         with Progress(*columns, console=self._console) as progress:
             task = progress.add_task(printable(text), total=total, completed=done)
@@ -186,26 +187,26 @@ class Screen:
             yield lambda n: progress.advance(task, n)
 
     @contextmanager
-    def _in_notebook(self, text: str, total: int, done: int, said: _Said) -> Iterator[Advance]:
+    def _in_notebook(self, text: str, total: int, done: int, wording: _Wording) -> Iterator[Advance]:
         from IPython.display import display
 
         def line(status: str) -> dict[str, str]:
             return {"text/plain": status}
 
-        shown = display(line(f"{text}: {said.status(done, total)}"), raw=True, display_id=True)
+        shown = display(line(f"{text}: {wording.status(done, total)}"), raw=True, display_id=True)
         with self._counted(
-            text, total, done, said, 0.5, lambda status: shown.update(line(status), raw=True)
+            text, total, done, wording, 0.5, lambda status: shown.update(line(status), raw=True)
         ) as advance:
             yield advance
 
-    def _lines(self, text: str, total: int, done: int, said: _Said) -> AbstractContextManager[Advance]:
-        return self._counted(text, total, done, said, self._seconds, self.step)
+    def _lines(self, text: str, total: int, done: int, wording: _Wording) -> AbstractContextManager[Advance]:
+        return self._counted(text, total, done, wording, self._seconds, self.step)
 
     @contextmanager
     def _counted(
-        self, text: str, total: int, done: int, said: _Said, seconds: float, show: Callable[[str], None]
+        self, text: str, total: int, done: int, wording: _Wording, seconds: float, show: Callable[[str], None]
     ) -> Iterator[Advance]:
-        """Show a line at most every few seconds, and at the end."""
+        """Show a line at most every ``seconds``, and one when the count is complete."""
         began = last = time.monotonic()
         start = count = done
 
@@ -216,36 +217,36 @@ class Screen:
             if count >= total or now - last >= seconds:
                 last = now
                 rate = (count - start) / max(now - began, 1e-9)
-                show(f"{text}: {said.status(count, total, rate)}")
+                show(f"{text}: {wording.status(count, total, rate)}")
 
         yield advance
 
 
 class _Status(ProgressColumn):
-    """What is said of a task."""
+    """The column of a progress bar that shows the status of its task in words."""
 
-    def __init__(self, said: _Said) -> None:
-        self._said = said
+    def __init__(self, wording: _Wording) -> None:
+        self._wording = wording
         super().__init__(table_column=Column(no_wrap=True))
 
     def render(self, task: Task) -> Text:
-        return Text(self._said.status(int(task.completed), int(task.total or 0), task.speed or 0))
+        return Text(self._wording.status(int(task.completed), int(task.total or 0), task.speed or 0))
 
 
 @dataclass(frozen=True)
-class _Said:
-    """How a count is put into words.
+class _Wording:
+    """Puts a count into words.
 
     Attributes:
-        unit: what is counted.
-        note: asked for what else to say.
+        unit: the plural of the unit.
+        note: a function that returns a remark to add, or "" for none.
     """
 
     unit: str
     note: Note
 
     def status(self, count: int, total: int, rate: float = 0) -> str:
-        """Return ``12 of 160 draws, 148 left: 2.1/s, 1:10 to go``; without a rate, its first half."""
+        """Return ``12 of 160 draws, 148 left: 2.1/s, 1:10 to go``; without a rate, the part before the colon."""
         words = f"{count:,} of {total:,} {self.unit}, {total - count:,} left"
         if rate:
             speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"

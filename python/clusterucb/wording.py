@@ -1,6 +1,6 @@
-"""How messages and tables write counts, sizes, durations, types and text: one function each.
+"""Put counts, sizes, types and text into words, with one function for each.
 
-Every room writes numbers through these functions, so that a table, a message and a page agree.
+Messages, tables and pages all call these functions, so that they write the same value in the same way.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _WORDS: dict[Any, str] = {
 
 
 def printable(text: str) -> str:
-    """Return text without what a terminal would obey: control characters, but line breaks, become �."""
-    return "".join(one if one.isprintable() or one == "\n" else "�" for one in text)
+    """Return text that is safe to print on a terminal: control characters other than line breaks become �."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
 
 
 def one_line(value: object) -> str:
@@ -35,30 +35,30 @@ def one_line(value: object) -> str:
 
 
 def counted(count: int, one: str, more: str = "") -> str:
-    """Return a count and what is counted: ``1 cluster``, ``1,234 clusters``.
+    """Return a count with its noun: ``1 cluster``, ``1,234 clusters``.
 
     Args:
-        count: how many there are.
-        one: the words after a count of one.
-        more: the words after any other count; by default ``one`` with an s.
+        count: the number of things.
+        one: the singular, used for a count of 1.
+        more: the plural, used for every other count. By default, ``one`` with an s.
     """
     return f"{count:,} {one if count == 1 else more or f'{one}s'}"
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """Return ``" Did you mean 'x'?"`` for the closest of ``choices``, in whatever case, or an empty string."""
+    """Return ``" Did you mean 'x'?"`` with the closest of ``choices``, ignoring case; "" if none is close."""
     folded = {choice.casefold(): choice for choice in choices}
     close = difflib.get_close_matches(word.casefold(), list(folded), n=1)
     return f" Did you mean {folded[close[0]]!r}?" if close else ""
 
 
 def in_bytes(count: float) -> str:
-    """Return a number of bytes as people say it."""
+    """Return a number of bytes in GB, or in MB below 100 million bytes."""
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
 def in_words(hint: object) -> str:
-    """Return what values of a type are: ``int | None`` is "a whole number or none"."""
+    """Return a type hint in words: ``int | None`` becomes "a whole number or none"."""
     origin, kinds = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return in_words(kinds[0])

@@ -164,7 +164,9 @@ def test_every_hook_tells_the_required_method_its_shapes_and_what_is_returned(ho
             signature = re.escape(f"``{method}({', '.join(parameters)}) -> ")
             assert re.search(rf"{signature}({{\w+: )?[if]\d\d\[[^`]+\]}}?``", text), method
     returns = text.partition("Returns: ")[2]
-    assert returns.startswith("A dictionary from the name that the command line uses to a class derived from")
+    assert returns.startswith(
+        "A dictionary that maps names, as the command line spells them, to classes derived from"
+    )
     named = re.findall(r"`clusterucb\.(\w+)`", returns)
     assert [getattr(clusterucb, name) for name in named] == bases[:1]
 
