@@ -39,7 +39,7 @@ def job(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(job) -> dry_run.DryRun:
-    with pytest.warns(UserWarning, match="also stand in the target: 1"):
+    with pytest.warns(UserWarning, match="are also in the target: 1"):
         return dry_run.examine(
             [job / "pool.jsonl"], [job / "dev.jsonl"], job / "model", Settings(max_length=64), Silent()
         )

@@ -478,7 +478,7 @@ def test_pool_samples_that_stand_in_the_target_are_warned_of(job, tmp_path):
     write_rows(
         tmp_path / "pool.jsonl", [*rows(20), {"prompt": row["prompt"], "completion": row["completion"]}]
     )
-    with pytest.warns(ClusterUCBWarning, match=r"also stand in the target: 1, the first is .*pool.jsonl:21"):
+    with pytest.warns(ClusterUCBWarning, match=r"are also in the target: 1, the first is .*pool.jsonl:21"):
         cu.select(**arguments(job, tmp_path / "run", pool=tmp_path / "pool.jsonl"))
 
 

@@ -145,7 +145,7 @@ def test_pool_without_a_good_sample_is_an_error_that_counts_the_reasons(tmp_path
     [
         ({"question": "q"}, Layout(), "say which: --columns prompt=question,completion=answer"),
         ({"q": "q"}, Layout(columns={"prompt": "Q"}), ". --columns names Q, which no row has"),
-        (row("a"), Layout("alpaca"), ". --format alpaca is for rows of that shape alone; leave it away"),
+        (row("a"), Layout("alpaca"), ". --format alpaca is for rows of that shape alone; leave it out"),
         (b"{", Layout(columns={"prompt": "Q"}), "breaks off"),
         (row("a", source=1), Layout(), "expected a string"),
     ],

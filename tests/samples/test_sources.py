@@ -638,7 +638,7 @@ def test_a_field_without_end_is_an_error_and_the_limit_stays_as_it_was(
     path.write_bytes(b'prompt,completion\nq,a\nq,"' + b"a\n" * (1 << 20))
     with pytest.raises(
         InputError,
-        match=r"pool.csv:3: not CSV: a field has more than 1,048,576 characters, the most that are read; expected quo",
+        match=r"pool.csv:3: not CSV: a field has more than 1,048,576 characters, which is the limit; expected quo",
     ):
         read_pool(path)
     assert csv.field_size_limit() == before
@@ -673,7 +673,7 @@ def test_a_broken_array_is_an_error_and_a_list_on_a_line_is_not(tmp_path: Path) 
     path = tmp_path / "pool.json"
     path.write_text(json.dumps(ROWS, indent=1)[:-5])
     with pytest.raises(
-        InputError, match=r"begins like a JSON array, but is none .*; expected an array of objects, or an"
+        InputError, match=r"begins like a JSON array, but is not one .*; expected an array of objects, or an"
     ):
         read_pool(path)
     path.write_bytes(b"[1, 2]\n" + LINES)
@@ -717,17 +717,17 @@ def test_a_comma_too_many_costs_nothing(tmp_path: Path) -> None:
 
 
 @given(texts=st.lists(st.text(st.sampled_from('[]{},:"\\\n a')), min_size=1, max_size=4), data=st.data())
-def test_rows_are_told_apart_whatever_their_texts_hold(texts: list[str], data: st.DataObject) -> None:
+def test_rows_are_split_whatever_their_texts_hold(texts: list[str], data: st.DataObject) -> None:
     rows = [json.dumps({text: [text, {"x": text}]}).encode() for text in texts]
     content = b" [" + b" ,\n".join(rows) + b"]\n"
-    assert [content[part].strip() for part in formats._told_apart(content)] == rows
+    assert [content[part].strip() for part in formats._split_rows(content)] == rows
     cut = data.draw(st.integers(2, len(content.rstrip()) - 1))
-    assert formats._told_apart(content[:cut]) == []
+    assert formats._split_rows(content[:cut]) == []
 
 
 @pytest.mark.parametrize("content", [b"[1}", b'[{"a": [1}, {"b": 2]}]', b"[1] 2", b'["a]', b"[[1]"])
-def test_where_brackets_do_not_match_nothing_is_told_apart(content: bytes) -> None:
-    assert formats._told_apart(content) == []
+def test_where_brackets_do_not_match_nothing_is_split(content: bytes) -> None:
+    assert formats._split_rows(content) == []
 
 
 SPREAD = json.dumps(ROWS[0], indent=2).encode()
@@ -750,7 +750,7 @@ def test_an_object_over_several_lines_is_said_once(tmp_path: Path, content: byte
     with pytest.raises(InputError) as refused:
         read_pool(path)
     assert str(refused.value) == (
-        f"{path} has an object of JSON over several lines; expected an object on each line: "
+        f"{path} has a JSON object over several lines; expected an object on each line: "
         f"jq -c . '{path}' > '{path}.jsonl'"
     )
 

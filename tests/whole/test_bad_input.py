@@ -115,7 +115,7 @@ def test_strict_stops_at_the_first(select, tmp_path) -> None:
     code, _, err = select(pool, "--strict")
     assert code == 2
     assert errors(err) == [
-        f"error: {pool}:2: not JSON: the line breaks off; mend the line, or leave --strict away to go on without it"
+        f"error: {pool}:2: not JSON: the line breaks off; mend the line, or leave out --strict to go on without it"
     ]
     assert not (tmp_path / "run").exists()
 
@@ -140,7 +140,7 @@ def test_a_target_that_is_part_of_the_pool_is_warned_of(select, folder, tmp_path
     target = write_rows(tmp_path / "dev.jsonl", rows(40)[:5])
     code, _, err = select(target=target)
     assert code == 0
-    assert "warning: samples of the pool that also stand in the target: 5, the first is" in err
+    assert "warning: samples of the pool that are also in the target: 5, the first is" in err
 
 
 def test_a_row_that_begins_with_an_answer_is_left_to_the_template(select, tmp_path) -> None:

@@ -1,1 +1,1 @@
-"""Internal. Files or objects become encoded samples in canonical order, and a list of what was refused."""
+"""Internal. Turn files or objects into encoded samples in canonical order, and list the lines that are rejected."""

@@ -1,15 +1,16 @@
-"""The canonical order of samples, and which of them are duplicates.
+"""Put samples into canonical order and leave out duplicates.
 
-Samples are sorted by (content hash, subtask, id, source, bytes), and every later index, draw and tie-break refers to
-that order, so the order of lines and files changes nothing. For the same reason the choice among duplicates depends on
-what they hold, never on where they stand.
+Samples are sorted by (content hash, subtask, id, source, bytes). Every later index, draw and tie-break refers to that
+order, so the order of lines and files changes nothing. For the same reason, the choice among duplicates depends on
+their content and never on their place in the files.
 
 Decisions:
-    - Of samples with the same content (and subtask) the first in canonical order is kept. Of samples with the same
-      id and different content the one with the smallest content hash is kept.
-    - Rows are sorted by the first eight bytes of their content hash. Samples are made, one by one, of those rows alone
-      that share these with another, or whose id others with other content have; how many there are does not matter to
-      memory, as long as they do not have one content and as many contested ids.
+    - Among samples with the same content (and subtask), the first in canonical order is kept. Among samples with the
+      same id and different contents, the sample with the smallest content hash is kept.
+    - Rows are sorted by the first eight bytes of their content hash. A sample is decoded only if its row shares these
+      bytes with another row, or if its id is contested (samples with other content have it too). Samples are decoded
+      one at a time, so memory does not grow with their number. The exception is many samples with the same content
+      and as many contested ids.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ _ORDER = ("content_hash", "subtask", "id", "source", "raw")
 
 
 def canonical_order(lines: Lines, rejected: RejectedLines) -> NDArray[np.int64]:
-    """Return the rows of samples in canonical order without duplicates, i64[N]; add the duplicates to ``rejected``."""
+    """Return the rows in canonical order without duplicates, i64[N], and add the duplicates to ``rejected``."""
     keys = lines.content_keys
     ids = _Ids(lines)
     order = np.argsort(keys, kind="stable")
-    same = _as_before(keys[order])
+    same = _equal_to_previous(keys[order])
     doubtful = np.flatnonzero(same | np.roll(same, -1) | ids.contested[order])
     kept = np.ones(len(order), bool)
     for start, end in pairwise(np.append(np.flatnonzero(~same[doubtful]), len(doubtful))):
@@ -50,26 +51,26 @@ def canonical_order(lines: Lines, rejected: RejectedLines) -> NDArray[np.int64]:
 
 
 class _Ids:
-    """Ids that samples with different content have, and who has them.
+    """The contested ids, which samples with different contents have, and the row that owns each of them.
 
     Attributes:
-        contested: bool[n], which rows have such an id.
+        contested: bool[n]. True where the row has a contested id.
     """
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
         ids, keys = lines.id_keys, lines.content_keys
         order = np.argsort(ids, kind="stable")
-        same = _as_before(ids[order])
+        same = _equal_to_previous(ids[order])
         rows = order[same | np.roll(same, -1)]
         rows = rows[np.lexsort((keys[rows], ids[rows]))]
-        self._ids = np.unique(ids[rows][_as_before(ids[rows]) & ~_as_before(keys[rows])])
+        self._ids = np.unique(ids[rows][_equal_to_previous(ids[rows]) & ~_equal_to_previous(keys[rows])])
         self._owners = np.full(len(self._ids), -1)
         self.contested = np.zeros(len(ids), bool)
         self.contested[rows] = np.isin(ids[rows], self._ids)
 
     def claim(self, row: int, sample: Sample) -> Sample:
-        """Return the sample that has a row's contested id: the row's own, unless another came before it."""
+        """Return the owner of a row's contested id. The first row that claims an id becomes its owner."""
         at = np.searchsorted(self._ids, self._lines.id_keys[row])
         if self._owners[at] < 0:
             self._owners[at] = row
@@ -77,15 +78,15 @@ class _Ids:
         return self._lines.sample(int(self._owners[at]))
 
 
-def _as_before(values: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Return which values are equal to the one before them, bool[n]."""
+def _equal_to_previous(values: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return whether each value equals the value before it, bool[n]."""
     return np.concatenate(([False], values[1:] == values[:-1]))[: len(values)]
 
 
 def _best(lines: Lines, rows: Iterable[int], ids: _Ids) -> tuple[list[tuple[Sample, int]], array[int]]:
-    """Return the best sample, and its row, of each content, subtask and id; and which of these each row has.
+    """Return the best (sample, row) of each (content, subtask, id), and for each row the number of its best sample.
 
-    All ids that no other content has count as one: whichever is best.
+    All ids that are not contested count as the same id, since any of them may be kept.
     """
     best: list[tuple[Sample, int]] = []
     numbers: dict[tuple[str, str, str], int] = {}
@@ -103,11 +104,11 @@ def _best(lines: Lines, rows: Iterable[int], ids: _Ids) -> tuple[list[tuple[Samp
 
 
 def _choose(best: Sequence[tuple[Sample, int]], ids: _Ids) -> tuple[dict[int, None], list[str]]:
-    """Return the rows that are kept, in canonical order, and why others like each of ``best`` are not."""
+    """Return the rows to keep, in canonical order, and for each of ``best`` why rows like it are rejected."""
     kept: dict[tuple[str, str], Sample] = {}
     chosen: dict[int, None] = {}
     clashes: dict[int, str] = {}
-    for number, (sample, row) in sorted(enumerate(best), key=lambda one: _rank(one[1])):
+    for number, (sample, row) in sorted(enumerate(best), key=lambda numbered: _rank(numbered[1])):
         if (sample.content_hash, sample.subtask) in kept:
             continue
         if ids.contested[row]:
@@ -126,8 +127,8 @@ def _choose(best: Sequence[tuple[Sample, int]], ids: _Ids) -> tuple[dict[int, No
     return chosen, reasons
 
 
-def _rank(one: tuple[Sample, int]) -> tuple[object, ...]:
-    sample, row = one
+def _rank(candidate: tuple[Sample, int]) -> tuple[object, ...]:
+    sample, row = candidate
     return (*(getattr(sample, name) for name in _ORDER), row)
 
 

@@ -1,20 +1,20 @@
-"""What a tokenizer's chat template makes of a conversation, character by character.
+"""Render a conversation with a tokenizer's chat template, and tell contents from the template's own text.
 
-Which characters are a turn's content is found by rendering the template once with marks in place of the
-contents: what stands between the marks is the template's. That is kept for each sequence of roles, then
-matched against the real rendering of every conversation. So a template that inserts a system prompt,
-merges it into the first user turn or trims contents is understood, and one that rewrites them is noticed.
+The template is first rendered with a mark in place of each content. The text between the marks is the template's own.
+This pattern is kept for each sequence of roles and matched against the real rendering of every conversation. Templates
+may therefore insert a system prompt, merge it into the first user turn or trim contents. A template that rewrites
+contents is detected.
 
 Decisions:
-    - To render growing prefixes of the conversation instead, as many trainers do, costs a pass for every
-      turn and is wrong for templates that treat the last turn unlike the others. The template's own
-      ``{% generation %}`` marks exist in few templates.
-    - The end of turn is the added token that follows the last answer, whitespace aside. In front of
-      another turn it could not be told from the token that opens the turn.
-    - Templates that take the thinking (``<think>…</think>``) out of an answer are followed: what the
-      template leaves is the content.
-    - A template that writes today's date gets a fixed one: a run that goes on tomorrow must see the
-      tokens of today.
+    - Many trainers render growing prefixes of the conversation instead. That costs one rendering for every turn, and
+      it is wrong for templates that treat the last turn differently from the others. Few templates have
+      ``{% generation %}`` marks of their own.
+    - The end-of-turn token is the added token that follows the last answer, ignoring whitespace. Before another turn,
+      it could not be distinguished from the token that opens that turn.
+    - Some templates remove the thinking (``<think>…</think>``) from an answer. The content is then what the
+      template keeps.
+    - A template that writes today's date gets a fixed date, so that a run that is resumed tomorrow sees the same
+      tokens.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from clusterucb.samples.shapes import Message
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What a template that asks for today's date is told; Llama 3.1's template falls back on the same day.
+# The date given to templates that ask for today's. It is the date that Llama 3.1's template falls back on.
 _TODAY = date(2024, 7, 26)
 
 
 class Unusable(Exception):
-    """Why one sample cannot be encoded; becomes a line of ``rejected.jsonl``."""
+    """One sample cannot be encoded. The reason goes into ``rejected.jsonl``."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -47,31 +47,31 @@ class Unusable(Exception):
 
 
 class Kind(IntEnum):
-    """What a piece of a conversation's text is."""
+    """The kind of a piece of a conversation's text."""
 
     TEMPLATE = 0
-    CONTENT = 1  # of a system or user turn
-    ANSWER = 2  # content of an assistant turn
+    CONTENT = 1  # the content of a system or user turn
+    ANSWER = 2  # the content of an assistant turn
     END = 3  # the end-of-turn token after an answer
-    DROPPED = 4  # in the text that is tokenised, and then taken out again
+    DROPPED = 4  # text that is tokenised, and whose tokens are then removed
 
 
 class Piece(NamedTuple):
-    """Characters of one kind."""
+    """A stretch of text of one kind."""
 
     text: str
     kind: Kind
 
 
 class _Slot(NamedTuple):
-    """Where a template writes the content of a message."""
+    """A place where a template writes the content of a message."""
 
     message: int
-    whole: bool  # False: the template takes the thinking out and writes only what follows it
+    whole: bool  # False: the template removes the thinking and writes only the text after it
 
 
 class _Pattern(NamedTuple):
-    """A template for one sequence of roles: segments[0] slots[0] segments[1] ... slots[n-1] segments[n]."""
+    """The form of a template for one sequence of roles: segments[0] slots[0] segments[1] ... slots[n-1] segments[n]."""
 
     segments: tuple[str, ...]
     slots: tuple[_Slot, ...]
@@ -79,13 +79,13 @@ class _Pattern(NamedTuple):
 
 
 class ChatTemplate:
-    """A tokenizer's chat template; turns a conversation that ends with an answer into text.
+    """A tokenizer's chat template. It turns a conversation that ends with an answer into text.
 
     Args:
-        tokenizer: has a chat template.
+        tokenizer: a tokenizer with a chat template.
 
     Raises:
-        ModelError: it has several, and none is the default.
+        ModelError: the tokenizer has several chat templates, and none is its default.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -105,8 +105,8 @@ class ChatTemplate:
         """Return the text of a conversation in pieces, and the end-of-turn token ("" if there is none).
 
         Raises:
-            Unusable: the template refuses it, or rewrites what it says.
-            ModelError: the template is not valid.
+            Unusable: the template refuses the conversation, or rewrites its contents.
+            ModelError: the template is not valid Jinja.
         """
         pattern = self._pattern(messages)
         rendered = self._render(messages)
@@ -125,7 +125,8 @@ class ChatTemplate:
             position += len(content) + len(segment)
             is_answer = turn.role == "assistant"
             kind = Kind.ANSWER if is_answer else Kind.CONTENT
-            blank = not content.strip()  # as when nothing follows the thinking that a template takes out
+            # Blank if, for example, the template removes the thinking and nothing follows it.
+            blank = not content.strip()
             pieces.append(Piece(content, Kind.TEMPLATE if blank else kind))
             pieces.extend(_split_end(segment, pattern.end if is_answer and not blank else ""))
         if position != len(rendered):
@@ -133,7 +134,7 @@ class ChatTemplate:
         return pieces, pattern.end
 
     def _pattern(self, messages: Sequence[Message]) -> _Pattern:
-        # Blank contents stand for themselves: templates may leave out a turn that says nothing.
+        # Blank contents get no mark, because a template may leave out a blank turn.
         marks = [
             _mark(at, "</think>" in message.content) if message.content.strip() else message.content
             for at, message in enumerate(messages)
@@ -145,7 +146,7 @@ class ChatTemplate:
 
     def _find_pattern(self, marked: Sequence[Message]) -> _Pattern:
         rendered = self._render(marked)
-        found: list[tuple[int, int, _Slot]] = []
+        places: list[tuple[int, int, _Slot]] = []
         for at, (role, mark) in enumerate(marked):
             if not mark.strip():
                 continue
@@ -156,12 +157,12 @@ class ChatTemplate:
                     f"chat template: it writes turn {at + 1} ({role}) {times} times; expected once"
                 )
             start = rendered.index(text)
-            found.append((start, start + len(text), slot))
-        found.sort()
-        ends = [0, *(end for _, end, _ in found)]
-        starts = [*(start for start, _, _ in found), len(rendered)]
+            places.append((start, start + len(text), slot))
+        places.sort()
+        ends = [0, *(end for _, end, _ in places)]
+        starts = [*(start for start, _, _ in places), len(rendered)]
         segments = tuple(rendered[end:start] for end, start in zip(ends, starts, strict=True))
-        slots = tuple(slot for _, _, slot in found)
+        slots = tuple(slot for _, _, slot in places)
         after = segments[-1].lstrip() if slots and slots[-1].message == len(marked) - 1 else ""
         end_of_turn = max((token for token in self._added if after.startswith(token)), key=len, default="")
         return _Pattern(segments, slots, end_of_turn)
@@ -173,14 +174,14 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(
                 f"the tokenizer's chat template is not valid Jinja: {error.message} (line {error.lineno}); "
-                "expected one that is. Correct `chat_template` in its tokenizer_config.json"
+                "expected valid Jinja. Correct `chat_template` in its tokenizer_config.json"
             ) from error
         except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
             raise Unusable(f"chat template: it refuses the conversation: {error}") from error
 
 
 def _with_fixed_date(source: str) -> str:
-    """Return a template that asks for the date with a macro in place of transformers' ``strftime_now``."""
+    """Return a template with a macro of its own in place of transformers' ``strftime_now``, if it asks for the date."""
     if "strftime_now" not in source:
         return source
     formats = re.findall(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')""", source)
@@ -190,40 +191,40 @@ def _with_fixed_date(source: str) -> str:
 
 
 def _mark(message: int, thinks: bool) -> str:
-    """Return what stands for a message's content when a template's own text is looked for."""
+    """Return the text that replaces a message's content while the template's own text is found."""
     mark = f"Qz7contentQ{message}zQ"
-    # So many line breaks stand in no template: those before the mark are the content's if they are there.
+    # No template writes so many line breaks. If they come before the mark, they belong to the content.
     return f"<think>\nQz7thoughtQ{message}zQ\n</think>\n\n\n\n\n{mark}" if thinks else mark
 
 
 def _variants(content: str, whole: bool) -> list[str]:
-    """Return what a template may write for a content, the longest first.
+    """Return the texts that a template may write for a content, the longest first.
 
-    Either the whole content, with the space around its thinking as it is or as Qwen 3's template sets
-    it; or only what follows the thinking. In every case trimmed or not.
+    A template may write the whole content, where the whitespace around the thinking is kept or is that of Qwen 3's
+    template; or it may write only the text after the thinking. It may trim any of these.
     """
     thought, end, reply = content.rpartition("</think>")
-    found = {content} if whole else {reply} if end else set()
+    texts = {content} if whole else {reply} if end else set()
     if whole and end:
         thought = thought.partition("</think>")[0].rpartition("<think>")[2].strip("\n")
         reply = reply.lstrip("\n")
-        found.add(f"<think>\n{thought}\n</think>\n\n{reply}")
+        texts.add(f"<think>\n{thought}\n</think>\n\n{reply}")
     trimmed = {
         trim(text, characters)
-        for text in found
+        for text in texts
         for trim in (str.strip, str.lstrip, str.rstrip)
         for characters in (None, "\n")
     }
-    return sorted(found | trimmed, key=lambda text: (-len(text), text))
+    return sorted(texts | trimmed, key=lambda text: (-len(text), text))
 
 
 def _written(rendered: str, position: int, segment: str, variants: Iterable[str]) -> str | None:
-    """Return the first of ``variants`` that stands at ``position``, with the template's segment after it."""
+    """Return the first of ``variants`` that is at ``position`` and followed by the template's segment, or None."""
     return next((text for text in variants if rendered.startswith(text + segment, position)), None)
 
 
 def _split_end(segment: str, end: str) -> list[Piece]:
-    """Return the template's text after a turn, the end-of-turn token apart."""
+    """Return the template's text after a turn in pieces, with the end-of-turn token as a piece of its own."""
     blank = len(segment) - len(segment.lstrip())
     if not end or not segment.startswith(end, blank):
         return [Piece(segment, Kind.TEMPLATE)]

@@ -1,19 +1,19 @@
-"""Encode conversations: text to tokens, and which of them are predicted.
+"""Encode conversations as tokens, and mark the tokens that are predicted (the labels).
 
 Decisions:
-    - Labels are each answer's content and the end-of-turn token after it. A blank answer has none. Nothing
-      is predicted after the last answer that says something, so later turns are left out.
-    - The text is tokenised once, as a whole, so that tokens are those which a trainer would see.
-    - A token that holds characters of both header and content belongs to the content: without
-      predicting it, the content cannot be produced.
-    - A control token that is spelt out in a content stays text: a character is put inside it, and that
-      character's tokens are taken out again. It needs no second pass, and adds no space after the seam
-      as tokenising in pieces does with SentencePiece vocabularies. Special tokens and the end of turn
-      are controls; tokens that a vocabulary means to be found in text, such as ``<think>``, are not.
-    - A plain text is predicted as a whole, without a template and without an end: it may go on.
-    - Without a chat template only a prompt and its answer can be encoded: BOS (if the tokenizer writes
-      one), prompt, answer, EOS. How to set longer conversations apart would be a format of our making,
-      which the model has never seen.
+    - Labels are each answer's content and the end-of-turn token after it. A blank answer has no labels. Nothing
+      is predicted after the last answer that is not blank, so later turns are left out.
+    - The text is tokenised once, as a whole, so that the tokens are those that a trainer would see.
+    - A token with characters of both header and content belongs to the content: the content cannot be produced
+      without predicting this token.
+    - A control token that is spelt out in a content stays text. A character is inserted into its spelling, and this
+      character's tokens are removed after tokenising. Tokenising in pieces would need a second pass, and it would add
+      a space after the seam with SentencePiece vocabularies. Control tokens are the special tokens and the
+      end-of-turn token, but not tokens that are meant to occur in text, such as ``<think>``.
+    - All tokens of a plain text are predicted, without a template and without an end token, since the text may
+      continue.
+    - Without a chat template, only a prompt and its answer can be encoded: BOS (if the tokenizer writes it),
+      prompt, answer, EOS. For longer conversations we would have to invent a format that the model has never seen.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoded", "Encoder", "Unusable"]
 
-# Changes whenever the same tokenizer and conversation would give other tokens or labels.
+# The version of the encoding rules: to be raised when the same tokenizer and conversation give other tokens or labels.
 _RULES = 1
 
-# Private-use character that keeps a control token spelt out in a content from being one.
+# A private-use character, inserted into the spelling of a control token in a content so that the spelling stays text.
 _BREAK = "\ue000"
 
 
@@ -50,9 +50,10 @@ class Encoded:
     """One sample as T tokens.
 
     Attributes:
-        tokens: i64[T].
-        labels: bool[T]; True: this token is predicted from those before it. The first never is.
-        content: bool[T]; True: a token of a message's content, of any role; False: of the template.
+        tokens: i64[T], the token ids.
+        labels: bool[T]. True where the token is predicted from the tokens before it; never true for the first token.
+        content: bool[T]. True where the token belongs to a message's content, in any role; false for the template's
+            tokens.
     """
 
     tokens: NDArray[np.int64]
@@ -64,7 +65,7 @@ class Encoded:
 
     @property
     def n_labels(self) -> int:
-        """How many tokens are predicted."""
+        """Number of tokens that are predicted."""
         return int(self.labels.sum())
 
 
@@ -72,8 +73,8 @@ class Encoder:
     """Encodes conversations with a tokenizer and its chat template.
 
     Args:
-        tokenizer: a fast tokenizer of transformers.
-        max_length: the most tokens of a sample, at least 2.
+        tokenizer: a fast tokenizer from transformers.
+        max_length: the largest number of tokens of a sample, at least 2. Longer samples are cut.
 
     Raises:
         OptionError: ``max_length`` is too small.
@@ -100,9 +101,8 @@ class Encoder:
         self._template = None if tokenizer.chat_template is None else ChatTemplate(tokenizer)
         added = tokenizer.added_tokens_decoder
         self._added = {str(token): number for number, token in added.items() if str(token).strip()}
-        numbers = np.arange(
-            max(len(tokenizer), *self._added.values(), 0) + 1
-        )  # tables are faster than np.isin
+        # Tables of bool by token id: looking a token up is faster than np.isin on every sample.
+        numbers = np.arange(max(len(tokenizer), *self._added.values(), 0) + 1)
         self._is_added = np.isin(numbers, list(self._added.values()))
         self._special = {text for text, number in self._added.items() if added[number].special}
         self._is_special = np.isin(numbers, [self._added[text] for text in self._special])
@@ -113,18 +113,18 @@ class Encoder:
         """Encode one conversation.
 
         Raises:
-            Unusable: it cannot be encoded, or nothing in it is predicted.
-            ModelError: the chat template is not valid.
+            Unusable: the conversation cannot be encoded, or nothing in it is predicted.
+            ModelError: the chat template is not valid Jinja.
         """
         if [message.role for message in messages] == [TEXT]:
             return self._plain(messages[0].content)
         answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
         if not answers:
             raise Unusable("no assistant turn")
-        said = [at for at in answers if messages[at].content.strip()]
-        if not said:
+        not_blank = [at for at in answers if messages[at].content.strip()]
+        if not not_blank:
             raise Unusable("empty answer")
-        messages = messages[: said[-1] + 1]
+        messages = messages[: not_blank[-1] + 1]
         if self._template:
             encoded = self._tokenise(*self._template(messages))
         else:
@@ -137,7 +137,7 @@ class Encoder:
         return _truncate(encoded, self._max_length, self._tokenizer.bos_token_id)
 
     def _plain(self, text: str) -> Encoded:
-        """Encode a text that is no conversation."""
+        """Encode a plain text, which is not a conversation."""
         if not text.strip():
             raise Unusable("empty answer: the text is blank")
         encoded = _surrounded(self._bos, self._tokenise([Piece(text, Kind.ANSWER)], ""), [])
@@ -150,13 +150,13 @@ class Encoder:
 
     @property
     def max_length(self) -> int:
-        """The most tokens of a sample."""
+        """The largest number of tokens of a sample."""
         return self._max_length
 
     @property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of everything that decides the tokens and labels of a conversation."""
-        self._tokenizer("")  # so that padding and truncation left by another caller are not part of it
+        """Hex SHA-256 of everything that determines the tokens and labels of a conversation."""
+        self._tokenizer("")  # resets padding and truncation that another caller may have set
         decisive = (
             _RULES,
             self._tokenizer.backend_tokenizer.to_str(),
@@ -167,7 +167,7 @@ class Encoder:
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     def _tokenise(self, pieces: Iterable[Piece], end: str) -> Encoded:
-        """Tokenise text whose every character is of a known kind; ``end`` is the end-of-turn token."""
+        """Tokenise text whose characters are all of a known kind. ``end`` is the end-of-turn token, or ""."""
         controls = self._special | ({end} & self._added.keys())
         pieces = [part for piece in pieces for part in _without_controls(piece, controls)]
         text = "".join(piece.text for piece in pieces)
@@ -179,7 +179,7 @@ class Encoder:
             return_offsets_mapping=True,
             return_attention_mask=False,
             return_token_type_ids=False,
-            verbose=False,  # that a text is longer than the model's window is our business
+            verbose=False,  # no warning about texts longer than the model's window: we cut them ourselves
         )
         tokens = np.array(batch["input_ids"], np.int64)
         starts, ends = self._spans(tokens, np.array(batch["offset_mapping"], np.int64).reshape(-1, 2), text)
@@ -191,7 +191,7 @@ class Encoder:
 
         dropped, content = holds(Kind.DROPPED), holds(Kind.CONTENT, Kind.ANSWER)
         control = self._is_special[tokens] | (tokens == self._added.get(end, -1))
-        control &= tokens != self._tokenizer.unk_token_id  # which stands for whatever has no other token
+        control &= tokens != self._tokenizer.unk_token_id  # the unknown token replaces ordinary text
         for at in np.flatnonzero((dropped | control) & content):
             near = text[max(starts[at] - 8, 0) : ends[at] + 8].replace(_BREAK, "")
             raise Unusable(
@@ -205,9 +205,10 @@ class Encoder:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return where each token's characters begin and end, i64[T] each.
 
-        Two things that offsets get wrong for us are put right: whitespace that a byte-level
-        post-processor trims off them belongs to the token after the gap; and whitespace that an added
-        token takes in (``lstrip``, ``rstrip``) may be a content's, though the token is the template's.
+        The tokenizer's offsets are corrected in two ways. A byte-level post-processor may trim whitespace off the
+        offsets: this whitespace is given to the token after the gap. An added token may absorb whitespace (``lstrip``,
+        ``rstrip``): this whitespace is taken from the token, since it may be part of a content while the token is the
+        template's.
         """
         starts, ends = offsets[:, 0].copy(), offsets[:, 1].copy()
         previous = np.concatenate(([0], ends[:-1]))
@@ -223,7 +224,7 @@ class Encoder:
 
 
 def _prompt_and_answer(messages: Sequence[Message]) -> list[Piece]:
-    """Return the text of a prompt and its answer, or of an answer alone, without any template."""
+    """Return a prompt and its answer, or an answer alone, as pieces without any template."""
     roles = tuple(message.role for message in messages)
     if roles not in (("user", "assistant"), ("assistant",)):
         raise Unusable(
@@ -235,7 +236,7 @@ def _prompt_and_answer(messages: Sequence[Message]) -> list[Piece]:
 
 
 def _without_controls(piece: Piece, controls: Iterable[str]) -> list[Piece]:
-    """Return a content with a character to drop inside each control token that it spells out."""
+    """Return a piece in parts, with a character to drop inside each control token that a content spells out."""
     text, kind = piece
     if kind not in (Kind.CONTENT, Kind.ANSWER) or not any(control in text for control in controls):
         return [piece]
@@ -246,7 +247,7 @@ def _without_controls(piece: Piece, controls: Iterable[str]) -> list[Piece]:
 
 
 def _surrounded(before: Sequence[int], encoded: Encoded, after: Sequence[int]) -> Encoded:
-    """Return a sample with unlabelled tokens before it and labelled ones after it."""
+    """Return a sample with unlabelled tokens added before it and labelled tokens added after it."""
     sizes = len(before), len(after)
     return Encoded(
         np.concatenate((np.array(before, np.int64), encoded.tokens, np.array(after, np.int64))),
@@ -256,10 +257,11 @@ def _surrounded(before: Sequence[int], encoded: Encoded, after: Sequence[int]) -
 
 
 def _truncate(encoded: Encoded, max_length: int, bos: int | None) -> Encoded:
-    """Cut a sample to ``max_length`` tokens and keep the answers.
+    """Cut a sample to ``max_length`` tokens, and keep as much of the answers as possible.
 
-    Tokens after the last label go first, then those at the start, a BOS token excepted. If the labels
-    span more than the window, at most a quarter of it is what stands before them, and their end is cut.
+    The tokens after the last label are cut first, then those at the start except a BOS token. If the labels span more
+    than the window, at most a quarter of ``max_length`` is kept of the tokens before them, and the end of the labels
+    is cut.
     """
     if len(encoded) <= max_length:
         return encoded

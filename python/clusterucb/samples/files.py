@@ -1,9 +1,10 @@
-"""Which files a path means: itself, what a pattern matches, or the data in a folder.
+"""Find the files that a path stands for: the file itself, a pattern's matches, or the data files in a folder.
 
 Decisions:
-    - Links to folders are followed, as a hub's cache is made of links. What one pattern or one folder finds twice, by
-      whatever way, is read once; what is given twice is read twice, and said to be duplicates.
-    - A folder with several splits is refused: which one is meant, nobody else can say.
+    - Links to folders are followed, because a hub's cache is made of links. A file that one pattern or one folder
+      finds twice, by whatever path, is read once. A file that the user gives twice is read twice, and its second copy
+      is reported as duplicates.
+    - A folder with several splits is refused, because only the user can say which split is meant.
 """
 
 from __future__ import annotations
@@ -24,14 +25,13 @@ _ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", 
 
 
 def files_of(given: str | os.PathLike[str]) -> list[Path]:
-    """Return the files that a path means: itself, what a pattern matches, or the data in a folder; each of them once.
+    """Return the files that a path stands for: itself, a pattern's matches, or the data files in a folder; each once.
 
-    A folder that ``datasets`` saved is one of them. A text of several words may be meant as a row, and is told so; a
-    `Path` is meant as one.
+    A folder that ``datasets`` saved counts as one file. A string of several words may be meant as a row of text, so
+    its error also says how to give a row. A `Path` is always a path.
 
     Raises:
-        InputError: there is nothing there, a pattern matches nothing, or a folder holds no data, or that of several
-            splits.
+        InputError: the path does not exist, a pattern matches nothing, or a folder holds no data or several splits.
     """
     path = Path(given)
     if not os.path.lexists(path):
@@ -43,12 +43,12 @@ def files_of(given: str | os.PathLike[str]) -> list[Path]:
         words = isinstance(given, str) and not (nameable and (is_word(given) or ending(path)))
         advice = ". A text that is itself a row goes into a dict: {'text': ...}" if words else ""
         if nameable and glob.has_magic(str(path)):
-            found = sorted(glob.glob(str(path), recursive=True))
-            if not found:
+            matches = sorted(glob.glob(str(path), recursive=True))
+            if not matches:
                 raise InputError(
                     f"no file matches {one_line(path):.300}; expected a pattern of files that exist{advice}"
                 ) from error
-            return _once(file for one in found for file in files_of(Path(one)))
+            return _once(file for match in matches for file in files_of(Path(match)))
         reason = getattr(error, "strerror", None) or error
         if nameable and not words:
             raise InputError(f"cannot read {path}: {reason}; {EXPECTED}") from error
@@ -62,22 +62,22 @@ def files_of(given: str | os.PathLike[str]) -> list[Path]:
 
 
 def is_word(text: str) -> bool:
-    """Return whether a text has no blanks, as most paths have none."""
+    """Return whether a text is a single word without blanks, as most paths are."""
     return text.split() == [text]
 
 
 def _once(files: Iterable[Path]) -> list[Path]:
-    """Return the files with real paths of their own, without those of a saved dataset that is there as a whole."""
-    found: dict[str, Path] = {}
+    """Return the files with distinct real paths, without the files inside a saved dataset that is itself listed."""
+    by_real_path: dict[str, Path] = {}
     for file in files:
         real = os.path.realpath(file)
-        if os.path.dirname(real) not in found:
-            found.setdefault(real, file)
-    return list(found.values())
+        if os.path.dirname(real) not in by_real_path:
+            by_real_path.setdefault(real, file)
+    return list(by_real_path.values())
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """Return a folder's data files: of a dataset that ``datasets`` saved, or of a copy from a hub."""
+    """Return a folder's data files. A dataset that ``datasets`` saved is returned as the folder itself."""
     if (folder / "state.json").is_file():
         return [folder]
     saved = sorted(path.parent.name for path in folder.glob("*/state.json"))
@@ -85,27 +85,27 @@ def _files_in(folder: Path) -> list[Path]:
         raise InputError(
             f"{folder} holds the splits {', '.join(saved)}; expected one: {folder / likely(saved)}"
         )
-    found = sorted(_within(folder, set()))
-    if not found:
+    files = sorted(_within(folder, set()))
+    if not files:
         raise InputError(
             f"{folder} is a folder without data files; expected files ending in {', '.join(_ENDINGS)}"
         )
-    splits = {split for path in found if (split := _split(path))}
+    splits = {split for path in files if (split := _split(path))}
     if len(splits) > 1:
         raise InputError(
             f"{folder} holds the splits {', '.join(sorted(splits))}; expected files of one, such as "
             f"'{folder}/**/{likely(splits)}*' (in quotes)"
         )
-    return found
+    return files
 
 
 def likely(splits: Iterable[str]) -> str:
-    """Return the split that people mean."""
+    """Return the split that a user most likely means."""
     return "train" if "train" in splits else min(splits)
 
 
 def _within(folder: Path, seen: set[Path]) -> Iterator[Path]:
-    """Yield the data files of a folder and of the folders in it, but of none whose real path has been seen."""
+    """Yield the data files of a folder and its subfolders; skip folders whose real paths are in ``seen``."""
     real = folder.resolve()
     if real in seen:
         return
@@ -122,21 +122,21 @@ def _within(folder: Path, seen: set[Path]) -> Iterator[Path]:
 
 
 def _split(path: Path) -> str | None:
-    """Return the split that a hub's file name begins with, if it does."""
+    """Return the split that a file name begins with, as in datasets from a hub; None if it begins with none."""
     name = path.name.split("-")[0].split(".")[0]
     return name if name in ("train", "test", "validation", "valid", "dev") else None
 
 
 def ending(path: Path) -> str:
-    """Return the ending that says what a file is, without that of its compression; "" for an unknown one."""
+    """Return the ending that names a file's format, without the compression's ending; "" if it is unknown."""
     name = path.name.lower().removesuffix(".gz").removesuffix(".zst")
     return next((ending for ending in _ENDINGS if name.endswith(ending)), "")
 
 
 def short_names(files: Sequence[Path]) -> list[str]:
-    """Return each file's name without its endings; where two have the same, with as many folders as tell them apart.
+    """Return each file's name without its endings, with as many parent folders as distinguish files of the same name.
 
-    Files of one folder that differ in their endings alone share a name, as nothing tells them apart.
+    Files in one folder that differ only in their endings share a name.
     """
     places = [(*file.parts[:-1], _stem(file)) for file in map(Path.absolute, files)]
     names: dict[tuple[str, ...], str] = {}
@@ -157,7 +157,7 @@ def _stem(file: Path) -> str:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn what the system or pyarrow says of a file into one clear line."""
+    """Turn an error of the system or pyarrow about a file into an `InputError` of one clear line."""
     import pyarrow as pa
 
     try:

@@ -1,15 +1,16 @@
-"""A file as lines of JSON, whatever format it has.
+"""Read a file of any supported format as lines of JSON.
 
 Decisions:
-    - What a file is, its first bytes say; its ending decides only between JSONL and CSV, which have none of
-      their own. Of an archive, a pickle or another kind of binary file nothing is opened.
-    - Everything is read once, from front to back, in memory that does not grow; a pipe will do. The exceptions
-      are a JSON array, which is decoded as a whole (or, where a value in it is bad, row by row as its brackets tell
-      them apart), and Parquet and Arrow, which are refused where they cannot be read at any place.
-    - An object of JSON over several lines is refused as a whole, with the command that mends it: read line by line
-      each of its lines would be a bad one. What says so is its beginning, a line with nothing but ``{`` and a key.
-    - A row that cannot be passed on is an `Unreadable` in its place. A file that breaks off in the middle of its
-      compression, or changes while it is read, is an error: nobody knows what is missing.
+    - A file's first bytes determine its format. Its ending only decides between JSONL and CSV, which have no such
+      bytes. Archives, pickles and other kinds of binary files are never opened.
+    - Every file is read once, from front to back, in memory that does not grow, so a pipe can be read too. There are
+      two exceptions. A JSON array is decoded as a whole; if it holds a bad value, it is split at its brackets and
+      decoded row by row. Parquet and Arrow files need random access and are refused where that is impossible.
+    - A JSON object that is spread over several lines is refused as a whole, with the command that converts it: read
+      line by line, every line of it would be rejected. Such a file begins with a line that holds only ``{``, and a
+      key follows.
+    - A row that cannot be decoded becomes an `Unreadable` in its place. A file whose compressed data breaks off, or
+      that changes while it is read, is an error, because nobody knows what is missing.
 """
 
 from __future__ import annotations
@@ -43,13 +44,11 @@ from clusterucb.samples.tables import (
 )
 from clusterucb.wording import one_line
 
-LONGEST_LINE = 64 << 20  # bytes; a longer line is no sample, but a file without line breaks
+LONGEST_LINE = 64 << 20  # bytes; a longer line is not a sample but a file without line breaks
 _LARGEST_ARRAY = 4 << 30  # bytes of a JSON array
-_LINES = re.compile(rb"[\r\n][ \t]*(?:\{\"|\{\}|\[)")  # a line of JSON among the first bytes
-_SPREAD = re.compile(rb'\{[ \t\r]*\n\s*"(?:[^"\\\n]|\\.)*"\s*:')  # an object of JSON over several lines
-_TOKENS = re.compile(
-    rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL
-)  # strings, and what tells rows apart
+_LINES = re.compile(rb"[\r\n][ \t]*(?:\{\"|\{\}|\[)")  # a line that begins like a JSON value
+_SPREAD = re.compile(rb'\{[ \t\r]*\n\s*"(?:[^"\\\n]|\\.)*"\s*:')  # a JSON object over several lines
+_TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL)  # strings, brackets and commas
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _FOREIGN = {
     b"PK\x03\x04": "a ZIP archive (or a spreadsheet, or a PyTorch file)",
@@ -67,19 +66,19 @@ _FOREIGN = {
     b"GGUF": "a GGUF model",
 }
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-_STREAM = b"\xff\xff\xff\xff"  # how a stream of Arrow begins
+_STREAM = b"\xff\xff\xff\xff"  # the first bytes of an Arrow stream
 _BOM = b"\xef\xbb\xbf"
 
 
 def lines_of(file: Path, advance: Advance) -> Iterator[Line]:
-    """Yield (number, line) of a file, or of the folder of a saved dataset; numbers count from 1.
+    """Yield (number, line) for every row of a file or of a saved dataset's folder. Numbers count from 1.
 
     Args:
-        file: what is read.
-        advance: told the number of bytes read.
+        file: the file or folder to read.
+        advance: a function that is called with each number of bytes read. It is not called for a folder.
 
     Raises:
-        InputError: it cannot be read, or not to its end.
+        InputError: the file cannot be read, or not to its end.
     """
     return saved_lines(file) if os.path.isdir(file) else _file_lines(file, advance)
 
@@ -120,22 +119,22 @@ def _by_content(stream: io.BufferedReader[Any], file: Path, packed: str | None) 
         return _array(stream, file, packed)
     if _SPREAD.match(content):
         raise InputError(
-            f"{file} has an object of JSON over several lines; expected an object on each line: "
+            f"{file} has a JSON object over several lines; expected an object on each line: "
             f"{_jq('.', file, packed)}"
         )
     return _lines(stream, first)
 
 
 def _skip_blanks(stream: io.BufferedReader[Any]) -> int:
-    """Read on until the buffer holds anything but blanks; return how many ends of lines were read."""
-    passed = 0
+    """Skip leading blanks and blank lines; return the number of line ends that were read."""
+    n_line_ends = 0
     while (buffered := stream.peek()) and not buffered.removeprefix(_BOM).strip():
-        passed += stream.read(len(buffered)).count(b"\n")
-    return passed
+        n_line_ends += stream.read(len(buffered)).count(b"\n")
+    return n_line_ends
 
 
 def _jq(program: str, file: Path, packed: str | None) -> str:
-    """Return the command that makes JSONL of a file."""
+    """Return the command that converts a file to JSONL."""
     command, name = f"jq -c {shlex.quote(program)}", shlex.quote(str(file))
     if not file.is_file():
         return f"{command} before the pipe"
@@ -144,7 +143,7 @@ def _jq(program: str, file: Path, packed: str | None) -> str:
 
 
 def _lines(stream: IO[bytes], first: int = 1) -> Iterator[Line]:
-    """Yield the lines that are not blank."""
+    """Yield (number, line) for the lines that are not blank; ``first`` is the number of the first line."""
     for number in itertools.count(first):
         line = stream.readline(LONGEST_LINE + 1)
         if not line:
@@ -171,33 +170,33 @@ def _array(stream: io.BufferedReader, file: Path, packed: str | None) -> Iterato
         rows = msgspec.json.decode(content, type=list[msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         lines = [line for line in content.splitlines() if line.strip()]
-        if 2 * sum(map(_is_json, lines)) >= len(lines):  # JSONL whose first line is a bad one
+        if 2 * sum(map(_is_json, lines)) >= len(lines):  # JSONL whose first line is bad
             yield from _lines(io.BytesIO(content))
             return
-        apart = _told_apart(content)
-        if not apart:
+        parts = _split_rows(content)
+        if not parts:
             raise InputError(
-                f"{file} begins like a JSON array, but is none ({one_line(error):.120}); expected an array of "
+                f"{file} begins like a JSON array, but is not one ({one_line(error):.120}); expected an array of "
                 "objects, or an object on each line"
             ) from error
-        for number, part in enumerate(apart, start=1):
+        for number, part in enumerate(parts, start=1):
             if row := content[part].strip():
-                yield number, _joined(row) if _is_json(row) else row
+                yield number, _on_one_line(row) if _is_json(row) else row
         return
-    for number, whole in enumerate(rows, start=1):
-        yield number, _joined(bytes(whole))
+    for number, row in enumerate(rows, start=1):
+        yield number, _on_one_line(bytes(row))
 
 
-def _told_apart(content: bytes) -> list[slice]:
-    """Return where the rows of an array stand that holds a bad value; [] where its brackets do not match."""
+def _split_rows(content: bytes) -> list[slice]:
+    """Return the span of every row of a JSON array, which may hold bad values; [] if its brackets do not match."""
     rows, begin, open_ = [], content.index(b"[") + 1, bytearray()
     for token in _TOKENS.finditer(content):
-        one = token[0]
-        if one in (b"[", b"{"):
-            open_ += one
-        elif one in (b"]", b"}") and open_.pop() != b"[{"[b"]}".index(one)]:
+        text = token[0]
+        if text in (b"[", b"{"):
+            open_ += text
+        elif text in (b"]", b"}") and open_.pop() != b"[{"[b"]}".index(text)]:
             return []
-        if not open_ or (len(open_) == 1 and one == b","):
+        if not open_ or (len(open_) == 1 and text == b","):
             rows.append(slice(begin, token.start()))
             begin = token.end()
         if not open_:
@@ -205,8 +204,8 @@ def _told_apart(content: bytes) -> list[slice]:
     return []
 
 
-def _joined(row: bytes) -> bytes:
-    """Return JSON on one line: its strings have no breaks."""
+def _on_one_line(row: bytes) -> bytes:
+    """Return valid JSON on one line. Line breaks can only be between its tokens, never in its strings."""
     return row.replace(b"\r", b" ").replace(b"\n", b" ")
 
 
@@ -218,27 +217,27 @@ def _is_json(line: bytes) -> bool:
 
 
 def _table(stream: IO[bytes], file: Path, first: int) -> Iterator[Line]:
-    """Yield the rows of CSV or TSV under the names of its first row; numbers are lines of the file."""
+    """Yield (number, line) for the rows of CSV or TSV, named by its first row. The numbers are lines of the file."""
     text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
     lines = enumerate(iter(lambda: text.readline(LONGEST_LINE), ""), start=first)
     number, header = next(((at, line) for at, line in lines if line.strip()), (first, ""))
     begin = number
     delimiters = "\t" if ending(file) == ".tsv" else ",;\t|"
     try:
-        delimiter = max(delimiters, key=lambda one: len(_fields(csv.reader([header], delimiter=one)) or ()))
+        delimiter = max(delimiters, key=lambda mark: len(_fields(csv.reader([header], delimiter=mark)) or ()))
         rows = csv.reader(itertools.chain([header], text), delimiter=delimiter, strict=True)
         names = _fields(rows) or []
         check_names(names, file)
         number = begin + rows.line_num
         while (fields := _fields(rows)) is not None:
             if len(fields) == len(names):
-                yield number, encoded({name: one for name, one in zip(names, fields, strict=True) if name})
+                yield number, encoded({name: text for name, text in zip(names, fields, strict=True) if name})
             elif fields:
                 reason = f"not a row: {len(fields)} fields; the first line names {len(names)}"
                 yield number, Unreadable(reason)
             number = begin + rows.line_num
     except csv.Error as error:
-        too_long = f"a field has more than {LONGEST_LINE:,} characters, the most that are read"
+        too_long = f"a field has more than {LONGEST_LINE:,} characters, which is the limit"
         raise InputError(
             f"{file}:{number}: not CSV: {too_long if 'field limit' in str(error) else error}; expected quotes that "
             "are closed, with the quotes inside them doubled"
@@ -246,7 +245,10 @@ def _table(stream: IO[bytes], file: Path, first: int) -> Iterator[Line]:
 
 
 def _fields(rows: Iterator[list[str]]) -> list[str] | None:
-    """Return the next row of CSV, None at its end. How long a field may be is a setting of the whole process."""
+    """Return the next row of CSV, or None at the end.
+
+    The limit on a field's length belongs to the whole process, so it is set for this row only.
+    """
     before = csv.field_size_limit(LONGEST_LINE)
     try:
         return next(rows, None)
@@ -255,7 +257,7 @@ def _fields(rows: Iterator[list[str]]) -> list[str] | None:
 
 
 def _columns(start: bytes, file: Path, packed: str | None) -> Iterator[Line]:
-    """Return the rows of a file that cannot be read from front to back."""
+    """Return (number, line) for the rows of a Parquet or Arrow file, which needs random access."""
     parquet = start.startswith(b"PAR1")
     if packed or not file.is_file():
         where, how = (f"inside {packed}", "unpack") if packed else ("through a pipe", "write")
@@ -269,18 +271,18 @@ def _columns(start: bytes, file: Path, packed: str | None) -> Iterator[Line]:
 
 
 class _Counted(io.RawIOBase):
-    """A file that says how far it has been read."""
+    """A file that reports how many bytes are read."""
 
     def __init__(self, raw: IO[bytes], advance: Advance) -> None:
         self._raw = raw
         self._advance = advance
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer, unless the file ends: what a pipe gives at a time says nothing."""
+        """Fill a buffer, or read to the end of the file. A pipe may return less at a time without being at its end."""
         view, count = memoryview(buffer), 0
         while count < len(view) and (more := self._raw.readinto(view[count:])):  # type: ignore[attr-defined]
             count += more
@@ -289,6 +291,6 @@ class _Counted(io.RawIOBase):
 
 
 def _state(file: IO[bytes]) -> tuple[int, int] | None:
-    """Return what changes when a file is written to; None of a pipe."""
-    found = os.fstat(file.fileno())
-    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+    """Return a file's size and time of modification, which change when it is written to; None for a pipe."""
+    status = os.fstat(file.fileno())
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None

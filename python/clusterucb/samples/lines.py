@@ -1,8 +1,8 @@
-"""The lines of a pool on the disk: samples that are made when they are asked for.
+"""Keep the lines of a pool on the disk, and decode a sample only when it is needed.
 
-Millions of lines do not fit into memory, so they go, as Arrow, to a file without a name (under ``TMPDIR``), which
-is mapped when the last has been written. In memory are 60 bytes of each: parts of its hashes, and where it
-stands. A file without a name is gone with the process, however that ends.
+Millions of lines do not fit into memory. They are written as Arrow to a file without a name (under ``TMPDIR``), which
+is memory-mapped once the last line is written. Memory holds 60 bytes for each line: parts of its hashes, its origin
+and its number. A file without a name disappears with the process, however the process ends.
 """
 
 from __future__ import annotations
@@ -27,12 +27,18 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _BATCH = 1024  # lines in one Arrow batch
-_BATCH_BYTES = 16 << 20  # at least, when it is written before it has so many
+_BATCH_BYTES = 16 << 20  # a batch of fewer lines is written once it has so many bytes
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where lines come from: a file, and what stands for the ``source`` and ``subtask`` of a row without one."""
+    """The origin of lines.
+
+    Attributes:
+        file: the name of the file in messages.
+        source: the source of rows without a ``source``.
+        subtask: the subtask of rows without a ``subtask``; None in a pool.
+    """
 
     file: str
     source: str
@@ -40,13 +46,13 @@ class Origin:
 
 
 class Lines:
-    """Lines on the disk, and what samples are made of.
+    """Lines on the disk, from which samples are decoded.
 
     Args:
-        layout: how rows are read.
+        layout: how a sample is read from a row.
 
     Attributes:
-        unseen: the columns that the layout names and no line had so far.
+        unseen: the columns that the layout names and that no line had so far.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -64,25 +70,25 @@ class Lines:
         self._waiting_bytes = 0
         self._column: pa.ChunkedArray | None = None
         with room_for("lines"):
-            self._file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (open as long as this is)
+            self._file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (stays open as long as this object exists)
             self._writer = pa.ipc.new_file(self._file, pa.schema([("line", pa.large_binary())]))
 
     def __len__(self) -> int:
         return len(self._number)
 
     def begin(self, origin: Origin) -> None:
-        """Say where the following lines come from."""
+        """Set the origin of the lines that are read from now on."""
         self._origins.append(origin)
 
     def read(self, line: bytes, number: int) -> tuple[str, Sample]:
-        """Return the shape and the sample of a line of the present origin, and keep it.
+        """Return the shape and the sample of a line from the current origin, and keep the line.
 
         Raises:
-            Unreadable: it has none; nothing is kept.
+            Unreadable: the line is not a sample. It is not kept.
         """
         row = decode(line)
         self.unseen.difference_update(row)
-        shape, sample = self._made(row, line, len(self._origins) - 1, number)
+        shape, sample = self._sample_of(row, line, len(self._origins) - 1, number)
         self._contents.append(int(sample.content_hash[:16], 16))
         self._digests += sample.digest()
         self._ids.append(int.from_bytes(hashlib.blake2b(sample.id.encode(), digest_size=8).digest(), "big"))
@@ -95,7 +101,7 @@ class Lines:
         return shape, sample
 
     def close(self) -> None:
-        """Write what is left; from now on lines can be taken back."""
+        """Write the remaining lines. From now on lines can be read back, and no more can be added."""
         import pyarrow as pa
 
         if self._waiting:
@@ -110,17 +116,17 @@ class Lines:
         """Return the sample of the line that was kept as number ``at``."""
         assert self._column is not None
         line = self._column[at].as_py()
-        return self._made(decode(line), line, self._origin[at], self._number[at])[1]
+        return self._sample_of(decode(line), line, self._origin[at], self._number[at])[1]
 
     def rejected(self, at: int, reason: str) -> Rejected:
-        """Return the line that was kept as number ``at`` as one that is not used."""
+        """Return the line that was kept as number ``at`` as a rejected line."""
         assert self._column is not None
         file = self._origins[self._origin[at]].file
         return Rejected(file, self._number[at], reason, beginning(self._column[at].as_py()))
 
     @property
     def content_keys(self) -> NDArray[np.uint64]:
-        """The first eight bytes of the content hashes, u64[n]; their order is that of the hashes."""
+        """The first eight bytes of the content hashes, u64[n]. They sort in the order of the hashes."""
         return np.frombuffer(self._contents, np.uint64)
 
     @property
@@ -130,10 +136,10 @@ class Lines:
 
     @property
     def id_keys(self) -> NDArray[np.uint64]:
-        """Hashes of the ids, u64[n]; the same id has the same."""
+        """Hashes of the ids, u64[n]. Equal ids have equal hashes."""
         return np.frombuffer(self._ids, np.uint64)
 
-    def _made(self, row: dict[str, Any], line: bytes, origin: int, number: int) -> tuple[str, Sample]:
+    def _sample_of(self, row: dict[str, Any], line: bytes, origin: int, number: int) -> tuple[str, Sample]:
         place = self._origins[origin]
         return sample_of(
             row,
@@ -155,11 +161,11 @@ class Lines:
 
 
 class Samples(Sequence[Sample]):
-    """N samples whose lines lie on the disk: a sequence that makes a sample when it is asked for.
+    """A sequence of N samples whose lines are on the disk. A sample is decoded when it is accessed.
 
     Args:
-        lines: of all of them.
-        rows: i64[N], the lines' numbers.
+        lines: the lines, closed; more than these samples' lines may be there.
+        rows: i64[N], the number of each sample's line in ``lines``.
     """
 
     def __init__(self, lines: Lines, rows: NDArray[np.int64]) -> None:
@@ -167,7 +173,7 @@ class Samples(Sequence[Sample]):
         self._rows = rows
 
     def __len__(self) -> int:
-        """N."""
+        """Return N."""
         return len(self._rows)
 
     @overload
@@ -175,17 +181,17 @@ class Samples(Sequence[Sample]):
     @overload
     def __getitem__(self, at: slice) -> Samples: ...
     def __getitem__(self, at: int | slice) -> Sample | Samples:
-        """Return one sample, or a part of them."""
+        """Return the sample at a position, or the samples of a slice."""
         if isinstance(at, slice):
             return Samples(self._lines, self._rows[at])
         return self._lines.sample(int(self._rows[at]))
 
     def __iter__(self) -> Iterator[Sample]:
-        """Return the samples one by one."""
+        """Iterate over the samples, decoding them one by one."""
         return map(self._lines.sample, self._rows.tolist())
 
     def take(self, at: Sequence[int] | NDArray[np.int64]) -> Samples:
-        """Return the samples at some positions."""
+        """Return the samples at the given positions, in that order."""
         return Samples(self._lines, self._rows[np.asarray(at, np.int64)])
 
     @property
@@ -201,7 +207,11 @@ class Samples(Sequence[Sample]):
 
 @contextmanager
 def room_for(what: str) -> Iterator[None]:
-    """Say what to do when a temporary file does not fit on the disk."""
+    """Turn an error in writing a temporary file into an `InputError` that says what to do.
+
+    Args:
+        what: the plural of what the file holds, such as ``lines``.
+    """
     try:
         yield
     except OSError as error:

@@ -1,10 +1,10 @@
-"""Read pools and targets: sources to samples in canonical order, and the lines that were rejected.
+"""Read pools and targets into samples in canonical order, and list the lines that are rejected.
 
 Decisions:
-    - One bad line never stops a run. It becomes a `Rejected` with file, line and reason; only a file
-      that cannot be read at all, or a pool without one good sample, is an error.
+    - A bad line never stops a run. It becomes a `Rejected` with file, line and reason. Only a file that cannot be
+      read, or a pool without a single usable sample, is an error.
     - The order of lines and files changes nothing (`clusterucb.samples.canonical`).
-    - A sample keeps its line's bytes: what is selected is written exactly as it came.
+    - A sample keeps the bytes of its line, so that a selected sample is written exactly as it was read.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ __all__ = [
     "read_target",
 ]
 
-_SLOW = 64 << 20  # bytes of a file from which reading it has a bar
+_SLOW = 64 << 20  # bytes; reading a file of at least this size shows progress
 _MEGABYTE = 1_000_000
-_LISTED = 3  # files in a message
+_LISTED = 3  # the largest number of files that a message names
 
 
 @dataclass(frozen=True)
 class Pool:
-    """What was read.
+    """The samples of a pool or a target, and the lines that were rejected.
 
     Attributes:
-        samples: in canonical order.
-        rejected: the lines that are not used, in reading order.
+        samples: the samples in canonical order, without duplicates.
+        rejected: the rejected lines in reading order.
         files: the files in reading order.
-        shapes: how many rows of each shape each file has.
-        unseen: the columns that the layout names and no row has.
+        shapes: the number of rows of each shape, for each file.
+        unseen: the columns that the layout names and that no row has.
     """
 
     samples: Samples
@@ -66,7 +66,7 @@ class Pool:
     unseen: frozenset[str] = frozenset()
 
     def fingerprint(self) -> str:
-        """Return a hex SHA-256 of everything a run depends on; independent of lines' and files' order."""
+        """Return a hex SHA-256 of everything that a run depends on. The order of lines and files does not matter."""
         return hashlib.sha256(self.samples.digests.tobytes()).hexdigest()
 
 
@@ -82,13 +82,14 @@ def read_pool(
 
     Args:
         given: files, folders or rows in memory (`clusterucb.samples.sources.sources_of`).
-        layout: how rows are read; by default found from their keys.
-        strict: the first line that cannot be used is an error.
-        limit: lines to read of every file; by default all.
-        observer: who is told how far it got.
+        layout: how a sample is read from a row. By default, each row's keys decide.
+        strict: raise an error at the first line that cannot be used.
+        limit: the largest number of lines to read from each file. By default, all.
+        observer: the observer of the progress. By default, none.
 
     Raises:
-        InputError: a file cannot be read, or no line of any file can be used.
+        InputError: a file cannot be read, no line of any file can be used, or (if ``strict``) a line cannot be used.
+        OptionError: ``given`` holds no rows.
     """
     return _read(given, "pool", layout, strict, limit, observer)
 
@@ -101,7 +102,7 @@ def read_target(
     limit: int | None = None,
     observer: Observer | None = None,
 ) -> Pool:
-    """Read a target; rows without a ``subtask`` are one of their file's name. As `read_pool` else."""
+    """Read a target. A row without a ``subtask`` gets its file's name as subtask. Otherwise the same as `read_pool`."""
     return _read(given, "target", layout, strict, limit, observer)
 
 
@@ -116,8 +117,8 @@ def _read(
     for source in sources:
         lines.begin(Origin(source.place, source.name, source.name if what == "target" else None))
         with _progress(source, limit, observer or Silent()) as advance:
-            found = islice(source.lines(advance), limit)
-            for line in _kept(found, source.place, lines, shapes.setdefault(source.place, Counter())):
+            numbered = islice(source.lines(advance), limit)
+            for line in _keep(numbered, source.place, lines, shapes.setdefault(source.place, Counter())):
                 if strict:
                     raise not_usable(line)
                 rejected.add(line)
@@ -126,17 +127,17 @@ def _read(
     if strict and rejected:
         raise not_usable(rejected[0])
     if not len(rows):
-        raise InputError(f"the {what} ({_some(files)}) has {_nothing(lines, rejected, layout)}")
+        raise InputError(f"the {what} ({_listed(files)}) has {_why_unusable(lines, rejected, layout)}")
     return Pool(Samples(lines, rows), rejected, files, shapes, frozenset(lines.unseen))
 
 
-def _some(files: Sequence[str]) -> str:
+def _listed(files: Sequence[str]) -> str:
     more = f" and {len(files) - _LISTED:,} more" if len(files) > _LISTED else ""
     return ", ".join(files[:_LISTED]) + more
 
 
-def _nothing(lines: Lines, rejected: RejectedLines, layout: Layout) -> str:
-    """Return why no line can be used, and what to do."""
+def _why_unusable(lines: Lines, rejected: RejectedLines, layout: Layout) -> str:
+    """Return why no line can be used, and what to do about it."""
     if not rejected:
         return "no lines; expected at least one"
     first, kinds = rejected[0], by_kind(rejected)
@@ -145,7 +146,7 @@ def _nothing(lines: Lines, rejected: RejectedLines, layout: Layout) -> str:
     elif lines.unseen:
         advice = f". --columns names {', '.join(sorted(lines.unseen))}, which no row has"
     elif layout.shape:
-        advice = f". --format {layout.shape} is for rows of that shape alone; leave it away"
+        advice = f". --format {layout.shape} is for rows of that shape alone; leave it out"
     else:
         advice = ". If other columns stand for these, say which: --columns prompt=question,completion=answer"
     read = f"{counted(len(rejected), 'line')} ({told(kinds)})"
@@ -153,15 +154,15 @@ def _nothing(lines: Lines, rejected: RejectedLines, layout: Layout) -> str:
 
 
 def overlap(pool: Pool, target: Pool) -> list[Sample]:
-    """Return the pool's samples whose content also stands in the target."""
+    """Return the pool's samples whose content is also in the target."""
     held_out = {sample.content_hash for sample in target.samples}
     likely = np.isin(pool.samples.content_keys, target.samples.content_keys)
     return [sample for sample in pool.samples.take(np.flatnonzero(likely)) if sample.content_hash in held_out]
 
 
-def _kept(found: Iterable[Line], place: str, lines: Lines, shapes: Counter[str]) -> Iterator[Rejected]:
-    """Keep the lines that are found in a place; yield those that cannot be used."""
-    for number, line in found:
+def _keep(numbered: Iterable[Line], place: str, lines: Lines, shapes: Counter[str]) -> Iterator[Rejected]:
+    """Keep the usable lines of a place in ``lines`` and count their shapes; yield the others as rejected lines."""
+    for number, line in numbered:
         try:
             if isinstance(line, Unreadable):
                 raise line
@@ -174,7 +175,7 @@ def _kept(found: Iterable[Line], place: str, lines: Lines, shapes: Counter[str])
 
 @contextmanager
 def _progress(source: Source, limit: int | None, observer: Observer) -> Iterator[Advance]:
-    """Show how much of a large file has been read."""
+    """Show progress while a large file is read. Yields a function, to be called with each number of bytes read."""
     if source.size < _SLOW or limit is not None:
         yield lambda _: None
         return
@@ -191,7 +192,7 @@ def _progress(source: Source, limit: int | None, observer: Observer) -> Iterator
 
 
 def not_usable(line: Rejected) -> InputError:
-    """Return the error that ``strict`` makes of a line."""
+    """Return the error that ``strict`` raises for a rejected line."""
     return InputError(
-        f"{line.file}:{line.line}: {line.reason}; mend the line, or leave --strict away to go on without it"
+        f"{line.file}:{line.line}: {line.reason}; mend the line, or leave out --strict to go on without it"
     )

@@ -1,7 +1,7 @@
-"""The pool and the target as tokens: what every later stage works on.
+"""Encode the pool and the target as tokens, which every later stage works on.
 
-A sample that cannot be encoded is rejected like a line that cannot be read. What is left is still in
-canonical order, and N, the number that percentages refer to, counts what is left.
+A sample that cannot be encoded is rejected like a line that cannot be read. The remaining samples are still in
+canonical order. N, which percentages refer to, is the number of the remaining samples.
 """
 
 from __future__ import annotations
@@ -24,21 +24,23 @@ from clusterucb.samples.sample import by_kind, told
 from clusterucb.samples.tokens import EncodedSamples, TokenFile
 from clusterucb.wording import did_you_mean
 
-_MANY_FULL = 0.05  # share of samples of the greatest length from which a warning is given
-_SLOW = 20_000  # samples from which encoding them has a bar
-WARMUP_BATCH = 4  # samples in one step
+_MANY_FULL = 0.05  # if a larger share of the samples fills the maximum length, a warning is given
+_SLOW = 20_000  # encoding at least this many samples shows progress
+WARMUP_BATCH = 4  # samples in one warm-up step
 
 
 @dataclass(frozen=True)
 class Material:
-    """Encoded samples.
+    """The encoded samples of a pool and a target.
 
     Attributes:
-        samples, encoded: the pool's N samples in canonical order, and their tokens; both on the disk.
-        sources: [N], the samples' ``source``.
-        target: the encoded samples of each subtask, subtasks sorted by name.
-        target_samples: the same samples as they were read.
-        pool_rejected, target_rejected: the lines that are not used, and why.
+        samples: the pool's N samples in canonical order, on the disk.
+        encoded: the tokens of the pool's samples, on the disk.
+        sources: the ``source`` of each of the pool's samples, [N].
+        target: the encoded samples of each subtask, with the subtasks sorted by name.
+        target_samples: the same samples before encoding.
+        pool_rejected: the pool's rejected lines with their reasons.
+        target_rejected: the target's rejected lines with their reasons.
     """
 
     samples: Samples
@@ -55,7 +57,7 @@ class Material:
         return sum(map(len, self.target.values()))
 
     def columns(self) -> dict[str, NDArray[np.generic]]:
-        """Return the pool's columns [N] that strategies may use beside the features."""
+        """Return the columns of the pool that strategies may use besides the features, each [N]."""
         return {
             "source": self.sources,
             "tokens": self.encoded.lengths,
@@ -63,26 +65,29 @@ class Material:
         }
 
     def longest(self) -> int:
-        """Return how many tokens the longest sample of pool and target has."""
+        """Return the number of tokens of the longest sample in pool and target."""
         return max(int(self.encoded.lengths.max()), *map(len, chain(*self.target.values())), 0)
 
     def largest_token(self) -> int:
-        """Return the largest token of pool and target."""
-        of_target = (int(sample.tokens.max()) for sample in chain(*self.target.values()))
-        return max(self.encoded.largest_token, *of_target, 0)
+        """Return the largest token id in pool and target."""
+        in_target = (int(sample.tokens.max()) for sample in chain(*self.target.values()))
+        return max(self.encoded.largest_token, *in_target, 0)
 
     def subtask_contents(self) -> dict[str, str]:
-        """Return a hex SHA-256 of each subtask's samples: who has the same has the same scores."""
+        """Return a hex SHA-256 of each subtask's contents. Subtasks with equal hashes give equal scores."""
         return {
             name: hashlib.sha256("".join(sample.content_hash for sample in samples).encode()).hexdigest()
             for name, samples in self.target_samples.items()
         }
 
     def weights(self, given: Mapping[str, float] | None) -> NDArray[np.float64] | None:
-        """Return the weight of each subtask, f64[S], 1 where none is given for it; None where none is given at all.
+        """Return the weights of the subtasks, f64[S], or None if no weights are given.
+
+        Args:
+            given: weights by subtask. A subtask without a weight gets 1.
 
         Raises:
-            OptionError: there is no such subtask.
+            OptionError: ``given`` names a subtask that the target does not have.
         """
         for name in given or ():
             if name not in self.target:
@@ -93,11 +98,11 @@ class Material:
         return np.array([given.get(name, 1.0) for name in self.target]) if given else None
 
     def rejected_rows(self, reasons: Iterable[tuple[int, str]]) -> list[Rejected]:
-        """Return where the pool samples of (row, reason) stand in their files, and why they are not used."""
+        """Return a rejected line for each (row, reason) of a pool sample that is not used."""
         return [Rejected.of(self.samples[row], reason) for row, reason in reasons]
 
     def warmup_rows(self, steps: int, seed: int) -> NDArray[np.int64]:
-        """Return the rows of each warm-up step, i64[steps, 4]: epochs over the pool in random order."""
+        """Return the pool rows of each warm-up step, i64[steps, min(4, N)]: epochs over the pool in random order."""
         rng = np.random.default_rng([seed, 0, 0])
         size = min(WARMUP_BATCH, len(self.encoded))
         epochs = -(-steps * size // len(self.encoded))
@@ -113,23 +118,24 @@ def encode(
     strict: bool = False,
     observer: Observer | None = None,
 ) -> Material:
-    """Encode a pool and perhaps a target; warn about pool samples that also stand in the target.
+    """Encode a pool and, if given, a target. Warn about pool samples that are also in the target.
 
     Args:
-        pool, target: as they were read.
-        encoder: what turns conversations into tokens.
-        strict: the first sample that cannot be encoded is an error.
-        observer: who is told how far it got.
+        pool: the pool's samples.
+        target: the target's samples, or None.
+        encoder: the encoder that turns conversations into tokens.
+        strict: raise an error at the first sample that cannot be encoded.
+        observer: the observer of the progress. By default, none.
 
     Raises:
-        InputError: no sample of either can be encoded.
+        InputError: no sample of the pool, or none of the target, can be encoded; or (if ``strict``) one of them cannot.
     """
     if target and (shared := overlap(pool, target)):
         first = min(shared, key=lambda sample: (pool.files.index(sample.file), sample.line))
         warn(
-            f"samples of the pool that also stand in the target: {len(shared)}, the first is "
-            f"{first.file}:{first.line}. They will score high without teaching anything new; take them out "
-            "of one of the two"
+            f"samples of the pool that are also in the target: {len(shared)}, the first is "
+            f"{first.file}:{first.line}. They will score high without teaching anything new; remove them "
+            "from one of the two",
         )
     if target and len(target.samples) > len(pool.samples):
         warn(
@@ -141,7 +147,7 @@ def encode(
     target_rejected = RejectedLines(())
     if target:
         samples, encoded, _, target_rejected = _encode(target, encoder, "target", strict, Silent())
-        for sample, tokens in sorted(zip(samples, encoded, strict=True), key=lambda one: one[0].subtask):
+        for sample, tokens in sorted(zip(samples, encoded, strict=True), key=lambda pair: pair[0].subtask):
             subtasks.setdefault(sample.subtask, []).append(tokens)
             read.setdefault(sample.subtask, []).append(sample)
     samples, encoded, sources, rejected = _encode(pool, encoder, "pool", strict, observer or Silent())
@@ -151,7 +157,10 @@ def encode(
 def _encode(
     pool: Pool, encoder: Encoder, what: str, strict: bool, observer: Observer
 ) -> tuple[Samples, EncodedSamples, list[str], RejectedLines]:
-    """Return what can be encoded, its tokens and sources, and what cannot: every line is taken from the disk once."""
+    """Return the samples that can be encoded, their tokens and sources, and all rejected lines.
+
+    Every line is read from the disk once.
+    """
     tokens, sources, rejected = TokenFile(), [], pool.rejected.copy()
     kept = np.ones(len(pool.samples), bool)
     first: Rejected | None = None

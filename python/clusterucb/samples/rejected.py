@@ -1,7 +1,7 @@
-"""The lines of a pool that are not used, on the disk: a pool of millions may be a bad one as a whole.
+"""Keep the rejected lines of a pool on the disk, because every line of a pool of millions may be rejected.
 
-In memory are 32 bytes of each: where it stands, and where its reason and its beginning lie in a file without a name
-(under ``TMPDIR``), which only grows.
+Memory holds 32 bytes for each line: its file and number, and where its reason and its beginning are in a file without
+a name (under ``TMPDIR``). That file only grows.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from clusterucb.samples.sample import Rejected, by_frequency
 
 
 class RejectedLines(Sequence[Rejected]):
-    """Rejected lines of some files: a sequence in reading order, file by file as they were given.
+    """A sequence of rejected lines in reading order: by file, in the order of ``files``, then by line number.
 
     Args:
-        files: that lines may stand in.
+        files: the files that the lines are from.
     """
 
     def __init__(self, files: Iterable[str]) -> None:
@@ -40,26 +40,26 @@ class RejectedLines(Sequence[Rejected]):
         self._order: NDArray[np.int64] | None = None
 
     def add(self, rejected: Rejected) -> None:
-        """Add a line, wherever it stands."""
+        """Add a line. Lines may be added in any order."""
         self._file.append(self._numbers[rejected.file])
         self._line.append(rejected.line)
         self._text.append(self._texts.add(rejected.reason, rejected.text))
         self._order = None
 
     def copy(self) -> Self:
-        """Return the same lines, to which others can be added."""
+        """Return a copy. Lines that are added to the copy are not added to this sequence."""
         copied = type(self)(self._files)
         copied._texts = self._texts
         copied._file, copied._line, copied._text = self._file[:], self._line[:], self._text[:]
         return copied
 
     def by_file(self) -> dict[str, int]:
-        """Return how many lines of each file there are."""
+        """Return the number of rejected lines of each file."""
         counts = np.bincount(np.frombuffer(self._file, np.uint32), minlength=len(self._files))
         return dict(zip(self._files, counts.tolist(), strict=True))
 
     def __len__(self) -> int:
-        """Return how many lines there are."""
+        """Return the number of lines."""
         return len(self._line)
 
     @overload
@@ -67,27 +67,32 @@ class RejectedLines(Sequence[Rejected]):
     @overload
     def __getitem__(self, at: slice) -> list[Rejected]: ...
     def __getitem__(self, at: int | slice) -> Rejected | list[Rejected]:
-        """Return one line, or some of them."""
+        """Return the line at a position, or the lines of a slice."""
         if isinstance(at, slice):
-            return list(map(self._made, self._in_order()[at].tolist()))
-        return self._made(int(self._in_order()[at]))
+            return list(map(self._read, self._in_order()[at].tolist()))
+        return self._read(int(self._in_order()[at]))
 
     def __iter__(self) -> Iterator[Rejected]:
-        """Return the lines one by one."""
-        return map(self._made, map(int, self._in_order()))
+        """Iterate over the lines, reading them one by one."""
+        return map(self._read, map(int, self._in_order()))
 
     def _in_order(self) -> NDArray[np.int64]:
         if self._order is None:
             self._order = np.lexsort((np.array(self._line), np.array(self._file)))
         return self._order
 
-    def _made(self, number: int) -> Rejected:
+    def _read(self, number: int) -> Rejected:
         file = self._files[self._file[number]]
         return Rejected(file, self._line[number], *self._texts[self._text[number]])
 
 
 def write_rejected(path: Path, *parts: Iterable[Rejected]) -> dict[str, int]:
-    """Write ``rejected.jsonl``; return how many lines were rejected for which kind of reason."""
+    """Write ``rejected.jsonl`` and return the number of lines for each kind of reason, the most frequent first.
+
+    Args:
+        path: the path of the file.
+        parts: the rejected lines, which are written one part after the other.
+    """
     counts: Counter[str] = Counter()
 
     def counted() -> Iterator[Rejected]:
@@ -100,7 +105,7 @@ def write_rejected(path: Path, *parts: Iterable[Rejected]) -> dict[str, int]:
 
 
 class _Texts:
-    """Pairs of texts in a file, numbered as they were added."""
+    """Pairs of texts in a temporary file, numbered in the order in which they were added."""
 
     def __init__(self) -> None:
         self._file: IO[bytes] | None = None
@@ -108,12 +113,11 @@ class _Texts:
         self._cuts = array("I")
 
     def add(self, first: str, second: str) -> int:
-        parts = [
-            text.encode("utf-8", "surrogatepass") for text in (first, second)
-        ]  # names of files need not be UTF-8
+        # Reasons may name files, whose names need not be UTF-8.
+        parts = [text.encode("utf-8", "surrogatepass") for text in (first, second)]
         with room_for("rejected lines"):
             if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (open as long as this is)
+                self._file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (stays open as long as this object exists)
             self._file.write(b"".join(parts))
         self._cuts.append(len(parts[0]))
         self._starts.append(self._starts[-1] + sum(map(len, parts)))

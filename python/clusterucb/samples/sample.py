@@ -1,4 +1,4 @@
-"""One row of a pool or a target: a line of JSON as a sample, or the reason why it is none."""
+"""Turn one row of a pool or a target, a line of JSON, into a sample, or say why it is rejected."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import msgspec
 
 from clusterucb.samples.shapes import TEXT, Layout, Message, Unreadable, kind_of
 
-_LONGEST_NAME = 500  # characters of a source or subtask
-_START = 200  # characters of a rejected line that are shown
+_LONGEST_NAME = 500  # the largest number of characters of a source or subtask
+_START = 200  # the number of characters of a rejected line that are shown
 _NOT_A_NUMBER = re.compile(rb"-?(NaN|Infinity)")
-_LONE_SURROGATE = re.compile(  # two escapes make one character; half of a pair makes none
+_LONE_SURROGATE = re.compile(  # a pair of escapes makes one character; half a pair makes none
     rb"(?:\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F]))|(?:(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F][0-9a-fA-F]{2})"
 )
 
@@ -26,14 +26,15 @@ class Sample:
     """One sample of a pool or a target.
 
     Attributes:
-        messages: the conversation, with at least one assistant turn; or one `TEXT`.
-        id: the ``id`` column as a string, so that 1 and "1" are the same; the content hash without one, or with an
-            empty one.
-        source: the ``source`` column; the file's name without its ending, without one.
-        subtask: of a target, the ``subtask`` column, or the file's name without one; "" in a pool.
-        content_hash: hex SHA-256 of the messages.
-        raw: the line as it was read, without its line ending; of a table, the row as JSON.
-        file, line: where it stands (lines, or rows of a table, count from 1).
+        messages: the conversation, with at least one assistant turn; or a single `TEXT` message.
+        id: the ``id`` column as a string, so that 1 and "1" are the same id. If it is missing or empty, the content
+            hash.
+        source: the ``source`` column. If it is missing, the file's name without its ending.
+        subtask: the ``subtask`` column. If it is missing, the file's name without its ending. Always "" in a pool.
+        content_hash: the hex SHA-256 of the messages.
+        raw: the line as it was read, without its line ending; for a row of a table, the row as JSON.
+        file: the file that the sample is from.
+        line: the number of its line, or of its row in a table, counted from 1.
     """
 
     messages: tuple[Message, ...]
@@ -47,12 +48,12 @@ class Sample:
 
     @property
     def prompt(self) -> str:
-        """The text of all turns but the assistant's; "" of a plain text."""
+        """The text of all turns except the assistant's; "" for a plain text."""
         return self._text(answer=False)
 
     @property
     def answer(self) -> str:
-        """The text of the assistant's turns; a plain text as a whole."""
+        """The text of the assistant's turns; for a plain text, the whole text."""
         return self._text(answer=True)
 
     def digest(self) -> bytes:
@@ -65,7 +66,14 @@ class Sample:
 
 
 class Rejected(NamedTuple):
-    """A line that is not used, and why; ``text`` is how it begins."""
+    """A line that is not used.
+
+    Attributes:
+        file: the file that the line is in.
+        line: the number of the line, counted from 1.
+        reason: why the line is not used: a kind of reason, perhaps followed by a colon and details.
+        text: the beginning of the line.
+    """
 
     file: str
     line: int
@@ -74,23 +82,23 @@ class Rejected(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The reason without its details, for counting."""
+        """The kind of the reason, without details. Rejected lines are counted by it."""
         return "duplicate" if self.reason.startswith("duplicate of") else self.reason.partition(":")[0]
 
     @classmethod
     def of(cls, sample: Sample, reason: str) -> Self:
-        """Return a sample as a line that is not used."""
+        """Return a sample as a rejected line."""
         return cls(sample.file, sample.line, reason, beginning(sample.raw))
 
 
 def by_kind(rejected: Iterable[Rejected]) -> dict[str, int]:
-    """Return how many lines were rejected for which kind of reason, the most frequent first."""
+    """Return the number of rejected lines for each kind of reason, the most frequent first."""
     return by_frequency(Counter(line.kind for line in rejected))
 
 
 def by_frequency(counts: Mapping[str, int]) -> dict[str, int]:
     """Return counts, the largest first."""
-    return dict(sorted(counts.items(), key=lambda one: (-one[1], one[0])))
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def told(by_kind: Mapping[str, int]) -> str:
@@ -99,15 +107,15 @@ def told(by_kind: Mapping[str, int]) -> str:
 
 
 def beginning(line: bytes) -> str:
-    """Return how a line begins, as text whatever its bytes are."""
+    """Return the beginning of a line as text, even if its bytes are not valid UTF-8."""
     return line[: 4 * _START].decode("utf-8", "replace")[:_START]
 
 
 def decode(line: bytes) -> dict[str, Any]:
-    """Return the JSON object of a line.
+    """Return the JSON object in a line.
 
     Raises:
-        Unreadable: it holds none.
+        Unreadable: the line is not a JSON object.
     """
     try:
         row = msgspec.json.decode(line)
@@ -135,16 +143,17 @@ def sample_of(
     """Return the shape and the sample of a row.
 
     Args:
-        row: in one of the shapes of `clusterucb.samples.shapes`; optionally with ``id`` (string or whole
+        row: a row in one of the shapes of `clusterucb.samples.shapes`, optionally with ``id`` (string or whole
             number), ``source`` and ``subtask`` (strings).
-        line: its bytes.
-        layout: how it is read.
-        file, number: where it stands.
-        source: the source of a row without one.
-        subtask: the subtask of a row without one; None in a pool, whose rows have no subtask.
+        line: the bytes of the row's line.
+        layout: how a sample is read from the row.
+        file: the file that the row is in.
+        number: the number of the row's line.
+        source: the source, if the row has no ``source``.
+        subtask: the subtask, if the row has no ``subtask``. None in a pool, whose samples have no subtask.
 
     Raises:
-        Unreadable: it cannot be used; the message is the reason.
+        Unreadable: the row cannot be used. The message is the reason.
     """
     row = layout.renamed(row)
     shape, messages = layout.conversation(row)
@@ -161,24 +170,24 @@ def sample_of(
     )
 
 
-def _why(line: bytes, said: str) -> str:
-    """Return why a line is not JSON, the commonest reasons in plain words."""
-    if ("surrogate" in said or "truncated" in said) and (found := _LONE_SURROGATE.search(line)):
-        return f"half of a surrogate pair, {found[0].decode()}"
-    at = int(said.rpartition("(byte ")[2].rstrip(")")) if "(byte " in said else len(line)
+def _why(line: bytes, error: str) -> str:
+    """Return why a line is not JSON, given msgspec's error; the most common reasons are put in plain words."""
+    if ("surrogate" in error or "truncated" in error) and (match := _LONE_SURROGATE.search(line)):
+        return f"half of a surrogate pair, {match[0].decode()}"
+    at = int(error.rpartition("(byte ")[2].rstrip(")")) if "(byte " in error else len(line)
     if line[at : at + 1] == b"\0":
         return f"a NUL byte at {at}"
-    if found := _NOT_A_NUMBER.match(line, at):
-        return f"{found[0].decode()} is no number of JSON; expected null"
-    if "truncated" in said:
+    if match := _NOT_A_NUMBER.match(line, at):
+        return f"{match[0].decode()} is no number of JSON; expected null"
+    if "truncated" in error:
         return "the line breaks off"
-    return said.partition(" - at `")[0]
+    return error.partition(" - at `")[0]
 
 
 def _identity(value: object, content_hash: str) -> str:
     if value is None or value == "":
         return content_hash
-    if isinstance(value, float) and value.is_integer():  # a table with gaps holds whole numbers so
+    if isinstance(value, float) and value.is_integer():  # a table with gaps stores whole numbers as floats
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise Unreadable(f"wrong type: `id` is {kind_of(value)}; expected a string or a whole number")

@@ -1,23 +1,25 @@
-"""Shapes of rows: what people call a prompt and an answer, as one conversation.
+"""Read rows of every shape that people write prompts and answers in as conversations.
 
-A row's shape is found from its own keys, row by row, so that a file may mix shapes and the order of its
-lines changes nothing. Where a row fits several, the first in `SHAPES` is meant: a conversation says more than
-the text that was made of it.
+A row's shape is determined by its own keys, so that a file may mix shapes and the order of its lines changes nothing.
+If a row fits several shapes, the first in `SHAPES` is used: a conversation holds more than the text that was made
+from it.
 
 Sources: TRL's "dataset formats" (messages, prompt and completion, chosen, text), LLaMA-Factory's data README
 (ShareGPT, Alpaca with ``system`` and ``history``) and OpenAI's chat format (parts of a content, tool calls).
 
 Decisions:
-    - Parts of a content are put together without anything between them, as chat templates do.
-    - An ``input`` of an Alpaca row follows its instruction after a blank line.
-    - Columns that are named decide before the row's keys, and a field that says something before an empty one: of
-      a table, every row has every column.
-    - A row that is marked as a bad answer, or a turn that is not to be learnt, is refused by name.
-    - A ``text`` beside parts of another shape is not taken for a plain text: the row is rather an incomplete one.
-    - Of preference data the chosen answer is the sample.
-    - What a model without eyes and tools cannot be given (images, tool calls) is refused by name, since the rest
-      of the row may make no sense without it; `Layout.drop_unsupported` takes it out instead. So is what a model
-      thought before a turn, which is no part of the answer.
+    - The parts of a content are joined without a separator, as chat templates do.
+    - The ``input`` of an Alpaca row follows its instruction after a blank line.
+    - Columns that the user names take precedence over the row's keys. Fields with a value take precedence over empty
+      fields, because every row of a table has every column.
+    - A row that is marked as a bad answer, or a turn that is not to be learnt, is rejected, and the reason names the
+      mark.
+    - If a row has a ``text`` and parts of another shape, it is not read as a plain text, because it is more likely
+      an incomplete row of the other shape.
+    - In preference data, the chosen answer is the sample.
+    - A row with content that a text model cannot be given (images, tool calls) is rejected with the content's name,
+      because the rest of the row may make no sense without it. `Layout.drop_unsupported` leaves the content out
+      instead. Both also apply to a model's thoughts before a turn, which are not part of the answer.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from typing import Any, NamedTuple
 from clusterucb.wording import printable
 
 ROLES = ("system", "user", "assistant")
-TEXT = "text"  # the role of a text that is no conversation
+TEXT = "text"  # the role of a plain text, which is not a conversation
 
 _ALIASES = {
     "human": "user",
@@ -49,36 +51,36 @@ Row = Mapping[str, Any]
 
 
 class Message(NamedTuple):
-    """One turn of a conversation; ``role`` is one of `ROLES`, or `TEXT` for a text that is none."""
+    """One turn of a conversation, or a plain text. ``role`` is one of `ROLES`, or `TEXT` for a plain text."""
 
     role: str
     content: str
 
 
 class _Renamed(dict[str, Any]):
-    """A row with more names than its own."""
+    """A row with additional keys for its named columns. ``own`` is the row as it was read."""
 
-    def __init__(self, own: Row, found: Row) -> None:
-        super().__init__(own, **found)
+    def __init__(self, own: Row, added: Row) -> None:
+        super().__init__(own, **added)
         self.own = own
 
 
 class Unreadable(Exception):
-    """Why one row cannot be used; becomes the reason of a line in ``rejected.jsonl``."""
+    """One row cannot be used. The message is its reason in ``rejected.jsonl``."""
 
 
-class _Nothing(Exception):
-    """A turn of which nothing is left once what is not supported has been dropped."""
+class _EmptyTurn(Exception):
+    """Nothing is left of a turn after its unsupported content was dropped."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows are read.
+    """How a sample is read from a row.
 
     Attributes:
-        shape: one of `SHAPES`; None: found from each row's keys.
-        columns: a field of a shape, or ``id``, ``source`` or ``subtask`` -> the column that stands for it.
-        drop_unsupported: leave out images, tool calls and thoughts instead of refusing their row.
+        shape: one of `SHAPES`, or None to determine the shape from each row's keys.
+        columns: maps a field of a shape, ``id``, ``source`` or ``subtask`` to the column that holds it.
+        drop_unsupported: whether to leave out images, tool calls and thoughts instead of rejecting their row.
     """
 
     shape: str | None = None
@@ -86,15 +88,15 @@ class Layout:
     drop_unsupported: bool = False
 
     def renamed(self, row: Row) -> Row:
-        """Return a row under the names that shapes know; a column that is missing or null changes nothing."""
-        found = {name: row[column] for name, column in self.columns.items() if row.get(column) is not None}
-        return _Renamed(row, found) if found else row
+        """Return a row with its named columns under the fields' names. A missing or null column changes nothing."""
+        added = {name: row[column] for name, column in self.columns.items() if row.get(column) is not None}
+        return _Renamed(row, added) if added else row
 
     def conversation(self, row: Row) -> tuple[str, tuple[Message, ...]]:
-        """Return a renamed row's shape and its turns, of which at least one is an assistant's or a text.
+        """Return the shape and the turns of a renamed row. At least one turn is an assistant's or a plain text.
 
         Raises:
-            Unreadable: it has none.
+            Unreadable: the row holds no such conversation.
         """
         shape = self.shape or _shape_of(row, self.columns)
         missing = [key for key in SHAPES[shape].needs if row.get(key) is None]
@@ -142,7 +144,7 @@ def _alpaca(row: Row, drop: bool) -> list[Message]:  # noqa: ARG001
 def _chosen(row: Row, drop: bool) -> list[Message]:
     answer = _either_form(row, "chosen", "assistant", drop)
     if any(message.role == "user" for message in answer):
-        return _system(row, answer)  # the prompt is part of it
+        return _system(row, answer)  # the prompt is part of `chosen`
     if row.get("prompt") is None:
         raise Unreadable("no conversation: `chosen` is an answer alone; expected a `prompt` beside it")
     return _system(row, [*_either_form(row, "prompt", "user", drop), *answer])
@@ -166,14 +168,14 @@ SHAPES: dict[str, _Shape] = {
     "chosen": _Shape(("chosen",), _chosen),
     "text": _Shape(("text",), _plain),
 }
-_EMPTY: tuple[object, ...] = ("", [])  # what a table has where a row has nothing
+_EMPTY: tuple[object, ...] = ("", [])  # the values of a table's empty cells
 _NEEDED = tuple(dict.fromkeys(key for shape in SHAPES.values() for key in shape.needs))
-# What --columns may name: the fields of the shapes, and what stands beside a conversation.
+# The fields that --columns may name: those of the shapes, and those besides a conversation.
 FIELDS = (*_NEEDED, "input", "system", "history", "id", "source", "subtask")
 
 
 def _shape_of(row: Row, named: Mapping[str, str]) -> str:
-    """Return a row's shape: one with a field among the named columns before others, one that says something first."""
+    """Return a row's shape. Shapes with a named column come first, and fields with a value before empty ones."""
     present = {key for key in _NEEDED if row.get(key) is not None}
     shapes = (
         sorted(SHAPES, key=lambda name: named.keys().isdisjoint(SHAPES[name].needs))
@@ -203,7 +205,7 @@ def _kept(turns: list[Any], key: str, drop: bool) -> Iterator[Message]:
     for number, turn in enumerate(turns, start=1):
         try:
             yield _message(turn, number, key, drop)
-        except _Nothing:
+        except _EmptyTurn:
             continue
 
 
@@ -220,12 +222,12 @@ def _message(turn: object, number: int, key: str, drop: bool) -> Message:
         raise Unreadable(f"unknown role: {role!r:.40} in turn {number}; expected {', '.join(ROLES)}")
     if turn.get("weight") == 0:
         raise Unreadable(f"unsupported content: turn {number} has weight 0; expected answers that all count")
-    beside = next((name for name in (*_TOOL_KEYS, *_THOUGHTS) if turn.get(name)), None)
-    if beside and not drop:
-        return _unsupported(f"turn {number} {'has' if beside in _THOUGHTS else 'makes'} {beside!r}", drop)
+    extra = next((name for name in (*_TOOL_KEYS, *_THOUGHTS) if turn.get(name)), None)
+    if extra and not drop:
+        return _unsupported(f"turn {number} {'has' if extra in _THOUGHTS else 'makes'} {extra!r}", drop)
     content = turn.get("content")
-    if beside and not content:
-        raise _Nothing
+    if extra and not content:
+        raise _EmptyTurn
     if isinstance(content, list):
         content = _joined(content, number, drop)
     if not isinstance(content, str):
@@ -249,23 +251,23 @@ def _joined(parts: list[Any], number: int, drop: bool) -> str:
         elif not drop:
             _unsupported(f"turn {number} holds a part of type {part['type']!r:.40}", drop)
     if parts and not texts:
-        raise _Nothing
+        raise _EmptyTurn
     return "".join(texts)
 
 
 def _unsupported(what: str, drop: bool) -> Message:
     if drop:
-        raise _Nothing
+        raise _EmptyTurn
     raise Unreadable(f"unsupported content: {what}; expected text (--drop-unsupported leaves it out)")
 
 
 def _either_form(row: Row, key: str, role: str, drop: bool) -> list[Message]:
-    """Return a field that is a list of turns, or the text of one."""
+    """Return a field's turns: its list of turns, or one turn with its text."""
     return _turns(row, key, drop) if isinstance(row[key], list) else [Message(role, _text(row, key))]
 
 
 def _system(row: Row, messages: list[Message]) -> list[Message]:
-    """Return a conversation that begins with the row's ``system`` text, where it has one and they have none."""
+    """Return the messages with the row's ``system`` text before them, if it has one and no message is a system turn."""
     if not row.get("system") or any(message.role == "system" for message in messages):
         return messages
     return [Message("system", _text(row, "system")), *messages]
@@ -301,7 +303,7 @@ def _keys(row: Row) -> str:
 
 
 def kind_of(value: object) -> str:
-    """Return what a JSON value is, in a reader's words."""
+    """Return the kind of a JSON value in words, such as ``an object`` or ``empty``."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
     if value is None:
         return "null"

@@ -1,8 +1,8 @@
-"""Sources: files, folders and objects of every kind, each as lines of JSON.
+"""Read sources (files, folders and objects of every kind) as lines of JSON.
 
-Whatever a source is, what comes out of it is the same: a number and the bytes of one JSON value for every row, so
-that the rest of the program knows nothing of formats, and what is selected of a table is written as JSON too.
-A line of a JSONL file is passed on as it stands.
+Every source yields the same for each row: its number and the bytes of one JSON value. The rest of the program therefore
+knows nothing of file formats, and rows selected from a table are written as JSON. A line of a JSONL file is passed on
+unchanged.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from clusterucb.samples.formats import lines_of
 from clusterucb.samples.tables import Line, batch_lines, encoded
 from clusterucb.wording import one_line
 
-_ARROW = "__arrow_c_stream__"  # what a DataFrame or another table has
+_ARROW = "__arrow_c_stream__"  # the method of DataFrames and other tables with the Arrow interface
 _EXPECTED_OBJECTS = "expected paths, a list of dicts, a Dataset or a DataFrame"
 
 
 @dataclass(frozen=True)
 class Source:
-    """Rows from one place.
+    """A file, a folder or an object that rows are read from.
 
     Attributes:
-        place: what messages and ``rejected.jsonl`` call it: a file as it was given, or ``<pool>``.
-        name: the ``source`` of rows without one.
-        size: bytes to read, as far as known; 0 otherwise.
-        lines: called with what is told the number of bytes read, yields (number, line), numbers from 1.
+        place: the source's name in messages and ``rejected.jsonl``: a file's path as it was given, or ``<pool>``.
+        name: the ``source`` of rows that have none.
+        size: the number of bytes to read; 0 if it is not known.
+        lines: a function of ``advance`` that yields (number, line), where numbers count from 1. It calls ``advance``
+            with each number of bytes read.
     """
 
     place: str
@@ -47,17 +48,17 @@ def sources_of(given: Any, what: str) -> list[Source]:
     """Return the sources of a pool or target.
 
     Args:
-        given: paths and glob patterns of files and folders, or one of them; or rows in memory: a list of
-            dicts, a ``datasets.Dataset``, a DataFrame or anything else with the Arrow interface.
+        given: a path or glob pattern of files or folders, or a list of these; or rows in memory: a list of dicts, a
+            ``datasets.Dataset``, a DataFrame or any other object with the Arrow interface.
         what: ``pool`` or ``target``.
 
     Raises:
-        InputError: there is no such file, no data in the folder, or nothing in the list.
-        OptionError: it is nothing that holds rows.
+        InputError: a file does not exist, a folder holds no data, or the list is empty.
+        OptionError: ``given`` is not an object that holds rows.
     """
     if isinstance(given, str | os.PathLike):
         given = [given]
-    elif not isinstance(given, Sequence) or not all(isinstance(one, str | os.PathLike) for one in given):
+    elif not isinstance(given, Sequence) or not all(isinstance(path, str | os.PathLike) for path in given):
         other = isinstance(given, Mapping | Set | bytes | io.IOBase)
         if other or not (hasattr(given, _ARROW) or isinstance(given, Iterable)):
             raise OptionError(
@@ -68,7 +69,7 @@ def sources_of(given: Any, what: str) -> list[Source]:
         raise InputError(f"a {what} file has an empty name; {EXPECTED}")
     if not given:
         raise InputError(f"the {what} is empty; {_EXPECTED_OBJECTS}")
-    files = [file for one in given for file in files_of(one)]
+    files = [file for path in given for file in files_of(path)]
     return [
         Source(str(file), name, _size(file), partial(lines_of, file))
         for file, name in zip(files, short_names(files), strict=True)
@@ -97,7 +98,7 @@ def _in_memory(rows: Any, what: str) -> Iterator[Line]:
 
 
 def _instead(given: object, what: str) -> str:
-    """Return what to give in place of an object that holds rows, but is no list of them."""
+    """Return advice for an object that holds rows but is not a list of them: what to give instead."""
     if type(given).__name__.endswith("DatasetDict") and isinstance(given, Mapping) and given:
         return f", such as {what}[{likely(given)!r}]"
     return ": one row in a list, columns as a DataFrame" if isinstance(given, Mapping) else ""
@@ -107,4 +108,4 @@ def _size(file: Path) -> int:
     try:
         return file.stat().st_size
     except OSError:
-        return 0  # told when it is opened
+        return 0  # the error is reported when the file is opened

@@ -1,4 +1,4 @@
-"""Tables of Arrow, whatever they come from, as lines of JSON; and rows in memory as such."""
+"""Turn the rows of Arrow tables, from files or from memory, into lines of JSON."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from clusterucb.wording import one_line
 
 Line = tuple[int, bytes | Unreadable]
 
-_ROWS = 1024  # rows of a table at a time
+_ROWS = 1024  # the number of rows converted at a time
 
 
 def parquet_lines(file: Path) -> Iterator[Line]:
-    """Yield (number, line) of the rows of a Parquet file."""
+    """Yield (number, line) for the rows of a Parquet file."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as table:
@@ -28,7 +28,7 @@ def parquet_lines(file: Path) -> Iterator[Line]:
 
 
 def arrow_lines(file: Path) -> Iterator[Line]:
-    """Yield (number, line) of the rows of an Arrow file."""
+    """Yield (number, line) for the rows of an Arrow file."""
     import pyarrow as pa
 
     with pa.memory_map(str(file)) as mapped:
@@ -38,7 +38,12 @@ def arrow_lines(file: Path) -> Iterator[Line]:
 
 
 def stream_lines(files: Sequence[Path], place: Path) -> Iterator[Line]:
-    """Yield (number, line) of the rows of streams of Arrow, one after another; ``place`` is where they stand."""
+    """Yield (number, line) for the rows of several Arrow streams, one after the other.
+
+    Args:
+        files: the files that hold the streams.
+        place: the source's name in messages.
+    """
     import pyarrow as pa
 
     def batches() -> Iterator[Any]:
@@ -50,19 +55,18 @@ def stream_lines(files: Sequence[Path], place: Path) -> Iterator[Line]:
 
 
 def _valid(batch: Any) -> Any:
-    """Return a batch of a file whose offsets lie within it: Arrow believes what a file says."""
+    """Return a batch after checking that its offsets lie within it, since Arrow trusts the file."""
     batch.validate(full=True)
     return batch
 
 
 def saved_lines(folder: Path) -> Iterator[Line]:
-    """Yield the rows of a dataset that ``datasets`` saved: streams of Arrow that ``state.json`` lists."""
+    """Yield (number, line) for the rows of a dataset that ``datasets`` saved as Arrow streams."""
     state = folder / "state.json"
     with explained(folder):
         try:
-            names = [
-                Path(one["filename"]).name for one in msgspec.json.decode(state.read_bytes())["_data_files"]
-            ]
+            files = msgspec.json.decode(state.read_bytes())["_data_files"]
+            names = [Path(file["filename"]).name for file in files]
         except (msgspec.MsgspecError, KeyError, TypeError) as error:
             raise InputError(
                 f"{state} does not list a dataset's files; expected a folder of save_to_disk"
@@ -71,11 +75,11 @@ def saved_lines(folder: Path) -> Iterator[Line]:
 
 
 def batch_lines(batches: Iterable[Any], place: object) -> Iterator[Line]:
-    """Yield (number, line) of the rows of batches of Arrow.
+    """Yield (number, line) for the rows of Arrow batches.
 
     Args:
-        batches: of one table.
-        place: what a message calls it.
+        batches: the batches of one table.
+        place: the table's name in messages.
 
     Raises:
         InputError: two columns have the same name.
@@ -90,17 +94,17 @@ def batch_lines(batches: Iterable[Any], place: object) -> Iterator[Line]:
 
 
 def check_names(names: Sequence[str], place: object) -> None:
-    """Check that no two columns of a table have the same name: one of them would be lost.
+    """Check that no two columns of a table have the same name, because one of them would be lost.
 
     Raises:
-        InputError: two have.
+        InputError: two columns have the same name.
     """
     if twice := sorted(name for name, count in Counter(names).items() if name and count > 1):
         raise InputError(f"{place} names columns twice: {', '.join(twice)}; expected different names")
 
 
 def _rows(batch: Any) -> list[dict[str, Any] | Unreadable]:
-    """Return the rows of a table; those with text that is no UTF-8, or times of no calendar, as `Unreadable`."""
+    """Return the rows of a batch. Rows with text that is not UTF-8, or with impossible times, become `Unreadable`."""
     try:
         rows = batch.to_pylist()
     except (ValueError, OverflowError) as error:
@@ -110,19 +114,19 @@ def _rows(batch: Any) -> list[dict[str, Any] | Unreadable]:
             return [Unreadable(f"not UTF-8: byte 0x{error.object[error.start]:02x}")]
         return [_unwritable(error)]
     for name in batch.schema.names:
-        if name.startswith("__index_level_"):  # pandas' own
+        if name.startswith("__index_level_"):  # the index that pandas adds
             for row in rows:
                 del row[name]
     return list(rows)
 
 
 def encoded(row: object) -> bytes | Unreadable:
-    """Return a row as a line of JSON."""
+    """Return a row as a line of JSON, or as `Unreadable` if JSON cannot hold it."""
     try:
         return _ENCODER.encode(row)
     except UnicodeEncodeError:
         return Unreadable("not UTF-8: the row holds bytes that are no text")
-    except Exception as error:  # of any kind: objects in a row do what they want
+    except Exception as error:  # objects in a row run their own code, which may raise any exception
         return _unwritable(error)
 
 
@@ -131,12 +135,12 @@ def _unwritable(error: Exception) -> Unreadable:
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON has no word for as something that it has: an array as a list, a time as a text."""
-    if hasattr(value, "tolist"):
-        return value.tolist()  # numpy's
+    """Return a value that JSON cannot hold as a value that it can hold: an array as a list, a time as a string."""
+    if hasattr(value, "tolist"):  # numpy's arrays and numbers
+        return value.tolist()
     if isinstance(value, Mapping):
         return dict(value)
-    if type(value).__name__ in ("NaTType", "NAType"):  # pandas' nothing
+    if type(value).__name__ in ("NaTType", "NAType"):  # pandas' missing values
         return None
     if hasattr(value, "isoformat"):  # pandas' times
         return value.isoformat()

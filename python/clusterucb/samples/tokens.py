@@ -1,7 +1,7 @@
-"""The tokens of a pool on the disk: like its lines, too many for memory.
+"""Keep the tokens of a pool on the disk, because they are too many for memory, like its lines.
 
-A token, whether it is predicted and whether it is content make one i32 in a file without a name (under ``TMPDIR``);
-in memory are where each sample begins, and how many of its tokens are predicted.
+Each token is one i32 in a file without a name (under ``TMPDIR``): its id, whether it is predicted and whether it is
+content. Memory holds where each sample begins and how many of its tokens are predicted.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _LABEL, _CONTENT, _SHIFT = 1, 2, 2
 
 
 class TokenFile:
-    """Takes encoded samples one by one, and gives them back as `EncodedSamples`."""
+    """Takes encoded samples one at a time, and returns all of them as `EncodedSamples` when it is closed."""
 
     def __init__(self) -> None:
         with room_for("tokens"):
-            self._file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (open as long as this is)
+            self._file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (stays open as long as this object exists)
         self._waiting: list[NDArray[np.int32]] = []
         self._n_waiting = 0
         self._ends = array("q", [0])
@@ -34,7 +34,7 @@ class TokenFile:
         self._largest = 0
 
     def add(self, sample: Encoded) -> None:
-        """Keep a sample."""
+        """Add a sample."""
         packed = sample.tokens << _SHIFT | sample.labels * _LABEL | sample.content * _CONTENT
         self._waiting.append(packed.astype(np.int32))
         self._n_waiting += len(sample)
@@ -45,7 +45,7 @@ class TokenFile:
             self._write()
 
     def close(self) -> EncodedSamples:
-        """Return everything that was kept."""
+        """Write the remaining tokens and return all samples."""
         with room_for("tokens"):
             self._write()
             self._file.flush()
@@ -67,17 +67,19 @@ class TokenFile:
 
 
 class EncodedSamples(Sequence[Encoded]):
-    """N encoded samples whose tokens lie on the disk.
+    """A sequence of N encoded samples whose tokens are on the disk.
 
     Args:
-        packed: i32[total], all tokens one after the other.
-        starts, ends: i64[N], where each sample's begin and end.
-        n_labels: i64[N], predicted tokens of each.
-        largest_token: of all of them.
+        packed: i32[total], the packed tokens of all samples, one sample after the other.
+        starts: i64[N], where each sample's tokens begin in ``packed``.
+        ends: i64[N], where each sample's tokens end in ``packed``.
+        n_labels: i64[N], the number of predicted tokens of each sample.
+        largest_token: the largest token id of all samples.
 
     Attributes:
-        lengths: i64[N], tokens of each sample.
-        n_labels, largest_token: as given.
+        lengths: i64[N], the number of tokens of each sample.
+        n_labels: i64[N], the number of predicted tokens of each sample.
+        largest_token: the largest token id of all samples.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class EncodedSamples(Sequence[Encoded]):
         self.largest_token = largest_token
 
     def __len__(self) -> int:
-        """N."""
+        """Return N."""
         return len(self._starts)
 
     @overload
@@ -103,7 +105,7 @@ class EncodedSamples(Sequence[Encoded]):
     @overload
     def __getitem__(self, at: slice) -> EncodedSamples: ...
     def __getitem__(self, at: int | slice) -> Encoded | EncodedSamples:
-        """Return one sample, or a part of them."""
+        """Return the sample at a position, or the samples of a slice."""
         if isinstance(at, slice):
             parts = self._starts[at], self._ends[at], self.n_labels[at]
             return EncodedSamples(self._packed, *parts, self.largest_token)
@@ -111,5 +113,5 @@ class EncodedSamples(Sequence[Encoded]):
         return Encoded((packed >> _SHIFT).astype(np.int64), packed & _LABEL != 0, packed & _CONTENT != 0)
 
     def __iter__(self) -> Iterator[Encoded]:
-        """Return the samples one by one."""
+        """Iterate over the samples, reading them one by one."""
         return (self[at] for at in range(len(self)))
