@@ -194,16 +194,16 @@ class Screen:
             return {"text/plain": status}
 
         shown = display(line(f"{text}: {wording.status(done, total)}"), raw=True, display_id=True)
-        with self._counted(
+        with self._count_in_lines(
             text, total, done, wording, 0.5, lambda status: shown.update(line(status), raw=True)
         ) as advance:
             yield advance
 
     def _lines(self, text: str, total: int, done: int, wording: _Wording) -> AbstractContextManager[Advance]:
-        return self._counted(text, total, done, wording, self._seconds, self.step)
+        return self._count_in_lines(text, total, done, wording, self._seconds, self.step)
 
     @contextmanager
-    def _counted(
+    def _count_in_lines(
         self, text: str, total: int, done: int, wording: _Wording, seconds: float, show: Callable[[str], None]
     ) -> Iterator[Advance]:
         """Show a line at most every ``seconds``, and one when the count is complete."""

@@ -116,7 +116,7 @@ class ChatTemplate:
             raise Unusable("chat template: it begins with text that depends on what the turns say")
         for slot, segment in zip(pattern.slots, pattern.segments[1:], strict=True):
             turn = messages[slot.message]
-            content = _written(rendered, position, segment, _variants(turn.content, slot.whole))
+            content = _content_at(rendered, position, segment, _variants(turn.content, slot.whole))
             if content is None:
                 raise Unusable(
                     f"chat template: it rewrites turn {slot.message + 1} ({turn.role}), so its content "
@@ -218,7 +218,7 @@ def _variants(content: str, whole: bool) -> list[str]:
     return sorted(texts | trimmed, key=lambda text: (-len(text), text))
 
 
-def _written(rendered: str, position: int, segment: str, variants: Iterable[str]) -> str | None:
+def _content_at(rendered: str, position: int, segment: str, variants: Iterable[str]) -> str | None:
     """Return the first of ``variants`` that is at ``position`` and followed by the template's segment, or None."""
     return next((text for text in variants if rendered.startswith(text + segment, position)), None)
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Encoded", "Encoder", "Unusable"]
 
-# The version of the encoding rules: to be raised when the same tokenizer and conversation give other tokens or labels.
+# The version of the encoding rules. Raise it when a change gives other tokens or labels for the same conversation.
 _RULES = 1
 
 # A private-use character, inserted into the spelling of a control token in a content so that the spelling stays text.
@@ -88,8 +88,8 @@ class Encoder:
             )
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
-                f"the tokenizer is a {type(tokenizer).__name__}, which does not say where in the text its "
-                "tokens stand; expected a fast tokenizer. Save one as tokenizer.json in the model's folder"
+                f"the tokenizer is a {type(tokenizer).__name__}, which does not say where its tokens are in "
+                "the text; expected a fast tokenizer. Save one as tokenizer.json in the model's folder"
             )
         if tokenizer.chat_template is None and tokenizer.eos_token_id is None:
             raise ModelError(

@@ -86,7 +86,7 @@ def lines_of(file: Path, advance: Advance) -> Iterator[Line]:
 def _file_lines(file: Path, advance: Advance) -> Iterator[Line]:
     with explained(file), file.open("rb", buffering=0) as raw:
         before = _state(raw)
-        stream = io.BufferedReader(_Counted(raw, advance), 1 << 20)
+        stream = io.BufferedReader(_CountingFile(raw, advance), 1 << 20)
         kind = next((kind for magic, kind in _COMPRESSED.items() if stream.peek(4).startswith(magic)), None)
         if kind is not None:
             import pyarrow as pa
@@ -270,7 +270,7 @@ def _columns(start: bytes, file: Path, packed: str | None) -> Iterator[Line]:
     return arrow_lines(file) if start.startswith(b"ARROW1") else stream_lines([file], file)
 
 
-class _Counted(io.RawIOBase):
+class _CountingFile(io.RawIOBase):
     """A file that reports how many bytes are read."""
 
     def __init__(self, raw: IO[bytes], advance: Advance) -> None:

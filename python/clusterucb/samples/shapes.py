@@ -198,10 +198,10 @@ def _turns(row: Row, key: str, drop: bool) -> list[Message]:
     turns = row[key]
     if not isinstance(turns, list) or not turns:
         raise Unreadable(f"wrong type: `{key}` is {kind_of(turns)}; expected a list of turns")
-    return list(_kept(turns, key, drop))
+    return list(_non_empty_turns(turns, key, drop))
 
 
-def _kept(turns: list[Any], key: str, drop: bool) -> Iterator[Message]:
+def _non_empty_turns(turns: list[Any], key: str, drop: bool) -> Iterator[Message]:
     for number, turn in enumerate(turns, start=1):
         try:
             yield _message(turn, number, key, drop)
@@ -229,13 +229,13 @@ def _message(turn: object, number: int, key: str, drop: bool) -> Message:
     if extra and not content:
         raise _EmptyTurn
     if isinstance(content, list):
-        content = _joined(content, number, drop)
+        content = _join_parts(content, number, drop)
     if not isinstance(content, str):
         raise Unreadable(f"wrong type: the content of turn {number} is {kind_of(content)}; expected a string")
     return Message(role, content)
 
 
-def _joined(parts: list[Any], number: int, drop: bool) -> str:
+def _join_parts(parts: list[Any], number: int, drop: bool) -> str:
     texts = []
     for part in parts:
         if isinstance(part, str):

@@ -69,7 +69,7 @@ def saved_lines(folder: Path) -> Iterator[Line]:
             names = [Path(file["filename"]).name for file in files]
         except (msgspec.MsgspecError, KeyError, TypeError) as error:
             raise InputError(
-                f"{state} does not list a dataset's files; expected a folder of save_to_disk"
+                f"{state} does not list a dataset's files; expected a folder written by save_to_disk"
             ) from error
         yield from stream_lines([folder / name for name in names], folder)
 
