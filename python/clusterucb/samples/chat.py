@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 _TODAY = date(2024, 7, 26)
 
 
+# Python errors in a template, such as of an index, refuse one conversation.
+_REFUSALS = (TypeError, ValueError, LookupError)
+
+
 class Unusable(Exception):
     """One sample cannot be encoded. The reason goes into ``rejected.jsonl``."""
 
@@ -101,7 +105,25 @@ class ChatTemplate:
         self._added = [str(token) for token in tokenizer.added_tokens_decoder.values() if str(token).strip()]
         self._patterns: dict[tuple[tuple[str, str], ...], _Pattern] = {}
 
-    def __call__(self, messages: Sequence[Message]) -> tuple[list[Piece], str]:
+    def render(self, conversations: Sequence[Sequence[Message]]) -> list[str | Unusable]:
+        """Return the text of each conversation; the reason in place of one that the template refuses.
+
+        Raises:
+            ModelError: the template is not valid.
+        """
+        turns = [_turns(messages) for messages in conversations]
+        try:
+            return list(self._applied(turns))
+        except (jinja2.TemplateError, *_REFUSALS):  # find out which it is
+            return [self._rendered_alone(messages) for messages in conversations]
+
+    def _rendered_alone(self, messages: Sequence[Message]) -> str | Unusable:
+        try:
+            return self._render(messages)
+        except Unusable as error:
+            return error
+
+    def pieces(self, messages: Sequence[Message], rendered: str) -> tuple[list[Piece], str]:
         """Return the text of a conversation in pieces, and the end-of-turn token ("" if there is none).
 
         Raises:
@@ -109,7 +131,6 @@ class ChatTemplate:
             ModelError: the template is not valid Jinja.
         """
         pattern = self._pattern(messages)
-        rendered = self._render(messages)
         pieces = [Piece(pattern.segments[0], Kind.TEMPLATE)]
         position = len(pattern.segments[0])
         if not rendered.startswith(pattern.segments[0]):
@@ -168,16 +189,23 @@ class ChatTemplate:
         return _Pattern(segments, slots, end_of_turn)
 
     def _render(self, messages: Iterable[Message]) -> str:
-        turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
-            return str(self._tokenizer.apply_chat_template(turns, chat_template=self.source, tokenize=False))
+            (text,) = self._applied([_turns(messages)])
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(
                 f"the tokenizer's chat template is not valid Jinja: {error.message} (line {error.lineno}); "
                 "expected valid Jinja. Correct `chat_template` in its tokenizer_config.json"
             ) from error
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+        except (jinja2.TemplateError, *_REFUSALS) as error:
             raise Unusable(f"chat template: it refuses the conversation: {error}") from error
+        return text
+
+    def _applied(self, turns: list[list[dict[str, str]]]) -> list[str]:
+        return list(self._tokenizer.apply_chat_template(turns, chat_template=self.source, tokenize=False))
+
+
+def _turns(messages: Iterable[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def _with_fixed_date(source: str) -> str:

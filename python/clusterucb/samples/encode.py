@@ -21,10 +21,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from itertools import chain, pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,28 @@ _RULES = 1
 
 # A private-use character, inserted into the spelling of a control token in a content so that the spelling stays text.
 _BREAK = "\ue000"
+
+
+_Result = TypeVar("_Result")
+
+
+class Text(NamedTuple):
+    """A conversation before it is tokenised.
+
+    Attributes:
+        text: all of it.
+        kinds: u8[len(text)], the `Kind` of each character.
+        end: the end-of-turn token; "" if there is none.
+        before, after: tokens that surround those of the text; the latter are predicted.
+        plain: whether it is a text without turns.
+    """
+
+    text: str
+    kinds: NDArray[np.uint8]
+    end: str
+    before: Sequence[int]
+    after: Sequence[int]
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -114,37 +136,111 @@ class Encoder:
 
         Raises:
             Unusable: the conversation cannot be encoded, or nothing in it is predicted.
-            ModelError: the chat template is not valid Jinja.
+            ModelError: the chat template is not valid.
         """
-        if [message.role for message in messages] == [TEXT]:
-            return self._plain(messages[0].content)
-        answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
-        if not answers:
-            raise Unusable("no assistant turn")
-        not_blank = [at for at in answers if messages[at].content.strip()]
-        if not not_blank:
-            raise Unusable("empty answer")
-        messages = messages[: not_blank[-1] + 1]
+        (encoded,) = self.batch([messages])
+        if isinstance(encoded, Unusable):
+            raise encoded
+        return encoded
+
+    def batch(self, conversations: Iterable[Sequence[Message]]) -> list[Encoded | Unusable]:
+        """Encode conversations together, each as alone; return the reason in place of one that cannot be encoded.
+
+        The tokenizer gets all texts in one call, which it spreads over the cores.
+
+        Raises:
+            ModelError: the chat template is not valid.
+        """
+        texts = self.texts(conversations)
+        return self.labelled(texts, self.tokenised(texts))
+
+    def texts(self, conversations: Iterable[Sequence[Message]]) -> list[Text | Unusable]:
+        """Return conversations as texts: the first step of `batch`."""
+        cut = [self._attempt(_up_to_last_answer, messages) for messages in conversations]
+        chats = [
+            messages for messages in cut if not isinstance(messages, Unusable) and not _is_text(messages)
+        ]
+        rendered = iter(self._template.render(chats) if self._template else [""] * len(chats))
+        return [
+            messages
+            if isinstance(messages, Unusable)
+            else self._attempt(self._text, messages, "" if _is_text(messages) else next(rendered))
+            for messages in cut
+        ]
+
+    def tokenised(
+        self, texts: Iterable[Text | Unusable]
+    ) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+        """Return the tokens of each text and where they stand: the second step of `batch`.
+
+        It may run in another thread, while the other steps work on other texts.
+        """
+        good = [text.text for text in texts if isinstance(text, Text)]
+        if not good:
+            return iter(())
+        found = self._tokenizer(
+            good,
+            add_special_tokens=False,
+            split_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # a text longer than the model's window is cut here
+        )
+        return zip(found["input_ids"], found["offset_mapping"], strict=True)
+
+    def labelled(
+        self, texts: Iterable[Text | Unusable], tokenised: Iterator[tuple[list[int], list[tuple[int, int]]]]
+    ) -> list[Encoded | Unusable]:
+        """Return samples of tokenised texts: the last step of `batch`."""
+        return [
+            self._attempt(self._encoded, text, *next(tokenised)) if isinstance(text, Text) else text
+            for text in texts
+        ]
+
+    @staticmethod
+    def _attempt(make: Callable[..., _Result], *arguments: Any) -> _Result | Unusable:
+        try:
+            return make(*arguments)
+        except Unusable as error:
+            return error
+
+    def _text(self, messages: Sequence[Message], rendered: str | Unusable) -> Text:
+        """Return the text of a conversation, every character of a known kind."""
+        if isinstance(rendered, Unusable):
+            raise rendered
+        if _is_text(messages):
+            whole = self._joined([Piece(messages[0].content, Kind.ANSWER)], "", before=self._bos)
+            return whole._replace(plain=True)
         if self._template:
-            encoded = self._tokenise(*self._template(messages))
-        else:
-            eos = self._tokenizer.eos_token_id
-            pieces = _prompt_and_answer(messages)
-            encoded = _surrounded(self._bos, self._tokenise(pieces, self._tokenizer.eos_token), [eos])
+            return self._joined(*self._template.pieces(messages, rendered))
+        eos = [self._tokenizer.eos_token_id]
+        return self._joined(
+            _prompt_and_answer(messages), self._tokenizer.eos_token, before=self._bos, after=eos
+        )
+
+    def _joined(
+        self, pieces: Iterable[Piece], end: str, *, before: Sequence[int] = (), after: Sequence[int] = ()
+    ) -> Text:
+        """Return pieces as one text; ``end`` is the end-of-turn token."""
+        controls = self._special | ({end} & self._added.keys())
+        parts = [part for piece in pieces for part in _without_controls(piece, controls)]
+        kinds = np.repeat(
+            np.array([part.kind for part in parts], np.uint8), [len(part.text) for part in parts]
+        )
+        return Text("".join(part.text for part in parts), kinds, end, before, after)
+
+    def _encoded(self, text: Text, ids: list[int], offsets: list[tuple[int, int]]) -> Encoded:
+        """Return a sample, given the tokens of its text and where they stand."""
+        encoded = self._labelled(text, ids, offsets)
+        if text.before or text.after:
+            encoded = _surrounded(text.before, encoded, text.after)
         encoded.labels[:1] = False
         if not (encoded.labels & encoded.content).any():
-            raise Unusable("chat template: it, or the tokenizer, leaves nothing of the answer")
-        return _truncate(encoded, self._max_length, self._tokenizer.bos_token_id)
-
-    def _plain(self, text: str) -> Encoded:
-        """Encode a plain text, which is not a conversation."""
-        if not text.strip():
-            raise Unusable("empty answer: the text is blank")
-        encoded = _surrounded(self._bos, self._tokenise([Piece(text, Kind.ANSWER)], ""), [])
-        encoded.labels[:1] = False
-        if not encoded.labels.any():
             raise Unusable(
                 "too short: the text is one token; expected one to predict, and one to predict it from"
+                if text.plain
+                else "chat template: it, or the tokenizer, leaves nothing of the answer"
             )
         return _truncate(encoded, self._max_length, self._tokenizer.bos_token_id)
 
@@ -166,39 +262,29 @@ class Encoder:
         )
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
-    def _tokenise(self, pieces: Iterable[Piece], end: str) -> Encoded:
-        """Tokenise text whose characters are all of a known kind. ``end`` is the end-of-turn token, or ""."""
-        controls = self._special | ({end} & self._added.keys())
-        pieces = [part for piece in pieces for part in _without_controls(piece, controls)]
-        text = "".join(piece.text for piece in pieces)
-        kinds = np.repeat([piece.kind for piece in pieces], [len(piece.text) for piece in pieces])
-        batch = self._tokenizer(
-            text,
-            add_special_tokens=False,
-            split_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # no warning about texts longer than the model's window: we cut them ourselves
-        )
-        tokens = np.array(batch["input_ids"], np.int64)
-        starts, ends = self._spans(tokens, np.array(batch["offset_mapping"], np.int64).reshape(-1, 2), text)
+    def _labelled(self, text: Text, ids: list[int], offsets: list[tuple[int, int]]) -> Encoded:
+        """Return the tokens of a text with their labels."""
+        tokens = np.array(ids, np.int64)
+        places = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(tokens)).reshape(-1, 2)
+        starts, ends = self._spans(tokens, places, text.text)
 
-        def holds(*wanted: Kind) -> NDArray[np.bool_]:
-            there = np.logical_or.reduce([kinds == kind for kind in wanted])
-            total = np.concatenate(([0], np.cumsum(there)))
-            return np.asarray(total[ends] > total[starts])
+        def holds(there: NDArray[np.bool_]) -> NDArray[np.bool_]:
+            total = np.zeros(len(there) + 1, np.int32)
+            np.cumsum(there, out=total[1:])
+            return total[ends] > total[starts]
 
-        dropped, content = holds(Kind.DROPPED), holds(Kind.CONTENT, Kind.ANSWER)
-        control = self._is_special[tokens] | (tokens == self._added.get(end, -1))
-        control &= tokens != self._tokenizer.unk_token_id  # the unknown token replaces ordinary text
+        kinds = text.kinds
+        answer = kinds == Kind.ANSWER
+        dropped, content = holds(kinds == Kind.DROPPED), holds(answer | (kinds == Kind.CONTENT))
+        control = self._is_special[tokens] | (tokens == self._added.get(text.end, -1))
+        control &= tokens != self._tokenizer.unk_token_id  # which stands for whatever has no other token
         for at in np.flatnonzero((dropped | control) & content):
-            near = text[max(starts[at] - 8, 0) : ends[at] + 8].replace(_BREAK, "")
+            near = text.text[max(starts[at] - 8, 0) : ends[at] + 8].replace(_BREAK, "")
             raise Unusable(
                 f"control token: a turn spells out one that cannot be encoded as text, near {near!r}"
             )
         keep = ~dropped
-        return Encoded(tokens[keep], holds(Kind.ANSWER, Kind.END)[keep], content[keep])
+        return Encoded(tokens[keep], holds(answer | (kinds == Kind.END))[keep], content[keep])
 
     def _spans(
         self, tokens: NDArray[np.int64], offsets: NDArray[np.int64], text: str
@@ -221,6 +307,25 @@ class Encoder:
                 starts[at] += len(written) - len(written.lstrip())
                 ends[at] -= len(written) - len(written.rstrip())
         return starts, ends
+
+
+def _is_text(messages: Sequence[Message]) -> bool:
+    return len(messages) == 1 and messages[0].role == TEXT
+
+
+def _up_to_last_answer(messages: Sequence[Message]) -> Sequence[Message]:
+    """Return a conversation without the turns after its last answer that says something; a plain text as it is."""
+    if _is_text(messages):
+        if not messages[0].content.strip():
+            raise Unusable("empty answer: the text is blank")
+        return messages
+    answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
+    if not answers:
+        raise Unusable("no assistant turn")
+    answered = [at for at in answers if messages[at].content.strip()]
+    if not answered:
+        raise Unusable("empty answer")
+    return messages[: answered[-1] + 1]
 
 
 def _prompt_and_answer(messages: Sequence[Message]) -> list[Piece]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 
@@ -26,6 +27,7 @@ from clusterucb.wording import did_you_mean
 
 _MANY_FULL = 0.05  # if a larger share of the samples fills the maximum length, a warning is given
 _SLOW = 20_000  # encoding at least this many samples shows progress
+_BATCH, _BATCH_BYTES = 256, 1 << 20  # samples, and bytes of their lines, that are encoded together
 WARMUP_BATCH = 4  # samples in one warm-up step
 
 
@@ -45,7 +47,7 @@ class Material:
 
     samples: Samples
     encoded: EncodedSamples
-    sources: NDArray[np.str_]
+    sources: NDArray[np.object_]
     target: Mapping[str, Sequence[Encoded]]
     target_samples: Mapping[str, Sequence[Sample]]
     pool_rejected: RejectedLines
@@ -151,42 +153,77 @@ def encode(
             subtasks.setdefault(sample.subtask, []).append(tokens)
             read.setdefault(sample.subtask, []).append(sample)
     samples, encoded, sources, rejected = _encode(pool, encoder, "pool", strict, observer or Silent())
-    return Material(samples, encoded, np.array(sources), subtasks, read, rejected, target_rejected)
+    return Material(samples, encoded, sources, subtasks, read, rejected, target_rejected)
 
 
 def _encode(
     pool: Pool, encoder: Encoder, what: str, strict: bool, observer: Observer
-) -> tuple[Samples, EncodedSamples, list[str], RejectedLines]:
+) -> tuple[Samples, EncodedSamples, NDArray[np.object_], RejectedLines]:
     """Return the samples that can be encoded, their tokens and sources, and all rejected lines.
 
     Every line is read from the disk once.
     """
-    tokens, sources, rejected = TokenFile(), [], pool.rejected.copy()
-    kept = np.ones(len(pool.samples), bool)
+    tokens, rejected = TokenFile(), pool.rejected.copy()
+    kept, sources = np.ones(len(pool.samples), bool), np.empty(len(pool.samples), object)
     first: Rejected | None = None
     shown = observer if len(kept) >= _SLOW else Silent()
+    at = 0
     with shown.count(f"Encoding the {what}", len(kept)) as advance:
-        for at, sample in enumerate(pool.samples):
-            try:
-                tokens.add(encoder(sample.messages))
-                sources.append(sys.intern(sample.source))
-            except Unusable as error:
-                kept[at] = False
-                line = Rejected.of(sample, str(error))
-                if strict:
-                    raise not_usable(line) from error
-                first = first or line
-                rejected.add(line)
-            advance(1)
+        for samples, found in _encoded(_batches(pool.samples), encoder):
+            for sample, encoded in zip(samples, found, strict=True):
+                if isinstance(encoded, Unusable):
+                    kept[at] = False
+                    line = Rejected.of(sample, str(encoded))
+                    if strict:
+                        raise not_usable(line) from encoded
+                    first = first or line
+                    rejected.add(line)
+                else:
+                    tokens.add(encoded)
+                    sources[at] = sys.intern(sample.source)
+                at += 1
+            advance(len(samples))
     if first and not kept.any():
         raise InputError(
             f"no sample of the {what} can be encoded ({told(by_kind(rejected))}; first: {first.file}:{first.line}: "
             f"{first.reason}); expected answers with at least one token, and a chat template that fits them"
         )
-    encoded = tokens.close()
-    if (n_full := int((encoded.lengths >= encoder.max_length).sum())) > _MANY_FULL * len(encoded):
+    pool_tokens = tokens.close()
+    if (n_full := int((pool_tokens.lengths >= encoder.max_length).sum())) > _MANY_FULL * len(pool_tokens):
         warn(
-            f"{n_full:,} of {len(encoded):,} samples of the {what} fill --max-length {encoder.max_length}: their "
+            f"{n_full:,} of {len(pool_tokens):,} samples of the {what} fill --max-length {encoder.max_length}: their "
             "prompts, or the ends of their answers, are cut"
         )
-    return pool.samples.take(np.flatnonzero(kept)), encoded, sources, rejected
+    return pool.samples.take(np.flatnonzero(kept)), pool_tokens, sources[kept], rejected
+
+
+def _encoded(
+    batches: Iterable[list[Sample]], encoder: Encoder
+) -> Iterator[tuple[list[Sample], list[Encoded | Unusable]]]:
+    """Yield batches with their encoded samples. The tokenizer works on the next batch meanwhile."""
+    with ThreadPoolExecutor(1) as executor:
+        waiting = None
+        for samples in batches:
+            texts = encoder.texts(sample.messages for sample in samples)
+            following = samples, texts, executor.submit(encoder.tokenised, texts)
+            if waiting:
+                before, its_texts, tokenised = waiting
+                yield before, encoder.labelled(its_texts, tokenised.result())
+            waiting = following
+        if waiting:
+            before, its_texts, tokenised = waiting
+            yield before, encoder.labelled(its_texts, tokenised.result())
+
+
+def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """Yield samples in lists that are worth one call of the tokenizer, and fit into memory."""
+    batch: list[Sample] = []
+    size = 0
+    for sample in samples:
+        batch.append(sample)
+        size += len(sample.raw)
+        if len(batch) == _BATCH or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
