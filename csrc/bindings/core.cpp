@@ -1,4 +1,4 @@
-// The Python module _core: the kernels that run on the CPU. Use it through clusterucb.ops.
+// The Python module _core: the kernels for the CPU. Python code uses it through clusterucb.kernels.ops.
 #include "segment.hpp"
 
 namespace {
@@ -20,9 +20,9 @@ void accumulate(const py::object& gradient, std::int64_t offset, int kind,
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
-  module.doc() = "The compiled kernels for the CPU; use them through clusterucb.ops.";
+  module.doc() = "The compiled kernels for the CPU. Use them through clusterucb.kernels.ops.";
   module.def("accumulate", &accumulate, py::arg("gradient"), py::arg("offset"), py::arg("kind"),
              py::arg("constants"), py::arg("m"), py::arg("v"), py::arg("directions"), py::arg("sketch"),
              py::arg("norm2"), py::arg("products"), py::arg("sketched"), py::arg("threads"));
-  module.def("simd", &clusterucb::simd, "Name the kernels in use: avx2 or generic.");
+  module.def("simd", &clusterucb::simd, "Return the name of the kernels in use: avx512, avx2 or generic.");
 }

@@ -1,7 +1,7 @@
-// The Python module _cuda: the kernels that run on a CUDA device. Use it through clusterucb.ops.
+// The Python module _cuda: the kernels for CUDA devices. Python code uses it through clusterucb.kernels.ops.
 //
-// It is linked to the CUDA runtime statically and to nothing of torch, and can be imported where there is no
-// driver.
+// The module links the CUDA runtime statically and does not link torch. It can be imported on a machine
+// without a CUDA driver.
 #include "clusterucb/cuda.hpp"
 
 #include "segment.hpp"
@@ -14,7 +14,7 @@ std::string version(int number) {
   return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
 }
 
-// Throws what is wrong, with the versions that decide whether driver and runtime get along.
+// Throws a CUDA error with the versions of driver and runtime, which must be compatible.
 void check(cudaError_t error) {
   if (error == cudaSuccess) return;
   int driver = 0, runtime = 0;
@@ -29,7 +29,7 @@ void check(cudaError_t error) {
                            version(runtime / 1000 * 1000) + " or newer");
 }
 
-// Makes a device the current one until its end.
+// Makes a device the current device for as long as the object lives.
 class OnDevice {
  public:
   explicit OnDevice(int device) {
@@ -59,24 +59,25 @@ void accumulate(const py::object& gradient, std::int64_t offset, int kind,
   bytes.on(arguments.device).expect({"uint8"}, {{"bytes", -1}}).writable();
   const std::int64_t needed = clusterucb::workspace_bytes(arguments.segment);
   if (bytes.size(0) < needed || reinterpret_cast<std::uintptr_t>(bytes.data<void>()) % 16) {
-    throw py::value_error("workspace is of " + std::to_string(bytes.size(0)) + " bytes; expected at least " +
-                          std::to_string(needed) + " (workspace_bytes), at a multiple of 16");
+    throw py::value_error("workspace has " + std::to_string(bytes.size(0)) + " bytes; expected at least " +
+                          std::to_string(needed) + " (workspace_bytes), aligned to 16 bytes");
   }
   const py::gil_scoped_release release;
   const OnDevice on(arguments.device_id);
   clusterucb::accumulate_cuda(arguments.segment, bytes.data<void>(), reinterpret_cast<cudaStream_t>(stream));
 }
 
-std::int64_t workspace_bytes(std::int64_t samples, std::int64_t size, std::int64_t offset, std::int64_t count,
+std::int64_t workspace_bytes(std::int64_t samples, std::int64_t size, std::int64_t offset,
+                             std::int64_t n_directions,
                              const std::optional<clusterucb::SketchArgument>& sketch) {
-  if (samples < 0 || size < 0 || offset < 0 || count < 0) {
+  if (samples < 0 || size < 0 || offset < 0 || n_directions < 0) {
     throw py::value_error("a size is below 0; expected at least 0");
   }
   clusterucb::Segment segment{};
   segment.samples = samples;
   segment.size = size;
   segment.offset = offset;
-  segment.count = count;
+  segment.n_directions = n_directions;
   segment.sketch = clusterucb::sketch_of(sketch);
   return clusterucb::workspace_bytes(segment);
 }
@@ -90,14 +91,14 @@ int device_count() {
 }  // namespace
 
 PYBIND11_MODULE(_cuda, module) {
-  module.doc() = "The compiled kernels for CUDA devices; use them through clusterucb.ops.";
+  module.doc() = "The compiled kernels for CUDA devices. Use them through clusterucb.kernels.ops.";
   module.def("accumulate", &accumulate, py::arg("gradient"), py::arg("offset"), py::arg("kind"),
              py::arg("constants"), py::arg("m"), py::arg("v"), py::arg("directions"), py::arg("sketch"),
              py::arg("norm2"), py::arg("products"), py::arg("sketched"), py::arg("workspace"),
              py::arg("stream"));
   module.def("workspace_bytes", &workspace_bytes, py::arg("samples"), py::arg("size"), py::arg("offset"),
-             py::arg("count"), py::arg("sketch"),
-             "Return how many bytes of device memory a segment's pass writes its partial sums to.");
+             py::arg("n_directions"), py::arg("sketch"),
+             "Return how many bytes of device memory the partial sums of a segment's pass take.");
   module.def("device_count", &device_count,
-             "Return the number of CUDA devices; RuntimeError says why there are none.");
+             "Return the number of CUDA devices. Raises RuntimeError with the reason if there are none.");
 }

@@ -1,4 +1,4 @@
-// Makes the kernels' argument of Python's, checked; shared by the bindings of the CPU and of CUDA.
+// Checks the arguments from Python and makes the kernels' Segment from them. Both bindings use it.
 #pragma once
 
 #include <pybind11/stl.h>
@@ -11,7 +11,7 @@
 
 namespace clusterucb {
 
-// What Python passes for a sketch: d, s (0: dense) and six key words a block (projection.Sketch.keys).
+// A sketch as Python passes it: d, s (0: dense) and six key words for each block (projection.Sketch.keys).
 using SketchArgument = std::tuple<std::int64_t, int, std::vector<std::uint32_t>>;
 
 inline Sketch sketch_of(const std::optional<SketchArgument>& given) {
@@ -22,7 +22,7 @@ inline Sketch sketch_of(const std::optional<SketchArgument>& given) {
   const std::size_t keyed = blocks ? static_cast<std::size_t>(blocks) : 1;
   if (!known || dimension < 1 || keys.size() != 6 * keyed ||
       (blocks && (dimension < 64 * blocks || (dimension & (dimension - 1))))) {
-    throw py::value_error("sketch is not one that clusterucb.projection.Sketch describes");
+    throw py::value_error("sketch is not one that clusterucb.kernels.projection.Sketch describes");
   }
   sketch.dimension = dimension;
   sketch.blocks = blocks;
@@ -33,7 +33,7 @@ inline Sketch sketch_of(const std::optional<SketchArgument>& given) {
   return sketch;
 }
 
-// A segment and the arrays that it points into, which it keeps.
+// A segment, and the arrays that its pointers point into.
 struct Arguments {
   Segment segment{};
   std::vector<Tensor> tensors;
@@ -71,9 +71,9 @@ inline Arguments arguments_of(const py::object& gradient, std::int64_t offset, i
   if (s.sketch.blocks && offset % kLanes) {
     throw py::value_error(
         "offset is " + std::to_string(offset) +
-        "; a sketch expects every segment at a multiple of 8 (ParameterManifest places them so)");
+        "; expected a multiple of 8, as a sparse sketch requires (ParameterManifest places segments there)");
   }
-  std::int64_t total = -1;  // P, once an array has said it
+  std::int64_t total = -1;  // P, once it is known from an array's shape
   const auto within = [&](const Tensor& array, std::size_t axis) {
     total = array.size(axis);
     if (s.size > total - offset) {
@@ -86,11 +86,11 @@ inline Arguments arguments_of(const py::object& gradient, std::int64_t offset, i
     const Tensor& array =
         arguments.take("directions", directions).expect({"float32"}, {{"S", -1}, {"P", -1}});
     within(array, 1);
-    s.count = array.size(0);
+    s.n_directions = array.size(0);
     s.stride = total;
     s.directions = array.data<float>() + offset;
     s.products = arguments.take("products", products)
-                     .expect({"float64"}, {{"B", s.samples}, {"S", s.count}})
+                     .expect({"float64"}, {{"B", s.samples}, {"S", s.n_directions}})
                      .writable()
                      .data<double>();
   }

@@ -1,7 +1,7 @@
-// Arrays at the border: numpy's own, and whatever else speaks DLPack (torch, jax, cupy). Nothing is copied.
+// Borrows arrays from Python without copying: numpy arrays, and other arrays with DLPack (torch, jax, cupy).
 //
-// Shape, dtype, layout and device are checked here, once, in the words of whoever passed the array; below the
-// border there are only pointers.
+// Shape, dtype, layout and device are checked here, once, and the messages use the caller's name for the
+// array. The code below the bindings works on pointers only.
 #pragma once
 
 #include <pybind11/numpy.h>
@@ -17,7 +17,7 @@ namespace clusterucb {
 
 namespace py = pybind11;
 
-// The layout that the DLPack specification fixes for capsules named "dltensor".
+// The memory layout that the DLPack specification defines for capsules named "dltensor".
 namespace dlpack {
 enum DeviceType : std::int32_t { cpu = 1, cuda = 2, cuda_host = 3, cuda_managed = 13 };
 
@@ -38,7 +38,7 @@ inline std::string dtype(const Tensor& tensor) {
 }
 }  // namespace dlpack
 
-// One axis as it is expected: its name, and its size or -1 for any.
+// An expected axis: its name, and its size or -1 for any size.
 struct Axis {
   const char* name;
   std::int64_t size;
@@ -46,7 +46,7 @@ struct Axis {
 
 class Tensor {
  public:
-  // Borrows `object`, which must outlive the call. `name` is what messages call it.
+  // Borrows `object`, which must outlive the Tensor. `name` is the array's name in messages.
   Tensor(std::string name, const py::object& object) : name_(std::move(name)) {
     if (py::isinstance<py::array>(object)) {
       borrow_numpy(py::reinterpret_borrow<py::array>(object));
@@ -58,7 +58,7 @@ class Tensor {
     }
   }
 
-  // Requires one of the dtypes and the axes; returns itself.
+  // Checks that the array is contiguous and has one of the dtypes and these axes. Returns *this.
   const Tensor& expect(const std::vector<std::string>& dtypes, const std::vector<Axis>& axes) const {
     bool good = contiguous_ && shape_.size() == axes.size();
     for (std::size_t axis = 0; good && axis < axes.size(); ++axis) {
@@ -86,7 +86,7 @@ class Tensor {
     return *this;
   }
 
-  // Requires the device: "cpu", or "cuda" and its number.
+  // Checks the device: "cpu", or "cuda:" and its number. Returns *this.
   const Tensor& on(const std::string& device) const {
     if (device_ != device) throw py::value_error(name_ + " is on " + device_ + "; expected it on " + device);
     return *this;
@@ -114,7 +114,7 @@ class Tensor {
   void borrow_dlpack(const py::object& object) {
     const auto device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
     const bool cpu = device.first == dlpack::cpu || device.first == dlpack::cuda_host;
-    // -1: no synchronisation; the kernels run on the stream that the caller names.
+    // stream=-1 means no synchronisation: the kernels run on the stream that the caller passes.
     capsule_ = cpu ? object.attr("__dlpack__")() : object.attr("__dlpack__")(py::arg("stream") = -1);
     const void* pointer = PyCapsule_GetPointer(capsule_.ptr(), "dltensor");
     if (!pointer) throw py::error_already_set();
@@ -150,7 +150,7 @@ class Tensor {
 
   std::string name_, dtype_, device_;
   std::vector<std::int64_t> shape_;
-  py::object capsule_;  // owns what the pointers of a DLPack tensor point to
+  py::object capsule_;  // keeps the memory of a DLPack tensor alive
   void* data_ = nullptr;
   int device_id_ = 0;
   bool contiguous_ = false, writable_ = true;

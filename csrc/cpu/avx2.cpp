@@ -1,4 +1,5 @@
-// The fused pass with AVX2, FMA and F16C. This file alone is compiled for them; nothing in it runs elsewhere.
+// The fused pass with AVX2, FMA and F16C. Only this file is compiled for them, and its code runs only where
+// the processor has them.
 #include <immintrin.h>
 
 #include "fused.hpp"
@@ -18,7 +19,7 @@ __m256 widen(__m128i halves, BFloat16) {
 
 __m256 widen(__m128i halves, Float16) { return _mm256_cvtph_ps(halves); }
 
-// Eight 32-bit words, for the hash.
+// Eight 32-bit words for the hash.
 struct Words {
   __m256i lanes;
 
@@ -31,7 +32,7 @@ Words operator+(Words a, Words b) { return _mm256_add_epi32(a.lanes, b.lanes); }
 Words operator*(Words a, std::uint32_t b) { return _mm256_mullo_epi32(a.lanes, Words(b).lanes); }
 Words operator>>(Words a, int bits) { return _mm256_srli_epi32(a.lanes, bits); }
 
-// Sign masks of eight lanes: lane k has the top bit alone where bit k is set, else nothing.
+// The sign masks of eight lanes: lane k has only its top bit set if bit k is set, and is 0 otherwise.
 __m256i masks_of(std::uint32_t bits) {
   const __m256i to_top = _mm256_setr_epi32(31, 30, 29, 28, 27, 26, 25, 24);
   return _mm256_and_si256(_mm256_sllv_epi32(Words(bits).lanes, to_top), Words(1u << 31).lanes);
@@ -41,7 +42,7 @@ struct Vec {
   __m256 lanes;
 
   static constexpr int kWidth = 8, kSigns = 8;
-  using Signs = std::uint32_t;  // the mask of a lane
+  using Signs = std::uint32_t;  // the mask of one lane
 
   Vec() = default;
   Vec(__m256 value) : lanes(value) {}
@@ -81,7 +82,7 @@ struct Vec {
     return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
   }
 
-  // Into the second-level cache, which can wait for more lines at once than the first-level one can.
+  // Prefetches into the second-level cache, which can wait for more lines at once than the first-level cache.
   static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T1); }
 
   static void draw_signs(const SketchBlock& block, std::int64_t octet, std::int64_t octets,
@@ -108,9 +109,9 @@ Vec operator+(Vec a, Vec b) { return _mm256_add_ps(a.lanes, b.lanes); }
 Vec operator*(Vec a, Vec b) { return _mm256_mul_ps(a.lanes, b.lanes); }
 Vec operator/(Vec a, Vec b) { return _mm256_div_ps(a.lanes, b.lanes); }
 Vec fused_multiply_add(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a.lanes, b.lanes, c.lanes); }
-// a / sqrt(b) from the processor's estimate of a reciprocal root, which is 1 / sqrt(b) within 2^-11: with
-// 1 - e = b * root^2 it is root * (1 + e / 2 + 3 e^2 / 8 + ...). Root and division themselves would take as
-// long as everything else together.
+// Returns a / sqrt(b) from the processor's estimate of the reciprocal root, whose relative error is within
+// 2^-11. With 1 - e = b * root^2, 1 / sqrt(b) is root * (1 + e / 2 + 3 e^2 / 8 + ...). The processor's own
+// root and division would take as long as everything else together.
 Vec over_root(Vec a, Vec b) {
   const __m256 root = _mm256_rsqrt_ps(b.lanes), start = _mm256_mul_ps(a.lanes, root);
   const __m256 e = _mm256_fnmadd_ps(_mm256_mul_ps(b.lanes, root), root, _mm256_set1_ps(1.0f));

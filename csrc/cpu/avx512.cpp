@@ -1,6 +1,6 @@
 // The fused pass with AVX-512: sixteen floats at a time, signs as bit masks, and an estimate of reciprocal
-// roots that is good enough for one Newton step. This file alone is compiled for it; nothing in it runs
-// elsewhere.
+// roots that needs only one Newton step. Only this file is compiled for AVX-512, and its code runs only where
+// the processor has it.
 #include <immintrin.h>
 
 #include "fused.hpp"
@@ -20,7 +20,7 @@ __m512 widen(__m256i halves, BFloat16) {
 
 __m512 widen(__m256i halves, Float16) { return _mm512_cvtph_ps(halves); }
 
-// Sixteen 32-bit words, for the hash.
+// Sixteen 32-bit words for the hash.
 struct Words {
   __m512i lanes;
 
@@ -39,7 +39,7 @@ struct Vec {
   __m512 lanes;
 
   static constexpr int kWidth = kSixteen, kSigns = 1;
-  using Signs = std::uint8_t;  // a bit a lane
+  using Signs = std::uint8_t;  // one bit for each lane
 
   Vec() = default;
   Vec(__m512 value) : lanes(value) {}
@@ -78,7 +78,7 @@ struct Vec {
     return _mm512_reduce_add_pd(_mm512_add_pd(low, _mm512_cvtps_pd(_mm512_extractf32x8_ps(lanes, 1))));
   }
 
-  // Into the second-level cache, which can wait for more lines at once than the first-level one can.
+  // Prefetches into the second-level cache, which can wait for more lines at once than the first-level cache.
   static void prefetch(const void* from) { _mm_prefetch(static_cast<const char*>(from), _MM_HINT_T1); }
 
   static void draw_signs(const SketchBlock& block, std::int64_t octet, std::int64_t octets,
@@ -103,8 +103,8 @@ Vec operator+(Vec a, Vec b) { return _mm512_add_ps(a.lanes, b.lanes); }
 Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.lanes, b.lanes); }
 Vec operator/(Vec a, Vec b) { return _mm512_div_ps(a.lanes, b.lanes); }
 Vec fused_multiply_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a.lanes, b.lanes, c.lanes); }
-// a / sqrt(b) from an estimate within 2^-14 of the reciprocal root: with 1 - e = b * root^2, root * (1 + e /
-// 2).
+// Returns a / sqrt(b) from an estimate of the reciprocal root, whose relative error is within 2^-14. With
+// 1 - e = b * root^2, 1 / sqrt(b) is root * (1 + e / 2).
 Vec over_root(Vec a, Vec b) {
   const __m512 root = _mm512_rsqrt14_ps(b.lanes), start = _mm512_mul_ps(a.lanes, root);
   const __m512 e = _mm512_fnmadd_ps(_mm512_mul_ps(b.lanes, root), root, _mm512_set1_ps(1.0f));
@@ -114,11 +114,12 @@ Vec square_root(Vec a) { return _mm512_sqrt_ps(a.lanes); }
 
 }  // namespace
 
-// Inner products wait for memory, and for the sums of their many short vectors: AVX2 is the faster. So narrow
-// a sketch that an octet of its buckets has no neighbour is for AVX2, too.
+// AVX2 is faster for inner products, which wait for memory and for the sums of their many short vectors. A
+// sketch whose blocks are only one octet of buckets wide also uses AVX2, because a vector of AVX-512 needs
+// two octets.
 void accumulate_avx512(const Segment& segment, const Range& range) {
   const bool narrow = segment.sketch.blocks && segment.sketch.dimension / segment.sketch.blocks < kSixteen;
-  if (segment.count || narrow) return accumulate_avx2(segment, range);
+  if (segment.n_directions || narrow) return accumulate_avx2(segment, range);
   accumulate_with<Vec>(segment, range);
 }
 

@@ -1,7 +1,7 @@
-// Chooses the kernel once, and spreads its work over threads.
+// Chooses the kernel once, and distributes its work over threads.
 //
-// What depends on the number of threads is who does the work, never what is added to what: a segment is cut
-// into slices by its size alone, each slice has sums of its own, and they are added up in order.
+// The number of threads decides who does the work but never the order of additions: a segment is cut into
+// slices by its size alone, each slice has its own sums, and these sums are added up in order.
 #include <algorithm>
 #include <condition_variable>
 #include <cstdlib>
@@ -18,13 +18,13 @@
 namespace clusterucb {
 namespace {
 
-constexpr std::int64_t kSlice = 1 << 17;  // elements: enough to be worth a thread
-constexpr std::int64_t kRows = 64;        // times d elements: enough to be worth a sketch of their own
-constexpr std::int64_t kSlices = 16;      // at most
+constexpr std::int64_t kSlice = 1 << 17;  // the fewest elements of a slice that are worth a thread
+constexpr std::int64_t kRows = 64;        // times d: the fewest elements that are worth a sketch of their own
+constexpr std::int64_t kSlices = 16;      // the largest number of slices
 
 struct Choice {
   const char* name;
-  bool runs;  // on this machine
+  bool runs;  // whether this machine can run it
   void (*kernel)(const Segment&, const Range&);
 };
 
@@ -32,7 +32,8 @@ struct Choice {
 std::vector<Choice> choices() {
   return {
 #ifdef CLUSTERUCB_X86
-      // VBMI2 has nothing to do with it, but processors before it slow down for vectors of this width.
+      // The kernel does not use VBMI2, but processors without it slow down when they use vectors of this
+      // width.
       {"avx512",
        __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
@@ -46,19 +47,21 @@ std::vector<Choice> choices() {
   };
 }
 
-// CLUSTERUCB_SIMD decides where it is set.
+// Returns the kernel that CLUSTERUCB_SIMD names or, if it is not set, the fastest that this machine can run.
 Choice choose() {
   const char* variable = std::getenv("CLUSTERUCB_SIMD");
   const std::string wanted = variable ? variable : "";
-  for (const Choice& one : choices()) {
-    if (wanted.empty() ? one.runs : wanted == one.name && one.runs) return one;
-    if (wanted == one.name) {
+  for (const Choice& candidate : choices()) {
+    if (wanted.empty() ? candidate.runs : wanted == candidate.name && candidate.runs) return candidate;
+    if (wanted == candidate.name) {
       throw std::invalid_argument("the environment variable CLUSTERUCB_SIMD is '" + wanted +
                                   "', which this machine cannot run; leave it unset");
     }
   }
   std::string known;
-  for (const Choice& one : choices()) known += (known.empty() ? "" : ", ") + std::string(one.name);
+  for (const Choice& candidate : choices()) {
+    known += (known.empty() ? "" : ", ") + std::string(candidate.name);
+  }
   throw std::invalid_argument("the environment variable CLUSTERUCB_SIMD is '" + wanted +
                               "'; expected one of " + known + ", or leave it unset");
 }
@@ -68,11 +71,11 @@ const Choice& choice() {
   return chosen;
 }
 
-// The sums of one slice, on their way to the segment's.
+// The sums of one slice, before they are added to the segment's sums.
 class Sums {
  public:
   explicit Sums(const Segment& s)
-      : norm2_(s.samples), products_(s.samples * s.count), sketched_(s.samples * s.sketch.dimension) {}
+      : norm2_(s.samples), products_(s.samples * s.n_directions), sketched_(s.samples * s.sketch.dimension) {}
 
   Range of(std::int64_t begin, std::int64_t end) {
     return {begin, end, norm2_.data(), products_.data(), sketched_.data()};
@@ -105,7 +108,7 @@ void accumulate(const Segment& s, int threads) {
   std::vector<Sums> sums(workers, Sums(s));
   std::mutex mutex;
   std::condition_variable moved;
-  std::int64_t next = 0, done = 0;  // slices begun, and slices whose sums are in the segment's
+  std::int64_t next = 0, done = 0;  // slices that were begun, and slices whose sums were added
   const auto work = [&](std::int64_t worker) {
     std::unique_lock lock(mutex);
     while (next < slices) {
@@ -126,7 +129,7 @@ void accumulate(const Segment& s, int threads) {
     try {
       others.emplace_back(work, worker);
     } catch (const std::system_error&) {
-      break;  // no more threads to be had: those there are do the work
+      break;  // the system gives no more threads: the existing threads do the work
     }
   }
   work(0);

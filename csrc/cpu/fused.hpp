@@ -1,9 +1,9 @@
 // The fused pass over one segment, written once for every instruction set.
 //
-// Blocks of elements are outermost: a block's share of the moments, of the sketch's signs and of the S
-// directions is prepared once and stays in the first-level cache while the samples' gradients stream past it.
-// A sample's update directions live only in `update_`, for as long as its block lasts.
-// A sample's result does not depend on who shares its batch.
+// The outermost loop is over blocks of elements. A block's moment terms and sketch signs are computed once.
+// They stay in the first-level cache, with the block's part of the S directions, while the samples' gradients
+// stream past. A sample's update directions exist only in `update_`, only for one block. A sample's result
+// does not depend on the other samples of its batch.
 #pragma once
 
 #include <algorithm>
@@ -14,27 +14,28 @@
 namespace clusterucb {
 namespace {
 
-constexpr std::int64_t kAhead = 4;  // samples from the one that is worked on to the one that is fetched
-constexpr std::int64_t kLine = 16;  // floats of a line of memory
-constexpr std::int64_t kRun = 32;   // elements that a dense sketch adds up one by one
-constexpr std::int64_t kGroup = 8;  // samples whose updates are kept for what comes after
+constexpr std::int64_t kAhead = 4;  // samples between the computed gradient and the prefetched one
+constexpr std::int64_t kLine = 16;  // floats in a cache line
+constexpr std::int64_t kRun = 32;   // elements that a dense sketch adds up one after the other
+constexpr std::int64_t kGroup = 8;  // samples whose updates are kept for products and dense sketches
 
-// `Vec` is kWidth floats, one octet of the sketch or two; it lives in an unnamed namespace, so that what is
-// compiled here for one instruction set is never shared with another. It has operators + * / and
-//   static Vec load(const In*), load(const In*, count)   of float, bf16 or f16; the rest of the lanes is 0
-//   void store(float*)
-//   Vec flipped(const Signs*)                             by the signs of its octets
-//   Vec flipped(std::uint32_t bits)                       lane k negated where bit k is set
-//   Vec turned(Turn), static Turn turn(int shift)         lane k becomes lane k ^ shift
-//   double sum()
-//   static void prefetch(const void*)                     into the second-level cache
-//   static void draw_signs(block, octet, octets, Signs*)  of consecutive octets, kSigns of them an octet
-// and beside it fused_multiply_add(Vec, Vec, Vec), square_root(Vec) and over_root(a, b), a / sqrt(b).
+// `Vec` is kWidth floats: one octet of the sketch, or two. It is in an unnamed namespace, so that code
+// compiled here for one instruction set is never shared with another. It has the operators + * / and
+//   static Vec load(const In*), load(const In*, count)   loads float, bf16 or f16; the other lanes are 0
+//   void store(float*)                                   stores all lanes
+//   Vec flipped(const Signs*)                             flips signs by the signs of its octets
+//   Vec flipped(std::uint32_t bits)                       negates lane k if bit k is set
+//   Vec turned(Turn), static Turn turn(int shift)         moves lane k to lane k ^ shift
+//   double sum()                                          adds up all lanes
+//   static void prefetch(const void*)                     prefetches into the second-level cache
+//   static void draw_signs(block, octet, octets, Signs*)  draws consecutive octets' signs, kSigns for each
+// There are also the functions fused_multiply_add(Vec, Vec, Vec), square_root(Vec) and over_root(a, b), which
+// returns a / sqrt(b).
 
 template <typename Vec>
 constexpr std::int64_t kBlock = 64 * Vec::kWidth;  // elements
 
-// A block's update directions of a group of samples, and what is done with all of them at once.
+// The update directions of a group of samples in one block, with the steps that work on all of them at once.
 template <typename Vec>
 class Updates {
  public:
@@ -42,20 +43,20 @@ class Updates {
 
   float* of(std::int64_t sample) { return update_[sample]; }
 
-  // Inner products of the group's updates with all directions, in tiles of 4 samples and 3 directions that
-  // fill the registers. The updates are padded with zeros to a whole vector.
+  // Adds the inner products of the group's updates with all directions, in tiles of 4 samples and 3
+  // directions, which fill the registers. The updates are padded with zeros to a whole vector.
   void multiply(std::int64_t begin, std::int64_t size, std::int64_t samples, double* products) const {
-    for (std::int64_t k = 0; k < s_.count; k += 3) {
+    for (std::int64_t k = 0; k < s_.n_directions; k += 3) {
       for (std::int64_t i = 0; i < samples; i += 4) {
         const std::int64_t rows = std::min<std::int64_t>(4, samples - i);
-        const std::int64_t columns = std::min<std::int64_t>(3, s_.count - k);
-        double* to = products + i * s_.count + k;
+        const std::int64_t columns = std::min<std::int64_t>(3, s_.n_directions - k);
+        double* to = products + i * s_.n_directions + k;
         const float* directions = s_.directions + k * s_.stride + begin;
         if (rows == 4 && columns == 3) {
           tile<4, 3>(i, directions, size, to);
           continue;
         }
-        for (std::int64_t row = 0; row < rows; ++row, to += s_.count) {
+        for (std::int64_t row = 0; row < rows; ++row, to += s_.n_directions) {
           if (columns == 3) {
             tile<1, 3>(i + row, directions, size, to);
           } else {
@@ -68,8 +69,8 @@ class Updates {
     }
   }
 
-  // Adds the group's updates to their dense sketches, a vector of buckets at a time. The signs are those of a
-  // block's elements in 32 buckets, drawn once for all samples.
+  // Adds the group's updates to their dense sketches, one vector of buckets at a time. The signs of the
+  // block's elements in 32 buckets are drawn once for all samples.
   void project(std::int64_t begin, std::int64_t size, std::int64_t samples, float* sketched) const {
     const std::int64_t d = s_.sketch.dimension;
     std::uint32_t signs[kBlock<Vec>];
@@ -79,7 +80,7 @@ class Updates {
         const std::int64_t bucket = word * 32 + lane;
         Vec sums[kGroup];
         for (Vec& sum : sums) sum = Vec(0);
-        for (std::int64_t start = 0; start < size; start += kRun) {  // sums of sums round less
+        for (std::int64_t start = 0; start < size; start += kRun) {  // partial sums reduce rounding errors
           Vec part[kGroup];
           for (Vec& sum : part) sum = Vec(0);
           for (std::int64_t k = start; k < std::min(start + kRun, size); ++k) {
@@ -121,7 +122,7 @@ class Updates {
     };
     std::int64_t k = 0;
     for (; k + Vec::kWidth <= size; k += Vec::kWidth) {
-      if (first == 0 && k % kLine == 0) {  // the directions' next block, a line at a time
+      if (first == 0 && k % kLine == 0) {  // prefetch the directions' next block, one line at a time
         for (int column = 0; column < columns; ++column) {
           Vec::prefetch(directions + column * s_.stride + k + kBlock<Vec>);
         }
@@ -131,7 +132,7 @@ class Updates {
     if (k < size) add(k, [&](const float* from) { return Vec::load(from, size - k); });
     for (int row = 0; row < rows; ++row) {
       for (int column = 0; column < columns; ++column) {
-        products[row * s_.count + column] += sums[row][column].sum();
+        products[row * s_.n_directions + column] += sums[row][column].sum();
       }
     }
   }
@@ -140,7 +141,7 @@ class Updates {
   alignas(64) float update_[kGroup][kBlock<Vec>];
 };
 
-// The pass over a range of elements.
+// The pass over a range of elements, with the kind, dtype and number of sketch blocks known at compile time.
 template <typename Vec, Kind kind, typename In, int blocks>
 class Pass {
  public:
@@ -148,14 +149,14 @@ class Pass {
       : s_(segment), updates_(segment), width_(blocks ? segment.sketch.dimension / blocks : 0) {}
 
   void run(const Range& range) {
-    const bool dense = !blocks && s_.sketch.dimension, keep = s_.count || dense;
+    const bool dense = !blocks && s_.sketch.dimension, keep = s_.n_directions || dense;
     for (std::int64_t begin = range.begin, size; begin < range.end; begin += size) {
       size = std::min(kBlock<Vec>, range.end - begin);
       if constexpr (blocks > 0) {
         size = std::min(size, width_ - (s_.offset + begin) % width_);
         if ((s_.offset + begin) % Vec::kWidth) size = std::min<std::int64_t>(size, kLanes);
       }
-      prepare_block(begin, size);
+      start_block(begin, size);
       for (std::int64_t group = 0; group < s_.samples; group += kGroup) {
         const std::int64_t samples = std::min(kGroup, s_.samples - group);
         float* sketched = range.sketched + group * s_.sketch.dimension;
@@ -164,20 +165,22 @@ class Pass {
           range.norm2[group + i] += keep ? update_sample<true>(group + i, begin, size, updates_.of(i), own)
                                          : update_sample<false>(group + i, begin, size, nullptr, own);
         }
-        if (s_.count) updates_.multiply(begin, size, samples, range.products + group * s_.count);
+        if (s_.n_directions) {
+          updates_.multiply(begin, size, samples, range.products + group * s_.n_directions);
+        }
         if (dense) updates_.project(begin, size, samples, sketched);
       }
     }
   }
 
  private:
-  void prepare_block(std::int64_t begin, std::int64_t size) {
+  void start_block(std::int64_t begin, std::int64_t size) {
     if constexpr (kind != Kind::sgd) {
       for (std::int64_t k = 0; k < size; k += Vec::kWidth) {
-        const auto prepared = prepare<kind>(Vec::load(s_.m + begin + k, size - k),
-                                            Vec::load(s_.v + begin + k, size - k), s_.constants);
-        prepared.a.store(a_ + k);
-        prepared.b.store(b_ + k);
+        const auto terms = moment_terms<kind>(Vec::load(s_.m + begin + k, size - k),
+                                              Vec::load(s_.v + begin + k, size - k), s_.constants);
+        terms.a.store(a_ + k);
+        terms.b.store(b_ + k);
       }
     }
     if constexpr (blocks > 0) {
@@ -193,9 +196,9 @@ class Pass {
     }
   }
 
-  // Adds a sample's update directions to its sparse sketch, returns the sum of their squares, and where the
-  // block keeps its updates, writes them. Apart from the rest of the pass, its loop has registers enough for
-  // all its pointers.
+  // Adds a sample's update directions to its sparse sketch and returns the sum of their squares. If `keep`,
+  // it also writes the updates. It is not inlined: on its own, the loop has enough registers for all its
+  // pointers.
   template <bool keep>
   __attribute__((noinline)) double update_sample(std::int64_t sample, std::int64_t begin, std::int64_t size,
                                                  float* update, float* sketched) const {
@@ -211,9 +214,9 @@ class Pass {
       turn[block] = Vec::turn(lane_shift_[block]);
     }
     const auto step = [&](Vec value, std::int64_t k, Vec squares) {
-      Prepared<Vec> prepared{Vec(0), Vec(0)};
-      if constexpr (kind != Kind::sgd) prepared = {Vec::load(a_ + k), Vec::load(b_ + k)};
-      value = precondition<kind>(value, prepared, constants);
+      MomentTerms<Vec> terms{Vec(0), Vec(0)};
+      if constexpr (kind != Kind::sgd) terms = {Vec::load(a_ + k), Vec::load(b_ + k)};
+      value = precondition<kind>(value, terms, constants);
       if constexpr (keep) value.store(update + k);
       for (int block = 0; block < blocks; ++block) {
         float* bucket = sketched + block * width_ + ((first + k) ^ shift[block]);
@@ -236,8 +239,8 @@ class Pass {
     return (even + odd).sum();
   }
 
-  // What to fetch while a sample's block is worked on: the same block of a later sample, which the
-  // hardware does not foresee. After the last samples it is the first samples' next block.
+  // Returns the address to prefetch while a sample's block is computed: the same block of a later sample,
+  // which the hardware does not predict. For the last samples it is the first samples' next block.
   const In* prefetched(std::int64_t sample, std::int64_t begin, std::int64_t size) const {
     const std::int64_t coming = sample + kAhead;
     const std::int64_t at =
@@ -245,9 +248,11 @@ class Pass {
     return static_cast<const In*>(s_.gradient) + at;
   }
 
-  // A vector of two octets goes to two neighbouring octets of buckets: what the XOR does to the lowest bit of
-  // the octet's number, it does to bit 3 of the lane's. An octet at an odd number, where a segment may begin,
-  // is worked on alone, as the vector of which it is the second half; that half is swapped in the same way.
+  // The mask of an octet's position within a vector: 0 for vectors of one octet, 1 for vectors of two. A
+  // vector of two octets goes to two neighbouring octets of buckets, so the XOR on the lowest bit of the
+  // octet's number becomes an XOR on bit 3 of the lane's number. A segment may begin at an octet with an odd
+  // number. This octet is computed alone, in the vector of buckets whose second half it belongs to, and the
+  // halves are swapped in the same way.
   static constexpr std::int64_t kOdd = Vec::kWidth / kLanes - 1;
 
   const Segment& s_;

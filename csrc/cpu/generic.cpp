@@ -14,7 +14,7 @@ struct Vec {
   float lanes[kLanes];
 
   static constexpr int kWidth = 8, kSigns = 8;
-  using Signs = std::uint32_t;  // the mask of a lane
+  using Signs = std::uint32_t;  // the mask of one lane
 
   Vec() = default;
   explicit Vec(float value) {

@@ -1,4 +1,4 @@
-// Launches the CUDA kernels: how a segment is shared out, and which kernel takes it.
+// Launches the CUDA kernels: chooses the kernels for a segment and divides the segment among their threads.
 #include <algorithm>
 #include <cstdint>
 #include <stdexcept>
@@ -8,7 +8,7 @@
 #include "clusterucb/cuda.hpp"
 #include "kernels.cuh"
 
-// What runs kernels on a CPU (tests/simt) brings its own.
+// tests/simt, which runs the kernels on a CPU, defines its own.
 #ifndef CLUSTERUCB_LAUNCH
 #define CLUSTERUCB_LAUNCH(kernel, grid, block, stream, ...) kernel<<<grid, block, 0, stream>>>(__VA_ARGS__)
 #endif
@@ -30,19 +30,22 @@ bool aligned(const void* pointer, std::size_t bytes) {
 
 std::int64_t itemsize(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 
-// Whether whole vectors of `size` elements can be loaded from the gradient of every sample and the moments.
+// Returns whether whole vectors of `size` elements can be loaded from every sample's gradient and the
+// moments.
 bool whole_vectors(const Segment& s, std::int64_t size) {
   const auto bytes = static_cast<std::size_t>(std::min<std::int64_t>(16, size * itemsize(s.dtype)));
   return s.size * itemsize(s.dtype) % bytes == 0 && aligned(s.gradient, bytes) && aligned(s.m, 16) &&
          aligned(s.v, 16);
 }
 
-// Products of the norm alone, too, where there is no sketch to take it along.
-bool needs_products(const Segment& s) { return s.count || !s.sketch.dimension; }
+// Returns whether inner_products runs. Without directions it computes only the norm, if no sketch computes
+// it.
+bool needs_products(const Segment& s) { return s.n_directions || !s.sketch.dimension; }
 
-// How many slices of its own buckets a sketch gets. A slice costs d floats written and read for each sample:
-// 16 d elements keep that below a fourth of what bf16 gradients cost to read, and 2^21 / d slices keep any
-// GPU busy. A short segment is cut finer, down to 4 d, since what it lacks is threads.
+// Returns into how many slices a segment is cut, each with a sketch of its own. A slice costs d floats
+// written and read for each sample. With 16 d elements in a slice, this is less than a fourth of the cost of
+// reading bf16 gradients; and 2^21 / d slices keep any GPU busy. A short segment is cut into finer slices,
+// down to 4 d elements, because it would otherwise have too few threads.
 std::int64_t sketch_slices(const Segment& s) {
   const std::int64_t d = s.sketch.dimension;
   const std::int64_t wide = std::min(s.size / (16 * d), (std::int64_t(1) << 21) / d);
@@ -70,17 +73,17 @@ DensePlan dense_plan(const Segment& s) {
 }
 
 ProductPlan product_plan(const Segment& s) {
-  constexpr std::int64_t unit = kWarps * kTile, most = 1024;  // slices: enough for any GPU
+  constexpr std::int64_t unit = kWarps * kTile, most = 1024;  // so many slices are enough for any GPU
   ProductPlan plan{};
   plan.length = static_cast<int>(std::max(2 * unit, ceil_div(ceil_div(s.size, most), unit) * unit));
   plan.slices = ceil_div(s.size, plan.length);
   plan.team = 1;
-  while (plan.team < kWarps && plan.team * kDirections < s.count) plan.team *= 2;
-  plan.sets = static_cast<int>(std::max<std::int64_t>(1, ceil_div(s.count, plan.team * kDirections)));
+  while (plan.team < kWarps && plan.team * kDirections < s.n_directions) plan.team *= 2;
+  plan.sets = static_cast<int>(std::max<std::int64_t>(1, ceil_div(s.n_directions, plan.team * kDirections)));
   return plan;
 }
 
-// In the workspace the squares lie before the sums, so that both are aligned.
+// What a plan needs of the workspace. The squares are placed before the sums, so that both are aligned.
 struct Need {
   std::int64_t squares, sums;  // bytes, each a multiple of 16
 };
@@ -94,7 +97,7 @@ Need sketch_need(const Segment& s, std::int64_t slices, std::int64_t tiles) {
 Need need_of(const Segment& s, const SparsePlan& plan) { return sketch_need(s, plan.slices, plan.tiles); }
 Need need_of(const Segment& s, const DensePlan& plan) { return sketch_need(s, plan.slices, plan.slices); }
 Need need_of(const Segment& s, const ProductPlan& plan) {
-  return need(8 * plan.slices * s.samples, 8 * plan.slices * s.samples * s.count);
+  return need(8 * plan.slices * s.samples, 8 * plan.slices * s.samples * s.n_directions);
 }
 
 template <typename Plan>
@@ -104,14 +107,14 @@ void place(const Segment& s, Plan& plan, void* workspace) {
                                                                              need_of(s, plan).squares);
 }
 
-// Throws what a launch left behind.
+// Throws an error if the launch of a kernel failed.
 void check(const Segment& s, const char* kernel, dim3 grid, dim3 block) {
   const cudaError_t error = cudaGetLastError();
   if (error == cudaSuccess) return;
   throw std::runtime_error("launching the CUDA kernel " + std::string(kernel) + " with " +
                            std::to_string(grid.x) + " blocks of " + std::to_string(block.x) + " x " +
                            std::to_string(block.y) + " threads failed for B=" + std::to_string(s.samples) +
-                           ", n=" + std::to_string(s.size) + ", S=" + std::to_string(s.count) +
+                           ", n=" + std::to_string(s.size) + ", S=" + std::to_string(s.n_directions) +
                            ", d=" + std::to_string(s.sketch.dimension) + ": " + cudaGetErrorString(error));
 }
 
@@ -124,7 +127,7 @@ void launch_add_up(const Segment& s, const Number* sums, std::int64_t rows, std:
   check(s, "add_up", grid, block);
 }
 
-// Calls function(kind) with the kind as a type.
+// Calls function(kind) with the kind as a compile-time constant.
 template <typename Function>
 void with_kind(Kind kind, Function function) {
   switch (kind) {
@@ -139,7 +142,7 @@ void with_kind(Kind kind, Function function) {
   }
 }
 
-// Calls function(kind, an element of the gradient's type, the number of samples a thread takes).
+// Calls function(kind, an element of the gradient's type, the number of samples that a thread works on).
 template <typename Function>
 void with_types(const Segment& s, Function function) {
   with_kind(s.kind, [&](auto kind) {
@@ -159,8 +162,10 @@ void with_types(const Segment& s, Function function) {
 void run_products(const Segment& s, void* workspace, cudaStream_t stream) {
   ProductPlan plan = product_plan(s);
   place(s, plan, workspace);
-  // Directions and their offset decide together: none of it matters where there are none.
-  plan.vector = whole_vectors(s, kVector) && (!s.count || (aligned(s.directions, 16) && s.stride % 4 == 0));
+  // `directions` points at the segment's offset, so its alignment covers both. Without directions it is
+  // ignored.
+  plan.vector =
+      whole_vectors(s, kVector) && (!s.n_directions || (aligned(s.directions, 16) && s.stride % 4 == 0));
   with_types(s, [&](auto kind, auto element, auto samples) {
     const auto kernel = inner_products<decltype(kind)::value, decltype(element), decltype(samples)::value>;
     const std::int64_t groups = ceil_div(s.samples, decltype(samples)::value);
@@ -169,7 +174,9 @@ void run_products(const Segment& s, void* workspace, cudaStream_t stream) {
     check(s, "inner_products", grid, block);
   });
   launch_add_up<double>(s, plan.squares_to, plan.slices, s.samples, s.norm2, stream);
-  if (s.count) launch_add_up<double>(s, plan.sums, plan.slices, s.samples * s.count, s.products, stream);
+  if (s.n_directions) {
+    launch_add_up<double>(s, plan.sums, plan.slices, s.samples * s.n_directions, s.products, stream);
+  }
 }
 
 template <typename Plan>
@@ -213,12 +220,12 @@ std::int64_t workspace_bytes(const Segment& s) {
   };
   const std::int64_t products = needs_products(s) ? bytes(product_plan(s)) : 0;
   if (!s.sketch.dimension) return products;
-  // One runs after the other, so they can have the same memory.
+  // The two run one after the other, so they share the memory.
   return std::max(products, s.sketch.blocks ? bytes(sparse_plan(s)) : bytes(dense_plan(s)));
 }
 
-// With products and a sketch there are two passes over the gradient: a thread's sums of one and of the other
-// fill the registers each by itself, and together they would spill into memory.
+// Products and a sketch take two passes over the gradient: a thread's sums for either of them fill the
+// registers, and the sums for both would spill into memory.
 void accumulate_cuda(const Segment& s, void* workspace, cudaStream_t stream) {
   if (!s.samples || !s.size) return;
   if (!aligned(workspace, 16)) throw std::runtime_error("the workspace is not at a multiple of 16 bytes");

@@ -1,16 +1,17 @@
-// The CUDA kernels; accumulate.cu launches them.
+// The CUDA kernels, which accumulate.cu launches.
 //
-// Every result is the same on every GPU, bit for bit: what is added to what follows from the sizes of the
-// segment and of the sketch alone. A slice of the segment has sums of its own in the workspace, and `add_up`
-// adds them in order; there are no atomics. Nor does a sample's result depend on who shares its batch: the
-// kernels for one sample and for kSamples add in the same order, and are compiled with -fmad=false, so that
-// multiplications are fused with additions where the source says so and nowhere else.
+// Every result is the same on every GPU, bit for bit, because the sizes of the segment and of the sketch
+// alone determine the order of additions. Each slice of the segment has its own sums in the workspace, and
+// `add_up` adds them in order. There are no atomics. A sample's result does not depend on the other samples
+// of its batch either: the kernels for one sample and for kSamples add in the same order. They are compiled
+// with -fmad=false, so that multiplications are fused with additions only where the source does it
+// explicitly.
 //
-// There is no tensor-core code. The pass with S = 57 directions streams V in fp32, 228 bytes an element, and
-// needs S fused multiply-adds an element and sample. For p = 4.2M on a GPU of 3.35 TB/s and 33e12 fp32
-// multiply-adds a second (H100) that is .29 ms of memory against .06 ms (B = 8) to .23 ms (B = 32) of
-// arithmetic, so tensor cores have nothing to win before B is some 40, and TF32 would keep 10 bits of the
-// mantissa. All these are bounds by arithmetic, not measurements.
+// There is no tensor-core code. The pass with S = 57 directions streams V in fp32, 228 bytes for each
+// element, and needs S fused multiply-adds for each element and sample. For p = 4.2M on a GPU with 3.35 TB/s
+// and 33e12 fp32 multiply-adds a second (H100), memory takes .29 ms and arithmetic .06 ms (B = 8) to .23 ms
+// (B = 32). Tensor cores would therefore gain nothing below a B of some 40, and TF32 would keep only 10 bits
+// of the mantissa. All these numbers are computed bounds, not measurements.
 #pragma once
 
 #include "packed.cuh"
@@ -18,7 +19,7 @@
 namespace clusterucb {
 namespace {
 
-constexpr int kSamples = 8;  // that a thread works on at once; or 1, where the batch is one sample
+constexpr int kSamples = 8;  // samples that a thread works on at once; 1 if the batch is a single sample
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
@@ -26,20 +27,21 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 
 constexpr int kSketchThreads = 128;
 
-// How the rows of a segment are shared out: thread (slice, block, octet of buckets), the octet fastest.
+// How the rows of a segment are divided among threads. A thread's number is (slice, block, octet of buckets),
+// and the octet varies fastest.
 struct SparsePlan {
-  std::int64_t rows;    // of a slice
-  std::int64_t slices;  // follow from n, d, s and the offset
-  std::int64_t tiles;   // of kSketchThreads threads each
+  std::int64_t rows;    // rows of a slice
+  std::int64_t slices;  // number of slices; follows from n, d, s and the offset
+  std::int64_t tiles;   // number of tiles of kSketchThreads threads each
   int width_bits;       // log2 of w
   int block_bits;       // log2 of s
-  bool vector;          // addresses and sizes allow 16-byte loads
-  bool squares;         // the norm is wanted too
+  bool vector;          // whether addresses and sizes allow 16-byte loads
+  bool squares;         // whether the kernel also computes the norm
   float* sums;          // [slices, B, d]
   double* squares_to;   // [tiles, B]
 };
 
-// The sign of lane k of a turned octet is bit k of the turned bits.
+// Returns the signs of a turned octet: bit k is the sign of its lane k.
 __device__ std::uint32_t turned_bits(std::uint32_t bits, int shift) {
   if (shift & 4) bits = bits >> 4 | bits << 4;
   if (shift & 2) bits = (bits >> 2 & 0x33u) | (bits & 0x33u) << 2;
@@ -47,16 +49,17 @@ __device__ std::uint32_t turned_bits(std::uint32_t bits, int shift) {
   return bits;
 }
 
-// As many as the registers allow: 65536 on an SM, at most 255 for a thread. One row of fp32 gradients of
-// eight samples takes 64 of them, beside 64 for the sums.
+// Returns how many blocks the registers allow on an SM, which has 65536 of them and at most 255 for each
+// thread. One row of fp32 gradients of eight samples takes 64 registers, besides 64 for the sums.
 constexpr int blocks_on_an_sm(int samples, std::size_t itemsize) {
   return samples == 1 ? 6 : itemsize == 4 ? 2 : 3;
 }
 
-// A thread owns eight neighbouring buckets of `samples` samples and gathers, row by row, the octet of
-// coordinates that falls into them. Threads of a warp read whole lines, although each row is permuted: the
-// permutation moves octets within a row. Sample groups and blocks of the sketch that read the same rows run
-// side by side, so that what one of them reads from memory the others find in the L2 cache.
+// A thread owns eight neighbouring buckets of `samples` samples. Row by row, it gathers the octet of
+// coordinates that falls into them. The threads of a warp read whole lines although each row is permuted,
+// because the permutation moves octets within a row. Sample groups and blocks of the sketch that read the
+// same rows run at the same time, so that one of them reads the rows from memory and the others find them in
+// the L2 cache.
 template <Kind kind, typename In, int samples>
 __global__ void __launch_bounds__(kSketchThreads, blocks_on_an_sm(samples, sizeof(In)))
     sparse_sketch(Segment s, SparsePlan plan) {
@@ -82,7 +85,7 @@ __global__ void __launch_bounds__(kSketchThreads, blocks_on_an_sm(samples, sizeo
   const std::int64_t end = begin + plan.rows <= last ? begin + plan.rows : last + 1;
   for (std::int64_t row = slice < plan.slices ? begin : end; row < end; ++row) {
     const std::int64_t from = (row << octet_bits) + (octet ^ octet_shift(keys, row, width));
-    const std::int64_t at = from * kLanes - s.offset;  // within the segment, of the octet
+    const std::int64_t at = from * kLanes - s.offset;  // the octet's position within the segment
     if (at >= 0 && at < s.size) {
       const int inside = s.size - at < kLanes ? static_cast<int>(s.size - at) : kLanes;
       Packed<In, kLanes> g[samples];
@@ -103,21 +106,21 @@ __global__ void __launch_bounds__(kSketchThreads, blocks_on_an_sm(samples, sizeo
           g[t].load(gradient + t * s.size + at, first + t < s.samples ? inside : 0);
         }
       }
-      // Turned while they are packed, which is less work than turning updates.
+      // Moments and gradients are turned while they are packed, which is less work than turning the updates.
       const int turn = lane_shift(keys, row, 1 << plan.block_bits);
       moments.turn(turn);
 #pragma unroll
       for (int t = 0; t < samples; ++t) g[t].turn(turn);
       const std::uint32_t bits = turned_bits(octet_signs(keys, from), turn);
-      // Elements outermost: what belongs to one of them occupies registers for a moment only.
+      // The loop over elements is outermost, so that an element's terms occupy registers only briefly.
       float square[samples] = {};
 #pragma unroll
       for (int k = 0; k < kLanes; ++k) {
-        const Prepared<float> prepared = moments.prepared(k, s.constants);
+        const MomentTerms<float> terms = moments.terms(k, s.constants);
         const float sign = bits_to_float(0x3f800000u | bits >> k << 31);
 #pragma unroll
         for (int t = 0; t < samples; ++t) {
-          const float update = precondition<kind>(g[t][k], prepared, s.constants);
+          const float update = precondition<kind>(g[t][k], terms, s.constants);
           sums[t][k] = fused_multiply_add(update, sign, sums[t][k]);
           square[t] = fused_multiply_add(update, update, square[t]);
         }
@@ -155,26 +158,28 @@ __global__ void __launch_bounds__(kSketchThreads, blocks_on_an_sm(samples, sizeo
 
 constexpr int kVector = 4;              // neighbouring elements of a thread
 constexpr int kTile = kVector * kWarp;  // elements of a warp
-constexpr int kWarps = 8;               // of a block
-constexpr int kDirections = 8;          // of a warp
-constexpr int kFold = 16;               // steps after which fp32 sums go into double precision
+constexpr int kWarps = 8;               // warps of a block
+constexpr int kDirections = 8;          // directions of a warp
+constexpr int kFold = 16;               // steps after which fp32 sums are added to double-precision sums
 
-// Warps of a block form teams of 1, 2, 4 or 8, one warp for each 8 directions as far as there are. A team
-// works on one tile of elements: its warps share the work of preconditioning, by samples, and then each
-// multiplies all samples' updates, which lie in shared memory, with its own directions. If every warp
-// preconditioned for itself, that would cost more instructions than the multiplications.
+// The warps of a block form teams of 1, 2, 4 or 8 warps, with one warp for each 8 directions if there are
+// enough warps. A team works on one tile of elements. First its warps divide the samples among them for
+// preconditioning and write the updates to shared memory. Then each warp multiplies the updates of all
+// samples with its own directions. If every warp preconditioned all samples itself, this would take more
+// instructions than the multiplications.
 struct ProductPlan {
-  int length;  // of a slice, a multiple of kWarps * kTile; follows from n
-  std::int64_t slices;
-  int sets;            // of team * kDirections directions
-  int team;            // warps
-  bool vector;         // addresses and sizes allow whole vectors to be loaded
-  double* sums;        // [slices, B, S]
-  double* squares_to;  // [slices, B]
+  int length;           // elements of a slice, a multiple of kWarps * kTile; follows from n
+  std::int64_t slices;  // number of slices
+  int sets;             // number of sets of team * kDirections directions
+  int team;             // warps of a team
+  bool vector;          // whether addresses and sizes allow whole vectors to be loaded
+  double* sums;         // [slices, B, S]
+  double* squares_to;   // [slices, B]
 };
 
-// Sums every x over the warp. A lane gives away half of what it holds as long as that is more than one; what
-// remains in x[0] and the next are the sums of x[lane * count / 32] and the next.
+// Sums every element of x over the warp. At each step a lane gives away half of its elements, as long as it
+// holds more than one. At the end, x[0] and its followers hold the sums of x[lane * n / 32] and its
+// followers, where n is the number of elements at the start.
 template <int held, int step = kWarp / 2>
 __device__ void sum_over_warp(float* x) {
   if constexpr (held == 1) {
@@ -190,7 +195,7 @@ __device__ void sum_over_warp(float* x) {
   if constexpr (step > 1) sum_over_warp<(held + 1) / 2, step / 2>(x);
 }
 
-// fp32 sums of the warp's threads on their way to the double precision sums of lanes.
+// The fp32 sums of a warp's threads, which are folded into double-precision sums held by its lanes.
 template <int count>
 struct WarpSums {
   static constexpr int kHeld = count > kWarp ? count / kWarp : 1;
@@ -238,10 +243,10 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) inner_products(Segment s, Pr
     {
       Moments<kind, kVector> moments;
       moments.load(s.m, s.v, begin + at, inside, plan.vector);
-      Prepared<float> prepared[kVector];
+      MomentTerms<float> terms[kVector];
 #pragma unroll
-      for (int k = 0; k < kVector; ++k) prepared[k] = moments.prepared(k, s.constants);
-      constexpr int held = sizeof(In) == 4 ? samples / 2 + samples % 2 : samples;  // as registers allow
+      for (int k = 0; k < kVector; ++k) terms[k] = moments.terms(k, s.constants);
+      constexpr int held = sizeof(In) == 4 ? samples / 2 + samples % 2 : samples;  // limited by the registers
 #pragma unroll
       for (int half = 0; half < samples; half += held) {
         Packed<In, kVector> g[held];
@@ -262,7 +267,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) inner_products(Segment s, Pr
             float sum = 0;
 #pragma unroll
             for (int k = 0; k < kVector; ++k) {
-              const float update = precondition<kind>(g[t][k], prepared[k], s.constants);
+              const float update = precondition<kind>(g[t][k], terms[k], s.constants);
               sum = fused_multiply_add(update, update, sum);
               std::memcpy(&words.word[k], &update, sizeof update);
             }
@@ -272,14 +277,14 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) inner_products(Segment s, Pr
         }
       }
     }
-    if (s.count) {
+    if (s.n_directions) {
       __syncthreads();
-      if (first_direction < s.count) {
+      if (first_direction < s.n_directions) {
         const float* from = s.directions + first_direction * s.stride + begin + at;
         Packed<float, kVector> direction[kDirections];
 #pragma unroll
         for (int k = 0; k < kDirections; ++k) {
-          const bool there = first_direction + k < s.count;
+          const bool there = first_direction + k < s.n_directions;
           if (there && vector) {
             direction[k].load(from + k * s.stride);
           } else {
@@ -301,7 +306,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) inner_products(Segment s, Pr
       __syncthreads();
     }
     if (++step % kFold == 0) {
-      if (s.count) product.fold();
+      if (s.n_directions) product.fold();
       square.fold();
     }
   }
@@ -314,10 +319,10 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) inner_products(Segment s, Pr
   for (int k = threadIdx.x; k < plan.team * samples * kDirections; k += kWarps * kWarp) {
     const int of = k / (samples * kDirections), t = k / kDirections % samples;
     const std::int64_t direction = (set * plan.team + of) * kDirections + k % kDirections;
-    if (first + t >= s.samples || direction >= s.count) continue;
+    if (first + t >= s.samples || direction >= s.n_directions) continue;
     double sum = 0;
     for (int w = of; w < kWarps; w += plan.team) sum += products[w][k % (samples * kDirections)];
-    plan.sums[(slice * s.samples + first + t) * s.count + direction] = sum;
+    plan.sums[(slice * s.samples + first + t) * s.n_directions + direction] = sum;
   }
   if (set == 0 && threadIdx.x < samples && first + threadIdx.x < s.samples) {
     double sum = 0;
@@ -328,25 +333,26 @@ __global__ void __launch_bounds__(kWarps* kWarp, 2) inner_products(Segment s, Pr
 
 // -- The dense sketch --
 
-constexpr int kChunk = 128;  // elements whose updates and signs lie in shared memory
+constexpr int kChunk = 128;  // elements whose updates and signs are in shared memory at a time
 
 struct DensePlan {
-  std::int64_t length;  // of a slice, a multiple of kChunk; follows from n and d
-  std::int64_t slices;
-  int tiles;           // of kWarps words of 32 buckets
-  bool squares;        // the norm is wanted too
-  float* sums;         // [slices, B, d]
-  double* squares_to;  // [slices, B]
+  std::int64_t length;  // elements of a slice, a multiple of kChunk; follows from n and d
+  std::int64_t slices;  // number of slices
+  int tiles;            // number of tiles of kWarps words of 32 buckets
+  bool squares;         // whether the kernel also computes the norm
+  float* sums;          // [slices, B, d]
+  double* squares_to;   // [slices, B]
 };
 
 template <Kind kind>
 __device__ float update_of(const Segment& s, float g, std::int64_t at) {
-  Prepared<float> prepared{0, 0};
-  if constexpr (kind != Kind::sgd) prepared = prepare<kind>(s.m[at], s.v[at], s.constants);
-  return precondition<kind>(g, prepared, s.constants);
+  MomentTerms<float> terms{0, 0};
+  if constexpr (kind != Kind::sgd) terms = moment_terms<kind>(s.m[at], s.v[at], s.constants);
+  return precondition<kind>(g, terms, s.constants);
 }
 
-// An element's update; here dtype and kind are asked for again and again, since the work is elsewhere.
+// Returns an element's update. It branches on dtype and kind for every element, because most of the work is
+// elsewhere.
 __device__ float update_of(const Segment& s, std::int64_t sample, std::int64_t at) {
   const std::int64_t k = sample * s.size + at;
   const float g = s.dtype == Dtype::f32    ? static_cast<const float*>(s.gradient)[k]
@@ -364,8 +370,9 @@ __device__ float update_of(const Segment& s, std::int64_t sample, std::int64_t a
   }
 }
 
-// The reference: a thread owns one bucket of kSamples samples, a warp the 32 buckets of a word of signs. The
-// block draws the signs and computes the updates of a chunk of elements together.
+// The dense sketch, which serves as a reference. A thread owns one bucket of kSamples samples, and a warp
+// owns the 32 buckets of a word of signs. The block draws the signs and computes the updates of a chunk of
+// elements together.
 __global__ void __launch_bounds__(kWarps* kWarp) dense_sketch(Segment s, DensePlan plan) {
   __shared__ float updates[kChunk][kSamples];
   __shared__ std::uint32_t signs[kWarps][kChunk];
@@ -421,27 +428,27 @@ __global__ void __launch_bounds__(kWarps* kWarp) dense_sketch(Segment s, DensePl
     if (lane == 0 && first + warp < s.samples) plan.squares_to[slice * s.samples + first + warp] = sum;
   }
 }
-static_assert(kSamples == kWarps, "in the end each warp of a dense sketch adds up one sample's squares");
+static_assert(kSamples == kWarps, "at the end of a dense sketch, each warp adds up one sample's squares");
 
-// -- What all of them end with --
+// -- The last step of every kernel above --
 
-// Adds the sums of all slices [rows, columns] to the segment's. Each of blockDim.y threads adds every so many
-// rows of a column, and the first of them what they found, in order.
+// Adds the sums of all slices, [rows, columns], to the segment's sums. In each column, each of blockDim.y
+// threads adds up every blockDim.y-th row. The first of these threads then adds up their sums, in order.
 template <typename Number>
 __global__ void __launch_bounds__(1024)
     add_up(const Number* sums, std::int64_t rows, std::int64_t columns, Number* to) {
-  __shared__ Number found[kWarp][kWarp];
+  __shared__ Number partial[kWarp][kWarp];
   const std::int64_t column = blockIdx.x * std::int64_t(kWarp) + threadIdx.x;
   Number sum = 0;
   if (column < columns) {
 #pragma unroll 4
     for (std::int64_t row = threadIdx.y; row < rows; row += blockDim.y) sum += sums[row * columns + column];
   }
-  found[threadIdx.y][threadIdx.x] = sum;
+  partial[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y == 0 && column < columns) {
     Number total = 0;
-    for (unsigned k = 0; k < blockDim.y; ++k) total += found[k][threadIdx.x];
+    for (unsigned k = 0; k < blockDim.y; ++k) total += partial[k][threadIdx.x];
     to[column] += total;
   }
 }

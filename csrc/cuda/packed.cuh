@@ -1,7 +1,7 @@
-// Neighbouring elements as a thread holds them: packed as they lie in memory, in registers.
+// The neighbouring elements that a thread holds in registers, packed in the same way as in memory.
 //
-// Registers have no addresses: every index below is known when the loops are unrolled. An index that is only
-// known when the kernel runs would put the array into memory.
+// Registers have no addresses, so every index below must be known when the loops are unrolled. An index that
+// is known only at run time would move the array into memory.
 #pragma once
 
 #include "clusterucb/sketch.hpp"
@@ -28,7 +28,8 @@ struct Packed {
     for (int w = 0; w < kWords; ++w) word[w] = 0;
   }
 
-  // All elements, from an address at a multiple of 16 bytes, or of their size where that is 8.
+  // Loads all elements. The address must be a multiple of 16 bytes, or of 8 bytes if the elements take
+  // only 8.
   __device__ void load(const In* from) {
     using Words = std::conditional_t<kWords == 2, Words2, Words4>;
     constexpr int at_once = sizeof(Words) / 4;
@@ -40,7 +41,7 @@ struct Packed {
     }
   }
 
-  // The first `inside` elements, from any address; the others are 0.
+  // Loads the first `inside` elements from any address. The others become 0.
   __device__ void load(const In* from, int inside) {
     clear();
 #pragma unroll
@@ -49,9 +50,9 @@ struct Packed {
     }
   }
 
-  // Element k becomes element k ^ shift, 0 <= shift < 8.
+  // Moves element k to position k ^ shift, 0 <= shift < 8.
   __device__ void turn(int shift) {
-    static_assert(size == kLanes, "a turn is of a whole octet");
+    static_assert(size == kLanes, "only a whole octet can be turned");
 #pragma unroll
     for (int bit = 4; bit >= kPerWord; bit /= 2) {
       const bool swap = shift & bit;
@@ -59,9 +60,9 @@ struct Packed {
 #pragma unroll
       for (int w = 0; w < kWords; ++w) {
         if (w & step) continue;
-        const std::uint32_t one = word[w], other = word[w + step];
-        word[w] = swap ? other : one;
-        word[w + step] = swap ? one : other;
+        const std::uint32_t lower = word[w], upper = word[w + step];
+        word[w] = swap ? upper : lower;
+        word[w + step] = swap ? lower : upper;
       }
     }
     if constexpr (kPerWord == 2) {
@@ -93,8 +94,8 @@ struct Packed {
   }
 };
 
-// What is the same for all samples of some neighbouring elements. Beyond the segment m is 0 and v is 1, so
-// that an update there is 0 under every formula.
+// The moments of neighbouring elements, which are the same for all samples. Beyond the end of the segment, m
+// is 0 and v is 1, so that every formula gives an update of 0 there.
 template <Kind kind, int size>
 struct Moments {
   Packed<float, size> m, v;
@@ -122,9 +123,9 @@ struct Moments {
     }
   }
 
-  __device__ Prepared<float> prepared(int k, const Constants& constants) const {
+  __device__ MomentTerms<float> terms(int k, const Constants& constants) const {
     if constexpr (kind == Kind::sgd) return {0, 0};
-    return prepare<kind>(m[k], v[k], constants);
+    return moment_terms<kind>(m[k], v[k], constants);
   }
 };
 

@@ -206,7 +206,7 @@ def test_the_module_imports_without_a_driver_and_says_what_is_missing(module_fol
         ),
         (
             "Pretended(gradient), Pretended(norm2), Pretended(np.zeros(needed - 1, np.uint8))",
-            "ValueError: workspace is of 15 bytes; expected at least 16 (workspace_bytes), at a multiple of 16",
+            "ValueError: workspace has 15 bytes; expected at least 16 (workspace_bytes), aligned to 16 bytes",
         ),
         (
             "Pretended(gradient), Pretended(norm2), Pretended(np.zeros(needed, np.uint8))",

@@ -259,7 +259,7 @@ def test_wrong_sketches_are_refused(options, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"offset": 4}, "offset is 4; a sketch expects every segment at a multiple of 8"),
+        ({"offset": 4}, "offset is 4; expected a multiple of 8, as a sparse sketch requires"),
         ({"sketched": np.zeros((2, 512), np.float32)}, r"shape \(2, 512\).*\[B=2, d=256\]"),
         ({"sketched": np.zeros((2, 256))}, "sketched is float64"),
         ({"sketched": None}, "sketched is None but sketch is given"),

@@ -1,10 +1,9 @@
-// Runs CUDA kernels on a CPU, unmodified: what stands in for the toolkit's header when g++ compiles a .cu
-// file.
+// Runs unmodified CUDA kernels on a CPU. This header replaces the toolkit's when g++ compiles a .cu file.
 //
-// The threads of a block are fibres on one thread of the processor. Each runs until it waits, at a barrier of
-// the block or at a shuffle of its warp, and then the next one does; blocks run one after the other. A kernel
-// that lacks a barrier gives another result when the threads take turns in the opposite order
-// (simt::descending), and one whose threads do not all come to a barrier ends the program.
+// The threads of a block are fibres on one thread of the processor. Each fibre runs until it waits at a
+// barrier of the block or at a shuffle of its warp; then the next fibre runs. Blocks run one after the other.
+// A kernel that lacks a barrier gives another result when the fibres take turns in the opposite order
+// (simt::descending). A kernel whose threads do not all reach a barrier aborts the program.
 #pragma once
 
 #include <ucontext.h>
@@ -42,7 +41,7 @@ inline cudaError_t last_error = cudaSuccess;
 inline bool descending = false;
 constexpr std::size_t kStack = 1 << 16, kWarp = 32;
 
-// What a group of threads waits at.
+// A barrier that a group of threads waits at.
 struct Barrier {
   unsigned waiting = 0, passed = 0;
 };
@@ -52,7 +51,7 @@ struct Fibre {
   std::unique_ptr<char[]> stack{new char[kStack]};
   bool done = false;
   unsigned shuffles = 0;
-  double given[2];  // two, since a thread may be at its next shuffle while others have yet to read this one
+  double given[2];  // two, because a thread may reach its next shuffle before the others have read this one
   void* fake_stack = nullptr;
 };
 
@@ -61,10 +60,10 @@ inline std::vector<Barrier> warps;
 inline Barrier block;
 inline ucontext_t scheduler;
 inline std::size_t current = 0, threads = 0;
-inline bool moved = false;  // whether anything happened since the threads last took turns
+inline bool moved = false;  // whether a thread ended or a barrier opened in this round of turns
 inline const std::function<void()>* body = nullptr;
 
-// AddressSanitizer must know which stack it is on.
+// AddressSanitizer must be told about every switch of stacks.
 inline void leave(void** fake_stack, const void* bottom, std::size_t size) {
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_start_switch_fiber(fake_stack, bottom, size);

@@ -1,4 +1,4 @@
-// The CUDA launcher and kernels as a library for ctypes, run on a CPU by tests/simt/cuda_runtime.h.
+// The CUDA launcher and kernels as a library for ctypes. tests/simt/cuda_runtime.h runs them on a CPU.
 #include <cstring>
 #include <exception>
 #include <memory>
@@ -9,13 +9,13 @@ using namespace clusterucb;
 
 namespace {
 
-Segment segment_of(std::int64_t samples, std::int64_t size, std::int64_t offset, std::int64_t count,
+Segment segment_of(std::int64_t samples, std::int64_t size, std::int64_t offset, std::int64_t n_directions,
                    std::int64_t dimension, int blocks) {
   Segment segment{};
   segment.samples = samples;
   segment.size = size;
   segment.offset = offset;
-  segment.count = count;
+  segment.n_directions = n_directions;
   segment.sketch.dimension = dimension;
   segment.sketch.blocks = blocks;
   return segment;
@@ -23,22 +23,23 @@ Segment segment_of(std::int64_t samples, std::int64_t size, std::int64_t offset,
 
 }  // namespace
 
-// Where threads take turns from the last to the first.
+// Makes threads take turns from the last to the first, or again from the first to the last.
 extern "C" void simt_descending(int descending) { simt::descending = descending; }
 
 extern "C" std::int64_t simt_workspace_bytes(std::int64_t samples, std::int64_t size, std::int64_t offset,
-                                             std::int64_t count, std::int64_t dimension, int blocks) {
-  return workspace_bytes(segment_of(samples, size, offset, count, dimension, blocks));
+                                             std::int64_t n_directions, std::int64_t dimension, int blocks) {
+  return workspace_bytes(segment_of(samples, size, offset, n_directions, dimension, blocks));
 }
 
-// Returns 0, or 1 and a message. m, v and the directions are at the segment's offset already.
+// Returns 0, or 1 with a message if the launch failed. m, v and the directions already point at the segment's
+// offset.
 extern "C" int simt_accumulate(const void* gradient, int dtype, const float* m, const float* v,
                                const float* directions, std::int64_t samples, std::int64_t size,
-                               std::int64_t offset, std::int64_t count, std::int64_t stride, int kind,
+                               std::int64_t offset, std::int64_t n_directions, std::int64_t stride, int kind,
                                const float* constants, std::int64_t dimension, int blocks,
                                const std::uint32_t* keys, double* norm2, double* products, float* sketched,
                                char* message, std::size_t message_size) {
-  Segment segment = segment_of(samples, size, offset, count, dimension, blocks);
+  Segment segment = segment_of(samples, size, offset, n_directions, dimension, blocks);
   segment.gradient = gradient;
   segment.dtype = static_cast<Dtype>(dtype);
   segment.m = m;
@@ -54,7 +55,8 @@ extern "C" int simt_accumulate(const void* gradient, int dtype, const float* m, 
   segment.norm2 = norm2;
   segment.products = products;
   segment.sketched = sketched;
-  // Exactly what was asked for, of NaN, so that what is read before it is written shows.
+  // The workspace has exactly the size that workspace_bytes returns and is filled with NaN, so that a read
+  // before a write shows in the results.
   const auto bytes = static_cast<std::size_t>(workspace_bytes(segment));
   const std::unique_ptr<char[]> workspace(new char[bytes]);
   std::memset(workspace.get(), 0xff, bytes);
@@ -67,18 +69,18 @@ extern "C" int simt_accumulate(const void* gradient, int dtype, const float* m, 
   return 0;
 }
 
-// Where the next launch fails.
+// Makes the next launch fail.
 extern "C" void simt_fail() { simt::last_error = cudaErrorInvalidConfiguration; }
 
 namespace {
 
-// Turns 64 numbers round by way of shared memory; wrongly without the first barrier.
+// Reverses 64 numbers through shared memory. Without the first barrier the result is wrong.
 __global__ void turn_round(int* numbers, bool first, bool second) {
   __shared__ int kept[64];
   kept[threadIdx.x] = numbers[threadIdx.x];
   if (first) __syncthreads();
   numbers[threadIdx.x] = kept[63 - threadIdx.x];
-  if (second && threadIdx.x < 32) __syncthreads();  // others never come
+  if (second && threadIdx.x < 32) __syncthreads();  // the other threads never reach it
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The launcher of the CUDA kernels. It allocates nothing and waits for nothing.
+// Launches the CUDA kernels, without allocating memory and without waiting for the device.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -9,12 +9,12 @@
 
 namespace clusterucb {
 
-// Bytes of device memory that a segment's pass needs, by its sizes alone.
+// Returns how many bytes of device memory a segment's pass needs. Only the segment's sizes matter.
 std::int64_t workspace_bytes(const Segment& segment);
 
-// Runs the pass over a segment whose pointers are the current device's, on `stream`. `workspace` has
-// workspace_bytes(segment) bytes at a multiple of 16, and is free again once the stream has passed. Throws
-// std::runtime_error where a kernel cannot be launched.
+// Runs the pass over a segment on `stream`. The segment's pointers belong to the current device. `workspace`
+// has workspace_bytes(segment) bytes, at an address that is a multiple of 16, and may be reused once the
+// stream has completed the pass. Throws std::runtime_error if a kernel cannot be launched.
 void accumulate_cuda(const Segment& segment, void* workspace, cudaStream_t stream);
 
 }  // namespace clusterucb

@@ -1,9 +1,9 @@
-// The keyed hash behind the sketch: a counter and a key in, 32 bits out, the same on every machine.
+// The keyed hash of the sketch. It maps a counter and a key to 32 bits, the same on every machine.
 //
-// Two mixing rounds over 32-bit words (the multipliers are those of Wellons' lowbias32 and triple32), a key
-// word before each. 32-bit multiplications are what both AVX2 and GPUs have; a counter-based Philox costs
-// three times as much where only eight bits of its 128 are used. Keys come from a 64-bit mix of seed and
-// purpose, so that neighbouring seeds have nothing in common.
+// The hash has two mixing rounds over 32-bit words, with a key word before each. The multipliers are those of
+// Wellons' lowbias32 and triple32. It uses 32-bit multiplications because both AVX2 and GPUs have them. A
+// counter-based Philox would cost three times as much, since only eight of its 128 bits would be used. Keys
+// come from a 64-bit mix of seed and purpose, so that the keys of neighbouring seeds are unrelated.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ struct Key {
   std::uint32_t first, second;
 };
 
-// Steps of the hash that AVX2 repeats on eight counters at a time.
+// The steps of the hash. The vector kernels apply them to eight or sixteen counters at a time.
 template <typename Word>
 CLUSTERUCB_HD Word mix_first(Word x) {
   x = x ^ (x >> 16);
@@ -37,7 +37,7 @@ CLUSTERUCB_HD Word mix_second(Word x) {
   return x ^ (x >> 14);
 }
 
-// What the high word of a counter and the key's second word add between the two mixes.
+// Returns the word to add between the two mixes, from the counter's high word and the key's second word.
 CLUSTERUCB_HD std::uint32_t between(std::uint64_t counter, Key key) {
   return static_cast<std::uint32_t>(counter >> 32) * 0x9e3779b9u + key.second;
 }

@@ -1,4 +1,4 @@
-// What the kernels take: raw pointers and sizes. Whoever calls them has checked shapes and bounds.
+// The kernels and their arguments: raw pointers and sizes. The caller has checked shapes and bounds.
 #pragma once
 
 #include <cstdint>
@@ -19,18 +19,19 @@ struct Segment {
   const float* directions;  // [S, stride], at the segment's offset; null when S is 0
   std::int64_t samples;     // B
   std::int64_t size;        // n
-  std::int64_t offset;  // of the segment in the flat space; a multiple of 8 where there is a sparse sketch
-  std::int64_t count;   // S
-  std::int64_t stride;  // P, floats from one direction to the next
+  std::int64_t offset;  // where the segment begins in the flat space; with a sparse sketch, a multiple of 8
+  std::int64_t n_directions;  // S
+  std::int64_t stride;        // P, floats from one direction to the next
   Kind kind;
   Constants constants;
   Sketch sketch;
-  double* norm2;     // [B], added to
-  double* products;  // [B, S], added to
-  float* sketched;   // [B, d], added to; not scaled
+  double* norm2;     // [B], squared norms; the pass adds to them
+  double* products;  // [B, S], inner products; the pass adds to them
+  float* sketched;   // [B, d], unscaled sketches; the pass adds to them
 };
 
-// Elements [begin, end) of a segment, and what their contributions are added to; laid out like the segment's.
+// The elements [begin, end) of a segment, and the sums that they are added to, in the layout of the segment's
+// sums.
 struct Range {
   std::int64_t begin, end;
   double *norm2, *products;
@@ -41,9 +42,11 @@ void accumulate_generic(const Segment& segment, const Range& range);
 void accumulate_avx2(const Segment& segment, const Range& range);
 void accumulate_avx512(const Segment& segment, const Range& range);
 
-// Runs the fastest kernel of this machine, or the one that CLUSTERUCB_SIMD names (generic, avx2, avx512),
-// on up to `threads` threads. The result does not depend on their number.
+// Runs the fastest kernel that this machine can run, or the kernel that CLUSTERUCB_SIMD names (generic, avx2,
+// avx512), on up to `threads` threads. The result does not depend on the number of threads.
 void accumulate(const Segment& segment, int threads);
+
+// Returns the name of the kernel that accumulate runs.
 const char* simd();
 
 }  // namespace clusterucb

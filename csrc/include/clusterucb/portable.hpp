@@ -1,8 +1,8 @@
-// What lets one header serve the C++ compiler and nvcc.
+// Defines CLUSTERUCB_HD, which lets both the C++ compiler and nvcc compile the same header.
 #pragma once
 
-// Internal linkage on the host: each translation unit is compiled for its own instruction set and keeps its
-// own copy, so that the linker can never put code with AVX2 where it must run everywhere.
+// Functions have internal linkage on the host. Each translation unit is compiled for its own instruction set
+// and keeps its own copy, so that the linker can never pick an AVX2 copy for code that must run everywhere.
 #ifdef __CUDACC__
 #define CLUSTERUCB_HD static inline __host__ __device__
 #else

@@ -1,7 +1,8 @@
-// The map from a gradient element to an update element; python/clusterucb/reference.py has the formulas.
+// The preconditioner: maps a gradient element to an update element. The formulas are in
+// python/clusterucb/kernels/reference.py.
 //
-// What does not depend on the sample is computed once for all samples of a batch (`prepare`), the rest for
-// each of them (`precondition`). Both are written once, for a float and for a vector of floats.
+// The terms that do not depend on the sample are computed once for all samples of a batch (`moment_terms`),
+// and the rest for each sample (`precondition`). Both are written once, for floats and for vectors of floats.
 #pragma once
 
 #include <cmath>
@@ -12,9 +13,9 @@ namespace clusterucb {
 
 enum class Kind : int { adam_less = 0, adam = 1, second_moment = 2, sgd = 3 };
 
-// Factors of a formula, computed in double precision by the caller and rounded once. The Adam formulas are
-// divided by the root of (1 - beta2) above and below the line, which leaves one multiplication less for each
-// element:
+// The constants of a formula. The caller computes them in double precision and rounds once. In the Adam
+// formulas, numerator and denominator are divided by the root of (1 - beta2), which saves one multiplication
+// for each element:
 //   adam_less      (first * g + a) / sqrt(g * g + b)           a = from_m * m, b = from_v * v + eps
 //   adam           (first * g + a) / (sqrt(g * g + b) + eps)   a = from_m * m, b = from_v * v
 //   second_moment  g * a                                       a = 1 / (sqrt(from_v * v) + eps)
@@ -22,7 +23,7 @@ struct Constants {
   float first, from_m, from_v, eps;
 };
 
-// std::fma is a slow library call where the instruction may be missing.
+// std::fma is not used: it is a slow library call if the instruction may be missing.
 CLUSTERUCB_HD float fused_multiply_add(float a, float b, float c) {
 #ifdef __CUDA_ARCH__
   return __fmaf_rn(a, b, c);
@@ -32,9 +33,10 @@ CLUSTERUCB_HD float fused_multiply_add(float a, float b, float c) {
 }
 
 #ifdef __CUDA_ARCH__
-// On a GPU roots and divisions that round correctly take some 20 instructions and a branch. These start from
-// the hardware's estimates, whose errors are below 2^-22, and refine them once: the errors that are left are
-// of the last rounding. As in the AVX2 kernels, what is not a normal number has no reciprocal root.
+// On a GPU, correctly rounded roots and divisions take some 20 instructions and a branch. The functions below
+// start from the hardware's estimates, whose errors are below 2^-22, and refine them once, so that only the
+// error of the last rounding remains. As in the AVX2 kernels, there is no reciprocal root of a number that is
+// not normal.
 CLUSTERUCB_HD float estimate_of_reciprocal(float a) {
   float estimate;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(estimate) : "f"(a));
@@ -67,13 +69,14 @@ CLUSTERUCB_HD Float divide(Float a, Float b) {
 }
 #endif
 
+// The terms of a formula that depend on the moments but not on the sample: a and b of the formulas above.
 template <typename Float>
-struct Prepared {
+struct MomentTerms {
   Float a, b;
 };
 
 template <Kind kind, typename Float>
-CLUSTERUCB_HD Prepared<Float> prepare(Float m, Float v, const Constants& c) {
+CLUSTERUCB_HD MomentTerms<Float> moment_terms(Float m, Float v, const Constants& c) {
   const Float eps = Float(c.eps);
   if constexpr (kind == Kind::adam_less)
     return {Float(c.from_m) * m, fused_multiply_add(Float(c.from_v), v, eps)};
@@ -84,11 +87,11 @@ CLUSTERUCB_HD Prepared<Float> prepare(Float m, Float v, const Constants& c) {
 }
 
 template <Kind kind, typename Float>
-CLUSTERUCB_HD Float precondition(Float g, const Prepared<Float>& prepared, const Constants& c) {
+CLUSTERUCB_HD Float precondition(Float g, const MomentTerms<Float>& terms, const Constants& c) {
   if constexpr (kind == Kind::sgd) return g;
-  if constexpr (kind == Kind::second_moment) return g * prepared.a;
-  const Float first = fused_multiply_add(Float(c.first), g, prepared.a);
-  const Float second = fused_multiply_add(g, g, prepared.b);
+  if constexpr (kind == Kind::second_moment) return g * terms.a;
+  const Float first = fused_multiply_add(Float(c.first), g, terms.a);
+  const Float second = fused_multiply_add(g, g, terms.b);
   if constexpr (kind == Kind::adam_less) return over_root(first, second);
   return divide(first, square_root(second) + Float(c.eps));
 }

@@ -1,4 +1,4 @@
-// The half-precision formats of gradients, and how each becomes the float that it stands for, exactly.
+// The half-precision formats of gradients, and their exact conversion to floats.
 #pragma once
 
 #include <cstdint>
@@ -28,14 +28,15 @@ CLUSTERUCB_HD float widen(BFloat16 value) {
 
 CLUSTERUCB_HD float widen(Float16 value) {
 #ifdef __CUDA_ARCH__
-  float result;  // one instruction in place of the six below
+  float result;  // one instruction instead of the six below
   asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value.bits));
   return result;
 #else
   const std::uint32_t sign = static_cast<std::uint32_t>(value.bits & 0x8000u) << 16;
   const std::uint32_t rest = value.bits & 0x7fffu;
   if (rest >= 0x7c00u) return bits_to_float(sign | 0x7f800000u | (rest & 0x3ffu) << 13);  // infinity or NaN
-  // As a float's exponent and mantissa it is 2^112 too small, also where it is subnormal.
+  // Read as a float's exponent and mantissa, the value is too small by a factor of 2^112, even if it is
+  // subnormal.
   return bits_to_float(sign | rest << 13) * 0x1p112f;
 #endif
 }
