@@ -11,7 +11,7 @@ CSRC := CMakeLists.txt $(wildcard csrc/*/*.* csrc/include/clusterucb/*.hpp)
 CLANG_FORMATTED := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh csrc/include/clusterucb/*.hpp tests/simt/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench-strategies bench-replay bench-gradients gpu-check wheel clean
+.PHONY: help setup demo test docs lint format bench-strategies bench-replay bench-gradients gpu-check wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -23,6 +23,9 @@ demo: setup  ## select data for a real model from a real pool (under 5 minutes a
 
 test: setup  ## run every test
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+docs: setup $(VENV)/.docs  ## build the documentation into build/docs, where every warning is an error
+	$(BIN)/python -m sphinx -n -W --keep-going -q docs build/docs $(ARGS)
 
 lint: setup $(VENV)/.lint  ## check style (ruff, clang-format), types (mypy --strict) and layers (tests/structure.py)
 	$(BIN)/python tests/structure.py
@@ -78,6 +81,10 @@ $(PEERS)/.installed: pyproject.toml constraints/peers.txt $(CSRC) $(PEERS)/.torc
 	$(PEERS_PIP) install -q $(PIP_ARGS) -c constraints/cpu.txt --group build
 	PATH="$(CURDIR)/$(PEERS)/bin:$$PATH" $(PEERS_PIP) install -q $(PIP_ARGS) -c constraints/cpu.txt --no-build-isolation -C build-dir=build/peers -e '.[demo]' datasets
 	$(PEERS_PIP) install -q $(PIP_ARGS) --no-deps -r constraints/peers.txt
+	touch $@
+
+$(VENV)/.docs: pyproject.toml $(VENV)/.installed
+	$(PIP) install -q $(PIP_ARGS) -c constraints/cpu.txt --group docs
 	touch $@
 
 $(VENV)/.lint: pyproject.toml $(VENV)/.torch

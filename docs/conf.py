@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from docutils.utils.math import latex2mathml
@@ -36,11 +37,12 @@ nb_execution_mode = "cache"
 nb_execution_cache_path = str(ROOT / "build" / "notebooks")
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+nb_output_stderr = "remove"
 
 # The public names, documented where `clusterucb` itself has them: the modules behind it may move.
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings give shapes, which types cannot
-autodoc_preserve_defaults = True
+napoleon_attr_annotations = False
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
@@ -48,6 +50,13 @@ python_maximum_signature_line_length = 88
 add_module_names = False
 default_role = "py:obj"  # `UCB` in a docstring
 nitpicky = True
+nitpick_ignore_regex = [
+    ("py:class", r"[fi](16|32|64)|bool|[A-Z]"),  # shapes, where a property says them first: f64[K]
+    # Internal names in docstrings of public ones.
+    ("py:obj", r"clusterucb\.(engine|jobs|options|features|kernels|samples|report|run|progress)\..*"),
+    ("py:obj", "ESTIMATES|FORWARD|Policy.batches|Preconditioner|Sketch|Strategies.make|expected_draws|fit_samples|similar_by"),
+    ("py:obj", r"torch\..*"),
+]
 
 # Look
 html_theme = "pydata_sphinx_theme"
@@ -111,6 +120,40 @@ def shorten(
     return str(inspect.Signature([*kept, options])), returns
 
 
+def split_attributes(*arguments: Any) -> None:
+    """Give each of the attributes that share a description, ``low, high: ends of it``, the description."""
+    lines: list[str] = arguments[-1]
+    found: list[str] = []
+    pair: list[str] = []
+    inside = False
+    for line in [*(line.replace(", **options:", ", options:") for line in lines), ""]:
+        indent = len(line) - len(line.lstrip())
+        if not line.strip() or indent <= 4:
+            for name in re.split(r",\s*", pair[0].partition(":")[0].strip()) if pair else ():
+                found += [f"    {name}:{pair[0].partition(':')[2]}", *pair[1:]]
+            pair = []
+        if not indent and line.strip():
+            inside = line.strip() == "Attributes:"
+        if inside and (pair or re.match(r"    \w+(, \w+)+:", line)):
+            pair.append(line)
+        else:
+            found.append(line)
+    lines[:] = found[:-1]
+
+
+def public(app: Sphinx, env, node: nodes.Element, content: nodes.Node) -> nodes.Node | None:
+    """Resolve a reference to a public name by any other path, such as that of the module behind it."""
+    words = node.get("reftarget", "").split(".")
+    first = next((at for at, word in enumerate(words) if word in clusterucb.__all__), None)
+    if node.get("refdomain") != "py" or first is None:
+        return None
+    name = ".".join(["clusterucb", *words[first:]])
+    domain, at = env.get_domain("py"), node.get("refdoc")
+    if name not in domain.objects or name == node["reftarget"]:
+        return None
+    return domain.resolve_xref(env, at, app.builder, "obj", name, node, content)
+
+
 def mathml(display: bool):
     """Return what writes formulas as MathML, which browsers draw without a script."""
 
@@ -126,4 +169,6 @@ def setup(app: Sphinx) -> None:
     """Connect all that."""
     app.connect("source-read", include_pages)
     app.connect("autodoc-process-signature", shorten)
+    app.connect("autodoc-process-docstring", split_attributes, priority=400)  # before napoleon
+    app.connect("missing-reference", public)
     app.add_html_math_renderer("mathml", (mathml(False), None), (mathml(True), None))

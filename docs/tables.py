@@ -1,6 +1,7 @@
 """Directives that take tables from the code, so that a page never says what an option was.
 
     {options} select              the options of a command, a table for each group
+    {options} compare select      those that a command has and another has not
     {takers}                      which command takes which options
     {strategies} policy           the installed strategies of a kind
     {environment}                 the variables of the environment that are read
@@ -19,7 +20,7 @@ import clusterucb
 from clusterucb import plugins
 from clusterucb.cli.commands import app as commands
 
-COMMANDS = ("select", "plan", "sketch", "compare", "doctor")
+COMMANDS = ("select", "sketch", "compare", "doctor")
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -48,10 +49,13 @@ def row(one) -> list[str]:
     return [names, " ".join((one.parameter.help or "").split()), default(one)]
 
 
-def groups(command: str) -> dict[str, list]:
-    """Return the arguments of a command by group."""
+def groups(command: str, beside: str = "") -> dict[str, list]:
+    """Return the arguments of a command by group, without those that another command has, too."""
+    known = {one.names[0] for one in arguments(beside)} if beside else set()
     found: dict[str, list] = {}
     for one in arguments(command):
+        if one.names[0] in known:
+            continue
         name = one.parameter.group[0].name if one.parameter.group else "Parameters"
         found.setdefault("Files" if name in ("Arguments", "Parameters") else name, []).append(one)
     return found
@@ -60,7 +64,7 @@ def groups(command: str) -> dict[str, list]:
 class Generated(SphinxDirective):
     """A directive whose content is Markdown that `text` makes."""
 
-    optional_arguments = 1
+    optional_arguments = 2
 
     def run(self) -> list[nodes.Node]:
         """Return the nodes."""
@@ -74,9 +78,9 @@ class Generated(SphinxDirective):
 class Options(Generated):
     """The options of a command, a table for each group."""
 
-    def text(self, command: str) -> Iterator[str]:
+    def text(self, command: str, beside: str = "") -> Iterator[str]:
         """Yield the tables."""
-        for name, members in groups(command).items():
+        for name, members in groups(command, beside).items():
             yield f"\n**{name}**\n"
             yield table(["option", "what it does", "default"], map(row, members))
 

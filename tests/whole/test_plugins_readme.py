@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from types import ModuleType
 
@@ -14,44 +10,28 @@ import pytest
 
 import clusterucb
 from clusterucb import clusterers, features, hookspecs, policies, testing
-from helpers.tiny import rows, write_model, write_rows
+from helpers.pages import blocks, furnish, run
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 PAGE = (PLUGINS / "README.md").read_text()
-BLOCKS = [
-    (language, textwrap.dedent(block))
-    for language, block in re.findall(r"^ *```(\w+)\n(.*?)^ *```", PAGE, flags=re.M | re.S)
-]
+BLOCKS = blocks(PLUGINS / "README.md")
 
 
 def test_the_page_followed_from_top_to_bottom(tmp_path):
-    write_model(tmp_path / "path" / "to" / "model")
-    write_rows(tmp_path / "pool.jsonl", rows(60))
-    write_rows(tmp_path / "dev.jsonl", rows(6, seed=4))
+    furnish(tmp_path)
     (site := tmp_path / "site").mkdir()
-    environment = {
-        **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    # Into a folder of this test, with what is there already.
+    into = {
         "PYTHONPATH": str(site),
         "PYTHONDONTWRITEBYTECODE": "1",
-        # Into a folder of this test, with what is there already.
         "PIP_TARGET": str(site),
         "PIP_UPGRADE": "1",
         "PIP_NO_DEPS": "1",
         "PIP_NO_INDEX": "1",
     }
-    for language, block in BLOCKS:
-        if language == "bash":
-            block = block.replace("pip wheel", "env -u PIP_TARGET -u PIP_UPGRADE pip wheel")
-            command = ["bash", "-e", "-c", block]
-            done = subprocess.run(
-                command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
-        else:
-            path = tmp_path / block.partition("\n")[0].removeprefix("# ")
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(block)
+    for block in BLOCKS:
+        text = block.text.replace("pip wheel", "env -u PIP_TARGET -u PIP_UPGRADE pip wheel")
+        run(block._replace(text=text), tmp_path, **into)
     assert (tmp_path / "runs" / "greedy" / "selected.jsonl").read_bytes()
     compared = (tmp_path / "runs" / "compared" / "comparison.json").read_text()
     assert "optimist[weight=0.9]" in compared
