@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 from pathlib import Path
@@ -11,15 +12,18 @@ from typing import Any
 from docutils import nodes
 from docutils.utils.math import latex2mathml
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 
 import clusterucb
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path.insert(0, str(HERE))  # for `tables`
+os.environ["CLUSTERUCB_CACHE_LIMIT"] = "0"  # notebooks neither use nor fill the user's cache
 
 project = "clusterucb"
-author = copyright = "the clusterucb developers"
+author = "the clusterucb developers"
+project_copyright = author
 version = release = clusterucb.__version__
 extensions = [
     "sphinx.ext.autodoc",
@@ -54,7 +58,10 @@ nitpick_ignore_regex = [
     ("py:class", r"[fi](16|32|64)|bool|[A-Z]"),  # shapes, where a property says them first: f64[K]
     # Internal names in docstrings of public ones.
     ("py:obj", r"clusterucb\.(engine|jobs|options|features|kernels|samples|report|run|progress)\..*"),
-    ("py:obj", "ESTIMATES|FORWARD|Policy.batches|Preconditioner|Sketch|Strategies.make|expected_draws|fit_samples|similar_by"),
+    (
+        "py:obj",
+        r"ESTIMATES|Policy\.batches|Strategies\.make|expected_draws|fit_samples|similar_by",
+    ),
     ("py:obj", r"torch\..*"),
 ]
 
@@ -69,16 +76,25 @@ html_theme_options = {
     "logo": {"text": "clusterucb"},
     "navbar_align": "left",
     "navbar_end": ["theme-switcher"],
-    "header_links_before_dropdown": 8,
+    "header_links_before_dropdown": 9,
+    "navbar_persistent": ["search-button"],
     "secondary_sidebar_items": ["page-toc"],
     "show_toc_level": 2,
     "navigation_with_keys": False,
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars = {name: [] for name in ("index", "get-started", "select", "compare", "plugins")} | {
-    name: [] for name in ("production", "how-it-works", "benchmarks")
-}
+_WITHOUT_SIDEBAR = (
+    "index",
+    "get-started",
+    "select",
+    "compare",
+    "plugins",
+    "production",
+    "how-it-works",
+    "benchmarks",
+)
+html_sidebars = {name: [] for name in (*_WITHOUT_SIDEBAR, "notebooks/*")}
 
 _MANY = 25  # parameters: the options of a job are listed in tables, not in signatures
 _INCLUDED = re.compile(r"^<!-- include (\S+) -->$", re.M)
@@ -106,10 +122,9 @@ def include_pages(_: Sphinx, __: str, source: list[str]) -> None:
     source[0] = _INCLUDED.sub(lambda match: included(match[1]), source[0])
 
 
-def shorten(
-    _: Sphinx, what: str, __: str, found: object, ___: object, signature: str | None, returns: str | None
-) -> tuple[str | None, str | None] | None:
+def shorten(*arguments: Any) -> tuple[str, str | None] | None:
     """Leave the options of a job out of its signature."""
+    _, what, _, found, _, _, returns = arguments
     if what != "function" or len(inspect.signature(found).parameters) < _MANY:
         return None
     codes = (found.__code__, inspect.unwrap(found).__code__)
@@ -171,4 +186,7 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-signature", shorten)
     app.connect("autodoc-process-docstring", split_attributes, priority=400)  # before napoleon
     app.connect("missing-reference", public)
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"  # as the docstrings call them
     app.add_html_math_renderer("mathml", (mathml(False), None), (mathml(True), None))

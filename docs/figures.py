@@ -50,7 +50,7 @@ def store() -> dict[str, Any]:
 
 
 def recorded(pool: str) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Return the features of a recorded pool, its scores f64[N, S] for the first target, and the best 5 %, best first."""
+    """Return a recorded pool's features, its scores f64[N, S] for the first target, and its best 5 %, best first."""
     found = np.load(RECORDED / f"{pool}.npz")
     scores = found["scores"][:, np.argsort(found["subtasks"])[:3]].astype(np.float64)
     best = np.argsort(-scores.max(axis=1), kind="stable")[: len(scores) // 20]
@@ -95,7 +95,16 @@ def draw_store(plt: Any, numbers: dict[str, Any]) -> Any:
     for panel, (pool, title) in zip(panels, POOLS.items(), strict=True):
         for known, colour in (("a store", "#047857"), ("nothing known", COLOURS["surrogate"])):
             label = {"a store": "with a gradient store", "nothing known": "without"}[known]
-            panel.plot(share, numbers["recall"][pool][known], "o-", color=colour, lw=2, ms=4, label=label, clip_on=False)
+            panel.plot(
+                share,
+                numbers["recall"][pool][known],
+                "o-",
+                color=colour,
+                lw=2,
+                ms=4,
+                label=label,
+                clip_on=False,
+            )
         panel.set_title(title)
         _axes(panel, "gradients for this target")
         panel.set_xticks([5, 7.5, 10, 20], ["5 %", "", "10 %", "20 %"])
@@ -106,7 +115,7 @@ def draw_store(plt: Any, numbers: dict[str, Any]) -> Any:
 
 def draw_arms(plt: Any, _: dict[str, Any]) -> Any:
     """Draw the rewards of every cluster of the diverse pool, the best samples marked."""
-    features, scores, best = recorded("diverse")
+    _, scores, best = recorded("diverse")
     found = searched("diverse", cu.UCB())
     rewards, labels = scores.max(axis=1), found.labels
     n_arms = labels.max() + 1
@@ -120,7 +129,12 @@ def draw_arms(plt: Any, _: dict[str, Any]) -> Any:
     panel.vlines(place, low, high, color="#cbd5e1", lw=2.4, label="middle 80 % of a cluster's scores")
     panel.plot(place, mean, "_", color=INK, ms=3.5, label="mean of a cluster")
     panel.plot(
-        place[labels[best]], rewards[best], ".", color=COLOURS["surrogate"], ms=4.5, label="the best 5 % of the pool"
+        place[labels[best]],
+        rewards[best],
+        ".",
+        color=COLOURS["surrogate"],
+        ms=4.5,
+        label="the best 5 % of the pool",
     )
     _axes(panel, f"{n_arms} clusters, by mean + deviation of their scores")
     panel.set_ylim(rewards.min() * 1.05, rewards.max() * 1.05)
@@ -199,7 +213,9 @@ def draw_loop(plt: Any, _: dict[str, Any]) -> Any:
     back = {**arrow, "connectionstyle": "arc3,rad=-0.4"}
     panel.annotate("", (middles[3], 0.75), (middles[4], 0.75), arrowprops=back)
     said = {"ha": "center", "va": "center"}
-    panel.text((middles[3] + middles[4]) / 2, 0.16, "scores come back, until the budget is spent", color=INK, **said)
+    panel.text(
+        (middles[3] + middles[4]) / 2, 0.16, "scores come back, until the budget is spent", color=INK, **said
+    )
     panel.text(middles[1], 1.68, "cheap: takes no gradient", color="#475569", **said)
     panel.text(middles[4], 1.68, "what the budget counts", color=COLOURS["surrogate"], **said)
     panel.set_xlim(-half - 0.05, middles[-1] + half + 0.05)

@@ -1,15 +1,16 @@
 """Directives that take tables from the code, so that a page never says what an option was.
 
-    {options} select              the options of a command, a table for each group
-    {options} compare select      those that a command has and another has not
-    {takers}                      which command takes which options
-    {strategies} policy           the installed strategies of a kind
-    {environment}                 the variables of the environment that are read
+- ``{options} select``: the options of a command, a table for each group;
+- ``{options} compare select``: those that a command has and another has not;
+- ``{takers}``: which command takes which options;
+- ``{strategies} policy``: the installed strategies of a kind;
+- ``{environment}``: the variables of the environment that are read.
 """
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator
 
 from docutils import nodes
@@ -38,7 +39,7 @@ def arguments(command: str) -> list:
 def default(one) -> str:
     """Return the default of an argument as it is typed."""
     value = one.field_info.default
-    if value in (None, (), False):
+    if value is None or value is False or value == ():
         return ""
     return "required" if value is inspect.Parameter.empty else f"`{value}`"
 
@@ -46,7 +47,8 @@ def default(one) -> str:
 def row(one) -> list[str]:
     """Return the row of an option: how it is spelt, what it does, its default."""
     names = ", ".join(f"`{name}`" for name in one.names)
-    return [names, " ".join((one.parameter.help or "").split()), default(one)]
+    help_ = " ".join((one.parameter.help or "").split())
+    return [names, re.sub(r"(?<!`)--[a-z-]+", r"`\g<0>`", help_), default(one)]
 
 
 def groups(command: str, beside: str = "") -> dict[str, list]:
