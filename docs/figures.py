@@ -57,7 +57,7 @@ def recorded(pool: str) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     return {name: found[name].astype(np.float32) for name in ("embedding", "length")}, scores, best
 
 
-def searched(pool: str, policy: cu.Policy, score: Any = None, **options: Any) -> Any:
+def searched(pool: str, policy: cu.Policy, score: Any = None, watch: Any = None) -> Any:
     """Return what a search with a fifth of the gradients finds on a recorded pool."""
     features, scores, best = recorded(pool)
     return cu.search(
@@ -65,10 +65,9 @@ def searched(pool: str, policy: cu.Policy, score: Any = None, **options: Any) ->
         score or scores.__getitem__,
         clusterer=cu.KMeans(),
         policy=policy,
-        budget=len(scores) // 5,
+        budget=cu.Budget(draws=len(scores) // 5, watch=watch),
         n_select=len(best),
-        batch_size=8,
-        **options,
+        schedule=cu.Schedule(batch_size=8),
     )
 
 
