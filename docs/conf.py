@@ -54,16 +54,8 @@ python_maximum_signature_line_length = 88
 add_module_names = False
 default_role = "py:obj"  # `UCB` in a docstring
 nitpicky = True
-nitpick_ignore_regex = [
-    ("py:class", r"[fi](16|32|64)|bool|[A-Z]"),  # shapes, where a property says them first: f64[K]
-    # Internal names in docstrings of public ones.
-    ("py:obj", r"clusterucb\.(engine|jobs|options|features|kernels|samples|report|run|progress)\..*"),
-    (
-        "py:obj",
-        r"ESTIMATES|Policy\.batches|Strategies\.make|expected_draws|fit_samples|similar_by",
-    ),
-    ("py:obj", r"torch\..*"),
-]
+# Shapes where a property says them first, as in "f64[K]: ...", which napoleon takes for a type.
+nitpick_ignore_regex = [("py:class", r"[fi](16|32|64)|bool|[A-Z]")]
 
 # Look
 html_theme = "pydata_sphinx_theme"
@@ -96,6 +88,7 @@ _WITHOUT_SIDEBAR = (
 )
 html_sidebars = {name: [] for name in (*_WITHOUT_SIDEBAR, "notebooks/*")}
 
+_PUBLIC_MODULES = ("errors", "hookspecs", "testing")
 _MANY = 25  # parameters: the options of a job are listed in tables, not in signatures
 _INCLUDED = re.compile(r"^<!-- include (\S+) -->$", re.M)
 _LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#)([^)#]*)(#[^)]*)?\)")
@@ -156,17 +149,21 @@ def split_attributes(*arguments: Any) -> None:
     lines[:] = found[:-1]
 
 
-def public(app: Sphinx, env, node: nodes.Element, content: nodes.Node) -> nodes.Node | None:
-    """Resolve a reference to a public name by any other path, such as that of the module behind it."""
-    words = node.get("reftarget", "").split(".")
+def public(app: Sphinx, env: Any, node: nodes.Element, content: nodes.Node) -> nodes.Node | None:
+    """Resolve a name in a docstring that the site has by another path, such as that of the module behind it.
+
+    Of others, those of public modules are mistakes; the rest are internal names, and shown as they are.
+    """
+    if node.get("refdomain") != "py" or node.get("reftype") != "obj":
+        return None
+    words = node["reftarget"].split(".")
     first = next((at for at, word in enumerate(words) if word in clusterucb.__all__), None)
-    if node.get("refdomain") != "py" or first is None:
-        return None
-    name = ".".join(["clusterucb", *words[first:]])
-    domain, at = env.get_domain("py"), node.get("refdoc")
-    if name not in domain.objects or name == node["reftarget"]:
-        return None
-    return domain.resolve_xref(env, at, app.builder, "obj", name, node, content)
+    if first is not None:
+        name = ".".join(["clusterucb", *words[first:]])
+        domain = env.get_domain("py")
+        if name in domain.objects:
+            return domain.resolve_xref(env, node.get("refdoc"), app.builder, "obj", name, node, content)
+    return None if words[:1] == ["clusterucb"] and words[1] in _PUBLIC_MODULES else content
 
 
 def mathml(display: bool):

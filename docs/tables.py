@@ -94,7 +94,8 @@ class Takers(Generated):
         """Yield the table."""
         taken = {name: {one.names[0] for one in arguments(name)} for name in COMMANDS}
         parameters = inspect.signature(clusterucb.score).parameters
-        taken["cu.score"] = {f"--{name.replace('_', '-')}" for name in parameters} | {"POOL..."}
+        taken["cu.score"] = {f"--{name.replace('_', '-')}" for name in parameters if name != "pool"}
+        taken["cu.score"].add("POOL...")
         every = dict.fromkeys(one.names[0] for command in COMMANDS for one in arguments(command))
         rows = ([f"`{name}`", *("●" if name in its else "" for its in taken.values())] for name in every)
         yield table(["", *(f"`{name}`" for name in taken)], rows)
