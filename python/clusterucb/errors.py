@@ -1,7 +1,7 @@
-"""The errors that a user can cause, all of one base class.
+"""Define the errors that a user can cause, all with one base class.
 
-Every message says what was got, what was expected and what to do. The command line prints a
-`ClusterUCBError` as one line and exits with 2; anything else that escapes is a bug and exits with 1.
+Every message says what was given, what was expected and what to do. The command line prints a `ClusterUCBError` as one
+line and exits with code 2. Any other exception that reaches the command line is a bug; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PACKAGE = str(Path(__file__).parent)
 
 
 class ClusterUCBError(Exception):
-    """Base class of everything that clusterucb raises on purpose."""
+    """Base class of all exceptions that clusterucb raises on purpose."""
 
 
 class OptionError(ClusterUCBError, ValueError):
@@ -37,7 +37,7 @@ class OptionError(ClusterUCBError, ValueError):
 
 
 class InputError(ClusterUCBError):
-    """A pool or target file cannot be read, or has no usable sample."""
+    """A pool or target file cannot be read or has no usable sample."""
 
 
 class ModelError(ClusterUCBError):
@@ -45,7 +45,7 @@ class ModelError(ClusterUCBError):
 
 
 class PluginError(ClusterUCBError):
-    """A plugin cannot be loaded, or a strategy breaks its contract."""
+    """A plugin cannot be loaded or a strategy breaks its contract."""
 
 
 class RunError(ClusterUCBError):
@@ -56,7 +56,7 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Check that a value is one of ``choices``.
 
     Raises:
-        OptionError: it is none.
+        OptionError: the value is not one of ``choices``.
     """
     if value not in choices:
         hint = did_you_mean(str(value), choices)
@@ -64,11 +64,11 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
 
 
 class ClusterUCBWarning(UserWarning):
-    """Something that a user should know, though the work goes on."""
+    """A problem that a user should know about but that does not stop the work."""
 
 
 def warn(message: str) -> None:
-    """Give a `ClusterUCBWarning` at the line that called this package."""
+    """Emit a `ClusterUCBWarning` that points to the line that called this package."""
     level, frame = 1, sys._getframe()
     outermost = level
     while frame := frame.f_back:  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are first used, so that starting the program stays fast."""
+"""Import a package's modules only when one of their names is first used, so that the program starts fast."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 def lazy_names(
     package: str, homes: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return the functions ``__getattr__`` and ``__dir__`` of a package.
+    """Return the functions ``__getattr__`` and ``__dir__`` for a package.
 
     Args:
-        package: its name, ``__name__``.
-        homes: the names that each of its modules provides.
+        package: the package's ``__name__``.
+        homes: for each module of the package, the names that it provides.
     """
     home_of = {name: module for module, names in homes.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""The version of this package, and those of the packages it uses."""
+"""Look up the versions of this package and of the packages that it uses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _RECORDED = ("numpy", "torch", "transformers", "peft")
 
 
 def version_of(package: str) -> str | None:
-    """Return the version of an installed package; None where it is not installed."""
+    """Return the version of a package, or None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -18,7 +18,7 @@ def version_of(package: str) -> str | None:
 
 
 def recorded_versions() -> dict[str, str]:
-    """Return the versions that a manifest records: Python and the libraries that decide about numbers."""
+    """Return the versions that a manifest records: Python and the libraries that affect the computed numbers."""
     found = {package: version_of(package) for package in _RECORDED}
     return {
         "python": platform.python_version(),

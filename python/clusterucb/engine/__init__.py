@@ -1,7 +1,7 @@
-"""The bandit loop, and the contracts of what it calls. It needs numpy alone.
+"""Run the bandit loop and define the contracts of the strategies that it calls. The only dependency is numpy.
 
 `search` (in `clusterucb.engine.loop`) spends a `Budget` of draws on a pool. A `Clusterer` makes the arms, a `Policy`
-decides what is drawn, a score function says what a draw is worth, and `Rules` say which draws are selected.
+chooses the rows to draw, a score function scores them, and `Rules` decide which drawn rows are selected.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
-"""How a sample's scores for S subtasks become its one reward.
+"""Aggregate a sample's scores for S subtasks into one reward.
 
-`max` and `mean` look at the sample alone. `standardized` first brings the subtasks to one scale, so that the one
-with the largest scores does not decide alone (measured: mean scores of .127 against .03 for the others): a score
-becomes how many standard deviations it lies above its subtask's mean in the pool. Mean and deviation are estimated
-once, from the cold start, weighted by one over the probability with which a row got into it, and never changed
-again: a reward does not depend on when it was drawn.
+`max` and `mean` use the sample's own scores only. `standardized` takes the largest z-score: the number of standard
+deviations that a score lies above its subtask's mean in the pool. Otherwise the subtask with the largest scores would
+decide alone (measured: mean scores of .127 against .03 for the others). Mean and deviation are estimated once, from
+the cold start, with each draw weighted by one over its inclusion probability. They never change afterwards, so a
+reward does not depend on when its row was drawn.
 
-A subtask's weight multiplies its scores (brought to one scale or not) before the largest is taken, and counts as a
-weight in a mean.
+A subtask's weight multiplies its scores or z-scores before the largest is taken. With `mean`, the reward is the
+weighted mean of the scores.
 
-The table stands apart, without numpy, because the command line offers its names before anything heavy
-is imported.
+The table of aggregates needs no numpy, because the command line offers their names before it imports anything heavy.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ NAMES = (*AGGREGATES, STANDARDIZED)
 
 
 def weighted(name: str, weights: NDArray[np.float64] | None) -> Aggregate:
-    """Return one of `AGGREGATES` with a weight f64[S] for each subtask; as it is where there are none."""
+    """Return one of `AGGREGATES` with the subtasks' weights f64[S] applied; without weights, return it unchanged."""
     aggregate = AGGREGATES[name]
     if weights is None:
         return aggregate
@@ -43,10 +42,11 @@ def weighted(name: str, weights: NDArray[np.float64] | None) -> Aggregate:
 
 
 class Standardized:
-    """The largest of a sample's standardised scores.
+    """Aggregates a sample's scores to the largest of its z-scores.
 
     Attributes:
-        mean, std: f64[S], estimates for the pool; a deviation of 0 counts as 1.
+        mean, std: f64[S], each subtask's estimated mean and standard deviation in the pool. A deviation of 0 is
+            replaced by 1.
     """
 
     def __init__(
@@ -55,9 +55,12 @@ class Standardized:
         probability: NDArray[np.float64],
         weights: NDArray[np.float64] | None = None,
     ) -> None:
-        """Estimate from random draws: scores f64[m, S], NaN where scoring failed, and inclusion f64[m].
+        """Estimate mean and deviation from random draws.
 
-        Each subtask's standardised scores count by its weight, f64[S].
+        Args:
+            scores: f64[m, S], NaN where scoring failed.
+            probability: f64[m], the inclusion probability of each draw.
+            weights: f64[S], the factor of each subtask's z-scores. By default, 1 each.
         """
         import numpy as np
 
@@ -72,6 +75,6 @@ class Standardized:
         self.std = np.where(std > 0, std, 1.0)
 
     def __call__(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return rewards f64[m] of scores f64[m, S]."""
+        """Return the rewards f64[m] of scores f64[m, S]."""
         rewards: NDArray[np.float64] = ((scores - self.mean) / self.std * self._weights).max(axis=1)
         return rewards

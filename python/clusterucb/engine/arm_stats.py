@@ -1,8 +1,8 @@
-"""Statistics of the rewards observed in each arm.
+"""Keep statistics of the rewards observed in each arm.
 
-Means and deviations are updated reward by reward (Welford), not from sums of squares: an arm whose
-rewards are all equal has a deviation of exactly zero, however small the rewards are. What costs
-more than O(K) (`quantile`, `exceedance`, `remaining`) is computed only when a policy reads it.
+Means and deviations are updated reward by reward (Welford), not from sums of squares. An arm whose rewards are all
+equal then has a deviation of exactly zero, however small the rewards are. Statistics that cost more than O(K)
+(`quantile`, `exceedance`, `remaining`) are computed only when a policy reads them.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 
 class ArmStats:
-    """What is known of K arms. Arrays are f64[K] or i64[K]; those that a policy is given are read-only.
+    """Statistics of K arms. The arrays that a policy receives are read-only.
 
     Attributes:
-        size: i64[K], rows of each arm.
-        count: i64[K], rewards observed (failed draws do not count).
-        mean, min, max: f64[K], NaN where ``count`` is 0.
-        total: rewards observed over all arms.
+        size: i64[K], the number of rows in each arm.
+        count: i64[K], the number of observed rewards. Failed draws do not count.
+        mean, min, max: f64[K], of the observed rewards; NaN where ``count`` is 0.
+        total: the number of observed rewards over all arms.
     """
 
     def __init__(self, size: NDArray[np.int64] | Sequence[int]) -> None:
-        """Begin without observations; ``size`` i64[K] holds the rows of each arm."""
+        """Begin without observations. ``size`` i64[K] is the number of rows in each arm."""
         self.size = np.asarray(size, dtype=np.int64)
         n_arms = len(self.size)
         self.count = np.zeros(n_arms, np.int64)
@@ -33,13 +33,13 @@ class ArmStats:
         self.max = np.full(n_arms, np.nan)
         self.total = 0
         self._squares = np.zeros(n_arms)  # sum of squared deviations from the mean
-        self._arms = np.empty(64, np.int64)  # every observation, in order; grown by doubling
+        self._arms = np.empty(64, np.int64)  # the arm of every observation; doubled when full
         self._rewards = np.empty(64)
         self._labels: NDArray[np.int64] | None = None
         self._available: NDArray[np.bool_] | None = None
 
     def add(self, arms: NDArray[np.int64], rewards: NDArray[np.float64]) -> None:
-        """Add observations: arms i64[m], rewards f64[m]."""
+        """Add the rewards f64[m] observed in arms i64[m]."""
         for arm, reward in zip(arms.tolist(), rewards.tolist(), strict=True):
             count = self.count[arm] = self.count[arm] + 1
             if count == 1:
@@ -60,7 +60,12 @@ class ArmStats:
         self.total = total
 
     def seen_from(self, labels: NDArray[np.int64], available: NDArray[np.bool_]) -> ArmStats:
-        """Return a read-only view that shares these statistics and knows which rows can still be drawn."""
+        """Return a read-only view that shares these statistics and knows which rows can still be drawn.
+
+        Args:
+            labels: i64[N], the arm of each row.
+            available: bool[N], True where the row can still be drawn.
+        """
         view = object.__new__(ArmStats)
         view.__dict__.update(self.__dict__)
         for name in ("size", "count", "mean", "min", "max"):
@@ -71,28 +76,28 @@ class ArmStats:
 
     @property
     def std(self) -> NDArray[np.float64]:
-        """f64[K]: population standard deviation of the rewards; NaN where ``count`` is 0."""
+        """f64[K], the population standard deviation of the rewards; NaN where ``count`` is 0."""
         with np.errstate(invalid="ignore"):
             return np.sqrt(self._squares / np.where(self.count > 0, self.count, np.nan))
 
     @property
     def remaining(self) -> NDArray[np.int64]:
-        """i64[K]: rows that can still be drawn."""
+        """i64[K], the number of rows that can still be drawn."""
         if self._labels is None or self._available is None:
             return self.size - self.count
         return np.bincount(self._labels[self._available], minlength=len(self.size))
 
     @property
     def pending(self) -> NDArray[np.int64]:
-        """i64[K]: rows drawn without an observed reward: still being scored, or failed."""
+        """i64[K], the number of drawn rows without a reward: they are still being scored, or scoring failed."""
         return self.size - self.count - self.remaining
 
     def quantile(self, q: float) -> float:
-        """Return the ``q`` quantile of all rewards so far (linear interpolation); NaN without any."""
+        """Return the ``q`` quantile of all rewards so far, linearly interpolated; NaN if there are none."""
         return float(np.quantile(self._rewards[: self.total], q)) if self.total else float("nan")
 
     def exceedance(self, threshold: float) -> NDArray[np.float64]:
-        """Return f64[K]: the share of each arm's rewards at or above ``threshold``; NaN without any."""
+        """Return the share of each arm's rewards at or above ``threshold``, f64[K]; NaN where there are none."""
         above = self._arms[: self.total][self._rewards[: self.total] >= threshold]
         with np.errstate(invalid="ignore"):
             return np.bincount(above, minlength=len(self.size)) / np.where(self.count > 0, self.count, np.nan)

@@ -1,11 +1,11 @@
-"""How clusters become arms, and how every arm is begun.
+"""Make arms from clusters and schedule the cold-start draws of every arm.
 
 Decisions:
-    - Rows are never dropped: noise becomes arms of its own, of about the median size.
-    - Empty clusters do not exist: labels are renumbered without gaps.
-    - Cold-start draws do not depend on rewards, and on the budget only by way of the default share. Their order
-      is fixed beforehand (every arm once, then every arm that is owed a second draw, ...), so that a small budget
-      cuts it short fairly, and with the same share an enlarged one goes on where it stopped.
+    - Rows are never dropped. Noise is split into arms of about the median size.
+    - There are no empty arms: labels are renumbered without gaps.
+    - Cold-start draws do not depend on rewards. They depend on the budget only through the default share. Their order
+      is fixed beforehand (every arm once, then every arm that is owed a second draw, ...), so a budget that is too
+      small treats all arms alike, and a larger budget with the same share continues where the smaller one stopped.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from clusterucb.engine.poolview import ESTIMATES, PoolView
 from clusterucb.errors import OptionError, PluginError, warn
 from clusterucb.wording import counted
 
-FEWEST_RANDOM = 10  # draws without which it is not said how much was found
+FEWEST_RANDOM = 10  # the fewest random draws from which the recall is estimated
 _STREAMS = ("priority", "cluster", "noise", "cold start")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How draws are paced, and the seed of all randomness.
+    """The size of the cold start and of the batches, and the seed of all randomness.
 
     Attributes:
-        cold_start: share of every arm that is drawn first, max(floor(share * size), 1) rows, if the policy wants a cold
-            start; by default a quarter of the budget's share of the pool.
-        batch_size: rows drawn between two updates of the policy, more if it wants fewer `Policy.batches`. 1 is the
-            paper's loop.
-        seed: same seed, same result.
+        cold_start: the share of every arm that is drawn first, max(floor(share * size), 1) rows, if the policy wants a
+            cold start. By default, a quarter of the budget's share of the pool.
+        batch_size: the rows drawn between two updates of the policy. A policy that limits its number of batches
+            (`Policy.batches`) may get larger ones. 1 is the paper's loop.
+        seed: the same seed gives the same result.
 
     Raises:
         OptionError: a value cannot be used.
@@ -62,7 +62,7 @@ class Schedule:
             raise OptionError(f"seed is {seed!r}; expected a whole number of at least 0")
 
     def size(self, policy: Policy, planned: int) -> int:
-        """Return the rows of a batch for a policy that plans by so many draws."""
+        """Return the number of rows in a batch, for a policy that plans by ``planned`` draws."""
         return max(self.batch_size, -(-planned // policy.batches)) if policy.batches else self.batch_size
 
 
@@ -70,8 +70,8 @@ class ColdStart(NamedTuple):
     """The random draws that a search begins with.
 
     Attributes:
-        rows: i64[m], in order.
-        probability: f64[m], the inclusion probability of each.
+        rows: i64[m], the rows in the order of their draws.
+        probability: f64[m], the inclusion probability of each row.
     """
 
     rows: NDArray[np.int64]
@@ -79,12 +79,12 @@ class ColdStart(NamedTuple):
 
 
 def stream(seed: int, name: str) -> np.random.Generator:
-    """Return the generator of one purpose; those of the batches are ``default_rng([seed, batch])``."""
+    """Return the random generator for one purpose. Batches use ``default_rng([seed, batch])`` instead."""
     return np.random.default_rng([seed, 0, 1 + _STREAMS.index(name)])
 
 
 def make_arms(pool: PoolView, clusterer: Clusterer | ArrayLike | None, seed: int) -> NDArray[np.int64]:
-    """Return the arm of each row, i64[N], 0..K-1 without gaps; noise becomes arms of median size."""
+    """Return the arm of each row, i64[N], 0..K-1 without gaps. Noise is split into arms of about the median size."""
     if clusterer is None:
         return np.zeros(len(pool), np.int64)
     if isinstance(clusterer, Clusterer):
@@ -107,11 +107,11 @@ def make_arms(pool: PoolView, clusterer: Clusterer | ArrayLike | None, seed: int
 
 
 def check_labels(clusterer: object, found: ArrayLike, n_rows: int) -> NDArray[np.int64]:
-    """Return as i64[N] what a clusterer found, or labels that were given in its place.
+    """Return a clusterer's labels, or the labels that the caller gave instead of a clusterer, as i64[N].
 
     Raises:
-        PluginError: a clusterer returned something else than a label from -1 for each row.
-        OptionError: so are labels that were given.
+        PluginError: a clusterer did not return an integer label of at least -1 for each row.
+        OptionError: the caller's labels are not an integer of at least -1 for each row.
     """
     from_class = isinstance(clusterer, Clusterer)
     fault = PluginError if from_class else OptionError
@@ -132,15 +132,15 @@ def is_guided(policy: Policy, prior: Iterable[str], aggregate: str) -> bool:
     """Return whether estimated scores guide the first draws; the random cold start can then be small.
 
     Args:
-        policy: what draws.
-        prior: names of the known blocks.
-        aggregate: how scores become a reward; `standardized` is fitted to the random draws, which must not be few.
+        policy: the policy of the search.
+        prior: the names of the prior's blocks.
+        aggregate: how scores become a reward. `standardized` is fitted to the random draws, so these must not be few.
     """
     return policy.predicts and ESTIMATES in prior and aggregate != STANDARDIZED
 
 
 def cold_start(pool: PoolView, policy: Policy, schedule: Schedule) -> ColdStart:
-    """Return the random draws that a search begins with; none if nothing needs them."""
+    """Return the random draws that a search begins with. There are none if neither policy nor aggregate needs them."""
     if not policy.cold_start and pool.aggregate != STANDARDIZED:
         return ColdStart(np.zeros(0, np.int64), np.zeros(0))
     share, guided = schedule.cold_start, is_guided(policy, pool.prior, pool.aggregate)
@@ -153,13 +153,14 @@ def cold_start(pool: PoolView, policy: Policy, schedule: Schedule) -> ColdStart:
 def default_cold_start(budget: int, n_rows: int, *, guided: bool = False) -> float:
     """Return the share of every arm that is drawn first: a quarter of the budget's share of all rows.
 
-    At a budget of 20 % it is the paper's 5 %. A fixed 5 % would leave a budget of 5 % nothing to decide about.
+    At a budget of 20 %, this is the paper's 5 %. A fixed 5 % would use up a budget of 5 %, so that the policy would
+    decide nothing.
 
     Args:
-        budget: draws.
+        budget: the number of draws.
         n_rows: N.
-        guided: whether estimated scores guide the first draws. Then a tenth is enough, or as much more, up to a
-            quarter, as an estimate of the recall needs.
+        guided: whether estimated scores guide the first draws. A tenth is then enough. If a tenth is too little for a
+            recall estimate, the share is what that estimate needs, unless that is more than a quarter.
     """
     share, enough = min(budget, n_rows) / n_rows, (FEWEST_RANDOM + 0.5) / n_rows
     if not guided:
@@ -170,9 +171,8 @@ def default_cold_start(budget: int, n_rows: int, *, guided: bool = False) -> flo
 def cold_schedule(pool: PoolView, share: float, seed: int) -> ColdStart:
     """Return the cold-start draws in order.
 
-    Every arm j is owed max(floor(share * size_j), 1) draws (the paper's rule), by priority within
-    the arm. They come in rounds, the arms in random order: each arm's first draw before any
-    arm's second.
+    Every arm j gets max(floor(share * size_j), 1) draws (the paper's rule), in order of priority within the arm. The
+    draws are made in rounds, with the arms in random order: every arm's first draw comes before any arm's second.
     """
     sizes = np.bincount(pool.labels, minlength=pool.n_arms)
     exact = Fraction(str(float(share)))  # the decimal as written: .29 of 100 rows is 29, not 28
@@ -187,7 +187,7 @@ def cold_schedule(pool: PoolView, share: float, seed: int) -> ColdStart:
     by_priority = np.lexsort((pool.priority, pool.labels))
     arm = pool.labels[by_priority]
     begin = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    position = np.arange(len(pool)) - begin[arm]  # of each row within its arm
+    position = np.arange(len(pool)) - begin[arm]  # each row's rank within its arm
     order = stream(seed, "cold start").permutation(len(sizes))
     first = np.flatnonzero(position < owed[arm])
     first = first[np.lexsort((np.argsort(order)[arm[first]], position[first]))]

@@ -1,4 +1,4 @@
-"""Errors of a plugin's methods, reported as the plugin's."""
+"""Report exceptions in a plugin's methods as errors of the plugin."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _Result = TypeVar("_Result")
 
 
 def blamed(method: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
-    """Return a strategy's method so that whatever it raises names it; a built-in one as it is.
+    """Wrap a strategy's method so that any exception becomes a `PluginError` that names the method.
 
-    The exceptions of built-in strategies stay bugs of clusterucb.
+    Methods of built-in strategies are returned unchanged: their exceptions are bugs of clusterucb.
     """
     cls = type(getattr(method, "__self__", None))
     if cls.__module__.partition(".")[0] == "clusterucb":
@@ -28,7 +28,7 @@ def blamed(method: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
             return method(*args, **options)
         except ClusterUCBError:
             raise
-        except Exception as error:  # whatever a plugin raises
+        except Exception as error:
             raise PluginError(
                 f"{cls.__module__}.{cls.__qualname__}.{method.__name__} failed: {type(error).__name__}: "
                 f"{one_line(error):.300}. The fault is the plugin's; --debug shows where"

@@ -1,13 +1,14 @@
-"""What a search may spend: draws, tokens or time, and a recall that is enough.
+"""Limit what a search may spend: draws, tokens or time, or draws until an estimated recall is reached.
 
 Decisions:
-    - A search is told how many draws are expected, since strategies plan by that number, and goes on as long as its
+    - A search knows the expected number of draws, because strategies plan by that number. It continues as long as its
       allowance grants draws.
-    - Nothing is overdrawn. A sample is expected to take the time that its tokens have taken so far. Tokens are drawn
-      until fewer are left than the longest sample has. So the tokens spent alone say whether a search goes on, and an
-      interrupted search ends where it would have ended.
-    - A time is that of drawing and scoring, over all sessions of a run. What comes before is reported beside it, as it
-      is for every budget.
+    - A budget is never exceeded. Under a time budget, a sample is expected to take the time per token so far, times
+      its tokens. Under a token budget, the search ends when fewer tokens are left than the longest sample has. So the
+      tokens spent alone decide whether the search continues, and an interrupted search ends at the same draw as an
+      uninterrupted one.
+    - A time budget covers drawing and scoring, over all sessions of a run. The time before the first draw is reported
+      separately, as for every budget.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a search may spend, and when it may stop before.
+    """What a search may spend, and at which recall it may stop earlier.
 
     Attributes:
-        draws: rows that may be scored. With an allowance it is the number that is expected, which strategies plan by.
-        allowance: what limits the draws in place of their number, such as tokens.
-        until: stop as soon as this share of the best is estimated to be found; strategies then plan by
-            `planned_draws`.
-        watch: called with the estimated recall some 20 times in a budget.
+        draws: the number of rows that may be scored. With an allowance, it is the expected number, by which strategies
+            plan.
+        allowance: a limit on something other than the number of draws, such as tokens. By default, none.
+        until: the estimated recall at which the search stops. Strategies then plan by `planned_draws`. By default, the
+            search spends its budget.
+        watch: a function that is called with the estimated recall about 20 times during a search.
     """
 
     draws: int
@@ -47,18 +49,21 @@ class Budget:
 
 
 def planned_draws(draws: int, n_rows: int, n_select: int, until: float | None) -> int:
-    """Return how many draws strategies plan by: all; at most a fifth of the pool where a recall may end the search."""
+    """Return the number of draws that strategies plan by.
+
+    It is ``draws``. If a recall may end the search, it is at most a fifth of the pool, or ``n_select`` if that is more.
+    """
     return draws if until is None else min(draws, max(n_rows // 5, n_select))
 
 
 class Allowance(Protocol):
-    """What may still be drawn."""
+    """Decides how many more rows may be drawn."""
 
     def grant(self, rows: NDArray[np.int64]) -> int:
-        """Return how many of ``rows``, the first ones, may be drawn; they count as drawn from now on."""
+        """Return how many of ``rows``, counted from the first, may be drawn, and count them as drawn."""
 
     def recorded(self, rows: NDArray[np.int64]) -> None:
-        """Count ``rows`` that were drawn in an earlier session."""
+        """Count ``rows`` as drawn in an earlier session."""
 
 
 class NothingLeft:
@@ -73,11 +78,11 @@ class NothingLeft:
 
 
 class TokenAllowance:
-    """A number of tokens.
+    """An allowance of tokens.
 
     Args:
-        tokens: i64[N], of each sample.
-        limit: how many may be drawn in all.
+        tokens: i64[N], the number of tokens of each sample.
+        limit: the number of tokens that may be drawn in all.
     """
 
     def __init__(self, tokens: NDArray[np.int64], limit: int) -> None:
@@ -86,7 +91,7 @@ class TokenAllowance:
         self._longest = int(tokens.max())
 
     def grant(self, rows: NDArray[np.int64]) -> int:
-        """Return how many of ``rows`` come before fewer tokens are left than the longest sample has."""
+        """Return how many of ``rows`` may be drawn before fewer tokens are left than the longest sample has."""
         before = np.concatenate([[0], np.cumsum(self._tokens[rows])])
         count = int(np.searchsorted(before[:-1], self._left - self._longest, side="right"))
         self._left -= int(before[count])
@@ -98,13 +103,13 @@ class TokenAllowance:
 
 
 class TimeAllowance:
-    """A time.
+    """An allowance of time.
 
     Args:
-        tokens: i64[N], of each sample.
-        limit: seconds that are left.
-        per_token: seconds that a token takes, until this session knows better.
-        clock: tells the time in seconds.
+        tokens: i64[N], the number of tokens of each sample.
+        limit: the seconds that are left.
+        per_token: the estimated seconds per token. This session's own measurement replaces it after the first draws.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -122,7 +127,7 @@ class TimeAllowance:
         self._drawn = 0
 
     def grant(self, rows: NDArray[np.int64]) -> int:
-        """Return how many of ``rows`` are expected to be scored in time."""
+        """Return how many of ``rows`` can probably be scored in the time that is left."""
         now = self._clock()
         if self._drawn:
             self._per_token = (now - self._began) / self._drawn

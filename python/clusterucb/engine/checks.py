@@ -1,4 +1,4 @@
-"""What strategies and score functions return, checked before it is used."""
+"""Check what strategies and score functions return before it is used."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from clusterucb.wording import counted
 
 
 def check_whole(name: str, value: int) -> int:
-    """Return a number of rows.
+    """Return a number of rows as an int.
+
+    Args:
+        name: what the error message calls the value.
+        value: the number of rows.
 
     Raises:
-        OptionError: it is not a whole number of at least 1.
+        OptionError: the value is not a whole number of at least 1.
     """
     try:
         count = operator.index(value)
@@ -29,10 +33,10 @@ def check_whole(name: str, value: int) -> int:
 def checked_rows(
     rows: ArrayLike, wanted: int, available: NDArray[np.bool_], policy: str
 ) -> NDArray[np.int64]:
-    """Return the rows that a policy asks for, i64[wanted].
+    """Return the rows that a policy asks for, as i64[wanted].
 
     Raises:
-        PluginError: they are not ``wanted`` distinct rows with ``available[row]``.
+        PluginError: the policy did not return ``wanted`` distinct rows with ``available[row]``.
     """
     expected = counted(wanted, "distinct available row")
     try:
@@ -53,12 +57,17 @@ def checked_rows(
 
 
 def checked_scores(scores: ArrayLike, n_rows: int, n_subtasks: int | None) -> NDArray[np.float64]:
-    """Return scores as f64[m, S]; a row with any NaN or infinity becomes NaN throughout: it failed.
+    """Return scores as f64[m, S]. A row with any NaN or infinity counts as failed and becomes NaN throughout.
+
+    Args:
+        scores: [m] or [m, S], what the score function returned.
+        n_rows: m.
+        n_subtasks: S, or None if it is not known yet.
 
     Raises:
-        OptionError: they have another shape.
+        OptionError: the scores have another shape.
     """
-    got = np.array(scores, dtype=np.float64) + 0.0  # makes -0.0 0.0, whose sign SQLite would drop
+    got = np.array(scores, dtype=np.float64) + 0.0  # turns -0.0 into 0.0, because SQLite would drop the sign
     matrix = got[:, None] if got.ndim == 1 else got
     if (
         matrix.ndim != 2

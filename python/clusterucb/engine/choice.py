@@ -1,8 +1,8 @@
-"""Which of the scored samples are selected: the best by reward, or each subtask's own best in turn.
+"""Select among the scored samples: the best by reward, or each subtask's best in turn.
 
-One subtask often has larger scores than the others and would fill the selection alone; `round-robin` gives every
-subtask the same number of samples, or numbers in proportion to weights (as seats to votes, by D'Hondt's rule). A cap
-keeps one source of the pool from filling it.
+One subtask often has larger scores than the others and would fill the selection alone. `round-robin` gives every
+subtask the same number of samples, or numbers in proportion to the weights (like seats to votes, by D'Hondt's rule). A
+cap keeps one source of the pool from filling the selection.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ def choose(
     cap: int | None = None,
     weights: NDArray[np.float64] | None = None,
 ) -> NDArray[np.int64]:
-    """Return the positions of the selected rows, i64[n_select] or fewer, best first.
+    """Return the positions of the selected rows in ``rows``, i64[n_select] or fewer, best first.
 
     Args:
-        rows: i64[m], scored rows; the lower row wins a tie.
-        rewards: f64[m], NaN where scoring failed: never selected.
+        rows: i64[m], the scored rows. The lower row wins a tie.
+        rewards: f64[m]. A row with NaN failed and is never selected.
         scores: f64[m, S], a score for each subtask.
-        n_select: how many to select.
-        by: ``top`` takes the largest rewards; ``round-robin`` each subtask's largest score that is left, in turn.
-        groups: [m], each row's source; needed with a cap.
-        cap: most rows of one source.
-        weights: f64[S], how often a subtask's turn comes, beside the others; all the same by default. Of no effect on
-            ``top``: rewards have them already.
+        n_select: the number of rows to select.
+        by: ``top`` takes the largest rewards. ``round-robin`` takes each subtask's largest remaining score in turn.
+        groups: [m], each row's source. Needed with a cap.
+        cap: the largest number of rows from one source.
+        weights: f64[S], the relative number of turns of each subtask. By default, all subtasks have the same number.
+            They have no effect on ``top``, because the rewards include them already.
     """
     import numpy as np
 

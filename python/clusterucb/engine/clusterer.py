@@ -1,4 +1,4 @@
-"""The contract of a clusterer."""
+"""Define the contract of a clusterer."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from clusterucb.engine.poolview import PoolView
 
 
 def default_n_clusters(pool: PoolView) -> int:
-    """Return how many clusters suit the budget: a third of it, so that an arm gets three draws on average.
+    """Return a number of clusters that suits the budget: a third of it, so that an arm gets three draws on average.
 
-    More would use the budget up for first draws, fewer leave each arm a mixture of good and bad rows
-    (benchmarks/README.md has the figures). At most 4 times the square root of N, so that k-means stays cheap beside
-    the gradients of a large pool. A pool without a budget may be drawn whole.
+    With more clusters, first draws would use up the budget. With fewer, each arm would mix good and bad rows
+    (benchmarks/README.md has the figures). The number is at most 4 times the square root of N, so that k-means stays
+    cheap compared with the gradients of a large pool. A pool without a budget counts as one that may be drawn whole.
     """
     budget = pool.budget or len(pool)
     return max(min(budget // 3, 4 * math.isqrt(len(pool))), 1)
@@ -30,10 +30,10 @@ class Clusterer(ABC):
         """Return the cluster of every row.
 
         Args:
-            pool: the rows to group; ``pool.matrix()`` is the features as one f32[N, k] matrix.
+            pool: the rows to group. ``pool.matrix()`` returns the features as one f32[N, k] matrix.
             rng: the only permitted source of randomness.
 
         Returns:
-            i64[N], 0..K-1 (gaps are closed by the engine). -1 is noise, which the engine splits at
-            random into arms of about the median size: rows are never dropped.
+            i64[N], labels 0..K-1. The engine closes gaps. -1 is noise: the engine splits it at random into arms of
+            about the median size, so rows are never dropped.
         """
