@@ -1,10 +1,10 @@
-"""What a search draws: batches, the order they come in, and the journal that they are recorded in.
+"""Order the draws of a search into batches and record them in a journal.
 
 Decisions:
-    - A score must be pure by row. Then a batch that was interrupted can simply run again, and a journal of
-      (rows, scores) is all there is to resume from: no strategy ever saves its state.
-    - Randomness is derived from (seed, batch number), never from a running generator, so a resumed search draws the
-      same numbers as an uninterrupted one.
+    - A score must be pure by row. An interrupted batch can then simply run again, and a search resumes from a journal
+      of (rows, scores) alone: no strategy ever saves its state.
+    - Random numbers are derived from (seed, batch number), never from a running generator. A resumed search therefore
+      draws the same numbers as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from clusterucb.wording import counted
 Phase = Literal["cold", "random", "policy"]
 Score = Callable[[NDArray[np.int64]], ArrayLike]
 
-# Cold-start draws are submitted in batches of at least this many rows whatever the batch size: they do not depend on
-# each other, and a scorer is faster on many rows of similar length.
+# The smallest batch of cold-start draws, whatever the batch size: these draws do not depend on each other, and a scorer
+# is faster on many rows of similar length.
 _COLD_BATCH = 32
 
 
@@ -40,13 +40,13 @@ class Batch:
     """Rows that are scored together.
 
     Attributes:
-        number: 0, 1, 2, ... in the order of submission.
-        phase: ``cold`` (start of an arm), ``random`` (a uniform policy) or ``policy``.
-        rows: i64[m].
+        number: the batch's number, from 0, in the order of submission.
+        phase: ``cold`` (the cold start), ``random`` (a uniform policy) or ``policy``.
+        rows: i64[m], the rows to score.
         arms: i64[m], the arm of each row.
-        probability: f64[m], the probability that the row was included (by the whole cold start, even where the budget
-            cut it short); NaN where a policy chose it.
-        scores: f64[m, S] once scored; a row of NaN is a failure.
+        probability: f64[m], each row's inclusion probability; NaN where a policy chose the row. In the cold start, it
+            is the probability under the whole cold start, even if the budget cut it short.
+        scores: f64[m, S], or None before the batch is scored. A row that failed is NaN.
     """
 
     number: int
@@ -58,10 +58,10 @@ class Batch:
 
 
 class Journal(Protocol):
-    """Where a search is recorded so that it can go on after an interruption."""
+    """Records a search so that it can resume after an interruption."""
 
     def recorded(self) -> Iterable[Batch]:
-        """Return earlier batches in order; those without scores were begun and not finished."""
+        """Return the batches of earlier sessions in order. A batch without scores was begun but not finished."""
 
     def begin(self, batch: Batch) -> None:
         """Record that ``batch`` is about to be scored."""
@@ -71,18 +71,18 @@ class Journal(Protocol):
 
 
 class History:
-    """What has been drawn so far, and what comes next.
+    """Tracks the draws made so far and yields the next batches.
 
     Args:
         pool: the pool, with its arms.
-        budget: what may be drawn.
-        journal: where draws are recorded; or None.
-        n_subtasks: S where the caller knows it, else None until the first batch is scored.
+        budget: the limit of the draws.
+        journal: the record of the draws, or None.
+        n_subtasks: S, or None if S is unknown until the first batch is scored.
 
     Attributes:
-        available: bool[N], rows that have not been drawn.
-        n_drawn: rows drawn.
-        n_cold_left: draws of the cold start that are still to come.
+        available: bool[N], True for rows that have not been drawn.
+        n_drawn: the number of rows drawn.
+        n_cold_left: the number of cold-start draws that are left.
     """
 
     def __init__(
@@ -95,19 +95,19 @@ class History:
         self._budget = budget
         self._journal = journal
         self._n_subtasks = n_subtasks
-        self._number = 0  # of the next batch
-        self._n_recorded_left = 0  # batches of an earlier session that are still to come
+        self._number = 0  # the number of the next batch
+        self._n_recorded_left = 0  # recorded batches that are still to be replayed
         self._spent = False
         self._scored: list[tuple[Batch, NDArray[np.float64]]] = []
 
     def batches(self, cold: ColdStart, policy: Policy, size: int, seed: int) -> Iterator[Batch]:
-        """Yield the batches to be scored: recorded ones, then the cold start, then what the policy asks for.
+        """Yield the recorded batches, then the cold start, then the batches that the policy asks for.
 
         Args:
-            cold: the random draws to begin with.
-            policy: what decides afterwards.
-            size: rows between two decisions.
-            seed: of the policy's randomness.
+            cold: the random draws that the search begins with.
+            policy: the policy that chooses the rows afterwards.
+            size: the number of rows in each of the policy's batches.
+            seed: the seed of the policy's random numbers.
         """
         n_cold = min(len(cold.rows), self._left)
         self.n_cold_left = n_cold
@@ -127,7 +127,7 @@ class History:
             yield from self._begin(phase, rows, np.full(len(rows), chance))
 
     def add(self, batch: Batch, score: Score) -> None:
-        """Compute and record the scores of a batch, unless an earlier session did."""
+        """Compute and record the scores of a batch, unless an earlier session has done so."""
         if batch.scores is None:
             found = checked_scores(score(batch.rows), len(batch.rows), self._n_subtasks)
             batch = replace(batch, scores=found)
@@ -138,19 +138,19 @@ class History:
         self._scored.append((batch, batch.scores))
 
     def scored(self) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-        """Return rows i64[m] and scores f64[m, S] of every batch so far."""
+        """Return the rows i64[m] and scores f64[m, S] of every batch so far."""
         return [(batch.rows, scores) for batch, scores in self._scored]
 
     def cold_draws(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the scores f64[m, S] of the cold start, and the inclusion probabilities f64[m]."""
+        """Return the scores f64[m, S] of the cold start and their inclusion probabilities f64[m]."""
         cold = [(scores, batch.probability) for batch, scores in self._scored if batch.phase == "cold"]
         scores, probability = (np.concatenate(arrays) for arrays in zip(*cold, strict=True))
         return scores, probability
 
     def passed(self, step: int) -> bool:
-        """Return whether the last batch has passed a multiple of ``step`` draws after the cold start.
+        """Return whether the last batch reached or crossed a multiple of ``step`` draws after the cold start.
 
-        Batches of an earlier session do not count, except the last: a search may have ended with it.
+        Batches of an earlier session do not count, except the last one: the search may have ended with it.
         """
         if self.n_cold_left or self._n_recorded_left:
             return False
@@ -158,7 +158,7 @@ class History:
         return self.n_drawn // step > n_before // step
 
     def draws(self) -> Draws:
-        """Return all draws in order, with the probability that each was drawn by now."""
+        """Return all draws in order, with the probability that each row would have been drawn by now."""
         rows, scores = (np.concatenate(arrays) for arrays in zip(*self.scored(), strict=True))
         sizes = [len(batch.rows) for batch, _ in self._scored]
         phases = np.repeat([batch.phase for batch, _ in self._scored], sizes)
@@ -172,7 +172,7 @@ class History:
         return Draws(rows, scores, np.where(cold | random, of_all[arms], np.nan))
 
     def exhausted(self, budget: Budget) -> bool:
-        """Return whether the pool ended before a budget that was meant for more."""
+        """Return whether the pool was exhausted before the budget was spent."""
         n_rows = len(self._pool)
         return budget.draws > n_rows or (budget.allowance is not None and self.n_drawn == n_rows)
 
@@ -216,7 +216,7 @@ class History:
     def _begin(
         self, phase: Phase, rows: NDArray[np.int64], probability: NDArray[np.float64]
     ) -> Iterator[Batch]:
-        """Yield a new batch of those of the rows that the budget grants; none where it is spent."""
+        """Yield a new batch of the rows that the budget grants; yield nothing if it grants none."""
         granted = self._budget.allowance.grant(rows) if self._budget.allowance else len(rows)
         self._spent = granted < len(rows)
         if not granted:

@@ -1,20 +1,23 @@
-"""Gaussian-process regression of scores on features: a sum of kernels, exact for few observations, sparse for many.
+"""Regress scores on features with a Gaussian process, exact for few observations and sparse for many.
 
-The kernel is a sum of terms ``a / (1 + d / 2)``, where d is the squared distance of two rows in one block of features
-over the square of a length, or the sum of such distances over all blocks; for every column of categories a term ``a``
-that counts where two rows share one; and for every linear block a term ``a`` times the product of two rows in it.
-(The first, the rational quadratic kernel, is a mixture of Gaussian kernels of many lengths, and costs a division where
-those cost an exponential.) Amplitudes, lengths and the noise are learnt by maximizing the marginal likelihood
-(Rasmussen and Williams 2006, section 5.4), with weak priors that decide while little was observed.
+The kernel is a sum of terms:
+
+- ``a / (1 + d / 2)`` for each block of features, where d is the squared distance of two rows in the block, divided by
+  the square of a length; and one more such term whose d is the sum of these distances over all blocks,
+- ``a`` for each column of categories in which the two rows share a category,
+- ``a`` times the inner product of the two rows, for each linear block.
+
+The first is the rational quadratic kernel, a mixture of Gaussian kernels of many lengths. It costs a division where a
+Gaussian kernel costs an exponential. Amplitudes, lengths and the noise are learnt by maximizing the marginal likelihood
+(Rasmussen and Williams 2006, section 5.4). They have weak priors, which decide as long as there are few observations.
 
 Decisions:
-    - One model for all subtasks: they share the kernel, whose values are what takes time, and differ in their
-      observations.
-    - Beyond a number of observations the model is the deterministic training conditional of Quinonero-Candela and
-      Rasmussen 2005: all observations count, by way of inducing points that are observed rows. A prediction then
-      takes a time that does not depend on how many observations there are.
-    - A block is brought down to its first principal components: what it takes to tell how far a million rows are
-      from the inducing points should be seconds. Recall is the same to .02 with ten times as many.
+    - All subtasks share one model: they have the same kernel, which takes most of the time, and different observations.
+    - Beyond a number of observations, the model is the deterministic training conditional of Quinonero-Candela and
+      Rasmussen 2005. All observations count, through inducing points that are observed rows. The time of a prediction
+      then does not depend on the number of observations.
+    - A block is projected to its first principal components, so that the distances of a million rows to the inducing
+      points take seconds. Ten times as many components change the recall by at most .02.
 """
 
 from __future__ import annotations
@@ -27,26 +30,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_DIM = 64  # of a block
-SPREAD = 8192  # rows that principal components are learnt from
-_SPARE, _ROUNDS = 16, 6  # directions beside them, and rounds until they are found
-_LENGTH, _NOISE = 0.7, 0.3  # the middle of the priors
-_AT_ONCE = 1 << 18  # values of the kernel: what a core has in its cache
-_TOLD = 1e-4  # of a variance: directions that say less of it than float32 tells from nothing
-_ROUNDING = 1e-6  # of a variance: what a kernel in float32 may be off by
-_MOST_INFLUENCE = 0.99  # of a row on its own mean, as far as float32 tells it from 1
+MAX_DIM = 64  # the largest number of components of a block
+SPREAD = 8192  # rows from which principal components are computed
+_SPARE, _ROUNDS = 16, 6  # extra directions and rounds of the subspace iteration
+_LENGTH, _NOISE = 0.7, 0.3  # the centres of the priors
+_AT_ONCE = 1 << 18  # kernel values that fit into a core's cache
+_TOLD = 1e-4  # share of the mean variance; float32 cannot tell directions with less from zero
+_ROUNDING = 1e-6  # share of the variance: the rounding error of a kernel in float32
+_MOST_INFLUENCE = 0.99  # the largest influence of a row on its own mean that float32 can tell from 1
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 
 class Inputs:
-    """The rows of a pool as the kernel sees them.
+    """The rows of a pool in the form that the kernel needs.
 
     Args:
-        blocks: each f32[N, k].
-        categories: columns, each i64[N].
-        linear: more blocks, each f32[N, k], that values are expected to rise or fall with, too.
+        blocks: blocks of features, each f32[N, k].
+        categories: columns of category numbers, each i64[N].
+        linear: more blocks, each f32[N, k]. They count as blocks of features, and values may also depend on them
+            linearly.
     """
 
     def __init__(
@@ -62,47 +66,48 @@ class Inputs:
 
     @property
     def blocks(self) -> list[NDArray[np.float32]]:
-        """The blocks that say something, as distances are taken in them."""
+        """The non-constant blocks, projected and scaled, in which distances are measured."""
         return [rows[:, :-2] for rows in self._rows]
 
     def distances(self, rows: Rows, others: Rows) -> Iterator[NDArray[np.float32]]:
         """Yield the squared distances f32[m, n] of rows i64[m] and others i64[n] in each block.
 
-        What is 0 may come out as -1e-6.
+        A distance of 0 may be returned as -1e-6, because of rounding.
         """
-        for (
-            block
-        ) in self._rows:  # x.x + y.y - 2 x.y as a product of matrices: (x, x.x, 1) with (-2 y, 1, y.y)
+        # x.x + y.y - 2 x.y is computed as one matrix product: (x, x.x, 1) times (-2 y, 1, y.y)
+        for block in self._rows:
             right = block[others] * np.float32(-2)
             right[:, -2], right[:, -1] = 1, block[others, -2]
             yield block[rows] @ right.T
 
     @property
     def n_shared(self) -> int:
-        """How many kinds of things two rows can share."""
+        """The number of matrices that `shared` yields: category columns and linear blocks."""
         return len(self.categories) + len(self.linear)
 
     def shared(self, rows: Rows, others: Rows) -> Iterator[NDArray[np.float32]]:
-        """Yield what rows i64[m] and others i64[n] share, f32[m, n]: 1 for a category in each column of such, and their
-        product in each linear block.
+        """Yield the similarity f32[m, n] of rows i64[m] and others i64[n] in each category column and linear block.
+
+        In a category column it is 1 where two rows have the same category, else 0. In a linear block it is the inner
+        product.
         """
         yield from ((c[rows, None] == c[others]).astype(np.float32) for c in self.categories)
         yield from (block[rows] @ block[others].T for block in self.linear)
 
     def shared_with_itself(self, rows: Rows) -> Iterator[NDArray[np.float32]]:
-        """Yield what each of the rows i64[m] shares with itself, f32[m]."""
+        """Yield the similarity f32[m] of each of the rows i64[m] with itself, for each matrix of `shared`."""
         yield from (np.ones(len(rows), np.float32) for _ in self.categories)
         yield from (_squares(block[rows]) for block in self.linear)
 
 
 class Kernel:
-    """How alike two rows are: a sum of terms, whose parameters are learnt.
+    """The covariance of two rows' values: a sum of T terms with learnt parameters.
 
     Args:
         inputs: the rows.
 
     Attributes:
-        parameters: logarithms of the amplitudes f64[T], of the lengths, and of the noise's variance.
+        parameters: the logarithms of the T amplitudes, of the lengths, and of the noise's variance, in this order.
     """
 
     def __init__(self, inputs: Inputs) -> None:
@@ -118,17 +123,17 @@ class Kernel:
 
     @property
     def amplitudes(self) -> Floats:
-        """The variance that each term stands for, f64[T]."""
+        """The amplitude (a variance) of each term, f64[T]."""
         found: Floats = np.exp(self.parameters[: self._n_terms])
         return found
 
     @property
     def noise(self) -> float:
-        """The variance of an observation beside it, or what the kernel itself is off by."""
+        """The variance of the noise, at least the kernel's rounding error."""
         return max(float(np.exp(self.parameters[-1])), _ROUNDING * float(self.amplitudes.sum()))
 
     def __call__(self, rows: Rows, others: Rows) -> NDArray[np.float32]:
-        """Return the kernel f32[m, n] of rows i64[m] and others i64[n], without noise."""
+        """Return the kernel matrix f32[m, n] of rows i64[m] and others i64[n], without noise."""
         distances = list(self.inputs.distances(rows, others))
         total = np.zeros((len(rows), len(others)), np.float32)
         summed, scaled = np.empty_like(total), np.empty_like(total)
@@ -151,9 +156,12 @@ class Kernel:
         return total
 
     def learn(self, rows: Rows, values: Floats, steps: int) -> None:
-        """Fit the parameters to values f64[n, S] of rows i64[n], each column of mean 0 and deviation 1.
+        """Fit the parameters to observations, with steps of Adam from the current parameters.
 
-        Steps of Adam, from where the parameters are.
+        Args:
+            rows: i64[n], the observed rows.
+            values: f64[n, S], their values; each column has mean 0 and deviation 1.
+            steps: the number of steps.
         """
         distances = [one.astype(np.float64) for one in self.inputs.distances(rows, rows)]
         shared = [one.astype(np.float64) for one in self.inputs.shared(rows, rows)]
@@ -166,11 +174,14 @@ class Kernel:
             self.parameters = self.parameters + 0.1 * move
 
     def evidence(self, distances: list[Floats], shared: list[Floats], values: Floats) -> tuple[float, Floats]:
-        """Return the logarithm of marginal likelihood, mean over subtasks, and prior, and its slope by `parameters`.
+        """Return the log of marginal likelihood times prior, and its gradient with respect to `parameters`.
+
+        The log likelihood is the mean over the subtasks.
 
         Args:
-            distances, shared: f64[n, n] of the observed rows, from `Inputs`.
-            values: f64[n, S].
+            distances: the observed rows' squared distances in each block, f64[n, n] (`Inputs.distances`).
+            shared: the observed rows' other similarities, f64[n, n] each (`Inputs.shared`).
+            values: f64[n, S], the observations.
         """
         shapes = [
             1 / (1 + sum(distances[block] * scale for block, scale in zip(term, scales, strict=True)) / 2)
@@ -195,7 +206,7 @@ class Kernel:
         return float(fit - self._strength @ off**2 / 2), np.array(slope) - self._strength * off
 
     def _scaled_terms(self) -> Iterator[tuple[tuple[int, ...], Floats]]:
-        """Yield the blocks of each term that has some, and one over the squares of their lengths."""
+        """Yield the blocks of each distance term, and one over the square of each block's length."""
         at = self._n_terms
         for term in self._terms:
             yield term, np.exp(-2 * self.parameters[at : at + len(term)])
@@ -204,15 +215,17 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Posterior:
-    """What is known of all rows from the values of some.
+    """The posterior of all rows' values, given the values of some rows.
+
+    Let k f32[p] be a row's kernel with the inducing points.
 
     Attributes:
-        kernel: how alike rows are.
+        kernel: the covariance of the rows.
         points: i64[p], the rows that are inducing points.
-        weights: f32[p, S].
-        spanned: f32[p, q]; a row's variance is less by the square of (its kernel with the points) @ spanned.
-        influence: f32[p, q]; the square of (its kernel with the points) @ influence is how an observation acts upon its
-            own prediction, and times the noise what its variance is more by; None if all observations are points.
+        weights: f32[p, S]; a row's mean is k @ weights.
+        spanned: f32[p, q]; the observations reduce a row's variance by the squared norm of k @ spanned.
+        influence: f32[p, q]; the squared norm of k @ influence is an observation's influence on its own prediction.
+            Times the noise, it is added to the row's variance. None if all observations are inducing points.
     """
 
     kernel: Kernel
@@ -223,13 +236,14 @@ class Posterior:
 
     @classmethod
     def of(cls, kernel: Kernel, rows: Rows, values: Floats, points: Rows) -> Posterior:
-        """Return what values f64[n, S] of rows i64[n] say, each column of mean 0 and deviation 1.
+        """Return the posterior given observations.
 
         Args:
-            kernel: how alike rows are.
-            rows: what was observed.
-            values: the observations.
-            points: i64[p], which of the observations are inducing points; if all of them, the model is exact.
+            kernel: the covariance of the rows.
+            rows: i64[n], the observed rows.
+            values: f64[n, S], the observations; each column has mean 0 and deviation 1.
+            points: i64[p], the positions in ``rows`` of the inducing points. If they are all observations, the
+                posterior is exact.
         """
         noise = kernel.noise
         exact = len(points) == len(rows)
@@ -254,7 +268,7 @@ class Posterior:
         return cls(kernel, inducing, weights.astype(np.float32), spanned.astype(np.float32), influence)
 
     def mean(self, rows: Rows) -> Floats:
-        """Return the mean f64[m, S] of rows i64[m]."""
+        """Return the posterior mean f64[m, S] of rows i64[m]."""
         mean = np.empty((len(rows), self.weights.shape[1]))
 
         def one(here: slice) -> None:
@@ -264,7 +278,10 @@ class Posterior:
         return mean
 
     def predict(self, rows: Rows) -> tuple[Floats, Floats]:
-        """Return the mean f64[m, S] of rows i64[m], and the deviation f64[m] of each of the S, without noise."""
+        """Return the posterior mean f64[m, S] of rows i64[m], and the deviation f64[m] without noise.
+
+        The deviation is the same for all S values of a row.
+        """
         mean = np.empty((len(rows), self.weights.shape[1]))
         variance = self.kernel.variance(rows)
 
@@ -279,13 +296,14 @@ class Posterior:
         return mean, np.sqrt(np.maximum(variance, 0))
 
     def left_out(self, rows: Rows, values: Floats) -> Floats:
-        """Return the mean f64[n, S] of each observed row when its own values are left out (its kernel stays).
+        """Return the leave-one-out mean f64[n, S] of each observed row: its own values are left out, its kernel stays.
 
-        By the rule for linear smoothers, (mean - h value) / (1 - h), where h is the row's influence on its own mean
-        (Rasmussen and Williams 2006, section 5.4.2).
+        The mean follows from the rule for linear smoothers, (mean - h value) / (1 - h), where h is the row's influence
+        on its own mean (Rasmussen and Williams 2006, section 5.4.2).
 
         Args:
-            rows, values: those that the posterior is `of`.
+            rows: i64[n], the rows that were given to `of`.
+            values: f64[n, S], the values that were given to `of`.
         """
         if self.influence is None:
             return values - self.weights / _squares(self.spanned)[:, None]
@@ -301,19 +319,19 @@ class Posterior:
         return left
 
     def _in_parts(self, one: Callable[[slice], None], n_rows: int) -> None:
-        """Call a function with parts of the rows, whose kernel with the points fits into a cache."""
+        """Call a function, in threads, with slices of rows whose kernel with the points fits into a core's cache."""
         with ThreadPoolExecutor() as threads:
             list(threads.map(one, _slices(n_rows, len(self.points))))
 
 
 def _squares(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the squares of vectors f32[m, k], f32[m]."""
+    """Return the squared norms f32[m] of vectors f32[m, k]."""
     found: NDArray[np.float32] = np.einsum("ij,ij->i", vectors, vectors)
     return found
 
 
 def _slices(n_rows: int, n_others: int) -> Iterator[slice]:
-    """Yield slices of rows whose kernel with so many others fits into a cache."""
+    """Return slices of rows whose kernel with ``n_others`` rows fits into a core's cache."""
     step = max(_AT_ONCE // n_others, 64)
     return (slice(begin, begin + step) for begin in range(0, n_rows, step))
 
@@ -321,7 +339,8 @@ def _slices(n_rows: int, n_others: int) -> Iterator[slice]:
 def principal(some: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return the mean f32[k] of rows f32[n, k] and at most `MAX_DIM` of their principal directions, f32[k, m].
 
-    By subspace iteration (Halko, Martinsson and Tropp 2011): a sketch of 8192 dimensions would take minutes to solve.
+    The method is subspace iteration (Halko, Martinsson and Tropp 2011): an exact solution would take minutes for
+    sketches of 8192 dimensions.
     """
     mean = some.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred = some - mean
@@ -335,7 +354,7 @@ def principal(some: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[n
 
 
 def _reduced(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return a block, centred, in at most `MAX_DIM` of its principal components."""
+    """Return a block, centred and projected to at most `MAX_DIM` principal components."""
     mean = block.mean(axis=0, dtype=np.float64).astype(np.float32)
     if block.shape[1] <= MAX_DIM:
         centred: NDArray[np.float32] = block - mean
@@ -346,18 +365,18 @@ def _reduced(block: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _with_squares(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return rows with two columns more: the squares of their lengths, and ones."""
+    """Return a block with two more columns: the squared norms of its rows, and ones."""
     squares = np.einsum("ij,ij->i", block, block)
     return np.column_stack([block, squares, np.ones_like(squares)])
 
 
 def _said(blocks: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """Return the blocks that say something, reduced and scaled."""
+    """Return the non-constant blocks, projected to at most `MAX_DIM` components and scaled."""
     return [block for block in map(_scaled, map(_reduced, blocks)) if block.any()]
 
 
 def _scaled(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return a centred block so that two random rows have a squared distance of 1 in the mean."""
+    """Scale a centred block so that two random rows have a mean squared distance of 1."""
     mean = 2 * float(np.mean(np.einsum("ij,ij->i", block, block), dtype=np.float64))
     scale: np.float32 = np.float32(1 / np.sqrt(mean)) if mean > 0 else np.float32(1)
     return block * scale

@@ -1,8 +1,9 @@
-"""The algorithm: ask a policy for rows, score them, tell it what they are worth, and stop in time.
+"""Run the algorithm: ask a policy for rows, score them, tell the policy their rewards, and decide when to stop.
 
-`search` needs numpy alone. `clusterucb select` calls this very function with a score that computes gradients; a replay
-calls it with a score that looks up recorded numbers. The engine owns what every strategy needs and none should have to
-write: the cold start, empty and exhausted arms, the exact budget, batches, randomness, failures and the journal.
+`search` needs only numpy. `clusterucb select` calls it with a score function that computes gradients; a replay calls it
+with a score function that looks up recorded scores. The engine provides what every strategy needs and no strategy
+should have to implement: the cold start, empty and exhausted arms, the exact budget, batches, random numbers, failures
+and the journal.
 """
 
 from __future__ import annotations
@@ -34,23 +35,25 @@ Stopped = Literal["budget", "exhausted", "recall", "interrupted"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Selection:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        rows: i64[n_select], best first, ties to the lower row (fewer only if scoring failed for many, or a cap
-            kept them out).
-        scores: f64[n_select], the rewards of exactly those rows.
-        drawn_rows: i64[n_scored], every row submitted, in order.
-        drawn_scores: f64[n_scored], their rewards; NaN where scoring failed.
-        subtask_scores: f64[n_scored, S], the scores that the rewards aggregate.
-        drawn_probability: f64[n_scored], the probability that a row was drawn by now; NaN where a policy chose it.
-        n_scored: rows submitted for scoring, failures included.
-        draws: i64[K], draws of each arm, cold start included.
+        rows: i64[n_select], the selected rows, best first; the lower row wins a tie. There are fewer only if scoring
+            failed for many rows, or if a cap excluded them.
+        scores: f64[n_select], the rewards of the selected rows.
+        drawn_rows: i64[n_scored], every row submitted for scoring, in order.
+        drawn_scores: f64[n_scored], the rewards of the drawn rows; NaN where scoring failed.
+        subtask_scores: f64[n_scored, S], the drawn rows' scores for each subtask, which the rewards aggregate.
+        drawn_probability: f64[n_scored], the probability that random draws include the row; NaN where a policy chose
+            the row.
+        n_scored: the number of rows submitted for scoring, failures included.
+        draws: i64[K], the number of draws from each arm, cold start included.
         labels: i64[N], the arm of each row.
-        stopped: ``budget`` when the whole budget was spent, ``exhausted`` when the pool ended first, ``recall`` when
-            enough was found, ``interrupted``.
-        standardized: the mean and deviation f64[2, S] that the rewards are based on; None for other aggregates.
-        recall: how much of the best was found; None if nobody asked, or it cannot be said (`clusterucb.engine.recall`).
+        stopped: ``budget`` if the whole budget was spent, ``exhausted`` if the pool ended first, ``recall`` if the
+            estimated recall was reached, ``interrupted`` if the search was interrupted.
+        standardized: f64[2, S], the mean and deviation by which scores were standardized; None for other aggregates.
+        recall: the estimated share of the best rows that was found; None if the estimate was not requested or is not
+            possible (`clusterucb.engine.recall`).
     """
 
     rows: NDArray[np.int64]
@@ -86,20 +89,21 @@ def search(
     schedule: Schedule = Schedule(),
     journal: Journal | None = None,
 ) -> Selection:
-    """Spend a budget of draws on a pool, and return the best ``n_select`` of the rows drawn.
+    """Spend a budget of draws on a pool, and return the best ``n_select`` of the drawn rows.
 
     Args:
-        features: f32[N, k], or named blocks of such.
-        score: called with rows i64[m], returns f64[m] or f64[m, S] (a score for each subtask), pure and deterministic
-            by row. NaN means failed: it costs budget, is never selected and enters no statistics.
+        features: f32[N, k], or named blocks of this shape.
+        score: a function of rows i64[m] that returns f64[m] or f64[m, S] (a score for each subtask). It must be pure
+            and deterministic by row. A row with NaN failed: it costs budget, is never selected and enters no
+            statistics.
         clusterer: a `Clusterer`, labels [N] (-1 = noise), or None for a single arm.
-        policy: decides what is drawn after the cold start.
-        budget: rows that may be submitted to ``score`` (more than N is clipped), or a `Budget`.
-        n_select: rows to return, at most the budget.
+        policy: the policy that chooses the rows after the cold start.
+        budget: the number of rows that may be submitted to ``score`` (clipped to N), or a `Budget`.
+        n_select: the number of rows to return, at most the budget.
         rules: how scores become rewards, and which rows are selected.
-        side: what is known of the rows beside the features.
-        schedule: the size of the cold start and of batches, and the seed.
-        journal: where the search is recorded, and from where it resumes.
+        side: information about the rows beside their features.
+        schedule: the size of the cold start and of the batches, and the seed.
+        journal: the record of the search, from which it also resumes. By default, nothing is recorded.
 
     Raises:
         OptionError: an argument cannot be used.
@@ -140,7 +144,7 @@ def _pool_of(
     side: SideInformation,
     seed: int,
 ) -> PoolView:
-    """Check what `search` was given, and return the pool with its arms."""
+    """Check the arguments of `search`, and return the pool with its arms."""
     if not isinstance(policy, Policy):
         raise OptionError(f"policy is {policy!r}; expected a Policy object such as clusterucb.UCB()")
     pool = pool_view(features, side, rules, priority=lambda n_rows: stream(seed, "priority").random(n_rows))
@@ -160,7 +164,7 @@ def _pool_of(
 def _selection(
     pool: PoolView, history: History, rewards: Rewards, rules: Rules, stopped: Stopped, recall: Recall | None
 ) -> Selection:
-    """Return the best of what was drawn."""
+    """Select the best of the drawn rows, and return the result of the search."""
     rows, scores, chance = history.draws()
     values = rewards(scores)
     groups = pool.columns["source"][rows] if rules.max_per_source else None

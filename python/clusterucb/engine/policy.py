@@ -1,13 +1,13 @@
-"""The contract of a policy, and the base class of those that rank arms by an index.
+"""Define the contract of a policy, and the base class of policies that rank arms by an index.
 
-A policy has one required method, `Policy.ask`. It is asked for rows, told their rewards, and keeps
-nothing that could not be rebuilt from what it was told: resuming a run is `start` plus the recorded
-`tell`s. That is why `ask` must not change state, and why its randomness comes from the ``rng`` that
-the engine seeds per batch.
+A policy has one required method, `Policy.ask`, which returns the next rows to draw. `Policy.tell` gives it the rewards.
+A policy's state must follow from these calls alone: to resume a run, the engine calls `start` and repeats the recorded
+`tell`s. That is why `ask` must not change state, and why it takes its random numbers from ``rng``, which the engine
+seeds for each batch.
 
-Most bandits only need a number per arm; `IndexPolicy` asks for just that. It walks the arms from
-the largest index down and takes rows of each in order of the pool's random priority, so a draw from
-an arm is a random draw without replacement.
+Most bandits need only a number for each arm, and `IndexPolicy` asks for nothing else. It visits the arms from the
+largest index down and takes each arm's rows in order of the pool's random priority, so a draw from an arm is a random
+draw without replacement.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ class Policy(ABC):
     """Decides which rows are drawn next.
 
     Attributes:
-        cold_start: when true, the engine first draws from every arm, before it asks the policy.
-        uniform: set it when `ask` draws uniformly at random from all available rows; the ledger then
-            records the draws' inclusion probability.
-        batches: in how many batches it wants a budget to be spent at most, if a decision takes it long; 0: in as many
-            as there are.
-        predicts: whether it looks at ``pool.prior``.
-        columns: what `start` needs in ``pool.columns`` that is not always there: ``similarity``, f64[N], the cosine
-            of each sample's features with the target's (`clusterucb.features.similarity`).
+        cold_start: whether the engine draws from every arm before it first asks the policy.
+        uniform: whether `ask` draws uniformly at random from all available rows. The ledger then records the draws'
+            inclusion probability.
+        batches: the largest number of batches in which a budget is spent, for a policy whose decisions take long. 0
+            means no limit.
+        predicts: whether the policy uses ``pool.prior``.
+        columns: the optional columns that `start` needs in ``pool.columns``. There is one: ``similarity``, f64[N], the
+            cosine of each sample's features with the target's (`clusterucb.features.similarity`).
     """
 
     cold_start: ClassVar[bool] = False
@@ -45,15 +45,15 @@ class Policy(ABC):
     columns: ClassVar[tuple[str, ...]] = ()
 
     def start(self, pool: PoolView) -> None:  # noqa: B027  (optional: not every policy needs the pool)
-        """Forget everything and begin with ``pool``; called once at the beginning of a search."""
+        """Reset the policy to begin with ``pool``. The engine calls this once, at the beginning of a search."""
 
     @abstractmethod
     def ask(self, n: int, available: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
         """Return the next rows to draw.
 
         Args:
-            n: rows wanted, at least 1.
-            available: bool[N]; only rows where it is true may be returned.
+            n: the number of rows wanted, at least 1.
+            available: bool[N], True for the rows that may be returned.
             rng: the only permitted source of randomness.
 
         Returns:
@@ -63,17 +63,17 @@ class Policy(ABC):
     def tell(  # noqa: B027  (optional: a policy may ignore what was observed)
         self, rows: NDArray[np.int64], rewards: NDArray[np.float64], scores: NDArray[np.float64]
     ) -> None:
-        """Learn what was observed; the only method that may change state.
+        """Learn from observed rewards. After `start`, this is the only method that may change state.
 
         Args:
-            rows: i64[m]; rows whose scoring failed are left out.
-            rewards: f64[m], the aggregate of the scores, finite.
+            rows: i64[m], the scored rows, without those whose scoring failed.
+            rewards: f64[m], the aggregated scores; all finite.
             scores: f64[m, S], a score for each subtask.
         """
 
 
 class IndexPolicy(Policy):
-    """A policy that ranks the arms; the whole of it is `index`.
+    """A policy that ranks the arms. A subclass only has to define `index`.
 
     Example:
         >>> class Greedy(IndexPolicy):
@@ -85,13 +85,14 @@ class IndexPolicy(Policy):
 
     @abstractmethod
     def index(self, arms: ArmStats, rng: np.random.Generator) -> NDArray[np.float64]:
-        """Return f64[K]: the arm with the largest value is drawn from next, ties go to the lower arm.
+        """Return the index of each arm, f64[K]. The next draw is from the arm with the largest index.
 
-        Arms without an observation may have any value, NaN too: they come after all observed arms.
+        The lower arm wins a tie. Arms without an observation may have any index, even NaN: they come after all observed
+        arms.
         """
 
     def start(self, pool: PoolView) -> None:
-        """Sort each arm's rows by priority and forget all observations."""
+        """Sort each arm's rows by priority, and reset the statistics."""
         self._labels = pool.labels
         self._by_priority = np.lexsort((pool.priority, pool.labels))
         sizes = np.bincount(pool.labels, minlength=pool.n_arms)
@@ -108,14 +109,15 @@ class IndexPolicy(Policy):
         self._arms.add(self._labels[rows], rewards)
 
     def indices(self, arms: ArmStats, n: int, rng: np.random.Generator) -> NDArray[np.float64]:  # noqa: ARG002
-        """Return f64[m, K], m from 1 to n: a batch of ``n`` rows is drawn in m parts, each by an index of its own.
+        """Return m indices of the K arms, f64[m, K], with m from 1 to n: a batch of ``n`` rows is drawn in m parts.
 
-        One for the whole batch where it is not overridden; a random index may want more.
+        Each part follows its own index. By default there is one index for the whole batch. A policy with a random index
+        may override this.
         """
         return np.asarray(self.index(arms, rng), dtype=np.float64)[None]
 
     def ask(self, n: int, available: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Draw from the arm with the largest index, overflowing to the next when it has no rows left."""
+        """Return rows of the arm with the largest index, then of the next arm if that one has no rows left."""
         arms = self._arms.seen_from(self._labels, available)
         indices = self._checked(self.indices(arms, n, rng), arms, n)
         left = available if len(indices) == 1 else available.copy()
@@ -130,7 +132,7 @@ class IndexPolicy(Policy):
     def _walk(
         self, index: NDArray[np.float64], wanted: int, left: NDArray[np.bool_], arms: ArmStats
     ) -> list[NDArray[np.int64]]:
-        """Return ``wanted`` rows of the arms with the largest index; an array for each arm."""
+        """Return ``wanted`` rows of the arms with the largest indices, as one array for each arm."""
         rows = []
         for arm in self._ranked(index, arms):
             members = self._by_priority[self._begin[arm] : self._begin[arm + 1]]
@@ -142,11 +144,11 @@ class IndexPolicy(Policy):
         return rows
 
     def _ranked(self, index: NDArray[np.float64], arms: ArmStats) -> Iterator[np.intp]:
-        """Yield the arms that may have rows left: observed ones by falling index, then the others."""
+        """Yield the arms that may have rows left: the observed arms by falling index, then the others."""
         observed = arms.count > 0
         can_be = observed & (arms.count < arms.size)
         best = np.argmax(np.where(can_be, index, -np.inf)) if can_be.any() else None
-        if best is not None:  # the first is nearly always enough
+        if best is not None:  # the first arm is nearly always enough, so yield it before sorting
             yield best
         order = np.argsort(-np.where(observed, index, np.nan), kind="stable")  # NaN sorts last
         yield from (arm for arm in order[arms.count[order] < arms.size[order]] if arm != best)

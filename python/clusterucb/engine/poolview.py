@@ -1,8 +1,8 @@
-"""What strategies see of a pool: a frozen, read-only view in canonical order.
+"""Give strategies a frozen, read-only view of a pool in canonical order.
 
-Clusterers and policies never see files, models or text; they see arrays. That keeps a strategy a
-few lines of numpy, lets the engine replay it on recorded scores, and makes the order of lines and
-files irrelevant: rows are already in canonical order when the view is made.
+Clusterers and policies see arrays, never files, models or text. A strategy then takes only a few lines of numpy, the
+engine can replay it on recorded scores, and the order of lines and files does not matter: rows are already in canonical
+order when the view is made.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ from clusterucb.wording import counted
 if TYPE_CHECKING:
     from clusterucb.engine.rules import Rules
 
-ESTIMATES = "estimates"  # the block of `PoolView.prior` that estimates the very scores, f32[N, S]
+ESTIMATES = "estimates"  # the block of `PoolView.prior` that estimates the scores of this search, f32[N, S]
 
 
 @dataclass(frozen=True, eq=False)
 class PoolView:
-    """The pool as strategies see it; N rows in canonical order, every array read-only.
+    """The pool as strategies see it: N rows in canonical order, every array read-only.
 
     Attributes:
-        features: named blocks, each f32[N, k].
+        features: named blocks of features, each f32[N, k].
         labels: i64[N], the arm of each row, 0..K-1; all 0 before clustering.
-        priority: f64[N], seeded random numbers; within an arm, rows are drawn in rising order.
+        priority: f64[N], seeded random numbers. An arm's rows are drawn in rising order of priority.
         columns: named arrays [N] beside the features: ``source``, ``tokens``, ``label_tokens``, ...
-        budget: draws that may be spent, or are expected to be, at most N.
-        n_select: rows to be selected in the end, at most ``budget``.
+        budget: the number of draws that may be spent, or the expected number; at most N.
+        n_select: the number of rows to select, at most ``budget``.
         aggregate: how the scores for S subtasks become a reward (`clusterucb.engine.aggregate`).
-        weights: f64[S], how much each subtask counts in that; None: all alike.
-        prior: named blocks, each f32[N, k], of what may go with the scores, such as those of an earlier run, for
-            policies that predict (`clusterucb.jobs.stages.prior`); `ESTIMATES` of them, where there are some.
+        weights: f64[S], the weight of each subtask in the aggregate. None: all subtasks have the same weight.
+        prior: named blocks, each f32[N, k], that may correlate with the scores, such as the scores of an earlier run,
+            for policies that predict (`clusterucb.jobs.stages.prior`). The block `ESTIMATES`, if present, holds
+            estimates of the scores themselves.
     """
 
     features: Mapping[str, NDArray[np.float32]]
@@ -56,7 +57,7 @@ class PoolView:
             array.flags.writeable = False
 
     def __len__(self) -> int:
-        """N, the number of rows."""
+        """Return N, the number of rows."""
         return len(self.labels)
 
     @property
@@ -65,10 +66,10 @@ class PoolView:
         return int(self.labels.max()) + 1 if len(self) else 0
 
     def matrix(self) -> NDArray[np.float32]:
-        """Return all feature blocks side by side, f32[N, sum k].
+        """Return all feature blocks side by side, f32[N, sum of k].
 
-        Each block is centred and scaled to unit mean row norm, so that no block outweighs another
-        by its units alone. A block whose rows are all equal becomes zeros.
+        Each block is centred and scaled to unit mean row norm, so that no block outweighs another only because of its
+        units. A block whose rows are all equal becomes zeros.
         """
         blocks = []
         for block in self.features.values():
@@ -80,13 +81,14 @@ class PoolView:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SideInformation:
-    """What is known of the N rows of a pool beside their features.
+    """Information about the N rows of a pool beside their features.
 
     Attributes:
-        columns: named arrays [N] for strategies that use more than the features.
-        prior: f32[N, P], scores that may go with the new ones, such as those for another target; or named blocks of
-            such. Policies that predict learn how far they do. With a block `ESTIMATES` f32[N, S] of these very scores,
-            the cold start is smaller, and drawn from the whole pool at random.
+        columns: named arrays [N], for strategies that use more than the features.
+        prior: f32[N, P], or named blocks of this shape: scores that may correlate with the new ones, such as the scores
+            for another target. Policies that predict learn how strong the correlation is. With a block `ESTIMATES`
+            f32[N, S], which estimates the new scores themselves, the cold start is smaller and drawn at random from the
+            whole pool.
     """
 
     columns: Mapping[str, ArrayLike] | None = None
@@ -100,16 +102,16 @@ def pool_view(
     *,
     priority: Callable[[int], NDArray[np.float64]],
 ) -> PoolView:
-    """Return a pool of one arm.
+    """Return a pool with a single arm.
 
     Args:
-        features: f32[N, k], or named blocks of such.
-        side: what else is known.
+        features: f32[N, k], or named blocks of this shape.
+        side: information beside the features.
         rules: how scores become rewards.
-        priority: returns the random priorities f64[N] of N rows.
+        priority: a function of N that returns the random priorities f64[N].
 
     Raises:
-        OptionError: an array has another shape.
+        OptionError: an array has another shape, or a feature or prior is not finite.
     """
     blocks = feature_blocks(features)
     n_rows = len(next(iter(blocks.values())))
@@ -127,11 +129,15 @@ def pool_view(
 def feature_blocks(
     features: ArrayLike | Mapping[str, ArrayLike], kind: str = "feature"
 ) -> dict[str, NDArray[np.float32]]:
-    """Check a matrix [N, k] or named blocks of such and return copies as f32 blocks.
+    """Check a matrix [N, k] or named blocks of this shape, and return copies as f32 blocks.
 
     Args:
-        features: what is checked.
-        kind: what a message calls it.
+        features: the matrix or the blocks.
+        kind: what an error message calls them.
+
+    Raises:
+        OptionError: a block is no matrix or holds NaN or infinity, or the blocks have different numbers of rows, or
+            there are no rows.
     """
     named = features if isinstance(features, Mapping) else {"features": features}
     blocks: dict[str, NDArray[np.float32]] = {}
@@ -157,7 +163,11 @@ def feature_blocks(
 
 
 def pool_columns(columns: Mapping[str, ArrayLike] | None, n_rows: int) -> dict[str, NDArray[np.generic]]:
-    """Check that every column has ``n_rows`` entries and return copies as arrays."""
+    """Check that every column has ``n_rows`` entries, and return copies as arrays.
+
+    Raises:
+        OptionError: a column has another shape.
+    """
     checked = {name: np.array(values) for name, values in (columns or {}).items()}
     for name, values in checked.items():
         if values.shape != (n_rows,):
