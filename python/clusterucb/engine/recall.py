@@ -1,39 +1,40 @@
-"""How much of the best has been found: an estimate with an interval, from what was drawn alone.
+"""Estimate the recall (the share of the best rows that a search has found), with an interval, from the draws alone.
 
-The best are the ``n_select`` rows that scoring the whole pool would select. If t is the smallest reward among them,
-then (drawn rows with a reward of t or more) + (others with one) = n_select: to say how many were found is to say how
-many of the rows that were not drawn reach t. Two estimates are made of it:
+The best rows are the ``n_select`` rows that scoring the whole pool would select. Let t be the smallest reward among
+them. Then (drawn rows with a reward of at least t) + (undrawn rows with a reward of at least t) = n_select. So the
+recall follows from the number of undrawn rows that reach t. There are two estimates of it:
 
-- By regression. Each row's scores are predicted from the features (`clusterucb.engine.regression`), those of a drawn
-  row from all others: the difference between the reward that was drawn and that of the predicted scores is a
-      surprise. A row
-  that was not drawn reaches t as often as those draws whose predictions are nearest to its own would have, with their
-  surprises, from where it stands.
-- By the random draws alone, of the cold start or of a uniform policy: t is estimated as the quantile of their rewards,
-  weighted by their inclusion probabilities (Hajek 1971), without regard to any features.
+- By regression. Each row's scores are predicted from the features (`clusterucb.engine.regression`); a drawn row's
+  scores are predicted from all other draws. A drawn row's residual is its reward minus the reward of its predicted
+  scores. For an undrawn row, take the draws whose predictions are nearest to its own and add each of their residuals to
+  the row's prediction. The share of the sums that reach t is the probability that the row reaches t.
+- By the random draws alone, which come from the cold start or from a uniform policy. The estimate of t is the quantile
+  of their rewards, weighted by the inverse of their inclusion probabilities (Hajek 1971). It uses no features.
 
-Both are taken on the scale of log odds and averaged by the inverse of their variances. That of the second follows from
-the number of random draws that are expected among the best: the fewer, and the nearer to all of the best the first
-estimate is, the less it can say. The more is drawn at random, the more it counts, which needs no model to be right.
-The variance of the first is the sum of
+Both estimates are taken as log odds and averaged with weights inverse to their variances. The variance of the second
+follows from the expected number of random draws among the best rows. It is the larger the fewer these are, and the
+nearer the first estimate is to 1. The second estimate needs no correct model, and its weight grows with the number of
+random draws. The variance of the first estimate is the sum of
 
-- that of the number of rows that were missed, where it rests on few surprises;
-- the square of half of what all surprises and those of the random draws alone say apart. A policy chooses rows because
-  it expects much of them, and where the model is poor, that says more of them than the model does: their surprises are
-  no fair sample. Those of random draws are one, but few, and taken when the groups that they had hit were known;
-- a number learnt from replays on real pools (`benchmarks/bench_recall.py`), whose intervals cover the truth on pools
-  that it was not learnt from.
+- the variance of the estimated number of missed rows, which is large if few residuals contribute to it;
+- ((estimate from all residuals − estimate from the random draws' residuals) / 2)². A policy chooses rows from which it
+  expects high rewards. If the model is poor, that expectation says more about these rows than the model does, so their
+  residuals are not a fair sample. The residuals of random draws are a fair sample, but a small one, and they are
+  computed when later draws have already explored the groups that the random draws hit;
+- a constant, learnt from replays on real pools (`benchmarks/bench_recall.py`). With it, the intervals cover the true
+  recall on pools from which it was not learnt.
 
 Decisions:
-    - An interval ends at whole rows: nine tenths of a row cannot be found.
-    - A policy draws what is uncertain, whose surprises are larger than others'. They are not taken in units of the
-      deviations that the model expects, all the same: with a gradient store, estimates are then off by .04, not .02.
-    - Where predictions hardly differ, many draws are neighbours: what a row is expected to be without its own value is
-      less the larger that is, so that few neighbours would be of one value.
-    - Draws are not weighted by how few others of their cluster were drawn: a cluster is drawn little because of what
-      its few draws have shown, and such weights overstate what was found by .04 to .26 on the pools of the benchmarks.
-    - Without random draws there is no estimate: nothing would say what lies where a policy never looked.
-    - Several selections in turn (``round-robin``) are estimated one by one, and averaged.
+    - An interval ends at whole numbers of rows: nine tenths of a row cannot be found.
+    - A policy draws uncertain rows, and their residuals are larger than those of other rows. Still, residuals are not
+      divided by the model's deviations: with a gradient store, this would raise the error of the estimates from .02
+      to .04.
+    - Where predictions hardly differ, many draws count as neighbours. A row's leave-one-out prediction falls as the
+      row's own value rises, so a few nearest neighbours would all have about the same value.
+    - Draws are not weighted by one over the drawn share of their cluster. A policy draws little from a cluster because
+      of the rewards of its few draws, so such weights overstate the recall, by .04 to .26 on the benchmarks' pools.
+    - Without random draws there is no estimate: nothing would show what lies where a policy never drew.
+    - With ``round-robin``, the recall of each subtask's selection is estimated separately. The estimates are averaged.
 """
 
 from __future__ import annotations
@@ -51,25 +52,25 @@ from clusterucb.engine.poolview import PoolView
 from clusterucb.engine.regression import Regression
 
 CONFIDENCE = 0.9
-_Z = 1.645  # of a normal distribution, for an interval of that confidence
-VARIANCE = 0.1  # of the estimate by regression, in log odds, beside what a search itself says of it
-_NEIGHBOURS = 20  # draws whose surprises stand for those of a row, at least
-_AROUND = 0.1  # of the deviation of surprises: draws whose predictions are as near count, however many
-_SURPRISES = 2048  # draws that are taken for it, at most
-_PARTS = 256  # of the rows in the order of their predictions; those of one have the same neighbours
+_Z = 1.645  # the normal quantile of an interval with this confidence
+VARIANCE = 0.1  # the learnt constant in the variance of the estimate by regression, in log odds
+_NEIGHBOURS = 20  # the fewest draws whose residuals are used for a row
+_AROUND = 0.1  # in deviations of the residuals: all draws with predictions this near count as neighbours
+_SURPRISES = 2048  # the most draws whose residuals are used
+_PARTS = 256  # parts of the undrawn rows, in order of prediction; the rows of a part have the same neighbours
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
-Reward = Callable[[Floats], Floats]  # scores f64[m, S] -> rewards f64[m], as of `clusterucb.engine.aggregate`
+Reward = Callable[[Floats], Floats]  # scores f64[m, S] -> rewards f64[m], an aggregate
 
 
 @dataclass(frozen=True)
 class Recall:
-    """The share of the best that has been found.
+    """The estimated share of the best rows that a search has found.
 
     Attributes:
-        estimate: between 0 and 1.
-        low, high: an interval that covers the truth nine times in ten.
+        estimate: the estimated recall, between 0 and 1.
+        low, high: the ends of an interval that covers the true recall nine times in ten.
     """
 
     estimate: float
@@ -81,12 +82,12 @@ class Recall:
 
 
 class Draws(NamedTuple):
-    """What a search has drawn, in order.
+    """The draws of a search, in order.
 
     Attributes:
-        rows: i64[n].
-        scores: f64[n, S], NaN where scoring failed.
-        chance: f64[n], the probability that a row was drawn by now, where chance decided; NaN where a policy did.
+        rows: i64[n], the drawn rows.
+        scores: f64[n, S], their scores; NaN where scoring failed.
+        chance: f64[n], the probability that random draws have included the row by now; NaN where a policy chose it.
     """
 
     rows: Rows
@@ -95,11 +96,11 @@ class Draws(NamedTuple):
 
 
 class RecallEstimator:
-    """Estimates the recall of a search as it goes on.
+    """Estimates the recall of a search while it runs.
 
     Args:
         pool: the pool as strategies see it.
-        in_turn: whether the subtasks' own best are selected in turn, and not the largest rewards.
+        in_turn: whether each subtask's best rows are selected in turn. If not, the rows with the largest rewards are.
     """
 
     def __init__(self, pool: PoolView, *, in_turn: bool = False) -> None:
@@ -109,11 +110,11 @@ class RecallEstimator:
         self._n_told = 0
 
     def __call__(self, draws: Draws, reward: Reward) -> Recall | None:
-        """Return the recall after some draws, those of an earlier call first; None if too few of them were random.
+        """Return the estimated recall, or None if too few of the draws were random.
 
         Args:
-            draws: all draws.
-            reward: how the scores of a row become its reward.
+            draws: all draws so far, in order; the draws of an earlier call come first.
+            reward: the function that turns scores into rewards.
         """
         if len(draws.rows) == len(self._pool):
             return Recall(1.0, 1.0, 1.0)
@@ -125,7 +126,10 @@ class RecallEstimator:
         return Recall(*np.average(each, axis=0, weights=weights).tolist())
 
     def evidence(self, draws: Draws, reward: Reward) -> list[Evidence]:
-        """Return what the draws say, for each subtask where its own best are selected; nothing without random draws."""
+        """Return both estimates, once, or once for each subtask if subtasks select in turn.
+
+        The list is empty if too few of the draws were random.
+        """
         rows, scores, chance = draws
         rewards = reward(scores)
         regression = self._regression = self._regression or Regression(self._pool, scores.shape[1])
@@ -147,7 +151,7 @@ class RecallEstimator:
         ]
 
     def _wanted(self, n_kinds: int) -> list[float]:
-        """Return how many are the best of each kind of value."""
+        """Return the number of best rows for each column of values (the rewards, or the scores for each subtask)."""
         n_select, weights = self._pool.n_select, self._pool.weights
         turns = np.ones(n_kinds) if weights is None or not self._in_turn else weights
         shares: list[float] = np.maximum(turns / turns.sum() * n_select, 1.0).tolist()
@@ -155,14 +159,14 @@ class RecallEstimator:
 
 
 class Evidence(NamedTuple):
-    """Two estimates of a recall, as logarithms of odds.
+    """Two estimates of a recall, as log odds.
 
     Attributes:
-        n_best: how many are the best.
-        by_regression: what predictions and surprises say.
-        of_regression: its variance, by what this search says of it.
-        by_random: what the random draws say.
-        of_random: its variance.
+        n_best: the number of best rows.
+        by_regression: the estimate from predictions and residuals.
+        of_regression: the variance of ``by_regression`` as far as this search shows it, without the learnt constant.
+        by_random: the estimate from the random draws.
+        of_random: the variance of ``by_random``.
     """
 
     n_best: float
@@ -172,10 +176,10 @@ class Evidence(NamedTuple):
     of_random: float
 
     def recall(self, variance: float = VARIANCE) -> Recall:
-        """Return their mean, weighted by variances.
+        """Return the mean of both estimates, with weights inverse to their variances.
 
         Args:
-            variance: of the estimate by regression, beside `of_regression`.
+            variance: the constant to add to `of_regression`.
         """
         of_regression = variance + self.of_regression
         share = of_regression / (of_regression + self.of_random)
@@ -188,20 +192,20 @@ class Evidence(NamedTuple):
 
 
 def _evidence(values: Floats, left_out: Floats, predicted: Floats, chance: Floats, n_best: float) -> Evidence:
-    """Return what values of one kind say.
+    """Return both estimates for one column of values (the rewards, or the scores for one subtask).
 
     Args:
-        values: f64[n], what was drawn.
-        left_out: f64[n], what each draw's value was expected to be by all others.
-        predicted: f64[N - n], what those of the other rows are expected to be.
-        chance: f64[n], inclusion probabilities; NaN where a policy decided.
-        n_best: how many are the best.
+        values: f64[n], the values of the drawn rows.
+        left_out: f64[n], the prediction of each drawn row's value from all other draws.
+        predicted: f64[N - n], the predicted values of the undrawn rows.
+        chance: f64[n], the inclusion probabilities; NaN where a policy chose the row.
+        n_best: the number of best rows.
     """
     falling = np.sort(values)[::-1]
     random = ~np.isnan(chance)
     weights = 1 / chance[random]
     n_rows = len(values) + len(predicted)
-    expected = _n_effective(weights) * n_best / n_rows  # random draws among the best
+    expected = _n_effective(weights) * n_best / n_rows  # expected random draws among the best
     least = _quantile(values[random], weights, n_best * weights.sum() / n_rows)
     by_random = min(float(np.searchsorted(-falling, -least, side="right")), n_best)
     missed, fairly = (_Missed(values[some], left_out[some], predicted) for some in (slice(None), random))
@@ -209,17 +213,18 @@ def _evidence(values: Floats, left_out: Floats, predicted: Floats, chance: Float
     by_regression = _odds(found, n_best)
     doubt = (by_regression - _odds(_found(falling, n_best, fairly), n_best)) / 2
     lifted = missed.lifted(float(falling[min(math.ceil(found), len(falling)) - 1]))
-    slope = found * (1 / (found + 1) + 1 / (n_best - found + 1))  # of the log odds, by the logarithm of found
+    slope = found * (1 / (found + 1) + 1 / (n_best - found + 1))  # d (log odds) / d (log found)
     of_regression = doubt**2 + (slope * (1 - found / n_best)) ** 2 / _n_effective(lifted)
     return Evidence(n_best, by_regression, of_regression, _odds(by_random, n_best), slope**2 / expected)
 
 
 class _Missed:
-    """How many rows that were not drawn have a value of at least so much, by regression.
+    """Estimates by regression how many undrawn rows have at least a given value.
 
     Args:
-        values, left_out: f64[m], of the draws whose surprises are taken.
-        predicted: f64[N - n], of the other rows.
+        values: f64[m], the values of the draws whose residuals are used.
+        left_out: f64[m], the leave-one-out predictions of these draws.
+        predicted: f64[N - n], the predicted values of the undrawn rows.
     """
 
     def __init__(self, values: Floats, left_out: Floats, predicted: Floats) -> None:
@@ -239,8 +244,12 @@ class _Missed:
         return float(self.lifted(least).sum())
 
     def lifted(self, least: float) -> Floats:
-        """Return how many of them each surprise stands for, f64[m] in the order of what was expected."""
-        reach = np.searchsorted(self._predicted, least - self._surprises)  # from which row on it is enough
+        """Return the number of undrawn rows that each residual lifts to ``least``, f64[m].
+
+        The residuals are in the order of their leave-one-out predictions. The sum of the numbers is the estimated
+        number of undrawn rows with a value of at least ``least``.
+        """
+        reach = np.searchsorted(self._predicted, least - self._surprises)  # the first row that is lifted
         lifted = np.zeros(len(reach))
         for begin, end, first, last in self._parts:
             lifted[first:last] += (end - reach[first:last]).clip(0, end - begin) / (last - first)
@@ -248,7 +257,13 @@ class _Missed:
 
 
 def _found(falling: Floats, n_best: float, missed: Callable[[float], float]) -> float:
-    """Return how many of the values, falling, are among the best, given how many others reach a value."""
+    """Return how many of the drawn values are among the best.
+
+    Args:
+        falling: f64[n], the drawn values in falling order.
+        n_best: the number of best rows.
+        missed: a function that returns how many undrawn rows have at least a given value.
+    """
     low, high = 0, min(math.floor(n_best), len(falling))
     while low < high:
         middle = (low + high + 1) // 2
@@ -260,21 +275,21 @@ def _found(falling: Floats, n_best: float, missed: Callable[[float], float]) -> 
 
 
 def _quantile(values: Floats, weights: Floats, above: float) -> float:
-    """Return the value that rows of so much weight reach."""
+    """Return the value that rows with a total weight of ``above`` reach."""
     order = np.argsort(-values, kind="stable")
     return float(np.interp(above, np.cumsum(weights[order]), values[order]))
 
 
 def _n_effective(weights: Floats) -> float:
-    """Return how many of equal weight would say as much (Kish 1965)."""
+    """Return the effective sample size: the number of equally weighted draws with the same variance (Kish 1965)."""
     return float(weights.sum() ** 2 / (weights**2).sum()) if weights.any() else math.inf
 
 
 def _odds(n_found: float, n_best: float) -> float:
-    """Return the logarithm of the odds that one of the best has been found, short of certainty."""
+    """Return the log odds that a best row has been found. Adding 1 to both counts keeps them finite."""
     return math.log((n_found + 1) / (n_best - n_found + 1))
 
 
 def _share(odds: float, n_best: float) -> float:
-    """Return the share that `_odds` is of."""
+    """Return the share of the best rows that has the given log odds: the inverse of `_odds`."""
     return min(max(((n_best + 2) / (1 + math.exp(-odds)) - 1) / n_best, 0.0), 1.0)

@@ -1,12 +1,12 @@
-"""What the draws of a search tell of all other rows: a Gaussian process that is fitted as they come.
+"""Predict the values of all rows from the draws of a search, with a Gaussian process that is fitted as draws arrive.
 
 Decisions:
-    - The clusters and the column ``source`` are part of the kernel, where there are several: what a bandit learns from
-      is not thrown away.
-    - The kernel is learnt when the number of observations has grown by half, from a random part of those before: what
-      it is depends on the values in the order in which they came, and not on how they were told.
-    - Inducing points are the best half and an even spread of the rest; a pool of many rows has fewer, which decides
-      how long a prediction of all rows takes.
+    - The clusters and the column ``source`` are part of the kernel if they have several values: a bandit learns from
+      them, so the regression uses them too.
+    - The kernel is learnt again each time the number of observations has grown by half, from a random part of the
+      observations up to then. It therefore depends on the values and their order, and not on how they were batched.
+    - Half of the inducing points are the best observations; the other half are spread evenly over the rest. A larger
+      pool has fewer inducing points, because their number decides how long a prediction of all rows takes.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from clusterucb.engine.gaussian import Inputs, Kernel, Posterior
 from clusterucb.engine.poolview import PoolView
 
-_FIRST = 32  # observations that the kernel is learnt from at first
+_FIRST = 32  # observations before the kernel is first learnt
 _GROWTH = 1.5
-_MOST = 384  # observations that it is learnt from
+_MOST = 384  # the most observations from which the kernel is learnt
 _STEPS = 25
-_POINTS = (96, 1024)  # inducing points, at least and at most
+_POINTS = (96, 1024)  # the fewest and the most inducing points
 _POINTS_TIMES_ROWS = 50_000_000
 
 _INPUTS: WeakKeyDictionary[PoolView, Inputs] = WeakKeyDictionary()
@@ -35,11 +35,11 @@ Rows = NDArray[np.int64]
 
 
 class Regression:
-    """Predicts values of a pool's rows from those of some.
+    """Predicts the values of a pool's rows from the observed values of some.
 
     Args:
-        pool: N rows.
-        n_outputs: V, how many values a row has.
+        pool: the pool, N rows.
+        n_outputs: V, the number of values of a row.
     """
 
     def __init__(self, pool: PoolView, n_outputs: int) -> None:
@@ -50,7 +50,7 @@ class Regression:
         self._next = _FIRST
 
     def add(self, rows: Rows, values: Floats) -> None:
-        """Add values f64[m, V] of rows i64[m], and learn the kernel anew if there are many more than the last time."""
+        """Add the values f64[m, V] of rows i64[m]. Learn the kernel again if the number has grown enough."""
         if len(rows):
             self.__dict__.pop("_known", None)
         self.rows = np.concatenate([self.rows, rows])
@@ -62,18 +62,18 @@ class Regression:
             self._next = math.ceil(count * _GROWTH)
 
     def mean(self, rows: Rows) -> Floats:
-        """Return what values rows i64[m] are expected to have, f64[m, V]."""
+        """Return the predicted values f64[m, V] of rows i64[m]."""
         posterior, mean, std = self._known
         return posterior.mean(rows) * std + mean
 
     def predict(self, rows: Rows) -> tuple[Floats, Floats]:
-        """Return what values rows i64[m] are expected to have, f64[m, V], and how far they may be off, f64[m, V]."""
+        """Return the predicted values f64[m, V] of rows i64[m], and their standard deviations f64[m, V]."""
         posterior, mean, std = self._known
         predicted, deviation = posterior.predict(rows)
         return predicted * std + mean, deviation[:, None] * std
 
     def left_out(self) -> Floats:
-        """Return what value each row that was added would be expected to have without its own, f64[n, V]."""
+        """Return the leave-one-out predictions f64[n, V] of the observed rows: each without its own values."""
         posterior, mean, std = self._known
         return posterior.left_out(self.rows, (self.values - mean) / std) * std + mean
 
@@ -83,7 +83,7 @@ class Regression:
         return Posterior.of(self._kernel, self.rows, values, self._points(values)), mean, std
 
     def _points(self, values: Floats) -> Rows:
-        """Return which observations are inducing points."""
+        """Return the positions of the observations that are inducing points."""
         count = int(np.clip(_POINTS_TIMES_ROWS // self._n_rows, *_POINTS))
         if len(values) <= count:
             return np.arange(len(values))
@@ -95,7 +95,7 @@ class Regression:
 
 
 def _inputs(pool: PoolView) -> Inputs:
-    """Return the rows of a pool as a kernel sees them, the same for all that ask."""
+    """Return a pool's rows in the form that a kernel needs; all regressions on a pool share them."""
     if pool not in _INPUTS:
         features, prior = ([named[name] for name in sorted(named)] for named in (pool.features, pool.prior))
         _INPUTS[pool] = Inputs(features, _categories(pool), prior)
@@ -103,14 +103,14 @@ def _inputs(pool: PoolView) -> Inputs:
 
 
 def _categories(pool: PoolView) -> list[Rows]:
-    """Return clusters and sources as numbers, where there are several and some have several rows."""
+    """Return clusters and sources as numbers, each if it has several values and not a different value in every row."""
     columns = [pool.labels, *([pool.columns["source"]] if "source" in pool.columns else [])]
     found = (np.unique(column, return_inverse=True) for column in columns)
     return [numbers.astype(np.int64) for values, numbers in found if 1 < len(values) < len(pool)]
 
 
 def _standardized(values: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return values f64[n, V] with mean 0 and deviation 1 in each column, and what these were, f64[V]."""
+    """Return values f64[n, V] scaled to mean 0 and deviation 1 in each column, and their mean and deviation f64[V]."""
     mean, std = values.mean(axis=0), values.std(axis=0)
     std = np.where(std > 0, std, 1.0)
     return (values - mean) / std, mean, std

@@ -1,6 +1,6 @@
-"""How scores become rewards, and rewards a selection.
+"""Turn scores into rewards, and hold the rules by which rows are selected.
 
-`Rules` is what a caller decides; `Rewards` applies it during a search.
+The caller gives `Rules`; `Rewards` applies them during a search.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rules:
-    """How S scores of a sample become one reward, and which samples are selected.
+    """How a sample's S scores become one reward, and which samples are selected.
 
     Attributes:
-        aggregate: ``max`` (the paper's), ``mean`` or ``standardized`` (`clusterucb.engine.aggregate`), which makes a
-            cold start for every policy.
+        aggregate: ``max`` (the paper's), ``mean`` or ``standardized`` (`clusterucb.engine.aggregate`). With
+            ``standardized``, every policy gets a cold start.
         select_by: ``top`` or ``round-robin`` (`clusterucb.engine.choice`).
-        max_per_source: most rows selected of one value of the column ``source``.
-        weights: f64[S], how much each subtask's scores count in a reward, and in turns of ``round-robin``; 1 each by
-            default.
+        max_per_source: the largest number of selected rows with the same value in the column ``source``.
+        weights: f64[S], the weight of each subtask's scores in a reward, and of its turns in ``round-robin``. By
+            default, 1 each.
 
     Raises:
         OptionError: a value cannot be used.
@@ -56,15 +56,15 @@ class Rules:
 
     @property
     def counts(self) -> NDArray[np.float64] | None:
-        """The weights as an array, f64[S]."""
+        """The subtasks' weights as an array f64[S], or None."""
         return None if self.weights is None else np.array(self.weights, np.float64)
 
 
 class Rewards:
-    """Turns scores into rewards; a standardized aggregate is fitted when the cold start is complete.
+    """Turns scores into rewards. A standardized aggregate is fitted when the cold start is complete.
 
     Args:
-        rules: how.
+        rules: the rules of the search.
     """
 
     def __init__(self, rules: Rules) -> None:
@@ -74,16 +74,16 @@ class Rewards:
             self._aggregate = weighted(rules.aggregate, self._weights)
 
     def __call__(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return rewards f64[m] of scores f64[m, S]."""
+        """Return the rewards f64[m] of scores f64[m, S]."""
         assert self._aggregate is not None
         return self._aggregate(scores)
 
     def news(
         self, history: History
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]]:
-        """Yield rows i64[m], rewards f64[m] and scores f64[m, S] that a policy has not been told yet.
+        """Yield the rows i64[m], rewards f64[m] and scores f64[m, S] that the policy has not received yet.
 
-        Failed rows are left out. Nothing is told before a reward can be computed.
+        Failed rows are left out. Nothing is yielded before rewards can be computed.
         """
         batches = history.scored()[-1:]
         if self._aggregate is None:
@@ -98,12 +98,12 @@ class Rewards:
                 yield rows[seen], rewards[seen], scores[seen]
 
     def fit(self, history: History) -> None:
-        """Fit the aggregate to the cold start, unless that is done."""
+        """Fit the aggregate to the cold start, unless it is fitted already or needs no fit."""
         if self._aggregate is None:
             self._aggregate = Standardized(*history.cold_draws(), self._weights)
 
     @property
     def scale(self) -> NDArray[np.float64] | None:
-        """The mean and deviation f64[2, S] that rewards are based on; None for other aggregates."""
+        """The mean and deviation f64[2, S] by which scores are standardized; None for other aggregates."""
         fitted = self._aggregate
         return np.stack([fitted.mean, fitted.std]) if isinstance(fitted, Standardized) else None

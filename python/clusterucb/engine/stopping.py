@@ -1,7 +1,7 @@
-"""When a search ends before its budget is spent.
+"""Decide whether a search ends before its budget is spent.
 
-Decision: the recall is estimated at fixed numbers of draws, so that a search that is to stop at a recall stops at the
-same draw however often it was interrupted.
+Decision: the recall is estimated at fixed numbers of draws. A search that stops at a recall therefore stops at the same
+draw, however often it was interrupted.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from clusterucb.engine.recall import Recall, RecallEstimator
 from clusterucb.engine.rules import Rewards, Rules
 from clusterucb.errors import OptionError, warn
 
-_ESTIMATES = 20  # of the recall, in a search that spends its budget
+_ESTIMATES = 20  # estimates of the recall in a search that spends its whole budget
 
 
 class Stopping:
-    """Estimates the recall as a search goes on, and says when it is enough.
+    """Estimates the recall while a search runs, and decides whether the search may end.
 
     Args:
         pool: the pool, with its arms.
-        budget: whether a recall ends the search, and who is told of it; without either, nothing is estimated.
-        rules: what is selected. Under a cap on sources the recall is not estimated.
+        budget: the recall at which the search ends, and the function that watches the recall. Without either, the
+            recall is not estimated.
+        rules: the rules of the selection. With a cap on sources, the recall is not estimated.
     """
 
     def __init__(self, pool: PoolView, budget: Budget, rules: Rules) -> None:
@@ -37,7 +38,7 @@ class Stopping:
         self._n_estimated = 0
 
     def enough(self, history: History, rewards: Rewards) -> bool:
-        """Return whether so much has been found that the search may end."""
+        """Return whether the estimated recall is high enough for the search to end."""
         if not self._estimator or not history.passed(self._step):
             return False
         recall = self._estimate(self._estimator, history, rewards)
@@ -46,7 +47,7 @@ class Stopping:
         return bool(recall and self._budget.until is not None and recall.estimate >= self._budget.until)
 
     def recall(self, history: History, rewards: Rewards) -> Recall | None:
-        """Return how much was found in the end; None if nobody asked, or it cannot be said."""
+        """Return the estimated recall at the end of a search; None if it was not requested or cannot be estimated."""
         if self._estimator and self._n_estimated < history.n_drawn:
             self._estimate(self._estimator, history, rewards)
         if self._budget.until is not None and self._recall is None:
@@ -62,10 +63,10 @@ class Stopping:
 
 
 def check_until(until: float, policy: Policy, aggregate: str, max_per_source: int | None) -> None:
-    """Refuse to stop a search at a recall that cannot be estimated.
+    """Check that a search can stop at the recall ``until``.
 
     Raises:
-        OptionError: it is no share, or a policy or a cap leaves nothing to estimate it by.
+        OptionError: ``until`` is not above 0 and at most 1, there is a cap on sources, or no draw would be random.
     """
     if isinstance(until, bool) or not isinstance(until, int | float) or not 0 < until <= 1:
         raise OptionError(f"until is {until!r}; expected a recall above 0, at most 1")

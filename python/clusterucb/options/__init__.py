@@ -1,1 +1,1 @@
-"""Internal. Every option once, for Python, the command line and the configuration file."""
+"""Internal. Define every option once, for Python, the command line and the configuration file."""

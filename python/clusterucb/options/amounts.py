@@ -1,4 +1,4 @@
-"""Shares and counts of the pool, tokens and times, and recalls, as users write them."""
+"""Parse the amounts that users write: shares and counts of the pool, tokens, times and recalls."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ class Seconds(NamedTuple):
 
 
 def parse_count(option: str, spec: str | int) -> Fraction | int:
-    """Return a share (``"20%"``) as a fraction of one, or a count (``500``) as it is.
+    """Return a share (``"20%"``) as a fraction of one, or a count (``500``) as an int.
+
+    Args:
+        option: the option's name, for the error message.
+        spec: the share or count as the user wrote it.
 
     Raises:
-        OptionError: neither; ``0.2`` is refused with the right spelling.
+        OptionError: ``spec`` is neither. The message for ``0.2`` suggests ``20%``.
     """
     text = str(spec).strip()
     if (percent := _PERCENT.fullmatch(text)) and 0 < (share := Fraction(percent[1]) / 100) <= 1:
@@ -50,10 +54,10 @@ def parse_count(option: str, spec: str | int) -> Fraction | int:
 
 
 def parse_budget(option: str, spec: str | int) -> Fraction | int | Tokens | Seconds:
-    """Return a share or a count as `parse_count` does, tokens (``"30Mtok"``), or a time (``"1h 30min"``).
+    """Return a share or a count as `parse_count` does, a number of tokens (``"30Mtok"``), or a time (``"1h 30min"``).
 
     Raises:
-        OptionError: none of them.
+        OptionError: ``spec`` is none of these.
     """
     text = str(spec).strip()
     if (tokens := _TOKENS.fullmatch(text)) and (count := int(Fraction(tokens[1]) * _THOUSANDS[tokens[2]])):
@@ -71,10 +75,10 @@ def parse_budget(option: str, spec: str | int) -> Fraction | int | Tokens | Seco
 
 
 def parse_until(option: str, spec: str) -> float:
-    """Return the recall that ``"recall=0.9"`` or ``"recall=90%"`` means, as a share.
+    """Return the recall in ``"recall=0.9"`` or ``"recall=90%"`` as a share of one.
 
     Raises:
-        OptionError: neither, or no share above 0.
+        OptionError: ``spec`` has another form, or the recall is not above 0 and at most 1.
     """
     found = re.fullmatch(rf"recall\s*=\s*{_NUMBER}\s*(%?)", str(spec).strip())
     share = float(found[1]) / (100 if found[2] else 1) if found else 0.0
@@ -84,6 +88,6 @@ def parse_until(option: str, spec: str) -> float:
 
 
 def resolve_count(option: str, spec: str | int, n_samples: int) -> int:
-    """Return how many of ``n_samples`` samples ``spec`` means: floor of a share, and at least 1."""
+    """Return the number of samples that ``spec`` means; a share of ``n_samples`` is rounded down, but is at least 1."""
     count = parse_count(option, spec)
     return max(int(count * n_samples), 1) if isinstance(count, Fraction) else count

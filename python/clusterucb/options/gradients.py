@@ -1,4 +1,4 @@
-"""Options of reading rows and of computing gradients."""
+"""Define the options for reading rows and for computing gradients."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ _FRESH_LORA = ("lora_rank", "lora_alpha", "lora_targets", "warmup_steps", "warmu
 
 @dataclass(frozen=True, kw_only=True)
 class ReadSettings(Checked):
-    """Options that decide how rows are read, of the pool and of the target.
+    """Options for reading the rows of the pool and the target.
 
     Attributes:
-        format: Shape of every row: messages, conversations, prompt-completion, alpaca, chosen or text; by default each
-            row's keys say.
-        columns: Columns that stand for others, as prompt=question,completion=answer; also for id, source and subtask.
-        drop_unsupported: Leave out images, tool calls and thoughts, instead of the rows that hold them.
+        format: Shape of every row: messages, conversations, prompt-completion, alpaca, chosen or text. By default, each
+            row's keys decide.
+        columns: Columns to read instead of the usual ones, as in prompt=question,completion=answer; id, source and
+            subtask can be replaced too.
+        drop_unsupported: Drop images, tool calls and thoughts from rows. By default, such rows are rejected.
         strict: Stop at the first line that cannot be used.
     """
 
@@ -62,44 +63,47 @@ class ReadSettings(Checked):
 
     @property
     def layout(self) -> Layout:
-        """How rows are read."""
+        """The layout by which samples are read from rows."""
         return Layout(self.format, self.columns or {}, self.drop_unsupported)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientSettings(ReadSettings):
-    """Options that decide about a pool sample's gradient and its sketch.
+    """Options that affect a pool sample's gradient and its sketch.
 
     Attributes:
-        preconditioner: What turns a gradient into an update: adam_less (as LESS and ClusterUCB), adam (the
-            optimiser's true next step), second_moment (the gradient, scaled by the optimiser's second
-            moment), or sgd (the gradient itself).
-        adapter: Folder of a trained PEFT LoRA adapter; without it a fresh LoRA is warmed up.
-        optimizer: Optimiser state of the adapter's training (by default optimizer.pt or optimizer.bin in its folder),
-            or of the model's with --parameters.
-        checkpoint: Folder of an adapter with its optimiser state, once for each of several of one training; a sample's
-            score is the weighted sum of its scores at all of them, and costs a gradient at each.
-        checkpoint_weights: Weight of each --checkpoint, comma-separated, such as the learning rates there (LESS); by
-            default all the same.
-        parameters: Linear layers whose own weights are differentiated in place of a LoRA: their names, comma-separated,
+        preconditioner: How a gradient becomes an update: adam_less (as in LESS and ClusterUCB), adam (the optimiser's
+            true next step), second_moment (the gradient, scaled by the optimiser's second moment), or sgd (the
+            gradient itself).
+        adapter: Folder of a trained PEFT LoRA adapter. Without it, a fresh LoRA is warmed up.
+        optimizer: File with the optimiser state of the adapter's training (by default, optimizer.pt or optimizer.bin in
+            the adapter's folder), or of the model's training with --parameters.
+        checkpoint: Folder of an adapter with its optimiser state. Repeat the option for several checkpoints of one
+            training: a sample's score is the weighted sum of its scores at all of them, and costs a gradient at each.
+        checkpoint_weights: Weight of each --checkpoint, comma-separated, such as the learning rates there (as in LESS).
+            By default, all weights are equal.
+        parameters: Linear layers whose own weights are differentiated instead of a LoRA: layer names, comma-separated,
             with * for any characters, such as model.layers.*.mlp.down_proj.
         lora_rank: Rank of a fresh LoRA.
-        lora_alpha: Scale of a fresh LoRA: its update counts alpha / rank.
-        lora_targets: Linear layers of a fresh LoRA, comma-separated, or all-linear; by default PEFT's choice.
-        warmup_steps: AdamW steps of 4 random pool samples that a fresh LoRA is warmed up for.
+        lora_alpha: Scale of a fresh LoRA: its update is multiplied by alpha / rank.
+        lora_targets: Linear layers of a fresh LoRA, comma-separated, or all-linear. By default, PEFT chooses them.
+        warmup_steps: AdamW steps that warm up a fresh LoRA, on 4 random pool samples each.
         warmup_lr: Learning rate of the warm-up.
-        sketch_dim: Dimension of gradient sketches, a power of two from 256.
-        max_length: Longest sample in tokens; of a longer one, the end of the prompt and the answer are kept.
-        batch_tokens: Padded tokens of a pass of the model; by default 1024 on a CPU, and elsewhere as many as fit.
-        device: Where the model runs: auto, cpu, cuda, cuda:1, ...
-        dtype: Of the base model: auto (float32 on a CPU, else the checkpoint's own), float32, bfloat16, float16.
-        autocast: Compute layers in bfloat16 or float16, whatever the dtype of the weights; sums stay in float32.
-        checkpointing: Keep the inputs of the model's layers alone, and run each layer again in the backward pass: less
-            memory, a third more time.
-        compile: Compile parts of the model (torch.compile): passes take less time, after minutes of start.
-        revision: Branch, tag or commit of a hub id.
-        trust_remote_code: Let code that comes with the model run.
-        seed: Same seed, same result.
+        sketch_dim: Dimension of gradient sketches, a power of two of at least 256.
+        max_length: Largest number of tokens in a sample. Of a longer one, the end of the prompt and the answer are
+            kept.
+        batch_tokens: Padded tokens in one pass of the model. By default, 1024 on a CPU, elsewhere as many as fit into
+            memory.
+        device: Device of the model: auto, cpu, cuda, cuda:1, ...
+        dtype: Data type of the base model: auto (float32 on a CPU, else the checkpoint's own), float32, bfloat16 or
+            float16.
+        autocast: Compute layers in bfloat16 or float16, whatever the data type of the weights. Sums stay in float32.
+        checkpointing: Store only the inputs of the model's layers, and compute each layer again in the backward pass.
+            This takes less memory and a third more time.
+        compile: Compile parts of the model with torch.compile. Passes take less time, but the start takes minutes.
+        revision: Branch, tag or commit of a model from the hub.
+        trust_remote_code: Run code that comes with the model.
+        seed: Seed of all random numbers: the same seed gives the same result.
     """
 
     preconditioner: Preconditioner = "adam_less"
@@ -143,7 +147,12 @@ class GradientSettings(ReadSettings):
         self._check_checkpoints()
 
     def _check_checkpoints(self) -> None:
-        """Check that what is differentiated is said once, with the optimiser states that belong to it."""
+        """Check that one option names the differentiated weights, and that the optimiser states match it.
+
+        Raises:
+            OptionError: two such options are given, an optimiser state is missing or has no such option, or the
+                checkpoints' weights cannot be used.
+        """
         ways = [name for name in ("adapter", "checkpoint", "parameters") if getattr(self, name) is not None]
         if len(ways) > 1:
             raise OptionError(
@@ -181,7 +190,7 @@ class GradientSettings(ReadSettings):
 
     @property
     def weights(self) -> list[float]:
-        """The weight of each checkpoint, one of them at least; they add up to one."""
+        """The weight of each checkpoint (at least one). The weights add up to one; they are NaN if not numbers."""
         if self.checkpoint_weights is None:
             count = len(self.checkpoint or [""])
             return [1 / count] * count
@@ -193,12 +202,12 @@ class GradientSettings(ReadSettings):
 
     @property
     def warms_up(self) -> bool:
-        """Whether a fresh LoRA is warmed up, since no checkpoint is given."""
+        """Whether a fresh LoRA is warmed up: no checkpoint is given."""
         return not self.given_checkpoints
 
     @property
     def given_checkpoints(self) -> list[tuple[Path | None, Path | None]]:
-        """Folder of the adapter and file of the optimiser state of each checkpoint; None where there is none."""
+        """The adapter's folder and the optimiser state's file of each checkpoint, each None if there is none."""
         if self.parameters is not None:
             adapters: list[Path | None] = [None]
         else:
@@ -209,24 +218,24 @@ class GradientSettings(ReadSettings):
 
     @property
     def patterns(self) -> list[str]:
-        """The names in ``parameters``."""
+        """The layer names in ``parameters``."""
         return [name.strip() for name in (self.parameters or "").split(",")]
 
     @property
     def target_layers(self) -> list[str] | None:
-        """The names in ``lora_targets``; None for PEFT's choice."""
+        """The layer names in ``lora_targets``, or None if PEFT chooses the layers."""
         return None if self.lora_targets is None else [name.strip() for name in self.lora_targets.split(",")]
 
     @property
     def sketch(self) -> Sketch:
-        """The projection of gradient sketches; raw gradients are heavy-tailed and get more nonzeros."""
+        """The projection of gradient sketches. It has more nonzeros for raw gradients, which are heavy-tailed."""
         return Sketch(self.sketch_dim, 4 if self.preconditioner == "sgd" else 2, self.seed)
 
     def deciding(self, *, sketches: bool) -> dict[str, Any]:
-        """Return the options that decide about numbers, by option name; those without effect are None.
+        """Return the options that affect the computed numbers, by option name.
 
-        So are those that name files, whose fingerprints are compared instead. How rows are read is no option here: the
-        fingerprint of the pool says it.
+        Options without effect are None. So are options that name files, because the fingerprints of the files are
+        compared instead. The options for reading rows are left out, because the fingerprint of the pool covers them.
 
         Args:
             sketches: whether gradients are sketched.

@@ -1,4 +1,4 @@
-"""Options as keyword arguments of Python: converted, checked, and shown in signatures."""
+"""Convert and check options that are given as Python keyword arguments, and show them in signatures."""
 
 from __future__ import annotations
 
@@ -23,10 +23,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def settings_from(options: Mapping[str, Any], kind: type[AnySettings]) -> AnySettings:
-    """Return settings of a kind from keyword arguments.
+    """Make settings from keyword arguments.
+
+    Args:
+        options: the keyword arguments.
+        kind: the class of the settings.
 
     Raises:
-        OptionError: there is no such option, or a value cannot be used.
+        OptionError: the settings have no such option, or a value cannot be used.
     """
     known = field_names(kind)
     for name in options:
@@ -39,7 +43,7 @@ def settings_from(options: Mapping[str, Any], kind: type[AnySettings]) -> AnySet
 
 
 def spelt_out(kind: type[GradientSettings]) -> Callable[[Function], Function]:
-    """Return a decorator that gives a function with ``**options`` the signature with every field of a kind."""
+    """Return a decorator that replaces ``**options`` in a function's signature by the fields of ``kind``."""
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
@@ -57,9 +61,13 @@ def spelt_out(kind: type[GradientSettings]) -> Callable[[Function], Function]:
 
 
 def _typed(kind: type, name: str, value: object) -> object:
-    """Return the value of a keyword argument as the type of a field of ``kind``."""
+    """Convert the value of a keyword argument to the type of the field ``name`` of ``kind``.
+
+    Raises:
+        OptionError: the value has another type.
+    """
     if name in _COUNTS:
-        return str(value)  # counts may be given as numbers
+        return str(value)  # the user may give a number
     if name in _LISTS and isinstance(value, list | tuple):
         return ",".join(map(str, value)) or None
     hint = get_type_hints(kind)[name]
@@ -70,7 +78,7 @@ def _typed(kind: type, name: str, value: object) -> object:
     if name in ("checkpoint", "prior") and isinstance(value, list | tuple):
         return tuple(Path(one) if isinstance(one, str | PathLike) else one for one in value)
     if hasattr(value, "dtype") and not getattr(value, "shape", True):
-        value = value.item()  # type: ignore[attr-defined]  # a number of numpy
+        value = value.item()  # type: ignore[attr-defined]  # a numpy scalar
     expected = tuple(get_origin(one) or one for one in get_args(hint) or (hint,))
     if float in expected:
         expected = (*expected, int)

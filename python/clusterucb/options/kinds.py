@@ -1,4 +1,4 @@
-"""The kinds of values that options have, and how the command line reads them."""
+"""Define the types of option values, and how the command line reads and checks them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,29 @@ from clusterucb.filenames import EXPORTS
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
 from clusterucb.samples.shapes import SHAPES
 
-# Metadata of a field that decides about no number: it may change when a run is taken up again.
+# Metadata of a field that affects no computed number: its value may change when a run is resumed.
 FREE = {"decides": False}
-# Metadata of a field that names a file or folder: its content decides, and is compared by fingerprint.
+# Metadata of a field that names a file or folder. On resuming, the fingerprints of the contents are compared.
 FILE = {"file": True}
 
 
 def whole_number(_: type, tokens: Sequence[Token]) -> int:
-    """Convert text to an integer; cyclopts' own conversion rounds 1.5 to 2."""
+    """Convert text to an integer. (The conversion of cyclopts would round 1.5 to 2.)
+
+    Raises:
+        ValueError: the text is not a whole number.
+    """
     if not re.fullmatch(r"[+-]?[0-9]+", text := tokens[0].value):
         raise ValueError(f"{text!r} is not a whole number")
     return int(text)
 
 
 def columns_of(_: type, tokens: Sequence[Token]) -> dict[str, str]:
-    """Convert ``prompt=question,completion=answer`` to a dictionary."""
+    """Convert ``prompt=question,completion=answer`` to a dictionary.
+
+    Raises:
+        ValueError: the text has another form.
+    """
     pairs = [pair.partition("=") for pair in tokens[0].value.split(",")]
     if not all(name.strip() and equals and column.strip() for name, equals, column in pairs):
         raise ValueError(f"{tokens[0].value!r} is not of the form prompt=question,completion=answer")
@@ -40,7 +48,11 @@ def columns_of(_: type, tokens: Sequence[Token]) -> dict[str, str]:
 
 
 def weights_of(_: type, tokens: Sequence[Token]) -> dict[str, float]:
-    """Convert ``food=2,words=0.5`` to a dictionary."""
+    """Convert ``food=2,words=0.5`` to a dictionary.
+
+    Raises:
+        ValueError: the text has another form or names a subtask twice.
+    """
     expected = f"{tokens[0].value!r} is not of the form food=2,words=0.5"
     try:
         pairs = [pair.rpartition("=") for pair in tokens[0].value.split(",")]
@@ -63,7 +75,7 @@ SCORERS = ("auto", "exact", "sketch")
 
 
 def offered(choices: Iterable[str]) -> Parameter:
-    """Return what makes a shell offer choices; `_Checked` refuses others, from the command line and from Python."""
+    """Return a parameter that makes a shell complete ``choices``. `Checked` refuses other values, also from Python."""
     return Parameter(completer=lambda _: list(choices))
 
 
@@ -78,30 +90,47 @@ Tools = Annotated[str | None, offered(EXPORTS)]
 
 
 def field_names(kind: type[Checked]) -> list[str]:
-    """Return the options of a kind of settings."""
+    """Return the names of a settings class's options."""
     return [field.name for field in dataclasses.fields(kind)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """The checks that settings apply to their fields."""
+    """Base class of settings, with the checks that they apply to their fields."""
 
     def check(self, name: str, good: bool, expected: str) -> None:
-        """Refuse the value of a field that is not good."""
+        """Check a field's value.
+
+        Args:
+            name: the field.
+            good: whether the value can be used.
+            expected: the values that can be used, for the error message.
+
+        Raises:
+            OptionError: ``good`` is false.
+        """
         if not good:
             raise OptionError(f"{option_name(name)} is {getattr(self, name)!r}; expected {expected}")
 
     def check_whole(self, *names: str) -> None:
-        """Refuse fields that hold no whole number from 1."""
+        """Check that fields hold whole numbers of at least 1.
+
+        Raises:
+            OptionError: a field does not.
+        """
         for name in names:
             value = getattr(self, name)
             self.check(name, isinstance(value, int) and value >= 1, "a whole number from 1")
 
     def check_choice(self, name: str, choices: Sequence[str]) -> None:
-        """Refuse a field that holds none of the choices."""
+        """Check that a field holds one of ``choices``.
+
+        Raises:
+            OptionError: it does not.
+        """
         check_choice(option_name(name), getattr(self, name), choices)
 
 
 def option_name(field: str) -> str:
-    """Return what the command line calls a field."""
+    """Return a field's name on the command line, such as ``--lora-rank``."""
     return "--" + field.replace("_", "-")

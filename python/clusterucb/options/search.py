@@ -1,6 +1,6 @@
-"""Options of scoring, of the search, and of what is written.
+"""Define the options for scoring, for the search and for the written files.
 
-Strategies are not here: Python passes objects, and only the command line knows names.
+Strategies are not options here: Python passes objects, and only the command line knows strategies by name.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSettings(Checked):
-    """Options that decide what scores a sample.
+    """Options that decide how a sample is scored.
 
     Attributes:
-        scorer: What scores a sample: exact (its gradient), sketch (its sketch, an estimate), or auto (sketch where
-            every sample is scored and a store has them, which costs no gradient; else exact).
-        store: Folder that clusterucb sketch wrote for this pool and model: its adapter and sketches are used. Within a
-            budget, they tell which samples are worth an exact score.
+        scorer: How a sample is scored: exact (by its gradient), sketch (estimated from its sketch), or auto (by sketch
+            if every sample is scored and a store has the sketches, which costs no gradient; else exact).
+        store: Folder that clusterucb sketch wrote for this pool and model. Its adapter and sketches are used. In a
+            selection with a budget, the sketches rank candidates for exact scoring.
     """
 
     scorer: Scorer = "auto"
@@ -55,12 +55,12 @@ class ScoreSettings(Checked):
 
     @property
     def by_sketch(self) -> bool:
-        """Whether sketches score."""
+        """Whether scores are read from sketches."""
         return self.scorer == "sketch" or (self.scorer == "auto" and self.store is not None)
 
     @property
     def free_scores(self) -> bool:
-        """Whether scores cost no gradient, because the store has them all."""
+        """Whether scores cost no gradient, because the store has all sketches."""
         return self.by_sketch and self.store is not None
 
 
@@ -69,16 +69,16 @@ class DrawSettings(ScoreSettings):
     """Options that decide how samples are drawn, scored and selected, whatever the budget.
 
     Attributes:
-        select: Samples to select: a percentage of the pool, or a number; at most the budget.
-        cold_start: Share of every cluster that is drawn first (at least one sample of each); by default a quarter of
-            the budget's share of the pool.
-        batch_size: Draws between two decisions of the policy; 1 is the paper's loop, more is faster.
-        aggregate: How the scores of several subtasks become one: max (the paper's), mean, or standardized (the
-            largest after each subtask's scores are brought to one scale, so that none decides alone).
-        select_by: What is selected: top (the largest scores) or round-robin (each subtask's best in turn).
-        max_per_source: Most samples to select of one source.
-        subtask_weights: How much subtasks count beside the others, which count 1: food=2,words=0.5. Scores are
-            multiplied by it before they become one; with round-robin, turns are shared out by it, too.
+        select: Samples to select, at most the budget: a percentage of the pool, or a number.
+        cold_start: Share of every cluster to draw first, at least one sample of each. By default, a quarter of the
+            budget's share of the pool.
+        batch_size: Draws between two decisions of the policy. 1 is the paper's loop; larger batches are faster.
+        aggregate: How the scores for several subtasks become one: max (the paper's), mean, or standardized (the largest
+            z-score, so that no subtask decides alone).
+        select_by: Which samples are selected: top (the largest scores) or round-robin (each subtask's best in turn).
+        max_per_source: Largest number of samples to select from one source.
+        subtask_weights: Weights of subtasks, as in food=2,words=0.5; the others have weight 1. Scores are multiplied by
+            their subtask's weight before they are aggregated. With round-robin, weights also share out the turns.
     """
 
     select: str = field(default="5%", metadata=FREE)
@@ -112,16 +112,16 @@ class _Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchSettings(DrawSettings, _Budget):
-    """Options that decide what is drawn, scored and selected.
+    """Options that decide which samples are drawn, scored and selected.
 
     Attributes:
-        budget: Pool samples whose gradient may be computed: a percentage of the pool such as 20%, or a number; or how
-            many of their tokens (30Mtok), or how long it may take to draw and score them (2h, 1h 30min).
-        until: Stop as soon as so much of the best is estimated to be found, such as recall=0.9; the budget is then what
-            may be spent at most.
-        prior: Folder of an earlier selection, of another target or checkpoint, or of a part of the pool; or of a
-            gradient store of another checkpoint; once for each of several. How far the new scores go with these scores
-            or sketches is learnt.
+        budget: Pool samples to score at most: a percentage of the pool such as 20%, or a number. Or a limit on their
+            tokens (30Mtok), or on the time to draw and score them (2h, 1h 30min).
+        until: Stop as soon as the estimated share of the best samples found reaches a recall, such as recall=0.9. The
+            budget is then an upper limit.
+        prior: Folder of an earlier selection (for another target or checkpoint, or on a part of the pool), or of a
+            gradient store of another checkpoint. Repeat the option for several. How well these scores or sketches
+            predict the new scores is learnt.
     """
 
     until: str | None = field(default=None, metadata=FREE)
@@ -147,22 +147,26 @@ class SearchSettings(DrawSettings, _Budget):
 
     @property
     def by_sketch(self) -> bool:
-        """Whether sketches score, and do not only tell what is worth a score."""
+        """Whether scores are read from sketches. If not, sketches only rank candidates for exact scoring."""
         return self.scorer == "sketch"
 
     @property
     def recall(self) -> float | None:
-        """The recall that is enough, a share; None if the budget alone ends a selection."""
+        """The recall at which the search stops, as a share of one; None if only the budget ends the search."""
         return None if self.until is None else parse_until("--until", self.until)
 
     @property
     def end(self) -> str:
-        """Until when samples are scored."""
+        """The stopping rule as text, such as ``20% until recall=0.9``."""
         return self.budget if self.until is None else f"{self.budget} until {self.until}"
 
 
 def check_counts(option: str, budget: str | int, select: str) -> None:
-    """Refuse a budget below the number to select, as far as it is known before the size of the pool."""
+    """Check that the budget covers the number to select, if both are known without the size of the pool.
+
+    Raises:
+        OptionError: more samples are to be selected than scored.
+    """
     most, wanted = parse_budget(option, budget), parse_count("--select", select)
     if isinstance(most, int) and isinstance(wanted, int) and wanted > most:
         raise OptionError(
@@ -172,7 +176,7 @@ def check_counts(option: str, budget: str | int, select: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringSettings(GradientSettings, ScoreSettings):
-    """Options of scoring: those of the gradients and what is made of them."""
+    """Options of scoring: those for gradients, and those for the scores computed from them."""
 
     def __post_init__(self) -> None:
         ScoreSettings.__post_init__(self)
@@ -184,7 +188,7 @@ class ScoringSettings(GradientSettings, ScoreSettings):
         return self.store is not None
 
     def deciding(self, *, sketches: bool) -> dict[str, Any]:
-        """Return the options that decide about numbers, by option name; those without effect are None."""
+        """Return the options that affect the computed numbers, by option name; options without effect are None."""
         return {
             **super().deciding(sketches=sketches),
             "--scorer": "sketch" if self.by_sketch else None,
@@ -193,7 +197,7 @@ class ScoringSettings(GradientSettings, ScoreSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class CompareSettings(ScoringSettings, DrawSettings):
-    """Options of a comparison: those of scoring, and those of how samples are drawn."""
+    """Options of a comparison: those for scoring, and those for drawing samples."""
 
     def __post_init__(self) -> None:
         DrawSettings.__post_init__(self)
@@ -202,7 +206,7 @@ class CompareSettings(ScoringSettings, DrawSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(ScoringSettings, SearchSettings):
-    """Options of a selection: those of scoring and those of the search."""
+    """Options of a selection: those for scoring and those for the search."""
 
     def __post_init__(self) -> None:
         SearchSettings.__post_init__(self)
@@ -210,17 +214,19 @@ class Settings(ScoringSettings, SearchSettings):
 
     @property
     def limit(self) -> Tokens | Seconds | None:
-        """The budget where it is no number of samples; None where it is, and where scores are free."""
+        """The budget if it is a number of tokens or a time; None if it is a number of samples or if scores are free."""
         budget = parse_budget("--budget", self.budget)
         return budget if isinstance(budget, Tokens | Seconds) and not self.free_scores else None
 
     def draws(self, n_samples: int, tokens: float, per_token: float | None = None) -> int:
-        """Return how many draws the budget is, or is expected to be; of a number, perhaps more than there are samples.
+        """Return the number of draws in the budget, or the expected number under a limit on tokens or time.
+
+        A budget that is a number of samples may be larger than N.
 
         Args:
             n_samples: N.
-            tokens: of a sample, the mean.
-            per_token: as of `counts`.
+            tokens: the mean number of tokens in a sample.
+            per_token: the seconds to draw and score a token, or None if unknown; a time is then no limit.
         """
         limit = self.limit
         if limit is None:
@@ -233,14 +239,14 @@ class Settings(ScoringSettings, SearchSettings):
         return min(max(int(limit.most / each), 1), n_samples)
 
     def counts(self, lengths: NDArray[np.int64], per_token: float | None = None) -> tuple[int, int]:
-        """Return budget and number to select of a pool; scores that are free have no limit.
+        """Return the number of draws in the budget and the number of samples to select. Free scores have no limit.
 
         Args:
-            lengths: i64[N], tokens of each sample.
-            per_token: seconds that drawing and scoring a token takes; as long as it is unknown, a time is no limit.
+            lengths: i64[N], the number of tokens in each sample.
+            per_token: the seconds to draw and score a token, or None if unknown; a time is then no limit.
 
         Raises:
-            OptionError: more are to be selected than scored.
+            OptionError: more samples are to be selected than scored.
         """
         n_samples = len(lengths)
         about = "" if self.limit is None else "about "
@@ -256,13 +262,13 @@ class Settings(ScoringSettings, SearchSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class OutputSettings(Checked):
-    """Options that decide in which forms the selection is written, and about no number.
+    """Options for the files in which a selection is written. They affect no computed number.
 
     Attributes:
-        annotate: Add a field clusterucb (id, score, rank, subtasks, cluster, draw) to each line of selected.jsonl; it
+        annotate: Add a field clusterucb (id, score, rank, subtasks, cluster, draw) to each line of selected.jsonl. It
             is for this call, and the next one without it writes plain lines.
-        export: Tools to write the selection for, comma-separated: llamafactory, trl, axolotl.
-        scores_parquet: Write scores.parquet beside scores.jsonl.
+        export: Training tools to write the selection for, comma-separated: llamafactory, trl, axolotl.
+        scores_parquet: Write scores.parquet in addition to scores.jsonl.
     """
 
     annotate: bool = field(default=False, metadata=FREE)
@@ -276,13 +282,13 @@ class OutputSettings(Checked):
 
     @property
     def tools(self) -> list[str]:
-        """The names in ``export``."""
+        """The names of the tools in ``export``."""
         return [] if self.export is None else [name.strip() for name in self.export.split(",")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectSettings(OutputSettings, Settings):
-    """Options of `clusterucb.select`: those of a selection and those of its output."""
+    """Options of `clusterucb.select`: those for the selection and those for the files that it writes."""
 
     def __post_init__(self) -> None:
         OutputSettings.__post_init__(self)
