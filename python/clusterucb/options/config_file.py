@@ -1,4 +1,4 @@
-"""Options in a file: read for ``--config``, and written into every run as ``config.yaml``.
+"""Read options from a file for ``--config``. Every run writes such a file, ``config.yaml``.
 
     pool: [data/pool.jsonl]
     target: data/dev.jsonl
@@ -8,20 +8,20 @@
     out: runs/a
 
 Decisions:
-    - A value is the text that stands in the file, and the option says what the text means, as on the command
-      line. So ``20%``, ``1e-4``, a revision ``0123456`` and a source ``no`` arrive as they are written, whatever
-      YAML 1.1 makes of them; an empty value and ``null`` leave an option unset.
-    - YAML is parsed to events, and nothing is constructed from them: tags, anchors and aliases are refused, so no
-      tag runs code and nothing can unfold. JSON holds the same options; TOML is left out, as a line of dotted
-      keys makes Python's reader take all memory.
-    - The command line goes before the file, the file before the defaults. A list on the command line replaces
-      the file's; of a strategy's options each key by itself, unless the command line names another strategy:
-      then none of the file's options apply. ``--trust-remote-code=false`` switches off what a file switches on.
-    - Relative paths are relative to where the command runs, as on the command line; ``~/`` is the home folder.
-    - ``overwrite``, ``debug`` and ``config`` stay on the command line: a file that is used again would remove
-      what it computed, and the two others act before a file is read.
-    - cyclopts' own ``cyclopts.config.Yaml`` takes neither positional arguments nor our strategies, keeps the
-      last of duplicate keys, unfolds aliases, and reads ``no`` and ``0123456`` as YAML 1.1 does.
+    - A value is the text in the file, and the option interprets it, as on the command line. So ``20%``, ``1e-4``, a
+      revision ``0123456`` and a source ``no`` keep the text that the user wrote, whatever YAML 1.1 would read. An empty
+      value and ``null`` leave an option unset.
+    - YAML is parsed to events, and no objects are constructed from them. Tags, anchors and aliases are refused, so no
+      tag can run code and no alias can expand into a huge value. JSON files may hold the same options. TOML is not
+      supported, because a line of dotted keys makes Python's reader use all memory.
+    - The command line overrides the file, and the file overrides the defaults. A list on the command line replaces the
+      file's list. A strategy's options are overridden key by key. If the command line names another strategy, none of
+      the file's options for the strategy apply. ``--trust-remote-code=false`` switches off what a file switches on.
+    - Relative paths are relative to the working directory, as on the command line. ``~/`` is the home folder.
+    - ``overwrite``, ``debug`` and ``config`` are allowed only on the command line. With ``overwrite`` in a file, using
+      the file again would remove the results. The other two act before a file is read.
+    - cyclopts' own ``cyclopts.config.Yaml`` does not serve: it supports neither positional arguments nor our
+      strategies, keeps the last of duplicate keys, expands aliases, and reads ``no`` and ``0123456`` as YAML 1.1 does.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
     from cyclopts.argument import Argument
 
 
-_Value = str | list[Any] | dict[str, Any] | None  # of such values again
+_Value = str | list[Any] | dict[str, Any] | None  # lists and mappings hold such values again
 
-_HERE = ("config", "debug", "overwrite")  # on the command line alone
-_LARGEST = 1 << 18  # bytes
-_DEEPEST = 8  # lists and mappings in one another
+_HERE = ("config", "debug", "overwrite")  # options that are allowed only on the command line
+_LARGEST = 1 << 18  # the largest file, in bytes
+_DEEPEST = 8  # the deepest nesting of lists and mappings
 _TOO_DEEP = f"more than {_DEEPEST} lists and mappings in one another; expected options and their values"
 _NULLS = ("", "~", "null", "Null", "NULL")
 _SWITCHES = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
@@ -59,14 +59,14 @@ _FORMS: dict[type, re.Pattern[str]] = {
     int: re.compile(r"[+-]?[0-9]+"),
     float: re.compile(r"(?i)[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf)"),
 }
-_SEVERAL = "comma-separated"  # in the help of an option whose text may be a list here
+_SEVERAL = "comma-separated"  # an option with this in its help may be a list in the file
 
 
 def read(path: Path) -> dict[str, _Value]:
-    """Return the options in a file by their keys: texts, None, and lists and mappings of these.
+    """Return the options in a file by key. The values are texts, None, or lists and mappings of these.
 
     Raises:
-        OptionError: it cannot be read, or is not the YAML or JSON of one mapping with different keys.
+        OptionError: the file cannot be read, or its content is not YAML or JSON of one mapping with distinct keys.
     """
     parse = _PARSERS.get(path.suffix.lower())
     if parse is None:
@@ -94,15 +94,16 @@ def read(path: Path) -> dict[str, _Value]:
 def fill(
     arguments: ArgumentCollection, command: str, documented: Callable[[], Mapping[str, ArgumentCollection]]
 ) -> None:
-    """Give a command's arguments, where the command line leaves them, what the file of ``--config`` says.
+    """Set the arguments that the command line leaves unset to the values in the file of ``--config``.
 
     Args:
-        arguments: of the command, with the command line's tokens.
-        command: its name.
-        documented: returns the arguments, with their help, of all commands that take a file, by name.
+        arguments: the command's arguments, with the tokens of the command line.
+        command: the command's name.
+        documented: a function that returns the arguments, with their help, of every command that takes a file, by the
+            command's name.
 
     Raises:
-        OptionError: the file cannot be read, has an option that the command lacks, or a value of another type.
+        OptionError: the file cannot be read, has an option that the command lacks, or has a value of another type.
     """
     named = by_key(arguments)
     if "config" not in named or not named["config"].tokens:
@@ -132,7 +133,7 @@ def fill(
 
 
 def by_key(arguments: ArgumentCollection) -> dict[str, Argument]:
-    """Return the arguments that take values by the key that a file has for them."""
+    """Return the arguments that take values, by their keys in a file."""
     named = {}
     for argument in arguments:
         if not argument.children:
@@ -143,7 +144,7 @@ def by_key(arguments: ArgumentCollection) -> dict[str, Argument]:
 
 
 def value_of(option: str, arguments: Sequence[str]) -> str | None:
-    """Return what a command line gives an option; None where it does not."""
+    """Return an option's value on a command line, or None if the option is not there."""
     for at, one in enumerate(arguments):
         name, equals, value = one.partition("=")
         if name == option:
@@ -152,7 +153,7 @@ def value_of(option: str, arguments: Sequence[str]) -> str | None:
 
 
 def placed(said: str, arguments: Sequence[str]) -> str:
-    """Return what is wrong with an option, after the file of ``--config`` where it comes from there."""
+    """Return an error message about an option. If the option comes from the file of ``--config``, name the file."""
     option, path = re.match(r"--[a-z-]+", said), value_of("--config", arguments)
     if option is None or path is None or value_of(option[0], arguments) is not None:
         return said
@@ -183,15 +184,18 @@ def _refuse(
 
 
 def option_key(kind: str) -> str:
-    """Return the key of a strategy's options: ``policy_option`` of ``policy``, ``feature_option`` of ``features``."""
+    """Return the key of a strategy's options: ``policy_option`` for ``policy``, ``feature_option`` for ``features``."""
     return kind.removesuffix("s") + "_option"
 
 
 def _fill_strategy(path: Path, kind: str, values: dict[str, _Value], named: Mapping[str, Argument]) -> None:
-    """Give a strategy's options, and leave its name in ``values``.
+    """Set a strategy's options from the file, and leave only the strategy's name in ``values``.
 
     Args:
-        kind: the option that names the strategy.
+        path: the file.
+        kind: the option that names the strategy, such as ``policy``.
+        values: the file's options by key. The strategy's options are removed from it.
+        named: the command's arguments by key.
     """
     key = option_key(kind)
     at_name, at_options = named[kind], named[key]
@@ -219,14 +223,14 @@ def _fill_strategy(path: Path, kind: str, values: dict[str, _Value], named: Mapp
     if options and name is None:
         raise OptionError(f"{path}: {key} is given without {kind}; expected the name that it belongs to")
     if at_name.tokens and at_name.tokens[-1].value != name:
-        return  # the file's options are another strategy's
+        return  # the file's options belong to another strategy
     taken = {token.value.partition("=")[0] for token in at_options.tokens}
     pairs = [f"{option}={option_text(value)}" for option, value in options.items() if option not in taken]
     _give(path, key, at_options, pairs)
 
 
 def _options_of(path: Path, key: str, value: _Value) -> dict[str, _Value]:
-    """Return a strategy's options, given as a mapping, ``key=value`` or a list of these."""
+    """Return a strategy's options, which the file gives as a mapping, as ``key=value`` or as a list of the latter."""
     if isinstance(value, dict):
         return value
     options: dict[str, _Value] = {}
@@ -241,7 +245,7 @@ def _options_of(path: Path, key: str, value: _Value) -> dict[str, _Value]:
 
 
 def option_text(value: _Value) -> str:
-    """Return a value of a strategy's option as ``key=value`` has it."""
+    """Return the value of a strategy's option as the text in ``key=value``."""
     if isinstance(value, list | dict):
         return json.dumps(value)
     return "none" if value is None else value
@@ -254,10 +258,10 @@ def _give(path: Path, key: str, argument: Argument, texts: Sequence[str]) -> Non
 
 
 def _give_value(path: Path, key: str, argument: Argument, value: _Value) -> None:
-    """Give an argument what would stand on the command line for a value.
+    """Set an argument to a value, as if the value stood on the command line.
 
     Raises:
-        OptionError: the value is of another type than the option.
+        OptionError: the value's type is not the option's.
     """
     hint, default = argument.resolved_hint, argument.field_info.default
     if value is None and (default is None or NoneType in get_args(argument.hint)):
@@ -373,7 +377,7 @@ _PARSERS: dict[str, Callable[[Path, str], object]] = {
 
 
 def _plain(path: Path, value: object, depth: int = 0) -> _Value:
-    """Return what was parsed with texts in place of numbers and truth values."""
+    """Return a parsed value with numbers and booleans as texts."""
     if depth > _DEEPEST:
         raise OptionError(f"{path}: {_TOO_DEEP}")
     if isinstance(value, dict):

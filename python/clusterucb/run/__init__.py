@@ -1,1 +1,1 @@
-"""Internal. What lies on the disk between sessions: run folders, ledgers, stores, features and the cache."""
+"""Internal. Read and write the files that outlive a session: run folders, ledgers, stores, features and the cache."""

@@ -1,19 +1,19 @@
-"""What is kept from one run to the next, in the user's cache: features.
+"""Keep features in the user's cache for later runs.
 
-Another target, budget or policy for the same pool and model needs the same features, and they may take hours. The
-folder is ``$CLUSTERUCB_CACHE``, else ``clusterucb`` in ``$XDG_CACHE_HOME``, else in ``~/.cache``.
+Another target, budget or policy for the same pool and model needs the same features, and computing them may take hours.
+The folder is ``$CLUSTERUCB_CACHE``, or else ``clusterucb`` in ``$XDG_CACHE_HOME`` or in ``~/.cache``.
 
 Decisions:
-    - An entry is found by the SHA-256 of everything that decides its numbers (`feature_key`), the source code of the
-      feature among it. Where that cannot be known, as for a class of a notebook, nothing is kept.
-    - An entry is whole or not there (`atomic`), and says the SHA-256 of each of its files. What does not fit is
-      never used, and is replaced when it has been computed anew.
-    - Files are linked where that is possible (the same bytes on the disk for run and cache), else copied. A run whose
-      files were linked needs the cache no more.
-    - Readers share a lock, a writer has it alone, so any number of processes may use the cache.
-    - A cache is a convenience: one that cannot be used is a warning, never an error.
-    - When it grows beyond ``$CLUSTERUCB_CACHE_LIMIT`` (GB, 10 by default), what has not been used for longest goes; 0
-      switches the cache off.
+    - The key of an entry is the SHA-256 of everything that affects the features' numbers (`feature_key`), including the
+      source code of the feature. If the code is unknown, as for a class in a notebook, nothing is cached.
+    - An entry is complete or absent (`atomic`), and records the SHA-256 of each of its files. A file with another hash
+      is never used; the entry is replaced once the features have been computed again.
+    - Files are hard-linked if possible, so that run and cache share the bytes on the disk, and copied otherwise. A run
+      keeps its files when the cache is removed.
+    - Readers share a lock and a writer holds it alone, so any number of processes may use the cache.
+    - The cache is a convenience: a cache that cannot be used causes a warning, never an error.
+    - When the cache grows beyond ``$CLUSTERUCB_CACHE_LIMIT`` (in GB, 10 by default), the least recently used entries
+      are removed. 0 switches the cache off.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ _CODE = (".py", ".so", ".pyd")
 
 
 class Entry(msgspec.Struct):
-    """What ``entry.json`` says of an entry.
+    """The content of ``entry.json``.
 
     Attributes:
-        files: hex SHA-256 of each file, by name.
-        seconds: the time that it took to compute them.
+        files: the hex SHA-256 of each file of the entry, by file name.
+        seconds: the time that computing the files took.
     """
 
     files: dict[str, str]
@@ -62,7 +62,7 @@ class Entry(msgspec.Struct):
 
 
 def home() -> Path:
-    """Return the folder of everything that is kept; it may not exist yet."""
+    """Return the folder of the cache, which may not exist yet."""
     own = os.environ.get("CLUSTERUCB_CACHE")
     return (
         Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clusterucb"
@@ -70,10 +70,10 @@ def home() -> Path:
 
 
 class FeatureCache:
-    """Features of earlier runs.
+    """The cache of features from earlier runs.
 
     Raises:
-        OptionError: ``CLUSTERUCB_CACHE_LIMIT`` is no size.
+        OptionError: ``CLUSTERUCB_CACHE_LIMIT`` is not a size.
     """
 
     def __init__(self) -> None:
@@ -81,19 +81,19 @@ class FeatureCache:
         self._limit = _limit()
 
     def holds(self, key: str) -> bool:
-        """Whether there is an entry; it may turn out to be unreadable."""
+        """Return whether there is an entry for ``key``. The entry may still be unreadable."""
         return bool(self._limit) and self._about(key).is_file()
 
     def take(self, key: str, folder: Path) -> float | None:
-        """Put an entry's files into a folder.
+        """Put an entry's files into a folder. Each file is put there completely or not at all.
 
         Args:
-            key: of `feature_key`.
-            folder: an existing folder; a file is there as a whole or not at all.
+            key: the entry's key, from `feature_key`.
+            folder: an existing folder.
 
         Returns:
-            The seconds that the files once took to compute; None where there is no such entry, or one that cannot be
-            read or put there, or does not hold what it says.
+            The seconds that computing the files took. None if there is no entry, if it cannot be read or copied, or if
+            a file does not have the recorded hash.
         """
         if not self.holds(key):
             return None
@@ -111,12 +111,12 @@ class FeatureCache:
         return entry.seconds
 
     def keep(self, key: str, files: Sequence[Path], seconds: float) -> None:
-        """Keep files for later runs, and let go of what has not been used for longest.
+        """Keep files for later runs, and remove the least recently used entries if the cache is too large.
 
         Args:
-            key: of `feature_key`.
-            files: of different names.
-            seconds: the time that it took to compute them.
+            key: the entry's key, from `feature_key`.
+            files: the files, each with another name.
+            seconds: the time that computing the files took.
         """
         if sum(path.stat().st_size for path in files) > self._limit:
             return
@@ -144,9 +144,8 @@ class FeatureCache:
         excess = sum(sizes) - self._limit
         for folder, size in zip(folders, sizes, strict=True):
             if excess > 0:
-                (folder / "entry.json").unlink(
-                    missing_ok=True
-                )  # what is left, if this is cut short, is no entry
+                # entry.json goes first: a folder whose removal is interrupted is then no entry
+                (folder / "entry.json").unlink(missing_ok=True)
                 shutil.rmtree(folder)
                 excess -= size
 
@@ -164,11 +163,11 @@ class FeatureCache:
 
 
 def feature_key(feature: Feature, deciding: Mapping[str, Any]) -> str | None:
-    """Return what identifies a pool's features, a hex SHA-256; None where something that decides them is not known.
+    """Return the key of a pool's features, a hex SHA-256; None if something that affects their numbers is unknown.
 
     Args:
-        feature: what describes the pool.
-        deciding: everything else that decides the numbers, as JSON values; none of them may be None.
+        feature: the feature that describes the pool.
+        deciding: everything else that affects the numbers, as JSON values. None means that a value is unknown.
     """
     classes = [cls for one in _parts(feature) for cls in type(one).__mro__]
     if (
@@ -200,7 +199,7 @@ def _parts(feature: Feature) -> list[Feature]:
 
 
 def _code(package: str) -> str | None:
-    """Return a hex SHA-256 of a package's code; None where it is in no file."""
+    """Return a hex SHA-256 of a package's code, or None if the code is not in files."""
     file = getattr(sys.modules.get(package), "__file__", None)
     if package == "__main__" or not file:
         return None
@@ -214,7 +213,11 @@ def _code(package: str) -> str | None:
 
 
 def _limit() -> int:
-    """Return the most bytes that may be kept."""
+    """Return the size limit of the cache in bytes.
+
+    Raises:
+        OptionError: ``CLUSTERUCB_CACHE_LIMIT`` is not a size.
+    """
     text = os.environ.get(_LIMIT) or "10"
     try:
         size = float(text)
@@ -226,7 +229,7 @@ def _limit() -> int:
 
 
 def _put(source: Path, path: Path) -> None:
-    """Link a file to another place, or copy it there where links are not possible."""
+    """Hard-link a file to another path, or copy it there if links are not possible."""
     with whole_file(path) as partial:
         partial.unlink()
         try:

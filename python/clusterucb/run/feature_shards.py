@@ -1,12 +1,12 @@
-"""The features of a pool as files in a run folder: computed once, or taken from the cache.
+"""Store a pool's features as files in a run folder, computed once or taken from the cache.
 
-``features-00000.safetensors`` and so on hold the blocks of some thousand rows each, ``features-fit.safetensors`` what
-the feature learnt from the pool (`Feature.fit`). A file that exists is whole, and is never computed again.
+``features-00000.safetensors`` and so on hold the blocks of some thousand rows each. ``features-fit.safetensors`` holds
+what the feature learnt from the pool (`Feature.fit`). A file that exists is complete and is never computed again.
 
-Decision: features come from the cache as a whole or not at all, and a run that began without them goes on without, so
-that what a run reports does not depend on where it was interrupted. ``features-cached.json`` says that they came from
-there. It is written before the first file and removed if one has to be computed after all (somebody emptied the cache
-in between); such a run states the cost of computing everything.
+Decision: a run takes all features from the cache or none, and a run that began to compute them does not use the cache
+later. So its report does not depend on where it was interrupted. ``features-cached.json`` marks features from the
+cache. It is written before the first file, and removed if a file has to be computed after all (someone emptied the
+cache in the meantime). Such a run reports the cost of computing everything.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from safetensors.numpy import load_file, save_file
 from clusterucb.atomic import whole_file, write_whole
 from clusterucb.run.feature_cache import FeatureCache
 
-CACHED = "features-cached.json"  # says that features came from the cache
+CACHED = "features-cached.json"  # marks features from the cache
 
 Arrays = dict[str, NDArray[Any]]
 
 
 class Shards:
-    """Where the features of N samples are.
+    """The files with the features of N samples.
 
     Args:
-        folder: where the files are; it is created.
+        folder: the folder of the files. It is created if it does not exist.
         n_samples: N.
-        size: rows in one shard.
-        fits: whether there is something to learn first.
+        size: the number of rows in one shard.
+        fits: whether the feature learns something from the pool first.
     """
 
     def __init__(self, folder: Path, n_samples: int, size: int, *, fits: bool) -> None:
@@ -53,10 +53,11 @@ class Shards:
         """Take the features from the cache, unless some were computed already.
 
         Args:
-            key: of `clusterucb.run.feature_cache.feature_key`; None: the cache cannot have them.
+            key: the features' key, from `clusterucb.run.feature_cache.feature_key`. None means that they cannot be
+                cached.
 
         Returns:
-            The seconds that they once took; None where nothing was taken.
+            The seconds that computing the features once took; None if they were not taken from the cache.
         """
         begun = any(path.exists() for path in self._files) and not self._mark.exists()
         if self._complete or begun or not key or not (cache := FeatureCache()).holds(key):
@@ -70,14 +71,14 @@ class Shards:
         fit: Callable[[], Arrays],
         compute: Callable[[range, Arrays], dict[str, NDArray[np.float32]]],
     ) -> bool:
-        """Compute the files that are missing.
+        """Compute the missing files.
 
         Args:
-            fit: returns what is learnt.
-            compute: returns the blocks of some rows, by what was learnt.
+            fit: a function that returns what the feature learns from the pool.
+            compute: a function of a range of rows and of what was learnt. It returns the rows' blocks.
 
         Returns:
-            Whether any was missing.
+            Whether a file was missing.
         """
         if self._complete:
             return False
@@ -91,19 +92,19 @@ class Shards:
         return True
 
     def keep(self, key: str | None, seconds: float) -> None:
-        """Keep the features, which took some seconds, for other runs; where they have a key."""
+        """Keep the features, which took ``seconds`` to compute, in the cache if they have a key."""
         if key:
             FeatureCache().keep(key, self._files, seconds)
 
     def fitted(self) -> Arrays:
-        """Return what was learnt, read-only; empty where nothing was, or not yet."""
+        """Return what the feature learnt from the pool, as read-only arrays; empty if it learns nothing or not yet."""
         arrays: Arrays = load_file(self._fit) if self._fit.exists() else {}
         for array in arrays.values():
             array.flags.writeable = False
         return arrays
 
     def blocks(self) -> dict[str, NDArray[np.float32]]:
-        """Return the blocks, each f32[N, k]."""
+        """Return the blocks of all samples, each f32[N, k]."""
         shards = [load_file(path) for path in self._rows]
         return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
