@@ -1,13 +1,13 @@
-"""A run folder: what it was asked for, how far it came, and who may write to it.
+"""Open a run folder: lock it, compare its settings with the new ones, and keep its manifest.
 
 Decisions:
-    - ``manifest.json`` holds the resolved settings. The settings that decide about any number are
-      compared one by one when a run is taken up again; only a larger budget and another number of
-      selected samples may differ. Anything else is refused by name, because mixing two settings in
-      one folder would give scores that cannot be compared.
-    - Inputs are compared by what they hold (fingerprints), not by path or time.
-    - Stages are files: a file that exists is whole and is never computed again (`atomic`).
-    - One process at a time: an advisory lock that the system drops when the process dies.
+    - ``manifest.json`` holds the resolved settings. When a run is resumed, the settings that affect computed numbers
+      are compared one by one. Only a larger budget and another number of selected samples are allowed. Any other
+      difference is an error that names the setting, because scores of two settings in one folder could not be
+      compared.
+    - Inputs are compared by content (fingerprints), not by path or time.
+    - Stages are files: a file that exists is complete and is never computed again (`atomic`).
+    - One process at a time may write. It holds an advisory lock, which the system releases when the process dies.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from clusterucb.plugins import renewed
 from clusterucb.versions import __version__, recorded_versions
 
 _FORMAT = 1
-FORWARD = 0.43  # cost of a forward pass in LoRA gradients, as measured on a 135M-parameter model
-# Stands in a folder without manifest.json while a run is being begun or removed.
+FORWARD = 0.43  # cost of a forward pass in LoRA gradients, measured on a 135M-parameter model
+# The file that marks a folder without manifest.json in which a run is being created or removed.
 _UNSETTLED = f"{filenames.MANIFEST}.partial"
 
 
 class PhaseCost(msgspec.Struct):
-    """What one phase cost.
+    """The cost of one phase of a run.
 
     Attributes:
-        gradients: per-sample gradients (forward and backward passes of one sample).
-        forward_passes: forward passes of one sample without a gradient.
-        tokens: tokens in these passes.
-        seconds: wall-clock time over all sessions of the run.
-        reused: whether an earlier run has paid for it, so that it cost nothing.
+        gradients: the number of per-sample gradients (a forward and a backward pass of one sample).
+        forward_passes: the number of forward passes of one sample without a gradient.
+        tokens: the number of tokens in these passes.
+        seconds: the wall-clock time over all sessions of the run.
+        reused: whether the phase's results came from an earlier run, so that the phase cost nothing.
     """
 
     gradients: int = 0
@@ -56,13 +56,14 @@ class PhaseCost(msgspec.Struct):
 
 
 class Cost(msgspec.Struct):
-    """What a run cost, every pass counted.
+    """The cost of a run, with every pass counted.
 
     Attributes:
-        pool_samples: N.
-        phases: the cost of each phase.
-        unit: what ``total`` counts.
-        total: all passes, in gradients of every pool sample; a forward pass counts `FORWARD` gradients.
+        pool_samples: N, the number of pool samples.
+        phases: the cost of each phase, by name.
+        unit: the unit of ``total``.
+        total: the cost of all passes, where 1 is one gradient of every pool sample. A forward pass counts as `FORWARD`
+            gradients.
     """
 
     pool_samples: int = 0
@@ -71,40 +72,42 @@ class Cost(msgspec.Struct):
     total: float = 0.0
 
     def share(self, phase: PhaseCost) -> float:
-        """Return the cost of a phase in gradients of every pool sample."""
+        """Return the cost of a phase, where 1 is one gradient of every pool sample."""
         return (phase.gradients + FORWARD * phase.forward_passes) / max(self.pool_samples, 1)
 
     @property
     def gradients(self) -> int:
-        """Gradients over all phases."""
+        """The number of gradients over all phases."""
         return sum(phase.gradients for phase in self.phases.values())
 
     @property
     def forward_passes(self) -> float:
-        """Forward passes over all phases."""
+        """The number of forward passes over all phases."""
         return sum(phase.forward_passes for phase in self.phases.values())
 
     @property
     def seconds(self) -> float:
-        """Seconds over all phases."""
+        """The seconds over all phases."""
         return sum(phase.seconds for phase in self.phases.values())
 
 
 class Outcome(msgspec.Struct):
-    """What a finished run found.
+    """The result of a run.
 
     Attributes:
-        n_selected: samples in ``selected.jsonl``.
-        n_scored: draws, failures included.
-        n_failed: draws whose scoring failed.
-        stopped: ``budget``, ``exhausted``, ``recall`` or, as long as a run has only been interrupted, ``interrupted``.
-        clusters: number of arms.
-        draws: draws of each arm.
-        selected_by_source: samples selected of each source.
-        standardized: for each subtask the mean and deviation that rewards are based on; None for other aggregates.
-        length_correlation: Spearman correlation of score and answer length over the draws.
-        recall: the estimated share of the best that was found, with the ends low and high of an interval and its
-            confidence; None where it cannot be said.
+        n_selected: the number of samples in ``selected.jsonl``.
+        n_scored: the number of draws, failures included.
+        n_failed: the number of draws whose scoring failed.
+        stopped: why the search ended: ``budget``, ``exhausted`` or ``recall``; ``interrupted`` while a run is
+            interrupted.
+        clusters: the number of arms.
+        draws: the number of draws from each arm.
+        selected_by_source: the number of samples selected from each source.
+        standardized: the mean and deviation by which each subtask's scores were standardized; None for other
+            aggregates.
+        length_correlation: the Spearman correlation of score and answer length over the draws.
+        recall: the estimated share of the best samples found, with the ends (low, high) of its interval and the
+            interval's confidence; None if the recall cannot be estimated.
     """
 
     n_selected: int
@@ -120,13 +123,14 @@ class Outcome(msgspec.Struct):
 
 
 class Limit(msgspec.Struct, frozen=True):
-    """A limit of the model's passes that came into force because memory ran out.
+    """A limit on the size of the model's passes, set because memory ran out.
 
     Attributes:
-        call: what was computed, as a whole or not at all (`clusterucb.gradients.passes.Passes.over`).
-        part: which part of it, from 0.
-        done: samples of that part that were done by then.
-        tokens: padded tokens of a pass from then on.
+        call: the name of the computation in which memory ran out. A computation is done completely or not at all
+            (`clusterucb.gradients.passes.Passes.over`).
+        part: the number of the computation's part, from 0.
+        done: the number of samples of that part that were done before the limit.
+        tokens: the largest number of padded tokens in a pass after that.
     """
 
     call: str
@@ -169,18 +173,19 @@ class Manifest(msgspec.Struct):
 
 
 class Run:
-    """A run folder, open for writing; a context manager that holds its lock.
+    """A run folder, open for writing: a context manager that holds the folder's lock.
 
     Args:
-        folder: created when it does not exist.
-        settings: everything that decides about a number, JSON values by option name.
-        budget, select: as the user wrote them; None in a gradient store.
-        config: content of ``config.yaml``, which no result depends on.
-        overwrite: begin anew, removing what an earlier run wrote into ``folder``.
+        folder: the folder. It is created if it does not exist.
+        settings: everything that affects computed numbers, as JSON values by option name.
+        budget: the budget as the user wrote it; None for a gradient store.
+        select: the number to select as the user wrote it; None for a gradient store.
+        config: the content of ``config.yaml``, which affects no result.
+        overwrite: begin again, and remove the files of an earlier run from the folder.
 
     Raises:
-        RunError: the folder belongs to something else, to other settings or to a running process, or
-            cannot be written.
+        RunError: the folder holds something else than a run, or a run with other settings; or another process uses it;
+            or it cannot be written.
     """
 
     def __init__(
@@ -198,9 +203,8 @@ class Run:
         try:
             if overwrite or not self.path(filenames.MANIFEST).exists():
                 _remove_run(folder)
-            plain = msgspec.json.decode(
-                msgspec.json.encode(dict(settings))
-            )  # as the manifest gives them back
+            # as they will be read from the manifest, so that both can be compared
+            plain = msgspec.json.decode(msgspec.json.encode(dict(settings)))
             self.manifest, self.resumed = self._take_up(plain, budget, select)
             self.save()
             if config is not None:
@@ -216,7 +220,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Save the manifest, with the time spent so far, and let go of the folder."""
+        """Save the manifest, with the time spent so far, and unlock the folder."""
         try:
             self.save()
         finally:
@@ -224,11 +228,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether everything that was asked for has been written."""
+        """Whether the run has written all its results."""
         return self.manifest.status == "finished"
 
     def told(self, what: str) -> str:
-        """Return how far a run is when it is taken up; ``what`` it is, such as "run"."""
+        """Return one line that says whether the folder's ``what``, such as "run", is new, resumed or finished."""
         if self.finished:
             return f"The {what} in {self.folder} is finished"
         return f"{'Going on with' if self.resumed else 'Beginning'} the {what} in {self.folder}"
@@ -296,12 +300,16 @@ class Run:
         return manifest, True
 
     def _holds_results(self) -> bool:
-        """Whether anything was computed; a run that ended before that may take any settings."""
+        """Return whether anything was computed. If not, the settings may change."""
         return any(any(self.folder.glob(name)) for name in filenames.ALL if name not in filenames.AT_ONCE)
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a file, and the folder of something else; whether a run in it may go on is known when it is opened."""
+    """Check that ``folder`` can hold a run. Whether a run in it can resume is only known when it is opened.
+
+    Raises:
+        RunError: ``folder`` is a file, holds something else than a run, or cannot be read.
+    """
     with _writable(folder):
         if folder.exists() and not folder.is_dir():
             raise RunError(f"--out {folder} is a file; expected a folder, which is made when it is not there")
@@ -319,7 +327,7 @@ def _writable(folder: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path) -> int:
-    """Return the lock of a folder that is empty or a run's, as an open file."""
+    """Lock a folder that is empty or holds a run, and return the lock's file descriptor."""
     check_folder(folder)
     with _writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -335,7 +343,7 @@ def _lock(folder: Path) -> int:
 
 
 def _remove_run(folder: Path) -> None:
-    """Remove what a run wrote, its manifest first and last: a removal that is cut short is taken up again."""
+    """Remove a run's files: rename the manifest first and remove it last, so an interrupted removal can continue."""
     manifest, unsettled = folder / filenames.MANIFEST, folder / _UNSETTLED
     if manifest.exists():
         manifest.replace(unsettled)
@@ -352,7 +360,7 @@ def _remove(folder: Path) -> None:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what differs, in the reader's words."""
+    """Return the differences between two settings, as phrases for an error message."""
     changed = []
     for name in {**before, **now}:
         old, new = before.get(name), now.get(name)
@@ -372,14 +380,14 @@ def _show(value: object) -> str:
 
 
 def _show_option(option: object) -> str:
-    """Return a hyper-parameter, which may be strategies itself."""
+    """Return a hyper-parameter as text. It may be a strategy itself, or a list of strategies."""
     if isinstance(option, list) and any(isinstance(one, dict) for one in option):
         return f"[{', '.join(map(_show, option))}]"
     return _show(option) if isinstance(option, dict) else repr(option)
 
 
 def _smaller(before: str | None, now: str | None) -> list[str]:
-    """Return the complaint about a budget that is smaller than what may have been spent already."""
+    """Return a complaint if the new budget is smaller than the old one (which may be spent) or has another unit."""
     if before is None or now is None:
         return []
     old: Any = parse_budget("--budget", before)

@@ -1,14 +1,14 @@
-"""A gradient store: the sketches of a pool's unit update directions at one checkpoint.
+"""Read a gradient store: the sketches of a pool's unit update directions at one checkpoint.
 
-With it, every further target costs its own gradients and one inner product a pool sample: no backward
-pass over the pool. It is a folder like a run's:
+With a store, every further target costs only its own gradients and one inner product for each pool sample, without a
+backward pass over the pool. A store is a folder like a run's:
 
-    manifest.json             what decided about the numbers, and what they cost
-    adapter/                  the LoRA that the gradients are of, with its optimiser state
+    manifest.json             everything that affected the numbers, and their cost
+    adapter/                  the LoRA whose gradients were computed, with its optimiser state
     sketches-*.safetensors    ``sketches`` f16[rows, d] in canonical order, NaN where a gradient failed
-    rejected.jsonl            the lines that were not used, and the samples that failed, and why
+    rejected.jsonl            the rejected lines and the failed samples, with reasons
 
-Half precision costs a relative 5e-4 an element, far below the sketch's own error of 1 / sqrt(d).
+Half precision has a relative error of 5e-4 per element, far below the sketch's own error of 1 / sqrt(d).
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from clusterucb.options.keywords import AnySettings
 from clusterucb.options.kinds import option_name
 from clusterucb.run.folder import Manifest
 
-SHARD = 256  # rows in one file: what a crash can lose
-KIND = {"what the folder holds": "a gradient store"}  # in its settings, so that no run mistakes it for one
-# Options of a selection that must be those of the store; its contents must be, too.
+SHARD = 256  # rows in one file, the most that a crash can lose
+KIND = {"what the folder holds": "a gradient store"}  # in the store's settings, to tell it from a run
+# Options and contents of a selection that must be the same as those of the store.
 _SAME_OPTIONS = ("preconditioner", "parameters", "max_length", "dtype", "autocast")
 _SAME_CONTENTS = {
     "pool content": "pool",
@@ -49,12 +49,12 @@ class GradientStore:
     """The sketches that `clusterucb.sketch` wrote into a folder.
 
     Args:
-        folder: of the store.
+        folder: the store's folder.
 
     Attributes:
-        folder: the same.
-        manifest: how the store was made and what it cost.
-        sketch: the projection.
+        folder: the store's folder.
+        manifest: the store's settings and cost.
+        sketch: the projection of the sketches.
 
     Raises:
         RunError: the folder holds no finished store.
@@ -83,12 +83,12 @@ class GradientStore:
         self.sketch = Sketch(settings["--sketch-dim"], settings["nonzeros"], settings["--seed"])
 
     def __len__(self) -> int:
-        """Number of pool samples, N."""
+        """Return N, the number of pool samples."""
         return self.manifest.pool_samples
 
     @property
     def fingerprint(self) -> str:
-        """A hex SHA-256 of everything that decided about the sketches."""
+        """The hex SHA-256 of everything that affected the sketches."""
         return hashlib.sha256(msgspec.json.encode(self.manifest.settings, order="sorted")).hexdigest()
 
     def rows(self, rows: range) -> NDArray[np.float16]:
@@ -98,7 +98,7 @@ class GradientStore:
         return found[rows.start - shards.start * SHARD :][: len(rows)]
 
     def shards(self) -> Iterator[NDArray[np.float16]]:
-        """Yield the sketches f16[m, d] of all samples, some at a time."""
+        """Yield the sketches of all samples, one shard f16[m, d] at a time."""
         return map(self._shard, range(-(-len(self) // SHARD)))
 
     def scores(
@@ -107,8 +107,8 @@ class GradientStore:
         """Return the estimated scores f64[N, S] of all samples.
 
         Args:
-            targets: f32[S, d], finished target sketches.
-            advance: called with the number of samples done.
+            targets: f32[S, d], the finished sketches of the directions.
+            advance: a function that is called with each number of samples done.
         """
         found = []
         for sketches in self.shards():
@@ -129,15 +129,15 @@ class GradientStore:
         }
 
     def failures(self) -> dict[int, str]:
-        """Return why rows have no sketch."""
+        """Return why rows have no sketch, by row."""
         shards = sorted(self.folder.glob("sketches-*.safetensors"))
         return {row: reason for shard in shards for row, reason in failures(shard).items()}
 
     def applied_to(self, settings: AnySettings) -> AnySettings:
-        """Return a selection's settings with the store's checkpoint and sketch.
+        """Return a selection's settings with the store's checkpoint and sketch dimension.
 
         Raises:
-            OptionError: an option differs from the store's.
+            OptionError: a checkpoint is given, or another option differs from the store's.
         """
         for name in ("adapter", "checkpoint", "checkpoint_weights", "optimizer"):
             if getattr(settings, name) is not None:
@@ -167,20 +167,20 @@ class GradientStore:
         return dataclasses.replace(settings, **own, sketch_dim=self.sketch.dimension)
 
     def _adapters(self) -> list[Path]:
-        """Return the folders that the store keeps its checkpoints in, one at least."""
+        """Return the folders with the store's checkpoints, at least one."""
         folders = [self.folder / kept_adapter(0)]
         while (following := self.folder / kept_adapter(len(folders))).is_dir():
             folders.append(following)
         return folders
 
     def check(self, contents: Mapping[str, Any]) -> None:
-        """Check that pool, model and encoding are those of the store.
+        """Check that pool, model and encoding are the same as those of the store.
 
         Args:
-            contents: their fingerprints, by the names under which runs keep them.
+            contents: their fingerprints, by the names that runs give them in their settings.
 
         Raises:
-            OptionError: one differs.
+            OptionError: a fingerprint differs.
         """
         for name, what in _SAME_CONTENTS.items():
             if contents[name] != self.manifest.settings[name]:
@@ -201,33 +201,33 @@ class GradientStore:
 
 
 def is_store(folder: Path) -> bool:
-    """Return whether a folder holds a gradient store, perhaps one that is not finished."""
+    """Return whether a folder holds a gradient store, which may be unfinished."""
     return any(folder.glob("sketches-*.safetensors"))
 
 
 def kept_adapter(number: int) -> str:
-    """Return the name of the folder in which a store keeps checkpoint ``number``, from 0."""
+    """Return the name of the folder with a store's checkpoint ``number``, counted from 0."""
     return f"adapter-{number + 1}" if number else "adapter"
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """Return where a shard of a store stands."""
+    """Return the path of a store's shard."""
     return folder / f"sketches-{number:05}.safetensors"
 
 
 def failures(shard: Path) -> dict[int, str]:
-    """Return why rows of a shard have no sketch, by row of the pool."""
+    """Return why rows of a shard have no sketch, by the row's number in the pool."""
     with safe_open(shard, "np") as file:
         return {int(row): reason for row, reason in (file.metadata() or {}).items()}
 
 
 class StoredScores:
-    """Scores pool samples by a store's sketches; all at once, when the first are asked for.
+    """Scores pool samples by a store's sketches. The first call computes all scores at once.
 
     Args:
-        store: of the pool.
+        store: the pool's gradient store.
         targets: f32[S, d], the finished sketches of the directions.
-        advance: called with the number of samples done.
+        advance: a function that is called with each number of samples done.
     """
 
     def __init__(
@@ -242,7 +242,7 @@ class StoredScores:
         self._advance = advance
 
     def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the scores of ``rows`` i64[m] as f64[m, S]; NaN where there is none."""
+        """Return the scores f64[m, S] of rows i64[m]; NaN where there is no sketch."""
         scores = self._all[rows]
         self._advance(len(rows))
         return scores

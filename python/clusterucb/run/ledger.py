@@ -1,12 +1,12 @@
-"""The journal of a search in one SQLite file: every draw, written before it is scored.
+"""Record every draw of a search in one SQLite file before it is scored.
 
-A batch is inserted (one transaction) before it is dispatched and gets its scores in a second
-transaction, so that after a kill at any moment each draw is either scored or known to be undone.
-Scoring is pure by row, so an undone batch simply runs again: executed at least once, recorded
-exactly once. SQLite's REAL is a 64-bit float: scores come back bit for bit.
+One transaction inserts a batch before it is scored; a second one adds its scores. After a kill at any moment, each draw
+is therefore either scored or known to be unfinished. Scoring is pure by row, so an unfinished batch simply runs again:
+a batch is executed at least once and recorded exactly once. SQLite's REAL is a 64-bit float, so scores are read back
+bit for bit.
 
-WAL with synchronous=NORMAL: nothing is lost when the process dies; a power cut may lose the last
-batches, which then run again.
+The file uses WAL with synchronous=NORMAL. Nothing is lost when the process dies. A power cut may lose the last batches,
+which then run again.
 """
 
 from __future__ import annotations
@@ -28,34 +28,41 @@ from clusterucb.errors import RunError
 
 
 class Scored:
-    """The batches of a ledger that are scored, as a journal to which nothing is added."""
+    """A read-only journal of a ledger's scored batches."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
     def recorded(self) -> Iterator[Batch]:
-        """Yield them in order."""
+        """Return the scored batches in order."""
         return (batch for batch in self._ledger.recorded() if batch.scores is not None)
 
     def begin(self, batch: Batch) -> None:
-        """Refuse a batch."""
+        """Refuse to record a batch.
+
+        Raises:
+            AssertionError: always.
+        """
         raise AssertionError(f"batch {batch.number} is drawn after the last")
 
     finish = begin
 
 
 class Ledger:
-    """Journal of a search; a context manager, one writer at a time.
+    """The journal of a search: a context manager with one writer at a time.
 
-    Table ``draws``, a line for each draw in order: draw, batch, phase (cold | random | policy), row, arm,
-    probability (of inclusion; NULL where a policy chose), tokens, done, failure (why scoring failed), and
-    ``score_0`` ... ``score_S-1``. Table ``subtasks`` names the scores.
+    The table ``draws`` has a row for each draw in order, with the columns draw, batch, phase (cold | random | policy),
+    row, arm, probability (of inclusion; NULL where a policy chose the row), tokens, done, failure (why scoring failed)
+    and ``score_0`` ... ``score_S-1``. The table ``subtasks`` names the scores.
 
     Args:
-        path: the file; created when it does not exist.
-        subtasks: S names.
-        tokens: i64[N], length of each sample.
-        failure: why scoring a row failed, asked once its scores have come back as NaN.
+        path: the file. It is created if it does not exist.
+        subtasks: the names of the S subtasks.
+        tokens: i64[N], the number of tokens in each sample.
+        failure: a function of a row that returns why scoring it failed. It is called after the row's score was NaN.
+
+    Raises:
+        RunError: the file cannot be used.
     """
 
     def __init__(
@@ -88,7 +95,7 @@ class Ledger:
         self._db.close()
 
     def recorded(self) -> Iterator[Batch]:
-        """Yield the recorded batches in order; one that was begun and not finished has no scores."""
+        """Yield the recorded batches in order. A batch that was begun but not finished has no scores."""
         columns = ", ".join(["batch", "phase", "row", "arm", "probability", "done", *self._columns])
         with self._using():
             draws = self._db.execute(f"SELECT {columns} FROM draws ORDER BY draw").fetchall()
@@ -105,7 +112,7 @@ class Ledger:
             )
 
     def scores(self) -> NDArray[np.float64]:
-        """Return the scores f64[N, S] of all rows; NaN where there are none, and where scoring failed."""
+        """Return the scores f64[N, S] of all rows; NaN where a row was not scored or scoring failed."""
         scores = np.full((len(self._tokens), len(self._columns)), np.nan)
         for batch in self.recorded():
             if batch.scores is not None:
@@ -139,13 +146,13 @@ class Ledger:
             )
 
     def failures(self) -> list[tuple[int, str]]:
-        """Return (row, reason) of every draw whose scoring failed, in draw order."""
+        """Return the row and the reason for every draw whose scoring failed, in order of the draws."""
         return self._db.execute(
             "SELECT row, failure FROM draws WHERE failure IS NOT NULL ORDER BY draw"
         ).fetchall()
 
     def totals(self) -> tuple[int, int]:
-        """Return how many draws are done, and their tokens."""
+        """Return the number of scored draws and the number of their tokens."""
         done, tokens = self._db.execute(
             "SELECT count(*), coalesce(sum(tokens), 0) FROM draws WHERE done"
         ).fetchone()
@@ -169,7 +176,7 @@ class Ledger:
         try:
             yield
         except BaseException:
-            if self._db.in_transaction:  # a full disk has rolled back already
+            if self._db.in_transaction:  # if the disk is full, SQLite has already rolled back
                 self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
