@@ -1,1 +1,1 @@
-"""Internal. One module for each command; `clusterucb.jobs.select` is the main job."""
+"""Internal. Run the jobs behind the commands, one module each; `clusterucb.jobs.select` is the main job."""

@@ -1,6 +1,6 @@
-"""What a selection takes, before it runs: time, memory, disk and gradients.
+"""Estimate the time, memory, disk space and gradients of a selection before it runs.
 
-`plan` is what both ``clusterucb plan`` and ``cu.plan`` run.
+Both the command ``clusterucb plan`` and the function ``cu.plan`` run `plan`.
 """
 
 from __future__ import annotations
@@ -39,14 +39,18 @@ def plan(
     observer: AnyObserver | None = None,
     **options: Unpack[SelectOptions],
 ) -> Plan:
-    """Return what `select` takes with the same arguments: time, memory, disk and gradients. Nothing is kept.
+    """Estimate the time, memory, disk space and gradients that `select` needs with the same arguments.
+
+    Nothing is kept.
 
     Args:
-        pool, target, model, features, clusterer, policy, observer, **options: as of `clusterucb.select`.
-        out: the run folder that is meant, for the room on its disk; by default, that for temporary files.
+        pool, target, model, features, clusterer, policy, observer: see `clusterucb.select`.
+        out: the intended run folder; the plan reports the free space on its disk. The default is the folder for
+            temporary files.
+        **options: the options of `clusterucb.select`; see the documentation's list.
 
     Raises:
-        ClusterUCBError: as `select` would, and where something does not fit.
+        ClusterUCBError: `select` would refuse these arguments, or the job does not fit on this machine.
     """
     began = time.monotonic()
     settings: Settings = settings_from(options, SelectSettings)

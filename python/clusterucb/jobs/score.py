@@ -1,6 +1,6 @@
-"""Scores alone: the influence of every pool sample on a target, with nothing selected.
+"""Score every pool sample for a target without a selection.
 
-Everything goes through the run folder and its ledger, as in `clusterucb.jobs.select`: the same call again goes on.
+The job uses the run folder and its ledger as `clusterucb.jobs.select` does, so the same call again resumes it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from clusterucb.jobs.stages.influence import Influence
 
-_BATCH = 64  # samples scored between two entries in the ledger
+_BATCH = 64  # samples scored between two writes to the ledger
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,12 +37,12 @@ class Scores:
     """The influence of N pool samples on S subtasks, in the order in which the pool was read.
 
     Attributes:
-        ids: the samples' ids.
-        files: where they stand; ``<pool>`` for rows in memory.
-        lines: i64[N], their lines, or rows, from 1.
-        subtasks: the target's subtasks.
-        values: f64[N, S], NaN where a sample could not be scored.
-        rejected: the lines that were not used, those that could not be scored included, and why.
+        ids: the ids of the samples.
+        files: the file of each sample; ``<pool>`` for rows in memory.
+        lines: i64[N], the line or row number of each sample in its file, from 1.
+        subtasks: the names of the target's subtasks.
+        values: f64[N, S], the scores; NaN where a sample could not be scored.
+        rejected: the lines that were not used, with the reasons. They include the samples that could not be scored.
     """
 
     ids: list[str]
@@ -53,14 +53,14 @@ class Scores:
     rejected: list[Rejected]
 
     def __len__(self) -> int:
-        """N."""
+        """Return the number of samples, N."""
         return len(self.ids)
 
     def __repr__(self) -> str:
         return f"<Scores: {counted(len(self), 'sample')}, subtasks {', '.join(self.subtasks)}>"
 
     def to_pandas(self) -> DataFrame:
-        """Return a table with ``id``, ``file``, ``line`` and a column for every subtask."""
+        """Return a table with the columns ``id``, ``file`` and ``line``, and one column for each subtask."""
         from pandas import DataFrame
 
         table = DataFrame({"id": self.ids, "file": self.files, "line": self.lines})
@@ -81,16 +81,17 @@ def score(
     observer: AnyObserver | None = None,
     **options: Unpack[ScoringOptions],
 ) -> Scores:
-    """Score every pool sample for every subtask of a target; selects nothing.
+    """Score every pool sample for every subtask of a target, and select nothing.
 
     Args:
         pool, target: files, or rows in memory, as in `select`.
-        model: folder of a causal language model, a hub id, or a loaded model with its ``tokenizer``.
-        out: a folder that keeps the scores: the same call again goes on with it, or returns them. Without one,
-            nothing is kept.
-        overwrite: begin anew in a folder that holds something else.
-        observer: who is told how it gets on; nobody by default.
-        **options: the fields of `clusterucb.options.search.ScoringSettings`: ``scorer``, ``adapter``, ``seed``, ...
+        model: the folder of a causal language model, a hub id, or a loaded model together with its ``tokenizer``.
+        out: the folder that keeps the scores. The same call again resumes the scoring, or returns finished scores. By
+            default, nothing is kept.
+        overwrite: start anew in a folder that holds another run.
+        observer: receives the progress, as in `select`.
+        **options: the options of `clusterucb.select` that determine scores, such as ``scorer``, ``adapter`` and
+            ``seed``; see the documentation's list.
 
     Raises:
         ClusterUCBError: an option, a row, the model or the folder cannot be used.
@@ -123,9 +124,9 @@ def score(
 
 
 def score_all(influence: Influence, n_samples: int) -> tuple[NDArray[np.float64], list[tuple[int, str]]]:
-    """Return the scores of the whole pool, f64[N, S], and (row, reason) of the failures.
+    """Return the scores of the whole pool, f64[N, S], and the (row, reason) of each failure.
 
-    Goes on where an earlier session stopped.
+    Scoring resumes where an earlier session stopped.
     """
     with influence.ledger() as ledger, influence.drawing(n_samples, ledger.totals()):
         search(

@@ -1,8 +1,8 @@
-"""The main job: read, encode, describe, cluster, draw and score, select, write.
+"""Run the main job: read, encode, describe, cluster, draw and score, select, write.
 
-`select` is what both `clusterucb select` and ``cu.select`` run. Everything it computes goes into the run folder as it
-is computed, and everything that is in the folder is taken from there. So an interrupted run, a larger budget, another
-number to select and a finished run all take the same path.
+Both the command `clusterucb select` and the function ``cu.select`` run `select`. The job writes everything to the run
+folder as soon as it is computed, and reads whatever the folder already holds. An interrupted run, a larger budget,
+another number to select and a finished run therefore all take the same path.
 """
 
 from __future__ import annotations
@@ -72,24 +72,25 @@ def select(
     """Select the pool samples that influence the target most, within a gradient budget.
 
     Args:
-        pool, target: files, folders and patterns, one or more; or rows in memory: a list of dicts, a Dataset, a
+        pool, target: one or several files, folders and patterns; or rows in memory: a list of dicts, a Dataset or a
             DataFrame.
-        model: folder of a causal language model in Hugging Face form, or a hub id; or a loaded model, perhaps of
-            PEFT, with its ``tokenizer``. It is given back as it was.
-        out: the run folder; the same call again resumes it, or returns what it found. Without one, nothing is kept
-            but the result.
-        features: what describes a sample; `Embedding` by default, `Gradient` with a store and a policy that does not
-            predict scores.
-        clusterer: what makes the arms; `KMeans` by default.
-        policy: what spends the budget; `Surrogate` by default, `UCB` is the paper's.
-        overwrite: begin anew in a folder that holds another run.
-        observer: who is told of progress: a function of (text, done, total), or a `clusterucb.progress.Observer`; by
-            default nobody, but the screen in a notebook.
-        **options: the fields of `SelectSettings`: ``budget``, ``select``, ``seed``, ...
+        model: the folder of a causal language model in Hugging Face form, a hub id, or a loaded model together with
+            its ``tokenizer``. A loaded model may be a PEFT model. The job leaves it as it was.
+        out: the run folder. The same call again resumes the run, or returns the result of a finished one. By default,
+            nothing is kept but the returned result.
+        features: computes the features that describe a sample. The default is `Embedding`; with a gradient store and
+            a policy that does not predict scores, it is `Gradient`.
+        clusterer: makes the arms; `KMeans` by default.
+        policy: spends the budget; `Surrogate` by default. The paper's policy is `UCB`.
+        overwrite: start anew in a folder that holds another run.
+        observer: receives the progress: a function of (text, done, total), or an object with the methods ``step`` and
+            ``count``. By default, progress is shown in notebooks only.
+        **options: the options of a selection, such as ``budget``, ``select`` and ``seed``; see the documentation's
+            list.
 
     Raises:
-        ClusterUCBError: an option, a file, the model or the folder cannot be used; the message says what to do. What
-            was computed before stays in the folder.
+        ClusterUCBError: an option, a file, the model or the folder cannot be used. The message says what to do.
+            Everything that was computed before the error stays in the folder.
     """
     given = settings_from(options, SelectSettings)
     check_paths(model, out, target=target)
@@ -118,10 +119,10 @@ def select(
 
 @dataclass
 class _Selecting:
-    """A selection whose folder is open.
+    """A selection whose run folder is open.
 
     Attributes:
-        interrupted: what ended the search before its time; or None.
+        interrupted: the interrupt that ended the search early, or None.
     """
 
     job: Job[SelectSettings]
@@ -149,7 +150,7 @@ class _Selecting:
         )
 
     def prepared_search(self, ledger: Ledger) -> Callable[..., Selection]:
-        """Describe the pool, and return the search; it takes a budget and a journal."""
+        """Describe the pool, and return the search: a function of a budget and a journal."""
         job, policy, settings = self.job, self.strategies.policy, self.job.settings
         blocks = self.influence.features(self.strategies.features)
         columns = job.material.columns()
@@ -181,10 +182,10 @@ class _Selecting:
         )
 
     def draw(self, spend: Callable[..., Selection], ledger: Ledger) -> Selection:
-        """Spend the budget. When the search is interrupted, return the best so far.
+        """Spend the budget. If the search is interrupted, select from the samples scored so far.
 
         Raises:
-            KeyboardInterrupt: the search was interrupted before anything was scored.
+            KeyboardInterrupt: the search was interrupted before any sample was scored.
         """
         influence, manifest = self.influence, self.run.manifest
         spent = manifest.spent == self.given.end
@@ -206,14 +207,14 @@ class _Selecting:
                     draws=self.n_budget, allowance=NothingLeft(), until=until, watch=lambda _: None
                 )
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of too few draws
+                    warnings.simplefilter("ignore")  # hides the warning about too few draws
                     selection = spend(budget=so_far, journal=Scored(ledger))
                 selection = replace(selection, stopped="interrupted")
         manifest.spent = None if self.interrupted else self.given.end
         return selection
 
     def write(self, selection: Selection, ledger: Ledger, model: str) -> Result:
-        """Write what was found, and what it cost."""
+        """Write the selection and its cost to the run folder."""
         prepared, settings, manifest = self.job.prepared, self.job.settings, self.run.manifest
         manifest.pool_files, manifest.target_files = prepared.pool_files, prepared.target_files
         manifest.n_budget, manifest.n_select = self.n_budget, self.n_select
@@ -233,7 +234,7 @@ class _Selecting:
         return result
 
     def _record_cold_start(self, guided: bool) -> None:
-        """Keep the share of the cold start: a larger budget later on does not change how a run began."""
+        """Store the cold start's share, so that a larger budget later does not change how the run began."""
         n_samples, share = len(self.job.material.samples), self.job.settings.cold_start
         planned = planned_draws(self.n_budget, n_samples, self.n_select, self.given.recall)
         by_default = default_cold_start(planned, n_samples, guided=guided)
@@ -248,7 +249,7 @@ def _check_output(given: SelectSettings, out: object) -> None:
 
 
 def _identity(job: Job[SelectSettings], strategies: Strategies, prior: list[str]) -> dict[str, Any]:
-    """Return everything that decides about the selection's numbers, after what refuses the job without it."""
+    """Check the budget and the subtask weights, then return everything that determines the selection's numbers."""
     job.settings.counts(job.material.encoded.lengths)
     job.material.weights(job.settings.subtask_weights)
     if strategies.features.gradients and not job.store:
@@ -275,7 +276,7 @@ def _warn_of_gradients(n_subtasks: int) -> None:
 
 
 class _Recorded(Clusterer):
-    """A clusterer whose labels are computed once in a run, and then read from the run's folder."""
+    """A clusterer that computes its labels once in a run, and then reads them from the run folder."""
 
     def __init__(self, clusterer: Clusterer, run: Run) -> None:
         self._clusterer = clusterer

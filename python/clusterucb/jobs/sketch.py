@@ -1,7 +1,7 @@
-"""The job that makes a gradient store: read, encode, warm up, and sketch every pool sample's gradient.
+"""Make a gradient store: read, encode, warm up, and sketch every pool sample's gradient.
 
-Everything is written as it is computed, a shard of rows at a time; the same command goes on after the
-last whole shard, to the same bytes.
+Sketches are written one shard of rows at a time, as soon as they are computed. The same command again resumes after
+the last complete shard, and writes the same bytes as an uninterrupted job.
 """
 
 from __future__ import annotations
@@ -48,11 +48,12 @@ def sketch(
 
     Args:
         pool: files, or rows in memory, as in `select`.
-        model: folder of a causal language model, a hub id, or a loaded model with its ``tokenizer``.
-        out: the store's folder; the same call again goes on with it, or returns it.
-        overwrite: begin anew in a folder that holds another store or run.
-        observer: who is told how it gets on; nobody by default.
-        **options: the fields of `clusterucb.options.gradients.GradientSettings`: ``sketch_dim``, ``adapter``, ...
+        model: the folder of a causal language model, a hub id, or a loaded model together with its ``tokenizer``.
+        out: the store's folder. The same call again resumes the job, or returns the finished store.
+        overwrite: start anew in a folder that holds another store or run.
+        observer: receives the progress, as in `select`.
+        **options: the options of `clusterucb.select` that determine gradients, such as ``sketch_dim`` and
+            ``adapter``; see the documentation's list.
 
     Raises:
         ClusterUCBError: an option, a file, the model or the folder cannot be used.
@@ -83,7 +84,7 @@ def sketch(
 
 
 def _sketch_missing(job: Job[GradientSettings], run: Run, adapted: AdaptedModel) -> None:
-    """Sketch the shards that the folder does not hold yet."""
+    """Sketch the shards that the run folder does not hold yet."""
     from clusterucb.gradients.accumulate import unit_sketches
 
     material = job.material
@@ -91,7 +92,7 @@ def _sketch_missing(job: Job[GradientSettings], run: Run, adapted: AdaptedModel)
     missing = [start for start in starts if not _shard(run, start).exists()]
     if not missing:
         return
-    adapted.base  # noqa: B018  (what refuses the checkpoints comes before they are kept)
+    adapted.base  # noqa: B018  (loading checks the checkpoints before they are kept)
     adapted.keep_checkpoints()
     accumulators = adapted.accumulators(sketch=job.settings.sketch)
     total, done = len(material.samples), (len(starts) - len(missing)) * SHARD
