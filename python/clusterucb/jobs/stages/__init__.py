@@ -1,1 +1,1 @@
-"""Internal. The stages that several jobs share."""
+"""Internal. Run the stages that several jobs share."""

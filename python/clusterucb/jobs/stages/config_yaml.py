@@ -1,7 +1,8 @@
-"""``config.yaml``: every option of a run, as `clusterucb.options.config_file` reads it again.
+"""Write ``config.yaml``: every option of a run, in the form that `clusterucb.options.config_file` reads.
 
-Paths are absolute, so that the file works from any folder; strategies are named, with all their options. What no
-command line can name (objects in memory, strategies that are not installed) becomes a comment that says so.
+Paths are absolute, so that the file works from any folder. Strategies are written by name, with all their options. A
+value that no command line can name (an object in memory, or a strategy that is not installed) becomes a comment that
+says so.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ from clusterucb.wording import one_line
 
 
 def resolved(settings: GradientSettings, **given: object) -> bytes:
-    """Return the content of ``config.yaml``: every option of a job, so that ``--config`` repeats it.
+    """Return the content of ``config.yaml``: every option of a job, so that ``--config`` repeats the job.
 
-    What has no name on a command line (an object in memory, a strategy that is not installed) is a comment.
+    A value without a name on a command line (an object in memory, or a strategy that is not installed) becomes a
+    comment.
 
     Args:
         settings: the plain options.
@@ -51,11 +53,11 @@ def resolved(settings: GradientSettings, **given: object) -> bytes:
 
 
 class _NamelessError(Exception):
-    """A value that no text on a command line means; the message says what it is."""
+    """A value cannot be written on a command line. The message describes the value."""
 
 
 def _written(key: str, value: object) -> list[str]:
-    """Return the lines of an option.
+    """Return the YAML lines of an option.
 
     Raises:
         _NamelessError: the value cannot be written.
@@ -64,7 +66,7 @@ def _written(key: str, value: object) -> list[str]:
     if isinstance(value, tuple(plugins.KINDS.values())):
         name, options = _named(value)
         content = {key: {"name": name, **options}}
-        if "name" in options:  # a hyper-parameter of that name
+        if "name" in options:  # the strategy has a hyper-parameter `name`
             content = {key: name, option_key(key): options}
     elif isinstance(value, list | tuple) and any(isinstance(one, Contender) for one in value):
         content = {key: [_spelt(one) for one in value]}
@@ -77,7 +79,11 @@ def _written(key: str, value: object) -> list[str]:
 
 
 def _writable(value: object) -> object:
-    """Return a value as YAML takes it."""
+    """Return a value in a form that YAML can write.
+
+    Raises:
+        _NamelessError: the value is an object in memory.
+    """
     if isinstance(value, Path):
         return os.path.abspath(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -92,7 +98,11 @@ def _writable(value: object) -> object:
 
 
 def _absolute(key: str, value: object) -> object:
-    """Return a path or, of a pool and a target, several, as absolute ones; a hub id as it is."""
+    """Return a path as an absolute path, in a list for a pool or a target. A hub id is returned unchanged.
+
+    Raises:
+        _NamelessError: the value is an object in memory, or None.
+    """
     if isinstance(value, str | PathLike):
         path = os.fspath(value)
         if key == "model" and not os.path.isdir(path):
@@ -106,7 +116,11 @@ def _absolute(key: str, value: object) -> object:
 
 
 def _named(strategy: object) -> tuple[str, dict[str, Any]]:
-    """Return the name and the hyper-parameters of an installed strategy, those that name files as absolute paths."""
+    """Return the name and the hyper-parameters of an installed strategy. Paths among them become absolute.
+
+    Raises:
+        _NamelessError: the strategy is not installed.
+    """
     named = plugins.load().named(strategy)
     if named is None:
         described = plugins.describe(strategy)
@@ -123,7 +137,11 @@ def _named(strategy: object) -> tuple[str, dict[str, Any]]:
 
 
 def _spelt(contender: Contender) -> str:
-    """Return a contender as the command line spells it: by its own name where that says it all."""
+    """Return a contender in the command line's spelling: its own name if that describes it completely.
+
+    Raises:
+        _NamelessError: no spelling describes it.
+    """
     installed = plugins.load()
 
     def described(one: Contender) -> list[object]:

@@ -1,11 +1,11 @@
-"""What a job costs: every pass that it consists of, in one unit.
+"""Compute the cost of a job: every pass that it makes, in one unit.
 
-Passes follow from what was asked for, not from counters, so a job that was killed and taken up again
-states the same cost as one that was not. Only seconds are measured.
+The numbers of passes follow from the options, not from counters. A job that was killed and resumed therefore reports
+the same cost as an uninterrupted job. Only seconds are measured.
 
-A pass of another, smaller model (`clusterucb.features.sentence`) counts as the part of a pass of the base model that
-its parameters are. Features that a selection took from the cache cost it no pass; the run that computed them has
-stated what they cost. A comparison is about what strategies cost, and counts them in full.
+A pass of another, smaller model (`clusterucb.features.sentence`) counts as a fraction of a pass of the base model, in
+proportion to the number of parameters. Features from the cache cost a selection no pass, because the run that computed
+them has already reported their cost. A comparison counts them in full, because it is about the cost of strategies.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def selection_cost(
     """Return the cost of a selection.
 
     Args:
-        timed: with the seconds of each phase.
+        timed: the measured seconds of each phase.
         settings: the options.
-        material: the pool of N samples and the target.
-        drawn: the rows that were drawn, i64[n].
-        features: what the pool was clustered by, and compared with the target where the policy wants that.
-        policy: what spent the budget.
+        material: the pool of N samples, and the target.
+        drawn: i64[n], the rows that were drawn.
+        features: the feature that described the pool; it also described the target if the policy needs the similarity.
+        policy: the policy that spent the budget.
         reused: whether the pool's features were taken from the cache.
     """
     pool = material.encoded.lengths
@@ -75,7 +75,7 @@ def selection_cost(
 
 
 def store_cost(timed: Cost, settings: GradientSettings, material: Material) -> Cost:
-    """Return the cost of a gradient store: a gradient of every pool sample."""
+    """Return the cost of a gradient store: the warm-up, and a gradient of every pool sample at each checkpoint."""
     n_checkpoints = len(settings.weights)
     tokens = n_checkpoints * int(material.encoded.lengths.sum())
     phases = {

@@ -1,7 +1,7 @@
-"""What every job begins with: options are checked, files read, a store opened; then a run folder and a model.
+"""Begin a job: open the gradient store and read the files, then open the run folder and the model.
 
-`open_job` writes nothing. `Job.session` opens the folder. Before an earlier run in it is removed, everything that can
-refuse the new one has had its say: the model is loaded first.
+`open_job` writes nothing. `Job.session` opens the run folder. With ``overwrite``, it loads the model before it removes
+an earlier run from the folder, so that a job that cannot run is refused while the earlier run still exists.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ Options = TypeVar("Options", bound=GradientSettings)
 
 @dataclass(frozen=True)
 class Job(Generic[Options]):
-    """A job whose files are read.
+    """A job whose files have been read.
 
     Attributes:
-        settings: the options, with the checkpoint and sketch of the store where there is one.
+        settings: the options; with a gradient store, its checkpoint and sketch are among them.
         prepared: the samples, the model's source and the device.
-        store: the gradient store that the options name; or None.
-        observer: who is told of progress.
+        store: the gradient store that the options name, or None.
+        observer: receives the progress.
     """
 
     settings: Options
@@ -49,11 +49,12 @@ class Job(Generic[Options]):
         return self.prepared.material
 
     def identity(self, *, sketches: bool, **named: Any) -> dict[str, Any]:
-        """Return everything that decides about the job's numbers, by name: a folder resumes only with the same.
+        """Return everything that determines the job's numbers, by name. A folder resumes only a job that has the same.
 
         Args:
             sketches: whether gradients are sketched.
-            **named: what else decides. Underscores become spaces; values of None are left out.
+            **named: further values that determine the numbers. Underscores in a name become spaces. Values of None
+                are left out.
         """
         more = {name.replace("_", " "): value for name, value in named.items() if value is not None}
         return {
@@ -75,15 +76,17 @@ class Job(Generic[Options]):
         select: str | None = None,
         overwrite: bool = False,
     ) -> Iterator[tuple[Run, AdaptedModel]]:
-        """Open the run folder and the model at its checkpoint; nothing is loaded before it is needed.
+        """Open the run folder, and the model at its checkpoint. Yields both.
+
+        Without ``overwrite``, the model is loaded only when it is needed.
 
         Args:
-            out: the folder; without one, a temporary folder that is removed in the end.
-            identity: as of `identity`.
-            config, budget, select, overwrite: as of `clusterucb.run.folder.Run`.
+            out: the run folder. By default, it is a temporary folder that is removed at the end.
+            identity: the job's identity, from `identity`.
+            config, budget, select, overwrite: see `clusterucb.run.folder.Run`.
 
         Raises:
-            RunError: the folder holds something else, or cannot be written.
+            RunError: the folder holds another run, or cannot be written.
         """
         from clusterucb.gradients.session import AdaptedModel, load_base
 
@@ -100,13 +103,13 @@ class Job(Generic[Options]):
 def open_job(
     pool: Rows, target: Rows | None, model: Model, given: Options, observer: AnyObserver | None
 ) -> Job[Options]:
-    """Open the store that the options name, then read and encode the pool and the target.
+    """Open the gradient store that the options name, then read and encode the pool and the target.
 
     Args:
-        pool, target: files, or rows in memory; ``target`` is None where the job has none.
+        pool, target: files, or rows in memory. ``target`` is None for a job without a target.
         model: the base model.
         given: the options.
-        observer: who is told of progress.
+        observer: receives the progress.
 
     Raises:
         ClusterUCBError: a file, the model, the device or the store cannot be used.

@@ -1,9 +1,9 @@
-"""What a job begins with: files read, samples encoded, a model and a device named. Nothing is written yet.
+"""Prepare a job: read the files, encode the samples, and find the model and the device. Nothing is written yet.
 
 Decisions:
-    - What can be known at once is refused before the pool is read, which may take minutes: paths of nothing, the
-      folders of the run and the adapter, a hub id, and a device that was asked for. Only the last two import torch,
-      so they come last.
+    - Reading the pool may take minutes, so everything that can be checked quickly is checked before: paths that do not
+      exist, the folders of the run and of the adapter, a hub id, and a device that was asked for. Only the checks of
+      the hub id and the device import torch, so they come last.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ if TYPE_CHECKING:
     from clusterucb.model.source import ModelSource
     from clusterucb.samples.pool_and_target import Material
 
-# What a user may give as a model; `clusterucb.model.loaded.borrowing` makes a `LoadedModel` of one in memory.
+# The models that a user may pass. `clusterucb.model.loaded.borrowing` turns a model in memory into a `LoadedModel`.
 Model: TypeAlias = "str | PathLike[str] | LoadedModel | PreTrainedModel | PeftModel"
-# Paths and patterns, or rows in memory: `clusterucb.samples.sources.sources_of`.
+# Paths and patterns, or rows in memory (`clusterucb.samples.sources.sources_of`).
 Rows = Any
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
-_LISTED = 8  # files of which is said what was found in them
+_LISTED = 8  # files whose contents are reported
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a job works on.
+    """The input of a job.
 
     Attributes:
         material: the encoded samples.
-        source: the base model.
-        device: where it runs.
-        contents: the fingerprints of everything that was read.
-        pool_files, target_files: as they were given.
+        source: the source of the base model.
+        device: the device that the model runs on.
+        contents: the fingerprints of everything that was read, by name.
+        pool_files, target_files: the files of the pool and of the target.
     """
 
     material: Material
@@ -70,20 +70,20 @@ def prepare(
     settings: GradientSettings,
     observer: Observer,
 ) -> Prepared:
-    """Read and encode a pool and perhaps a target.
+    """Read and encode a pool and, if the job has one, a target.
 
     Args:
-        pool, target: files, or rows in memory; or what was read of them.
+        pool, target: files, rows in memory, or a `Pool` that was already read.
         model: the base model.
         settings: the options.
-        observer: who is told how it gets on.
+        observer: receives the progress.
 
     Raises:
         ClusterUCBError: a file, the model or the device cannot be used.
     """
     for given, what in ((pool, "pool"), (target, "target")):
         if given is not None and not isinstance(given, Pool):
-            sources_of(given, what)  # a misspelt path is told first
+            sources_of(given, what)  # refuses a misspelt path first
     checkpoints = checkpoint_fingerprints(settings.given_checkpoints)
     at_hand = (
         not isinstance(model, LoadedModel) and Path(model).is_dir() and settings.device in ("auto", "cpu")
@@ -144,7 +144,7 @@ def _read(
     settings: GradientSettings,
     observer: Observer,
 ) -> Pool:
-    """Read a pool or a target, unless that has been done, and say what was found in each file."""
+    """Read a pool or a target and report the contents of each file. A `Pool` was already read, and is returned."""
     if isinstance(given, Pool):
         return given
     pool = read(given, settings.layout, strict=settings.strict, observer=observer)
@@ -159,7 +159,7 @@ def _read(
 
 
 def check_paths(model: object, out: object, *, needed: bool = False, target: object = ()) -> None:
-    """Refuse a model, a folder or a target that cannot be one; ``out`` may be None unless it is needed."""
+    """Refuse a model, a folder or a target that cannot be used. ``out`` may be None unless it is ``needed``."""
     if target is None:
         raise OptionError("target is None; expected the path of a file, or rows")
     check_model(model)
@@ -170,7 +170,7 @@ def check_paths(model: object, out: object, *, needed: bool = False, target: obj
 
 
 def check_model(model: object) -> None:
-    """Refuse a model that cannot be one."""
+    """Refuse a model that is neither a folder, nor a hub id, nor a loaded model."""
     if not isinstance(model, str | PathLike | LoadedModel) or not str(model):
         raise OptionError(f"model is {model!r}; expected a path, a hub id or a loaded model")
     if not isinstance(model, LoadedModel) and not Path(model).is_dir() and not _HUB_ID.fullmatch(str(model)):
@@ -179,7 +179,7 @@ def check_model(model: object) -> None:
 
 @contextmanager
 def folder_for(out: str | PathLike[str] | None) -> Iterator[Path]:
-    """Yield the folder of a run: the one that was asked for, or one that is gone when the block ends."""
+    """Yield the run folder: the one that was asked for, or a temporary folder that is removed when the block ends."""
     if out is not None:
         yield Path(out)
         return

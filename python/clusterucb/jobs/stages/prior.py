@@ -1,17 +1,18 @@
-"""What is known of a pool beforehand: an earlier run's scores, or a store's sketches, to predict new scores by.
+"""Load the prior of a pool, which helps to predict new scores: an earlier run's scores or a gradient store's sketches.
 
-The earlier run may be of another target, of an earlier checkpoint, or of a pool of which this one is an extension: its
-scores are for other subtasks, and for some of the samples. The store may be of another checkpoint. A policy that
-predicts learns how far the new scores go with them (`PoolView.prior`), and that they do not, where they do not.
+The earlier run may have had another target, an earlier checkpoint, or a pool that this pool extends. Its scores are
+then for other subtasks, or for only some of the samples. The store may have been made at another checkpoint. A policy
+that predicts scores learns how well the prior (`PoolView.prior`) predicts the new ones, and ignores it if it does not.
 
 Decisions:
-    - Samples are the same if their ids are: those of the rows, or else hashes of their content. A store has no ids,
-      and is of the same pool.
-    - A sample that the earlier run did not score has the scores that are predicted from the features, by those that it
-      did (`clusterucb.engine.regression`): a gap would say which samples the earlier run thought little of, and
-      nothing else.
-    - Sketches are brought down to their principal components as they are read: a million of them are 16 GB.
-    - Clusterers do not see it: what clusters are does not depend on what may turn out to say nothing.
+    - Two samples are the same if their ids are equal. An id is the row's own id, or else the hash of its content. A
+      store has no ids, so it must have been made for the same pool.
+    - A sample that the earlier run did not score gets scores that a regression (`clusterucb.engine.regression`)
+      predicts from the features. The regression is fitted on the samples that the run did score. A gap would only say
+      which samples the earlier run considered unpromising.
+    - Sketches are reduced to their principal components while they are read, because the sketches of a million samples
+      take 16 GB.
+    - Clusterers do not see the prior, because clusters should not depend on knowledge that may turn out to be useless.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ Columns = Mapping[str, NDArray[np.generic]]
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a pool.
+    """The prior of a pool.
 
     Attributes:
-        said: what it is, in words.
-        block: returns it, f32[N, P], from the pool's feature blocks and columns.
+        said: a description in words.
+        block: a function that returns the prior's block, f32[N, P], from the pool's feature blocks and columns.
     """
 
     said: str
@@ -56,7 +57,7 @@ class Known:
 
 
 class _Line(msgspec.Struct):
-    """What is needed of a line of ``scores.jsonl``."""
+    """The fields that are needed from a line of ``scores.jsonl``."""
 
     id: str
     subtasks: dict[str, float]
@@ -66,14 +67,14 @@ class EarlierScores:
     """The scores of an earlier run.
 
     Args:
-        folder: of the run.
+        folder: the run folder.
 
     Attributes:
-        subtasks: P names.
-        fingerprint: of the scores.
+        subtasks: the names of the earlier run's P subtasks.
+        fingerprint: the hash of the scores.
 
     Raises:
-        RunError: it holds no finished selection.
+        RunError: the folder holds no finished selection with scores.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -93,14 +94,14 @@ class EarlierScores:
         self._scores = {line.id: list(line.subtasks.values()) for line in lines}
 
     def of_pool(self, ids: Sequence[str], contents: Mapping[str, Any]) -> Known:  # noqa: ARG002
-        """Return what is known of a pool.
+        """Return the prior of a pool.
 
         Args:
-            ids: of its N samples.
-            contents: fingerprints, as of `GradientStore.check`.
+            ids: the ids of its N samples.
+            contents: the job's fingerprints, as in `GradientStore.check`; not used.
 
         Raises:
-            OptionError: nothing.
+            OptionError: the earlier run has scored no sample of the pool.
         """
         rows = [row for row, name in enumerate(ids) if name in self._scores]
         if not rows:
@@ -118,13 +119,13 @@ class EarlierSketches:
     """The sketches of a gradient store.
 
     Args:
-        folder: of the store.
+        folder: the store's folder.
 
     Attributes:
-        fingerprint: of the sketches.
+        fingerprint: the store's fingerprint.
 
     Raises:
-        RunError: it holds no finished store.
+        RunError: the folder holds no finished store.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -132,14 +133,14 @@ class EarlierSketches:
         self.fingerprint = self._store.fingerprint
 
     def of_pool(self, ids: Sequence[str], contents: Mapping[str, Any]) -> Known:
-        """Return what is known of a pool.
+        """Return the prior of a pool.
 
         Args:
-            ids: of its N samples.
-            contents: fingerprints, as of `GradientStore.check`.
+            ids: the ids of its N samples.
+            contents: the job's fingerprints, as in `GradientStore.check`.
 
         Raises:
-            OptionError: the store is of another.
+            OptionError: the store was made for another pool.
         """
         name = "pool content"
         if contents[name] != self._store.manifest.settings[name]:
@@ -151,10 +152,10 @@ class EarlierSketches:
         return Known(said, lambda *_: self.components())
 
     def components(self) -> NDArray[np.float32]:
-        """Return principal components of the sketches, f32[N, k]; of those that failed, as of a zero."""
+        """Return the sketches' principal components, f32[N, k]; a sample without a sketch counts as the zero vector."""
         first = self._store.rows(
             range(min(len(self._store), SPREAD))
-        )  # in canonical order: as good as random ones
+        )  # rows are in canonical order: the first are as good as random ones
         mean, directions = principal(_as_floats(first))
         return np.concatenate([(one - mean) @ directions for one in map(_as_floats, self._store.shards())])
 
@@ -163,10 +164,10 @@ Earlier = EarlierScores | EarlierSketches
 
 
 def earlier_runs(folders: Sequence[Path] | None, policy: Policy) -> list[Earlier]:
-    """Open the earlier runs and gradient stores that a selection learns from.
+    """Open the earlier runs and gradient stores that a selection uses as its prior.
 
     Raises:
-        OptionError: the policy cannot use them.
+        OptionError: folders are given, but the policy does not predict scores.
         RunError: a folder holds neither scores nor a store.
     """
     if folders and not policy.predicts:
@@ -182,13 +183,13 @@ def earlier_runs(folders: Sequence[Path] | None, policy: Policy) -> list[Earlier
 def filled(
     rows: NDArray[np.int64], scores: NDArray[np.float64], features: Blocks, columns: Columns
 ) -> NDArray[np.float32]:
-    """Return earlier scores of all rows, f32[N, P], those that are not known as they are predicted.
+    """Return the earlier scores of all rows, f32[N, P]. Unknown scores are predicted from the features.
 
     Args:
-        rows: i64[m], what was scored.
-        scores: f64[m, P].
-        features: blocks f32[N, k].
-        columns: ``source`` among them, or not.
+        rows: i64[m], the rows that the earlier run scored.
+        scores: f64[m, P], their scores.
+        features: the pool's blocks, each f32[N, k].
+        columns: the pool's columns. Only ``source`` is used, if it is there.
     """
     n_rows = len(next(iter(features.values())))
     every = np.empty((n_rows, scores.shape[1]), np.float32)

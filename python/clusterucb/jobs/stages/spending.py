@@ -1,4 +1,4 @@
-"""How a budget of draws is spent: what may be drawn, and what a person sees of it, in the budget's own unit."""
+"""Limit the draws to the budget, and show how much of it is spent, in the budget's own unit."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from clusterucb.run.folder import PhaseCost, Run
 
 
 class Spending:
-    """A budget while it is spent.
+    """A budget that is being spent.
 
     Args:
-        allowance: what may be drawn where the budget is no number of draws.
+        allowance: limits the draws if the budget is a number of tokens or a time; None if it is a number of draws.
         unit: ``draws``, ``tokens`` or ``seconds``.
-        left: how many of them there are.
+        left: the number of units that are left.
 
     Attributes:
         allowance: as given.
-        count: told how many are spent.
-        note: what else there is to see.
+        count: the function that is called with the number of units newly spent.
+        note: a remark that is shown beside the progress.
     """
 
     def __init__(self, allowance: Allowance | None, unit: str, left: int) -> None:
@@ -36,16 +36,16 @@ class Spending:
         self._unit = unit
         self._left = left
         self._began = time.monotonic()
-        self._tokens = 0.0  # of what was scored so far
-        self._mean = 0.0  # tokens of a sample that is scored now
+        self._tokens = 0.0  # tokens of all samples scored so far
+        self._mean = 0.0  # mean tokens of the samples that are being scored
         self._told = 0
 
     def scoring(self, tokens: NDArray[np.int64]) -> None:
-        """Take note that samples of so many tokens, i64[m], are scored next."""
+        """Record the numbers of tokens, i64[m], of the samples that are scored next."""
         self._mean = float(tokens.mean())
 
     def advance(self, n: int) -> None:
-        """Tell that ``n`` more samples are scored."""
+        """Report that ``n`` more samples are scored."""
         self._tokens += n * self._mean
         if self._unit == "draws":
             self.count(n)
@@ -65,15 +65,15 @@ def spending(
     budget: int,
     done: tuple[int, int],
 ) -> Iterator[Spending]:
-    """Time the draws that the block makes, and show how much of the budget is spent.
+    """Time the draws of the block, and show how much of the budget is spent.
 
     Args:
-        run: the run; its manifest knows the time of earlier sessions, and that of a token.
-        observer: who is told.
-        lengths: i64[N], tokens of each sample.
-        limit: the budget where it is no number of draws.
-        budget: draws, or how many are expected.
-        done: draws that are recorded, and their tokens.
+        run: the run. Its manifest holds the draw time of earlier sessions, and the seconds per token.
+        observer: receives the progress.
+        lengths: i64[N], the number of tokens of each sample.
+        limit: the budget if it is a number of tokens or a time; None if it is a number of draws.
+        budget: the number of draws, or the expected number.
+        done: the number of draws already recorded, and their tokens.
     """
     allowance: Allowance | None = None
     total, before, unit = budget, done[0], "draws"

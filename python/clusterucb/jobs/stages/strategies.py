@@ -1,4 +1,4 @@
-"""The strategies of a selection: those that were given, checked, or the default ones."""
+"""Check the strategies that a selection is given, and fill in the defaults."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from clusterucb.wording import one_line
 
 
 class Strategies(NamedTuple):
-    """What a selection describes, clusters and draws with."""
+    """The strategies that describe, cluster and draw in a selection."""
 
     features: Feature
     clusterer: Clusterer
@@ -29,14 +29,14 @@ class Strategies(NamedTuple):
 def chosen(
     features: Feature | None, clusterer: Clusterer | None, policy: Policy | None, *, store: bool
 ) -> Strategies:
-    """Return the strategies of a selection: those given, checked, or the default ones.
+    """Check the given strategies, and return them with the defaults filled in.
 
     Args:
-        features, clusterer, policy: as given; None for the default.
+        features, clusterer, policy: the given objects; None for the default.
         store: whether there is a gradient store.
 
     Raises:
-        OptionError: one is of another kind, or they do not go together.
+        OptionError: an object is of another kind, or the policy cannot use the features.
     """
     policy = _checked("policy", Surrogate() if policy is None else policy)
     features = _checked("feature", default_features(policy, store=store) if features is None else features)
@@ -45,10 +45,10 @@ def chosen(
 
 
 def default_features(policy: Policy, *, store: bool) -> Feature:
-    """Return what a policy learns from if nothing else is said.
+    """Return the features that a policy gets by default.
 
-    A store's sketches, where there are only clusters to learn from; what predicts scores is told by the store what they
-    are, and takes cheap features beside it.
+    With a gradient store, a policy that does not predict scores gets the store's sketches, because it learns from the
+    clusters alone. A policy that predicts scores gets cheap features, because the store also gives it estimated scores.
     """
     return Gradient() if store and not policy.predicts else Embedding()
 
@@ -64,7 +64,7 @@ def _checked(kind: str, strategy: object) -> Any:
 
 
 def _meant(kind: str, strategy: object) -> str:
-    """Return the object that a name of the command line, or a class, stands for, as a question."""
+    """Return a question that suggests the object that a command-line name or a class stands for; "" if none does."""
     cls = strategy
     if isinstance(strategy, str):
         named = load().table.get((kind, strategy.casefold()))
