@@ -1,7 +1,7 @@
-"""What a run computes with the model: features, directions and scores.
+"""Compute features, directions and scores with the model.
 
-Each of them is a stage on disk. What a run has already written is read back and never computed again,
-and what a gradient store holds is not computed at all.
+Each of them is a stage on disk. A run reads back what it has already written, and never computes it again. Sketches
+that a gradient store holds are not computed at all.
 """
 
 from __future__ import annotations
@@ -50,19 +50,19 @@ from clusterucb.samples.pool_and_target import Material
 from clusterucb.samples.sample import Sample
 from clusterucb.wording import counted
 
-_SHARD = 4096  # rows in one file of features
+_SHARD = 4096  # rows in a feature file
 
 
 class Influence:
     """The influence of pool samples on a target.
 
     Args:
-        run: where stages are kept.
+        run: the run, whose folder keeps the stages.
         settings: the run's options.
         model: the model at its checkpoint.
-        material: the encoded pool of N samples and target of S subtasks.
-        observer: who is told how it gets on.
-        store: the pool's sketches, where there are some.
+        material: the encoded pool of N samples, and the encoded target of S subtasks.
+        observer: receives the progress.
+        store: the gradient store with the pool's sketches, or None.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Influence:
         self._spending: Spending | None = None
 
     def ledger(self) -> Ledger:
-        """Return the run's ledger, to be opened and closed by the caller."""
+        """Return the run's ledger. The caller opens and closes it."""
         return Ledger(
             self._run.path(filenames.LEDGER),
             subtasks=list(self._material.target),
@@ -92,17 +92,18 @@ class Influence:
         )
 
     def features(self, feature: Feature, folder: str = "") -> dict[str, NDArray[np.float32]]:
-        """Return the pool's feature blocks, each f32[N, k], computing what is missing, or taking it from the cache.
+        """Return the pool's feature blocks, each f32[N, k]. Missing shards come from the cache or are computed.
 
-        A comparison, which keeps several features, counts them with the time that they once took: it is about what
-        strategies cost. A selection that has them from the cache has them for nothing (`reused`).
+        A comparison keeps several features in the run folder. It counts features from the cache with the time that
+        they took when they were computed, because it is about the cost of strategies. A selection counts features from
+        the cache as free (`reused`).
 
         Args:
-            feature: what to compute.
-            folder: where in the run's folder the shards are kept, when it keeps several features.
+            feature: the feature to compute.
+            folder: the shards' folder inside the run folder, if the run keeps several features.
         """
         phase = folder or "features"
-        if feature.gradients and self._store is not None:  # they stand on the disk already
+        if feature.gradients and self._store is not None:  # the sketches are already on disk
             return self._stored(feature, phase)
         shards = self._shards(feature, folder)
         with self._run.phase(phase):
@@ -125,7 +126,7 @@ class Influence:
         return shards.blocks()
 
     def count_passes(self, feature: Feature, folder: str = "") -> None:
-        """Tell a feature how many passes it makes, where that was learnt; `features` has been called for its like."""
+        """Set the feature's number of passes if fitting has measured it. Call `features` for an equal feature first."""
         _count_passes(feature, self._shards(feature, folder).fitted())
 
     @property
@@ -136,11 +137,11 @@ class Influence:
     def similarity(
         self, feature: Feature, blocks: Mapping[str, NDArray[np.float32]], folder: str = ""
     ) -> NDArray[np.float64]:
-        """Return how similar each pool sample is to the target, f64[N].
+        """Return the similarity of each pool sample to the target, f64[N].
 
         Args:
-            feature: what the target is described by, too; no gradients.
-            blocks: the pool's features, from `features`.
+            feature: the feature that described the pool, and here describes the target; not one of gradients.
+            blocks: the pool's feature blocks, from `features`.
             folder: as in `features`.
         """
         path = self._run.path(folder) / filenames.SIMILARITY
@@ -163,9 +164,9 @@ class Influence:
         return found
 
     def estimates(self) -> dict[str, NDArray[np.float32]]:
-        """Return what the store's sketches say of the scores, a block f32[N, S], 0 where a gradient failed.
+        """Return the scores that the store's sketches estimate, as a block f32[N, S]; 0 where a gradient failed.
 
-        Nothing without a store, or where sketches are what scores.
+        There is no block without a store, or if scores are read from sketches.
         """
         if self._store is None or self._settings.by_sketch:
             return {}
@@ -188,19 +189,19 @@ class Influence:
         *,
         spent: bool = False,
     ) -> Iterator[Allowance | None]:
-        """Show how much of the budget is spent while the block draws; it gets what limits that, if not a number.
+        """Show progress while the block draws. Yields the allowance, or None if the budget is a number of draws.
 
         Args:
-            budget: draws, or how many are expected.
-            done: draws that are already recorded, and their tokens.
-            limit: the budget where it is no number of draws.
-            spent: whether such a budget is spent.
+            budget: the number of draws, or the expected number.
+            done: the number of draws already recorded, and their tokens.
+            limit: the budget if it is a number of tokens or a time; None if it is a number of draws.
+            spent: whether the budget in ``limit`` is already spent.
         """
         lengths = self._material.encoded.lengths
         if spent or done[0] >= (budget if limit is None else len(lengths)):
             yield None if limit is None else NothingLeft()
             return
-        self._scorer  # noqa: B018  (what it needs has progress of its own, which comes first)
+        self._scorer  # noqa: B018  (computes what the scorer needs now, because that shows progress of its own)
         with spending(self._run, self._observer, lengths, limit, budget, done) as self._spending:
             yield self._spending.allowance
 
@@ -211,7 +212,7 @@ class Influence:
         return self._scorer(rows)
 
     def found(self, recall: Recall) -> None:
-        """Show how much of the best has been found."""
+        """Show the estimated recall beside the progress."""
         if self._spending:
             self._spending.note = f"found {recall}"
 
@@ -238,7 +239,7 @@ class Influence:
         )
 
     def _stored(self, feature: Feature, phase: str) -> dict[str, NDArray[np.float32]]:
-        """Return features that are read from the store."""
+        """Return features that are computed from the store's sketches."""
         n_samples = len(self._material.samples)
         shards = []
         with self._run.phase(phase):
@@ -324,7 +325,7 @@ class Influence:
         return sketch_directions(self._directions(), self._settings.weights, self._sketch)
 
     def _directions(self) -> list[NDArray[np.float32]]:
-        """Return the directions of the S subtasks at each checkpoint, f32[S, P]."""
+        """Return the directions of the S subtasks, f32[S, P] for each checkpoint."""
         path = self._run.path(filenames.DIRECTIONS)
         names = [
             f"directions-{number + 1}" if number else "directions" for number in range(self._n_checkpoints)

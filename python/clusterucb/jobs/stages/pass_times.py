@@ -1,12 +1,12 @@
-"""Estimates what a selection takes, from the lengths of its samples and a few passes.
+"""Estimate the time, memory, disk space and gradients of a selection from its samples' lengths and a few timed passes.
 
 Decisions:
-    - The pool is read and encoded as a selection does it: how many samples are accepted, and how long they are, is
-      what everything depends on. Gradients, which cost, are taken of a few samples.
-    - Every pass that the selection will make is laid out from the lengths (`passes.micro_batches`), draws as if they
-      were random; a pass takes a constant and a time for each padded token, measured with two passes.
-    - Memory is what the process has when the model is loaded, and what `fitting` and the strategies add, each on a
-      part of the pool, at the stage that takes most.
+    - The pool is read and encoded as in a selection, because everything depends on the number and the lengths of the
+      accepted samples. Gradients are expensive, so they are computed for a few samples only.
+    - Every pass that the selection will make is laid out from the lengths (`passes.micro_batches`), as if the draws
+      were random. A pass takes a constant time, plus a time for each padded token. Two timed passes give both.
+    - Memory is that of the process with the model loaded, plus what gradients (`memory_needs`) and strategies add at
+      the stage that needs most. What strategies add is measured on a part of the pool.
 """
 
 from __future__ import annotations
@@ -46,25 +46,25 @@ from clusterucb.run.gradient_store import SHARD, GradientStore
 from clusterucb.samples.encode import Encoded
 from clusterucb.samples.pool_and_target import WARMUP_BATCH, Material
 
-_DESCRIBED = 64  # samples that features are computed of
-_TIMINGS = 2  # of a pass, of which the faster one counts: what slows one down is not the pass
-_CLUSTERED = 2048  # rows, at random points, that are clustered
+_DESCRIBED = 64  # samples whose features are computed
+_TIMINGS = 2  # timings of a pass; the faster one counts, because the slower one was slowed by something else
+_CLUSTERED = 2048  # random points that are clustered
 _SIMULATED = 300  # batches of draws that are laid out
-_SPREAD = 4096  # samples whose passes stand for those of all
+_SPREAD = 4096  # samples whose passes represent those of the whole pool
 _LINE = 250  # bytes of a draw in scores.jsonl and the ledger
-_SCORE = 40  # bytes of a subtask in each of them
-_KEPT = 0.15  # of a pass, that the C library keeps of memory that was given back to it
+_SCORE = 40  # bytes that each subtask adds to a draw
+_KEPT = 0.15  # share of a pass's memory that the C library keeps after it was freed
 _FLOAT = 4
 
 
 def estimate(job: Job[Settings], strategies: Strategies, *, began: float, out: Path) -> Plan:
-    """Return what a selection takes.
+    """Return the plan of a selection: its time, memory, disk space and gradients.
 
     Args:
         job: the selection, with its files read.
-        strategies: what it describes, clusters and draws with.
-        began: the moment (`time.monotonic`) at which the job began.
-        out: where its folder will be.
+        strategies: the strategies that describe, cluster and draw.
+        began: the time (`time.monotonic`) at which the job began.
+        out: the path of the future run folder.
     """
     prepared, settings, observer = job.prepared, job.settings, job.observer
     features, clusterer, policy = strategies
@@ -85,7 +85,8 @@ def estimate(job: Job[Settings], strategies: Strategies, *, began: float, out: P
     seconds = {**found.seconds, "clusters": clustering}
     timed = Cost(phases={name: PhaseCost(seconds=taken) for name, taken in seconds.items()})
     described = n_pool * found.width * _FLOAT
-    beside = described + max(cluster_bytes, described)  # shards and all of them joined
+    # The shards, and then either their joined copy or the clusterer's arrays.
+    beside = described + max(cluster_bytes, described)
     lines = float(np.mean([len(sample.raw) for sample in few.samples]))
     scores = n_budget * (_LINE + _SCORE * len(material.target))
     on_gpu = prepared.device.partition(":")[0] == "cuda"
@@ -109,7 +110,10 @@ def estimate(job: Job[Settings], strategies: Strategies, *, began: float, out: P
 
 
 def _first(material: Material) -> Material:
-    """Return the first samples, of a pool in canonical order as good as random ones, and of each subtask one."""
+    """Return the pool's first samples, and one sample of each subtask.
+
+    In canonical order, the first samples are as good as random ones.
+    """
     return replace(
         material,
         samples=material.samples[:_DESCRIBED],
@@ -121,15 +125,15 @@ def _first(material: Material) -> Material:
 
 
 class _Measured(NamedTuple):
-    """What a model, at its checkpoint, takes.
+    """The time and memory that a model needs at its checkpoint.
 
     Attributes:
-        seconds: of each phase but clustering.
-        needs: memory for gradients.
-        resident: bytes of the process with everything loaded.
-        kept: bytes of the checkpoint that the run writes.
-        width: numbers that describe a sample.
-        drawn: rows that stand for those that will be drawn, i64[n].
+        seconds: the seconds of each phase except clustering.
+        needs: the memory that gradients need.
+        resident: the bytes of the process with everything loaded.
+        kept: the bytes of the checkpoint that the run writes.
+        width: the number of feature values of a sample.
+        drawn: i64[n], rows that represent those that will be drawn.
     """
 
     seconds: dict[str, float]
@@ -149,7 +153,7 @@ def _measure(
     features: Feature,
     store: GradientStore | None,
 ) -> _Measured:
-    """Measure what the job takes, with a model that works on a few of the samples."""
+    """Measure the time and memory of the job, with a model that works on a few of the samples."""
     checkpoints, resident = adapted.checkpoints, _resident()
     layout = _Layout(settings, material, adapted)
     together = SHARD if features.gradients else max(settings.batch_size, WARMUP_BATCH)
@@ -171,7 +175,7 @@ def _measure(
     }
     if not features.gradients:
         influence = Influence(run, settings, adapted, few, Silent(), store)
-        influence.features(features)  # the first time, libraries are loaded
+        influence.features(features)  # not timed, because the first call loads libraries
         blocks = influence.features(features, "again")
         width = sum(block.shape[1] for block in blocks.values())
         taken = run.manifest.cost.phases["again"].seconds
@@ -185,12 +189,13 @@ def _measure(
 
 
 class _Layout:
-    """The passes that a selection will make, at one checkpoint.
+    """The passes that a selection will make at one checkpoint.
 
     Attributes:
-        warm_up, target, draws, everything: the work of each phase, and of gradients of the whole pool.
-        drawn: the rows that are drawn here, i64[n], at random.
-        typical, large: samples of two passes to take the time of.
+        warm_up, target, draws: the work of each phase.
+        everything: the work of computing the gradients of the whole pool.
+        drawn: i64[n], rows that are drawn at random here.
+        typical, large: the samples of the two passes to time.
     """
 
     def __init__(
@@ -234,12 +239,12 @@ class _Layout:
         self.large = [encoded[int(row)] for row in by_size[len(by_size) * 19 // 20]]
 
     def per_token(self, rate: Callable[[_Work], float]) -> float:
-        """Return the seconds of drawing and scoring a token."""
+        """Return the seconds that drawing and scoring take for each token."""
         return self._n_checkpoints * rate(self.draws) / float(self._lengths[self.drawn].sum())
 
 
 class _Work(NamedTuple):
-    """How many passes there are, and how many padded tokens in them."""
+    """The number of passes, and the number of padded tokens in them."""
 
     passes: float
     tokens: float
@@ -255,7 +260,7 @@ class _Work(NamedTuple):
 def seconds_per_token(
     adapted: AdaptedModel, settings: Settings, material: Material, observer: Observer
 ) -> float:
-    """Return the seconds that scoring a token of the pool takes, from a few passes."""
+    """Time a few passes, and return the seconds that scoring takes for each token of the pool."""
     observer.step("Timing a few passes, for how many draws the budget will do")
     layout = _Layout(settings, material, adapted)
     return layout.per_token(_rate(adapted, [layout.typical, layout.large], len(material.target)))
@@ -264,13 +269,14 @@ def seconds_per_token(
 def _rate(
     adapted: AdaptedModel, passes: Sequence[Sequence[Encoded]], n_subtasks: int
 ) -> Callable[[_Work], float]:
-    """Measure two passes, and return what tells the seconds of many."""
+    """Time two passes, and return a function that estimates the seconds of many."""
     checkpoint = adapted.checkpoints[0]
     directions = np.ones((n_subtasks, checkpoint.size), np.float32)
     sizes, seconds = [], []
     with Accumulator(checkpoint, device=adapted.device, directions=directions) as accumulator:
         for samples in passes:
-            single_pass(samples, adapted.device, accumulator).faults()  # takes memory from the system
+            # Not timed: the first pass takes memory from the system.
+            single_pass(samples, adapted.device, accumulator).faults()
             timed = []
             for _ in range(_TIMINGS):
                 began = time.monotonic()
@@ -280,7 +286,7 @@ def _rate(
             sizes.append(len(samples) * max(map(len, samples)))
     per_token = (seconds[1] - seconds[0]) / max(sizes[1] - sizes[0], 1)
     constant = seconds[0] - per_token * sizes[0]
-    if constant < 0 or per_token <= 0:  # of one size, or too small to tell
+    if constant < 0 or per_token <= 0:  # both passes have one size, or they are too small to measure
         constant, per_token = 0.0, sum(seconds) / sum(sizes)
     return lambda work: constant * work.passes + per_token * work.tokens
 
@@ -288,9 +294,9 @@ def _rate(
 def _clustering(
     clusterer: Clusterer, width: int, n_pool: int, n_budget: int, n_select: int
 ) -> tuple[float, int]:
-    """Return the seconds and bytes of clustering, from those of a smaller pool of random points.
+    """Return the seconds and bytes that clustering needs, extrapolated from a smaller pool of random points.
 
-    As clusters are about the root of the pool in number, time grows with its power of 1.5.
+    The number of clusters is about the square root of the pool's size, so the time grows with its power of 1.5.
     """
     part = min(_CLUSTERED, n_pool)
     rng = np.random.default_rng(0)
@@ -319,10 +325,10 @@ def _clustering(
 
 
 def _resident() -> int:
-    """Return the bytes that this process has in memory."""
+    """Return the bytes of memory that this process uses now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _peak() -> int:
-    """Return the most bytes that this process had in memory."""
+    """Return the most bytes of memory that this process has used."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -153,9 +153,8 @@ class EarlierSketches:
 
     def components(self) -> NDArray[np.float32]:
         """Return the sketches' principal components, f32[N, k]; a sample without a sketch counts as the zero vector."""
-        first = self._store.rows(
-            range(min(len(self._store), SPREAD))
-        )  # rows are in canonical order: the first are as good as random ones
+        # Rows are in canonical order, so the first ones are as good as random ones.
+        first = self._store.rows(range(min(len(self._store), SPREAD)))
         mean, directions = principal(_as_floats(first))
         return np.concatenate([(one - mean) @ directions for one in map(_as_floats, self._store.shards())])
 
