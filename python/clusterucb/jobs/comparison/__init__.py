@@ -1,1 +1,1 @@
-"""Internal. The job behind `clusterucb compare`."""
+"""Internal. Run the job behind `clusterucb compare`."""

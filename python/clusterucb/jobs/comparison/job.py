@@ -1,7 +1,6 @@
-"""Compare strategies on one pool: score all of it once, then replay every strategy on the recorded scores.
+"""Compare strategies on one pool: score the whole pool once, then replay every strategy on the recorded scores.
 
-The folder keeps scores and features, so that the same command with other strategies, budgets or seeds takes
-seconds.
+The folder keeps scores and features, so the same command with other strategies, budgets or seeds takes seconds.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ _REPLAYED = (
     "--batch-size",
     "--aggregate",
     "--subtask-weights",
-)  # decide about replays, not about what is kept
+)  # affect only the replays, not the scores and features in the folder
 
 
 @borrowing
@@ -72,20 +71,22 @@ def compare(
     observer: AnyObserver | None = None,
     **options: Unpack[CompareOptions],
 ) -> Comparison:
-    """Compare strategies by what they find of the exhaustive best, and at what price.
+    """Compare strategies by how much of the exhaustive best they find, and at what cost.
 
     Args:
         pool, target: files, or rows in memory, as in `select`.
-        model: folder of a causal language model, a hub id, or a loaded model with its ``tokenizer``.
-        out: the folder; the same call again goes on with it, also with other strategies, budgets or seeds.
-        strategies: what to compare.
-        budgets: draws, as in `select`; each at least the number to select.
-        seeds: searches of every strategy and budget.
-        scores: folder of a run that has scored the whole pool for this target, or for its subtasks among others;
-            without it, or a store, the pool is scored here.
-        overwrite: begin anew in a folder that holds something else.
-        observer: who is told how it gets on.
-        **options: the fields of `clusterucb.options.search.CompareSettings`.
+        model: the folder of a causal language model, a hub id, or a loaded model together with its ``tokenizer``.
+        out: the comparison's folder. The same call again resumes the comparison, and may name other strategies,
+            budgets or seeds.
+        strategies: the strategies to compare.
+        budgets: numbers of draws, as in `select`. Each must be at least the number to select.
+        seeds: the number of searches for each strategy and budget.
+        scores: the folder of a run that has scored the whole pool for this target, or for its subtasks among others.
+            Without it and without a store, the comparison scores the pool itself.
+        overwrite: start anew in a folder that holds another run.
+        observer: receives the progress, as in `select`.
+        **options: the options of `clusterucb.select` that affect gradients, scores and draws, except ``budget``,
+            ``until`` and ``prior``; see the documentation's list.
 
     Raises:
         ClusterUCBError: an option, a file, the model or a folder cannot be used.
@@ -131,10 +132,10 @@ def compare(
 
 
 def _draws(budgets: Sequence[str | int], select: str, n_samples: int) -> dict[str, int]:
-    """Return the draws of each budget by its spelling, in rising order.
+    """Return the number of draws of each budget by its spelling, in rising order.
 
     Raises:
-        OptionError: a budget is below the number to select, or above the pool.
+        OptionError: a budget is below the number to select, or above the size of the pool.
     """
     n_select = resolve_count("--select", select, n_samples)
     counts = {str(budget): resolve_count("--budgets", budget, n_samples) for budget in budgets}
@@ -148,14 +149,14 @@ def _draws(budgets: Sequence[str | int], select: str, n_samples: int) -> dict[st
 
 
 class _Comparing:
-    """A comparison whose folder is open.
+    """A comparison whose run folder is open.
 
     Args:
-        job: with its files read.
-        run, adapted: the folder, and the model at its checkpoint.
-        contenders: what is compared.
-        counts: the draws of each budget by its spelling.
-        seeds: searches of every contender and budget.
+        job: the job, with its files read.
+        run, adapted: the run, and the model at its checkpoint.
+        contenders: the strategies to compare.
+        counts: the number of draws of each budget by its spelling.
+        seeds: the number of searches for each contender and budget.
     """
 
     def __init__(
@@ -223,7 +224,7 @@ class _Comparing:
         seeds: int,
         advance: Callable[[int], None] = lambda _: None,
     ) -> list[list[Replay]]:
-        """Return a contender's replays; contenders with the same clusterer and features share their clusterings."""
+        """Return a contender's replays. Contenders with the same clusterer and features share their clusterings."""
         blocks, more = self._described[folder_of(contender.features)]
         clusterer = contender.clusterer and describe(contender.clusterer)
         key = msgspec.json.encode([describe(contender.features), clusterer])
@@ -241,12 +242,12 @@ class _Comparing:
         )
 
     def _rehearse(self, n_samples: int) -> None:
-        """Run every strategy once on made-up scores: its faults show before the pool is scored.
+        """Run every strategy once on random scores, so that its faults show before the pool is scored.
 
-        The clusters are kept, so that little is done twice.
+        The clusters are kept for the replays, so little work is done twice.
 
         Raises:
-            ClusterUCBError: of the same kind, with the strategy's name.
+            ClusterUCBError: a strategy failed. The error keeps its class, and its message names the strategy.
         """
         self._job.observer.step("Rehearsing the strategies")
         anything = np.random.default_rng(0).normal(size=(n_samples, len(self._job.material.target)))
@@ -277,15 +278,15 @@ def _checked(strategies: Sequence[Contender], seeds: int) -> Sequence[Contender]
 
 
 class _Recorded:
-    """The scores of an earlier run that has scored its whole pool, perhaps for more subtasks.
+    """The scores of an earlier run that has scored its whole pool, perhaps for further subtasks.
 
     Attributes:
-        scores: f64[N, S], of the target's subtasks.
-        cost: what the run cost.
-        fingerprint: of the scores.
+        scores: f64[N, S], the scores for the target's subtasks.
+        cost: the cost of the earlier run.
+        fingerprint: the hash of the scores.
 
     Raises:
-        RunError: it is no such run, or one of another pool, target or model.
+        RunError: the folder holds no such run, or the run has another pool, target or model.
     """
 
     def __init__(self, folder: Path, prepared: Prepared) -> None:
@@ -324,7 +325,7 @@ def _manifest(folder: Path) -> Manifest:
 
 
 def _describe(influence: Influence, contenders: Sequence[Contender]) -> dict[str, tuple[_Blocks, _Columns]]:
-    """Return the blocks of every feature, and the similarity to the target where a policy needs it."""
+    """Return the blocks of every feature by its folder, and the similarity to the target if a policy needs it."""
     described: dict[str, tuple[_Blocks, _Columns]] = {}
     for one in contenders:
         folder = folder_of(one.features)
@@ -337,7 +338,7 @@ def _describe(influence: Influence, contenders: Sequence[Contender]) -> dict[str
 
 
 def _rising(counts: dict[str, int]) -> dict[str, int]:
-    """Return budgets by their spelling in rising order; of those that are equal, the first."""
+    """Return the budgets by their spelling, in rising order. Of equal budgets, the first is kept."""
     rising: dict[int, str] = {}
     for spelling, count in sorted(counts.items(), key=lambda one: one[1]):
         rising.setdefault(count, spelling)
@@ -346,7 +347,10 @@ def _rising(counts: dict[str, int]) -> dict[str, int]:
 
 @contextmanager
 def _warnings_once(strategy: str) -> Iterator[None]:
-    """Give a warning that many searches of a strategy repeat, perhaps with other numbers, once and with its name."""
+    """Issue each repeated warning of a strategy's searches once, with the strategy's name.
+
+    Warnings that differ only in their numbers count as repeated.
+    """
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -359,5 +363,5 @@ def _warnings_once(strategy: str) -> Iterator[None]:
 
 
 def _timed(own: Cost, recorded: _Recorded | None) -> Cost:
-    """Return the seconds of every phase, those of scoring from the run that did it."""
+    """Return the seconds of every phase. The seconds of scoring come from the run that scored the pool."""
     return Cost(phases={**(recorded.cost.phases if recorded else {}), **own.phases})

@@ -1,9 +1,9 @@
-"""A comparison of strategies as one page that needs nothing else: no network, no library, no other file.
+"""Render a comparison of strategies as one page that needs no network, no library and no other file.
 
-The template beside this module holds every element and all code. What was compared is data: it is
-embedded once, as JSON in which no character can end the element that holds it, and the page only ever
-makes text nodes of it. A content security policy allows the template's own style and script, by their
-hashes, and nothing else, so that a name which did slip through would still not run.
+The template beside this module holds all elements and all code. The results are embedded once, as JSON in which no
+character can end the element that holds it, and the page turns them into text nodes only. A content security policy
+allows the template's own style and script, by their hashes, and nothing else. Even if a name slipped through, it could
+not run.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def render(comparison: Mapping[str, Any]) -> str:
     Args:
         comparison: JSON values: what was compared (``pool``, ``target``, ``model``, ``pool_samples``,
             ``n_select``, ``seeds``, ...), ``strategies`` with the ``points`` of each, and optionally ``overlap`` and
-            ``sources``. Its texts may hold anything; NaN and infinities are shown as missing.
+            ``sources``. Texts may hold anything. NaN and infinities are shown as missing.
 
     Returns:
-        The page; ASCII but for the template's own text, to be written as UTF-8.
+        The page, to be written as UTF-8. All of it is ASCII except the template's own text.
     """
     template = _TEMPLATE.read_text("utf-8")
     before, after = template.replace("@@POLICY@@", _policy(template)).split("@@DATA@@")
@@ -38,14 +38,14 @@ def render(comparison: Mapping[str, Any]) -> str:
 
 
 def _embedded(value: object) -> str:
-    """Return JSON that can stand in a script element: ASCII, without ``<``, ``>`` and ``&``."""
+    """Return JSON that is safe inside a script element: ASCII, without ``<``, ``>`` and ``&``."""
     return json.dumps(_finite(value), ensure_ascii=True, allow_nan=False, separators=(",", ":")).translate(
         _ESCAPES
     )
 
 
 def _finite(value: object) -> object:
-    """Return a JSON value with None for every number that JSON does not have."""
+    """Return a JSON value with None in place of every number that JSON cannot represent."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
-"""How strategies compare on a pool whose every score is known: what each finds of the best, and at what price.
+"""Replay strategies on a pool whose scores are all known, and measure how much of the best each strategy finds.
 
-A strategy is replayed through `clusterucb.engine.loop.search`, the same loop that a selection runs, with a score that
-looks recorded numbers up. So what is compared is what would have happened, at the cost of milliseconds.
+A replay runs `clusterucb.engine.loop.search`, the same loop as a selection, with a score function that looks recorded
+scores up. A comparison therefore shows what the strategies would have done, at the cost of milliseconds.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Contender:
     """A strategy that takes part in a comparison.
 
     Attributes:
-        name: what tables call it.
-        policy: what spends the budget.
-        clusterer: what makes the arms; None: a single arm.
-        features: what the pool is clustered by.
-        cold_start, batch_size: the comparison's own where None.
+        name: the contender's name in tables.
+        policy: spends the budget.
+        clusterer: makes the arms; None for a single arm.
+        features: computes the features that the pool is clustered by.
+        cold_start, batch_size: the contender's own values of these options; None for those of the comparison.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Contender:
 
 @dataclass(frozen=True)
 class Terms:
-    """What is the same for all contenders.
+    """The terms that are the same for all contenders.
 
     Attributes:
-        n_select: rows to select.
-        rules: how scores become rewards, and rewards a selection.
-        schedule: the size of the cold start and of batches, where a contender has none of its own.
+        n_select: the number of rows to select.
+        rules: how scores become rewards, and rewards become a selection.
+        schedule: the sizes of the cold start and of batches for contenders without sizes of their own.
     """
 
     n_select: int
@@ -76,12 +76,12 @@ class Terms:
 
 @dataclass(frozen=True)
 class Truth:
-    """What scoring the whole pool has shown.
+    """The scores of the whole pool, and the selection that they give.
 
     Attributes:
-        scores: f64[N, S], NaN where scoring failed.
+        scores: f64[N, S]; NaN where scoring failed.
         sources: [N], the source of each row.
-        rewards: f64[N].
+        rewards: f64[N], the reward of each row.
         best: i64[n], the rows that are selected when every score is known.
     """
 
@@ -92,7 +92,7 @@ class Truth:
 
     @classmethod
     def of(cls, scores: NDArray[np.float64], sources: NDArray[np.generic], terms: Terms) -> Truth:
-        """Return the truth under the rules of a comparison."""
+        """Compute rewards and the best rows under the rules of a comparison."""
         rules = terms.rules
         if rules.aggregate == STANDARDIZED:
             rewards = Standardized(scores, np.ones(len(scores)), rules.counts)(scores)
@@ -111,11 +111,11 @@ class Truth:
         return cls(scores, sources, rewards, best)
 
     def recall(self, rows: NDArray[np.int64]) -> float:
-        """Return the share of the best that is among ``rows``."""
+        """Return the share of the best rows that are in ``rows``."""
         return float(np.isin(self.best, rows).mean())
 
     def mass(self, rows: NDArray[np.int64]) -> float:
-        """Return what ``rows`` reach above the pool's mean reward, as a share of what the largest rewards reach."""
+        """Return the sum of the rewards of ``rows`` above the pool's mean, as a share of the largest possible sum."""
         base = float(np.nanmean(self.rewards))
         largest = np.sort(self.rewards[~np.isnan(self.rewards)])[-len(self.best) :]
         attainable = float((largest - base).sum())
@@ -124,11 +124,11 @@ class Truth:
 
 @dataclass(frozen=True)
 class Replay:
-    """One search of one contender: a seed and a budget.
+    """One search of one contender, with one seed and one budget.
 
     Attributes:
-        selection: what it found.
-        seconds: the time of clustering and policy; looking scores up is part of it.
+        selection: the result of the search.
+        seconds: the time of the clusterer and the policy, including the look-up of scores.
     """
 
     selection: Selection
@@ -142,12 +142,12 @@ class _Clustered(Clusterer):
     """A clusterer that fits once for each seed and budget.
 
     Args:
-        clusterer: what fits.
-        found: the labels so far, and the seconds that they took; may be shared by contenders with the same clusterer
-            and features.
+        clusterer: the clusterer that fits.
+        found: the labels computed so far, and the seconds that they took. Contenders with the same clusterer and
+            features may share it.
 
     Attributes:
-        saved: seconds that the last clustering would have taken, had it not been there already.
+        saved: the seconds that the last clustering would have taken if it had not been computed before.
     """
 
     def __init__(self, clusterer: Clusterer, found: Clusterings) -> None:
@@ -179,19 +179,20 @@ def replay(
     advance: Callable[[int], None] = lambda _: None,
     prior: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> list[list[Replay]]:
-    """Return for every budget the replays of all seeds.
+    """Replay a contender, and return for each budget the replays of all seeds.
 
     Args:
         contender: the strategy.
         truth: the recorded scores.
-        features: the pool's blocks, each f32[N, k].
-        columns: what strategies may use beside them.
-        budgets: draws.
-        seeds: how many searches for each budget.
-        terms: what is the same for all contenders.
-        clusterings: those of earlier contenders with the same clusterer and features, to be used and added to.
+        features: the pool's feature blocks, each f32[N, k].
+        columns: the pool's columns, which strategies may use too.
+        budgets: the budgets as numbers of draws.
+        seeds: the number of searches for each budget.
+        terms: the terms that are the same for all contenders.
+        clusterings: the clusterings of earlier contenders with the same clusterer and features. The replays use them,
+            and add new ones.
         advance: called with 1 after each search.
-        prior: what may go with the scores, for policies that predict.
+        prior: blocks that may predict the scores, for policies that predict scores.
     """
     found_before = {} if clusterings is None else clusterings
     clusterer = None if contender.clusterer is None else _Clustered(contender.clusterer, found_before)
@@ -218,12 +219,12 @@ def replay(
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Return mean, standard deviation and the values themselves as JSON."""
+    """Return the mean, the standard deviation and the values themselves as JSON values."""
     return {"mean": float(np.mean(values)), "std": float(np.std(values)), "seeds": [float(v) for v in values]}
 
 
 def overlaps(selections: Mapping[str, Sequence[Selection]]) -> list[list[float]]:
-    """Return how much the selections of every two contenders share (Jaccard), the mean over seeds."""
+    """Return the overlap (Jaccard index) of the selections of every two contenders, averaged over seeds."""
     names = list(selections)
     matrix = np.eye(len(names))
     for (i, one), (j, other) in combinations(enumerate(names), 2):
@@ -236,7 +237,7 @@ def overlaps(selections: Mapping[str, Sequence[Selection]]) -> list[list[float]]
 
 
 def by_source(rows: Sequence[NDArray[np.int64]], sources: NDArray[np.generic]) -> dict[str, float]:
-    """Return how many rows come from each source, the mean over several selections, largest first."""
+    """Return the number of rows from each source, averaged over several selections, largest first."""
     count: Counter[str] = Counter()
     for one in rows:
         count.update(sources[one].tolist())

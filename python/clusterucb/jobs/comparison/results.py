@@ -1,4 +1,4 @@
-"""What a comparison found: as JSON values, and as a table on the screen."""
+"""Turn the replays of a comparison into JSON values, and print them as a table."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
         content: everything as JSON values, as in ``comparison.json``.
-        out: its folder, with ``comparison.json`` and ``comparison.html``.
+        out: the comparison's folder, with ``comparison.json`` and ``comparison.html``.
     """
 
     content: dict[str, Any]
@@ -45,7 +45,7 @@ class Comparison:
         return f"<Comparison: {len(strategies)} strategies on {self.content['pool_samples']} samples, in {self.out}>"
 
     def recall(self, name: str, budget: str) -> float:
-        """Return a strategy's mean recall at a budget, as it was spelt."""
+        """Return a strategy's mean recall at a budget, which is spelt as in the call of the comparison."""
         points = {
             (one["name"], point["budget"]): point["recall"]["mean"]
             for one in self.content["strategies"]
@@ -55,12 +55,12 @@ class Comparison:
 
 
 def folder_of(feature: Feature) -> str:
-    """Return where the shards of a feature are kept: a name that its class and options decide."""
+    """Return the name of the folder for a feature's shards, which depends on the feature's class and options."""
     return _hashed(describe(feature))
 
 
 def take_up_former(run: Run, features: Iterable[Feature]) -> None:
-    """Rename the feature folders of a comparison by version 0.1, whose names hashed import paths."""
+    """Rename the feature folders of a comparison that version 0.1 wrote; their names are hashes of import paths."""
     for feature in features:
         former, now = _hashed(describe(feature, import_path)), folder_of(feature)
         if run.path(former).is_dir() and not run.path(now).exists():
@@ -76,7 +76,7 @@ def _hashed(described: dict[str, Any]) -> str:
 
 
 def budgets_of(contender: Contender, counts: Mapping[str, int], n_samples: int) -> dict[str, int]:
-    """Return the budgets of a contender by their spelling; what scores everything has one of its own."""
+    """Return the budgets of a contender by their spelling. A policy that scores everything has one budget, 100%."""
     return {"100%": n_samples} if isinstance(contender.policy, Exhaustive) else dict(counts)
 
 
@@ -89,16 +89,16 @@ def results(
     material: Material,
     timed: Cost,
 ) -> dict[str, Any]:
-    """Return what all contenders reached, as JSON values.
+    """Return the results of all contenders as JSON values.
 
     Args:
         contenders: the strategies.
-        replays: for each of them by name, and for each of its budgets, the searches of all seeds.
-        counts: the budgets by their spelling.
-        truth: what scoring the whole pool has shown.
+        replays: for each contender by name, and for each of its budgets, the searches of all seeds.
+        counts: the number of draws of each budget by its spelling.
+        truth: the scores of the whole pool.
         settings: the options.
         material: the pool and the target.
-        timed: the seconds of every phase.
+        timed: the measured seconds of every phase.
     """
     return {
         "pool_samples": len(material.samples),
@@ -124,7 +124,7 @@ def _strategy(
     material: Material,
     timed: Cost,
 ) -> dict[str, Any]:
-    """Return what a contender reached and what it cost, as JSON values."""
+    """Return the results and the cost of a contender as JSON values."""
     n_samples = len(material.samples)
     points: list[dict[str, Any]] = []
     for budget, of_budget in zip(budgets_of(contender, counts, n_samples), replays, strict=True):
@@ -166,7 +166,7 @@ def _strategy(
 def _at_largest(
     replays: Mapping[str, Sequence[Sequence[Replay]]], budget: str, truth: Truth
 ) -> dict[str, Any]:
-    """Return what the selections at the largest budget share, and where they come from."""
+    """Return how much the selections at the largest budget overlap, and which sources they come from."""
     selections = {name: [one.selection for one in of[-1]] for name, of in replays.items()}
     return {
         "overlap": {"budget": budget, "names": list(selections), "jaccard": overlaps(selections)},
@@ -182,7 +182,7 @@ def _at_largest(
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Print the recall of every strategy at every budget, best first, and what it cost."""
+    """Print the recall of every strategy at every budget, best strategy first, and its cost."""
     content = comparison.content
     budgets = list(dict.fromkeys(p["budget"] for one in content["strategies"] for p in one["points"]))
     console.print(
@@ -217,7 +217,7 @@ def _short(mean: float, std: float, **_: object) -> str:
 
 
 def _rounded(seconds: float) -> str:
-    """Return a time in two or three digits: half a minute, or days."""
+    """Return a time in two or three digits, in seconds, minutes, hours or days."""
     for size, unit in ((1, "s"), (60, "min"), (3600, "h")):
         if seconds < 100 * size:
             return f"{seconds / size:.0f} {unit}"

@@ -1,13 +1,13 @@
-"""Contenders as the command line spells them: ``policy[@clusterer][@features][key=value,...]``.
+"""Read contenders in the command line's spelling: ``policy[@clusterer][@features][key=value,...]``.
 
     random
     rds@hidden
     ucb@kmeans@embedding[n_clusters=150,beta=0.5]
     ucb@embedding+lexical[dim=32]
 
-An option belongs to whichever of the three has it; ``cold_start`` and ``batch_size`` belong to the search. Where
-two of them have an option of the same name, ``policy.``, ``clusterer.`` or ``features.`` before it decides; of
-features that are joined, their own names do: ``lexical.dim``.
+An option belongs to whichever of the three strategies has it; ``cold_start`` and ``batch_size`` belong to the search.
+If two strategies have an option of the same name, the prefix ``policy.``, ``clusterer.`` or ``features.`` decides. For
+joined features, the prefix is the name of one of them: ``lexical.dim``.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _SEARCH: dict[str, tuple[str, Callable[[float], bool]]] = {
 
 
 def split(text: str) -> list[str]:
-    """Return the specifications of a list; commas in brackets separate options."""
+    """Split a comma-separated list into specifications. Commas in brackets separate options and do not split."""
     return [spec.strip() for spec in re.split(r",(?![^\[]*\])", text) if spec.strip()]
 
 
 def contender(spec: str, installed: Strategies) -> Contender:
-    """Return the contender that a specification means.
+    """Return the contender that a specification describes.
 
     Raises:
-        OptionError: it is not one, or a strategy or an option in it does not exist.
+        OptionError: the specification cannot be read, or it names a strategy or an option that does not exist.
     """
     matched = _SPEC.fullmatch(spec.strip())
     if not matched:
@@ -62,7 +62,7 @@ def contender(spec: str, installed: Strategies) -> Contender:
 
 
 def _names(spec: str, parts: str, installed: Strategies) -> dict[str, str]:
-    """Return the names of policy, clusterer and features; the second may be either of the latter."""
+    """Return the names of policy, clusterer and features. The second of two parts names a clusterer or features."""
     policy, *rest = (part.strip() for part in parts.split("@"))
     if not all((policy, *rest)):
         raise OptionError(f"strategy {spec!r} leaves a part empty; expected policy[@clusterer][@features]")
@@ -82,7 +82,7 @@ def _names(spec: str, parts: str, installed: Strategies) -> dict[str, str]:
 
 
 def _owner(spec: str, key: str, names: dict[str, str], installed: Strategies) -> tuple[str, str]:
-    """Return which part an option belongs to, and its name there."""
+    """Return the part that an option belongs to, and the option's name in that part."""
     part, dot, rest = key.partition(".")
     if dot and part in names:
         return part, rest
