@@ -1,1 +1,1 @@
-"""Internal. The job behind `clusterucb doctor`."""
+"""Internal. Run the job behind `clusterucb doctor`."""

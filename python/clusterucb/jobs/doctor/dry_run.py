@@ -1,11 +1,11 @@
-"""A dry run: what a job would make of the first rows of its files, and about what it would take.
+"""Run a job on the first rows of its files, and estimate what the whole job would take.
 
 Decisions:
-    - It is the job itself that runs, on the first rows: the same reading, encoding, model and gradients. What goes
-      wrong here goes wrong there, in the same words.
-    - Time and memory are those of the plan for these rows (`clusterucb.jobs.plan`), multiplied; they are a guide, and
-      called one.
-    - Nothing is written but into a temporary folder.
+    - The dry run uses the job's own code to read, encode, load the model and compute gradients. What fails here would
+      fail in the job, with the same message.
+    - Time and memory come from the plan for the first rows (`clusterucb.jobs.plan`), scaled to the whole pool. They are
+      a guide, and are presented as one.
+    - Files are written to a temporary folder only.
 """
 
 from __future__ import annotations
@@ -35,17 +35,18 @@ if TYPE_CHECKING:
 
     from clusterucb.samples.encode import Encoded
 
-FIRST = 200  # lines of every file that are looked at
+FIRST = 200  # lines that are read of every file
 
 
 class FileFacts(msgspec.Struct):
-    """What the first lines of a file are.
+    """Facts about the first lines of a file.
 
     Attributes:
-        read: lines looked at.
-        total: lines in all: exact where the file is shorter, an estimate where it is not; None if unknown.
-        shapes: rows of each shape.
-        rejected: lines of each kind of reason.
+        read: the number of lines read.
+        total: the number of lines in the file. It is exact if the whole file was read, and else may be an estimate;
+            None if unknown.
+        shapes: the number of rows of each shape.
+        rejected: the number of rejected lines for each kind of reason.
     """
 
     read: int
@@ -55,7 +56,13 @@ class FileFacts(msgspec.Struct):
 
 
 class Lengths(msgspec.Struct):
-    """Tokens of samples: the shortest, the median and the longest; and how many are cut at the limit."""
+    """Token counts of samples.
+
+    Attributes:
+        shortest, median, longest: the number of tokens of the shortest, the median and the longest sample.
+        answers: the median number of label tokens in a sample.
+        at_limit: the number of samples that reach the limit, which is where longer samples are cut.
+    """
 
     shortest: int
     median: int
@@ -65,15 +72,15 @@ class Lengths(msgspec.Struct):
 
 
 class Expected(msgspec.Struct):
-    """What a selection would take, about.
+    """An estimate of what a selection would take.
 
     Attributes:
-        samples: of the pool, as far as its size is known.
-        whole: whether it is.
-        gradients: of the pool, the target and the warm-up.
-        seconds: for them.
-        memory: bytes, at the peak.
-        disk: bytes in the run's folder and in the temporary folder.
+        samples: the number of pool samples, or of those read if the size of the pool is unknown.
+        whole: whether the size of the pool is known.
+        gradients: the number of gradients of the pool, the target and the warm-up.
+        seconds: the time of the whole selection.
+        memory: the bytes of memory at the peak.
+        disk: the bytes in the run folder and in the temporary folder.
     """
 
     samples: int
@@ -85,16 +92,17 @@ class Expected(msgspec.Struct):
 
 
 class DryRun(msgspec.Struct):
-    """What a job would make of its files.
+    """The results of a dry run.
 
     Attributes:
-        files: by place, those of the pool first.
-        duplicates: among the lines looked at.
-        overlap: pool samples that also stand in the target, where there is one.
-        sources: samples of each source of the pool.
-        lengths: of the pool and of the target, where there is a model.
-        sample: a sample as the model sees it: pieces of text, each ``template``, ``content`` or ``label``.
-        expected: where there are a model and a target.
+        files: the facts about each file, pool files first.
+        duplicates: the number of duplicates among the lines read.
+        overlap: the number of pool samples that are also in the target; None without a target.
+        sources: the number of samples from each source of the pool.
+        lengths: the token counts of the pool and of the target; empty without a model.
+        sample: a sample as the model sees it, as pieces of text, each with its kind: ``template``, ``content`` or
+            ``label``. Empty without a model.
+        expected: what a selection would take; None without a model or a target.
     """
 
     files: dict[str, FileFacts]
@@ -109,10 +117,10 @@ class DryRun(msgspec.Struct):
 def examine(
     pool: Rows, target: Rows | None, model: Model | None, settings: Settings, observer: Observer
 ) -> DryRun:
-    """Find out what a job would make of the first rows of its files.
+    """Run a job on the first rows of its files, as far as the model and the target allow.
 
     Raises:
-        ClusterUCBError: as the job would.
+        ClusterUCBError: the job itself would raise the same error.
     """
     began = time.monotonic()
     if model is not None:
@@ -164,9 +172,12 @@ def _files(pool: Pool) -> dict[str, FileFacts]:
 
 
 def _total(file: Path) -> int | None:
-    """Return how many lines a file has, as far as its own count says, or its size and its first lines, good or bad."""
+    """Return the number of lines in a file: its own count, or an estimate; None if neither is possible.
+
+    The estimate uses the size of the file and its first lines, whether they are accepted or not.
+    """
     if not file.is_file():
-        return None  # a pipe has none, and is read but once
+        return None  # a pipe has no size, and can be read only once
     if file.suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -191,7 +202,7 @@ def _lengths(samples: Sequence[Encoded], limit: int) -> Lengths:
 
 
 def _pieces(sample: Encoded, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, str]]:
-    """Return a sample's text in pieces, each with what it is."""
+    """Return a sample's text in pieces, each with its kind."""
     kinds = np.where(sample.labels, "label", np.where(sample.content, "content", "template"))
     ends = [*(np.flatnonzero(kinds[1:] != kinds[:-1]) + 1).tolist(), len(kinds)]
     starts = [0, *ends[:-1]]
@@ -207,7 +218,7 @@ def _pieces(sample: Encoded, tokenizer: PreTrainedTokenizerBase) -> list[tuple[s
 def _expected(
     prepared: Prepared, n_samples: int, settings: Settings, observer: Observer, began: float
 ) -> Expected:
-    """Return what the plan for the first rows says of the whole pool."""
+    """Plan a selection from the first rows, and scale the plan to the whole pool."""
     from clusterucb.jobs.stages.pass_times import estimate
 
     store = GradientStore(settings.store) if settings.store else None

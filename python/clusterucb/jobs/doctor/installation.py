@@ -1,4 +1,4 @@
-"""What this installation can do: versions, kernels, threads, GPU, memory, disk, plugins."""
+"""Find out what this installation can do: versions, kernels, threads, GPU, memory, disk and plugins."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _PACKAGES = ("torch", "transformers", "peft", "numpy", "pyarrow", "safetensors")
 
 
 class Machine(msgspec.Struct):
-    """What this installation can do.
+    """The capabilities of this installation.
 
     Attributes:
-        versions: of the program, Python and the libraries.
-        kernels: the CPU kernels in use, and why; or why there are none.
-        threads: that a job would use, and the cores.
-        gpu: the GPU and its kernels, or why there is none.
-        memory: bytes in all, and available.
-        disk: what for, to a folder and the bytes that are free there.
-        cached: bytes in the cache.
-        plugins: packages with strategies, to why they cannot be loaded, or "".
+        versions: the versions of clusterucb, Python and the libraries.
+        kernels: the CPU kernels in use and the reason for them, or the reason why there are none.
+        threads: the number of threads that a job would use, and the number of cores.
+        gpu: the GPU and its kernels, or the reason why there is none.
+        memory: the bytes in all, and the bytes available.
+        disk: for each purpose, a folder and the bytes free in it.
+        cached: the bytes in the cache.
+        plugins: for each package with strategies, the reason why it cannot be loaded; "" if it can.
     """
 
     versions: dict[str, str]
@@ -100,7 +100,7 @@ def _gpu() -> str:
 
 
 def _kept(folder: Path) -> int:
-    """Return the bytes of the files in a folder, from which others may be removing some at the moment."""
+    """Return the bytes of the files in a folder. Another process may remove files meanwhile."""
     total = 0
     for inside, _, names in os.walk(folder):
         for name in names:

@@ -1,7 +1,7 @@
-"""The scores and gradients of a few samples, as `clusterucb.jobs.doctor.probes` compares them.
+"""Measure the scores and gradients of a few samples, for `clusterucb.jobs.doctor.probes` to compare.
 
-Gradients are compared by sketches of themselves, which keep lengths within a few percent, whatever the preconditioner
-makes of them; scores are preconditioned. The sketches are made on the CPU, where every installation can make them.
+Scores come from preconditioned gradients. Gradients are compared without the preconditioner, by their sketches, which
+keep lengths within a few percent. The sketches are made on the CPU, where every installation can make them.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ from clusterucb.kernels.projection import Sketch
 from clusterucb.samples.encode import Encoded
 
 _SKETCH = Sketch(8192, 4)
-_IGNORED = -100  # what Hugging Face takes for no label
+_IGNORED = -100  # the label that Hugging Face ignores
 
 
 class Change(NamedTuple):
-    """The most that a score changes, as a difference of cosines, and a gradient, relative to its length."""
+    """The largest change of a score (a difference of cosines) and of a gradient (relative to its length)."""
 
     score: float
     gradient: float
 
 
 class Measured(NamedTuple):
-    """What was measured of m samples: scores f64[m], sketches of gradients f32[m, d], faults."""
+    """The measurements of m samples: scores f64[m], sketches of gradients f32[m, d], and a fault or None for each."""
 
     scores: NDArray[np.float64]
     gradients: NDArray[np.float32]
     faults: list[str | None]
 
     def take(self, at: slice | list[int]) -> Measured:
-        """Return what was measured of some of them."""
+        """Return the measurements of some of the samples."""
         return Measured(self.scores[at], self.gradients[at], np.array(self.faults, object)[at].tolist())
 
     def change(self, true: Measured) -> Change:
-        """Return the largest change of a score and of a gradient."""
+        """Return the largest change of a score and of a gradient, from ``true`` to these."""
         scores = np.abs(self.scores - true.scores)
         apart = np.linalg.norm(self.gradients - true.gradients, axis=1)
         return Change(float(scores.max()), float((apart / np.linalg.norm(true.gradients, axis=1)).max()))
 
     def cosine(self, true: Measured) -> float:
-        """Return the smallest cosine of two gradients of a sample."""
+        """Return the smallest cosine between a sample's gradient here and its gradient in ``true``."""
         lengths = np.linalg.norm(self.gradients, axis=1) * np.linalg.norm(true.gradients, axis=1)
         return float(((self.gradients * true.gradients).sum(axis=1) / lengths).min())
 
 
 def direction_of(checkpoint: Checkpoint, samples: Sequence[Encoded], device: str) -> NDArray[np.float32]:
-    """Return the direction f32[1, P] of a target of samples."""
+    """Return the direction, f32[1, P], of a target that consists of ``samples``."""
     directions, _ = compute_directions(checkpoint, {"probes": samples}, Passes(1, device))
     return directions
 
@@ -71,7 +71,7 @@ def measure(
     device: str,
     directions: NDArray[np.float32] | None = None,
 ) -> Measured:
-    """Measure samples, each group of them in a pass; without directions every score is zero."""
+    """Measure samples, each group in one pass. Without directions, every score is zero."""
     watched = _Watched(checkpoint.gradients)
     seen = replace(checkpoint, gradients=cast(PerSampleGradients, watched))
     with Accumulator(seen, device=device, directions=directions) as accumulator:
@@ -85,7 +85,7 @@ def measure(
 
 
 class _Watched:
-    """Gradients of which sketches f32[B, d] are kept on the CPU, pass by pass, as they are handed on."""
+    """Per-sample gradients that are passed on, and whose sketches, f32[B, d] for each pass, are kept on the CPU."""
 
     def __init__(self, gradients: PerSampleGradients) -> None:
         self._gradients = gradients
@@ -101,7 +101,7 @@ class _Watched:
         self._gradients.__exit__(kind, error, trace)
 
     def backward(self, batch: Batch, sink: Sink) -> Tensor:
-        """Do what `PerSampleGradients.backward` does."""
+        """Call `PerSampleGradients.backward`, and sketch every gradient on its way to ``sink``."""
         norm2 = np.zeros(len(batch.lengths))
         sketched = np.zeros((len(batch.lengths), _SKETCH.dimension), np.float32)
         self.sketches.append(sketched)
@@ -117,21 +117,21 @@ class _Watched:
 
 
 class Autograd(PerSampleGradients):
-    """The gradient of one sample as anyone would compute it: autograd, an attention mask, the model's own loss."""
+    """The gradient of one sample, computed the plain way: autograd, an attention mask and the model's own loss."""
 
     @classmethod
     def of(cls, gradients: PerSampleGradients) -> Self:
-        """Return that of the same matrices, which layers that run again leave the same."""
+        """Return the plain gradients of the same matrices, without checkpointing, which does not change gradients."""
         return cls(
             gradients.model, gradients.manifest, adapter=gradients._adapter, autocast=gradients._autocast
         )
 
     def backward(self, batch: Batch, sink: Sink) -> Tensor:
-        """Do the same for a batch of one sample."""
+        """Compute the gradient of a batch of one sample."""
         labels = torch.full_like(batch.ids, _IGNORED)
         labels.view(-1)[batch.predicting + 1] = batch.predicted
         weights = [self.model.get_parameter(one.torch_name) for one in self.manifest]
-        for weight in weights:  # they are frozen again on exit
+        for weight in weights:  # frozen again on exit
             weight.requires_grad_(True)
         enabled = self._autocast is not None
         with torch.autocast(batch.ids.device.type, self._autocast, enabled=enabled):

@@ -1,8 +1,8 @@
-"""What `clusterucb.jobs.doctor.probes` probes a model with: a few samples of rising lengths, short enough for seconds.
+"""Choose the samples to probe a model with: a few, of rising lengths, short enough for the probes to take seconds.
 
-Samples of a pool are cut to at most `_LONGEST` tokens around where their labels begin: numbers in a few seconds are
-worth more than the last token. Without a pool they are made here, with the chat template, so that they are tokens as
-the model knows them.
+Samples of a pool are cut to at most `_LONGEST` tokens around the place where their labels begin, because results in a
+few seconds are worth more than the last tokens. Without a pool, samples are made up here and rendered with the chat
+template, so that they look like those the model was trained on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _LONGEST = 120  # tokens
-_SHARES = (0.1, 0.2, 0.4, 1.0)  # of the longest, that samples are long
+_SHARES = (0.1, 0.2, 0.4, 1.0)  # lengths of the samples, as shares of the longest
 _TEXT = (
     "Rivers carry what the rain takes from the hills, and leave it where the land is flat.",
     "A good loaf needs 500 grams of flour, 350 of water, some salt, and a night of patience!",
@@ -43,7 +43,7 @@ def samples_of(
     settings: GradientSettings,
     base: PreTrainedModel,
 ) -> tuple[list[Encoded], str]:
-    """Return a few samples of rising lengths, and what they are."""
+    """Return a few samples of rising lengths, and a description of them."""
     longest = min(_LONGEST, settings.max_length, getattr(base.config, "max_position_embeddings", _LONGEST))
     if samples:
         by_length = sorted(samples, key=len)
@@ -62,7 +62,7 @@ def _lengths(longest: int) -> list[int]:
 
 
 def _cut(sample: Encoded, length: int) -> Encoded:
-    """Return at most so many tokens around the place where the labels begin."""
+    """Return at most ``length`` tokens around the place where the labels begin."""
     first = int(sample.labels.argmax())
     start = max(min(first - max(length // 4, 1), len(sample) - length), 0)
     here = slice(start, start + length)
@@ -77,7 +77,7 @@ def _made_up(
     base: PreTrainedModel,
     lengths: Sequence[int],
 ) -> tuple[list[Encoded], str]:
-    """Return conversations as the tokenizer encodes them, or random tokens where it cannot."""
+    """Return encoded conversations, or random tokens if the tokenizer cannot encode any, and a description of them."""
     try:
         tokenizer = source.tokenizer()
         return [

@@ -1,6 +1,6 @@
-"""The screen of ``clusterucb doctor``.
+"""Print the results of ``clusterucb doctor``.
 
-It shows what the installation can do, what a job would make of its files, and how exact a model's scores are.
+They are the capabilities of the installation, a dry run of a job on its files, or how exact a model's scores are.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from clusterucb.jobs.doctor.probes import Finding, Probed
 
 _STYLES = {"template": "dim", "content": "", "label": "black on green"}
-_MARKS = ("⟦", "⟧")  # where there are no colours
+_MARKS = ("⟦", "⟧")  # around labels if there are no colours
 _TEXT = 1500  # characters of a sample that are shown
 _SOURCES = 6
 _BAD = "bold red"
 
 
 def show_machine(found: Machine, console: Console) -> None:
-    """Print what the installation can do."""
+    """Print the capabilities of the installation."""
     libraries = ", ".join(f"{name} {number}" for name, number in found.versions.items())
     total, free = found.memory
     lines = {
@@ -49,7 +49,7 @@ def show_machine(found: Machine, console: Console) -> None:
 
 
 def show_dry_run(found: DryRun, console: Console) -> None:
-    """Print what a job would make of its files."""
+    """Print the results of a dry run."""
     console.print(_table(dict(_facts(found))))
     if found.sample:
         plain = not console.is_terminal or console.no_color
@@ -70,7 +70,7 @@ def show_dry_run(found: DryRun, console: Console) -> None:
 
 
 def show_probed(probed: Probed, console: Console) -> None:
-    """Print how far a model's scores are from what they should be."""
+    """Print how far a model's scores deviate from exact ones."""
     dtype = probed.dtype + (f", layers compute in {probed.autocast}" if probed.autocast else "")
     console.print(
         _table(
@@ -103,7 +103,7 @@ def _change(change: float | None) -> str:
 
 
 def _verdict(finding: Finding) -> str:
-    """Return what a finding says: whether it is fine, and what to do where it is not."""
+    """Return a finding in words: whether the result is fine and, if not, what to do."""
     if finding.fine is None:
         return f"not measured: {finding.said}"
     if finding.fine:
