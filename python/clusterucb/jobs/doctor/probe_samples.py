@@ -2,7 +2,7 @@
 
 Samples of a pool are cut to at most `_LONGEST` tokens around the place where their labels begin, because results in a
 few seconds are worth more than the last tokens. Without a pool, samples are made up here and rendered with the chat
-template, so that they look like those the model was trained on.
+template, so that their tokens are ones that the model knows.
 """
 
 from __future__ import annotations

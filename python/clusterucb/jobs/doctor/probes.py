@@ -1,27 +1,29 @@
-"""How far a model's scores on this machine are from what they should be, and which option brings them there.
+"""Measure how far a model's scores on this machine deviate from exact ones, and name the option that mends them.
 
-A score should depend on nothing but the sample, the model and the target. On a real machine it also depends on who
-shares the sample's pass, on the padding, on the attention kernel and on the dtype: by rounding where all is well, and
-by more where it is not. Here a few samples are put through the classes that a selection uses, in all of these ways,
-and the largest change is said, of a score (a difference of cosines) and of a gradient (the length of the difference,
-relative to the gradient's).
+A score should depend on nothing but the sample, the model and the target. On a real machine it also depends on the
+other samples in the pass, on the padding, on the attention kernel and on the dtype. The effect is no more than rounding
+if all is well, and larger if it is not. The probes run a few samples through the classes that a selection uses, in all
+of these ways. They report the largest change of a score (a difference of cosines) and of a gradient (the length of the
+difference, relative to the gradient's length).
 
 Decisions:
-    - What is promised: the same pass gives the same bits; in float32, whatever else changes, a score moves by at most
-      1e-6 and a gradient by 1e-4 of its length. In bfloat16 and float16 rounding alone is far more than that, so their
-      bounds (`_PROMISED`) tell no more than rounding from something that is wrong. Those of bfloat16 are three to five
-      times the most that was measured of sound models (SmolLM2-135M: a score moved by 0.0065 against float32, a
-      gradient by 0.11 against eager attention; random models of 2 to 30 layers: less), and those of float16, which
-      keeps three more bits (gradients of the random models moved by at most 0.012), an eighth of them.
-    - The target is the probed samples themselves: a direction that is made of gradients is as close to a sample's as
-      directions are, while a random one is orthogonal to all, and no rounding would show.
-    - A LoRA that would be warmed up has random matrices here, those of B about as large as a warm-up leaves them: the
-      warm-up costs minutes and says nothing about rounding. It has no optimiser's moments, so gradients score as they
-      are. Of several checkpoints the first is probed.
-    - What `clusterucb.gradients.per_sample` refuses is a finding, in its words, and the other probes go on. What
-      cannot be loaded at all is an error, as in a selection.
-    - Passes are joined here whatever --batch-tokens says, since the bound of a model that depends on it should be seen
-      before that option is changed. Where no two samples can share a pass, what is seen does no harm, and is fine.
+    - The promise: the same pass gives the same bits. In float32, whatever else changes, a score moves by at most 1e-6,
+      and a gradient by at most 1e-4 of its length. In bfloat16 and float16, rounding alone causes far larger changes,
+      so their bounds (`_PROMISED`) only separate rounding from faults. The bounds of bfloat16 are three to five times
+      the largest changes that were measured on sound models (SmolLM2-135M: a score moved by 0.0065 against float32, and
+      a gradient by 0.11 against eager attention; random models of 2 to 30 layers moved less). The bounds of float16 are
+      an eighth of those, because it keeps three more bits (gradients of the random models moved by at most 0.012).
+    - The target consists of the probed samples themselves. A direction made of gradients is as close to a sample's
+      gradient as the directions of a selection are. A random direction is orthogonal to every gradient, so it would not
+      show any rounding.
+    - A LoRA that a selection would warm up gets random matrices here. Its matrices B are about as large as a warm-up
+      leaves them. The warm-up costs minutes and reveals nothing about rounding. Without it there are no optimiser
+      moments, so the gradients are scored without a preconditioner. Of several checkpoints, only the first is probed.
+    - If `clusterucb.gradients.per_sample` refuses the model, the refusal is a finding with the same message, and the
+      other probes go on. If the model cannot be loaded at all, that is an error, as in a selection.
+    - The probes join samples into passes whatever --batch-tokens says, because a user should see how much the model
+      depends on that option before changing it. If the option leaves every sample a pass of its own, the change does
+      no harm, and the finding is fine.
 """
 
 from __future__ import annotations
@@ -74,9 +76,9 @@ _PROMISED = {
     "bfloat16": Change(0.032, 0.32),
     "float16": Change(0.004, 0.04),
 }
-_SHARING = 2  # samples of a pass, where they are of one length
+_SHARING = 2  # samples in a pass of samples of one length
 _SHARED = 4  # padded tokens of the smallest pass that two samples can share
-_LORA_B = 0.005  # what is in a matrix B after a warm-up, about
+_LORA_B = 0.005  # approximate size of the entries of a matrix B after a warm-up
 _ROOM = 1.5  # memory for a float32 copy and its gradients, relative to the copy's weights
 _NOISE = (
     "take out of the model what draws random numbers even in evaluation mode, or adds up in another order every time; "
@@ -96,16 +98,17 @@ _IN_PYTHON = (
 
 
 class Finding(msgspec.Struct):
-    """What one probe found.
+    """The finding of one probe.
 
     Attributes:
-        name: what was compared, or tried.
-        score: the largest change of a score, as a difference of cosines; None: not measured, or not finite.
-        gradient: the largest change of a gradient, relative to its length; None likewise.
-        promised: the most that both may be; None where nothing is compared.
-        fine: whether they are within it; None: not measured.
-        said: what else is to be said: why it was refused or not measured, or a detail.
-        remedy: what removes the change, where it is not fine.
+        name: the name of the probe: what it compares or tries.
+        score: the largest change of a score, a difference of cosines; None if it was not measured or is not finite.
+        gradient: the largest change of a gradient, relative to its length; None if it was not measured or is not
+            finite.
+        promised: the largest changes that are fine; None if nothing is compared.
+        fine: whether the probe found no fault; None if it did not measure anything.
+        said: a remark: why the model was refused, why nothing was measured, or a detail.
+        remedy: what removes the fault; "" if there is none.
     """
 
     name: str
@@ -118,17 +121,17 @@ class Finding(msgspec.Struct):
 
 
 class Probed(msgspec.Struct):
-    """What probes of a model found on this machine.
+    """The findings of all probes of a model on this machine.
 
     Attributes:
-        model: its name.
-        device: where it ran.
-        dtype: of its weights.
-        autocast: dtype that its layers compute in, where it is another.
+        model: the name of the model.
+        device: the device that the model ran on.
+        dtype: the dtype of the model's weights.
+        autocast: the dtype that the layers compute in under --autocast, or None.
         attention: the attention implementation.
-        samples: what it was probed with.
-        parameters: numbers in a gradient.
-        findings: one for each probe.
+        samples: a description of the samples.
+        parameters: the number of values in a gradient.
+        findings: one finding for each probe.
     """
 
     model: str
@@ -144,13 +147,14 @@ class Probed(msgspec.Struct):
 def probe(
     model: Model, settings: GradientSettings, observer: Observer, samples: Sequence[Encoded] | None = None
 ) -> Probed:
-    """Measure how far a model's scores are from what they should be, in a few seconds for a small model.
+    """Measure how far a model's scores deviate from exact ones. This takes a few seconds for a small model.
 
     Args:
-        model: a folder, a hub id, or a model that the caller has loaded, which is left as it was.
+        model: a folder, a hub id, or a loaded model, which is left as it was.
         settings: the options of a selection.
-        observer: who is told how it gets on.
-        samples: some of the pool; by default made with the model's chat template, or of any of its tokens.
+        observer: receives the progress.
+        samples: samples of the pool to probe with. By default, samples are made up and rendered with the model's chat
+            template, or consist of random tokens if that fails.
 
     Raises:
         ClusterUCBError: the model, its adapter or an option cannot be used at all.
@@ -192,7 +196,7 @@ def probe(
 
 @contextmanager
 def _at_checkpoint(settings: GradientSettings, base: PreTrainedModel) -> Iterator[Checkpoint]:
-    """Yield the first checkpoint, or one with a LoRA of random matrices; then take the LoRA off again."""
+    """Yield the first checkpoint, or one with a LoRA of random matrices. Remove the LoRA when the block ends."""
     if settings.given_checkpoints:
         (checkpoint,) = load_checkpoints(settings, base, settings.given_checkpoints[:1])
     else:
@@ -205,7 +209,7 @@ def _at_checkpoint(settings: GradientSettings, base: PreTrainedModel) -> Iterato
 
 
 def _drawn(lora: PeftModel, seed: int) -> PeftModel:
-    """Draw LoRA's matrices, the same ones whatever the dtype of the model below."""
+    """Fill the LoRA's matrices with random numbers, which are the same whatever the dtype of the base model."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in sorted(lora.named_parameters()):
@@ -216,10 +220,10 @@ def _drawn(lora: PeftModel, seed: int) -> PeftModel:
 
 
 class _Probes:
-    """The probes of samples at a checkpoint; to iterate is to run them.
+    """The probes of samples at a checkpoint. Iterating over them runs them.
 
     Attributes:
-        alone: what was measured of every usable sample by itself; None where there is none.
+        alone: the measurements of each usable sample in a pass of its own; None if no sample is usable.
     """
 
     def __init__(
@@ -242,7 +246,7 @@ class _Probes:
         self.alone: Measured | None = None
 
     def __iter__(self) -> Iterator[Finding]:
-        """Yield what each probe finds, as long as there are gradients to compare."""
+        """Yield the finding of each probe. If there are no gradients to compare, yield only the first one."""
         yield self._guarded(GRADIENTS, self._gradients)
         if self.alone is None:
             return
@@ -255,9 +259,9 @@ class _Probes:
         yield self._guarded(EAGER, self._eager)
 
     def _gradients(self) -> Finding:
-        """Measure each sample alone; those without a gradient are left out from here on."""
+        """Measure each sample alone. The later probes leave out the samples without a usable gradient."""
         device = self._probed.device
-        with suppress(InputError):  # of all samples being of no use
+        with suppress(InputError):  # raised if no sample is usable
             self._directions = direction_of(self._checkpoint, self._samples, device)
         alone = self._measure(self._each)
         usable = [at for at, fault in enumerate(alone.faults) if fault is None]
@@ -286,7 +290,7 @@ class _Probes:
         return self._joined(PADDED, self._measure([self._samples]))
 
     def _joined(self, name: str, measured: Measured) -> Finding:
-        """Judge what came out of passes that samples share."""
+        """Judge measurements from passes that samples share."""
         found = self._compared(name, measured, " or ".join(filter(None, [self._exact, _ALONE])))
         if not (self._shared or found.fine):
             found.fine, found.remedy = True, ""
@@ -309,7 +313,7 @@ class _Probes:
         return self._compared(EAGER, measured, self._exact or _IN_PYTHON, said=f"{used} is in use")
 
     def float32(self, source: ModelSource | LoadedModel, settings: GradientSettings) -> Finding:
-        """Compare scores with those that are float32 all the way, the target's direction included."""
+        """Compare scores with those computed entirely in float32, including the target's direction."""
         return self._guarded(FLOAT32, lambda: self._float32(source, settings))
 
     def _float32(self, source: ModelSource | LoadedModel, settings: GradientSettings) -> Finding:
@@ -341,7 +345,7 @@ class _Probes:
         return measure(checkpoint, groups, self._probed.device, self._directions)
 
     def _guarded(self, name: str, run: Callable[[], Finding]) -> Finding:
-        """Return what a probe finds, also where the model is refused or memory runs out."""
+        """Run a probe and return its finding. It is a finding, too, if the model is refused or memory runs out."""
         try:
             return run()
         except (ModelError, InputError) as error:
@@ -355,7 +359,10 @@ class _Probes:
     def _compared(
         self, name: str, measured: Measured, remedy: str, said: str = "", promised: Change | None = None
     ) -> Finding:
-        """Judge how far something is from each sample alone; noise has no other remedy than its own."""
+        """Judge how far measurements deviate from those of each sample alone.
+
+        If the same pass again gives other numbers, that noise is in every comparison, so its remedy comes first.
+        """
         assert self.alone is not None
         change = measured.change(self.alone)
         return _judged(name, change, promised or self._promised, self._noise or remedy, said)
@@ -369,14 +376,14 @@ def _judged(name: str, change: Change, promised: Change, remedy: str, said: str 
 
 
 def _lowered(probed: Probed) -> list[str]:
-    """Return the options that make float32 of all that keeps fewer bits."""
+    """Return the options that restore float32 where the model keeps fewer bits."""
     dtype = [] if probed.dtype in ("float32", "float64") else ["--dtype float32"]
     return dtype if probed.autocast is None else [*dtype, "no --autocast"]
 
 
 @contextmanager
 def _eager_attention(base: PreTrainedModel) -> Iterator[bool]:
-    """Give a model eager attention for a while; yield whether it takes it."""
+    """Switch a model to eager attention while the block runs. Yields whether the model accepts it."""
     config = base.config
     parts = {
         name: part._attn_implementation for name in config.sub_configs if (part := getattr(config, name))
