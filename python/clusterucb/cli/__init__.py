@@ -1,1 +1,1 @@
-"""Internal. The command line."""
+"""Internal. Run the command line."""

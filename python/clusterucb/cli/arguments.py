@@ -1,4 +1,4 @@
-"""The arguments and options of the commands, as cyclopts reads them."""
+"""Declare the arguments and options of the commands for cyclopts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _GRADIENTS = Group("Model and gradients", sort_key=3)
 
 
 def _installed(kind: str) -> Callable[[object], list[tuple[str, str]]]:
-    """Return what tells a shell the names of the strategies of a kind."""
+    """Return a completer: a function that lists the strategies of a kind for a shell."""
 
     def names(_: object) -> list[tuple[str, str]]:
         from clusterucb import plugins
@@ -41,7 +41,7 @@ Pool = Annotated[
     list[Path],
     Parameter(
         negative=(),
-        json_list=False,  # [ab].jsonl is a pattern
+        json_list=False,  # [ab].jsonl is a pattern, not a JSON list
         name="POOL...",
         help="Files, folders and patterns with a conversation in each row: JSONL, JSON, CSV, TSV (also .gz, .zst), "
         "Parquet, Arrow, saved datasets.",
@@ -68,12 +68,12 @@ Gradients = Annotated[GradientSettings, Parameter(group=_GRADIENTS), SETTINGS]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every job takes beside its settings.
+    """The options that every job takes besides its settings.
 
     Attributes:
         config: YAML or JSON file with options of this command, such as a run's config.yaml; the command line
-            goes before it.
-        overwrite: Begin anew in a folder that holds another run.
+            overrides it.
+        overwrite: Start anew in a folder that holds another run.
         quiet: Show neither progress nor summary.
         json: Print the summary as JSON.
         debug: Show tracebacks and the libraries' warnings.
@@ -83,11 +83,11 @@ class Job:
     overwrite: bool = False
     quiet: bool = False
     json: bool = False
-    debug: bool = False  # acted on in `run`, whatever else cannot be parsed
+    debug: bool = False  # `run` acts on it, even if other arguments cannot be parsed
 
     @property
     def observer(self) -> Observer:
-        """Who is told how the job gets on."""
+        """The observer that receives the job's progress."""
         from clusterucb.progress import Screen, Silent
 
         return Silent() if self.quiet else Screen()
@@ -109,13 +109,13 @@ class Strategies:
     """The strategies of a selection, by name.
 
     Attributes:
-        features: What is known of samples beforehand: embedding by default; gradient with a store and a policy that
+        features: Features that describe the samples: embedding by default; gradient with a store and a policy that
             does not predict scores.
         feature_option: An option of the features, as key=value.
-        feature_depth: Depth of the layer of hidden, as a share of all layers; the same as -f depth=.
-        clusterer: What makes the clusters.
+        feature_depth: Depth of the layer that hidden reads, as a share of all layers; the same as -f depth=.
+        clusterer: Strategy that makes the clusters.
         clusterer_option: An option of the clusterer, as key=value.
-        policy: What spends the budget.
+        policy: Strategy that spends the budget.
         policy_option: An option of the policy, as key=value.
     """
 
@@ -128,7 +128,11 @@ class Strategies:
     policy_option: Annotated[Pairs, Parameter(name=("--policy-option", "-p"))] = ()
 
     def made(self, *, store: bool) -> dict[str, Any]:
-        """Return the strategies themselves, for a selection with a gradient store or without."""
+        """Make the strategies of a selection with or without a gradient store.
+
+        Raises:
+            OptionError: a strategy or an option does not exist, or --feature-depth is given without --features.
+        """
         from clusterucb import plugins
         from clusterucb.jobs.stages.strategies import default_features
 
@@ -152,14 +156,14 @@ Chosen = Annotated[Strategies, Parameter(name="*")]
 
 @dataclass(frozen=True, kw_only=True)
 class Replays:
-    """What a comparison replays.
+    """The options that say what a comparison replays.
 
     Attributes:
-        strategies: What to compare, comma-separated: policy[@clusterer][@features][key=value,...] each.
-        budgets: Draws, comma-separated: percentages of the pool, or numbers.
-        seeds: Searches of every strategy and budget.
-        scores: Folder of a run that has scored the whole pool for this target, or for its subtasks among others, in
-            place of scoring it here.
+        strategies: Strategies to compare, comma-separated: policy[@clusterer][@features][key=value,...] each.
+        budgets: Budgets to compare at, comma-separated: percentages of the pool, or numbers of draws.
+        seeds: Number of searches for each strategy and budget.
+        scores: Folder of a run that has scored the whole pool for this target, or for its subtasks among others; it
+            saves scoring the pool again.
     """
 
     strategies: Annotated[str, Parameter(group=STRATEGIES)] = "random,rds@hidden,cluster-mean,ucb,surrogate"

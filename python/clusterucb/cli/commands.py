@@ -1,4 +1,4 @@
-"""The commands. Each of them hands its options to a job and shows the summary."""
+"""Define the commands. Each command passes its options to a job and shows the job's summary."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from clusterucb.versions import __version__
 if TYPE_CHECKING:
     pass
 
-JOBS = ("select", "plan", "sketch", "compare")  # take --config
+JOBS = ("select", "plan", "sketch", "compare")  # the commands that take --config
 
 
 def _from_file(_: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Give a job's arguments what its --config says."""
+    """Fill in a job's arguments from the file that --config names."""
     if commands and commands[0] in JOBS:
         config.fill(
             arguments,
@@ -95,7 +95,7 @@ def select(
 ) -> None:
     """Select the pool samples whose gradients agree most with the target's, within a gradient budget.
 
-    The same command again resumes an interrupted run, or shows what a finished one found.
+    The same command again resumes an interrupted run, or shows the result of a finished one.
 
     Args:
         out: Folder of the run.
@@ -132,12 +132,12 @@ def plan(
     outputs: Outputs = OutputSettings(),
     job: Jobs = Job(),
 ) -> None:
-    """Say what a selection takes before it runs: time, memory, disk and gradients. Options are those of select.
+    """Estimate the time, memory, disk space and gradients of a selection before it runs. Options are those of select.
 
-    The pool is read, and a few gradients are computed; nothing is kept.
+    The pool is read, and a few gradients are computed. Nothing is kept.
 
     Args:
-        out: Folder that the run is meant for.
+        out: Intended folder of the run.
     """
     from msgspec import to_builtins
 
@@ -173,7 +173,7 @@ def sketch(
 ) -> None:
     """Sketch the gradient of every pool sample once, for `select --store` with any number of targets.
 
-    The same command again goes on with an interrupted store, or shows what a finished one cost.
+    The same command again resumes an interrupted store, or shows the cost of a finished one.
 
     Args:
         out: Folder of the gradient store.
@@ -205,9 +205,9 @@ def compare(
     gradients: Gradients = GradientSettings(),
     job: Jobs = Job(),
 ) -> None:
-    """Compare strategies: score the whole pool once, then replay each of them on the recorded scores.
+    """Compare strategies: score the whole pool once, then replay each strategy on the recorded scores.
 
-    The folder keeps scores and features: the same command with other strategies, budgets or seeds takes seconds.
+    The folder keeps scores and features, so the same command with other strategies, budgets or seeds takes seconds.
 
     Args:
         out: Folder of the comparison, with comparison.html and comparison.json.
@@ -244,18 +244,19 @@ def doctor(
     search: Search = SearchSettings(),
     gradients: Gradients = GradientSettings(),
     json: Flag = False,
-    debug: Flag = False,  # noqa: ARG001  (acted on in `run`, whatever else cannot be parsed)
+    debug: Flag = False,  # noqa: ARG001  (`run` acts on it, even if other arguments cannot be parsed)
 ) -> None:
-    """Describe this installation, what a selection would make of its files, or how exact a model's gradients are here.
+    """Check this installation, the files of a selection, or how exact a model's gradients are on this machine.
 
-    Of every file the first rows are read, and of a model a few gradients computed; nothing is kept. With --model and
-    without --pool, the model is probed: what its gradients depend on beside the sample, and what removes that.
+    The first rows of every file are read, and a few gradients of the model are computed. Nothing is kept. With --model
+    and without --pool, the model is probed: the command shows what gradients depend on besides the sample, and what
+    removes that.
 
     Args:
-        pool: As of select.
-        target: As of select.
-        model: As of select.
-        json: Print what was found as JSON.
+        pool: Files of the pool, as in select.
+        target: Files of the target, as in select.
+        model: Folder of the model, or a hub id, as in select.
+        json: Print the results as JSON.
         debug: Show tracebacks and the libraries' warnings.
     """
     from msgspec import to_builtins
@@ -293,12 +294,12 @@ def demo(
     *,
     exhaustive: Flag = False,
     out: Path = Path("clusterucb-demo"),
-    debug: Flag = False,  # noqa: ARG001  (acted on in `run`, whatever else cannot be parsed)
+    debug: Flag = False,  # noqa: ARG001  (`run` acts on it, even if other arguments cannot be parsed)
 ) -> None:
     """Select data for a real model (SmolLM2-135M) from a real pool; under 5 minutes after downloads.
 
     Args:
-        exhaustive: Score the whole pool as well, and say how much of the true best was found (15 minutes).
+        exhaustive: Score the whole pool as well, and report how much of the true best was found (15 minutes).
         out: Folder of the run.
         debug: Show tracebacks and the libraries' warnings.
     """
@@ -317,14 +318,14 @@ def completion(
     *,
     debug: Flag = False,  # noqa: ARG001
 ) -> None:
-    """Print a script with which a shell completes commands and options: source <(clusterucb completion bash).
+    """Print a script that lets a shell complete commands and options: source <(clusterucb completion bash).
 
     Args:
-        shell: The shell.
+        shell: Name of the shell.
         debug: Show tracebacks and the libraries' warnings.
     """
     sys.stdout.write(app.generate_completion(shell=shell))
 
 
 for _command in (*JOBS, "doctor", "demo", "plugins", "completion"):
-    app[_command].help_epilogue = ""  # the first page of the help has it
+    app[_command].help_epilogue = ""  # only the first page of the help shows it

@@ -1,7 +1,7 @@
-"""The command line: options in, the summary out, errors as one line each.
+"""Run the command line: read the options, print the summary, and report each error in one line.
 
-Standard output is for results, standard error for progress and messages. Exit codes: 0 done; 2 the request cannot be
-fulfilled (one line says why); 130 interrupted (one line says how to go on); 141 nobody reads the output; 1 a bug in
+Results go to standard output; progress and messages go to standard error. Exit codes: 0 success; 2 the request cannot
+be fulfilled (one line says why); 130 interrupted (one line says how to resume); 141 nobody reads the output; 1 a bug in
 clusterucb. Only ``--debug`` shows tracebacks.
 """
 
@@ -34,7 +34,7 @@ from clusterucb.wording import in_words, printable
 if TYPE_CHECKING:
     pass
 
-_BROKEN_PIPE = 141  # as of a program that SIGPIPE ends
+_BROKEN_PIPE = 141  # the exit code of a program that SIGPIPE ends
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,15 +56,15 @@ def run(arguments: Sequence[str]) -> int:
             _complain(messages, config.placed(said, arguments), debug)
             return 2
         except KeyboardInterrupt:
-            again = [one for one in arguments if one != "--overwrite"]  # it would remove what was computed
+            again = [one for one in arguments if one != "--overwrite"]  # would remove the results so far
             messages.print(
                 f"\nInterrupted; what was computed is kept. To go on: {shlex.join(['clusterucb', *again])}"
             )
             return 130
-        except (BrokenPipeError, SystemExit):  # nobody reads any more; rich makes an exit of it
+        except (BrokenPipeError, SystemExit):  # nobody reads the output; rich turns this into an exit
             _discard(sys.stdout, sys.stderr)
             return _BROKEN_PIPE
-        except Exception as error:  # whatever it is, it is ours to mend
+        except Exception as error:  # any other exception is a bug of ours
             if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
                 _discard(sys.stdout)
                 _complain(
@@ -80,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _said(error: CycloptsError, arguments: Sequence[str]) -> str:
-    """Return what is wrong with the words of a command, and what to do."""
+    """Return a message that says what is wrong with a command's arguments, and what to do."""
     said, command = str(error), " ".join(error.command_chain or ())
     if isinstance(error, MissingArgumentError):
         there = error.keyword is not None
@@ -109,14 +109,14 @@ def _said(error: CycloptsError, arguments: Sequence[str]) -> str:
 
 
 def _discard(*streams: TextIO) -> None:
-    """Send what is left in the buffers nowhere, so that the interpreter can end in peace."""
+    """Discard the streams' buffered output, so that the interpreter can exit without an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in streams:
         os.dup2(nowhere, stream.fileno())
 
 
 def _show_warnings(console: Console, debug: bool) -> None:
-    """Show our own warnings as lines, and those of libraries with ``--debug`` alone."""
+    """Print our own warnings as one line each, and the libraries' warnings only with ``--debug``."""
 
     def show(
         message: Warning | str,

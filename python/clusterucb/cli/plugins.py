@@ -1,4 +1,4 @@
-"""The commands about plugins: what is installed, a package to begin with, the tests that a strategy has to pass."""
+"""Define the plugin commands: list the strategies, write a package to start from, and test an installed strategy."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def new_plugin(
     """Write a package with a working strategy and its tests into the folder NAME.
 
     Args:
-        name: Of the package and its strategy: lower-case letters, digits and -.
-        kind: policy, clusterer or feature.
+        name: Name of the package and its strategy: lower-case letters, digits and -.
+        kind: Kind of the strategy: policy, clusterer or feature.
         debug: Show tracebacks and the libraries' warnings.
     """
     from clusterucb.plugins.scaffold import create
@@ -109,10 +109,10 @@ def check_plugin(
     option: Annotated[Pairs, Parameter(name=("--option", "-o"))] = (),
     debug: Flag = False,  # noqa: ARG001
 ) -> None:
-    """Run the tests that every strategy has to pass on an installed one.
+    """Test an installed strategy with the tests that every strategy must pass.
 
     Args:
-        name: Of the policy, clusterer or feature.
+        name: Name of the policy, clusterer or feature.
         option: An option of the strategy, as key=value.
         debug: Show tracebacks and the libraries' warnings.
     """
@@ -132,7 +132,15 @@ def check_plugin(
 
 
 def key_values(option: str, pairs: Sequence[str]) -> dict[str, str]:
-    """Return ``key=value`` options as a dict."""
+    """Return ``key=value`` pairs as a dict.
+
+    Args:
+        option: the name of the option that the pairs were given with, for messages.
+        pairs: the pairs.
+
+    Raises:
+        OptionError: a pair cannot be read, or a key is given twice.
+    """
     values: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -147,5 +155,5 @@ def key_values(option: str, pairs: Sequence[str]) -> dict[str, str]:
 
 
 def print_json(value: object) -> None:
-    """Print a value on standard output, for other programs."""
+    """Print a value as JSON on standard output, for other programs."""
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
