@@ -90,8 +90,8 @@ def score(
             default, nothing is kept.
         overwrite: start anew in a folder that holds another run.
         observer: receives the progress, as in `select`.
-        **options: the options of `clusterucb.select` that determine scores, such as ``scorer``, ``adapter`` and
-            ``seed``; see the documentation's list.
+        **options: the options of `clusterucb.select` about rows, gradients and scores, such as ``scorer``, ``adapter``
+            and ``seed``; see the documentation's list.
 
     Raises:
         ClusterUCBError: an option, a row, the model or the folder cannot be used.

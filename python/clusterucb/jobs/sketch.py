@@ -52,8 +52,8 @@ def sketch(
         out: the store's folder. The same call again resumes the job, or returns the finished store.
         overwrite: start anew in a folder that holds another store or run.
         observer: receives the progress, as in `select`.
-        **options: the options of `clusterucb.select` that determine gradients, such as ``sketch_dim`` and
-            ``adapter``; see the documentation's list.
+        **options: the options of `clusterucb.select` about rows and gradients, such as ``sketch_dim`` and ``adapter``;
+            see the documentation's list.
 
     Raises:
         ClusterUCBError: an option, a file, the model or the folder cannot be used.

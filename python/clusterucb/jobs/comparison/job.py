@@ -85,7 +85,7 @@ def compare(
             Without it and without a store, the comparison scores the pool itself.
         overwrite: start anew in a folder that holds another run.
         observer: receives the progress, as in `select`.
-        **options: the options of `clusterucb.select` that affect gradients, scores and draws, except ``budget``,
+        **options: the options of `clusterucb.select` about rows, gradients, scores and draws, except ``budget``,
             ``until`` and ``prior``; see the documentation's list.
 
     Raises:

@@ -43,8 +43,8 @@ class FileFacts(msgspec.Struct):
 
     Attributes:
         read: the number of lines read.
-        total: the number of lines in the file. It is exact if the whole file was read, and else may be an estimate;
-            None if unknown.
+        total: the number of lines in the file. It is exact if the whole file was read, and may be an estimate
+            otherwise; None if unknown.
         shapes: the number of rows of each shape.
         rejected: the number of rejected lines for each kind of reason.
     """

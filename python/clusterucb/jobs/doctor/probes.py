@@ -1,4 +1,4 @@
-"""Measure how far a model's scores on this machine deviate from exact ones, and name the option that mends them.
+"""Measure how far a model's scores on this machine deviate from exact ones, and name the option that prevents it.
 
 A score should depend on nothing but the sample, the model and the target. On a real machine it also depends on the
 other samples in the pass, on the padding, on the attention kernel and on the dtype. The effect is no more than rounding

@@ -140,7 +140,7 @@ class Influence:
         """Return the similarity of each pool sample to the target, f64[N].
 
         Args:
-            feature: the feature that described the pool, and here describes the target; not one of gradients.
+            feature: the feature that described the pool, and here describes the target. It must not use gradients.
             blocks: the pool's feature blocks, from `features`.
             folder: as in `features`.
         """

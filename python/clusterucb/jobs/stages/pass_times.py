@@ -175,7 +175,7 @@ def _measure(
     }
     if not features.gradients:
         influence = Influence(run, settings, adapted, few, Silent(), store)
-        influence.features(features)  # not timed, because the first call loads libraries
+        influence.features(features)  # not counted, because the first call loads libraries
         blocks = influence.features(features, "again")
         width = sum(block.shape[1] for block in blocks.values())
         taken = run.manifest.cost.phases["again"].seconds

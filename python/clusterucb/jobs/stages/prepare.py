@@ -52,7 +52,7 @@ class Prepared:
         source: the source of the base model.
         device: the device that the model runs on.
         contents: the fingerprints of everything that was read, by name.
-        pool_files, target_files: the files of the pool and of the target.
+        pool_files, target_files: the files of the pool and of the target, as they were given.
     """
 
     material: Material
