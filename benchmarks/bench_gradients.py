@@ -1,23 +1,23 @@
-"""Time the scored per-sample gradient pass against plain training and other libraries, side by side.
+"""Time the pass that scores per-sample gradients against plain training and other libraries, side by side.
 
     make bench-gradients [ARGS='[--json FILE] [--only TEXT] [--rounds 7] [--threads N]']
 
-The model is SmolLM2-135M-Instruct, the samples are real conversations: short ones as they are, long ones as several
-in one. Every row is our time over theirs: the median, over rounds in which all ran one after the other in changing
-order, of the ratio, once every batch has been seen by everyone. All get the same micro-batches of the same tokens.
-Before a case is timed, gradients are compared with those of batch-1 autograd, and all scores of other libraries with
-ours (--rounds 0: nothing else). What it is compared with:
+The model is SmolLM2-135M-Instruct. The samples are real conversations: short samples are single conversations, long
+samples join several. Each row is the median ratio of our time to the other's time. In every round all contenders run
+one after the other, in an order that changes by round; an untimed round comes first. All get the same micro-batches of
+the same tokens. Before a case is timed, the bench compares our scores with those of batch-1 autograd, and all scores of
+other libraries with ours (with `--rounds 0` it only makes these checks). The contenders:
 
-    plain-training       a LoRA step as users of transformers make it: mask, labels, loss.backward(); no sample's own
-                         gradient
-    label-only-training  the same without a mask, with logits at label positions alone: the floor
-    batch-1-loop         one sample at a time: backward, one vector, Adam's update, inner products
-    bergson, dattri-llm  the same scores without a preconditioner (cases `sgd`), each with a loss of all logits and with
-                         our loss of those at label positions (`label-only`): gradient_peers.py says how they are run
+    plain-training       a LoRA training step as users of transformers write it: mask, labels, loss.backward(). It
+                         computes no per-sample gradients
+    label-only-training  the same step without a mask, with logits at label positions alone: the floor
+    batch-1-loop         one sample at a time: backward pass, flat gradient, Adam's update, inner products
+    bergson, dattri-llm  the same scores without a preconditioner (cases `sgd`). Each runs with a loss over all logits
+                         and with our loss over label positions (`label-only`); see gradient_peers.py
 
-`python benchmarks/bench_gradients.py` measures what is installed.
+`python benchmarks/bench_gradients.py` measures only the libraries that are installed.
 
-r is the rank of the LoRA, S the number of target directions.
+r is the rank of the LoRA, S is the number of target directions.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ Run = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """A LoRA, a number of directions, and samples of one kind."""
+    """A LoRA, a number of directions, a kind of samples and a preconditioner."""
 
     samples: str
     rank: int
@@ -90,7 +90,7 @@ CASES = [
 
 
 class Job:
-    """A model with a LoRA, and everything that the contenders are given."""
+    """A model with a LoRA, and every input of the contenders."""
 
     def __init__(self, case: Case, source: ModelSource, samples: Sequence[Encoded]) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -103,9 +103,9 @@ class Job:
             seed=0,
         )
         for name, weight in self.model.named_parameters():
-            if "lora_B" in name:  # as after a warm-up: with B = 0, the gradients of A are zero
+            if "lora_B" in name:  # as after a warm-up: B = 0 would make the gradients of A zero
                 weight.data.normal_(0, 0.02, generator=generator)
-        self.model.config.use_cache = False  # a cache of keys and values would be of no use to anyone
+        self.model.config.use_cache = False  # no contender uses a key-value cache
         self.manifest = ParameterManifest.of(self.model)
         self.weights = [self.model.get_parameter(one.torch_name) for one in self.manifest]
         self.batches = [
@@ -136,7 +136,7 @@ class Job:
         return [_plain(batch) for batch in self.batches]
 
     def others(self) -> Mapping[str, Run]:
-        """Return what we are compared with."""
+        """Return the other contenders by name."""
         if self.preconditioner == SGD:
             work = gradient_peers.Work(
                 self.model,
@@ -152,7 +152,7 @@ class Job:
             "batch-1-loop": self.batch_1_loop,
         }
 
-    # What is timed ------------------------------------------------------------------------------------------
+    # The contenders ------------------------------------------------------------------------------------------
 
     def ours(self) -> np.ndarray:
         scores = []
@@ -184,7 +184,7 @@ class Job:
                 _ = directions @ update / update.norm()
 
     def update(self) -> torch.Tensor:
-        """Return the update of the gradients that the weights hold, in the flat space, and empty them."""
+        """Return the flat preconditioned gradient f32[P] of the weights, and clear their gradients."""
         gradient = torch.zeros(self.manifest.size)
         for one, weight in zip(self.manifest, self.weights, strict=True):
             gradient[one.offset : one.offset + one.size] = weight.grad.flatten()
@@ -193,10 +193,10 @@ class Job:
             return gradient
         m = 0.9 * torch.from_numpy(self.moments.m) + 0.1 * gradient
         v = 0.999 * torch.from_numpy(self.moments.v) + 0.001 * gradient.square()
-        return m / (v + 1e-8).sqrt()  # as LESS does
+        return m / (v + 1e-8).sqrt()  # eps inside the root, as in LESS
 
     def check(self) -> None:
-        """Compare scores of the first and the last batch with those of batch-1 autograd."""
+        """Compare scores of samples in the first and the last batch with those of batch-1 autograd."""
         directions = torch.from_numpy(self.directions).double()
         for batch in (self.batches[0], self.batches[-1]):
             with self.accumulator:
@@ -211,7 +211,11 @@ class Job:
                 assert error < 1e-6, f"a score is wrong by {error}"
 
     def check_peers(self, peers: Mapping[str, Run]) -> None:
-        """Compare all scores of other libraries with ours."""
+        """Compare all scores of the other libraries with ours.
+
+        Raises:
+            SystemExit: if their shape differs, or a score is off by 1e-4 of the largest or more.
+        """
         ours = self.ours()
         for name, run in peers.items():
             theirs = np.asarray(run())
@@ -230,7 +234,7 @@ class Job:
 
 
 def _plain(samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-    """Return a batch as `transformers` takes it."""
+    """Return a batch as keyword arguments of a `transformers` model."""
     batch = Batch.of(samples)
     mask = (torch.arange(batch.ids.shape[1]) < torch.tensor(batch.lengths)[:, None]).long()
     labels = torch.full_like(batch.ids, -100)
@@ -239,7 +243,7 @@ def _plain(samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
 
 
 def samples_of(encoder: Encoder, kind: str, pool: Path) -> list[Encoded]:
-    """Return short samples as they are, or long ones of several turns."""
+    """Return encoded samples: single short conversations, or long ones that join several conversations."""
     read = [sample.messages for sample in read_pool([pool]).samples]
     random.Random(0).shuffle(read)
     if kind == "short":
@@ -251,7 +255,7 @@ def samples_of(encoder: Encoder, kind: str, pool: Path) -> list[Encoded]:
     for messages in read:
         turns += [message for message in messages if message.role != "system"]
         joined = encoder(turns)
-        if len(joined) >= LONG[0] + len(found) * step:  # of different lengths
+        if len(joined) >= LONG[0] + len(found) * step:  # spread over the range of lengths
             if len(joined) <= LONG[1]:
                 found.append(joined)
             turns = []
@@ -261,7 +265,7 @@ def samples_of(encoder: Encoder, kind: str, pool: Path) -> list[Encoded]:
 
 
 def ratios(ours: Run, others: Mapping[str, Run], rounds: int) -> dict[str, tuple[float, float]]:
-    """Return, for each of the others, the median ratio of our time to its, and its median time in seconds."""
+    """Return the median ratio of our time to each other contender's, and that contender's median seconds."""
     contenders = {"ours": ours, **others}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for run in contenders.values():
@@ -284,7 +288,7 @@ CONTENDERS = ("plain-training", "label-only-training", "batch-1-loop", "bergson"
 
 
 def table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Return results as a table, a line for each kind of samples and LoRA."""
+    """Return the results as a Markdown table with one line for each kind of samples and LoRA."""
     found = {(str(row["case"]).removesuffix(" sgd"), row["ratio_to"]): row["ratio"] for row in rows}
     lines = [f"| our time over that of | {' | '.join(CONTENDERS)} |", f"|---|{'---|' * len(CONTENDERS)}"]
     for case in dict.fromkeys(case for case, _ in found):
@@ -331,7 +335,7 @@ def main() -> None:
         for name, (ratio, seconds) in ratios(job.ours, others, options.rounds).items():
             rows.append({"case": case.name, "ratio_to": name, "ratio": float(f"{ratio:.4g}")})
             print(f"  {ratio:.3f} of {name} ({seconds:.2f} s)", flush=True)
-        if options.json:  # after each case: all of them take an hour
+        if options.json:  # write after each case: all cases take an hour
             options.json.write_text(json.dumps({"device": device, "rows": rows}, indent=1) + "\n")
 
 

@@ -1,16 +1,17 @@
-"""Time the compute core against what it cannot beat and what it replaces, side by side.
+"""Time the compiled kernels against a floor that they cannot beat and the code that they replace, side by side.
 
     python benchmarks/bench_kernels.py [--json FILE] [--only TEXT] [--rounds 15] [--projector]
 
-Every row is our time over theirs: the median, over rounds in which both ran one after the other, of the ratio.
-Before a case is timed, its results are checked against double precision. What it is compared with:
+Each row is the median ratio of our time to the other's time; in every round both run one after the other. Before a case
+is timed, the bench checks its results against double precision. The contenders:
 
     read            a vectorised C++ sum over the same gradients, m and v (benchmarks/read.cpp): the floor
-    eager           torch: the Adam formula, norms, and a CountSketch by index_add
-    sgemm+read      torch's matrix product of updates that are there already, and reading g, m and v
-    BasicProjector  TRAK's projector for the CPU (--projector, with traker installed; p = .46M: a minute)
+    eager           torch operations: the Adam formula, norms, and a CountSketch by index_add
+    sgemm+read      torch's matrix product of updates that are already computed, plus a read of g, m and v
+    BasicProjector  TRAK's projector for the CPU (--projector, with traker installed; at p = .46M it takes a minute)
 
-p is the number of trainable parameters, B of samples, t of threads, S of directions, d = 8192.
+p is the number of trainable parameters, B the number of samples, t of threads, S of directions; the sketch has d = 8192
+dimensions.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ Run = Callable[[], object]
 
 
 class Reader:
-    """The floor: reads arrays once."""
+    """Compiles read.cpp, the floor: it reads arrays once."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
@@ -90,7 +91,13 @@ class Batch:
 
 
 def fused(batch: Batch, sketch: Sketch | None, threads: int) -> Run:
-    """Return the pass with norms, inner products where the batch has directions, and perhaps sketches, checked."""
+    """Check the fused pass once and return it.
+
+    The pass computes norms, inner products if the batch has directions, and sketches if ``sketch`` is given.
+
+    Raises:
+        AssertionError: if a norm, a product or a sketch differs from double precision.
+    """
     sketched = torch.zeros(len(batch.gradient), sketch.dimension) if sketch else None
     products = None
     if batch.directions is not None:
@@ -127,7 +134,7 @@ def fused(batch: Batch, sketch: Sketch | None, threads: int) -> Run:
 
 
 def eager(batch: Batch, dimension: int) -> Run:
-    """Return what torch does without a kernel of its own."""
+    """Check the same pass in plain torch operations once and return it."""
     size = batch.gradient.shape[1]
     generator = torch.Generator().manual_seed(0)
     bucket = torch.randint(dimension, (size,), generator=generator)
@@ -147,7 +154,7 @@ def eager(batch: Batch, dimension: int) -> Run:
 
 
 def sgemm(batch: Batch, read: Run) -> Run:
-    """Return a matrix product of updates that are there already, and the reading of what makes them."""
+    """Return a pass that multiplies updates that are already computed by the directions, and reads g, m and v."""
     update = batch.gradient.float()
 
     def run() -> None:
@@ -158,7 +165,7 @@ def sgemm(batch: Batch, read: Run) -> Run:
 
 
 def basic_projector(batch: Batch, dimension: int) -> Run:
-    """Return TRAK's projection of the updates."""
+    """Return TRAK's projection of the gradients."""
     from trak.projectors import BasicProjector, ProjectionType
 
     projector = BasicProjector(
@@ -174,7 +181,7 @@ def basic_projector(batch: Batch, dimension: int) -> Run:
 
 
 def ratios(ours: Run, theirs: dict[str, Run], rounds: int) -> dict[str, tuple[float, float]]:
-    """Return for each of theirs the median ratio and their median milliseconds, measured in turns."""
+    """Return the median ratio of our time to each other contender's, and that contender's median milliseconds."""
     times: dict[str, list[float]] = {name: [] for name in ("ours", *theirs)}
     for _ in range(rounds + 1):  # the first is a warm-up
         for name, run in (("ours", ours), *theirs.items()):

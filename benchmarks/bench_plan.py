@@ -1,10 +1,10 @@
-"""Compare what `clusterucb plan` says with what `clusterucb select` then takes: time and peak memory.
+"""Compare the time and peak memory that `clusterucb plan` predicts with those of `clusterucb select`.
 
     python benchmarks/bench_plan.py [--json FILE] [--only TEXT]
 
-The model is SmolLM2-135M-Instruct, the pool is the demo's. Each command runs in a process of its own; its peak memory
-is what the system counts (the largest resident set), above that of a process that has only imported the libraries.
-Ratios are the plan's over the selection's. Nothing else should run meanwhile.
+The model is SmolLM2-135M-Instruct; the pool is the demo's. Each command runs in its own process. Its peak memory is the
+largest resident set that the system reports, less that of a process that only imports the libraries. A ratio is the
+plan's prediction divided by the selection's measurement. Run this on an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ IMPORTS = "import torch, transformers, peft, clusterucb.jobs.stages.influence"
 
 
 def timed(command: list[str]) -> tuple[str, float, int]:
-    """Return a command's output, its seconds and its peak memory in bytes."""
+    """Run a command and return its output, its duration in seconds and its peak memory in bytes."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -64,7 +64,7 @@ def main() -> None:
             continue
         folder = Path(tempfile.mkdtemp())
         program = [sys.executable, "-m", "clusterucb"]
-        environment = ["env", "CLUSTERUCB_CACHE_LIMIT=0"]  # features are computed, not found
+        environment = ["env", "CLUSTERUCB_CACHE_LIMIT=0"]  # compute features instead of loading them
         rest = [*job, "--out", str(folder / "run"), *changes]
         said, taken, _ = timed([*environment, *program, "plan", *rest, "--json", "--quiet"])
         plan = json.loads(said)

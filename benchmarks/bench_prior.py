@@ -1,16 +1,17 @@
-"""What is it worth to a search to know something from before? `python benchmarks/bench_prior.py`
+"""Measure how much prior knowledge helps a search: `python benchmarks/bench_prior.py`.
 
     python benchmarks/bench_prior.py [--pools templated,diverse,code] [--seeds 4] [--json FILE]
 
-Searches are replayed on the recorded scores of three real pools (`replay.py`), with the default strategy: for every two
-of a pool's three targets, the scores for the first are what is known (`clusterucb.jobs.stages.prior`) when the second
-is searched for. Four things may be known: nothing; what a search with a budget of 20 % has scored for the other
-target; all scores for it; and all of them, shuffled among the samples, which say nothing.
+The bench replays searches on the recorded scores of three real pools (`replay.py`), with the default strategy. Each
+ordered pair of a pool's three targets gives one search: it looks for the second target, and its prior
+(`clusterucb.jobs.stages.prior`) is made from scores for the first. There are four priors: nothing; the scores that a
+search with a budget of 20 % computed for the first target; all scores for the first target; and noise, which is all of
+these scores shuffled among the samples.
 
-Then the checkpoint is another: of the diverse pool there are scores after 150 steps of the warm-up, too. A target is
-searched for by these, and what is known was computed after 30: scores for the same target, the principal components of
-a gradient store's sketches, or both; and what is best by the earlier scores, scored anew, is seen beside it. The later
-scores are those of
+A second part changes the checkpoint instead of the target. The diverse pool also has recorded scores after 150 warm-up
+steps. A search uses these scores, and its prior was computed after 30 steps, for the same target: scores, the principal
+components of a gradient store's sketches, or both. For comparison, the bench also re-scores the samples that rank best
+by the earlier scores. This command computes the later scores:
 
     clusterucb select FOLDER/diverse/pool.jsonl --target FOLDER/diverse/target.jsonl --model MODEL \\
       --warmup-steps 150 --policy exhaustive --budget 100% --out FOLDER/diverse-later
@@ -30,13 +31,13 @@ from strategies import TARGETS
 
 BUDGETS = (0.1, 0.2)
 KNOWN = ("nothing", "a run", "all scores", "noise")
-BEFORE = (*KNOWN[:3], "sketches", "scores and sketches", KNOWN[3])  # of an earlier checkpoint
+BEFORE = (*KNOWN[:3], "sketches", "scores and sketches", KNOWN[3])  # priors from an earlier checkpoint
 RANKED = "best by scores, re-scored"
 LATER = "diverse"
 
 
 def recalls(pool: Recorded, seeds: int) -> dict[str, list[list[float]]]:
-    """Return for each of `KNOWN` and each budget the recall of every search."""
+    """Return the recall of every search, for each prior in `KNOWN` and each budget."""
     searches = Searches(pool, "surrogate")
     n_samples = len(pool.scores)
     truths = list(map(searches.truth, TARGETS))
@@ -59,7 +60,7 @@ def recalls(pool: Recorded, seeds: int) -> dict[str, list[list[float]]]:
 
 
 def later_recalls(pool: Recorded, seeds: int) -> dict[str, list[list[float]]]:
-    """Return for each of `BEFORE` and each budget the recall of every search at a later checkpoint."""
+    """Return the recall of every search at the later checkpoint, for each prior in `BEFORE` and each budget."""
     after = replace(pool, scores=scores_of(f"{LATER}-later"))
     searches, earlier = Searches(after, "surrogate"), Searches(pool, "surrogate")
     sketches = np.load(DATA / f"{LATER}-components.npz")["components"].astype(np.float32)
@@ -88,14 +89,14 @@ def later_recalls(pool: Recorded, seeds: int) -> dict[str, list[list[float]]]:
 
 
 def means(found: dict[str, list[list[float]]]) -> dict[str, list[float]]:
-    """Return the mean recall at each budget."""
+    """Return the mean recall of each prior at each budget."""
     return {
         name: [round(float(np.mean(values)), 4) for values in by_budget] for name, by_budget in found.items()
     }
 
 
 def table(pools: dict[str, dict[str, list[float]]]) -> str:
-    """Return the mean recalls as a table in Markdown."""
+    """Return the mean recalls as a Markdown table."""
     heads = " | ".join(f"{name} {budget:.0%}" for name in pools for budget in BUDGETS)
     lines = [f"| known | {heads} |", "|---" * (1 + len(pools) * len(BUDGETS)) + "|"]
     for name in next(iter(pools.values())):

@@ -1,12 +1,12 @@
-"""Read a pool of millions of lines: time against a plain loop over them, and memory against their size.
+"""Time `read_pool` on millions of lines against a plain loop, and compare its memory with the size of the file.
 
     python benchmarks/bench_reading.py [--lines 5000000] [--only TEXT] [--json FILE]
 
-Pools of four kinds are made in a temporary folder (TMPDIR): of different rows, of each row or id twice, and of rows
-that cannot be used but for one. The floor is a loop that decodes each line of JSON and hashes what it
-holds, which everything that tells duplicates apart has to do; both run in turn, on the same file, in one process.
-Memory is the peak of what the process holds itself (RssAnon): pages of files do not count, the system can
-take them back.
+The bench writes four kinds of pools to a temporary folder (TMPDIR): all rows distinct, each row twice, each id twice,
+and all rows but one unusable. The floor is a loop that decodes each line of JSON and hashes its content, because every
+reader that detects duplicates has to do that. The loop and `read_pool` run one after the other, on the same file, in
+one process. Memory is the process's largest anonymous memory (RssAnon). It excludes pages of files, which the system
+can reclaim.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def unusable(number: int) -> Row:
     return row if number == 0 else {**row, "completion": number}
 
 
-# What a pool is made of, and the share of its rows that are samples.
+# For each kind of pool, the function that makes a row, and the share of rows that become samples.
 POOLS: dict[str, tuple[Callable[[int], Row], float]] = {
     "distinct": (distinct, 1),
     "each twice": (twice, 0.5),
@@ -70,7 +70,7 @@ def floor(path: Path) -> int:
 
 
 class Peak:
-    """The largest RssAnon while a block runs, in bytes."""
+    """Records the largest RssAnon while a block runs, in bytes."""
 
     def __enter__(self) -> Peak:
         self.bytes, self._running = 0, True
@@ -91,7 +91,7 @@ class Peak:
 
 
 def measure(path: Path, n_lines: int, pool: str) -> list[dict[str, str | float]]:
-    """Return time and memory of one kind of pool."""
+    """Read one kind of pool and return the ratios of its time and its memory."""
     row, share = POOLS[pool]
     with path.open("w") as lines:
         lines.writelines(json.dumps(row(number)) + "\n" for number in range(n_lines))

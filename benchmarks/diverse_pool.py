@@ -1,10 +1,10 @@
-"""Write a diverse pool: a few short samples of each of hundreds of small sources, and a target of eight subtasks.
+"""Write a diverse pool, with a few short samples from each of hundreds of sources, and a target of eight subtasks.
 
     python benchmarks/diverse_pool.py FOLDER
 
-The samples come out of the wheel ``evals`` like the demo's (`clusterucb.demo.sources`), from every set that was
-written or computed for the wheel (MIT) and has enough of them. Left out are the sets that the wheel's licence
-lists with terms of their own, and those that repeat somebody else's exam, benchmark, book or corpus.
+The samples are read from the wheel ``evals``, like the demo's (`clusterucb.demo.sources`). The pool uses every set that
+was written or computed for the wheel (MIT) and has enough samples. It leaves out the sets for which the wheel's licence
+lists other terms, and sets that repeat a third party's exam, benchmark, book or corpus.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from clusterucb.demo.sources import ROOT, WHEEL, Source
 from clusterucb.demo.wheels import fetch
 from clusterucb.progress import Screen
 
-# Folders of sets with terms of their own, or of somebody else's making.
+# Folders of sets that have other terms or repeat the work of third parties.
 LEFT_OUT = {
     *("already_said_that", "ballots", "sandbagging", "schelling_point", "steganography", "text_compression"),
     *(
@@ -87,7 +87,7 @@ def main(folder: Path) -> None:
             try:
                 rows = rows_of(archive, Source(name, file))
             except (KeyError, IndexError, TypeError, AttributeError, msgspec.DecodeError):
-                continue  # a file of another form: not questions with one answer
+                continue  # the file does not hold questions with one answer each
             held_out = N_TARGET if name.partition("/")[0] in SUBTASKS else 0
             if len(rows) < held_out + N_POOL // 2:
                 continue
@@ -101,7 +101,7 @@ def main(folder: Path) -> None:
 
 
 def _files(archive: ZipFile) -> Iterator[str]:
-    """Yield the sets that may be used, in order."""
+    """Yield the files of the sets that the pool may use, in alphabetical order."""
     for path in sorted(archive.namelist()):
         folder, _, name = path.removeprefix(ROOT).partition("/")
         taken = folder not in LEFT_OUT and not folder.endswith("-exams-qa") and "few" not in name.lower()

@@ -1,20 +1,22 @@
-"""Check and time the CUDA kernels on this machine's GPU, in under eight minutes, without a network.
+"""Check and time the CUDA kernels on this machine's GPU in under eight minutes, without a network.
 
     make gpu-check PYTHON=python3         or         python benchmarks/gpu_check.py [--only TEXT] [--no-timings]
 
-PYTHON needs numpy, a torch with CUDA, and pybind11; on the PATH are nvcc, cmake and, for two of the checks,
-compute-sanitizer. The package itself need not be installed. What runs:
+PYTHON needs numpy, a torch with CUDA, and pybind11. The PATH needs nvcc, cmake and, for two of the checks,
+compute-sanitizer. The package itself need not be installed. The checks:
 
-    specification   every kind, dtype and sketch against double precision; integers bit for bit; golden sketches
-    elements        the error of single elements, which should be below 3e-7
-    batch           a sample's bits alone and among others, over 2^31 elements where memory allows
-    streams         the same bits from two streams at once
-    graph           capture and replay
+    golden          the sketches match the committed golden sketches bit for bit
+    specification   every kind, dtype and sketch against double precision; integers bit for bit
+    elements        the relative error of single elements is at most 3e-7
+    batch           a sample gives the same bits alone and in a batch; over 2^31 elements if memory allows
+    streams         two concurrent streams give the same bits
+    graph           a captured graph replays with the same bits
     memcheck, racecheck   compute-sanitizer on a small run
-    timings         median of rounds with a cold L2 cache; beside the floor of reading (the bytes a case must read
-                    by the bandwidth of a copy on the device, both ways counted) and torch's eager operations
+    timings         the median over rounds with a cold L2 cache, compared with torch's eager operations and with a
+                    floor: the bytes that a case must read, divided by the bandwidth of a copy on the device (which
+                    counts bytes read and bytes written)
 
-The results go to benchmarks/results/DEVICE.json, or to $OUT/DEVICE.json where OUT is set.
+The script writes its results to benchmarks/results/DEVICE.json, or to $OUT/DEVICE.json if OUT is set.
 """
 
 from __future__ import annotations
@@ -55,11 +57,15 @@ MODES = {"norm": None, "s=1": Sketch(8192, 1), "s=2": Sketch(8192, 2), "exact S=
 ADAM = Preconditioner("adam_less", step=30)
 SGD = Preconditioner("sgd")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TIMINGS_END = 400  # seconds after the start; cases that would begin later are left out, and named
+TIMINGS_END = 400  # seconds after the start; later cases are listed as left out
 
 
 def refuse_without() -> None:
-    """End with a line that says what is missing."""
+    """Exit with a message if the GPU or a tool is missing.
+
+    Raises:
+        SystemExit: if torch finds no GPU, or nvcc, cmake or pybind11 is missing.
+    """
     if not torch.cuda.is_available():
         sys.exit(
             f"gpu_check: no GPU that torch {torch.__version__} can use; it has to run on a machine with an NVIDIA "
@@ -73,7 +79,11 @@ def refuse_without() -> None:
 
 
 def build(folder: Path) -> None:
-    """Build _cuda for this machine's GPU."""
+    """Build the extension `_cuda` for this machine's GPU.
+
+    Raises:
+        SystemExit: if the build fails.
+    """
     major, minor = torch.cuda.get_device_capability()
     cmakedir = subprocess.run(
         [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True
@@ -93,7 +103,7 @@ def build(folder: Path) -> None:
 
 
 class Kernels:
-    """Calls the extension as clusterucb does."""
+    """Calls the extension with the arguments that clusterucb passes."""
 
     def __init__(self, folder: Path, device: str = "cuda:0") -> None:
         sys.path.insert(0, str(folder))
@@ -111,7 +121,7 @@ class Kernels:
         directions: torch.Tensor | None = None,
         sketch: Sketch | None = None,
     ) -> tuple[Callable[[], None], list[torch.Tensor]]:
-        """Return a function that adds one segment on the current stream, and [norm2, products, sketched]."""
+        """Return a function that accumulates one segment on the current stream, and [norm2, products, sketched]."""
         samples, size = gradient.shape
         count = 0 if directions is None else len(directions)
         out = [
@@ -142,7 +152,7 @@ class Kernels:
 
 
 def draw(device: str, *shape: int, seed: int = 0, whole: bool = False) -> torch.Tensor:
-    """Return normal or whole numbers that every dtype has exactly."""
+    """Return whole numbers or fractions that every dtype represents exactly."""
     generator = torch.Generator().manual_seed(seed + sum(shape))
     numbers = torch.randint(-8, 9, shape, generator=generator).float()
     return (numbers if whole else numbers / 8 + numbers.flip(0) / 64).to(device)
@@ -151,7 +161,7 @@ def draw(device: str, *shape: int, seed: int = 0, whole: bool = False) -> torch.
 def check_case(
     kernels: Kernels, kind: str, dtype: torch.dtype, samples: int, size: int, sketch: Any, count: int
 ) -> None:
-    """Check one segment against double precision; whole numbers under sgd bit for bit."""
+    """Check one segment against double precision, and for sgd on whole numbers bit for bit."""
     exact, offset, total = kind == "sgd", 16, size + 24
     gradient = draw(kernels.device, samples, size, whole=exact)
     m = draw(kernels.device, total, seed=1)
@@ -182,7 +192,7 @@ def check_specification(kernels: Kernels, sizes: tuple[int, ...] = (70, 1029, 10
     cases = 0
     for kind, dtype, sketch, size in product(PRECONDITIONERS, DTYPES, sketches, sizes):
         if sketch and not sketch.blocks and size > 10_000:
-            continue  # the specification of a dense sketch takes a matrix [n, d]
+            continue  # the reference of a dense sketch builds a matrix [n, d]
         for samples, count in ((1, 0), (9, 13)) if size > 10_000 else ((1, 3), (8, 0), (11, 57)):
             try:
                 check_case(kernels, kind, dtype, samples, size, sketch, count)
@@ -209,7 +219,7 @@ def check_golden(kernels: Kernels) -> str:
 
 
 def check_elements(kernels: Kernels) -> str:
-    """Return the largest error of a single element, by products with unit vectors."""
+    """Return the largest relative error of a single element, read through products with unit vectors."""
     rng, worst = np.random.default_rng(4), {}
     for kind, exponent in product(PRECONDITIONERS, range(-12, 3)):
         chosen = Preconditioner(kind, eps=1e-8, step=20)
@@ -231,9 +241,9 @@ def same(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
 
 
 def check_batch(kernels: Kernels, size: int = SIZES["134M"], samples: int = 17) -> str:
-    """Compare samples within a batch and alone; B n exceeds 2^31."""
+    """Compare samples in a batch with the same samples alone; B n exceeds 2^31 if memory allows."""
     free = torch.cuda.mem_get_info()[0]
-    while size * samples * 3 > free:  # bytes: the gradient, moments and one copied row
+    while size * samples * 3 > free:  # bytes: the gradient, the moments and one copied row
         size //= 2
     gradient = torch.randn(samples, size, dtype=torch.bfloat16, device=kernels.device)
     m = torch.randn(size, device=kernels.device)
@@ -295,7 +305,7 @@ def check_sanitizer(tool: str, folder: Path) -> str:
     sanitizer = shutil.which("compute-sanitizer")
     if not sanitizer:
         return "not run: compute-sanitizer is not on the PATH"
-    # Every tensor has an allocation of its own, so that the tool sees where it ends.
+    # Give every tensor its own allocation, so that the tool detects accesses past its end.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     command = [
         sanitizer,
@@ -324,17 +334,17 @@ def check_sanitizer(tool: str, folder: Path) -> str:
 
 
 class Clock:
-    """Times work on the GPU, each time with a cold L2 cache."""
+    """Times work on the GPU with a cold L2 cache in every round."""
 
     def __init__(self) -> None:
         self._flush = torch.empty(2**28, dtype=torch.uint8, device="cuda")
 
     def __call__(self, run: Callable[[], object], rounds: int) -> float:
-        """Return the median in milliseconds."""
+        """Return the median milliseconds of ``rounds`` runs."""
         run()
         events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
         for begin, end in events:
-            self._flush.zero_()  # also long enough that what is timed is queued before it can begin
+            self._flush.zero_()  # also gives the timed work time to be queued before it starts
             begin.record()
             run()
             end.record()
@@ -343,14 +353,14 @@ class Clock:
 
 
 def copy_bandwidth(clock: Clock) -> float:
-    """Return bytes read and written in a second by a copy on the device."""
+    """Return the bytes per second that a copy on the device reads and writes together."""
     one = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     other = torch.empty_like(one)
     return 2 * one.numel() / (clock(lambda: other.copy_(one), 20) * 1e-3)
 
 
 def eager(batch: dict[str, Any], mode: str, sketch: Sketch | None) -> Callable[[], object]:
-    """Return what torch does without a kernel of its own."""
+    """Return the same pass in plain torch operations."""
     gradient, (m, v), directions = batch["gradient"], batch["moments"], batch["directions"]
     c = ADAM.constants()
     size = gradient.shape[1]
@@ -371,7 +381,7 @@ def eager(batch: dict[str, Any], mode: str, sketch: Sketch | None) -> Callable[[
 
 
 def check_batch_of(batch: dict[str, Any], sketch: Sketch | None, out: list[torch.Tensor]) -> None:
-    """Check the first and the last sample of what is about to be timed, piece by piece in double precision."""
+    """Check the first and the last sample of a batch before it is timed, piece by piece in double precision."""
     gradient, (m, v), directions = batch["gradient"], batch["moments"], batch["directions"]
     samples, size = gradient.shape
     c = ADAM.constants()
@@ -450,7 +460,7 @@ def attempt(name: str, check: Callable[[], str], results: dict[str, str]) -> Non
     begin = time.monotonic()
     try:
         results[name] = check()
-    except Exception as error:  # the other checks still say something
+    except Exception as error:  # run the remaining checks too
         results[name] = f"FAILED: {type(error).__name__}: {error}"
     print(f"{name:14} {results[name]} ({time.monotonic() - begin:.1f} s)", flush=True)
     torch.cuda.empty_cache()

@@ -1,16 +1,16 @@
-"""Check whole selections on this machine's GPU, and time them beside plain training steps, without a network.
+"""Check whole selections on this machine's GPU, and time scoring against plain training steps, without a network.
 
     python benchmarks/gpu_select.py [--rows 600]
 
-Needs the package installed with its CUDA kernels. The model is a random Llama of SmolLM2-135M's shape, so that nothing
-is downloaded; the pool is made. What runs:
+The package must be installed with its CUDA kernels. The model is a random Llama with the shape of SmolLM2-135M, so that
+nothing is downloaded; the pool is synthetic. The checks:
 
     twice     the same selection in two folders writes the same bytes
-    killed    a selection that is killed with SIGKILL, then resumed, writes the same bytes
-    cpu       scores on the GPU and on the CPU, in float32, at the same checkpoint
-    speed     all scores of 512 samples beside plain LoRA training steps on the same passes: median of ratios
+    killed    a selection that is killed with SIGKILL and resumed writes the same bytes
+    cpu       the GPU and the CPU give the same scores within a tolerance, in float32, at the same checkpoint
+    speed     the time to score 512 samples against plain LoRA training steps on the same passes: the median ratio
 
-The results go to benchmarks/results/DEVICE-select.json, or to $OUT where OUT is set.
+The script writes its results to benchmarks/results/DEVICE-select.json, or to $OUT/DEVICE-select.json if OUT is set.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ FILES = ("selected.jsonl", "scores.jsonl", "rejected.jsonl")
 
 
 def write_job(folder: Path, count: int) -> None:
-    """Write a model, a pool of samples of 40 to some 400 tokens, and a target of two subtasks."""
+    """Write a model, a pool of samples with 40 to about 400 tokens, and a target of two subtasks."""
     tiny.write_model(folder / "model", **SHAPE)
     choose = random.Random(0)
     pool = tiny.rows(count)
@@ -92,7 +92,7 @@ def check_twice(job: Path) -> str:
 
 
 def check_killed(job: Path, kills: int = 3) -> str:
-    """Kill a selection some moments after its ledger appears, and resume it."""
+    """Kill a selection several times, shortly after its ledger appears, and resume it."""
     killed = 0
     for wait in np.linspace(0.2, 1.5, kills):
         child = subprocess.Popen(
@@ -116,7 +116,7 @@ def read_scores(run_folder: Path) -> dict[str, list[float]]:
 
 
 def check_cpu(job: Path) -> str:
-    """Compare scores of 40 random draws at the checkpoint of the first selection."""
+    """Compare the scores of 40 random draws on GPU and CPU, at the checkpoint of the first selection."""
     options = ("--adapter", str(job / "a/adapter"), "--policy", "random", "--budget", "40", "--select", "10")
     found = {}
     for device in ("cuda", "cpu"):
@@ -131,7 +131,7 @@ def check_cpu(job: Path) -> str:
 
 
 def check_speed(_: Path, rounds: int = 7) -> list[dict[str, Any]]:
-    """Time all scores beside plain training steps on the same passes, in float32 and under bfloat16 autocast."""
+    """Time scoring against plain training steps on the same passes, in float32 and under bfloat16 autocast."""
     from peft import LoraConfig, get_peft_model
 
     from clusterucb.gradients.accumulate import Accumulator, Checkpoint
@@ -226,7 +226,7 @@ def main() -> int:
             began = time.monotonic()
             try:
                 results[name] = check(job)
-            except Exception as error:  # the other checks still say something
+            except Exception as error:  # run the remaining checks too
                 results[name] = f"FAILED: {type(error).__name__}: {error}"
             print(f"{name:8} {results[name]} ({time.monotonic() - began:.1f} s)", flush=True)
     device = torch.cuda.get_device_name()

@@ -1,18 +1,19 @@
-"""Score samples by other libraries that take per-sample gradients, as whoever wants speed from them would.
+"""Score samples with other per-sample gradient libraries, in the fastest set-up that each of them supports.
 
-All get the model with its LoRA, the directions and padded batches, keep everything in memory, and return what
-clusterucb returns: ⟨g, V⟩ / ‖g‖ for every sample and direction.
+Each library gets the model with its LoRA, the directions and padded batches, keeps everything in memory, and returns
+the scores that clusterucb returns: ⟨g, V⟩ / ‖g‖ for every sample and direction.
 
-    bergson     an `InMemoryCollector` whose `Scorer` takes a layer's gradients as they arrive, with unit norm; the loop
-                is that of its `CollectorComputer` without the file and the progress bar. Weights are frozen, and the
-                graph begins at the embedded tokens: its own set-up lets the embedding's weights require a gradient,
-                a matrix of the whole vocabulary in each pass.
-    dattri-llm  a `HookManager` that skips the gradients of weights and captures dense ones of samples, and the
-                products and norms that its `TracInAttributor` takes for cosines
+    bergson     an `InMemoryCollector` whose `Scorer` takes a layer's gradients as they arrive, with unit norm. The loop
+                is that of its `CollectorComputer` without the file and the progress bar. The weights are frozen, and
+                the graph begins at the embedded tokens: bergson's own set-up lets the embedding's weights require a
+                gradient, which is a matrix of the whole vocabulary in each pass.
+    dattri-llm  a `HookManager` that skips the gradients of the weights and captures dense per-sample gradients, and the
+                products and norms from which its `TracInAttributor` computes cosines
 
-bergson's loss is its own: with the mean over labels for each sample it is ours, of logits at all positions. dattri-llm
-leaves the loss to its user; it gets the same. With `label-only` both get the one of clusterucb, which makes logits at
-label positions alone: what then remains is how gradients are collected.
+bergson has its own loss. With the mean over the labels of each sample it equals ours, but it computes logits at all
+positions. dattri-llm leaves the loss to its user; here it gets one with logits at all positions too. With `label-only`
+both get clusterucb's loss, which computes logits at label positions alone. The difference that then remains is the way
+of collecting gradients.
 """
 
 from __future__ import annotations
@@ -43,14 +44,14 @@ Losses = Callable[["PeftModel", Batch], Tensor]
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be scored.
+    """A model, the directions and the samples to score.
 
     Attributes:
-        model: with LoRA, in fp32 on the CPU.
-        manifest: where its matrices stand in a direction.
-        directions: f32[S, P].
-        batches: input_ids and labels, i64[B, T] each, -100 where nothing is predicted.
-        labelled: the same batches as `clusterucb.gradients.loss` takes them.
+        model: the model with its LoRA, in fp32 on the CPU.
+        manifest: the offset of each LoRA matrix in a direction.
+        directions: the directions, f32[S, P].
+        batches: input_ids and labels of each batch, i64[B, T] each; a label of -100 marks a token without a loss.
+        labelled: the same batches in the form that `clusterucb.gradients.loss` takes.
     """
 
     model: PeftModel
@@ -61,7 +62,7 @@ class Work:
 
     @cached_property
     def parts(self) -> dict[str, Tensor]:
-        """The directions' part f32[S, n] of each layer, a copy: rows that lie together are read faster."""
+        """Each layer's part f32[S, n] of the directions, copied because contiguous rows are read faster."""
         return {
             one.module: self.directions[:, one.offset : one.offset + one.size].contiguous()
             for one in self.manifest
@@ -69,7 +70,7 @@ class Work:
 
 
 def bergson(work: Work, losses: Losses | None = None) -> Run:
-    """Return what scores by bergson, with its own loss unless one is given."""
+    """Return a function that scores with bergson, with bergson's own loss unless ``losses`` is given."""
     from bergson import GradientProcessor, IndexConfig, InMemoryCollector, Scorer
     from bergson.collector.collector import fwd_bwd_factory
     from bergson.score.score_writer import InMemorySequenceScoreWriter
@@ -110,11 +111,11 @@ def bergson(work: Work, losses: Losses | None = None) -> Run:
 
 
 def dattri_llm(work: Work, losses: Losses | None = None) -> Run:
-    """Return what scores by dattri-llm, with a loss of all logits unless one is given."""
+    """Return a function that scores with dattri-llm, with a loss over all logits unless ``losses`` is given."""
     from dattri_llm import Gradient, HookManager, HookManagerConfig
     from dattri_llm.gradient import ops
 
-    # The graph begins at the first layer with LoRA, whose hook says so.
+    # The graph begins at the first layer with LoRA, whose hook therefore warns.
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
     parts = work.parts
     config = HookManagerConfig(
@@ -142,7 +143,7 @@ def dattri_llm(work: Work, losses: Losses | None = None) -> Run:
 
 @contextmanager
 def _from_the_embedding(model: PeftModel) -> Iterator[None]:
-    """Freeze all weights, and let the graph begin at the embedded tokens."""
+    """Freeze all weights and start the graph at the embedded tokens while the block runs."""
     with ExitStack() as undo:
         for weight in model.parameters():
             undo.callback(weight.requires_grad_, weight.requires_grad)
@@ -155,7 +156,7 @@ def _from_the_embedding(model: PeftModel) -> Iterator[None]:
 
 
 def _losses(model: PeftModel, batch: Batch) -> Tensor:
-    """Return each sample's mean cross-entropy f32[B], of logits at all positions."""
+    """Return each sample's mean cross-entropy f32[B], from logits at all positions."""
     labels = batch["labels"][:, 1:]
     logits = model(input_ids=batch["input_ids"]).logits[:, :-1]
     losses = cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
@@ -163,7 +164,7 @@ def _losses(model: PeftModel, batch: Batch) -> Tensor:
 
 
 def _label_only_losses(work: Work) -> Losses:
-    """Return what gives the same, of logits at label positions."""
+    """Return a function that gives the same losses from logits at label positions alone."""
     labelled = {id(batch): one for batch, one in zip(work.batches, work.labelled, strict=True)}
     return lambda model, batch: sample_losses(model, labelled[id(batch)])
 
@@ -172,7 +173,7 @@ PEERS = {"bergson": bergson, "dattri-llm": dattri_llm}
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of the libraries that are installed."""
+    """Return the version of each library that is installed."""
     found = {}
     for name in PEERS:
         with suppress(PackageNotFoundError):
@@ -181,7 +182,10 @@ def versions() -> dict[str, str]:
 
 
 def contenders(work: Work) -> dict[str, Run]:
-    """Return, by name, what scores all samples, f32[N, S] in the order of the batches, as far as it is installed."""
+    """Return the scoring functions of the installed libraries by name.
+
+    Each function returns the scores f32[N, S] of all samples in the order of the batches.
+    """
     return {
         f"{name}{suffix}": PEERS[name](work, losses)
         for name in versions()

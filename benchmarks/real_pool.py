@@ -1,10 +1,10 @@
-"""Write a larger pool than the demo's, and a target of eight subtasks, for replays on recorded scores.
+"""Write a larger pool than the demo's and a target of eight subtasks, for replays on recorded scores.
 
     python benchmarks/real_pool.py FOLDER
 
-The samples come out of the same wheel, under the same terms (`clusterucb.demo.sources`): up to 108 of each
-source, of which 8 are held out for the target where the source is one of its subtasks. Some of the subtasks
-make one target: `benchmarks/strategies.py` joins them.
+The samples are read from the demo's wheel, under the same terms (`clusterucb.demo.sources`). Each source gives up to
+100 samples to the pool. If the source is a subtask, the target gets 8 further samples. `benchmarks/strategies.py` joins
+several subtasks to one target.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Write the scores of a run that scored its whole pool, and its features in brief, as one small file.
+"""Write the scores and reduced features of a run that scored its whole pool to one small file.
 
     python benchmarks/record.py FOLDER/templated-scores tests/data/templated.npz
     python benchmarks/record.py FOLDER/diverse-scores tests/data/diverse.npz --components 32
     python benchmarks/record.py FOLDER/diverse-sketched tests/data/diverse-sketched.npz --scores-only
     python benchmarks/record.py FOLDER/diverse-store tests/data/diverse-components.npz
 
-`tests/test_recall.py` and `benchmarks/replay.py` replay it. The runs are those of `benchmarks/strategies.py`. Their
-embeddings are replaced by their leading principal components, in half precision, which keeps the clusters; so are
-sketches, of a gradient store.
+`tests/policies/test_recall.py` and `benchmarks/replay.py` replay this file. `benchmarks/strategies.py` makes the runs.
+The file holds the leading principal components of the embeddings in half precision, which keeps the clusters. For a
+gradient store, it holds the leading principal components of the sketches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from clusterucb.run.ledger import Ledger
 
 
 def scores_of(run: Path) -> dict[str, np.ndarray]:
-    """Return for each subtask the scores f64[N] of all samples."""
+    """Return the scores f64[N] of all samples by subtask.
+
+    Raises:
+        SystemExit: if more than 1 % of the samples have no score.
+    """
     manifest = json.loads((run / "manifest.json").read_text())
     n_samples, subtasks = manifest["pool_samples"], manifest["subtasks"]
     with Ledger(run / "ledger.sqlite", subtasks=subtasks, tokens=np.zeros(n_samples), failure=str) as ledger:
@@ -38,7 +42,7 @@ def scores_of(run: Path) -> dict[str, np.ndarray]:
 
 
 def features_of(run: Path, n_components: int) -> dict[str, np.ndarray]:
-    """Return a run's features in brief."""
+    """Return a run's embeddings as principal components f16[N, k], and its lengths."""
     shards = [load_file(path) for path in sorted(run.glob("features-[0-9]*.safetensors"))]
     features = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
     centred = features["embedding"] - features["embedding"].mean(axis=0)

@@ -1,17 +1,17 @@
-"""Compare strategies on three real pools whose scores are recorded: `make bench-replay`.
+"""Compare strategies on the recorded scores of three real pools: `make bench-replay`.
 
     python benchmarks/replay.py [--pools templated,diverse,code] [--seeds 3] [--no-signal] [--json FILE]
 
-The scores are those of `tests/data`, which `benchmarks/strategies.py` and `benchmarks/record.py` made; pools and
-features are made anew, with no gradient: minutes, where scoring takes half an hour for each pool. Targets and budgets
-are those of `benchmarks/strategies.py`.
+The scores are those in `tests/data`, which `benchmarks/strategies.py` and `benchmarks/record.py` made. The bench writes
+the pools and computes the features again. That needs no gradients and takes minutes, while scoring a pool takes half an
+hour. Targets and budgets are those of `benchmarks/strategies.py`.
 
-Strategies are written as for `clusterucb compare`; two more are here to be compared alone: ``audited``, a surrogate
-that draws a tenth of every batch at random, and ``capped``, one that takes from a micro-cluster (some ten samples
-alike) at most one sample more than it has seen there.
+Strategies are spelled as for `clusterucb compare`. Two more exist only for this comparison: ``audited`` is a surrogate
+that draws a tenth of every batch at random, and ``capped`` is a surrogate that draws from a micro-cluster (about ten
+similar samples) at most one sample more than it has seen there.
 
-With ``--no-signal`` the scores are shuffled among the samples, anew for every seed, so that features and sources say
-nothing of them: what does a policy that learns from features lose by that?
+With ``--no-signal`` the bench shuffles the scores among the samples, anew for every seed, so that features and sources
+do not predict them. This shows what a policy that learns from features loses on such a pool.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ NO_SIGNAL = ("random", "ucb", "surrogate")
 
 
 def scores_of(name: str) -> np.ndarray:
-    """Return recorded scores f64[N, S], the subtasks in alphabetical order."""
+    """Return recorded scores f64[N, S] with the subtasks in alphabetical order."""
     recorded = np.load(DATA / f"{name}.npz")
     return recorded["scores"][:, np.argsort(recorded["subtasks"])].astype(np.float64)
 
@@ -74,7 +74,7 @@ class Audited(cu.Surrogate):
     """A surrogate that draws a tenth of every batch at random."""
 
     def ask(self, n: int, available: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return the rows with the largest bounds, and others."""
+        """Return the rows with the largest bounds, and a tenth at random."""
         chosen = super().ask(n - n // 10, available, rng)
         left = available.copy()
         left[chosen] = False
@@ -83,7 +83,7 @@ class Audited(cu.Surrogate):
 
 
 class Capped(cu.Surrogate):
-    """A surrogate that takes from a micro-cluster at most one row more in a batch than it has seen there."""
+    """A surrogate that draws from a micro-cluster, in a batch, at most one row more than it has seen there."""
 
     def start(self, pool: cu.PoolView) -> None:
         """Make the micro-clusters."""
@@ -93,12 +93,12 @@ class Capped(cu.Surrogate):
         self._seen = np.zeros(self._micro.max() + 1, np.int64)
 
     def tell(self, rows: np.ndarray, rewards: np.ndarray, scores: np.ndarray) -> None:
-        """Count what was seen of each micro-cluster."""
+        """Count the scored rows of each micro-cluster."""
         super().tell(rows, rewards, scores)
         np.add.at(self._seen, self._micro[rows], 1)
 
     def ask(self, n: int, available: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Return the rows with the largest bounds that the caps let through; then others, if they are too few."""
+        """Return the rows with the largest bounds within the caps, then other rows if these are too few."""
         ranked = super().ask(int(available.sum()), available, rng)
         room = self._seen + 1
         chosen, others = [], []
@@ -112,7 +112,7 @@ ABLATIONS = {"audited": Audited, "capped": Capped}
 
 
 def contender_of(spec: str, installed: plugins.Strategies) -> Contender:
-    """Return a strategy of `ABLATIONS`, or one that a command line can name."""
+    """Return a strategy of `ABLATIONS`, or one spelled as on the command line."""
     if spec not in ABLATIONS:
         return contender(spec, installed)
     return replace(contender("surrogate", installed), name=spec, policy=ABLATIONS[spec]())
@@ -120,12 +120,12 @@ def contender_of(spec: str, installed: plugins.Strategies) -> Contender:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A pool whose scores are known.
+    """A pool with recorded scores.
 
     Attributes:
-        scores: f64[N, S], the subtasks in alphabetical order.
-        columns: ``source`` and others, each [N].
-        batch: the samples and the model, from which features are computed.
+        scores: scores f64[N, S] with the subtasks in alphabetical order.
+        columns: ``source`` and other columns, each [N].
+        batch: the samples and the model from which features are computed.
     """
 
     scores: np.ndarray
@@ -134,7 +134,11 @@ class Recorded:
 
     @classmethod
     def of(cls, name: str, folder: Path) -> Recorded:
-        """Make a pool anew and look up its scores."""
+        """Write the pool unless it exists, and load its recorded scores.
+
+        Raises:
+            SystemExit: if the pool differs from the pool that was scored.
+        """
         if not (folder / "pool.jsonl").exists():
             POOLS[name](folder)
         settings = Settings()
@@ -153,7 +157,7 @@ class Recorded:
         return cls(scores_of(name), material.columns(), batch)
 
     def described(self, feature: cu.Feature) -> dict[str, np.ndarray]:
-        """Return the blocks of a feature."""
+        """Return a feature's blocks by name."""
         fitted = feature.fit(self.batch.spread(feature.fit_samples)) if feature.fit_samples else {}
         return dict(feature.compute(replace(self.batch, fitted=fitted or {})))
 
@@ -162,8 +166,8 @@ class Searches:
     """Searches of a recorded pool with one strategy.
 
     Args:
-        pool: the pool.
-        strategy: as a command line names it.
+        pool: the recorded pool.
+        strategy: the strategy, spelled as on the command line.
     """
 
     def __init__(self, pool: Recorded, strategy: str) -> None:
@@ -173,12 +177,12 @@ class Searches:
         self.blocks = {name: np.asarray(block, np.float32) for name, block in blocks.items()}
 
     def truth(self, subtasks: slice) -> Truth:
-        """Return the truth of a target."""
+        """Return the truth of the target that consists of these subtasks."""
         terms = Terms(n_select=len(self.pool.scores) // 20)
         return Truth.of(self.pool.scores[:, subtasks], self.pool.columns["source"], terms)
 
     def searched(self, truth: Truth, budget: int, seed: int, **options) -> Selection:
-        """Return what a search finds, with more options of `clusterucb.search`."""
+        """Run a search, with ``options`` passed on, and return its selection."""
         return search(
             self.blocks,
             lambda rows: truth.scores[rows],
@@ -198,7 +202,7 @@ def recalls(
 ) -> tuple[np.ndarray, list[float]]:
     """Return the recall of a contender, f64[targets, budgets, seeds], and the seconds of searches at the last budget.
 
-    Where scores are shuffled, they are shuffled anew instead of searched with another seed.
+    If ``shuffled``, each seed shuffles the scores again, and every search uses the same seed.
     """
     n_samples = len(pool.scores)
     blocks = pool.described(one.features)
@@ -224,7 +228,7 @@ def recalls(
 def summary(
     pool: Recorded, strategies: list[str], budgets: tuple[float, ...], seeds: int, *, shuffled: bool
 ) -> list:
-    """Return for each strategy its mean over targets and seeds at each budget, and the spread over seeds."""
+    """Return each strategy's mean recall over targets and seeds at each budget, and its deviation over seeds."""
     installed = plugins.load()
     rows = []
     for spec in strategies:
@@ -242,11 +246,11 @@ def summary(
 
 
 def held_out(found: dict[str, list[dict]], budget: int) -> dict[str, dict]:
-    """Return for each pool the strategy that is best on the others, and what it finds here.
+    """Return for each pool the strategy that is best on the other pools, and its recall on this pool.
 
     Args:
         found: the summary of each pool.
-        budget: which of the budgets, by its place.
+        budget: the index of the budget in each summary.
     """
     chosen = {}
     for pool, rows in found.items():
@@ -258,7 +262,7 @@ def held_out(found: dict[str, list[dict]], budget: int) -> dict[str, dict]:
 
 
 def table(rows: list[dict], budgets: list[float]) -> str:
-    """Return the summary as a table in Markdown."""
+    """Return the summary as a Markdown table."""
     heads = " | ".join(f"{budget:.0%}" for budget in budgets)
     lines = [f"| strategy | {heads} | by target | s |", "|---" * (len(budgets) + 3) + "|"]
     for row in rows:
@@ -271,7 +275,7 @@ def table(rows: list[dict], budgets: list[float]) -> str:
 
 
 def parser_of(description: str | None, seeds: int) -> argparse.ArgumentParser:
-    """Return a parser of what every bench of recorded pools takes; the warnings of their searches are not shown."""
+    """Return a parser with the options of every bench on recorded pools, and silence the warnings of searches."""
     warnings.simplefilter("ignore", cu.ClusterUCBWarning)
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter

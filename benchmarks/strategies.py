@@ -2,12 +2,13 @@
 
     python benchmarks/strategies.py [--folder FOLDER] [--pools templated,diverse] [--seeds 5] [--json FILE]
 
-Each pool is scored whole for eight subtasks, once, and its gradients are sketched, once: some 25 minutes each on two
-cores, kept in FOLDER (by default beside the demo's model in the user's cache) and taken up again after an
-interruption. A target is some of the subtasks: the first three in alphabetical order, the next three, the last
-two. Then strategies are replayed, which takes minutes, and FOLDER holds a comparison.html for every target.
+The bench scores each pool whole for eight subtasks, once, and sketches its gradients, once. Each takes about 25 minutes
+on two cores. FOLDER keeps the results (by default beside the demo's model in the user's cache), and an interrupted
+bench resumes there. A target consists of some of the subtasks: the first three in alphabetical order, the next three,
+or the last two. Then the bench replays strategies, which takes minutes, and writes a comparison.html for every target
+to FOLDER.
 
-`benchmarks/README.md` shows the results and what they teach.
+`benchmarks/README.md` shows the results and the conclusions.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from clusterucb.progress import Screen
 POOLS: dict[str, Callable[[Path], None]] = {
     "templated": real_pool.main,
     "diverse": diverse_pool.main,
-    "code": code_pool.main,  # scored for `replay.py`; it has no results here
+    "code": code_pool.main,  # scored for `replay.py`; this bench has no results for it
 }
-TARGETS = (slice(0, 3), slice(3, 6), slice(6, 8))  # of the subtasks in alphabetical order
+TARGETS = (slice(0, 3), slice(3, 6), slice(6, 8))  # subtasks in alphabetical order
 BUDGETS = ("5%", "10%", "20%")
 POLICIES = ("ucb", "thompson", "thompson-mean", "threshold-hard", "threshold-normal", "ucb1", "cluster-mean")
 FREE = (
@@ -55,7 +56,7 @@ PAID = ("rds@hidden", "ucb@hidden", "ucb@gradient", "thompson@gradient", "ucb@gr
 
 
 def _contender(spec: str, installed: plugins.Strategies) -> Contender:
-    """Return a strategy; where it names no features, with those of the whole sample, as of the committed results."""
+    """Return a strategy; if it names no features, it uses whole-sample embeddings, as the committed results do."""
     made = contender(spec, installed)
     return replace(made, features=cu.Embedding(parts=False)) if made.features == cu.Embedding() else made
 
@@ -65,8 +66,8 @@ class Scored:
     """A pool with the exact scores and the sketches of all its samples.
 
     Attributes:
-        name: of the pool.
-        folder: where the bench keeps its files; all names in it begin with the pool's.
+        name: the name of the pool.
+        folder: the folder of the bench's files; their names begin with the pool's name.
         model: the folder of the model.
     """
 
@@ -84,7 +85,7 @@ class Scored:
         return self.folder / self.name / "pool.jsonl"
 
     def prepare(self, write: Callable[[Path], None]) -> None:
-        """Write, score and sketch the pool; what is there already is kept."""
+        """Write, score and sketch the pool, except for results that already exist."""
         if not self.pool.exists():
             write(self.pool.parent)
         cu.select(
@@ -104,7 +105,7 @@ class Scored:
             out=self.path("store"),
             observer=Screen(),
         )
-        cu.select(  # which scores by sketch, for `record.py`
+        cu.select(  # estimates scores from sketches, for `record.py`
             self.pool,
             self.pool.parent / "target.jsonl",
             model=self.model,
@@ -115,7 +116,7 @@ class Scored:
         )
 
     def compare(self, number: int, strategies: Iterable[str], seeds: int) -> cu.Comparison:
-        """Return how strategies compare on one of the targets."""
+        """Compare strategies on one of the targets and return the comparison."""
         lines = (self.pool.parent / "target.jsonl").read_text().splitlines()
         subtasks = sorted({json.loads(line)["subtask"] for line in lines})[TARGETS[number]]
         target = self.pool.parent / f"target-{number + 1}.jsonl"
@@ -137,12 +138,12 @@ class Scored:
 
 
 def summary(comparisons: list[cu.Comparison]) -> list[dict[str, object]]:
-    """Return for each strategy its mean over targets and seeds at each budget, and the spread over seeds."""
+    """Return each strategy's mean recall over targets and seeds at each budget, and its deviation over seeds."""
     rows: list[dict[str, object]] = []
     for of_targets in zip(*(one.content["strategies"] for one in comparisons), strict=True):
         points = list(zip(*(one["points"] for one in of_targets), strict=True))
         recalls = np.array([[point["recall"]["seeds"] for point in of_budget] for of_budget in points])
-        sketched = "@gradient" in of_targets[0]["name"]  # counted as if for this target alone
+        sketched = "@gradient" in of_targets[0]["name"]  # counted as if made for this target alone
         masses = np.array([[point["mass"]["seeds"] for point in of_budget] for of_budget in points])
         rows.append(
             {
@@ -161,7 +162,7 @@ def summary(comparisons: list[cu.Comparison]) -> list[dict[str, object]]:
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    """Return the summary as a table in Markdown, best first at the largest budget."""
+    """Return the summary as a Markdown table, sorted by recall at the largest budget, best first."""
     lines = [f"| strategy | {' | '.join(BUDGETS)} | by target | cost |", "|---" * (len(BUDGETS) + 3) + "|"]
     for row in sorted(rows, key=lambda row: -row["recall"][-1]):  # type: ignore[index]
         recalls = " | ".join(
@@ -182,7 +183,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    # A budget that hardly does for the cold start is part of the comparison, as are targets that share a text.
+    # The comparison includes budgets that barely cover the cold start, and targets that share texts with the pool.
     warnings.simplefilter("ignore", cu.ClusterUCBWarning)
     folder = options.folder or cache_folder().parent / "bench"
     model = demo_model(Screen())
