@@ -17,9 +17,11 @@ import clusterucb
 from clusterucb import errors, hookspecs, testing
 from clusterucb.samples.pool import read_pool
 from helpers.pages import blocks, environment, furnish, run
+from structure import FLOORS
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 RUNNING = [page for page in PAGES if any(block.language in ("bash", "python") for block in blocks(page))]
 NOTEBOOKS = sorted((DOCS / "notebooks").glob("*.ipynb"))
@@ -69,8 +71,10 @@ def test_every_make_target_that_is_named_exists():
     makefile = (ROOT / "Makefile").read_text()
     shown = [block.text for page in PAGES for block in blocks(page) if not block.language]
     targets = [line.split("#")[0].split()[1] for text in shown for line in text.splitlines()]
-    targets += [target for page in PAGES for target in re.findall(r"`make ([a-z-]+)`", page.read_text())]
-    assert {"demo", "test", "docs"} <= set(targets)
+    targets += re.findall(r"^make ([a-z-]+)", CONTRIBUTING.read_text(), flags=re.M)
+    for page in [*PAGES, CONTRIBUTING]:
+        targets += re.findall(r"`make ([a-z-]+)`", page.read_text())
+    assert {"demo", "test", "docs", "lint", "setup"} <= set(targets)
     for target in targets:
         assert re.search(rf"^{target}:", makefile, flags=re.M), target
 
@@ -79,6 +83,24 @@ def test_every_make_target_that_is_named_exists():
 def test_links_lead_to_files_that_exist(page):
     for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", page.read_text()):
         assert (page.parent / link).exists(), link
+
+
+def test_every_file_that_contributing_names_exists():
+    text = CONTRIBUTING.read_text()
+    assert len(text.splitlines()) <= 150
+    named = re.findall(r"`(?:\.venv/bin/python )?([\w./-]+/|[\w./-]+\.(?:py|md|txt|hpp|cuh?))`", text)
+    assert {"engine/loop.py", "tests/structure.py", "csrc/", "tests/data/former/"} <= set(named)
+    for name in named:
+        assert (ROOT / name).exists() or (ROOT / "python" / "clusterucb" / name).exists(), name
+
+
+def test_contributing_draws_the_rooms_that_the_structure_has():
+    (picture,) = [block.text for block in blocks(CONTRIBUTING) if block.language == "text"]
+    floors: dict[int, list[str]] = {}
+    for number, room in re.findall(r"^(\d| ) +(\w+)", picture, flags=re.M):
+        floor = int(number) if number.strip() else min(floors)
+        floors.setdefault(floor, []).append(room)
+    assert floors == {number: list(rooms) for number, rooms in enumerate(FLOORS)}
 
 
 def test_no_inner_module_is_named_on_a_page():
