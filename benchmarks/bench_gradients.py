@@ -50,7 +50,8 @@ from clusterucb.model.moments import Moments
 from clusterucb.model.parameters import ParameterManifest
 from clusterucb.model.source import ModelSource, attach_lora
 from clusterucb.progress import Screen
-from clusterucb.samples.encode import Encoded, Encoder
+from clusterucb.samples.encode import Encoder
+from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.pool import read_pool
 from clusterucb.samples.shapes import Message
 

@@ -139,7 +139,7 @@ def check_speed(_: Path, rounds: int = 7) -> list[dict[str, Any]]:
     from clusterucb.gradients.per_sample import PerSampleGradients
     from clusterucb.kernels.preconditioner import Preconditioner
     from clusterucb.model.parameters import ParameterManifest
-    from clusterucb.samples.encode import Encoded
+    from clusterucb.samples.encoded import Encoded
 
     rng = np.random.default_rng(0)
     model = tiny_llama(vocab_size=VOCABULARY, **SHAPE).to("cuda")

@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path.cwd() / "tests"))
 FOLDER = Path(sys.argv[1])
 os.environ["CLUSTERUCB_CACHE"] = str(FOLDER / "cache")
 
+import tiny  # noqa: E402
+
 import clusterucb as cu  # noqa: E402
-from helpers import tiny  # noqa: E402
 
 COMMON = {"warmup_steps": 5, "batch_size": 4}
 

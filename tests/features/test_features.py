@@ -24,7 +24,7 @@ from clusterucb.features.lexical import _WORD
 from clusterucb.features.sentence import SentenceModel
 from clusterucb.features.similarity import check_comparable
 from clusterucb.jobs.stages import influence
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.sample import Sample
 from clusterucb.samples.shapes import Message
 from clusterucb.testing import FeatureSuite, outcomes

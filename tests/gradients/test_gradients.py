@@ -17,7 +17,7 @@ from clusterucb.gradients.passes import Batch
 from clusterucb.gradients.peak_memory import peak_bytes
 from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.model.parameters import ParameterManifest
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 from helpers.models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_qwen3, with_lora
 
 EVERY_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -19,7 +19,7 @@ from clusterucb.kernels.preconditioner import PRECONDITIONERS, Preconditioner
 from clusterucb.kernels.projection import Sketch
 from clusterucb.model.moments import Moments
 from clusterucb.model.parameters import ParameterManifest
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 from helpers.encoding import encoded
 from helpers.models import tiny_llama, with_lora
 

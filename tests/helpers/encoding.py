@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 from helpers.models import VOCABULARY
 
 

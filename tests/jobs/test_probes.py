@@ -27,7 +27,7 @@ from clusterucb.jobs.doctor.probes import (
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.options.search import Settings
 from clusterucb.progress import Silent
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 from helpers.models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_qwen3, with_lora
 from helpers.tiny import write_model
 

@@ -13,7 +13,7 @@ import clusterucb as cu
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.features import FeatureBatch, Hidden
 from clusterucb.features.similarity import similarity
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 from helpers.searching import search as flat_search
 from helpers.tiny import write_model
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterucb.errors import ModelError, OptionError
-from clusterucb.samples.encode import Encoded, Encoder, Unusable
+from clusterucb.samples.encode import Encoder, Unusable
+from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.pool import Message
 from helpers.templates import SHAPES, Shape, byte_level, sentencepiece
 
@@ -140,6 +141,27 @@ def test_tokens_labels_and_content_are_those_of_the_slow_reference(name: str, da
     assert encoded.tokens.tolist() == tokens
     assert encoded.labels.tolist() == labels
     assert encoded.content.tolist() == contents
+
+
+UNUSABLE = st.sampled_from(
+    [turns("no answer"), turns("a blank one", " "), [Message("text", "\n")], turns("<|im_end|>", "\ue000")]
+)
+WITHOUT_TURNS = TEXT.map(lambda text: [Message("text", text)])
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@given(data=st.data())
+def test_who_shares_a_batch_changes_nothing(name: str, data: st.DataObject) -> None:
+    encoder = ENCODERS[name]
+    many = data.draw(st.lists(conversations(system=False) | UNUSABLE | WITHOUT_TURNS, max_size=5))
+    for messages, encoded in zip(many, encoder.batch(many), strict=True):
+        if isinstance(encoded, Unusable):
+            with pytest.raises(Unusable, match=f"^{re.escape(str(encoded))}$"):
+                encoder(messages)
+            continue
+        alone = encoder(messages)
+        for field in ("tokens", "labels", "content"):
+            np.testing.assert_array_equal(getattr(encoded, field), getattr(alone, field))
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -108,7 +108,7 @@ def test_no_json_object_stops_a_run(tmp_path_factory: pytest.TempPathFactory, ro
     )
     pool = read_target([path])
     assert len(pool.samples) + len(pool.rejected) == len(rows) + 2
-    assert pool.fingerprint()
+    assert pool.fingerprint
 
 
 # Lines and files -----------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def test_order_of_lines_and_files_changes_nothing(
     paths = [write(folder / f"{number}.jsonl", shuffled[number::n_files]) for number in range(n_files)]
     again = read(chance.sample(paths, n_files))
     assert content(again) == content(once)
-    assert again.fingerprint() == once.fingerprint()
+    assert again.fingerprint == once.fingerprint
     assert len(again.rejected) == len(once.rejected) == len(rows) - len(once.samples)
     assert content(once) == [
         (one.content_hash, one.id, one.source, one.raw) for one in kept_of([alone(one) for one in rows])
@@ -337,7 +337,7 @@ def test_fingerprint_changes_with_every_byte_that_matters(tmp_path: Path) -> Non
         [row("a", id="1", source="s", note=1)],
         [row("a", id="1", source="s"), row("b", id="2", source="s")],
     ]
-    prints = {read_pool([write(tmp_path / "pool.jsonl", rows)]).fingerprint() for rows in variants}
+    prints = {read_pool([write(tmp_path / "pool.jsonl", rows)]).fingerprint for rows in variants}
     assert len(prints) == len(variants)
 
 

@@ -432,7 +432,7 @@ def test_the_index_of_a_frame_is_no_column() -> None:
     frame = pd.DataFrame(ROWS)
     filtered = frame[frame["source"] == "b"]
     assert {tuple(json.loads(sample.raw)) for sample in read_pool(filtered).samples} == {tuple(ROWS[0])}
-    assert read_pool(frame.sample(frac=1, random_state=1)).fingerprint() == read_pool(frame).fingerprint()
+    assert read_pool(frame.sample(frac=1, random_state=1)).fingerprint == read_pool(frame).fingerprint
 
 
 @pytest.mark.parametrize(

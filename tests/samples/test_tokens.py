@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clusterucb.errors import InputError
 from clusterucb.samples import tokens
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.tokens import TokenFile
 
 encoded = st.lists(

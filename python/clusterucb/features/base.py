@@ -23,7 +23,7 @@ from clusterucb.errors import PluginError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from clusterucb.samples.encode import Encoded
+    from clusterucb.samples.encoded import Encoded
     from clusterucb.samples.sample import Sample
 
 PASSES = "forward_passes"  # the name of the array in which `Feature.fit` may return the number of passes

@@ -23,7 +23,7 @@ from clusterucb.features.base import PASSES, Feature, FeatureBatch, Fitted
 from clusterucb.features.sentence import SentenceModel
 
 if TYPE_CHECKING:
-    from clusterucb.samples.encode import Encoded
+    from clusterucb.samples.encoded import Encoded
 
 
 @dataclass

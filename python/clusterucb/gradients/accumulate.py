@@ -24,7 +24,7 @@ from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
 from clusterucb.model.moments import Moments
 from clusterucb.progress import Advance
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 
 
 @dataclass(frozen=True)

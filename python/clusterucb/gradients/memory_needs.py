@@ -29,7 +29,7 @@ from clusterucb.gradients.peak_memory import peak_bytes
 from clusterucb.gradients.scorer import HELD
 from clusterucb.machine import free_disk, memory
 from clusterucb.options.gradients import GradientSettings
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 from clusterucb.wording import in_bytes
 
 _PARTS = (8, 4)  # passes over an eighth and a quarter of the tokens are measured

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.run.folder import Limit
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 
 CPU_TOKENS = 1024  # padded tokens of a pass on a CPU; larger passes are not faster
 # The cost of a pass beside its tokens, in tokens: two halves of a pass take that much more than the whole (measured: 24

@@ -27,7 +27,7 @@ from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
 from clusterucb.progress import Advance
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 
 HELD = 1 << 27  # bytes of a pass's target gradients, which are kept until their norms are known
 

@@ -41,7 +41,7 @@ from clusterucb.options.gradients import GradientSettings
 from clusterucb.progress import Observer
 from clusterucb.run.folder import Limit, Run
 from clusterucb.run.gradient_store import kept_adapter
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.pool_and_target import Material
 from clusterucb.samples.tokens import EncodedSamples
 from clusterucb.wording import counted

@@ -23,7 +23,7 @@ from clusterucb.gradients.loss import sample_losses
 from clusterucb.gradients.passes import Batch, memory_for
 from clusterucb.gradients.recompute import recomputed_layers
 from clusterucb.model.moments import decay_groups
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 from clusterucb.wording import counted
 
 

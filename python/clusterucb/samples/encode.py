@@ -22,7 +22,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -31,12 +30,11 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.samples.chat import ChatTemplate, Kind, Piece, Unusable
+from clusterucb.samples.encoded import Encoded, surrounded, truncated
 from clusterucb.samples.shapes import TEXT, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-__all__ = ["Encoded", "Encoder", "Unusable"]
 
 # The version of the encoding rules. Raise it when a change gives other tokens or labels for the same conversation.
 _RULES = 1
@@ -65,30 +63,6 @@ class Text(NamedTuple):
     before: Sequence[int]
     after: Sequence[int]
     plain: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Encoded:
-    """One sample as T tokens.
-
-    Attributes:
-        tokens: i64[T], the token ids.
-        labels: bool[T]. True where the token is predicted from the tokens before it; never true for the first token.
-        content: bool[T]. True where the token belongs to a message's content, in any role; false for the template's
-            tokens.
-    """
-
-    tokens: NDArray[np.int64]
-    labels: NDArray[np.bool_]
-    content: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def n_labels(self) -> int:
-        """Number of tokens that are predicted."""
-        return int(self.labels.sum())
 
 
 class Encoder:
@@ -190,11 +164,13 @@ class Encoder:
         return zip(found["input_ids"], found["offset_mapping"], strict=True)
 
     def labelled(
-        self, texts: Iterable[Text | Unusable], tokenised: Iterator[tuple[list[int], list[tuple[int, int]]]]
+        self, texts: Sequence[Text | Unusable], tokenised: Iterable[tuple[list[int], list[tuple[int, int]]]]
     ) -> list[Encoded | Unusable]:
         """Return samples of tokenised texts: the last step of `batch`."""
+        good = [text for text in texts if isinstance(text, Text)]
+        samples = iter(self._labelled(good, list(tokenised)) if good else ())
         return [
-            self._attempt(self._encoded, text, *next(tokenised)) if isinstance(text, Text) else text
+            self._attempt(self._encoded, text, next(samples)) if isinstance(text, Text) else text
             for text in texts
         ]
 
@@ -230,11 +206,12 @@ class Encoder:
         )
         return Text("".join(part.text for part in parts), kinds, end, before, after)
 
-    def _encoded(self, text: Text, ids: list[int], offsets: list[tuple[int, int]]) -> Encoded:
-        """Return a sample, given the tokens of its text and where they stand."""
-        encoded = self._labelled(text, ids, offsets)
+    def _encoded(self, text: Text, encoded: Encoded | Unusable) -> Encoded:
+        """Return a sample that the model can use, given the labelled tokens of its text."""
+        if isinstance(encoded, Unusable):
+            raise encoded
         if text.before or text.after:
-            encoded = _surrounded(text.before, encoded, text.after)
+            encoded = surrounded(text.before, encoded, text.after)
         encoded.labels[:1] = False
         if not (encoded.labels & encoded.content).any():
             raise Unusable(
@@ -242,7 +219,7 @@ class Encoder:
                 if text.plain
                 else "chat template: it, or the tokenizer, leaves nothing of the answer"
             )
-        return _truncate(encoded, self._max_length, self._tokenizer.bos_token_id)
+        return truncated(encoded, self._max_length, self._tokenizer.bos_token_id)
 
     @property
     def max_length(self) -> int:
@@ -262,51 +239,83 @@ class Encoder:
         )
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
-    def _labelled(self, text: Text, ids: list[int], offsets: list[tuple[int, int]]) -> Encoded:
-        """Return the tokens of a text with their labels."""
-        tokens = np.array(ids, np.int64)
-        places = np.fromiter(chain.from_iterable(offsets), np.int64, 2 * len(tokens)).reshape(-1, 2)
-        starts, ends = self._spans(tokens, places, text.text)
+    def _labelled(
+        self, texts: Sequence[Text], tokenised: Sequence[tuple[list[int], list[tuple[int, int]]]]
+    ) -> Iterator[Encoded | Unusable]:
+        """Yield the tokens of texts with their labels. All texts are worked on as one."""
+        lengths = [len(ids) for ids, _ in tokenised]
+        n_tokens = sum(lengths)
+        tokens = np.fromiter(chain.from_iterable(ids for ids, _ in tokenised), np.int64, n_tokens)
+        flat = chain.from_iterable(chain.from_iterable(offsets for _, offsets in tokenised))
+        places = np.fromiter(flat, np.int64, 2 * n_tokens).reshape(-1, 2)
+        begins = np.cumsum([0, *(len(text.text) for text in texts)])[:-1]  # of each text in all of them
+        places += np.repeat(begins, lengths)[:, None]
+        bounds = np.cumsum([0, *lengths])
+        whole = "".join(text.text for text in texts)
+        starts, ends = self._spans(tokens, places, whole, bounds[:-1], begins)
+        kinds = np.concatenate([text.kinds for text in texts])
 
-        def holds(there: NDArray[np.bool_]) -> NDArray[np.bool_]:
-            total = np.zeros(len(there) + 1, np.int32)
-            np.cumsum(there, out=total[1:])
+        def holds(*wanted: Kind) -> NDArray[np.bool_]:
+            table = np.zeros(len(Kind), np.int32)
+            table[list(wanted)] = 1
+            total = np.zeros(len(kinds) + 1, np.int32)
+            np.cumsum(table[kinds], out=total[1:])
             return total[ends] > total[starts]
 
-        kinds = text.kinds
-        answer = kinds == Kind.ANSWER
-        dropped, content = holds(kinds == Kind.DROPPED), holds(answer | (kinds == Kind.CONTENT))
-        control = self._is_special[tokens] | (tokens == self._added.get(text.end, -1))
+        dropped, content = holds(Kind.DROPPED), holds(Kind.CONTENT, Kind.ANSWER)
+        labels = holds(Kind.ANSWER, Kind.END)
+        turn_ends = np.repeat([self._added.get(text.end, -1) for text in texts], lengths)
+        control = self._is_special[tokens] | (tokens == turn_ends)
         control &= tokens != self._tokenizer.unk_token_id  # which stands for whatever has no other token
-        for at in np.flatnonzero((dropped | control) & content):
-            near = text.text[max(starts[at] - 8, 0) : ends[at] + 8].replace(_BREAK, "")
-            raise Unusable(
-                f"control token: a turn spells out one that cannot be encoded as text, near {near!r}"
-            )
-        keep = ~dropped
-        return Encoded(tokens[keep], holds(answer | (kinds == Kind.END))[keep], content[keep])
+        faults = (dropped | control) & content
+        for number, (first, last) in enumerate(pairwise(bounds.tolist())):
+            here = slice(first, last)
+            if faults[here].any():
+                at = first + int(np.argmax(faults[here]))
+                yield _spelt_out(texts[number].text, starts[at] - begins[number], ends[at] - begins[number])
+                continue
+            keep = ~dropped[here]
+            yield Encoded(tokens[here][keep], labels[here][keep], content[here][keep])
 
     def _spans(
-        self, tokens: NDArray[np.int64], offsets: NDArray[np.int64], text: str
+        self,
+        tokens: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        text: str,
+        firsts: NDArray[np.int64],
+        begins: NDArray[np.int64],
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return where each token's characters begin and end, i64[T] each.
 
-        The tokenizer's offsets are corrected in two ways. A byte-level post-processor may trim whitespace off the
-        offsets: this whitespace is given to the token after the gap. An added token may absorb whitespace (``lstrip``,
-        ``rstrip``): this whitespace is taken from the token, since it may be part of a content while the token is the
-        template's.
+        Offsets are wrong for our purpose in two ways, which are corrected. Whitespace that a byte-level post-processor
+        trims off belongs to the token after the gap. Whitespace that an added token takes in (``lstrip``, ``rstrip``)
+        may belong to a content, though the token belongs to the template.
+
+        Args:
+            tokens: i64[T], of several texts.
+            offsets: i64[T, 2], where they stand in ``text``.
+            text: all texts.
+            firsts: the first token of each text.
+            begins: where each text begins.
         """
         starts, ends = offsets[:, 0].copy(), offsets[:, 1].copy()
-        previous = np.concatenate(([0], ends[:-1]))
-        for at in np.flatnonzero(starts > previous):
+        previous = np.concatenate(([0], ends[:-1]))[: len(ends)]
+        there = firsts < len(tokens)
+        previous[firsts[there]] = begins[there]
+        for at in np.flatnonzero(starts > previous).tolist():
             if text[previous[at] : starts[at]].isspace():
                 starts[at] = previous[at]
-        for at in np.flatnonzero(self._is_added[tokens]):
+        for at in np.flatnonzero(self._is_added[tokens]).tolist():
             written = text[starts[at] : ends[at]]
             if written.strip():
                 starts[at] += len(written) - len(written.lstrip())
                 ends[at] -= len(written) - len(written.rstrip())
         return starts, ends
+
+
+def _spelt_out(text: str, start: int, end: int) -> Unusable:
+    near = text[max(start - 8, 0) : end + 8].replace(_BREAK, "")
+    return Unusable(f"control token: a turn spells out one that cannot be encoded as text, near {near!r}")
 
 
 def _is_text(messages: Sequence[Message]) -> bool:
@@ -349,37 +358,3 @@ def _without_controls(piece: Piece, controls: Iterable[str]) -> list[Piece]:
     cuts = [0, *(match.start() + 1 for match in re.finditer(spelt, text)), len(text)]
     parts = ((Piece(text[start:end], kind), Piece(_BREAK, Kind.DROPPED)) for start, end in pairwise(cuts))
     return [part for pair in parts for part in pair][:-1]
-
-
-def _surrounded(before: Sequence[int], encoded: Encoded, after: Sequence[int]) -> Encoded:
-    """Return a sample with unlabelled tokens added before it and labelled tokens added after it."""
-    sizes = len(before), len(after)
-    return Encoded(
-        np.concatenate((np.array(before, np.int64), encoded.tokens, np.array(after, np.int64))),
-        np.pad(encoded.labels, sizes, constant_values=(False, True)),
-        np.pad(encoded.content, sizes),
-    )
-
-
-def _truncate(encoded: Encoded, max_length: int, bos: int | None) -> Encoded:
-    """Cut a sample to ``max_length`` tokens, and keep as much of the answers as possible.
-
-    The tokens after the last label are cut first, then those at the start except a BOS token. If the labels span more
-    than the window, at most a quarter of ``max_length`` is kept of the tokens before them, and the end of the labels
-    is cut.
-    """
-    if len(encoded) <= max_length:
-        return encoded
-    labelled = np.flatnonzero(encoded.labels)
-    first, stop = int(labelled[0]), int(labelled[-1]) + 1
-    kept = int(encoded.tokens[0] == bos)
-    window = max_length - kept
-    least = 1 - kept  # the first label needs a token before it
-    if stop <= max_length:
-        start = kept
-    elif stop - first + least <= window:
-        start = stop - window
-    else:
-        start = first - min(first - kept, max(max_length // 4, least))
-    at = np.concatenate((np.arange(kept), np.arange(start, start + window)))
-    return Encoded(encoded.tokens[at], encoded.labels[at], encoded.content[at])

@@ -1,8 +1,9 @@
 """Keep the lines of a pool on the disk, and decode a sample only when it is needed.
 
 Millions of lines do not fit into memory. They are written as Arrow to a file without a name (under ``TMPDIR``), which
-is memory-mapped once the last line is written. Memory holds 60 bytes for each line: parts of its hashes, its origin
-and its number. A file without a name disappears with the process, however the process ends.
+is memory-mapped once the last line is written. While files are read, memory holds 60 bytes for each line: parts of its
+hashes, its origin and its number. Once the samples are in order, 20 bytes remain. A file without a name disappears with
+the process, however the process ends.
 """
 
 from __future__ import annotations
@@ -129,10 +130,18 @@ class Lines:
         """The first eight bytes of the content hashes, u64[n]. They sort in the order of the hashes."""
         return np.frombuffer(self._contents, np.uint64)
 
-    @property
-    def digests(self) -> NDArray[np.uint8]:
-        """SHA-256 of everything about each sample that a run depends on, u8[n, 32]."""
-        return np.frombuffer(self._digests, np.uint8).reshape(-1, 32)
+    def forget_hashes(self, rows: NDArray[np.int64]) -> str:
+        """Return a hex SHA-256 of everything about some samples that a run depends on; drop what only this needs.
+
+        The hashes of ids and whole samples, 40 bytes of each line, are gone afterwards.
+        """
+        digests = np.frombuffer(self._digests, np.uint8).reshape(-1, 32)
+        whole = hashlib.sha256()
+        for begin in range(0, len(rows), _BATCH):
+            whole.update(digests[rows[begin : begin + _BATCH]].tobytes())
+        del digests
+        self._digests, self._ids = bytearray(), array("Q")
+        return whole.hexdigest()
 
     @property
     def id_keys(self) -> NDArray[np.uint64]:
@@ -198,11 +207,6 @@ class Samples(Sequence[Sample]):
     def content_keys(self) -> NDArray[np.uint64]:
         """The first eight bytes of the content hashes, u64[N]."""
         return self._lines.content_keys[self._rows]
-
-    @property
-    def digests(self) -> NDArray[np.uint8]:
-        """SHA-256 of everything about each sample that a run depends on, u8[N, 32]."""
-        return self._lines.digests[self._rows]
 
 
 @contextmanager

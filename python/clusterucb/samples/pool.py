@@ -9,7 +9,6 @@ Decisions:
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,6 +56,8 @@ class Pool:
         files: the files in reading order.
         shapes: the number of rows of each shape, for each file.
         unseen: the columns that the layout names and that no row has.
+        fingerprint: hex SHA-256 of everything about the samples that a run depends on. The order of lines and files
+            does not change it.
     """
 
     samples: Samples
@@ -64,10 +65,7 @@ class Pool:
     files: tuple[str, ...]
     shapes: Mapping[str, Counter[str]]
     unseen: frozenset[str] = frozenset()
-
-    def fingerprint(self) -> str:
-        """Return a hex SHA-256 of everything that a run depends on. The order of lines and files does not matter."""
-        return hashlib.sha256(self.samples.digests.tobytes()).hexdigest()
+    fingerprint: str = ""
 
 
 def read_pool(
@@ -128,7 +126,8 @@ def _read(
         raise not_usable(rejected[0])
     if not len(rows):
         raise InputError(f"the {what} ({_listed(files)}) has {_why_unusable(lines, rejected, layout)}")
-    return Pool(Samples(lines, rows), rejected, files, shapes, frozenset(lines.unseen))
+    fingerprint = lines.forget_hashes(rows)
+    return Pool(Samples(lines, rows), rejected, files, shapes, frozenset(lines.unseen), fingerprint)
 
 
 def _listed(files: Sequence[str]) -> str:

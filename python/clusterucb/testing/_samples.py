@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.features.base import Feature, FeatureBatch, Fitted
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.sample import Sample
 from clusterucb.samples.shapes import Message
 

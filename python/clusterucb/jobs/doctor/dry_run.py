@@ -33,7 +33,7 @@ from clusterucb.samples.sample import Rejected, by_kind
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from clusterucb.samples.encode import Encoded
+    from clusterucb.samples.encoded import Encoded
 
 FIRST = 200  # lines that are read of every file
 

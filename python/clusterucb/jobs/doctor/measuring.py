@@ -23,7 +23,7 @@ from clusterucb.gradients.scorer import compute_directions
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 
 _SKETCH = Sketch(8192, 4)
 _IGNORED = -100  # the label that Hugging Face ignores

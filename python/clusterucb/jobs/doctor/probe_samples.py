@@ -16,7 +16,9 @@ from clusterucb.errors import ModelError
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.model.source import ModelSource
 from clusterucb.options.gradients import GradientSettings
-from clusterucb.samples.encode import Encoded, Encoder, Unusable
+from clusterucb.samples.chat import Unusable
+from clusterucb.samples.encode import Encoder
+from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.shapes import Message
 from clusterucb.wording import counted, one_line
 

@@ -55,7 +55,7 @@ from clusterucb.model.loaded import LoadedModel, keep
 from clusterucb.model.source import ModelSource, check_limits, resolve_device
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.progress import Observer
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 from clusterucb.wording import counted, in_bytes
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ from clusterucb.run.feature_shards import CACHED, Shards
 from clusterucb.run.folder import Run
 from clusterucb.run.gradient_store import SHARD, GradientStore, StoredScores
 from clusterucb.run.ledger import Ledger
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.pool_and_target import Material
 from clusterucb.samples.sample import Sample
 from clusterucb.wording import counted

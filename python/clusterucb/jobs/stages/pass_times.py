@@ -43,7 +43,7 @@ from clusterucb.progress import Observer, Silent
 from clusterucb.report.plan import Plan
 from clusterucb.run.folder import Cost, PhaseCost, Run
 from clusterucb.run.gradient_store import SHARD, GradientStore
-from clusterucb.samples.encode import Encoded
+from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.pool_and_target import WARMUP_BATCH, Material
 
 _DESCRIBED = 64  # samples whose features are computed

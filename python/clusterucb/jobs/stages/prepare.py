@@ -110,8 +110,8 @@ def prepare(
             "turns are not used"
         )
     contents = {
-        "pool content": read.fingerprint(),
-        "target content": held_out.fingerprint() if held_out else None,
+        "pool content": read.fingerprint,
+        "target content": held_out.fingerprint if held_out else None,
         "model content": source.fingerprint(),
         "encoding content": encoder.fingerprint,
         **checkpoints,
