@@ -23,7 +23,7 @@ from clusterucb.features.hidden import _damped
 from clusterucb.features.lexical import _WORD
 from clusterucb.features.sentence import SentenceModel
 from clusterucb.features.similarity import check_comparable
-from clusterucb.jobs.stages import influence
+from clusterucb.jobs.stages import features as pool_features
 from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.sample import Sample
 from clusterucb.samples.shapes import Message
@@ -479,7 +479,7 @@ def test_another_sentence_model_in_the_same_folder_is_another_run(job, tmp_path)
 def test_what_was_learnt_is_read_back_and_used_for_the_target(job, tmp_path, monkeypatch):
     features = cu.Concatenation((cu.Lexical(dim=4), cu.Hidden(depth=0.5)))
     whole = cu.select(**job, budget=8, out=tmp_path / "whole", features=features, policy=cu.RDS())
-    monkeypatch.setattr(influence, "_SHARD", 12)
+    monkeypatch.setattr(pool_features, "_SHARD", 12)
     compute, calls = cu.Concatenation.compute, iter(range(2))
     with monkeypatch.context() as broken:
         broken.setattr(cu.Concatenation, "compute", lambda *given: [next(calls), compute(*given)][1])

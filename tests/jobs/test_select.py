@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import clusterucb as cu
 from clusterucb.errors import ClusterUCBWarning, InputError, ModelError, OptionError, PluginError, RunError
-from clusterucb.jobs.stages import influence
+from clusterucb.jobs.stages import features, influence
 from clusterucb.model import source as checkpoint
 from helpers.selections import N, arguments, results, write_job
 from helpers.tiny import TOPICS, interrupt, read_rows, rows, write_rows
@@ -490,7 +490,7 @@ def test_a_budget_beyond_the_pool_exhausts_it(job, tmp_path):
 
 
 def test_features_in_several_files_are_those_of_one(job, tmp_path, monkeypatch):
-    monkeypatch.setattr(influence, "_SHARD", 37)
+    monkeypatch.setattr(features, "_SHARD", 37)
     result = cu.select(**arguments(job, tmp_path / "run"))
     assert len(list(result.out.glob("features-*.safetensors"))) == 3
     assert results(result.out) == results(job / "done")

@@ -11,7 +11,7 @@ import pytest
 
 import clusterucb as cu
 from clusterucb.errors import ClusterUCBWarning, OptionError
-from clusterucb.jobs.stages import influence
+from clusterucb.jobs.stages import features
 from clusterucb.progress import Silent
 from clusterucb.run import feature_cache as cache
 from clusterucb.run.feature_cache import FeatureCache, feature_key
@@ -145,7 +145,7 @@ def test_what_is_damaged_is_computed_again_and_replaced(job, tmp_path, kept, dam
 
 @pytest.mark.parametrize("still_there", [True, False])
 def test_a_run_that_was_cut_short_while_it_took_them_goes_on(job, tmp_path, kept, monkeypatch, still_there):
-    monkeypatch.setattr(influence, "_SHARD", 15)
+    monkeypatch.setattr(features, "_SHARD", 15)
     select(job, tmp_path / "a", cu.Hidden(depth=1))
     put, count = cache._put, iter(range(2))
 
@@ -166,7 +166,7 @@ def test_a_run_that_was_cut_short_while_it_took_them_goes_on(job, tmp_path, kept
 
 
 def test_a_run_that_has_begun_to_compute_takes_nothing(job, tmp_path, monkeypatch):
-    monkeypatch.setattr(influence, "_SHARD", 15)
+    monkeypatch.setattr(features, "_SHARD", 15)
     select(job, tmp_path / "a", cu.Hidden(depth=1))
     select(job, tmp_path / "b", cu.Hidden(depth=1), seed=1)
     for name in ("features-cached.json", "features-00002.safetensors", "labels.safetensors", "ledger.sqlite"):

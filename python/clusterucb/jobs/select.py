@@ -51,7 +51,6 @@ from clusterucb.wording import counted
 
 if TYPE_CHECKING:
     from clusterucb.gradients.session import AdaptedModel
-    from clusterucb.jobs.stages.influence import Influence
 
 
 @borrowing
@@ -134,6 +133,7 @@ class _Selecting:
     interrupted: KeyboardInterrupt | None = None
 
     def __post_init__(self) -> None:
+        from clusterucb.jobs.stages.features import PoolFeatures
         from clusterucb.jobs.stages.influence import Influence
         from clusterucb.jobs.stages.pass_times import seconds_per_token
 
@@ -145,17 +145,16 @@ class _Selecting:
             )
         lengths = job.material.encoded.lengths
         self.n_budget, self.n_select = job.settings.counts(lengths, manifest.seconds_per_token)
-        self.influence: Influence = Influence(
-            self.run, job.settings, self.adapted, job.material, job.observer, job.store
-        )
+        parts = (self.run, job.settings, self.adapted, job.material, job.observer, job.store)
+        self.features, self.influence = PoolFeatures(*parts), Influence(*parts)
 
     def prepared_search(self, ledger: Ledger) -> Callable[..., Selection]:
         """Describe the pool, and return the search: a function of a budget and a journal."""
         job, policy, settings = self.job, self.strategies.policy, self.job.settings
-        blocks = self.influence.features(self.strategies.features)
+        blocks = self.features.blocks(self.strategies.features)
         columns = job.material.columns()
         if "similarity" in policy.columns:
-            columns["similarity"] = self.influence.similarity(self.strategies.features, blocks)
+            columns["similarity"] = self.features.similarity(self.strategies.features, blocks)
         prior = self.influence.estimates() if policy.predicts else {}
         for number, known in enumerate(self.known, start=1):
             job.observer.step(known.said)
@@ -226,7 +225,8 @@ class _Selecting:
             selection.drawn_rows,
             self.strategies.features,
             self.strategies.policy,
-            reused=self.influence.reused,
+            passes=self.features.passes(self.strategies.features),
+            reused=self.features.reused,
         )
         result = finish(self.run, prepared.material, selection, ledger.failures(), cost, self.given, model)
         if self.interrupted:

@@ -43,7 +43,7 @@ from clusterucb.versions import __version__
 
 if TYPE_CHECKING:
     from clusterucb.gradients.session import AdaptedModel
-    from clusterucb.jobs.stages.influence import Influence
+    from clusterucb.jobs.stages.features import PoolFeatures
 
 _Blocks = dict[str, NDArray[np.float32]]
 _Columns = dict[str, NDArray[np.float64]]
@@ -168,6 +168,7 @@ class _Comparing:
         counts: dict[str, int],
         seeds: int,
     ) -> None:
+        from clusterucb.jobs.stages.features import PoolFeatures
         from clusterucb.jobs.stages.influence import Influence
 
         self._job = job
@@ -175,7 +176,8 @@ class _Comparing:
         self._contenders = contenders
         self._counts = counts
         self._seeds = seeds
-        self._influence = Influence(run, job.settings, adapted, job.material, job.observer, job.store)
+        parts = (run, job.settings, adapted, job.material, job.observer, job.store)
+        self._features, self._influence = PoolFeatures(*parts), Influence(*parts)
         self._columns = job.material.columns()
         take_up_former(run, [contender.features for contender in contenders])
         self._clusterings: dict[bytes, Clusterings] = {}
@@ -194,7 +196,7 @@ class _Comparing:
     def results(self, recorded: _Recorded | None) -> dict[str, Any]:
         """Describe the pool, score it unless an earlier run did, replay every contender, and return the results."""
         n_samples = len(self._job.material.samples)
-        self._described = _describe(self._influence, self._contenders)
+        self._described = _describe(self._features, self._contenders)
         predicting = any(contender.policy.predicts for contender in self._contenders)
         self._prior = self._influence.estimates() if predicting else {}
         self._rehearse(n_samples)
@@ -212,9 +214,11 @@ class _Comparing:
                         contender, truth, budgets[contender.name], self._seeds, advance
                     )
         timed = _timed(self._run.manifest.cost, recorded)
-        return results(
-            self._contenders, replays, self._counts, truth, self._job.settings, self._job.material, timed
-        )
+        passes = {
+            one.name: self._features.passes(one.features, folder_of(one.features)) for one in self._contenders
+        }
+        settings, material = self._job.settings, self._job.material
+        return results(self._contenders, replays, self._counts, truth, settings, material, timed, passes)
 
     def _play(
         self,
@@ -324,15 +328,14 @@ def _manifest(folder: Path) -> Manifest:
         ) from error
 
 
-def _describe(influence: Influence, contenders: Sequence[Contender]) -> dict[str, tuple[_Blocks, _Columns]]:
+def _describe(features: PoolFeatures, contenders: Sequence[Contender]) -> dict[str, tuple[_Blocks, _Columns]]:
     """Return the blocks of every feature by its folder, and the similarity to the target if a policy needs it."""
     described: dict[str, tuple[_Blocks, _Columns]] = {}
     for one in contenders:
         folder = folder_of(one.features)
-        blocks, columns = described.get(folder) or (influence.features(one.features, folder), {})
-        influence.count_passes(one.features, folder)
+        blocks, columns = described.get(folder) or (features.blocks(one.features, folder), {})
         if "similarity" in one.policy.columns and not columns:
-            columns = {"similarity": influence.similarity(one.features, blocks, folder)}
+            columns = {"similarity": features.similarity(one.features, blocks, folder)}
         described[folder] = blocks, columns
     return described
 

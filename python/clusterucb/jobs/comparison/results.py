@@ -88,6 +88,7 @@ def results(
     settings: CompareSettings,
     material: Material,
     timed: Cost,
+    passes: Mapping[str, float],
 ) -> dict[str, Any]:
     """Return the results of all contenders as JSON values.
 
@@ -99,6 +100,7 @@ def results(
         settings: the options.
         material: the pool and the target.
         timed: the measured seconds of every phase.
+        passes: for each contender by name, the forward passes over each sample that its features take.
     """
     return {
         "pool_samples": len(material.samples),
@@ -109,7 +111,8 @@ def results(
         "batch_size": settings.batch_size,
         "truth": {"scored": len(truth.rewards), "failed": int(np.isnan(truth.rewards).sum())},
         "strategies": [
-            _strategy(one, replays[one.name], counts, truth, settings, material, timed) for one in contenders
+            _strategy(one, replays[one.name], counts, truth, settings, material, timed, passes[one.name])
+            for one in contenders
         ],
         **_at_largest(replays, list(counts)[-1], truth),
     }
@@ -123,6 +126,7 @@ def _strategy(
     settings: CompareSettings,
     material: Material,
     timed: Cost,
+    passes: float,
 ) -> dict[str, Any]:
     """Return the results and the cost of a contender as JSON values."""
     n_samples = len(material.samples)
@@ -130,7 +134,13 @@ def _strategy(
     for budget, of_budget in zip(budgets_of(contender, counts, n_samples), replays, strict=True):
         some = of_budget[0].selection
         cost = selection_cost(
-            Cost(), settings, material, some.drawn_rows, contender.features, contender.policy
+            Cost(),
+            settings,
+            material,
+            some.drawn_rows,
+            contender.features,
+            contender.policy,
+            passes=passes,
         )
         own = float(np.median([one.seconds for one in of_budget]))
         drawing = timed.phases.get("draws", PhaseCost()).seconds * some.n_scored / n_samples

@@ -33,6 +33,7 @@ def selection_cost(
     features: Feature,
     policy: Policy,
     *,
+    passes: float,
     reused: bool = False,
 ) -> Cost:
     """Return the cost of a selection.
@@ -44,6 +45,7 @@ def selection_cost(
         drawn: i64[n], the rows that were drawn.
         features: the feature that described the pool; it also described the target if the policy needs the similarity.
         policy: the policy that spent the budget.
+        passes: the forward passes over each sample that the features take.
         reused: whether the pool's features were taken from the cache.
     """
     pool = material.encoded.lengths
@@ -57,11 +59,8 @@ def selection_cost(
     phases = {
         "features": PhaseCost(
             gradients * len(described),
-            features.forward_passes * (len(described) + compared * material.n_target),
-            round(
-                gradients * int(described.sum())
-                + features.forward_passes * (int(described.sum()) + compared * tokens)
-            ),
+            passes * (len(described) + compared * material.n_target),
+            round(gradients * int(described.sum()) + passes * (int(described.sum()) + compared * tokens)),
             reused=reused,
         ),
         **_warm_up(settings, material),

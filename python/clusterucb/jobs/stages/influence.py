@@ -1,4 +1,4 @@
-"""Compute features, directions and scores with the model.
+"""Compute directions and scores with the model.
 
 Each of them is a stage on disk. A run reads back what it has already written, and never computes it again. Sketches
 that a gradient store holds are not computed at all.
@@ -6,11 +6,10 @@ that a gradient store holds are not computed at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,39 +17,21 @@ from safetensors.numpy import load_file, save_file
 
 from clusterucb import filenames
 from clusterucb.atomic import whole_file
-from clusterucb.engine.blame import blamed
 from clusterucb.engine.budget import Allowance, NothingLeft
 from clusterucb.engine.poolview import ESTIMATES
 from clusterucb.engine.recall import Recall
-from clusterucb.errors import OptionError, warn
-from clusterucb.features.base import (
-    PASSES,
-    Feature,
-    FeatureBatch,
-    Fitted,
-    checked_blocks,
-    checked_fit,
-)
-from clusterucb.features.similarity import similarity
-from clusterucb.gradients.accumulate import Accumulator, unit_sketches
+from clusterucb.errors import warn
 from clusterucb.gradients.scorer import Scorer, compute_directions, sketch_directions
 from clusterucb.gradients.session import AdaptedModel
 from clusterucb.jobs.stages.spending import Spending, spending
-from clusterucb.kernels.projection import Sketch
 from clusterucb.options.amounts import Seconds, Tokens
 from clusterucb.options.search import ScoringSettings
 from clusterucb.progress import Observer
-from clusterucb.run.feature_cache import feature_key, home
-from clusterucb.run.feature_shards import CACHED, Shards
 from clusterucb.run.folder import Run
-from clusterucb.run.gradient_store import SHARD, GradientStore, StoredScores
+from clusterucb.run.gradient_store import GradientStore, StoredScores
 from clusterucb.run.ledger import Ledger
-from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.pool_and_target import Material
-from clusterucb.samples.sample import Sample
 from clusterucb.wording import counted
-
-_SHARD = 4096  # rows in a feature file
 
 
 class Influence:
@@ -90,78 +71,6 @@ class Influence:
             tokens=self._material.encoded.lengths,
             failure=lambda row: self._scorer.failures[row],
         )
-
-    def features(self, feature: Feature, folder: str = "") -> dict[str, NDArray[np.float32]]:
-        """Return the pool's feature blocks, each f32[N, k]. Missing shards come from the cache or are computed.
-
-        A comparison keeps several features in the run folder. It counts features from the cache with the time that
-        they took when they were computed, because it is about the cost of strategies. A selection counts features from
-        the cache as free (`reused`).
-
-        Args:
-            feature: the feature to compute.
-            folder: the shards' folder inside the run folder, if the run keeps several features.
-        """
-        phase = folder or "features"
-        if feature.gradients and self._store is not None:  # the sketches are already on disk
-            return self._stored(feature, phase)
-        shards = self._shards(feature, folder)
-        with self._run.phase(phase):
-            key = self._cache_key(feature)
-            seconds = shards.take(key)
-        timed = self._run.manifest.cost.phases[phase]
-        if seconds is not None:
-            self._observer.step(f"Features taken from the cache: {home()}")
-            timed.seconds += seconds if folder else 0.0
-        with self._run.phase(phase):
-            computed = shards.fill(
-                lambda: self._fit(feature),
-                lambda rows, fitted: checked_blocks(
-                    feature, blamed(feature.compute)(self._batch(rows, fitted)), len(rows)
-                ),
-            )
-        if computed:
-            shards.keep(key, timed.seconds)
-        self.count_passes(feature, folder)
-        return shards.blocks()
-
-    def count_passes(self, feature: Feature, folder: str = "") -> None:
-        """Set the feature's number of passes if fitting has measured it. Call `features` for an equal feature first."""
-        _count_passes(feature, self._shards(feature, folder).fitted())
-
-    @property
-    def reused(self) -> bool:
-        """Whether the run's features were taken from the cache."""
-        return self._run.path(CACHED).exists()
-
-    def similarity(
-        self, feature: Feature, blocks: Mapping[str, NDArray[np.float32]], folder: str = ""
-    ) -> NDArray[np.float64]:
-        """Return the similarity of each pool sample to the target, f64[N].
-
-        Args:
-            feature: the feature that described the pool, and here describes the target. It must not use gradients.
-            blocks: the pool's feature blocks, from `features`.
-            folder: as in `features`.
-        """
-        path = self._run.path(folder) / filenames.SIMILARITY
-        if path.exists():
-            return np.asarray(load_file(path)["similarity"])
-        fitted = self._shards(feature, folder).fitted()
-        material = self._material
-        with self._run.phase(folder or "features"):
-            targets = [
-                checked_blocks(
-                    feature,
-                    blamed(feature.compute)(self._batch_of(material.target_samples[name], encoded, fitted)),
-                    len(encoded),
-                )
-                for name, encoded in material.target.items()
-            ]
-            found = similarity({name: blocks[name] for name in feature.compared(blocks)}, targets)
-        with whole_file(path) as partial:
-            save_file({"similarity": found}, partial)
-        return found
 
     def estimates(self) -> dict[str, NDArray[np.float32]]:
         """Return the scores that the store's sketches estimate, as a block f32[N, S]; 0 where a gradient failed.
@@ -220,87 +129,9 @@ class Influence:
         if self._spending:
             self._spending.advance(n)
 
-    def _shards(self, feature: Feature, folder: str) -> Shards:
-        size = SHARD if feature.gradients else _SHARD
-        return Shards(self._run.path(folder), len(self._material.samples), size, fits=feature.fit_samples > 0)
-
-    def _cache_key(self, feature: Feature) -> str | None:
-        settings = self._run.manifest.settings
-        return feature_key(
-            feature,
-            {
-                **{
-                    name: settings.get(name) for name in ("pool content", "encoding content", "model content")
-                },
-                "dtype": self._settings.dtype,
-                "device": self._model.device.partition(":")[0],
-                "rows": _SHARD,
-            },
-        )
-
-    def _stored(self, feature: Feature, phase: str) -> dict[str, NDArray[np.float32]]:
-        """Return features that are computed from the store's sketches."""
-        n_samples = len(self._material.samples)
-        shards = []
-        with self._run.phase(phase):
-            fitted = self._fit(feature) if feature.fit_samples else {}
-            _count_passes(feature, fitted)
-            for start in range(0, n_samples, SHARD):
-                rows = range(start, min(start + SHARD, n_samples))
-                found = blamed(feature.compute)(self._batch(rows, fitted))
-                shards.append(checked_blocks(feature, found, len(rows)))
-        return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
-
-    def _fit(self, feature: Feature) -> dict[str, NDArray[Any]]:
-        whole = self._batch_of(self._material.samples, self._material.encoded, {})
-        return checked_fit(feature, blamed(feature.fit)(whole.spread(feature.fit_samples)))
-
-    def _batch(self, rows: range, fitted: Fitted) -> FeatureBatch:
-        here = slice(rows.start, rows.stop)
-
-        def sketches() -> NDArray[np.float32]:
-            if self._store is not None:
-                found = self._store.rows(rows).astype(np.float32)
-            else:
-                title = (
-                    f"Gradients of samples {rows.start + 1} to {rows.stop} of {len(self._material.samples)}"
-                )
-                with self._observer.count(title, len(rows)) as advance:
-                    found, _ = unit_sketches(
-                        self._sketchers,
-                        self._material.encoded[here],
-                        self._model.passes,
-                        f"features from {rows.start}",
-                        advance=advance,
-                    )
-            return np.nan_to_num(found, copy=False, nan=0.0)
-
-        return self._batch_of(self._material.samples[here], self._material.encoded[here], fitted, sketches)
-
-    def _batch_of(
-        self,
-        samples: Sequence[Sample],
-        encoded: Sequence[Encoded],
-        fitted: Fitted,
-        sketches: Callable[[], NDArray[np.float32]] | None = None,
-    ) -> FeatureBatch:
-        def none() -> NDArray[np.float32]:
-            raise OptionError("the target's gradients are no features of it")
-
-        device = self._model.device
-        return FeatureBatch(samples, encoded, lambda: self._model.base, sketches or none, fitted, device)
-
     @property
     def _n_checkpoints(self) -> int:
         return len(self._settings.weights)
-
-    @property
-    def _sketch(self) -> Sketch:
-        return self._store.sketch if self._store is not None else self._settings.sketch
-
-    @cached_property
-    def _sketchers(self) -> list[Accumulator]:
-        return self._model.accumulators(sketch=self._sketch)
 
     @cached_property
     def _scorer(self) -> Scorer | StoredScores:
@@ -312,7 +143,7 @@ class Influence:
             targets = self._sketched_directions()
             if self._store is not None:
                 return StoredScores(self._store, targets, advance=self._advance)
-            accumulators = self._sketchers
+            accumulators = self._model.accumulators(sketch=self._settings.sketch)
         return Scorer(
             accumulators,
             self._material.encoded,
@@ -322,7 +153,8 @@ class Influence:
         )
 
     def _sketched_directions(self) -> NDArray[np.float32]:
-        return sketch_directions(self._directions(), self._settings.weights, self._sketch)
+        sketch = self._settings.sketch if self._store is None else self._store.sketch
+        return sketch_directions(self._directions(), self._settings.weights, sketch)
 
     def _directions(self) -> list[NDArray[np.float32]]:
         """Return the directions of the S subtasks, f32[S, P] for each checkpoint."""
@@ -355,11 +187,6 @@ class Influence:
                 )
         _save(path, dict(zip(names, found, strict=True)))
         return found
-
-
-def _count_passes(feature: Feature, fitted: Fitted) -> None:
-    if PASSES in fitted:
-        feature.forward_passes = float(fitted[PASSES].item())
 
 
 def _save(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:

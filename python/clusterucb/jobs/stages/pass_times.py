@@ -33,7 +33,7 @@ from clusterucb.gradients.accumulate import Accumulator
 from clusterucb.gradients.passes import micro_batches, overhead_of, single_pass
 from clusterucb.gradients.session import AdaptedModel, largest_pass, load_base
 from clusterucb.jobs.stages.cost import selection_cost
-from clusterucb.jobs.stages.influence import Influence
+from clusterucb.jobs.stages.features import PoolFeatures
 from clusterucb.jobs.stages.opening import Job
 from clusterucb.jobs.stages.strategies import Strategies
 from clusterucb.machine import free_disk
@@ -97,7 +97,7 @@ def estimate(job: Job[Settings], strategies: Strategies, *, began: float, out: P
         n_budget=n_budget,
         n_select=n_select,
         set_up=set_up,
-        cost=selection_cost(timed, settings, material, found.drawn, features, policy),
+        cost=selection_cost(timed, settings, material, found.drawn, features, policy, passes=found.passes),
         memory=max(found.resident + max(beside, with_gradients), _peak()),
         memory_free=fitting.available("cpu") + _resident(),
         device_memory=found.needs.total if on_gpu else None,
@@ -134,6 +134,7 @@ class _Measured(NamedTuple):
         kept: the bytes of the checkpoint that the run writes.
         width: the number of feature values of a sample.
         drawn: i64[n], rows that represent those that will be drawn.
+        passes: the forward passes over each sample that the features take.
     """
 
     seconds: dict[str, float]
@@ -142,6 +143,7 @@ class _Measured(NamedTuple):
     kept: int
     width: int
     drawn: NDArray[np.int64]
+    passes: float
 
 
 def _measure(
@@ -173,10 +175,12 @@ def _measure(
         "draws": len(checkpoints) * rate(layout.draws),
         "features": 0.0,
     }
+    passes = features.forward_passes
     if not features.gradients:
-        influence = Influence(run, settings, adapted, few, Silent(), store)
-        influence.features(features)  # not counted, because the first call loads libraries
-        blocks = influence.features(features, "again")
+        pool = PoolFeatures(run, settings, adapted, few, Silent(), store)
+        pool.blocks(features)  # not counted, because the first call loads libraries
+        blocks = pool.blocks(features, "again")
+        passes = pool.passes(features)
         width = sum(block.shape[1] for block in blocks.values())
         taken = run.manifest.cost.phases["again"].seconds
         seconds["features"] = taken * len(material.samples) / len(few.samples)
@@ -185,7 +189,7 @@ def _measure(
         if store is None:
             seconds["features"] = len(checkpoints) * rate(layout.everything)
     kept = sum(file.stat().st_size for file in run.folder.glob("adapter/*"))
-    return _Measured(seconds, needs, resident, kept, width, layout.drawn)
+    return _Measured(seconds, needs, resident, kept, width, layout.drawn, passes)
 
 
 class _Layout:
