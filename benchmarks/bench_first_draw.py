@@ -4,8 +4,8 @@
 
 Everything before the first gradient is measured: reading, encoding, features, arms. The time is that of the default
 features. The memory is measured in a second run with one number a row as features (`column`), because the size of
-features is the user's choice; it is the peak of what the process holds itself (RssAnon), less what it holds when the
-same selection reaches its first draw with 100 lines.
+features is the user's choice; it is the peak of what the process holds itself (RssAnon), less the peak of the same
+selection with 20,000 lines, by the lines that it has more.
 
 With ``--against`` the same is run by another Python, in which another version of clusterucb is installed, in turn with
 this one: the ratio is that of the two times.
@@ -26,6 +26,7 @@ sys.path.append(str(ROOT / "tests"))
 
 from helpers import tiny  # noqa: E402  (it lies in tests/)
 
+FEW = 20_000  # lines that have filled every buffer
 WORDS = [f"word{number}" for number in range(1000)]
 RUN = """
 import json, os, sys, threading, time
@@ -113,9 +114,9 @@ def main() -> None:
             case = f"first draw, {options.lines:,} lines"
             rows.append({"case": case, "ratio_to": "version 0.1", "ratio": round(ratio, 3)})
         n_lines = options.memory_lines or options.lines
-        few = measure(sys.executable, folder, write_pool(folder / "few.jsonl", 100), "column")
+        few = measure(sys.executable, folder, write_pool(folder / "few.jsonl", FEW), "column")
         many = measure(sys.executable, folder, write_pool(pool, n_lines), "column")
-        held = (many["bytes"] - few["bytes"]) / n_lines
+        held = (many["bytes"] - few["bytes"]) / (n_lines - FEW)
         print(f"memory: {held:.0f} bytes a line over {n_lines:,} lines")
         rows.append({"case": f"memory, {n_lines:,} lines", "ratio_to": "lines", "ratio": round(held, 1)})
     if options.json:

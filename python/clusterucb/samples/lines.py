@@ -1,7 +1,7 @@
 """Keep the lines of a pool on the disk, and decode a sample only when it is needed.
 
 Millions of lines do not fit into memory. They are written as Arrow to a file without a name (under ``TMPDIR``), which
-is memory-mapped once the last line is written. While files are read, memory holds 60 bytes for each line: parts of its
+is memory-mapped once the last line is written. While files are read, memory holds 28 bytes for each line: parts of its
 hashes, its origin and its number. Once the samples are in order, 20 bytes remain. A file without a name disappears with
 the process, however the process ends.
 """
@@ -63,7 +63,7 @@ class Lines:
         self.unseen = set(layout.columns.values())
         self._origins: list[Origin] = []
         self._contents = array("Q")
-        self._digests = bytearray()
+        self._digests = bytearray()  # those that wait to be written
         self._ids = array("Q")
         self._origin = array("I")
         self._number = array("Q")
@@ -71,6 +71,7 @@ class Lines:
         self._waiting_bytes = 0
         self._column: pa.ChunkedArray | None = None
         with room_for("lines"):
+            self._digest_file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (as below)
             self._file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (stays open as long as this object exists)
             self._writer = pa.ipc.new_file(self._file, pa.schema([("line", pa.large_binary())]))
 
@@ -110,6 +111,7 @@ class Lines:
         with room_for("lines"):
             self._writer.close()
             self._file.flush()
+            self._digest_file.flush()
             mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         self._column = pa.ipc.open_file(pa.py_buffer(mapped)).read_all()["line"]
 
@@ -131,16 +133,15 @@ class Lines:
         return np.frombuffer(self._contents, np.uint64)
 
     def forget_hashes(self, rows: NDArray[np.int64]) -> str:
-        """Return a hex SHA-256 of everything about some samples that a run depends on; drop what only this needs.
-
-        The hashes of ids and whole samples, 40 bytes of each line, are gone afterwards.
-        """
-        digests = np.frombuffer(self._digests, np.uint8).reshape(-1, 32)
+        """Return a hex SHA-256 of everything about some samples that a run depends on; drop the hashes of ids."""
+        digests = np.memmap(self._digest_file, np.uint8, "r", shape=(len(self), 32)) if len(self) else None
         whole = hashlib.sha256()
         for begin in range(0, len(rows), _BATCH):
+            assert digests is not None
             whole.update(digests[rows[begin : begin + _BATCH]].tobytes())
         del digests
-        self._digests, self._ids = bytearray(), array("Q")
+        self._digest_file.close()
+        self._ids = array("Q")
         return whole.hexdigest()
 
     @property
@@ -165,6 +166,8 @@ class Lines:
 
         with room_for("lines"):
             self._writer.write_batch(pa.record_batch([pa.array(self._waiting, pa.large_binary())], ["line"]))
+            self._digest_file.write(self._digests)
+        self._digests.clear()
         self._waiting.clear()
         self._waiting_bytes = 0
 
