@@ -89,7 +89,7 @@ class ArmStats:
 
     @property
     def pending(self) -> NDArray[np.int64]:
-        """i64[K], the number of drawn rows without a reward: they are still being scored, or scoring failed."""
+        """i64[K], the number of drawn rows without a reward. They are still being scored, or scoring failed."""
         return self.size - self.count - self.remaining
 
     def quantile(self, q: float) -> float:
