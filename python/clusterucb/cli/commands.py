@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from cyclopts import (
     App,
@@ -36,9 +36,6 @@ from clusterucb.options import config_file as config
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.options.search import DrawSettings, OutputSettings, SearchSettings
 from clusterucb.versions import __version__
-
-if TYPE_CHECKING:
-    pass
 
 JOBS = ("select", "plan", "sketch", "compare")  # the commands that take --config
 

@@ -14,7 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TextIO
+from typing import TextIO
 
 from cyclopts import (
     CoercionError,
@@ -30,9 +30,6 @@ from clusterucb.cli.commands import JOBS, app
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
 from clusterucb.options import config_file as config
 from clusterucb.wording import in_words, printable
-
-if TYPE_CHECKING:
-    pass
 
 _BROKEN_PIPE = 141  # the exit code of a program that SIGPIPE ends
 

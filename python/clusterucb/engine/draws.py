@@ -137,6 +137,11 @@ class History:
         self._n_subtasks = batch.scores.shape[1]
         self._scored.append((batch, batch.scores))
 
+    def last_scored(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return the rows i64[m] and scores f64[m, S] of the last batch."""
+        batch, scores = self._scored[-1]
+        return batch.rows, scores
+
     def scored(self) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
         """Return the rows i64[m] and scores f64[m, S] of every batch so far."""
         return [(batch.rows, scores) for batch, scores in self._scored]

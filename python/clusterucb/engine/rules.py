@@ -85,7 +85,7 @@ class Rewards:
 
         Failed rows are left out. Nothing is yielded before rewards can be computed.
         """
-        batches = history.scored()[-1:]
+        batches = [history.last_scored()]
         if self._aggregate is None:
             if history.n_cold_left:
                 return
