@@ -13,7 +13,6 @@ gradient store, it holds the leading principal components of the sketches.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from safetensors.numpy import load_file
 from clusterucb.jobs.stages.prior import EarlierSketches
 from clusterucb.run.gradient_store import is_store
 from clusterucb.run.ledger import Ledger
+from clusterucb.run.manifest import read_manifest
 
 
 def scores_of(run: Path) -> dict[str, np.ndarray]:
@@ -30,9 +30,9 @@ def scores_of(run: Path) -> dict[str, np.ndarray]:
     Raises:
         SystemExit: if more than 1 % of the samples have no score.
     """
-    manifest = json.loads((run / "manifest.json").read_text())
-    n_samples, subtasks = manifest["pool_samples"], manifest["subtasks"]
-    with Ledger(run / "ledger.sqlite", subtasks=subtasks, tokens=np.zeros(n_samples), failure=str) as ledger:
+    inputs = read_manifest(run).inputs
+    n_samples, subtasks = inputs.pool_samples, inputs.subtasks
+    with Ledger(run / "ledger.sqlite", subtasks=subtasks, tokens=np.zeros(n_samples)) as ledger:
         scores = ledger.scores()
     if len(rows := np.flatnonzero(np.isnan(scores).all(axis=1))) > n_samples / 100:
         raise SystemExit(

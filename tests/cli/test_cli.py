@@ -77,7 +77,7 @@ def test_strategies_and_their_options_are_named(command, capsys):
     summary = json.loads(capsys.readouterr().out)
     assert summary["clusters"] == 3
     manifest = json.loads(Path(summary["files"]["manifest.json"]).read_text())
-    assert manifest["settings"]["--policy"]["options"] == {"beta": 0.5}
+    assert manifest["identity"]["options"]["--policy"]["options"] == {"beta": 0.5}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterucb.errors import OptionError
-from clusterucb.options.amounts import Seconds, Tokens, parse_budget, parse_count, resolve_count
+from clusterucb.options.amounts import Seconds, Tokens, parse_budget, parse_count, samples_of
 
 shares = st.decimals(min_value=0, max_value=100, places=6, allow_nan=False).filter(lambda share: share > 0)
 
@@ -18,7 +18,7 @@ shares = st.decimals(min_value=0, max_value=100, places=6, allow_nan=False).filt
 @given(shares, st.integers(1, 10**12), st.sampled_from(["{:f}%", " {:f} %", "0{:f}%"]))
 def test_share_is_the_exact_floor_and_at_least_one(share: Decimal, n_samples: int, spelling: str) -> None:
     exact = Fraction(share) * n_samples / 100
-    assert resolve_count("--budget", spelling.format(share), n_samples) == max(exact.__floor__(), 1)
+    assert samples_of(parse_count("--budget", spelling.format(share)), n_samples) == max(exact.__floor__(), 1)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_share_is_the_exact_floor_and_at_least_one(share: Decimal, n_samples: in
     ],
 )
 def test_spellings(spec: str | int, n_samples: int, count: int) -> None:
-    assert resolve_count("--budget", spec, n_samples) == count
+    assert samples_of(parse_count("--budget", spec), n_samples) == count
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_anything_else_is_refused(spec: str) -> None:
 @given(st.text(alphabet="0123456789.%e-+ _٣²", max_size=8) | st.text(max_size=4), st.integers(1, 10**6))
 def test_any_text_is_a_count_or_an_option_error(spec: str, n_samples: int) -> None:
     try:
-        count = resolve_count("--budget", spec, n_samples)
+        count = samples_of(parse_count("--budget", spec), n_samples)
     except OptionError:
         return
     assert count >= 1

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterucb.engine import RowScores
 from clusterucb.errors import OptionError
 from clusterucb.policies import UCB, Random
 from clusterucb.run.ledger import Ledger
@@ -162,15 +163,18 @@ def test_ledger_resumes_a_search_that_died_while_scoring(
     tokens = np.arange(len(case.scores))
     calls = 0
 
-    def dying(rows: np.ndarray) -> np.ndarray:
+    def score(rows: np.ndarray) -> RowScores:
+        return RowScores(case.scores[rows], {row: f"row {row} failed" for row in rows.tolist()})
+
+    def dying(rows: np.ndarray) -> RowScores:
         nonlocal calls
         calls += 1
         if calls > patience:
             raise Kill
-        return case.scores[rows]
+        return score(rows)
 
     def ledger() -> Ledger:
-        return Ledger(path, subtasks=subtasks, tokens=tokens, failure=lambda row: f"row {row}")
+        return Ledger(path, subtasks=subtasks, tokens=tokens)
 
     expected = case.run()
     with ledger() as first:
@@ -178,10 +182,10 @@ def test_ledger_resumes_a_search_that_died_while_scoring(
             found = case.run(first, dying)
         except Kill:
             with ledger() as second:  # the first connection is still open, as after a kill
-                found = case.run(second)
+                found = case.run(second, score)
     identical(found, expected)
     with ledger() as again:
         identical(case.run(again, dying), expected)  # all from the record: nothing is scored again
         assert again.totals() == (expected.n_scored, int(tokens[expected.drawn_rows].sum()))
-        failed = expected.drawn_rows[np.isnan(expected.drawn_scores)]
-        assert again.failures() == [(row, f"row {row}") for row in failed]
+        failed = expected.drawn_rows[np.isnan(expected.drawn_scores)].tolist()
+        assert again.failures() == [(row, f"row {row} failed") for row in failed]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.gradients.passes import Batch, Passes, micro_batches
-from clusterucb.run.folder import Limit
+from clusterucb.run.manifest import Limit
 from clusterucb.samples.encoded import Encoded
 
 LENGTHS = st.lists(st.integers(1, 300), max_size=60)

@@ -76,10 +76,10 @@ def test_scores_are_mean_cosines_whatever_the_batch(kind, batch_tokens):
     directions, failures = compute_directions(checkpoint, TARGET, Passes(batch_tokens))
     scorer = Scorer([Accumulator(checkpoint, directions=directions)], POOL, Passes(batch_tokens))
     rows = np.array([3, 0, 5, 1, 4, 2])
-    scores = scorer(rows)
+    found = scorer(rows)
     assert failures == {"a": [], "b": []}
-    assert not scorer.failures
-    assert np.allclose(scores, true_scores(chosen, m.astype(float), v.astype(float))[rows], atol=2e-5)
+    assert not found.failures
+    assert np.allclose(found.values, true_scores(chosen, m.astype(float), v.astype(float))[rows], atol=2e-5)
 
 
 def at_checkpoint(*kind, **rest):
@@ -90,9 +90,10 @@ def test_scores_do_not_depend_on_the_call():
     checkpoint = at_checkpoint()
     directions, _ = compute_directions(checkpoint, TARGET, Passes(100))
     scorer = Scorer([Accumulator(checkpoint, directions=directions)], POOL, Passes(100))
-    together = scorer(np.arange(6))
-    assert np.array_equal(scorer(np.arange(6)), together)
-    assert np.allclose(np.concatenate([scorer(np.array([row])) for row in range(6)]), together, atol=1e-6)
+    together = scorer(np.arange(6)).values
+    assert np.array_equal(scorer(np.arange(6)).values, together)
+    alone = [scorer(np.array([row])).values for row in range(6)]
+    assert np.allclose(np.concatenate(alone), together, atol=1e-6)
 
 
 @pytest.mark.parametrize("nonzeros", [1, 2, 4])
@@ -116,7 +117,7 @@ def test_sketches_estimate_the_exact_scores(nonzeros, weights):
     targets = sketch_directions(directions, weights, sketch)
     scorer = Scorer(accumulators, POOL, Passes(100), targets=targets)
     rows = np.arange(6)
-    true, estimated = exact(rows), scorer(rows)
+    true, estimated = exact(rows).values, scorer(rows).values
     units, faults = unit_sketches(accumulators, POOL, Passes(100), "all")
     assert abs(estimated - true).max() < 5 / np.sqrt(8192)
     assert abs(estimated - true).max() > 0
@@ -136,7 +137,7 @@ def test_scores_of_several_checkpoints_are_their_weighted_sum():
     both = Scorer(accumulators, POOL, Passes(100), advance=done.append)
     alone = Scorer([Accumulator(at_checkpoint(), directions=directions)], POOL, Passes(100))
     rows = np.arange(6)
-    assert np.allclose(both(rows), (0.25 + 2 * 0.75) * alone(rows), rtol=1e-6)
+    assert np.allclose(both(rows).values, (0.25 + 2 * 0.75) * alone(rows).values, rtol=1e-6)
     assert sum(done) == 6
 
 
@@ -186,9 +187,9 @@ def test_a_gradient_that_is_zero_or_not_finite_fails_and_never_scores(kind, sket
         targets=sketch_directions([directions], [1.0], projection) if projection else None,
         advance=done.append,
     )
-    scores = scorer(np.arange(5))
-    assert np.isnan(scores).all(axis=1).tolist() == [True, False, True, False, True]
-    assert scorer.failures == {
+    found = scorer(np.arange(5))
+    assert np.isnan(found.values).all(axis=1).tolist() == [True, False, True, False, True]
+    assert found.failures == {
         0: "the gradient is zero",
         2: "the gradient is not finite",
         4: "the gradient is not finite",

@@ -233,7 +233,7 @@ def test_a_run_goes_on_when_memory_runs_out_and_says_so(job, tmp_path, small_mem
     assert len(scores) == N
     assert max(abs(scores[name] - plain[name]) for name in plain) < 1e-6
     assert any("Memory ran out: passes have at most" in text for text in steps)
-    limits = result.manifest.limits
+    limits = result.manifest.passes.limits
     assert limits
     assert [one.tokens for one in limits] == sorted((one.tokens for one in limits), reverse=True)
 
@@ -244,15 +244,15 @@ def test_a_run_that_ran_out_of_memory_and_was_interrupted_goes_on_to_the_same_by
 ):
     options = {"checkpoint": checkpoints(job, *names), "batch_size": 10}
     whole = select(job, tmp_path / "whole", **options)
-    assert whole.manifest.limits
+    assert whole.manifest.passes.limits
     small_memory.clear()
     interrupt(monkeypatch, (9,))
     with pytest.raises(KeyboardInterrupt):
         select(job, tmp_path / "stopped", **options)
     monkeypatch.undo()  # there is memory enough now, and the passes are those of before all the same
     resumed = select(job, tmp_path / "stopped", **options)
-    known = {(one.call, one.done, one.tokens) for one in whole.manifest.limits}
-    assert {(one.call, one.done, one.tokens) for one in resumed.manifest.limits} <= known
+    known = {(one.call, one.done, one.tokens) for one in whole.manifest.passes.limits}
+    assert {(one.call, one.done, one.tokens) for one in resumed.manifest.passes.limits} <= known
     assert (resumed.out / "scores.jsonl").read_bytes() == (whole.out / "scores.jsonl").read_bytes()
 
 

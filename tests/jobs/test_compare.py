@@ -78,7 +78,7 @@ def test_a_replay_finds_what_a_run_finds(job, tmp_path):
     assert point["gradients"] == found.cost.gradients
     assert content["n_select"] == len(found.ids) == 4
     truth = content["sources"]["truth"]
-    assert truth == {name: float(n) for name, n in everything.manifest.outcome.selected_by_source.items()}
+    assert truth == {name: float(n) for name, n in everything.outcome.selected_by_source.items()}
 
 
 def test_the_exhaustive_strategy_is_the_truth(job):

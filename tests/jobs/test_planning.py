@@ -65,9 +65,9 @@ def test_a_plan_counts_what_the_selection_counts(job, tmp_path, monkeypatch, opt
         else NONE
     ):
         result = cu.select(**arguments(job, out=tmp_path / "run", **options))
-    assert (plan.n_budget, plan.n_select) == (result.manifest.n_budget, result.manifest.n_select)
-    assert plan.pool_samples == result.manifest.pool_samples
-    assert plan.target_samples == result.manifest.target_samples
+    assert (plan.n_budget, plan.n_select) == (result.outcome.n_budget, result.outcome.n_select)
+    assert plan.pool_samples == result.manifest.inputs.pool_samples
+    assert plan.target_samples == result.manifest.inputs.target_samples
     for name, phase in result.cost.phases.items():
         planned = plan.cost.phases[name]
         assert (planned.gradients, planned.forward_passes) == (phase.gradients, phase.forward_passes)

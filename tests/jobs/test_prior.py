@@ -108,7 +108,7 @@ def test_an_earlier_run_is_read_by_the_samples_ids(job):
     lines = [json.loads(line) for line in (job / "done" / "scores.jsonl").read_text().splitlines()]
     assert earlier.subtasks == list(lines[0]["subtasks"])
     known = earlier.of_pool(["nobody", lines[3]["id"], lines[1]["id"]], {})
-    assert known.said.startswith("2 of 3 samples have scores of ")
+    assert known.description.startswith("2 of 3 samples have scores of ")
     block = known.block({"place": np.arange(3, dtype=np.float32)[:, None]}, {})
     np.testing.assert_allclose(
         block[1:], [list(lines[place]["subtasks"].values()) for place in (3, 1)], rtol=1e-6
@@ -128,7 +128,7 @@ def test_a_run_learns_from_another_and_goes_on_to_the_same_bytes(job, tmp_path, 
     said = []
     whole = selected("whole", observer=lambda text, done, total: said.append(text))
     assert any(text.startswith(f"18 of {N + 30} samples have scores of ") for text in said)
-    assert whole.manifest.settings["prior content"] == [EarlierScores(job / "done").fingerprint]
+    assert whole.manifest.identity.contents["prior"] == [EarlierScores(job / "done").fingerprint]
     interrupt(monkeypatch, {2})
     with pytest.raises(KeyboardInterrupt):
         selected("cut")
@@ -168,7 +168,7 @@ def test_a_store_of_another_checkpoint_is_learnt_from(job, tmp_path):
     assert any(text.startswith(f"18 of {N} samples have scores of ") for text in said)
     assert f"{N} samples have sketches in {store.folder}" in said
     fingerprints = [EarlierScores(job / "done").fingerprint, store.fingerprint]
-    assert result.manifest.settings["prior content"] == fingerprints
+    assert result.manifest.identity.contents["prior"] == fingerprints
     block = EarlierSketches(store.folder).components()
     sketches = store.rows(range(N)).astype(np.float64)
     centred = sketches - sketches.mean(axis=0)

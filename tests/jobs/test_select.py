@@ -99,7 +99,8 @@ def test_every_pass_is_counted(job):
     assert counted == {"features": 0, "warm-up": 20, "target": 12, "clusters": 0, "draws": 18}
     assert cost["total"] == pytest.approx((20 + 12 + 18) / N)
     assert manifest["outcome"]["n_scored"] == sum(manifest["outcome"]["draws"]) == 18
-    assert (manifest["pool_samples"], manifest["pool_rejected"], manifest["n_budget"]) == (N, 3, 18)
+    assert (manifest["inputs"]["pool_samples"], manifest["inputs"]["pool_rejected"]) == (N, 3)
+    assert manifest["outcome"]["n_budget"] == 18
 
 
 def test_scores_equal_a_loop_over_single_samples(job):
@@ -201,7 +202,7 @@ def test_an_interrupted_run_has_written_the_best_so_far(job, tmp_path, monkeypat
     resumed = cu.select(**arguments(job, tmp_path / "run", select=12))
     whole = cu.select(**arguments(job, tmp_path / "whole", select=12))
     assert results(resumed.out) == results(whole.out)
-    assert resumed.manifest.outcome.stopped == "budget"
+    assert resumed.outcome.stopped == "budget"
     with monkeypatch.context() as patch:
         interrupt(patch, (0,))
         with pytest.raises(KeyboardInterrupt):  # nothing has been scored
@@ -257,7 +258,7 @@ def test_a_larger_budget_goes_on_where_the_smaller_ended(job, run):
         assert {**old, "selected": None} == {**new, "selected": None}
     assert result.scores[0] >= before[0]["score"]
     manifest = json.loads((run / "manifest.json").read_text())
-    assert manifest["cold_start"] == 0.05  # a quarter of the budget that it began with
+    assert manifest["search"]["cold_start"] == 0.05  # a quarter of the budget that it began with
 
 
 def test_it_stops_when_enough_is_found_and_goes_on_for_more(job, tmp_path, monkeypatch):
@@ -284,7 +285,7 @@ def test_it_stops_when_enough_is_found_and_goes_on_for_more(job, tmp_path, monke
     assert results(tmp_path / "run") == first
     more = selected("run", "recall=0.8")
     assert some.selection.n_scored < more.selection.n_scored < 240
-    assert more.manifest.outcome.recall["estimate"] >= 0.8
+    assert more.outcome.recall["estimate"] >= 0.8
     interrupt(monkeypatch, {7})
     with pytest.raises(KeyboardInterrupt):
         selected("cut", "recall=0.8")
@@ -296,7 +297,7 @@ def test_it_stops_when_enough_is_found_and_goes_on_for_more(job, tmp_path, monke
 
 def test_tokens_end_what_finds_too_little(job, tmp_path):
     found = cu.select(**arguments(job, tmp_path / "run", budget="400tok", select=2, until="recall=1"))
-    assert found.manifest.outcome.stopped == "budget"
+    assert found.outcome.stopped == "budget"
 
 
 def test_a_budget_of_tokens_is_kept_and_goes_on(job, tmp_path, monkeypatch):
@@ -306,7 +307,7 @@ def test_a_budget_of_tokens_is_kept_and_goes_on(job, tmp_path, monkeypatch):
     db = sqlite3.connect(tmp_path / "whole" / "ledger.sqlite")
     (spent,) = db.execute("SELECT sum(tokens) FROM draws").fetchone()
     assert whole.cost.phases["draws"].tokens == spent <= 2000
-    assert whole.manifest.outcome.stopped == "budget"
+    assert whole.outcome.stopped == "budget"
     counted = [what for what in shown if what[0] == "Scoring"]
     assert counted[0] == ("Scoring", 0, 2000)
     assert counted[-1] == ("Scoring", spent, 2000)
@@ -337,8 +338,8 @@ def test_a_finished_run_by_time_or_tokens_draws_nothing_more(job, tmp_path, monk
 def test_a_time_that_is_long_enough_scores_the_whole_pool(job, tmp_path):
     result = cu.select(**arguments(job, tmp_path / "run", budget="1h"))
     assert result.selection.n_scored == N
-    assert result.manifest.outcome.stopped == "exhausted"
-    assert result.manifest.n_budget == N
+    assert result.outcome.stopped == "exhausted"
+    assert result.outcome.n_budget == N
     with pytest.raises(
         OptionError, match=r"expected at most the budget, --budget 0\.0001s, which is about 1"
     ):
@@ -431,7 +432,7 @@ def test_rejected_lines_say_where_and_why(job):
     assert reasons[2] == "empty answer"
     assert [line["text"] for line in rejected] == (job / "pool.jsonl").read_text().splitlines()[40:43]
     manifest = json.loads((job / "done" / "manifest.json").read_text())
-    assert manifest["rejected"] == {"empty answer": 1, "no conversation": 1, "not JSON": 1}
+    assert manifest["inputs"]["rejected"] == {"empty answer": 1, "no conversation": 1, "not JSON": 1}
 
 
 def test_a_sample_without_a_finite_gradient_is_listed_and_counted(job, tmp_path):
@@ -459,7 +460,7 @@ def test_a_sample_without_a_finite_gradient_is_listed_and_counted(job, tmp_path)
     }
     assert result.selection.n_scored == result.cost.phases["draws"].gradients == 13
     assert len(read_rows(result.out / "scores.jsonl")) == 12
-    assert result.manifest.outcome.n_failed == 1
+    assert result.outcome.n_failed == 1
 
 
 def test_the_ledger_holds_every_draw(job):
@@ -486,7 +487,7 @@ def test_a_budget_beyond_the_pool_exhausts_it(job, tmp_path):
     write_rows(tmp_path / "pool.jsonl", rows(8))
     result = cu.select(**arguments(job, tmp_path / "run", pool=tmp_path / "pool.jsonl", budget=50, select=3))
     assert result.selection.n_scored == 8
-    assert result.manifest.outcome.stopped == "exhausted"
+    assert result.outcome.stopped == "exhausted"
 
 
 def test_features_in_several_files_are_those_of_one(job, tmp_path, monkeypatch):

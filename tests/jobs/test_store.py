@@ -103,7 +103,7 @@ def test_a_target_is_scored_without_a_gradient_of_the_pool(job, tmp_path, monkey
     assert 0 < np.sqrt(np.mean(np.square(errors))) < 1.5 / np.sqrt(1024)
     other = select(job, tmp_path / "other", store=job / "store", target=job / "other.jsonl", scorer="sketch")
     assert sum(sizes) == 3 * TRIED + 12 + 12 + N + 5
-    assert other.manifest.subtasks != result.manifest.subtasks
+    assert other.subtasks != result.subtasks
 
 
 def test_exact_scores_spend_the_budget_on_clusters_from_the_store(job, tmp_path, monkeypatch):
@@ -246,7 +246,7 @@ def test_a_sample_whose_gradient_fails_is_named_and_never_selected(job, tmp_path
     store_failure = {"7": "the gradient is zero"}
     sketching.save_file({"sketches": sketches}, path, metadata=store_failure)
     result = select(job, tmp_path / "run", store=made.folder, scorer="sketch", select="50%")
-    assert result.manifest.outcome.n_failed == 1
+    assert result.outcome.n_failed == 1
     assert 7 not in result.rows
     assert [line["reason"] for line in read_rows(result.out / "rejected.jsonl")][-1] == "the gradient is zero"
     assert np.isfinite(result.scores).all()
@@ -289,7 +289,7 @@ def test_what_is_no_store_is_refused(job, tmp_path):
         select(job, tmp_path / "again", store=run_folder)
     with pytest.raises(RunError, match="is not a gradient store"):
         select(job, tmp_path / "again", store=tmp_path / "nowhere")
-    with pytest.raises(RunError, match="what the folder holds was a gradient store, now unset"):
+    with pytest.raises(RunError, match="it held a gradient store, now a selection"):
         select(job, job / "store")
     with pytest.raises(RunError, match="--sketch-dim was 1024, now 512"):
         make_store(job, "store", sketch_dim=512)

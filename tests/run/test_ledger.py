@@ -25,7 +25,7 @@ FIELDS = ["number", "phase", "rows", "arms", "probability", "scores"]
 
 def open_ledger(path: Path, n_subtasks: int = 2) -> Ledger:
     subtasks = [f"subtask {number}" for number in range(n_subtasks)]
-    return Ledger(path, subtasks=subtasks, tokens=TOKENS, failure=lambda row: f"row {row} is bad")
+    return Ledger(path, subtasks=subtasks, tokens=TOKENS)
 
 
 def batch_of(number: int, rows: list[int], scores: list[list[float]] | None = None) -> Batch:
@@ -36,6 +36,7 @@ def batch_of(number: int, rows: list[int], scores: list[list[float]] | None = No
         arms=np.array(rows) % 3,
         probability=np.full(len(rows), math.nan),
         scores=None if scores is None else np.array(scores),
+        failures={row: f"row {row} is bad" for row in rows},
     )
 
 
@@ -71,6 +72,7 @@ def histories(draw: st.DrawFn) -> tuple[int, list[Batch]]:
                 )
                 + 0.0,
                 scores=np.array(draw(st.lists(score, min_size=size, max_size=size))),
+                failures={row: f"row {row} is bad" for row in mine if row % 2},
             )
         )
     return n_subtasks, batches
@@ -98,7 +100,8 @@ def test_batches_come_back_bit_for_bit(
             if np.isnan(scores).any()
         ]
         assert ledger.totals() == (len(rows), int(TOKENS[rows].sum()))
-        assert ledger.failures() == [(row, f"row {row} is bad") for row in failed]
+        unsaid = "its score is not a finite number"
+        assert ledger.failures() == [(row, f"row {row} is bad" if row % 2 else unsaid) for row in failed]
     if last_is_open:
         batches[-1] = replace(batches[-1], scores=None)
     for got, expected in zip(recorded, batches, strict=True):
@@ -151,13 +154,15 @@ def test_killed_writer_leaves_what_it_began_and_what_it_finished(tmp_path: Path)
 def test_interrupted_transaction_leaves_nothing(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
 
-    def interrupt(row: int) -> str:
-        raise KeyboardInterrupt
+    class Interrupting(dict[int, str]):
+        def get(self, *_: object) -> str:
+            raise KeyboardInterrupt
 
-    with Ledger(path, subtasks=["s"], tokens=TOKENS, failure=interrupt) as ledger:
+    with open_ledger(path, 1) as ledger:
         ledger.begin(batch_of(0, [1, 2]))
+        batch = replace(batch_of(0, [1, 2], [[0.5], [math.nan]]), failures=Interrupting())
         with pytest.raises(KeyboardInterrupt):
-            ledger.finish(batch_of(0, [1, 2], [[0.5], [math.nan]]))
+            ledger.finish(batch)
         assert [batch.scores for batch in ledger.recorded()] == [None]
         assert ledger.totals() == (0, 0)
 

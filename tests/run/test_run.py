@@ -19,14 +19,9 @@ from safetensors.numpy import save_file
 from clusterucb.atomic import whole_file, whole_folder, write_whole
 from clusterucb.errors import RunError
 from clusterucb.run.folder import Run, check_folder
+from clusterucb.run.manifest import Asked, Identity
 
-SETTINGS = {
-    "--seed": 0,
-    "--adapter": None,
-    "--lora-targets": ["q", "v"],
-    "--warmup-lr": 1e-4,
-    "pool content": "ab",
-}
+OPTIONS = {"--seed": 0, "--adapter": None, "--lora-targets": ["q", "v"], "--warmup-lr": 1e-4}
 OWN = [
     "adapter/adapter_model.safetensors",
     "adapter.partial/x",
@@ -49,10 +44,17 @@ FOREIGN = ["notes.txt", "download.partial", "sub/selected.jsonl", "my-manifest.j
 
 
 def open_run(
-    folder: Path, *, budget: str = "20%", select: str = "5%", overwrite: bool = False, **changes: Any
+    folder: Path,
+    *,
+    budget: str = "20%",
+    select: str = "5%",
+    until: str | None = None,
+    overwrite: bool = False,
+    **changes: Any,
 ) -> Run:
-    settings = {**SETTINGS, **{name.replace("__", "--"): value for name, value in changes.items()}}
-    return Run(folder, settings, budget=budget, select=select, overwrite=overwrite)
+    contents = {"pool": changes.pop("pool", "ab")}
+    options = {**OPTIONS, **{name.replace("__", "--"): value for name, value in changes.items()}}
+    return Run(folder, Identity(options, contents), asked=Asked(budget, select, until), overwrite=overwrite)
 
 
 def fill(folder: Path, names: list[str]) -> None:
@@ -78,15 +80,15 @@ def test_new_run_begins_and_the_same_settings_resume_it(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     with open_run(folder) as run:
         assert (run.resumed, run.finished) == (False, False)
-        run.manifest.pool_samples = 7
+        run.manifest.inputs.pool_samples = 7
         run.manifest.status = "finished"
     with open_run(folder) as run:
         assert (run.resumed, run.finished) == (True, True)
-        assert run.told("run") == f"The run in {run.folder} is finished"
-        assert run.manifest.pool_samples == 7
+        assert run.progress_line("run") == f"The run in {run.folder} is finished"
+        assert run.manifest.inputs.pool_samples == 7
         assert {"python", "numpy"} <= run.manifest.versions.keys()
     stored = json.loads((folder / "manifest.json").read_bytes())
-    assert stored["settings"] == SETTINGS
+    assert stored["identity"] == {"options": OPTIONS, "contents": {"pool": "ab"}}
     assert files(folder) == {"manifest.json"}
 
 
@@ -117,7 +119,7 @@ def test_time_of_a_phase_adds_up_over_sessions_even_when_it_fails(tmp_path: Path
         ({"__seed": 1}, "--seed was 0, now 1"),
         ({"__adapter": "x"}, "--adapter was unset, now x"),
         ({"__lora_targets": ["q"]}, None),
-        ({"pool content": "cd"}, "the pool content has changed"),
+        ({"pool": "cd"}, "the pool content has changed"),
         ({"__new": 3}, "--new was unset, now 3"),
         ({"budget": "19%"}, "--budget was 20%, now 19% (it may only grow, in the same unit)"),
         ({"budget": "500"}, "--budget was 20%, now 500 (it may only grow, in the same unit)"),
@@ -141,7 +143,11 @@ def test_changed_setting_is_refused_by_name(
 def test_settings_may_change_while_nothing_is_computed(tmp_path: Path) -> None:
     open_run(tmp_path).__exit__(None, None, None)
     with open_run(tmp_path, __seed=1, budget="1%") as run:
-        assert (run.resumed, run.manifest.settings["--seed"], run.manifest.budget) == (False, 1, "1%")
+        assert (run.resumed, run.manifest.identity.options["--seed"], run.manifest.asked.budget) == (
+            False,
+            1,
+            "1%",
+        )
 
 
 def test_strategies_are_shown_as_they_are_written_in_python(tmp_path: Path) -> None:
@@ -158,11 +164,22 @@ def test_larger_budget_goes_on(tmp_path: Path, now: str) -> None:
     finish(tmp_path)
     with open_run(tmp_path, budget=now) as run:
         assert (run.resumed, run.finished) == (True, False)
-        assert run.told("run") == f"Going on with the run in {run.folder}"
+        assert run.progress_line("run") == f"Going on with the run in {run.folder}"
     with open_run(tmp_path, budget=now) as run:
-        assert (run.finished, run.manifest.budget) == (False, now)
+        assert (run.finished, run.manifest.asked.budget) == (False, now)
     with pytest.raises(RunError, match="--budget was"):
         open_run(tmp_path)
+
+
+@pytest.mark.parametrize("changed", [{"budget": "30%"}, {"select": "4%"}, {"until": "recall=0.9"}])
+def test_the_budget_is_spent_until_the_amounts_change(tmp_path: Path, changed: dict[str, str]) -> None:
+    with open_run(tmp_path) as run:
+        run.manifest.search.spent, run.manifest.status = True, "finished"
+    fill(tmp_path, ["scores.jsonl"])
+    with open_run(tmp_path) as run:
+        assert (run.manifest.search.spent, run.finished) == (True, True)
+    with open_run(tmp_path, **changed) as run:
+        assert (run.manifest.search.spent, run.finished) == (False, False)
 
 
 def test_larger_count_goes_on_and_smaller_is_refused(tmp_path: Path) -> None:
@@ -177,14 +194,14 @@ def test_larger_count_goes_on_and_smaller_is_refused(tmp_path: Path) -> None:
 def test_other_number_of_selected_samples_goes_on(tmp_path: Path, now: str) -> None:
     finish(tmp_path)
     with open_run(tmp_path, select=now) as run:
-        assert (run.resumed, run.finished, run.manifest.select) == (True, False, now)
+        assert (run.resumed, run.finished, run.manifest.asked.select) == (True, False, now)
 
 
 def test_larger_budget_is_remembered_when_the_run_is_killed(tmp_path: Path) -> None:
     finish(tmp_path)
     run = open_run(tmp_path, budget="30%")
     manifest = json.loads((tmp_path / "manifest.json").read_bytes())  # as a kill would leave it
-    assert (manifest["budget"], manifest["status"]) == ("30%", "running")
+    assert (manifest["asked"]["budget"], manifest["status"]) == ("30%", "running")
     run.__exit__(None, None, None)
 
 
@@ -213,7 +230,8 @@ LOCKED = """
 import sys
 from pathlib import Path
 from clusterucb.run.folder import Run
-run = Run(Path(sys.argv[1]), {}, budget="20%", select="5%")
+from clusterucb.run.manifest import Asked, Identity
+run = Run(Path(sys.argv[1]), Identity(), asked=Asked("20%", "5%"))
 print("locked", flush=True)
 sys.stdin.read()
 """
@@ -224,9 +242,9 @@ def test_lock_of_a_killed_process_is_gone(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"locked\n"
         with pytest.raises(RunError, match="in use by another process"):
-            Run(tmp_path, {}, budget="20%", select="5%")
+            Run(tmp_path, Identity(), asked=Asked("20%", "5%"))
         other.send_signal(signal.SIGKILL)
-    with Run(tmp_path, {}, budget="20%", select="5%") as run:
+    with Run(tmp_path, Identity(), asked=Asked("20%", "5%")) as run:
         assert run.resumed
 
 
@@ -285,7 +303,16 @@ def test_what_may_be_a_run_is_let_pass_and_left_alone(tmp_path: Path, held: list
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b'{"settings": 5}', b"\xff\xfe", b'{"settings": {"a": "\xff"}}', b"\x00" * 9],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"settings": 5}',
+        b'{"format": 1, "settings": 5}',
+        b"\xff\xfe",
+        b'{"settings": {"a": "\xff"}}',
+        b"\x00" * 9,
+    ],
 )
 def test_broken_manifest_is_refused_and_can_be_overwritten(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(content)

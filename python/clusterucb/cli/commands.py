@@ -34,6 +34,7 @@ from clusterucb.cli.plugins import Flag, plugins, print_json
 from clusterucb.errors import OptionError
 from clusterucb.options import config_file as config
 from clusterucb.options.gradients import GradientSettings
+from clusterucb.options.kinds import values_of
 from clusterucb.options.search import DrawSettings, OutputSettings, SearchSettings
 from clusterucb.versions import __version__
 
@@ -108,9 +109,9 @@ def select(
         **strategies.made(store=search.store is not None),
         overwrite=job.overwrite,
         observer=job.observer,
-        **vars(search),
-        **vars(gradients),
-        **vars(outputs),
+        **values_of(search),
+        **values_of(gradients),
+        **values_of(outputs),
     )
     job.show(result.to_json(), partial(show, result))
 
@@ -148,9 +149,9 @@ def plan(
         out=out,
         **strategies.made(store=search.store is not None),
         observer=job.observer,
-        **vars(search),
-        **vars(gradients),
-        **vars(outputs),
+        **values_of(search),
+        **values_of(gradients),
+        **values_of(outputs),
     )
     job.show(
         {**to_builtins(found), "seconds": found.seconds, "misfits": found.misfits()},
@@ -184,7 +185,7 @@ def sketch(
         out=out,
         overwrite=job.overwrite,
         observer=job.observer,
-        **vars(gradients),
+        **values_of(gradients),
     )
     job.show(store.to_json(), partial(show_store, store))
 
@@ -226,8 +227,8 @@ def compare(
         scores=replays.scores,
         overwrite=job.overwrite,
         observer=job.observer,
-        **vars(search),
-        **vars(gradients),
+        **values_of(search),
+        **values_of(gradients),
     )
     job.show(comparison.content, partial(show, comparison))
 
@@ -266,7 +267,7 @@ def doctor(
 
     if pool is None and target:
         raise OptionError("--target is given without --pool; expected the pool, too")
-    settings = Settings(**vars(search), **vars(gradients))
+    settings = Settings(**values_of(search), **values_of(gradients))
     observer = Silent() if json else Screen()
     files = examine_files(pool, target, model, settings, observer) if pool else None
     probed = None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from clusterucb.engine.arms import Schedule
     from clusterucb.engine.budget import Allowance, Budget
     from clusterucb.engine.clusterer import Clusterer, default_n_clusters
-    from clusterucb.engine.draws import Batch, Journal
+    from clusterucb.engine.draws import Batch, Journal, RowScores
     from clusterucb.engine.loop import Selection, search
     from clusterucb.engine.policy import IndexPolicy, Policy
     from clusterucb.engine.poolview import ESTIMATES, PoolView, SideInformation
@@ -34,6 +34,7 @@ __all__ = [
     "Policy",
     "PoolView",
     "Recall",
+    "RowScores",
     "Rules",
     "Schedule",
     "Selection",
@@ -47,7 +48,7 @@ _HOMES = {
     "arms": ("Schedule",),
     "budget": ("Allowance", "Budget"),
     "clusterer": ("Clusterer", "default_n_clusters"),
-    "draws": ("Batch", "Journal"),
+    "draws": ("Batch", "Journal", "RowScores"),
     "loop": ("Selection", "search"),
     "policy": ("IndexPolicy", "Policy"),
     "poolview": ("ESTIMATES", "PoolView", "SideInformation"),

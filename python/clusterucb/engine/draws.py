@@ -10,8 +10,8 @@ Decisions:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -28,11 +28,26 @@ from clusterucb.errors import OptionError
 from clusterucb.wording import counted
 
 Phase = Literal["cold", "random", "policy"]
-Score = Callable[[NDArray[np.int64]], ArrayLike]
 
 # The smallest batch of cold-start draws, whatever the batch size: these draws do not depend on each other, and a scorer
 # is faster on many rows of similar length.
 _COLD_BATCH = 32
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """The scores of rows, with the reason of each failure. A score function may return it in place of an array.
+
+    Attributes:
+        values: f64[m] or f64[m, S], the scores; NaN where scoring failed.
+        failures: why scoring failed, by row.
+    """
+
+    values: ArrayLike
+    failures: Mapping[int, str] = field(default_factory=dict)
+
+
+Score = Callable[[NDArray[np.int64]], ArrayLike | RowScores]
 
 
 @dataclass(frozen=True)
@@ -47,6 +62,7 @@ class Batch:
         probability: f64[m], each row's inclusion probability; NaN where a policy chose the row. In the cold start, it
             is the probability under the whole cold start, even if the budget cut it short.
         scores: f64[m, S], or None before the batch is scored. A row that failed is NaN.
+        failures: why scoring failed, by row, if the score function said so; empty in a recorded batch.
     """
 
     number: int
@@ -55,6 +71,7 @@ class Batch:
     arms: NDArray[np.int64]
     probability: NDArray[np.float64]
     scores: NDArray[np.float64] | None = None
+    failures: Mapping[int, str] = field(default_factory=dict)
 
 
 class Journal(Protocol):
@@ -129,8 +146,10 @@ class History:
     def add(self, batch: Batch, score: Score) -> None:
         """Compute and record the scores of a batch, unless an earlier session has done so."""
         if batch.scores is None:
-            found = checked_scores(score(batch.rows), len(batch.rows), self._n_subtasks)
-            batch = replace(batch, scores=found)
+            found = score(batch.rows)
+            found = found if isinstance(found, RowScores) else RowScores(found)
+            values = checked_scores(found.values, len(batch.rows), self._n_subtasks)
+            batch = replace(batch, scores=values, failures=found.failures)
             if self._journal:
                 self._journal.finish(batch)
         assert batch.scores is not None

@@ -93,9 +93,9 @@ def search(
 
     Args:
         features: f32[N, k], or named blocks of this shape.
-        score: a function of rows i64[m] that returns f64[m] or f64[m, S] (a score for each subtask). It must be pure
-            and deterministic by row. A row with NaN failed: it costs budget, is never selected and enters no
-            statistics.
+        score: a function of rows i64[m] that returns f64[m] or f64[m, S] (a score for each subtask), or `RowScores`. It
+            must be pure and deterministic by row. A row with NaN failed: it costs budget, is never selected and enters
+            no statistics.
         clusterer: a `Clusterer`, labels [N] (-1 = noise), or None for a single arm.
         policy: the policy that chooses the rows after the cold start.
         budget: the number of rows that may be submitted to ``score`` (clipped to N), or a `Budget`.

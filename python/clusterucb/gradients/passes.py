@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from clusterucb.errors import ModelError, OptionError
-from clusterucb.run.folder import Limit
+from clusterucb.run.manifest import Limit
 from clusterucb.samples.encoded import Encoded
 
 CPU_TOKENS = 1024  # padded tokens of a pass on a CPU; larger passes are not faster

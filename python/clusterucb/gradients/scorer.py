@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clusterucb.engine.draws import RowScores
 from clusterucb.errors import InputError
 from clusterucb.gradients.accumulate import Accumulator, Checkpoint, fault, over, unit_sketches
 from clusterucb.gradients.passes import Batch, Passes
@@ -109,9 +110,6 @@ class Scorer:
         targets: f32[S, d], the finished sketches of the directions if scores are read from sketches; None for exact
             scores.
         advance: called with the number of samples that are done.
-
-    Attributes:
-        failures: for each row that could not be scored, the reason.
     """
 
     def __init__(
@@ -128,10 +126,9 @@ class Scorer:
         self._passes = passes
         self._targets = targets
         self._advance = advance
-        self.failures: dict[int, str] = {}
 
-    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the scores f64[m, S] of ``rows`` i64[m], and note failures; NaN where scoring failed."""
+    def __call__(self, rows: NDArray[np.int64]) -> RowScores:
+        """Return the scores f64[m, S] of ``rows`` i64[m], and why scoring failed."""
         samples, call = [self._encoded[row] for row in rows], f"rows from {rows[0]}"
         if self._targets is not None:
             sketches, faults = unit_sketches(
@@ -140,9 +137,9 @@ class Scorer:
             scores = ops.sketch_products(sketches, self._targets)
         else:
             scores, faults = self._exact(samples, call)
-        self.failures |= {row: reason for row, reason in zip(rows.tolist(), faults, strict=True) if reason}
         scores[[reason is not None for reason in faults]] = np.nan
-        return scores
+        reasons = zip(rows.tolist(), faults, strict=True)
+        return RowScores(scores, {row: reason for row, reason in reasons if reason})
 
     def _exact(self, samples: Sequence[Encoded], call: str) -> tuple[NDArray[np.float64], list[str | None]]:
         scores: list[Any] = [0.0] * len(samples)

@@ -39,8 +39,9 @@ from clusterucb.model.moments import load_moments
 from clusterucb.model.parameters import ParameterManifest
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.progress import Observer
-from clusterucb.run.folder import Limit, Run
+from clusterucb.run.folder import Run
 from clusterucb.run.gradient_store import kept_adapter
+from clusterucb.run.manifest import Limit
 from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.pool_and_target import Material
 from clusterucb.samples.tokens import EncodedSamples
@@ -111,31 +112,30 @@ class AdaptedModel:
     @cached_property
     def passes(self) -> Passes:
         """Groups samples into passes of the model."""
-        manifest = self._run.manifest
+        kept = self._run.manifest.passes.limits
 
         def record(limit: Limit) -> None:
             self._observer.step(f"Memory ran out: passes have at most {limit.tokens:,} tokens from here on")
-            manifest.limits.append(limit)
+            kept.append(limit)
             self._run.save()
 
-        limits = list(manifest.limits)
-        return Passes(self._limit(), self.device, limits=limits, record=record)
+        return Passes(self._limit(), self.device, limits=list(kept), record=record)
 
     def _limit(self) -> int:
         """Return the padded tokens of a pass: as given, or as many as fit, which is measured once in a run."""
-        manifest = self._run.manifest
+        kept = self._run.manifest.passes
         if self._settings.batch_tokens or torch.device(self.device).type == "cpu":
             return self._settings.batch_tokens or CPU_TOKENS
-        if manifest.batch_tokens is None:
+        if kept.batch_tokens is None:
             needed = fitting.needs(
                 self.checkpoints[0],
                 largest_pass(self._settings, self._material, CPU_TOKENS),
                 counts=fitting.Counts.of(self._settings, self._material.target),
                 device=self.device,
             )
-            manifest.batch_tokens = fitting.tokens_that_fit(needed, fitting.available(self.device))
+            kept.batch_tokens = fitting.tokens_that_fit(needed, fitting.available(self.device))
             self._run.save()
-        return manifest.batch_tokens
+        return kept.batch_tokens
 
     def accumulators(
         self, *, directions: Sequence[NDArray[np.float32]] | None = None, sketch: Sketch | None = None

@@ -21,6 +21,7 @@ from clusterucb.options.search import ScoringSettings
 from clusterucb.options.typed import ScoringOptions
 from clusterucb.policies.baselines import Exhaustive
 from clusterucb.progress import AnyObserver
+from clusterucb.run.manifest import Inputs
 from clusterucb.samples.sample import Rejected
 from clusterucb.wording import counted
 
@@ -103,15 +104,12 @@ def score(
     from clusterucb.jobs.stages.influence import Influence
 
     material = job.material
-    identity = job.identity(sketches=job.settings.by_sketch, job="score")
-    with job.session(out, identity, overwrite=overwrite) as (run, adapted):
-        influence = Influence(run, job.settings, adapted, material, job.observer, job.store)
-        values, failures = score_all(influence, len(material.samples))
-        run.manifest.subtasks = list(material.target)
-        run.manifest.subtask_contents = material.subtask_contents()
-        run.manifest.status = "finished"
+    identity = job.identity("score", sketches=job.settings.by_sketch)
+    with job.session(out, identity, overwrite=overwrite) as session:
+        values, failures = score_all(Influence(session), len(material.samples))
+        session.run.finish(Inputs.of(material))
     where = [(sample.id, sample.file, sample.line) for sample in material.samples]
-    files = {file: number for number, file in enumerate(job.prepared.pool_files)}
+    files = {file: number for number, file in enumerate(material.pool_files)}
     order = sorted(range(len(where)), key=lambda row: (files[where[row][1]], where[row][2]))
     return Scores(
         ids=[where[row][0] for row in order],

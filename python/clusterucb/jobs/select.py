@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from clusterucb.errors import OptionError, warn
 from clusterucb.features.base import Feature
 from clusterucb.jobs.stages.config_yaml import resolved
 from clusterucb.jobs.stages.cost import selection_cost
-from clusterucb.jobs.stages.opening import Job, open_job
+from clusterucb.jobs.stages.opening import Job, Session, open_job
 from clusterucb.jobs.stages.prepare import Model, Rows, check_paths
 from clusterucb.jobs.stages.prior import Known, earlier_runs
 from clusterucb.jobs.stages.strategies import Strategies, chosen
@@ -46,11 +46,9 @@ from clusterucb.progress import AnyObserver
 from clusterucb.report.result import Result
 from clusterucb.report.written import finish
 from clusterucb.run.folder import Run
-from clusterucb.run.ledger import Ledger, Scored
+from clusterucb.run.ledger import Ledger, ScoredBatches
+from clusterucb.run.manifest import Asked, Identity
 from clusterucb.wording import counted
-
-if TYPE_CHECKING:
-    from clusterucb.gradients.session import AdaptedModel
 
 
 @borrowing
@@ -103,15 +101,15 @@ def select(
     known = [run.of_pool(ids, job.prepared.contents) for run in earlier]
     config = resolved(given, pool=pool, target=target, model=model, out=out, **strategies._asdict())
     identity = _identity(job, strategies, [run.fingerprint for run in earlier])
-    amounts = {"budget": given.budget, "select": given.select}
-    with job.session(out, identity, config=config, overwrite=overwrite, **amounts) as (run, adapted):
-        selecting = _Selecting(job, given, strategies, run, adapted, known)
+    asked = Asked(given.budget, given.select, given.until)
+    with job.session(out, identity, asked=asked, config=config, overwrite=overwrite) as session:
+        selecting = _Selecting(session, given, strategies, known)
         with selecting.influence.ledger() as ledger:
             spend = selecting.prepared_search(ledger)  # describe
             selection = selecting.draw(spend, ledger)  # cluster, draw and score
             result = selecting.write(selection, ledger, str(model))  # select, write
         if selecting.interrupted:
-            _say_where(run, job, result, kept=out is not None)
+            _say_where(session, result, kept=out is not None)
             raise selecting.interrupted
         return result if out is not None else replace(result, out=None)
 
@@ -124,11 +122,9 @@ class _Selecting:
         interrupted: the interrupt that ended the search early, or None.
     """
 
-    job: Job[SelectSettings]
+    session: Session[SelectSettings]
     given: SelectSettings
     strategies: Strategies
-    run: Run
-    adapted: AdaptedModel
     known: Sequence[Known]
     interrupted: KeyboardInterrupt | None = None
 
@@ -137,27 +133,24 @@ class _Selecting:
         from clusterucb.jobs.stages.influence import Influence
         from clusterucb.jobs.stages.pass_times import seconds_per_token
 
-        job, manifest = self.job, self.run.manifest
-        job.observer.step(self.run.told("run"))
-        if isinstance(job.settings.limit, Seconds) and manifest.seconds_per_token is None:
-            manifest.seconds_per_token = seconds_per_token(
-                self.adapted, job.settings, job.material, job.observer
-            )
-        lengths = job.material.encoded.lengths
-        self.n_budget, self.n_select = job.settings.counts(lengths, manifest.seconds_per_token)
-        parts = (self.run, job.settings, self.adapted, job.material, job.observer, job.store)
-        self.features, self.influence = PoolFeatures(*parts), Influence(*parts)
+        session, state = self.session, self.session.run.manifest.search
+        settings, material = session.settings, session.material
+        session.observer.step(session.run.progress_line("run"))
+        if isinstance(settings.limit, Seconds) and state.seconds_per_token is None:
+            state.seconds_per_token = seconds_per_token(session.model, settings, material, session.observer)
+        self.n_budget, self.n_select = settings.counts(material.encoded.lengths, state.seconds_per_token)
+        self.features, self.influence = PoolFeatures(session), Influence(session)
 
     def prepared_search(self, ledger: Ledger) -> Callable[..., Selection]:
         """Describe the pool, and return the search: a function of a budget and a journal."""
-        job, policy, settings = self.job, self.strategies.policy, self.job.settings
+        session, policy, settings = self.session, self.strategies.policy, self.session.settings
         blocks = self.features.blocks(self.strategies.features)
-        columns = job.material.columns()
+        columns = session.material.columns()
         if "similarity" in policy.columns:
             columns["similarity"] = self.features.similarity(self.strategies.features, blocks)
         prior = self.influence.estimates() if policy.predicts else {}
         for number, known in enumerate(self.known, start=1):
-            job.observer.step(known.said)
+            session.observer.step(known.description)
             prior[f"prior {number}"] = known.block(blocks, columns)
         if not ledger.totals()[0]:
             self._record_cold_start(is_guided(policy, prior, settings.aggregate))
@@ -165,18 +158,20 @@ class _Selecting:
             search,
             blocks,
             self.influence.score,
-            clusterer=_Recorded(self.strategies.clusterer, self.run),
+            clusterer=_KeptClusterer(self.strategies.clusterer, session.run),
             policy=policy,
             n_select=self.n_select,
             rules=Rules(
                 aggregate=settings.aggregate,
                 select_by=settings.select_by,
                 max_per_source=settings.max_per_source,
-                weights=job.material.weights(settings.subtask_weights),
+                weights=session.material.weights(settings.subtask_weights),
             ),
             side=SideInformation(columns=columns, prior=prior),
             schedule=Schedule(
-                cold_start=self.run.manifest.cold_start, batch_size=settings.batch_size, seed=settings.seed
+                cold_start=session.run.manifest.search.cold_start,
+                batch_size=settings.batch_size,
+                seed=settings.seed,
             ),
         )
 
@@ -186,15 +181,14 @@ class _Selecting:
         Raises:
             KeyboardInterrupt: the search was interrupted before any sample was scored.
         """
-        influence, manifest = self.influence, self.run.manifest
-        spent = manifest.spent == self.given.end
-        drawing = influence.drawing(self.n_budget, ledger.totals(), self.job.settings.limit, spent=spent)
-        until = self.given.recall
+        influence, state = self.influence, self.session.run.manifest.search
+        limit, until = self.session.settings.limit, self.given.recall
+        drawing = influence.drawing(self.n_budget, ledger.totals(), limit, spent=state.spent)
         with drawing as allowance:
             try:
                 selection = spend(
                     budget=Budget(
-                        draws=self.n_budget, allowance=allowance, until=until, watch=influence.found
+                        draws=self.n_budget, allowance=allowance, until=until, watch=influence.show_recall
                     ),
                     journal=ledger,
                 )
@@ -207,39 +201,38 @@ class _Selecting:
                 )
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # hides the warning about too few draws
-                    selection = spend(budget=so_far, journal=Scored(ledger))
+                    selection = spend(budget=so_far, journal=ScoredBatches(ledger))
                 selection = replace(selection, stopped="interrupted")
-        manifest.spent = None if self.interrupted else self.given.end
+        state.spent = self.interrupted is None
         return selection
 
     def write(self, selection: Selection, ledger: Ledger, model: str) -> Result:
         """Write the selection and its cost to the run folder."""
-        prepared, settings, manifest = self.job.prepared, self.job.settings, self.run.manifest
-        manifest.pool_files, manifest.target_files = prepared.pool_files, prepared.target_files
-        manifest.n_budget, manifest.n_select = self.n_budget, self.n_select
-        manifest.select_by, manifest.max_per_source = settings.select_by, settings.max_per_source
+        run, material = self.session.run, self.session.material
         cost = selection_cost(
-            manifest.cost,
-            settings,
-            prepared.material,
+            run.manifest.cost,
+            self.session.settings,
+            material,
             selection.drawn_rows,
             self.strategies.features,
             self.strategies.policy,
             passes=self.features.passes(self.strategies.features),
             reused=self.features.reused,
         )
-        result = finish(self.run, prepared.material, selection, ledger.failures(), cost, self.given, model)
+        planned = (self.n_budget, self.n_select)
+        result = finish(run, material, selection, ledger.failures(), cost, self.given, model, planned)
         if self.interrupted:
-            manifest.status = "running"
+            run.manifest.status = "running"
         return result
 
     def _record_cold_start(self, guided: bool) -> None:
         """Store the cold start's share, so that a larger budget later does not change how the run began."""
-        n_samples, share = len(self.job.material.samples), self.job.settings.cold_start
+        n_samples, share = len(self.session.material.samples), self.session.settings.cold_start
         planned = planned_draws(self.n_budget, n_samples, self.n_select, self.given.recall)
         by_default = default_cold_start(planned, n_samples, guided=guided)
-        self.run.manifest.cold_start = by_default if share is None else share
-        self.run.save()
+        run = self.session.run
+        run.manifest.search.cold_start = by_default if share is None else share
+        run.save()
 
 
 def _check_output(given: SelectSettings, out: object) -> None:
@@ -248,7 +241,7 @@ def _check_output(given: SelectSettings, out: object) -> None:
         raise OptionError(f"{name} is given without out; expected a folder that what is written may stay in")
 
 
-def _identity(job: Job[SelectSettings], strategies: Strategies, prior: list[str]) -> dict[str, Any]:
+def _identity(job: Job[SelectSettings], strategies: Strategies, prior: list[str]) -> Identity:
     """Check the budget and the subtask weights, then return everything that determines the selection's numbers."""
     job.settings.counts(job.material.encoded.lengths)
     job.material.weights(job.settings.subtask_weights)
@@ -256,15 +249,16 @@ def _identity(job: Job[SelectSettings], strategies: Strategies, prior: list[str]
         _warn_of_gradients(len(job.material.target))
     sketches = job.settings.by_sketch or bool(strategies.features.gradients)
     described = {f"--{name}": describe(strategy) for name, strategy in strategies._asdict().items()}
-    return {**job.identity(sketches=sketches, prior_content=prior or None), **described}
+    identity = job.identity("select", sketches=sketches, prior=prior or None)
+    identity.options |= described
+    return identity
 
 
-def _say_where(run: Run, job: Job[SelectSettings], result: Result, *, kept: bool) -> None:
+def _say_where(session: Session[SelectSettings], result: Result, *, kept: bool) -> None:
     if kept:
         n_scored = counted(result.selection.n_scored, "sample")
-        job.observer.step(
-            f"The best {len(result):,} of the {n_scored} scored so far are in {run.path(filenames.SELECTED)}"
-        )
+        path = session.run.path(filenames.SELECTED)
+        session.observer.step(f"The best {len(result):,} of the {n_scored} scored so far are in {path}")
 
 
 def _warn_of_gradients(n_subtasks: int) -> None:
@@ -275,7 +269,7 @@ def _warn_of_gradients(n_subtasks: int) -> None:
     )
 
 
-class _Recorded(Clusterer):
+class _KeptClusterer(Clusterer):
     """A clusterer that computes its labels once in a run, and then reads them from the run folder."""
 
     def __init__(self, clusterer: Clusterer, run: Run) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import Unpack
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -17,7 +17,7 @@ from clusterucb import filenames
 from clusterucb.atomic import whole_file
 from clusterucb.jobs.stages.config_yaml import resolved
 from clusterucb.jobs.stages.cost import store_cost
-from clusterucb.jobs.stages.opening import Job, open_job
+from clusterucb.jobs.stages.opening import Session, open_job
 from clusterucb.jobs.stages.prepare import Model, Rows, check_paths
 from clusterucb.kernels.projection import VERSION
 from clusterucb.model.loaded import borrowing
@@ -26,11 +26,9 @@ from clusterucb.options.keywords import settings_from, spelt_out
 from clusterucb.options.typed import GradientOptions
 from clusterucb.progress import AnyObserver
 from clusterucb.run.folder import Run
-from clusterucb.run.gradient_store import KIND, SHARD, GradientStore, failures, shard_path
+from clusterucb.run.gradient_store import SHARD, GradientStore, failures, shard_path
+from clusterucb.run.manifest import Inputs
 from clusterucb.samples.rejected import write_rejected
-
-if TYPE_CHECKING:
-    from clusterucb.gradients.session import AdaptedModel
 
 
 @borrowing
@@ -61,42 +59,39 @@ def sketch(
     settings = settings_from(options, GradientSettings)
     check_paths(model, out, needed=True)
     job = open_job(pool, None, model, settings, observer)
-    identity = {
-        **job.identity(sketches=True, sketch_version=VERSION, nonzeros=settings.sketch.nonzeros),
-        **KIND,
-    }
+    identity = job.identity("sketch", sketches=True)
+    identity.projection = {"version": VERSION, "nonzeros": settings.sketch.nonzeros}
     config = resolved(settings, pool=pool, model=model, out=out)
-    with job.session(out, identity, config=config, overwrite=overwrite) as (run, adapted):
-        job.observer.step(run.told("gradient store"))
-        _sketch_missing(job, run, adapted)
+    with job.session(out, identity, config=config, overwrite=overwrite) as session:
+        run = session.run
+        job.observer.step(run.progress_line("gradient store"))
+        _sketch_missing(session)
         shards = [_shard(run, start) for start in range(0, len(job.material.samples), SHARD)]
         failed = {row: reason for shard in shards for row, reason in failures(shard).items()}
-        material, manifest = job.material, run.manifest
-        manifest.rejected = write_rejected(
+        material = job.material
+        rejected = write_rejected(
             run.path(filenames.REJECTED), material.pool_rejected, material.rejected_rows(failed.items())
         )
-        manifest.pool_files = job.prepared.pool_files
-        manifest.pool_samples = len(material.samples)
-        manifest.pool_rejected = len(material.pool_rejected) + len(failed)
-        manifest.cost = store_cost(manifest.cost, settings, material)
-        manifest.status = "finished"
+        inputs = Inputs.of(material, rejected)
+        inputs.pool_rejected += len(failed)
+        run.finish(inputs, cost=store_cost(run.manifest.cost, settings, material))
     return GradientStore(Path(out))
 
 
-def _sketch_missing(job: Job[GradientSettings], run: Run, adapted: AdaptedModel) -> None:
+def _sketch_missing(session: Session[GradientSettings]) -> None:
     """Sketch the shards that the run folder does not hold yet."""
     from clusterucb.gradients.accumulate import unit_sketches
 
-    material = job.material
+    run, adapted, material = session.run, session.model, session.material
     starts = range(0, len(material.samples), SHARD)
     missing = [start for start in starts if not _shard(run, start).exists()]
     if not missing:
         return
     adapted.base  # noqa: B018  (loading checks the checkpoints before they are kept)
     adapted.keep_checkpoints()
-    accumulators = adapted.accumulators(sketch=job.settings.sketch)
+    accumulators = adapted.accumulators(sketch=session.settings.sketch)
     total, done = len(material.samples), (len(starts) - len(missing)) * SHARD
-    with run.phase("sketches"), job.observer.count("Sketching", total, done=done) as advance:
+    with run.phase("sketches"), session.observer.count("Sketching", total, done=done) as advance:
         for start in missing:
             sketches, faults = unit_sketches(
                 accumulators,

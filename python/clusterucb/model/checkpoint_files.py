@@ -61,8 +61,8 @@ def checkpoint_fingerprints(
         checkpoints: the adapter's folder and the optimiser state's file of each checkpoint; either may be None.
 
     Returns:
-        Under ``adapter content`` a hex SHA-256 of all adapters' configurations and weights, and under
-        ``optimizer content`` one of all optimiser states; None where there are none.
+        Under ``adapter`` a hex SHA-256 of all adapters' configurations and weights, and under
+        ``optimizer`` one of all optimiser states; None where there are none.
 
     Raises:
         ModelError: a file is missing.
@@ -73,8 +73,8 @@ def checkpoint_fingerprints(
         if not state.is_file():
             raise missing_state(state)
     return {
-        "adapter content": _hash(weights) if weights else None,
-        "optimizer content": _hash(states) if states else None,
+        "adapter": _hash(weights) if weights else None,
+        "optimizer": _hash(states) if states else None,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 from fractions import Fraction
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from clusterucb.errors import OptionError
 
@@ -27,6 +27,9 @@ class Seconds(NamedTuple):
     """A time in seconds."""
 
     most: float
+
+
+Amount: TypeAlias = Fraction | int | Tokens | Seconds  # of a budget; a fraction is a share of the pool
 
 
 def parse_count(option: str, spec: str | int) -> Fraction | int:
@@ -53,7 +56,7 @@ def parse_count(option: str, spec: str | int) -> Fraction | int:
     )
 
 
-def parse_budget(option: str, spec: str | int) -> Fraction | int | Tokens | Seconds:
+def parse_budget(option: str, spec: str | int) -> Amount:
     """Return a share or a count as `parse_count` does, a number of tokens (``"30Mtok"``), or a time (``"1h 30min"``).
 
     Raises:
@@ -87,7 +90,6 @@ def parse_until(option: str, spec: str) -> float:
     return share
 
 
-def resolve_count(option: str, spec: str | int, n_samples: int) -> int:
-    """Return the number of samples that ``spec`` means; a share of ``n_samples`` is rounded down, but is at least 1."""
-    count = parse_count(option, spec)
+def samples_of(count: Fraction | int, n_samples: int) -> int:
+    """Return a count in samples. A share of ``n_samples`` is rounded down, but is at least 1."""
     return max(int(count * n_samples), 1) if isinstance(count, Fraction) else count

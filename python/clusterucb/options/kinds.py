@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Group, Parameter, Token
 
@@ -92,6 +92,11 @@ Tools = Annotated[str | None, offered(EXPORTS)]
 def field_names(kind: type[Checked]) -> list[str]:
     """Return the names of a settings class's options."""
     return [field.name for field in dataclasses.fields(kind)]
+
+
+def values_of(settings: Checked) -> dict[str, Any]:
+    """Return the values of a settings object's options, by name."""
+    return {name: getattr(settings, name) for name in field_names(type(settings))}
 
 
 @dataclass(frozen=True, kw_only=True)

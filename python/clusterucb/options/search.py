@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,15 @@ from clusterucb.engine.aggregate import NAMES
 from clusterucb.engine.choice import SELECT_BY
 from clusterucb.errors import OptionError
 from clusterucb.filenames import EXPORTS
-from clusterucb.options.amounts import Seconds, Tokens, parse_budget, parse_count, parse_until, resolve_count
+from clusterucb.options.amounts import (
+    Amount,
+    Seconds,
+    Tokens,
+    parse_budget,
+    parse_count,
+    parse_until,
+    samples_of,
+)
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.options.kinds import (
     FILE,
@@ -95,7 +105,7 @@ class DrawSettings(ScoreSettings):
             good = isinstance(name, str) and isinstance(weight, int | float) and not isinstance(weight, bool)
             if not good or not 0 < weight < math.inf:
                 raise OptionError(f"--subtask-weights has {name}={weight}; expected a number above 0")
-        parse_count("--select", self.select)
+        self._wanted  # noqa: B018  (parses the text, which may be refused)
         self.check_whole("batch_size")
         if self.cold_start is not None:
             self.check("cold_start", 0 <= self.cold_start <= 1, "a share between 0 and 1")
@@ -103,6 +113,30 @@ class DrawSettings(ScoreSettings):
         self.check_choice("select_by", SELECT_BY)
         if self.max_per_source is not None:
             self.check_whole("max_per_source")
+
+    @cached_property
+    def _wanted(self) -> Fraction | int:
+        return parse_count("--select", self.select)
+
+    def n_select(self, n_samples: int) -> int:
+        """Return the number of samples to select from a pool of ``n_samples``."""
+        return samples_of(self._wanted, n_samples)
+
+    def check_covered(self, option: str, budget: Amount) -> None:
+        """Check that a budget covers the number to select, if both are known without the size of the pool.
+
+        Args:
+            option: the option that names the budget, for the message.
+            budget: the budget, as `parse_budget` returned it.
+
+        Raises:
+            OptionError: more samples are to be selected than scored.
+        """
+        if isinstance(budget, int) and isinstance(self._wanted, int) and self._wanted > budget:
+            raise OptionError(
+                f"--select is {self._wanted}; expected at most the budget, {option} {budget}: only scored samples can "
+                "be selected"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,14 +162,13 @@ class SearchSettings(DrawSettings, _Budget):
     prior: Paths | None = field(default=None, metadata=FILE)
 
     def __post_init__(self) -> None:
-        parse_budget("--budget", self.budget)
+        self._amount  # noqa: B018  (parses the text, which may be refused)
         self.check("prior", self.prior != (), "the folder of an earlier selection or of a gradient store")
         super().__post_init__()
         if not self.free_scores:
-            check_counts("--budget", self.budget, self.select)
-        if self.until is None:
+            self.check_covered("--budget", self._amount)
+        if self.recall is None:
             return
-        parse_until("--until", self.until)
         if self.free_scores:
             raise OptionError(
                 "--until is given with a --store and --scorer sketch, whose scores are free: all samples are scored"
@@ -150,28 +183,19 @@ class SearchSettings(DrawSettings, _Budget):
         """Whether scores are read from sketches. If not, sketches only rank candidates for exact scoring."""
         return self.scorer == "sketch"
 
-    @property
+    @cached_property
     def recall(self) -> float | None:
         """The recall at which the search stops, as a share of one; None if only the budget ends the search."""
         return None if self.until is None else parse_until("--until", self.until)
 
+    @cached_property
+    def _amount(self) -> Amount:
+        return parse_budget("--budget", self.budget)
+
     @property
-    def end(self) -> str:
-        """The stopping rule as text, such as ``20% until recall=0.9``."""
-        return self.budget if self.until is None else f"{self.budget} until {self.until}"
-
-
-def check_counts(option: str, budget: str | int, select: str) -> None:
-    """Check that the budget covers the number to select, if both are known without the size of the pool.
-
-    Raises:
-        OptionError: more samples are to be selected than scored.
-    """
-    most, wanted = parse_budget(option, budget), parse_count("--select", select)
-    if isinstance(most, int) and isinstance(wanted, int) and wanted > most:
-        raise OptionError(
-            f"--select is {wanted}; expected at most the budget, {option} {most}: only scored samples can be selected"
-        )
+    def limit(self) -> Tokens | Seconds | None:
+        """The budget if it is a number of tokens or a time; None if it is a number of samples or if scores are free."""
+        return self._amount if isinstance(self._amount, Tokens | Seconds) and not self.free_scores else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,12 +236,6 @@ class Settings(ScoringSettings, SearchSettings):
         SearchSettings.__post_init__(self)
         GradientSettings.__post_init__(self)
 
-    @property
-    def limit(self) -> Tokens | Seconds | None:
-        """The budget if it is a number of tokens or a time; None if it is a number of samples or if scores are free."""
-        budget = parse_budget("--budget", self.budget)
-        return budget if isinstance(budget, Tokens | Seconds) and not self.free_scores else None
-
     def draws(self, n_samples: int, tokens: float, per_token: float | None = None) -> int:
         """Return the number of draws in the budget, or the expected number under a limit on tokens or time.
 
@@ -228,10 +246,11 @@ class Settings(ScoringSettings, SearchSettings):
             tokens: the mean number of tokens in a sample.
             per_token: the seconds to draw and score a token, or None if unknown; a time is then no limit.
         """
-        limit = self.limit
-        if limit is None:
-            return n_samples if self.free_scores else resolve_count("--budget", self.budget, n_samples)
-        each = tokens
+        if self.free_scores:
+            return n_samples
+        limit, each = self._amount, tokens
+        if isinstance(limit, int | Fraction):
+            return samples_of(limit, n_samples)
         if isinstance(limit, Seconds):
             if per_token is None:
                 return n_samples
@@ -251,7 +270,7 @@ class Settings(ScoringSettings, SearchSettings):
         n_samples = len(lengths)
         about = "" if self.limit is None else "about "
         budget = self.draws(n_samples, float(lengths.mean()), per_token)
-        n_select = resolve_count("--select", self.select, n_samples)
+        n_select = self.n_select(n_samples)
         if n_select > min(budget, n_samples):
             raise OptionError(
                 f"--select {self.select} is {n_select} of {n_samples} samples; expected at most the budget, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from clusterucb.run.folder import Cost
+from clusterucb.run.cost import Cost
 from clusterucb.wording import in_bytes
 
 

@@ -19,7 +19,8 @@ from clusterucb.engine.loop import Selection
 from clusterucb.errors import InputError
 from clusterucb.report.annotate import annotated
 from clusterucb.report.export import Exported
-from clusterucb.run.folder import Cost, Manifest
+from clusterucb.run.cost import Cost
+from clusterucb.run.manifest import Manifest, Outcome
 from clusterucb.samples.pool import Sample
 from clusterucb.wording import counted, one_line
 
@@ -60,6 +61,12 @@ class Result:
     manifest: Manifest
     out: Path | None
     exports: Sequence[Exported] = ()
+
+    @property
+    def outcome(self) -> Outcome:
+        """The numbers that sum up the result, from the manifest."""
+        assert self.manifest.outcome is not None
+        return self.manifest.outcome
 
     def __len__(self) -> int:
         """Return the number of selected samples."""
@@ -130,14 +137,14 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """Return the run's summary as JSON values: the outcome, the cost, the best samples and the files' paths."""
         manifest = msgspec.to_builtins(self.manifest)
-        names = ("pool_samples", "pool_rejected", "target_samples", "target_rejected", "subtasks", "n_budget")
+        names = ("pool_samples", "pool_rejected", "target_samples", "target_rejected", "subtasks")
         files = [filenames.SELECTED, filenames.SCORES, filenames.REJECTED, filenames.MANIFEST]
         files += [TABLE] if self.out and (self.out / TABLE).exists() else []
         files += [exported.folder.name for exported in self.exports]
         best = zip(self.ids[:EXAMPLES], self.scores[:EXAMPLES].tolist(), strict=True)
         return {
             "out": str(self.out) if self.out else None,
-            **{name: manifest[name] for name in names},
+            **{name: manifest["inputs"][name] for name in names},
             **manifest["outcome"],
             "cost": manifest["cost"],
             "best": [{"id": name, "score": score} for name, score in best],

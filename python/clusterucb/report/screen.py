@@ -15,7 +15,7 @@ from rich.text import Text
 from clusterucb import filenames
 from clusterucb.report.annotate import FIELD
 from clusterucb.report.result import EXAMPLES, TABLE, Result
-from clusterucb.run.folder import Cost
+from clusterucb.run.cost import Cost
 from clusterucb.samples.sample import told
 from clusterucb.samples.shapes import TEXT
 from clusterucb.wording import counted, in_bytes, one_line, printable
@@ -30,13 +30,12 @@ _WIDTH = 100  # characters of a sample's text on the screen
 
 def show(result: Result, console: Console) -> None:
     """Print a summary of the selection, its cost and its files."""
-    manifest, outcome = result.manifest, result.manifest.outcome
-    assert outcome is not None
+    manifest, outcome = result.manifest, result.outcome
     failed = f" ({outcome.n_failed:,} of them failed)" if outcome.n_failed else ""
     console.print(
         Text.assemble(
             ("Selected ", "bold"),
-            (f"{outcome.n_selected:,} of {counted(manifest.pool_samples, 'sample')}", "bold green"),
+            (f"{outcome.n_selected:,} of {counted(manifest.inputs.pool_samples, 'sample')}", "bold green"),
             f" after scoring {outcome.n_scored:,}{failed} in {counted(outcome.clusters, 'cluster')}"
             + _ENDS.get(outcome.stopped, ""),
         )
@@ -52,8 +51,8 @@ def show(result: Result, console: Console) -> None:
             soft_wrap=True,
         )
     console.print(Group(_sources(result), Text(), cost_table(result.cost), Text(), _examples(result)))
-    if manifest.settings.get("--scorer") == "sketch":
-        error = manifest.settings["--sketch-dim"] ** -0.5
+    if manifest.identity.options.get("--scorer") == "sketch":
+        error = manifest.identity.options["--sketch-dim"] ** -0.5
         console.print(
             f"Scores are estimated from sketches, with errors of about {error:.3f}",
             soft_wrap=True,
@@ -78,8 +77,8 @@ def _favoured(correlation: float, n_scores: int) -> str:
 
 
 def _show_files(result: Result, out: Path, console: Console) -> None:
-    _show_rejected(result.manifest.rejected, out, console)
-    annotated = f" (each line with a field {FIELD})" if result.manifest.annotated else ""
+    _show_rejected(result.manifest.inputs.rejected, out, console)
+    annotated = f" (each line with a field {FIELD})" if result.outcome.annotated else ""
     console.print(
         Text.assemble("Written to ", (str(out / filenames.SELECTED), "bold"), annotated), soft_wrap=True
     )
@@ -103,7 +102,7 @@ def show_store(store: GradientStore, console: Console) -> None:
         )
     )
     console.print(Group(cost_table(manifest.cost), Text()))
-    _show_rejected(manifest.rejected, store.folder, console)
+    _show_rejected(manifest.inputs.rejected, store.folder, console)
     console.print(
         Text.assemble("For every target: ", (f"clusterucb select ... --store {store.folder}", "bold")),
         soft_wrap=True,
@@ -118,8 +117,7 @@ def _show_rejected(rejected: Mapping[str, int], folder: Path, console: Console) 
 
 
 def _sources(result: Result) -> RenderableType:
-    outcome = result.manifest.outcome
-    assert outcome is not None
+    outcome = result.outcome
     table = Table("source", box=None, pad_edge=False, header_style="dim")
     table.add_column("selected", justify="right")
     table.add_column("of the selection", justify="right")

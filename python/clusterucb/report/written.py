@@ -22,7 +22,9 @@ from clusterucb.engine.recall import CONFIDENCE
 from clusterucb.report.export import export
 from clusterucb.report.result import TABLE, Result
 from clusterucb.report.scores_table import write_scores
-from clusterucb.run.folder import Cost, Outcome, Run
+from clusterucb.run.cost import Cost
+from clusterucb.run.folder import Run
+from clusterucb.run.manifest import Inputs, Outcome
 from clusterucb.samples.rejected import write_rejected
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def finish(
     cost: Cost,
     settings: SelectSettings,
     model: str,
+    planned: tuple[int, int],
 ) -> Result:
     """Write a run's files, and mark the run as finished.
 
@@ -50,6 +53,7 @@ def finish(
         cost: the cost of the whole run.
         settings: the options, among them the forms to write.
         model: the model's folder or hub id.
+        planned: the number of draws in the budget, and the number of samples to select.
 
     Raises:
         RunError: a file cannot be written.
@@ -71,31 +75,32 @@ def finish(
     write_lines(run.path(filenames.SCORES), _score_lines(selection, material))
     if settings.scores_parquet or run.path(TABLE).exists():  # else a table of an earlier selection would stay
         write_scores(run.path(TABLE), selection, material.samples, list(material.target))
-    manifest = run.manifest
     failed = material.rejected_rows(failures)
-    manifest.rejected = write_rejected(
+    rejected = write_rejected(
         run.path(filenames.REJECTED), material.pool_rejected, material.target_rejected, failed
     )
-    manifest.pool_samples, manifest.pool_rejected = len(material.samples), len(material.pool_rejected)
-    manifest.target_samples, manifest.target_rejected = material.n_target, len(material.target_rejected)
-    manifest.subtasks = list(material.target)
-    manifest.subtask_contents = material.subtask_contents()
-    manifest.cost = cost
-    manifest.outcome = _outcome(selection, material, samples, len(failures))
-    manifest.annotated = settings.annotate
-    manifest.status = "finished"
-    run.save()
+    outcome = _outcome(selection, material, samples, len(failures), settings, planned)
+    run.finish(Inputs.of(material, rejected), cost=cost, outcome=outcome)
     return result
 
 
-def _outcome(selection: Selection, material: Material, samples: Sequence[Sample], n_failed: int) -> Outcome:
+def _outcome(
+    selection: Selection,
+    material: Material,
+    samples: Sequence[Sample],
+    n_failed: int,
+    settings: SelectSettings,
+    planned: tuple[int, int],
+) -> Outcome:
     """Return the numbers that sum up a selection.
 
     Args:
         selection: the search's result.
         material: the encoded pool and target.
         samples: the selected samples.
-        n_failed: how many draws could not be scored.
+        n_failed: the number of draws that could not be scored.
+        settings: the options.
+        planned: the number of draws in the budget, and the number of samples to select.
     """
     good = ~np.isnan(selection.drawn_scores)
     answers = np.array([material.encoded[row].n_labels for row in selection.drawn_rows], np.float64)
@@ -112,6 +117,11 @@ def _outcome(selection: Selection, material: Material, samples: Sequence[Sample]
         if selection.standardized is None
         else dict(zip(material.target, selection.standardized.T.tolist(), strict=True)),
         recall={**asdict(selection.recall), "confidence": CONFIDENCE} if selection.recall else None,
+        n_budget=planned[0],
+        n_select=planned[1],
+        select_by=settings.select_by,
+        max_per_source=settings.max_per_source,
+        annotated=settings.annotate,
     )
 
 

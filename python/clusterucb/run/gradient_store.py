@@ -14,7 +14,6 @@ Half precision has a relative error of 5e-4 per element, far below the sketch's 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -26,22 +25,21 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from clusterucb import filenames
+from clusterucb.engine.draws import RowScores
 from clusterucb.errors import OptionError, RunError
 from clusterucb.kernels import ops
 from clusterucb.kernels.projection import VERSION, Sketch
 from clusterucb.options.keywords import AnySettings
 from clusterucb.options.kinds import option_name
-from clusterucb.run.folder import Manifest
+from clusterucb.run.manifest import read_manifest
 
 SHARD = 256  # rows in one file, the most that a crash can lose
-KIND = {"what the folder holds": "a gradient store"}  # in the store's settings, to tell it from a run
 # Options and contents of a selection that must be the same as those of the store.
 _SAME_OPTIONS = ("preconditioner", "parameters", "max_length", "dtype", "autocast")
 _SAME_CONTENTS = {
-    "pool content": "pool",
-    "model content": "model",
-    "encoding content": "tokenizer or chat template",
+    "pool": "pool",
+    "model": "model",
+    "encoding": "tokenizer or chat template",
 }
 
 
@@ -63,33 +61,33 @@ class GradientStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         try:
-            self.manifest = msgspec.json.decode((folder / filenames.MANIFEST).read_bytes(), type=Manifest)
-        except (OSError, msgspec.MsgspecError) as error:
+            self.manifest = read_manifest(folder)
+        except (FileNotFoundError, RunError) as error:
             raise RunError(
                 f"{folder} is not a gradient store ({error}); make one with `clusterucb sketch`"
             ) from error
-        settings = self.manifest.settings
-        if any(settings.get(name) != value for name, value in KIND.items()):
+        options, projection = self.manifest.identity.options, self.manifest.identity.projection
+        if self.manifest.identity.job != "sketch":
             raise RunError(f"{folder} is not a gradient store but a run; make one with `clusterucb sketch`")
         if self.manifest.status != "finished":
             raise RunError(
                 f"the gradient store {folder} is not finished; repeat the `clusterucb sketch` that makes it"
             )
-        if settings["sketch version"] != VERSION:
+        if projection["version"] != VERSION:
             raise RunError(
-                f"the gradient store {folder} has sketches of version {settings['sketch version']}, this clusterucb "
+                f"the gradient store {folder} has sketches of version {projection['version']}, this clusterucb "
                 f"makes version {VERSION}; sketch the pool anew"
             )
-        self.sketch = Sketch(settings["--sketch-dim"], settings["nonzeros"], settings["--seed"])
+        self.sketch = Sketch(options["--sketch-dim"], projection["nonzeros"], options["--seed"])
 
     def __len__(self) -> int:
         """Return N, the number of pool samples."""
-        return self.manifest.pool_samples
+        return self.manifest.inputs.pool_samples
 
     @property
     def fingerprint(self) -> str:
         """The hex SHA-256 of everything that affected the sketches."""
-        return hashlib.sha256(msgspec.json.encode(self.manifest.settings, order="sorted")).hexdigest()
+        return self.manifest.identity.fingerprint
 
     def rows(self, rows: range) -> NDArray[np.float16]:
         """Return the sketches f16[m, d] of consecutive rows; NaN where a gradient failed."""
@@ -122,7 +120,7 @@ class GradientStore:
         return {
             "out": str(self.folder),
             "pool_samples": len(self),
-            "pool_rejected": self.manifest.pool_rejected,
+            "pool_rejected": self.manifest.inputs.pool_rejected,
             "n_failed": len(self.failures()),
             "sketch": dataclasses.asdict(self.sketch),
             "cost": manifest["cost"],
@@ -147,7 +145,7 @@ class GradientStore:
                 )
         for name in _SAME_OPTIONS:
             option = option_name(name)
-            given, stored = getattr(settings, name), self.manifest.settings.get(option)
+            given, stored = getattr(settings, name), self.manifest.identity.options.get(option)
             if given != stored:
                 made, remedy = f"with {stored}", f"give {option} {stored}"
                 if stored is None:
@@ -162,7 +160,7 @@ class GradientStore:
             state = first / "optimizer.pt"
             own = {"optimizer": state if state.exists() else None}
         elif others:
-            weights = self.manifest.settings["--checkpoint-weights"]
+            weights = self.manifest.identity.options["--checkpoint-weights"]
             own = {"checkpoint": (first, *others), "checkpoint_weights": weights}
         return dataclasses.replace(settings, **own, sketch_dim=self.sketch.dimension)
 
@@ -177,13 +175,13 @@ class GradientStore:
         """Check that pool, model and encoding are the same as those of the store.
 
         Args:
-            contents: their fingerprints, by the names that runs give them in their settings.
+            contents: their fingerprints, by name.
 
         Raises:
             OptionError: a fingerprint differs.
         """
         for name, what in _SAME_CONTENTS.items():
-            if contents[name] != self.manifest.settings[name]:
+            if contents[name] != self.manifest.identity.contents[name]:
                 raise OptionError(
                     f"the gradient store {self.folder} is of another {what}; expected the same as when it was "
                     "made. Sketch this pool with this model into another folder"
@@ -241,15 +239,14 @@ class StoredScores:
         self._targets = targets
         self._advance = advance
 
-    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the scores f64[m, S] of rows i64[m]; NaN where there is no sketch."""
+    def __call__(self, rows: NDArray[np.int64]) -> RowScores:
+        """Return the scores f64[m, S] of rows i64[m], and why rows have no sketch."""
         scores = self._all[rows]
         self._advance(len(rows))
-        return scores
+        return RowScores(scores, self._failures)
 
     @cached_property
-    def failures(self) -> dict[int, str]:
-        """Why rows have no score, by row."""
+    def _failures(self) -> dict[int, str]:
         return self._store.failures()
 
     @cached_property

@@ -12,7 +12,7 @@ which then run again.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from operator import itemgetter
@@ -26,8 +26,10 @@ from numpy.typing import NDArray
 from clusterucb.engine.draws import Batch
 from clusterucb.errors import RunError
 
+_NO_NUMBER = "its score is not a finite number"
 
-class Scored:
+
+class ScoredBatches:
     """A read-only journal of a ledger's scored batches."""
 
     def __init__(self, ledger: Ledger) -> None:
@@ -59,7 +61,6 @@ class Ledger:
         path: the file. It is created if it does not exist.
         subtasks: the names of the S subtasks.
         tokens: i64[N], the number of tokens in each sample.
-        failure: a function of a row that returns why scoring it failed. It is called after the row's score was NaN.
 
     Raises:
         RunError: the file cannot be used.
@@ -71,11 +72,9 @@ class Ledger:
         *,
         subtasks: Sequence[str],
         tokens: NDArray[np.int64],
-        failure: Callable[[int], str],
     ) -> None:
         self._path = path
         self._tokens = tokens
-        self._failure = failure
         self._columns = [f"score_{number}" for number in range(len(subtasks))]
         with self._using():
             self._db = sqlite3.connect(path, isolation_level=None)
@@ -140,7 +139,11 @@ class Ledger:
             self._db.executemany(
                 f"UPDATE draws SET done = 1, failure = ?, {assignments} WHERE row = ?",
                 [
-                    (self._failure(row) if np.isnan(scores).any() else None, *scores.tolist(), row)
+                    (
+                        batch.failures.get(row, _NO_NUMBER) if np.isnan(scores).any() else None,
+                        *scores.tolist(),
+                        row,
+                    )
                     for row, scores in zip(batch.rows.tolist(), batch.scores, strict=True)
                 ],
             )

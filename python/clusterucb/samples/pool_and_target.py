@@ -45,6 +45,7 @@ class Material:
         target_samples: the same samples before encoding.
         pool_rejected: the pool's rejected lines with their reasons.
         target_rejected: the target's rejected lines with their reasons.
+        pool_files, target_files: the files, as they were given.
     """
 
     samples: Samples
@@ -54,6 +55,8 @@ class Material:
     target_samples: Mapping[str, Sequence[Sample]]
     pool_rejected: RejectedLines
     target_rejected: RejectedLines
+    pool_files: Sequence[str] = ()
+    target_files: Sequence[str] = ()
 
     @property
     def n_target(self) -> int:
@@ -155,7 +158,8 @@ def encode(
             subtasks.setdefault(sample.subtask, []).append(tokens)
             read.setdefault(sample.subtask, []).append(sample)
     samples, encoded, sources, rejected = _encode(pool, encoder, "pool", strict, observer or Silent())
-    return Material(samples, encoded, sources, subtasks, read, rejected, target_rejected)
+    files = (pool.files, target.files if target else ())
+    return Material(samples, encoded, sources, subtasks, read, rejected, target_rejected, *files)
 
 
 def _encode(

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -28,21 +29,21 @@ from clusterucb.jobs.comparison.replay import Clusterings, Contender, Replay, Te
 from clusterucb.jobs.comparison.results import Comparison, budgets_of, folder_of, results, take_up_former
 from clusterucb.jobs.score import score_all
 from clusterucb.jobs.stages.config_yaml import resolved
-from clusterucb.jobs.stages.opening import Job, open_job
+from clusterucb.jobs.stages.opening import Session, open_job
 from clusterucb.jobs.stages.prepare import Model, Prepared, Rows, check_paths
 from clusterucb.model.loaded import borrowing
-from clusterucb.options.amounts import resolve_count
+from clusterucb.options.amounts import parse_count, samples_of
 from clusterucb.options.keywords import settings_from
-from clusterucb.options.search import CompareSettings, check_counts
+from clusterucb.options.search import CompareSettings
 from clusterucb.options.typed import CompareOptions
 from clusterucb.plugins import describe
 from clusterucb.progress import AnyObserver
-from clusterucb.run.folder import Cost, Manifest, Run
+from clusterucb.run.cost import Cost
 from clusterucb.run.ledger import Ledger
+from clusterucb.run.manifest import Asked, Inputs, Manifest, read_manifest
 from clusterucb.versions import __version__
 
 if TYPE_CHECKING:
-    from clusterucb.gradients.session import AdaptedModel
     from clusterucb.jobs.stages.features import PoolFeatures
 
 _Blocks = dict[str, NDArray[np.float32]]
@@ -96,8 +97,7 @@ def compare(
     settings = settings_from(options, CompareSettings)
     check_paths(model, out, needed=True, target=target)
     contenders = _checked(strategies, seeds)
-    for budget in budgets:
-        check_counts("--budgets", budget, settings.select)
+    amounts = {str(budget): _parsed(settings, budget) for budget in budgets}
     if scores is not None:
         _manifest(Path(scores))
     given = {"budgets": list(budgets), "seeds": seeds, "scores": None if scores is None else Path(scores)}
@@ -105,18 +105,18 @@ def compare(
         settings, pool=pool, target=target, model=model, out=out, strategies=contenders, **given
     )
     job = open_job(pool, target, model, settings, observer)
-    counts = _draws(budgets, settings.select, len(job.material.samples))
+    counts = _draws(amounts, settings, len(job.material.samples))
     recorded = _Recorded(Path(scores), job.prepared) if scores is not None else None
     fingerprint = recorded.fingerprint if recorded else None
-    identity = job.identity(sketches=True, job="compare", scores_content=fingerprint)
-    identity = {name: value for name, value in identity.items() if name not in _REPLAYED}
-    amounts = {"budget": "100%", "select": settings.select}
-    with job.session(out, identity, config=config, overwrite=overwrite, **amounts) as (run, adapted):
-        comparing = _Comparing(job, run, adapted, contenders, counts, seeds)
+    identity = job.identity("compare", sketches=True, scores=fingerprint)
+    identity.options = {name: value for name, value in identity.options.items() if name not in _REPLAYED}
+    asked = Asked("100%", settings.select)
+    with job.session(out, identity, asked=asked, config=config, overwrite=overwrite) as session:
+        run, comparing = session.run, _Comparing(session, contenders, counts, seeds)
         content = {
             "clusterucb": __version__,
-            "pool": job.prepared.pool_files,
-            "target": job.prepared.target_files,
+            "pool": job.material.pool_files,
+            "target": job.material.target_files,
             "model": str(model),
             "select": settings.select,
             "seeds": seeds,
@@ -125,25 +125,32 @@ def compare(
         encoded = msgspec.json.format(msgspec.json.encode(content), indent=1)
         write_whole(run.path(filenames.COMPARISON), encoded + b"\n")
         write_whole(run.path(filenames.COMPARISON_PAGE), page.render(content).encode())
-        run.manifest.subtasks = list(job.material.target)
-        run.manifest.subtask_contents = job.material.subtask_contents()
-        run.manifest.status = "finished"
+        run.finish(Inputs.of(job.material))
     return Comparison(content, Path(out))
 
 
-def _draws(budgets: Sequence[str | int], select: str, n_samples: int) -> dict[str, int]:
+def _parsed(settings: CompareSettings, budget: str | int) -> Fraction | int:
+    """Return a budget as a share or a number of samples, if it covers the number to select."""
+    count = parse_count("--budgets", budget)
+    settings.check_covered("--budgets", count)
+    return count
+
+
+def _draws(
+    budgets: Mapping[str, Fraction | int], settings: CompareSettings, n_samples: int
+) -> dict[str, int]:
     """Return the number of draws of each budget by its spelling, in rising order.
 
     Raises:
         OptionError: a budget is below the number to select, or above the size of the pool.
     """
-    n_select = resolve_count("--select", select, n_samples)
-    counts = {str(budget): resolve_count("--budgets", budget, n_samples) for budget in budgets}
+    n_select = settings.n_select(n_samples)
+    counts = {spelling: samples_of(amount, n_samples) for spelling, amount in budgets.items()}
     for budget, count in counts.items():
         if not n_select <= count <= n_samples:
             raise OptionError(
                 f"--budgets: {budget} is {count} of {n_samples} samples; expected at least --select "
-                f"{select}, which is {n_select}, and at most the pool"
+                f"{settings.select}, which is {n_select}, and at most the pool"
             )
     return _rising(counts)
 
@@ -152,8 +159,7 @@ class _Comparing:
     """A comparison whose run folder is open.
 
     Args:
-        job: the job, with its files read.
-        run, adapted: the run, and the model at its checkpoint.
+        session: the job, its run folder and its model.
         contenders: the strategies to compare.
         counts: the number of draws of each budget by its spelling.
         seeds: the number of searches for each contender and budget.
@@ -161,9 +167,7 @@ class _Comparing:
 
     def __init__(
         self,
-        job: Job[CompareSettings],
-        run: Run,
-        adapted: AdaptedModel,
+        session: Session[CompareSettings],
         contenders: Sequence[Contender],
         counts: dict[str, int],
         seeds: int,
@@ -171,19 +175,18 @@ class _Comparing:
         from clusterucb.jobs.stages.features import PoolFeatures
         from clusterucb.jobs.stages.influence import Influence
 
-        self._job = job
-        self._run = run
+        self._session = session
+        job = session.job
         self._contenders = contenders
         self._counts = counts
         self._seeds = seeds
-        parts = (run, job.settings, adapted, job.material, job.observer, job.store)
-        self._features, self._influence = PoolFeatures(*parts), Influence(*parts)
+        self._features, self._influence = PoolFeatures(session), Influence(session)
         self._columns = job.material.columns()
-        take_up_former(run, [contender.features for contender in contenders])
+        take_up_former(session.run, [contender.features for contender in contenders])
         self._clusterings: dict[bytes, Clusterings] = {}
         settings = job.settings
         self._terms = Terms(
-            resolve_count("--select", settings.select, len(job.material.samples)),
+            settings.n_select(len(job.material.samples)),
             Rules(
                 aggregate=settings.aggregate,
                 select_by=settings.select_by,
@@ -195,7 +198,7 @@ class _Comparing:
 
     def results(self, recorded: _Recorded | None) -> dict[str, Any]:
         """Describe the pool, score it unless an earlier run did, replay every contender, and return the results."""
-        n_samples = len(self._job.material.samples)
+        n_samples = len(self._session.material.samples)
         self._described = _describe(self._features, self._contenders)
         predicting = any(contender.policy.predicts for contender in self._contenders)
         self._prior = self._influence.estimates() if predicting else {}
@@ -207,17 +210,17 @@ class _Comparing:
             one.name: list(budgets_of(one, self._counts, n_samples).values()) for one in self._contenders
         }
         n_searches = self._seeds * sum(map(len, budgets.values()))
-        with self._job.observer.count("Replaying", n_searches, unit="searches") as advance:
+        with self._session.observer.count("Replaying", n_searches, unit="searches") as advance:
             for contender in self._contenders:
                 with _warnings_once(contender.name):
                     replays[contender.name] = self._play(
                         contender, truth, budgets[contender.name], self._seeds, advance
                     )
-        timed = _timed(self._run.manifest.cost, recorded)
+        timed = _timed(self._session.run.manifest.cost, recorded)
         passes = {
             one.name: self._features.passes(one.features, folder_of(one.features)) for one in self._contenders
         }
-        settings, material = self._job.settings, self._job.material
+        settings, material = self._session.settings, self._session.material
         return results(self._contenders, replays, self._counts, truth, settings, material, timed, passes)
 
     def _play(
@@ -253,8 +256,8 @@ class _Comparing:
         Raises:
             ClusterUCBError: a strategy failed. The error keeps its class, and its message names the strategy.
         """
-        self._job.observer.step("Rehearsing the strategies")
-        anything = np.random.default_rng(0).normal(size=(n_samples, len(self._job.material.target)))
+        self._session.observer.step("Rehearsing the strategies")
+        anything = np.random.default_rng(0).normal(size=(n_samples, len(self._session.material.target)))
         truth = Truth.of(anything, self._columns["source"], self._terms)
         for contender in self._contenders:
             budgets = list(budgets_of(contender, self._counts, n_samples).values())
@@ -295,19 +298,19 @@ class _Recorded:
 
     def __init__(self, folder: Path, prepared: Prepared) -> None:
         manifest, material = _manifest(folder), prepared.material
-        names = ("pool content", "model content", "encoding content")
-        other = [name for name in names if manifest.settings.get(name) != prepared.contents[name]]
-        if not material.subtask_contents().items() <= manifest.subtask_contents.items():
-            other.append("target content")
+        contents = manifest.identity.contents
+        other = [
+            name for name in ("pool", "model", "encoding") if contents.get(name) != prepared.contents[name]
+        ]
+        if not material.subtask_contents().items() <= manifest.inputs.subtask_contents.items():
+            other.append("target")
         if other:
             raise RunError(
-                f"--scores {folder} is a run of another {', another '.join(n.partition(' ')[0] for n in other)}; "
+                f"--scores {folder} is a run of another {', another '.join(other)}; "
                 "expected one of the same pool and model, and of the target's subtasks, perhaps among others"
             )
-        n_samples, subtasks = len(material.samples), manifest.subtasks
-        with Ledger(
-            folder / filenames.LEDGER, subtasks=subtasks, tokens=material.encoded.lengths, failure=str
-        ) as ledger:
+        n_samples, subtasks = len(material.samples), manifest.inputs.subtasks
+        with Ledger(folder / filenames.LEDGER, subtasks=subtasks, tokens=material.encoded.lengths) as ledger:
             n_scored, scores = ledger.totals()[0], ledger.scores()
         if n_scored < n_samples:
             raise RunError(
@@ -321,8 +324,8 @@ class _Recorded:
 
 def _manifest(folder: Path) -> Manifest:
     try:
-        return msgspec.json.decode((folder / filenames.MANIFEST).read_bytes(), type=Manifest)
-    except (OSError, msgspec.MsgspecError) as error:
+        return read_manifest(folder)
+    except (FileNotFoundError, RunError) as error:
         raise RunError(
             f"--scores {folder} holds no run ({error}); expected the --out of an earlier one"
         ) from error

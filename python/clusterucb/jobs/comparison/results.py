@@ -20,7 +20,7 @@ from clusterucb.jobs.stages.cost import selection_cost
 from clusterucb.options.search import CompareSettings
 from clusterucb.plugins import describe, import_path
 from clusterucb.policies.baselines import Exhaustive
-from clusterucb.run.folder import Cost, PhaseCost
+from clusterucb.run.cost import Cost, PhaseCost
 
 if TYPE_CHECKING:
     from clusterucb.features.base import Feature

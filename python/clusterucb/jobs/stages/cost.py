@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.options.search import ScoringSettings
-from clusterucb.run.folder import Cost, PhaseCost
+from clusterucb.run.cost import Cost, PhaseCost
 
 if TYPE_CHECKING:
     from clusterucb.engine.policy import Policy

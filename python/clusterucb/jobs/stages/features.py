@@ -27,15 +27,12 @@ from clusterucb.features.base import (
 )
 from clusterucb.features.similarity import similarity
 from clusterucb.gradients.accumulate import Accumulator, unit_sketches
-from clusterucb.gradients.session import AdaptedModel
+from clusterucb.jobs.stages.opening import Session
 from clusterucb.options.search import ScoringSettings
-from clusterucb.progress import Observer
 from clusterucb.run.feature_cache import feature_key, home
 from clusterucb.run.feature_shards import CACHED, Shards
-from clusterucb.run.folder import Run
-from clusterucb.run.gradient_store import SHARD, GradientStore
+from clusterucb.run.gradient_store import SHARD
 from clusterucb.samples.encoded import Encoded
-from clusterucb.samples.pool_and_target import Material
 from clusterucb.samples.sample import Sample
 
 _SHARD = 4096  # rows in a feature file
@@ -45,29 +42,16 @@ class PoolFeatures:
     """The features of a pool.
 
     Args:
-        run: the run, whose folder keeps the shards.
-        settings: the run's options.
-        model: the model at its checkpoint.
-        material: the encoded pool of N samples, and the encoded target.
-        observer: receives the progress.
-        store: the gradient store with the pool's sketches, or None.
+        session: the job, its run folder and its model.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        settings: ScoringSettings,
-        model: AdaptedModel,
-        material: Material,
-        observer: Observer,
-        store: GradientStore | None = None,
-    ) -> None:
-        self._run = run
-        self._settings = settings
-        self._model = model
-        self._material = material
-        self._observer = observer
-        self._store = store
+    def __init__(self, session: Session[ScoringSettings]) -> None:
+        self._run = session.run
+        self._settings = session.settings
+        self._model = session.model
+        self._material = session.material
+        self._observer = session.observer
+        self._store = session.store
         self._fitted: dict[str, Fitted] = {}  # by folder
 
     def blocks(self, feature: Feature, folder: str = "") -> dict[str, NDArray[np.float32]]:
@@ -88,10 +72,9 @@ class PoolFeatures:
         with self._run.phase(phase):
             key = self._cache_key(feature)
             seconds = shards.take(key)
-        timed = self._run.manifest.cost.phases[phase]
         if seconds is not None:
             self._observer.step(f"Features taken from the cache: {home()}")
-            timed.seconds += seconds if folder else 0.0
+            self._run.add_seconds(phase, seconds if folder else 0.0)
         with self._run.phase(phase):
             computed = shards.fill(
                 lambda: self._fit(feature),
@@ -100,7 +83,7 @@ class PoolFeatures:
                 ),
             )
         if computed:
-            shards.keep(key, timed.seconds)
+            shards.keep(key, self._run.seconds(phase))
         self._fitted[folder] = shards.fitted()
         return shards.blocks()
 
@@ -152,13 +135,11 @@ class PoolFeatures:
         return Shards(self._run.path(folder), len(self._material.samples), size, fits=feature.fit_samples > 0)
 
     def _cache_key(self, feature: Feature) -> str | None:
-        settings = self._run.manifest.settings
+        contents = self._run.manifest.identity.contents
         return feature_key(
             feature,
             {
-                **{
-                    name: settings.get(name) for name in ("pool content", "encoding content", "model content")
-                },
+                **{name: contents.get(name) for name in ("pool", "encoding", "model")},
                 "dtype": self._settings.dtype,
                 "device": self._model.device.partition(":")[0],
                 "rows": _SHARD,

@@ -18,19 +18,17 @@ from safetensors.numpy import load_file, save_file
 from clusterucb import filenames
 from clusterucb.atomic import whole_file
 from clusterucb.engine.budget import Allowance, NothingLeft
+from clusterucb.engine.draws import RowScores
 from clusterucb.engine.poolview import ESTIMATES
 from clusterucb.engine.recall import Recall
 from clusterucb.errors import warn
 from clusterucb.gradients.scorer import Scorer, compute_directions, sketch_directions
-from clusterucb.gradients.session import AdaptedModel
+from clusterucb.jobs.stages.opening import Session
 from clusterucb.jobs.stages.spending import Spending, spending
 from clusterucb.options.amounts import Seconds, Tokens
 from clusterucb.options.search import ScoringSettings
-from clusterucb.progress import Observer
-from clusterucb.run.folder import Run
-from clusterucb.run.gradient_store import GradientStore, StoredScores
+from clusterucb.run.gradient_store import StoredScores
 from clusterucb.run.ledger import Ledger
-from clusterucb.samples.pool_and_target import Material
 from clusterucb.wording import counted
 
 
@@ -38,29 +36,16 @@ class Influence:
     """The influence of pool samples on a target.
 
     Args:
-        run: the run, whose folder keeps the stages.
-        settings: the run's options.
-        model: the model at its checkpoint.
-        material: the encoded pool of N samples, and the encoded target of S subtasks.
-        observer: receives the progress.
-        store: the gradient store with the pool's sketches, or None.
+        session: the job, its run folder and its model.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        settings: ScoringSettings,
-        model: AdaptedModel,
-        material: Material,
-        observer: Observer,
-        store: GradientStore | None = None,
-    ) -> None:
-        self._run = run
-        self._settings = settings
-        self._model = model
-        self._material = material
-        self._observer = observer
-        self._store = store
+    def __init__(self, session: Session[ScoringSettings]) -> None:
+        self._run = session.run
+        self._settings = session.settings
+        self._model = session.model
+        self._material = session.material
+        self._observer = session.observer
+        self._store = session.store
         self._spending: Spending | None = None
 
     def ledger(self) -> Ledger:
@@ -69,7 +54,6 @@ class Influence:
             self._run.path(filenames.LEDGER),
             subtasks=list(self._material.target),
             tokens=self._material.encoded.lengths,
-            failure=lambda row: self._scorer.failures[row],
         )
 
     def estimates(self) -> dict[str, NDArray[np.float32]]:
@@ -114,13 +98,13 @@ class Influence:
         with spending(self._run, self._observer, lengths, limit, budget, done) as self._spending:
             yield self._spending.allowance
 
-    def score(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the scores of pool rows i64[m] for every subtask, f64[m, S]; NaN where scoring failed."""
+    def score(self, rows: NDArray[np.int64]) -> RowScores:
+        """Return the scores of pool rows i64[m] for every subtask, f64[m, S], and why scoring failed."""
         if self._spending:
             self._spending.scoring(self._material.encoded.lengths[rows])
         return self._scorer(rows)
 
-    def found(self, recall: Recall) -> None:
+    def show_recall(self, recall: Recall) -> None:
         """Show the estimated recall beside the progress."""
         if self._spending:
             self._spending.note = f"found {recall}"

@@ -6,7 +6,7 @@ an earlier run from the folder, so that a job that cannot run is refused while t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -19,12 +19,14 @@ from clusterucb.options.gradients import GradientSettings
 from clusterucb.progress import AnyObserver, Observer, observer_of
 from clusterucb.run.folder import Run
 from clusterucb.run.gradient_store import GradientStore
+from clusterucb.run.manifest import Asked, Identity, JobKind
 from clusterucb.samples.pool_and_target import Material
 
 if TYPE_CHECKING:
     from clusterucb.gradients.session import AdaptedModel
 
-Options = TypeVar("Options", bound=GradientSettings)
+Options = TypeVar("Options", bound=GradientSettings, covariant=True)
+Given = TypeVar("Given", bound=GradientSettings)
 
 
 @dataclass(frozen=True)
@@ -48,42 +50,41 @@ class Job(Generic[Options]):
         """The encoded pool and target."""
         return self.prepared.material
 
-    def identity(self, *, sketches: bool, **named: Any) -> dict[str, Any]:
-        """Return everything that determines the job's numbers, by name. A folder resumes only a job that has the same.
+    def identity(self, kind: JobKind, *, sketches: bool, **contents: Any) -> Identity:
+        """Return everything that determines the job's numbers. A folder resumes only a job that has the same.
 
         Args:
+            kind: the kind of job.
             sketches: whether gradients are sketched.
-            **named: further values that determine the numbers. Underscores in a name become spaces. Values of None
-                are left out.
+            **contents: fingerprints of further contents, by name; None for what is not read.
         """
-        more = {name.replace("_", " "): value for name, value in named.items() if value is not None}
-        return {
-            **self.settings.deciding(sketches=sketches),
-            "--device": self.prepared.device,
-            **self.prepared.contents,
-            **({"store content": self.store.fingerprint} if self.store else {}),
-            **more,
-        }
+        more = {name: value for name, value in contents.items() if value is not None}
+        if self.store:
+            more["store"] = self.store.fingerprint
+        return Identity(
+            options={**self.settings.deciding(sketches=sketches), "--device": self.prepared.device},
+            contents={**self.prepared.contents, **more},
+            job=kind,
+        )
 
     @contextmanager
     def session(
         self,
         out: str | PathLike[str] | None,
-        identity: Mapping[str, Any],
+        identity: Identity,
         *,
+        asked: Asked = Asked(),
         config: bytes | None = None,
-        budget: str | None = None,
-        select: str | None = None,
         overwrite: bool = False,
-    ) -> Iterator[tuple[Run, AdaptedModel]]:
-        """Open the run folder, and the model at its checkpoint. Yields both.
+    ) -> Iterator[Session[Options]]:
+        """Open the run folder, and the model at its checkpoint.
 
         Without ``overwrite``, the model is loaded only when it is needed.
 
         Args:
             out: the run folder. By default, it is a temporary folder that is removed at the end.
             identity: the job's identity, from `identity`.
-            config, budget, select, overwrite: see `clusterucb.run.folder.Run`.
+            asked, config, overwrite: see `clusterucb.run.folder.Run`.
 
         Raises:
             RunError: the folder holds another run, or cannot be written.
@@ -94,15 +95,50 @@ class Job(Generic[Options]):
         base = load_base(*where, Path(out or gettempdir())) if overwrite else None
         with (
             folder_for(out) as folder,
-            Run(folder, identity, budget=budget, select=select, config=config, overwrite=overwrite) as run,
-            AdaptedModel(run, *where, base) as adapted,
+            Run(folder, identity, asked=asked, config=config, overwrite=overwrite) as run,
+            AdaptedModel(run, *where, base) as model,
         ):
-            yield run, adapted
+            yield Session(self, run, model)
+
+
+@dataclass(frozen=True)
+class Session(Generic[Options]):
+    """A job whose run folder and model are open.
+
+    Attributes:
+        job: the job.
+        run: the run folder.
+        model: the model at its checkpoint.
+    """
+
+    job: Job[Options]
+    run: Run
+    model: AdaptedModel
+
+    @property
+    def settings(self) -> Options:
+        """The job's options."""
+        return self.job.settings
+
+    @property
+    def material(self) -> Material:
+        """The encoded pool of N samples, and the encoded target of S subtasks."""
+        return self.job.material
+
+    @property
+    def observer(self) -> Observer:
+        """The observer, which receives the progress."""
+        return self.job.observer
+
+    @property
+    def store(self) -> GradientStore | None:
+        """The gradient store with the pool's sketches, or None."""
+        return self.job.store
 
 
 def open_job(
-    pool: Rows, target: Rows | None, model: Model, given: Options, observer: AnyObserver | None
-) -> Job[Options]:
+    pool: Rows, target: Rows | None, model: Model, given: Given, observer: AnyObserver | None
+) -> Job[Given]:
     """Open the gradient store that the options name, then read and encode the pool and the target.
 
     Args:

@@ -34,15 +34,17 @@ from clusterucb.gradients.passes import micro_batches, overhead_of, single_pass
 from clusterucb.gradients.session import AdaptedModel, largest_pass, load_base
 from clusterucb.jobs.stages.cost import selection_cost
 from clusterucb.jobs.stages.features import PoolFeatures
-from clusterucb.jobs.stages.opening import Job
+from clusterucb.jobs.stages.opening import Job, Session
 from clusterucb.jobs.stages.strategies import Strategies
 from clusterucb.machine import free_disk
 from clusterucb.options.amounts import Seconds
 from clusterucb.options.search import Settings
 from clusterucb.progress import Observer, Silent
 from clusterucb.report.plan import Plan
-from clusterucb.run.folder import Cost, PhaseCost, Run
-from clusterucb.run.gradient_store import SHARD, GradientStore
+from clusterucb.run.cost import Cost, PhaseCost
+from clusterucb.run.folder import Run
+from clusterucb.run.gradient_store import SHARD
+from clusterucb.run.manifest import Identity
 from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.pool_and_target import WARMUP_BATCH, Material
 
@@ -76,10 +78,11 @@ def estimate(job: Job[Settings], strategies: Strategies, *, began: float, out: P
     probing, few = replace(settings, warmup_steps=1), _first(material)
     with (
         tempfile.TemporaryDirectory(prefix="clusterucb-") as folder,
-        Run(Path(folder), {}) as run,
+        Run(Path(folder), Identity()) as run,
         AdaptedModel(run, probing, prepared.source, prepared.device, few, Silent(), base) as adapted,
     ):
-        found = _measure(run, settings, adapted, few, material, features, job.store)
+        probed = replace(job, settings=settings, prepared=replace(prepared, material=few), observer=Silent())
+        found = _measure(Session(probed, run, adapted), material, features)
     n_budget, n_select = len(found.drawn), settings.counts(material.encoded.lengths)[1]
     clustering, cluster_bytes = _clustering(clusterer, found.width, n_pool, n_budget, n_select)
     seconds = {**found.seconds, "clusters": clustering}
@@ -146,16 +149,9 @@ class _Measured(NamedTuple):
     passes: float
 
 
-def _measure(
-    run: Run,
-    settings: Settings,
-    adapted: AdaptedModel,
-    few: Material,
-    material: Material,
-    features: Feature,
-    store: GradientStore | None,
-) -> _Measured:
-    """Measure the time and memory of the job, with a model that works on a few of the samples."""
+def _measure(session: Session[Settings], material: Material, features: Feature) -> _Measured:
+    """Measure the time and memory of a job. The session's model works on a few of the samples of ``material``."""
+    settings, adapted = session.settings, session.model
     checkpoints, resident = adapted.checkpoints, _resident()
     layout = _Layout(settings, material, adapted)
     together = SHARD if features.gradients else max(settings.batch_size, WARMUP_BATCH)
@@ -177,18 +173,18 @@ def _measure(
     }
     passes = features.forward_passes
     if not features.gradients:
-        pool = PoolFeatures(run, settings, adapted, few, Silent(), store)
+        pool = PoolFeatures(session)
         pool.blocks(features)  # not counted, because the first call loads libraries
         blocks = pool.blocks(features, "again")
         passes = pool.passes(features)
         width = sum(block.shape[1] for block in blocks.values())
-        taken = run.manifest.cost.phases["again"].seconds
-        seconds["features"] = taken * len(material.samples) / len(few.samples)
+        taken = session.run.seconds("again")
+        seconds["features"] = taken * len(material.samples) / len(session.material.samples)
     else:
         width = settings.sketch_dim
-        if store is None:
+        if session.store is None:
             seconds["features"] = len(checkpoints) * rate(layout.everything)
-    kept = sum(file.stat().st_size for file in run.folder.glob("adapter/*"))
+    kept = sum(file.stat().st_size for file in session.run.folder.glob("adapter/*"))
     return _Measured(seconds, needs, resident, kept, width, layout.drawn, passes)
 
 

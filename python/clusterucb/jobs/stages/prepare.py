@@ -52,15 +52,12 @@ class Prepared:
         source: the source of the base model.
         device: the device that the model runs on.
         contents: the fingerprints of everything that was read, by name.
-        pool_files, target_files: the files of the pool and of the target, as they were given.
     """
 
     material: Material
     source: ModelSource | LoadedModel
     device: str
     contents: dict[str, str | None]
-    pool_files: list[str]
-    target_files: list[str]
 
 
 def prepare(
@@ -110,16 +107,14 @@ def prepare(
             "turns are not used"
         )
     contents = {
-        "pool content": read.fingerprint,
-        "target content": held_out.fingerprint if held_out else None,
-        "model content": source.fingerprint(),
-        "encoding content": encoder.fingerprint,
+        "pool": read.fingerprint,
+        "target": held_out.fingerprint if held_out else None,
+        "model": source.fingerprint(),
+        "encoding": encoder.fingerprint,
         **checkpoints,
     }
     material = encode(read, held_out, encoder, strict=settings.strict, observer=observer)
-    return Prepared(
-        material, source, device, contents, list(read.files), list(held_out.files if held_out else ())
-    )
+    return Prepared(material, source, device, contents)
 
 
 def _opened(

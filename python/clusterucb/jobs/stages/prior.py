@@ -48,11 +48,11 @@ class Known:
     """The prior of a pool.
 
     Attributes:
-        said: a description in words.
+        description: where the prior comes from, as a sentence.
         block: a function that returns the prior's block, f32[N, P], from the pool's feature blocks and columns.
     """
 
-    said: str
+    description: str
     block: Callable[[Blocks, Columns], NDArray[np.float32]]
 
 
@@ -111,8 +111,10 @@ class EarlierScores:
             )
         scores = np.array([self._scores[ids[row]] for row in rows], np.float64)
         subtasks = ", ".join(self.subtasks)
-        said = f"{len(rows):,} of {counted(len(ids), 'sample')} have scores of {self.folder}, for {subtasks}"
-        return Known(said, partial(filled, np.array(rows, np.int64), scores))
+        description = (
+            f"{len(rows):,} of {counted(len(ids), 'sample')} have scores of {self.folder}, for {subtasks}"
+        )
+        return Known(description, partial(filled, np.array(rows, np.int64), scores))
 
 
 class EarlierSketches:
@@ -142,14 +144,13 @@ class EarlierSketches:
         Raises:
             OptionError: the store was made for another pool.
         """
-        name = "pool content"
-        if contents[name] != self._store.manifest.settings[name]:
+        if contents["pool"] != self._store.manifest.identity.contents["pool"]:
             raise OptionError(
                 f"--prior {self._store.folder} is a gradient store of another pool; expected one of this, or the "
                 "folder of a selection, whose scores are known by the samples' ids"
             )
-        said = f"{counted(len(ids), 'sample')} have sketches in {self._store.folder}"
-        return Known(said, lambda *_: self.components())
+        description = f"{counted(len(ids), 'sample')} have sketches in {self._store.folder}"
+        return Known(description, lambda *_: self.components())
 
     def components(self) -> NDArray[np.float32]:
         """Return the sketches' principal components, f32[N, k]; a sample without a sketch counts as the zero vector."""

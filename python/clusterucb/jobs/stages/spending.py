@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clusterucb.engine.budget import Allowance, TimeAllowance, TokenAllowance
 from clusterucb.options.amounts import Seconds, Tokens
 from clusterucb.progress import Advance, Observer
-from clusterucb.run.folder import PhaseCost, Run
+from clusterucb.run.folder import Run
 
 
 class Spending:
@@ -81,9 +81,9 @@ def spending(
         allowance = TokenAllowance(lengths, limit.most)
         total, before, unit = limit.most, done[1], "tokens"
     elif isinstance(limit, Seconds):
-        assert run.manifest.seconds_per_token is not None
-        before_now = run.manifest.cost.phases.get("draws", PhaseCost()).seconds
-        allowance = TimeAllowance(lengths, limit.most - before_now, run.manifest.seconds_per_token)
+        before_now, per_token = run.seconds("draws"), run.manifest.search.seconds_per_token
+        assert per_token is not None
+        allowance = TimeAllowance(lengths, limit.most - before_now, per_token)
         total, before, unit = round(limit.most), round(before_now), "seconds"
     before = min(before, total)
     spent = Spending(allowance, unit, total - before)

@@ -1,0 +1,344 @@
+"""Define ``manifest.json``: what a run was asked for, how far it is, what it cost and what it found.
+
+Decisions:
+    - The manifest has a part for each stage, and one stage writes it: the run folder writes `Identity` and `Asked`, the
+      reading stage `Inputs`, the search `SearchState`, the passes of the model `PassLimits`, and the end of the job
+      `Cost` and `Outcome`.
+    - `read_manifest` also reads format 1 (version 0.1), where all fields lay side by side.
+    - A gradient store's fingerprint is computed from the names of format 1, so that runs that used an older store can
+      resume.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import msgspec
+
+from clusterucb import filenames
+from clusterucb.errors import RunError
+from clusterucb.options.amounts import parse_budget
+from clusterucb.plugins import renewed
+from clusterucb.run.cost import Cost
+from clusterucb.versions import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from clusterucb.samples.pool_and_target import Material
+
+_FORMAT = 2
+_STORE = {"what the folder holds": "a gradient store"}  # marks a store in format 1
+JobKind = Literal["select", "score", "sketch", "compare"]
+_JOBS: dict[JobKind, str] = {
+    "select": "a selection",
+    "score": "scores of a whole pool",
+    "sketch": "a gradient store",
+    "compare": "a comparison",
+}
+
+
+class Identity(msgspec.Struct, omit_defaults=True):
+    """Everything that determines the numbers of a job. A folder resumes only a job that has the same.
+
+    Attributes:
+        options: the values of options and the descriptions of strategies, by the option's name; options without effect
+            are None.
+        contents: the fingerprints of what the job reads (pool, target, model, encoding, adapter, …), by name; None for
+            what it does not read.
+        job: the kind of job.
+        projection: the version and the number of nonzeros of a gradient store's sketches.
+    """
+
+    options: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
+    job: JobKind = "select"
+    projection: dict[str, int] = {}
+
+    def changes(self, now: Identity) -> list[str]:
+        """Return the differences between this identity and the present one, as phrases for an error message."""
+        changed = [f"it held {_JOBS[self.job]}, now {_JOBS[now.job]}"] if self.job != now.job else []
+        for name in {**self.options, **now.options}:
+            old, new = self.options.get(name), now.options.get(name)
+            if old != new:
+                changed.append(f"{name} was {_show(old)}, now {_show(new)}")
+        return [*changed, *(f"the {name} content has changed" for name in self.other_contents(now.contents))]
+
+    def other_contents(self, contents: Mapping[str, Any]) -> list[str]:
+        """Return the names of the contents that differ from ``contents``."""
+        names = dict.fromkeys([*self.contents, *contents])
+        return [name for name in names if self.contents.get(name) != contents.get(name)]
+
+    @property
+    def fingerprint(self) -> str:
+        """The hex SHA-256 of everything in the identity."""
+        flat = {**self.options, **{f"{name} content": value for name, value in self.contents.items()}}
+        if self.job == "sketch":
+            flat |= {
+                "sketch version": self.projection["version"],
+                "nonzeros": self.projection["nonzeros"],
+                **_STORE,
+            }
+        elif self.job != "select":
+            flat["job"] = self.job
+        return hashlib.sha256(msgspec.json.encode(flat, order="sorted")).hexdigest()
+
+    @classmethod
+    def of_format_1(cls, settings: dict[str, Any]) -> Self:
+        """Return the identity that a manifest of format 1 recorded as ``settings``."""
+        ending = " content"
+        job: Any = "sketch" if _STORE.items() <= settings.items() else settings.get("job", "select")
+        return cls(
+            options={name: value for name, value in settings.items() if name.startswith("--")},
+            contents={
+                name.removesuffix(ending): value for name, value in settings.items() if name.endswith(ending)
+            },
+            job=job,
+            projection={"version": settings["sketch version"], "nonzeros": settings["nonzeros"]}
+            if job == "sketch"
+            else {},
+        )
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """The amounts that the user asked for, as text. They may change when a run is resumed.
+
+    Attributes:
+        budget: the budget, which may only grow; None for a job without a budget.
+        select: the number of samples to select; None for a job that selects none.
+        until: the recall at which the search stops, or None.
+    """
+
+    budget: str | None = None
+    select: str | None = None
+    until: str | None = None
+
+    def refusal(self, now: Asked) -> list[str]:
+        """Return a complaint if the present budget is smaller than this one or has another unit."""
+        if self.budget is None or now.budget is None or self.budget == now.budget:
+            return []
+        old: Any = parse_budget("--budget", self.budget)
+        new: Any = parse_budget("--budget", now.budget)
+        if type(old) is type(new) and new >= old:
+            return []
+        return [f"--budget was {self.budget}, now {now.budget} (it may only grow, in the same unit)"]
+
+
+class Inputs(msgspec.Struct):
+    """The samples that a job read.
+
+    Attributes:
+        pool_files, target_files: the files, as they were given.
+        pool_samples, target_samples: the numbers of samples that are used.
+        pool_rejected, target_rejected: the numbers of lines that are not used.
+        subtasks: the names of the target's subtasks.
+        subtask_contents: the fingerprint of each subtask's contents.
+        rejected: the number of rejected lines for each kind of reason.
+    """
+
+    pool_files: list[str] = []
+    target_files: list[str] = []
+    pool_samples: int = 0
+    pool_rejected: int = 0
+    target_samples: int = 0
+    target_rejected: int = 0
+    subtasks: list[str] = []
+    subtask_contents: dict[str, str] = {}
+    rejected: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, material: Material, rejected: dict[str, int] | None = None) -> Self:
+        """Return the record of an encoded pool and target, with the rejected lines counted by kind of reason."""
+        return cls(
+            pool_files=list(material.pool_files),
+            target_files=list(material.target_files),
+            pool_samples=len(material.samples),
+            pool_rejected=len(material.pool_rejected),
+            target_samples=material.n_target,
+            target_rejected=len(material.target_rejected),
+            subtasks=list(material.target),
+            subtask_contents=material.subtask_contents(),
+            rejected=rejected or {},
+        )
+
+
+class SearchState(msgspec.Struct):
+    """What a search decided when it began, and keeps when it resumes.
+
+    Attributes:
+        cold_start: the share of every arm that the cold start draws; None before the search begins.
+        seconds_per_token: the estimated time to draw and score a token, measured for a time budget; else None.
+        spent: whether the search came to its end with the amounts in `Asked`.
+    """
+
+    cold_start: float | None = None
+    seconds_per_token: float | None = None
+    spent: bool = False
+
+
+class Limit(msgspec.Struct, frozen=True):
+    """A limit on the size of the model's passes, set because memory ran out.
+
+    Attributes:
+        call: the name of the computation in which memory ran out. A computation is done completely or not at all
+            (`clusterucb.gradients.passes.Passes.over`).
+        part: the number of the computation's part, from 0.
+        done: the number of samples of that part that were done before the limit.
+        tokens: the largest number of padded tokens in a pass after that.
+    """
+
+    call: str
+    part: int
+    done: int
+    tokens: int
+
+
+class PassLimits(msgspec.Struct):
+    """The size of the model's passes.
+
+    Attributes:
+        batch_tokens: the padded tokens of a pass that fit into the device's memory, measured once; None on a CPU.
+        limits: the smaller limits that were set because memory ran out, in order.
+    """
+
+    batch_tokens: int | None = None
+    limits: list[Limit] = []
+
+
+class Outcome(msgspec.Struct):
+    """The result of a run.
+
+    Attributes:
+        n_selected: the number of samples in ``selected.jsonl``.
+        n_scored: the number of draws, failures included.
+        n_failed: the number of draws whose scoring failed.
+        stopped: why the search ended: ``budget``, ``exhausted`` or ``recall``; ``interrupted`` while a run is
+            interrupted.
+        clusters: the number of arms.
+        draws: the number of draws from each arm.
+        selected_by_source: the number of samples selected from each source.
+        standardized: the mean and deviation by which each subtask's scores were standardized; None for other
+            aggregates.
+        length_correlation: the Spearman correlation of score and answer length over the draws.
+        recall: the estimated share of the best samples found, with the ends (low, high) of its interval and the
+            interval's confidence; None if the recall cannot be estimated.
+        n_budget: the number of draws in the budget, or the expected number under a limit on tokens or time.
+        n_select: the number of samples that were to be selected.
+        select_by: the rule that chose the samples, such as ``top``.
+        max_per_source: the largest number of samples from one source, or None.
+        annotated: whether the lines of ``selected.jsonl`` have a field ``clusterucb``.
+    """
+
+    n_selected: int
+    n_scored: int
+    n_failed: int
+    stopped: str
+    clusters: int
+    draws: list[int]
+    selected_by_source: dict[str, int]
+    length_correlation: float | None
+    standardized: dict[str, list[float]] | None = None
+    recall: dict[str, float] | None = None
+    n_budget: int = 0
+    n_select: int = 0
+    select_by: str = "top"
+    max_per_source: int | None = None
+    annotated: bool = False
+
+
+class Manifest(msgspec.Struct):
+    """The content of ``manifest.json``.
+
+    Attributes:
+        identity: everything that determines the run's numbers.
+        asked: the amounts that the user asked for.
+        format: the version of the file's form.
+        clusterucb: the version of clusterucb that began the run.
+        versions: the versions of the packages that affect numbers.
+        status: ``finished`` once all results are written.
+        inputs, search, passes, cost, outcome: the parts that the stages write.
+    """
+
+    identity: Identity
+    asked: Asked = Asked()
+    format: int = _FORMAT
+    clusterucb: str = __version__
+    versions: dict[str, str] = {}
+    status: Literal["running", "finished"] = "running"
+    inputs: Inputs = msgspec.field(default_factory=Inputs)
+    search: SearchState = msgspec.field(default_factory=SearchState)
+    passes: PassLimits = msgspec.field(default_factory=PassLimits)
+    cost: Cost = msgspec.field(default_factory=Cost)
+    outcome: Outcome | None = None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a run folder, also one of format 1.
+
+    Raises:
+        FileNotFoundError: the folder has no manifest.
+        RunError: the file cannot be read, or was written by another version in another format.
+    """
+    path = folder / filenames.MANIFEST
+    try:
+        content = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        if content.get("format") == 1:
+            content = _from_format_1(content)
+        elif content.get("format", _FORMAT) != _FORMAT:
+            raise RunError(
+                f"{folder} was written by clusterucb {content.get('clusterucb')} in another format; choose another "
+                "--out, or begin anew with --overwrite"
+            )
+        manifest = msgspec.convert(content, Manifest)
+    except FileNotFoundError:
+        raise
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} cannot be read ({error}); use --overwrite to begin anew") from error
+    manifest.identity.options = renewed(manifest.identity.options)
+    return manifest
+
+
+def _from_format_1(flat: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest of format 1 in the present form, as JSON values."""
+
+    def part(kind: type[msgspec.Struct]) -> dict[str, Any]:
+        return {name: flat[name] for name in kind.__struct_fields__ if name in flat}
+
+    outcome, spent = flat.get("outcome"), flat.get("spent")
+    budget, until = flat.get("budget"), (spent or "").partition(" until ")[2] or None
+    settings = flat.get("settings")
+    if not isinstance(settings, dict):
+        raise msgspec.ValidationError("it has no settings")
+    try:
+        identity = Identity.of_format_1(settings)
+    except KeyError as error:
+        raise msgspec.ValidationError(f"its settings have no {error}") from error
+    return {
+        **part(Manifest),
+        "format": _FORMAT,
+        "identity": msgspec.to_builtins(identity),
+        "asked": {"budget": budget, "select": flat.get("select"), "until": until},
+        "inputs": part(Inputs),
+        "search": {
+            **part(SearchState),
+            "spent": bool(budget) and spent in (budget, f"{budget} until {until}"),
+        },
+        "passes": part(PassLimits),
+        "outcome": outcome and {**part(Outcome), **outcome},
+    }
+
+
+def _show(value: object) -> str:
+    if isinstance(value, dict) and value.keys() >= {"class", "options"}:
+        options = ", ".join(f"{key}={_show_option(option)}" for key, option in value["options"].items())
+        return f"{value['class'].rpartition('.')[2]}({options})"
+    return "unset" if value is None else str(value)
+
+
+def _show_option(option: object) -> str:
+    """Return a hyper-parameter as text. It may be a strategy itself, or a list of strategies."""
+    if isinstance(option, list) and any(isinstance(item, dict) for item in option):
+        return f"[{', '.join(map(_show, option))}]"
+    return _show(option) if isinstance(option, dict) else repr(option)
