@@ -1,4 +1,4 @@
-"""Write files and folders so that each is either whole or absent, whenever the machine or the program stops.
+"""Write files and folders so that each is whole or absent, whenever the machine or the program stops; hash files.
 
 Everything is written beside its destination, flushed to the disk and renamed into place. A reader may therefore
 trust every file that exists, and a file's existence means that its stage is done.
@@ -6,6 +6,7 @@ trust every file that exists, and a file's existence means that its stage is don
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,12 @@ from safetensors import SafetensorError
 from clusterucb.errors import RunError
 
 _SUFFIX = ".partial"
+
+
+def file_sha256(path: Path) -> str:
+    """Return the hex SHA-256 of a file's content."""
+    with path.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from rich.table import Column
 from rich.text import Text
 
 from clusterucb.errors import OptionError
-from clusterucb.wording import printable
+from clusterucb.wording import clock, printable
 
 Advance = Callable[[int], None]
 Note = Callable[[], str]
@@ -250,12 +250,6 @@ class _Wording:
         words = f"{count:,} of {total:,} {self.unit}, {total - count:,} left"
         if rate:
             speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-            words += f": {speed}/s, {_clock((total - count) / rate)} to go"
+            words += f": {speed}/s, {clock((total - count) / rate)} to go"
         note = self.note()
         return f"{words}; {note}" if note else words
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -57,6 +57,30 @@ def in_bytes(count: float) -> str:
     return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
+def duration(seconds: float) -> str:
+    """Return a measured time: ``3.2 s``, ``12 min 34 s`` or ``10 h 5 min``."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def rounded_duration(seconds: float) -> str:
+    """Return an estimated time in at most three digits: ``12 s``, ``80 min``, ``5 h`` or ``4.5 d``."""
+    for size, unit in ((1, "s"), (60, "min"), (3600, "h")):
+        if seconds < 100 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.1f} d"
+
+
+def clock(seconds: float) -> str:
+    """Return the time that is left as a clock shows it: ``1:02:03`` or ``2:03``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
 def in_words(hint: object) -> str:
     """Return a type hint in words: ``int | None`` becomes "a whole number or none"."""
     origin, kinds = get_origin(hint), get_args(hint)

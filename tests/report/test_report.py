@@ -16,7 +16,7 @@ from clusterucb.engine.draws import Batch
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
 from clusterucb.report import screen as report
 from clusterucb.run.cost import Cost, PhaseCost
-from clusterucb.wording import counted
+from clusterucb.wording import counted, duration
 from helpers.searching import search
 from helpers.tiny import write_job
 
@@ -146,7 +146,7 @@ def test_large_numbers_of_a_cost_can_be_read():
     ],
 )
 def test_times_have_no_sixty_seconds_or_minutes(seconds, said):
-    assert report._seconds(seconds) == said
+    assert duration(seconds) == said
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.engine.clusterer import Clusterer, default_n_clusters
-from clusterucb.engine.poolview import PoolView
+from clusterucb.engine.poolview import PoolView, unit_rows
 from clusterucb.errors import OptionError
 
 _BLOCK = 8192  # rows per block; the cosines of 8192 rows with 1000 centres take 33 MB in f32
@@ -48,7 +48,7 @@ class KMeans(Clusterer):
 
     def fit_predict(self, pool: PoolView, rng: np.random.Generator) -> NDArray[np.int64]:
         """Return the cluster of every row, i64[N], numbered from 0 without gaps."""
-        rows = _unit(pool.matrix())
+        rows = unit_rows(pool.matrix())
         n_clusters = min(self.n_clusters or default_n_clusters(pool), len(pool))
         centres = _seed(rows, n_clusters, rng)
         labels = np.full(len(rows), -1, np.int64)
@@ -60,13 +60,6 @@ class KMeans(Clusterer):
             centres = _centres(rows, labels, similarity, n_clusters)
         without_gaps: NDArray[np.int64] = np.unique(labels, return_inverse=True)[1]
         return without_gaps
-
-
-def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale the rows to unit length; rows of zeros stay zeros."""
-    norm = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = np.divide(rows, norm, out=np.zeros_like(rows), where=norm > 0)
-    return unit
 
 
 def _seed(rows: NDArray[np.float32], n_clusters: int, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -111,4 +104,4 @@ def _centres(
     sums[filled] = np.add.reduceat(rows[order], begin[filled], axis=0)
     empty = np.flatnonzero(counts == 0)
     sums[empty] = rows[np.argsort(similarity, kind="stable")[: len(empty)]]
-    return _unit(sums)
+    return unit_rows(sums)

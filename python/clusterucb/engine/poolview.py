@@ -188,3 +188,10 @@ def _prior_blocks(
                 f"prior {name!r} has {counted(len(block), 'row')}; expected {n_rows:,}, one for each sample"
             )
     return blocks
+
+
+def unit_rows(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return rows [m, k] scaled to unit length; rows of zeros stay zeros."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
+    return unit

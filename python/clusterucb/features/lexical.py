@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb.engine.poolview import unit_rows
 from clusterucb.errors import OptionError
 from clusterucb.features.base import Feature, FeatureBatch, Fitted
 
@@ -82,7 +83,7 @@ class Lexical(Feature):
         for part, text in _PARTS.items():
             counts = _counts(map(text, samples))[:, fitted[f"{part}.columns"]]
             rows = _weighted(counts, fitted[f"{part}.idf"]) @ fitted[f"{part}.directions"]
-            blocks[part] = _unit(np.asarray(rows, np.float32))
+            blocks[part] = unit_rows(np.asarray(rows, np.float32))
         return blocks
 
     def _learnt(self, texts: Iterable[str]) -> dict[str, NDArray[Any]]:
@@ -122,10 +123,3 @@ def _weighted(counts: Any, idf: NDArray[np.float64]) -> Any:
     row = np.repeat(np.arange(n_rows), np.diff(weighted.indptr))
     weighted.data /= np.sqrt(np.bincount(row, weighted.data**2, minlength=n_rows))[row]
     return weighted
-
-
-def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale the rows to unit length; rows of zeros stay zeros."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
-    return unit

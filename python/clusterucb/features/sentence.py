@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb.atomic import file_sha256
 from clusterucb.errors import ModelError
 from clusterucb.wording import one_line
 
@@ -70,9 +71,7 @@ class SentenceModel:
         """Hex SHA-256 over the names and contents of all of the model's files."""
         digest = hashlib.sha256()
         for path in sorted(path for path in self._folder.rglob("*") if path.is_file()):
-            with path.open("rb") as content:
-                of_file = hashlib.file_digest(content, "sha256").hexdigest()
-            digest.update(f"{path.relative_to(self._folder)} {of_file}\n".encode())
+            digest.update(f"{path.relative_to(self._folder)} {file_sha256(path)}\n".encode())
         return digest.hexdigest()
 
     def passes(self, base: nn.Module) -> float:

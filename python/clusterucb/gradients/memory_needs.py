@@ -169,7 +169,7 @@ def pass_bytes(checkpoint: Checkpoint, largest: Sequence[Encoded], device: str) 
             peaks.append(peak_bytes(lambda: gradients.backward(batch, lambda *_: None)))
 
         for part in _PARTS:
-            single_pass([_cut(sample, -(-longest // part)) for sample in largest], device, measure)
+            single_pass([_thinned(sample, -(-longest // part)) for sample in largest], device, measure)
     if len(set(sizes)) < 2:
         return int(peaks[-1] * longest / sizes[-1])
     (small, large), (low, high) = sizes, peaks
@@ -181,7 +181,7 @@ def pass_bytes(checkpoint: Checkpoint, largest: Sequence[Encoded], device: str) 
     return int(square * longest**2 + (low / small - square * small) * longest)
 
 
-def _cut(sample: Encoded, length: int) -> Encoded:
+def _thinned(sample: Encoded, length: int) -> Encoded:
     """Return a sample cut to at most ``length`` tokens, with about the same share of labels; the last is a label."""
     kept = np.linspace(0, len(sample) - 1, min(length, len(sample))).astype(int)
     labels: NDArray[np.bool_] = sample.labels[kept].copy()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
+from clusterucb.atomic import file_sha256
 from clusterucb.errors import ModelError
 
 _NAMES = ("optimizer.pt", "optimizer.bin")  # the Hugging Face Trainer's; accelerate's, and so LESS's
@@ -95,6 +96,5 @@ def adapter_files(adapter: Path) -> list[Path]:
 def _hash(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
-        with path.open("rb") as content:
-            digest.update(hashlib.file_digest(content, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(path)))
     return digest.hexdigest()

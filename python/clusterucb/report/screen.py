@@ -18,7 +18,7 @@ from clusterucb.report.result import EXAMPLES, TABLE, Result
 from clusterucb.run.cost import Cost
 from clusterucb.samples.sample import told
 from clusterucb.samples.shapes import TEXT
-from clusterucb.wording import counted, in_bytes, one_line, printable
+from clusterucb.wording import counted, duration, in_bytes, one_line, printable
 
 if TYPE_CHECKING:
     from clusterucb.report.plan import Plan
@@ -139,7 +139,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     """Print the time, the passes and the room that a selection takes."""
     console.print(
         f"Scoring {counted(plan.n_budget, 'sample')} of {plan.pool_samples:,}, to select {plan.n_select:,}, takes "
-        f"about {_seconds(plan.seconds)}, {_seconds(plan.set_up)} of it to read and load.\n"
+        f"about {duration(plan.seconds)}, {duration(plan.set_up)} of it to read and load.\n"
     )
     console.print(cost_table(plan.cost))
     console.print()
@@ -165,14 +165,14 @@ def cost_table(cost: Cost) -> RenderableType:
             f"{phase.gradients:,}",
             f"{phase.forward_passes:,.0f}",
             f"{share:.3f}",
-            _seconds(phase.seconds),
+            duration(phase.seconds),
         )
     table.add_row(
         "total",
         f"{cost.gradients:,}",
         f"{cost.forward_passes:,.0f}",
         f"{cost.total:.3f}",
-        _seconds(cost.seconds),
+        duration(cost.seconds),
         style="bold",
     )
     return table
@@ -196,11 +196,3 @@ def _plain(text: str, width: int = _WIDTH) -> str:
     """Return text on one line of at most ``width`` characters, without control sequences."""
     line = printable(one_line(text))
     return line if len(line) <= width else line[: width - 1] + "…"
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {seconds} s"

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from clusterucb.atomic import whole_file, whole_folder, write_whole
+from clusterucb.atomic import file_sha256, whole_file, whole_folder, write_whole
 from clusterucb.errors import ClusterUCBError, OptionError, warn
 from clusterucb.features.concatenation import Concatenation
 from clusterucb.plugins import describe
@@ -101,7 +101,7 @@ class FeatureCache:
             with self._locked(fcntl.LOCK_SH):
                 entry = msgspec.json.decode(self._about(key).read_bytes(), type=Entry)
                 paths = [self._about(key).with_name(name) for name in entry.files]
-                if any(_sha256(path) != entry.files[path.name] for path in paths):
+                if any(file_sha256(path) != entry.files[path.name] for path in paths):
                     return None
                 for path in paths:
                     _put(path, folder / path.name)
@@ -126,7 +126,7 @@ class FeatureCache:
                 with whole_folder(self._folder / key) as partial:
                     for path in files:
                         _put(path, partial / path.name)
-                    entry = Entry({path.name: _sha256(path) for path in files}, seconds)
+                    entry = Entry({path.name: file_sha256(path) for path in files}, seconds)
                     write_whole(partial / "entry.json", msgspec.json.encode(entry))
                 self._trim()
         except (OSError, ClusterUCBError) as error:
@@ -208,7 +208,7 @@ def _code(package: str) -> str | None:
     digest = hashlib.sha256()
     for one in inside:
         if one.suffix in _CODE and one.is_file():
-            digest.update(f"{one.relative_to(path.parent)} {_sha256(one)}\n".encode())
+            digest.update(f"{one.relative_to(path.parent)} {file_sha256(one)}\n".encode())
     return digest.hexdigest()
 
 
@@ -236,8 +236,3 @@ def _put(source: Path, path: Path) -> None:
             os.link(source, partial)
         except OSError:
             shutil.copyfile(source, partial)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

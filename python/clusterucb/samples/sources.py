@@ -44,8 +44,12 @@ class Source:
     lines: Callable[[Advance], Iterator[Line]]
 
 
-def sources_of(given: Any, what: str) -> list[Source]:
-    """Return the sources of a pool or target.
+class Sources(tuple[Source, ...]):
+    """The sources of a pool or target, with patterns and folders expanded into files."""
+
+
+def sources_of(given: Any, what: str) -> Sources:
+    """Return the sources of a pool or target. `Sources` are returned unchanged.
 
     Args:
         given: a path or glob pattern of files or folders, or a list of these; or rows in memory: a list of dicts, a
@@ -56,6 +60,8 @@ def sources_of(given: Any, what: str) -> list[Source]:
         InputError: a file does not exist, a folder holds no data, or the list is empty.
         OptionError: ``given`` is not an object that holds rows.
     """
+    if isinstance(given, Sources):
+        return given
     if isinstance(given, str | os.PathLike):
         given = [given]
     elif not isinstance(given, Sequence) or not all(isinstance(path, str | os.PathLike) for path in given):
@@ -64,16 +70,16 @@ def sources_of(given: Any, what: str) -> list[Source]:
             raise OptionError(
                 f"{what} is of type {type(given).__name__}; {_EXPECTED_OBJECTS}{_instead(given, what)}"
             )
-        return [Source(f"<{what}>", what, 0, lambda _: _in_memory(given, what))]
+        return Sources([Source(f"<{what}>", what, 0, lambda _: _in_memory(given, what))])
     if not all(map(str, given)):
         raise InputError(f"a {what} file has an empty name; {EXPECTED}")
     if not given:
         raise InputError(f"the {what} is empty; {_EXPECTED_OBJECTS}")
     files = [file for path in given for file in files_of(path)]
-    return [
+    return Sources(
         Source(str(file), name, _size(file), partial(lines_of, file))
         for file, name in zip(files, short_names(files), strict=True)
-    ]
+    )
 
 
 def _in_memory(rows: Any, what: str) -> Iterator[Line]:

@@ -21,6 +21,7 @@ from clusterucb.options.search import CompareSettings
 from clusterucb.plugins import describe, import_path
 from clusterucb.policies.baselines import Exhaustive
 from clusterucb.run.cost import Cost, PhaseCost
+from clusterucb.wording import rounded_duration
 
 if TYPE_CHECKING:
     from clusterucb.features.base import Feature
@@ -209,7 +210,7 @@ def show(comparison: Comparison, console: Console) -> None:
         recalls = {point["budget"]: point["recall"] for point in one["points"]}
         cells = [_short(**recalls[budget]) if budget in recalls else "" for budget in budgets]
         last = one["points"][-1]
-        times = (_rounded(last["total_seconds"]), f"{last['seconds']:.2f} s")
+        times = (rounded_duration(last["total_seconds"]), f"{last['seconds']:.2f} s")
         table.add_row(Text(one["name"]), *cells, f"{last['cost']:.3f}", *times)
     console.print(table)
     console.print(
@@ -224,11 +225,3 @@ def show(comparison: Comparison, console: Console) -> None:
 
 def _short(mean: float, std: float, **_: object) -> str:
     return f"{mean:.2f} ±{std:.2f}".replace("±0.", "±.")
-
-
-def _rounded(seconds: float) -> str:
-    """Return a time in two or three digits, in seconds, minutes, hours or days."""
-    for size, unit in ((1, "s"), (60, "min"), (3600, "h")):
-        if seconds < 100 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.1f} d"

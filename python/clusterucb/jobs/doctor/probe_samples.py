@@ -51,7 +51,7 @@ def samples_of(
         by_length = sorted(samples, key=len)
         picked = [by_length[at] for at in np.linspace(0, len(by_length) - 1, len(_SHARES)).astype(int)]
         longest = min(longest, len(by_length[-1]))
-        found = [_cut(one, length) for one, length in zip(picked, _lengths(longest), strict=True)]
+        found = [_window(one, length) for one, length in zip(picked, _lengths(longest), strict=True)]
         what = "of the pool"
     else:
         found, what = _made_up(source, settings, base, _lengths(longest))
@@ -63,7 +63,7 @@ def _lengths(longest: int) -> list[int]:
     return [max(2, int(longest * share)) for share in _SHARES]
 
 
-def _cut(sample: Encoded, length: int) -> Encoded:
+def _window(sample: Encoded, length: int) -> Encoded:
     """Return at most ``length`` tokens around the place where the labels begin."""
     first = int(sample.labels.argmax())
     start = max(min(first - max(length // 4, 1), len(sample) - length), 0)

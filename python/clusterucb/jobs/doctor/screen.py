@@ -16,7 +16,7 @@ from rich.text import Text
 from clusterucb.jobs.doctor.dry_run import DryRun, FileFacts
 from clusterucb.jobs.doctor.installation import Machine
 from clusterucb.samples.sample import told
-from clusterucb.wording import counted, in_bytes, printable
+from clusterucb.wording import counted, in_bytes, printable, rounded_duration
 
 if TYPE_CHECKING:
     from clusterucb.jobs.doctor.probes import Finding, Probed
@@ -136,7 +136,7 @@ def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
     if expected := found.expected:
         of = f"a pool of {expected.samples:,}{'' if expected.whole else ', these first lines alone'}"
         needs = f"{in_bytes(expected.memory)} of memory and {in_bytes(expected.disk)} of disk"
-        time = _duration(expected.seconds)
+        time = "under 1 s" if expected.seconds < 1 else f"about {rounded_duration(expected.seconds)}"
         yield "a selection takes", f"{time} for {counted(expected.gradients, 'gradient')} ({of}), {needs}"
 
 
@@ -164,11 +164,3 @@ def _table(lines: dict[str, str]) -> Table:
         bad = value.startswith(("none: the compiled", "cannot be loaded"))
         table.add_row(Text(printable(name)), Text(printable(value), style=_BAD if bad else ""))
     return table
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 1:
-        return "under 1 s"
-    if seconds < 90:
-        return f"about {seconds:.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"

@@ -40,13 +40,14 @@ def resolved(settings: GradientSettings, **given: object) -> bytes:
         settings: the plain options.
         **given: the other options by name: paths and strategies.
     """
+    installed = plugins.load()
     fields = [field.name for field in dataclasses.fields(settings)]
     lines = [
         f"# Every option of this run (clusterucb {__version__}). To repeat it: --config THIS_FILE --out ANOTHER_FOLDER"
     ]
     for key, value in {**given, **{name: getattr(settings, name) for name in fields}}.items():
         try:
-            lines.extend(_written(key, value))
+            lines.extend(_written(key, value, installed))
         except _NamelessError as error:
             lines.append(f"# {key}: {error}")
     return "\n".join([*lines, ""]).encode()
@@ -56,7 +57,7 @@ class _NamelessError(Exception):
     """A value cannot be written on a command line. The message describes the value."""
 
 
-def _written(key: str, value: object) -> list[str]:
+def _written(key: str, value: object, installed: plugins.Strategies) -> list[str]:
     """Return the YAML lines of an option.
 
     Raises:
@@ -64,12 +65,12 @@ def _written(key: str, value: object) -> list[str]:
     """
     content: dict[str, Any]
     if isinstance(value, tuple(plugins.KINDS.values())):
-        name, options = _named(value)
+        name, options = _named(value, installed)
         content = {key: {"name": name, **options}}
         if "name" in options:  # the strategy has a hyper-parameter `name`
             content = {key: name, option_key(key): options}
     elif isinstance(value, list | tuple) and any(isinstance(one, Contender) for one in value):
-        content = {key: [_spelt(one) for one in value]}
+        content = {key: [_spelt(one, installed) for one in value]}
     elif key in ("pool", "target", "model", "out"):
         content = {key: _absolute(key, value)}
     else:
@@ -115,13 +116,13 @@ def _absolute(key: str, value: object) -> object:
     raise _NamelessError(f"an object in memory, {type(value).__name__}")
 
 
-def _named(strategy: object) -> tuple[str, dict[str, Any]]:
+def _named(strategy: object, installed: plugins.Strategies) -> tuple[str, dict[str, Any]]:
     """Return the name and the hyper-parameters of an installed strategy. Paths among them become absolute.
 
     Raises:
         _NamelessError: the strategy is not installed.
     """
-    named = plugins.load().named(strategy)
+    named = installed.named(strategy)
     if named is None:
         described = plugins.describe(strategy)
         pairs = ", ".join(f"{key}={value!r}" for key, value in described["options"].items())
@@ -136,13 +137,12 @@ def _named(strategy: object) -> tuple[str, dict[str, Any]]:
     return name, {key: _writable(Path(value) if key in files else value) for key, value in options.items()}
 
 
-def _spelt(contender: Contender) -> str:
+def _spelt(contender: Contender, installed: plugins.Strategies) -> str:
     """Return a contender in the command line's spelling: its own name if that describes it completely.
 
     Raises:
         _NamelessError: no spelling describes it.
     """
-    installed = plugins.load()
 
     def described(one: Contender) -> list[object]:
         strategies = [one.policy, one.clusterer, one.features]
@@ -151,7 +151,9 @@ def _spelt(contender: Contender) -> str:
     def spellings() -> Iterator[str]:
         yield contender.name
         parts = {"policy": contender.policy, "clusterer": contender.clusterer, "features": contender.features}
-        named = {part: _named(strategy) for part, strategy in parts.items() if strategy is not None}
+        named = {
+            part: _named(strategy, installed) for part, strategy in parts.items() if strategy is not None
+        }
         options = {
             f"{part}.{key}": option_text(value if value is None else str(value))
             for part, (_, values) in named.items()

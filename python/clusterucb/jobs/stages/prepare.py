@@ -78,9 +78,9 @@ def prepare(
     Raises:
         ClusterUCBError: a file, the model or the device cannot be used.
     """
-    for given, what in ((pool, "pool"), (target, "target")):
-        if given is not None and not isinstance(given, Pool):
-            sources_of(given, what)  # refuses a misspelt path first
+    # a misspelt path is refused before anything slow begins
+    pool = pool if isinstance(pool, Pool) else sources_of(pool, "pool")
+    target = target if target is None or isinstance(target, Pool) else sources_of(target, "target")
     checkpoints = checkpoint_fingerprints(settings.given_checkpoints)
     at_hand = (
         not isinstance(model, LoadedModel) and Path(model).is_dir() and settings.device in ("auto", "cpu")
