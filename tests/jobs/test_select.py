@@ -524,7 +524,7 @@ def test_strategies_can_be_swapped(job, tmp_path, strategies):
         ({"bugdet": "10%"}, OptionError, "there is no option 'bugdet'; .*Did you mean 'budget'"),
         ({"seed": "x"}, OptionError, "seed is 'x'; expected a whole number"),
         ({"seed": True}, OptionError, "seed is True; expected a whole number"),
-        ({"seed": -1}, OptionError, "--seed is -1; expected a whole number from 0"),
+        ({"seed": -1}, OptionError, "--seed is -1; expected a whole number of at least 0"),
         ({"cold_start": 2}, OptionError, "--cold-start is 2; expected a share between 0 and 1"),
         ({"lora_alpha": 0.0}, OptionError, "--lora-alpha is 0.0; expected a number above 0"),
         ({"budget": 0.2}, OptionError, "--budget is '0.2'; .*Write 20%"),
@@ -624,7 +624,7 @@ class _Faulty:
     [
         (
             {"policy": _Faulty.Raises()},
-            r"Raises\.ask failed: ZeroDivisionError: oh no\. The fault is the plugin's",
+            r"Raises\.ask failed: ZeroDivisionError: oh no\. This is a fault of the plugin",
         ),
         ({"policy": _Faulty.Ragged()}, r"Ragged\.ask returned \[\[1\], \[2, 3\]\]; expected 4 distinct"),
         ({"clusterer": _Faulty.Clusters()}, r"Clusters\.fit_predict failed: KeyError: 'nope'"),

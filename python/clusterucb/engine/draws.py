@@ -205,7 +205,7 @@ class History:
         if len(batch.rows) > self._left:
             raise OptionError(
                 f"the journal holds at least {self.n_drawn + len(batch.rows):,} draws; expected at most the "
-                f"budget, {self._budget.draws:,}: a search goes on with the same budget or a larger one"
+                f"budget, {self._budget.draws:,}. Resume the search with the same or a larger budget"
             )
         labels = self._pool.labels
         if (
