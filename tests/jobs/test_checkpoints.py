@@ -140,7 +140,7 @@ def test_a_full_fine_tuning_s_optimiser_preconditions_its_layers(job, tmp_path):
         (
             {"checkpoint": "ab", "adapter": "a"},
             OptionError,
-            "--adapter and --checkpoint are given; expected one",
+            "--adapter and --checkpoint are given; expected only one",
         ),
         ({"checkpoint": "ab", "parameters": "*"}, OptionError, "--checkpoint and --parameters are given"),
         (
@@ -158,7 +158,7 @@ def test_a_full_fine_tuning_s_optimiser_preconditions_its_layers(job, tmp_path):
         (
             {"parameters": "*.down_proj"},
             OptionError,
-            "expected --optimizer with that of the model's training, or",
+            "expected --optimizer with the state of the model's training, or",
         ),
         (
             {"parameters": "*.nope", "preconditioner": "sgd"},

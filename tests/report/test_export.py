@@ -545,7 +545,7 @@ def test_a_file_in_the_way_is_told(tmp_path: Path) -> None:
         ),
         ("", r"--export is ''; expected some of"),
         (["unsloth"], r"--export is 'unsloth'; expected some of"),
-        (3, r"export is 3; expected a text"),
+        (3, r"export is 3; expected a string"),
     ],
 )
 def test_a_tool_that_is_none_is_refused(given: object, message: str) -> None:

@@ -55,7 +55,7 @@ class Sketch:
                 f"nonzeros is {self.nonzeros}; expected one of {', '.join(map(str, _NONZEROS))}"
             )
         if not 0 <= self.seed < 2**63:
-            raise OptionError(f"seed is {self.seed}; expected a whole number from 0, below 2^63")
+            raise OptionError(f"seed is {self.seed}; expected a whole number of at least 0 and below 2^63")
 
     @property
     def blocks(self) -> int:

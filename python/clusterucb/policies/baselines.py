@@ -78,7 +78,7 @@ class ClusterMean(IndexPolicy):
     def __post_init__(self) -> None:
         if not isinstance(self.representatives, int) or self.representatives < 1:
             raise OptionError(
-                f"cluster-mean: representatives is {self.representatives!r}; expected a whole number from 1"
+                f"cluster-mean: representatives is {self.representatives!r}; expected a whole number of at least 1"
             )
 
     def start(self, pool: PoolView) -> None:

@@ -268,7 +268,7 @@ class _Comparing:
 
 def _checked(strategies: Sequence[Contender], seeds: int) -> Sequence[Contender]:
     if not isinstance(seeds, int) or seeds < 1:
-        raise OptionError(f"--seeds is {seeds!r}; expected a whole number from 1")
+        raise OptionError(f"--seeds is {seeds!r}; expected a whole number of at least 1")
     if not strategies:
         raise OptionError("there are no strategies to compare; expected one or more, such as random and ucb")
     for one in strategies:

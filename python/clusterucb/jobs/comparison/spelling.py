@@ -26,7 +26,7 @@ _SPEC = re.compile(r"(?P<parts>[^\[\]]+)(\[(?P<options>[^\[\]]*)\])?")
 _KINDS = {"policy": "policy", "clusterer": "clusterer", "features": "feature"}
 _SEARCH: dict[str, tuple[str, Callable[[float], bool]]] = {
     "cold_start": ("a share between 0 and 1", lambda share: 0 <= share <= 1),
-    "batch_size": ("a whole number from 1", lambda size: size >= 1),
+    "batch_size": ("a whole number of at least 1", lambda size: size >= 1),
 }
 
 
