@@ -16,7 +16,7 @@ from clusterucb.errors import OptionError
 
 @dataclass
 class Exhaustive(Policy):
-    """Score every sample: the truth against which other policies are measured, at the cost of every gradient."""
+    """Score every sample: the exact result that other policies are compared with, at the cost of every gradient."""
 
     def start(self, pool: PoolView) -> None:
         """Check that the budget covers the whole pool.
