@@ -252,8 +252,8 @@ def test_a_comparison_takes_lists(written):
         ("strict: 1", "FILE: strict is '1'; expected true or false"),
         ("budget: [5%, 10%]", "FILE: budget is a list; expected a string"),
         ("store: {a: b}", "FILE: store is a mapping; expected a string"),
-        ("pool: {a: b}", "FILE: pool is a mapping; expected a string or a list of strings"),
-        ("pool: [[a]]", "FILE: pool is a list; expected a string or a list of strings"),
+        ("pool: {a: b}", "FILE: pool is a mapping; expected a string, or a list of them"),
+        ("pool: [[a]]", "FILE: pool is a list; expected a string, or a list of them"),
         ("pool: []", "FILE: pool is an empty list; expected at least one string"),
         ("lora_targets: [[a]]", "FILE: lora_targets is a list; expected a list of strings"),
         (REQUIRED + "columns: question", "columns of FILE: 'question' is not of the form prompt=question"),
@@ -282,7 +282,7 @@ def test_a_comparison_takes_lists(written):
         ("seed: 1\n---\nseed: 2", "FILE, line 2: a second YAML document begins; expected one"),
         ("? [a, b]\n: c", "FILE, line 1: a key is a list; expected a string"),
         ("seed: !!int 1", "FILE, line 1: 'tag:yaml.org,2002:int' is a tag, which is not supported"),
-        ("seed: &one 1", "FILE, line 1: 'one' is an anchor or alias, which is not supported; write"),
+        ("seed: &one 1", "FILE, line 1: 'one' is an anchor or alias; expected the value"),
         ('model: "a\\0b"', r"FILE: 'a\x00b' has characters that a command line cannot hold"),
         ('model: "\\uD800"', r"FILE: '\ud800' has characters that a command line cannot hold"),
         ('policy_option: {beta: "\\0"}', r"FILE: '\x00' has characters that a command line cannot hold"),
@@ -595,7 +595,7 @@ def test_features_are_named_with_their_parts_and_their_files(written, tmp_path, 
 
 def test_a_comparison_that_no_command_line_can_name_says_so(tmp_path):
     single = cu.Contender("one arm", cu.UCB(), clusterer=None)
-    assert "# strategies: one arm cannot be spelt" in resolved(Settings(), strategies=[single]).decode()
+    assert "# strategies: one arm cannot be written" in resolved(Settings(), strategies=[single]).decode()
     mine = cu.Contender("mine", Mine())
     assert (
         "# strategies: test_config.Mine() is not installed"

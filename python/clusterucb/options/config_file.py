@@ -279,9 +279,7 @@ def _give_value(path: Path, key: str, argument: Argument, value: _Value) -> None
         several = value if isinstance(value, list) else [value]
         if not several and argument.field_info.required:
             raise OptionError(f"{path}: {key} is an empty list; expected at least one string")
-        _give(
-            path, key, argument, [_text(path, key, one, "a string or a list of strings") for one in several]
-        )
+        _give(path, key, argument, [_text(path, key, one, "a string, or a list of them") for one in several])
     else:
         expected = in_words(hint if hint in _FORMS else str)
         text = _text(path, key, value, expected)
@@ -316,10 +314,7 @@ def _parse_yaml(path: Path, text: str) -> _Value:
 
     def value(event: Any, depth: int) -> _Value:
         if getattr(event, "anchor", None):
-            fail(
-                event,
-                f"{event.anchor!r} is an anchor or alias, which is not supported; write the value in full",
-            )
+            fail(event, f"{event.anchor!r} is an anchor or alias; expected the value itself, written in full")
         if event.tag is not None:
             fail(event, f"{event.tag!r} is a tag, which is not supported; expected a plain value")
         if depth > _DEEPEST:

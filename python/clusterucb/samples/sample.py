@@ -178,9 +178,9 @@ def _why(line: bytes, error: str) -> str:
     if line[at : at + 1] == b"\0":
         return f"a NUL byte at {at}"
     if match := _NOT_A_NUMBER.match(line, at):
-        return f"{match[0].decode()} is no number of JSON; expected null"
+        return f"{match[0].decode()} is not a JSON number; expected null"
     if "truncated" in error:
-        return "the line breaks off"
+        return "the line is incomplete"
     return error.partition(" - at `")[0]
 
 
