@@ -99,7 +99,7 @@ def check_dimension(name: str, dimension: int, kind: str = "sjlt") -> None:
         if dimension < 1:
             raise OptionError(f"{name} is {dimension}; expected at least 1")
     elif dimension < _SMALLEST:
-        raise OptionError(f"{name} is {dimension}; expected a power of two from {_SMALLEST}")
+        raise OptionError(f"{name} is {dimension}; expected a power of two of at least {_SMALLEST}")
     elif dimension & (dimension - 1):
         below = 1 << (dimension.bit_length() - 1)
         raise OptionError(f"{name} is {dimension}; expected a power of two, such as {below} or {2 * below}")
