@@ -114,7 +114,7 @@ class AdaptedModel:
         manifest = self._run.manifest
 
         def record(limit: Limit) -> None:
-            self._observer.step(f"Memory ran out: passes have at most {limit.tokens:,} tokens from here on")
+            self._observer.step(f"Out of memory: from now on, passes have at most {limit.tokens:,} tokens")
             manifest.limits.append(limit)
             self._run.save()
 
