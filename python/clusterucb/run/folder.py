@@ -235,7 +235,7 @@ class Run:
         """Return one line that says whether the folder's ``what``, such as "run", is new, resumed or finished."""
         if self.finished:
             return f"The {what} in {self.folder} is finished"
-        return f"{'Going on with' if self.resumed else 'Beginning'} the {what} in {self.folder}"
+        return f"{'Resuming' if self.resumed else 'Starting'} the {what} in {self.folder}"
 
     def path(self, name: str) -> Path:
         """Return the path of one of the run's files."""
@@ -267,11 +267,11 @@ class Run:
         try:
             manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise RunError(f"{path} cannot be read ({error}); use --overwrite to begin anew") from error
+            raise RunError(f"{path} cannot be read ({error}); use --overwrite to start again") from error
         if manifest.format != _FORMAT:
             raise RunError(
                 f"{self.folder} was written by clusterucb {manifest.clusterucb} in another format; choose "
-                "another --out, or begin anew with --overwrite"
+                "another --out, or start again with --overwrite"
             )
         manifest.settings = renewed(manifest.settings)
         changed = [*_changes(manifest.settings, settings), *_smaller(manifest.budget, budget)]
@@ -281,8 +281,8 @@ class Run:
             return manifest, False
         if changed:
             raise RunError(
-                f"{self.folder} holds a run with other settings: {'; '.join(changed)}. Repeat the earlier "
-                "settings to go on with it, choose another --out, or begin anew with --overwrite"
+                f"{self.folder} holds a run with other settings: {'; '.join(changed)}. Use the earlier "
+                "settings to resume it, choose another --out, or start again with --overwrite"
             )
         now = recorded_versions()
         if manifest.versions != now:
@@ -292,8 +292,8 @@ class Run:
                 if manifest.versions.get(name) != now[name]
             )
             warn(
-                f"the run in {self.folder} was begun with other versions ({before}): what is computed from here on "
-                "may differ from it in the last digits"
+                f"the run in {self.folder} was started with other versions ({before}): new results may differ from "
+                "earlier ones in the last digits"
             )
         if (manifest.budget, manifest.select) != (budget, select):
             manifest.budget, manifest.select, manifest.status = budget, select, "running"
@@ -312,10 +312,12 @@ def check_folder(folder: Path) -> None:
     """
     with _writable(folder):
         if folder.exists() and not folder.is_dir():
-            raise RunError(f"--out {folder} is a file; expected a folder, which is made when it is not there")
+            raise RunError(f"--out {folder} is a file; expected a folder, new or existing")
         names = {entry.name for entry in folder.iterdir()} - {filenames.LOCK} if folder.is_dir() else set()
     if names and not names & {filenames.MANIFEST, _UNSETTLED}:
-        raise RunError(f"{folder} is not a run and not empty (it holds {min(names)!r}); choose another --out")
+        raise RunError(
+            f"{folder} is not a run folder and not empty (it holds {min(names)!r}); choose another --out"
+        )
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class GradientStore:
         if settings["sketch version"] != VERSION:
             raise RunError(
                 f"the gradient store {folder} has sketches of version {settings['sketch version']}, this clusterucb "
-                f"makes version {VERSION}; sketch the pool anew"
+                f"makes version {VERSION}; sketch the pool again"
             )
         self.sketch = Sketch(settings["--sketch-dim"], settings["nonzeros"], settings["--seed"])
 
@@ -142,8 +142,7 @@ class GradientStore:
         for name in ("adapter", "checkpoint", "checkpoint_weights", "optimizer"):
             if getattr(settings, name) is not None:
                 raise OptionError(
-                    f"{option_name(name)} is given with --store; leave it out, a store has the checkpoints that its "
-                    "sketches are of"
+                    f"{option_name(name)} is given with --store; leave it out: a store has its own checkpoints"
                 )
         for name in _SAME_OPTIONS:
             option = option_name(name)
@@ -154,7 +153,7 @@ class GradientStore:
                     made, remedy = "without", "leave it out"
                 raise OptionError(
                     f"{option} is {given}, but the gradient store {self.folder} was made {made}; {remedy}, or sketch "
-                    "the pool anew"
+                    "the pool again"
                 )
         first, *others = self._adapters()
         own: dict[str, Any] = {"adapter": first}
@@ -185,8 +184,8 @@ class GradientStore:
         for name, what in _SAME_CONTENTS.items():
             if contents[name] != self.manifest.settings[name]:
                 raise OptionError(
-                    f"the gradient store {self.folder} is of another {what}; expected the same as when it was "
-                    "made. Sketch this pool with this model into another folder"
+                    f"the gradient store {self.folder} was made with another {what}; expected the same one. "
+                    "Sketch this pool with this model into another folder"
                 )
 
     def _shard(self, number: int) -> NDArray[np.float16]:
