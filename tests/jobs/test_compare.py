@@ -290,9 +290,9 @@ def test_specifications_name_policy_clusterer_features_and_options():
         ("ucb[batch_size=0]", "batch_size is '0'; expected a whole number of at least 1"),
         ("ucb[cold_start=2]", "cold_start is '2'; expected a share between 0 and 1"),
         ("ucb[beta=1,beta=2]", "beta is given twice; expected it once"),
-        ("@kmeans", "leaves a part empty; expected policy"),
-        ("ucb@", "leaves a part empty"),
-        ("ucb@@hidden", "leaves a part empty"),
+        ("@kmeans", "has an empty part; expected policy"),
+        ("ucb@", "has an empty part"),
+        ("ucb@@hidden", "has an empty part"),
         ("ucb[beta=x]", "policy ucb: beta is 'x'; expected a number"),
     ],
 )

@@ -378,7 +378,7 @@ def test_other_versions_are_warned_of(job, run):
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["versions"]["torch"] = "1.0"
     (run / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.warns(ClusterUCBWarning, match=r"begun with other versions \(torch 1.0\)"):
+    with pytest.warns(ClusterUCBWarning, match=r"started with other versions \(torch 1.0\)"):
         cu.select(**arguments(job, run))
 
 
@@ -478,7 +478,9 @@ def test_pool_samples_that_stand_in_the_target_are_warned_of(job, tmp_path):
     write_rows(
         tmp_path / "pool.jsonl", [*rows(20), {"prompt": row["prompt"], "completion": row["completion"]}]
     )
-    with pytest.warns(ClusterUCBWarning, match=r"are also in the target: 1, the first is .*pool.jsonl:21"):
+    with pytest.warns(
+        ClusterUCBWarning, match=r"in both the pool and the target: 1, the first is .*pool.jsonl:21"
+    ):
         cu.select(**arguments(job, tmp_path / "run", pool=tmp_path / "pool.jsonl"))
 
 
@@ -650,7 +652,7 @@ def test_a_plugins_fault_names_the_plugin_and_is_saved_nowhere(job, tmp_path, st
         ({"target": 3}, "target is of type int; expected paths, a list of dicts"),
         ({"target": None}, "target is None; expected the path of a file, or rows"),
         ({"pool": {"prompt": "a"}}, "pool is of type dict; expected paths"),
-        ({"out": None, "export": "trl"}, "export is given without out; expected a folder"),
+        ({"out": None, "export": "trl"}, "export is given without out; expected out, the folder"),
         ({"out": ""}, "out is ''; expected the path of a folder"),
         ({"model": ""}, "model is ''; expected a path, a hub id or a loaded model"),
         ({"policy": 0}, "policy is 0; expected an object of a class derived from"),

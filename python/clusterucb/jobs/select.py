@@ -73,7 +73,7 @@ def select(
     Args:
         pool, target: one or several files, folders and patterns; or rows in memory: a list of dicts, a Dataset or a
             DataFrame.
-        model: the folder of a causal language model in Hugging Face form, a hub id, or a loaded model together with
+        model: the folder of a causal language model in Hugging Face format, a hub id, or a loaded model together with
             its ``tokenizer``. A loaded model may be a PEFT model. The job leaves it as it was.
         out: the run folder. The same call again resumes the run, or returns the result of a finished one. By default,
             nothing is kept but the returned result.
@@ -245,7 +245,7 @@ class _Selecting:
 def _check_output(given: SelectSettings, out: object) -> None:
     if out is None and (given.tools or given.scores_parquet):
         name = "export" if given.tools else "scores_parquet"
-        raise OptionError(f"{name} is given without out; expected a folder that what is written may stay in")
+        raise OptionError(f"{name} is given without out; expected out, the folder for the files")
 
 
 def _identity(job: Job[SelectSettings], strategies: Strategies, prior: list[str]) -> dict[str, Any]:
@@ -269,8 +269,8 @@ def _say_where(run: Run, job: Job[SelectSettings], result: Result, *, kept: bool
 
 def _warn_of_gradients(n_subtasks: int) -> None:
     warn(
-        "clustering by gradients pays for a gradient of every pool sample before the first draw: for "
-        f"{'this target' if n_subtasks == 1 else 'these subtasks'} alone, nothing is saved. Use `clusterucb sketch` "
+        "clustering by gradients computes a gradient of every pool sample before the first draw, which saves "
+        f"nothing for {'this target' if n_subtasks == 1 else 'these subtasks'} alone. Use `clusterucb sketch` "
         "once and --store for every target, or cheaper --features"
     )
 

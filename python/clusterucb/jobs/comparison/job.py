@@ -253,7 +253,7 @@ class _Comparing:
         Raises:
             ClusterUCBError: a strategy failed. The error keeps its class, and its message names the strategy.
         """
-        self._job.observer.step("Rehearsing the strategies")
+        self._job.observer.step("Trying the strategies on random scores")
         anything = np.random.default_rng(0).normal(size=(n_samples, len(self._job.material.target)))
         truth = Truth.of(anything, self._columns["source"], self._terms)
         for contender in self._contenders:
@@ -302,7 +302,7 @@ class _Recorded:
         if other:
             raise RunError(
                 f"--scores {folder} is a run of another {', another '.join(n.partition(' ')[0] for n in other)}; "
-                "expected one of the same pool and model, and of the target's subtasks, perhaps among others"
+                "expected a run of the same pool and model, with all subtasks of the target"
             )
         n_samples, subtasks = len(material.samples), manifest.subtasks
         with Ledger(
@@ -311,7 +311,7 @@ class _Recorded:
             n_scored, scores = ledger.totals()[0], ledger.scores()
         if n_scored < n_samples:
             raise RunError(
-                f"--scores {folder} has scored {n_scored} of {n_samples} samples; expected all: run it again with "
+                f"--scores {folder} has scored {n_scored} of {n_samples} samples; expected all: repeat that run with "
                 "--budget 100%"
             )
         self.scores = scores[:, [subtasks.index(name) for name in material.target]]
@@ -324,7 +324,7 @@ def _manifest(folder: Path) -> Manifest:
         return msgspec.json.decode((folder / filenames.MANIFEST).read_bytes(), type=Manifest)
     except (OSError, msgspec.MsgspecError) as error:
         raise RunError(
-            f"--scores {folder} holds no run ({error}); expected the --out of an earlier one"
+            f"--scores {folder} holds no run ({error}); expected the --out of an earlier run"
         ) from error
 
 

@@ -65,7 +65,7 @@ def _names(spec: str, parts: str, installed: Strategies) -> dict[str, str]:
     """Return the names of policy, clusterer and features. The second of two parts names a clusterer or features."""
     policy, *rest = (part.strip() for part in parts.split("@"))
     if not all((policy, *rest)):
-        raise OptionError(f"strategy {spec!r} leaves a part empty; expected policy[@clusterer][@features]")
+        raise OptionError(f"strategy {spec!r} has an empty part; expected policy[@clusterer][@features]")
     if len(rest) > 2:
         raise OptionError(
             f"strategy {spec!r} has {len(rest) + 1} parts; expected policy[@clusterer][@features]"

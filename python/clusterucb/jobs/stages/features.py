@@ -90,7 +90,7 @@ class PoolFeatures:
             seconds = shards.take(key)
         timed = self._run.manifest.cost.phases[phase]
         if seconds is not None:
-            self._observer.step(f"Features taken from the cache: {home()}")
+            self._observer.step(f"Reading features from the cache: {home()}")
             timed.seconds += seconds if folder else 0.0
         with self._run.phase(phase):
             computed = shards.fill(
@@ -212,7 +212,7 @@ class PoolFeatures:
         sketches: Callable[[], NDArray[np.float32]] | None = None,
     ) -> FeatureBatch:
         def none() -> NDArray[np.float32]:
-            raise OptionError("the target's gradients are no features of it")
+            raise OptionError("a target has no gradients as features")
 
         device = self._model.device
         return FeatureBatch(samples, encoded, lambda: self._model.base, sketches or none, fitted, device)

@@ -85,7 +85,7 @@ class EarlierScores:
         except (OSError, msgspec.MsgspecError) as error:
             raise RunError(
                 f"--prior {folder} holds neither scores of a selection nor a gradient store ({error}); expected the "
-                "--out of an earlier one"
+                "--out of an earlier job"
             ) from error
         if not lines:
             raise RunError(f"--prior {folder} has scored nothing; expected a run with scores")
@@ -106,12 +106,12 @@ class EarlierScores:
         rows = [row for row, name in enumerate(ids) if name in self._scores]
         if not rows:
             raise OptionError(
-                f"--prior {self.folder} has scored {counted(len(self._scores), 'sample')}, and none of this pool; "
-                "expected a run with a pool that has samples in common with it, by id or content"
+                f"--prior {self.folder} has scored {counted(len(self._scores), 'sample')}, but none of this pool; "
+                "expected a run that scored samples with the ids or the content of this pool's"
             )
         scores = np.array([self._scores[ids[row]] for row in rows], np.float64)
         subtasks = ", ".join(self.subtasks)
-        said = f"{len(rows):,} of {counted(len(ids), 'sample')} have scores of {self.folder}, for {subtasks}"
+        said = f"{len(rows):,} of {counted(len(ids), 'sample')} have scores in {self.folder}, for {subtasks}"
         return Known(said, partial(filled, np.array(rows, np.int64), scores))
 
 
@@ -145,8 +145,8 @@ class EarlierSketches:
         name = "pool content"
         if contents[name] != self._store.manifest.settings[name]:
             raise OptionError(
-                f"--prior {self._store.folder} is a gradient store of another pool; expected one of this, or the "
-                "folder of a selection, whose scores are known by the samples' ids"
+                f"--prior {self._store.folder} is a gradient store of another pool; expected a store of this pool, or "
+                "the folder of a selection, which matches samples by id"
             )
         said = f"{counted(len(ids), 'sample')} have sketches in {self._store.folder}"
         return Known(said, lambda *_: self.components())
@@ -171,7 +171,7 @@ def earlier_runs(folders: Sequence[Path] | None, policy: Policy) -> list[Earlier
     """
     if folders and not policy.predicts:
         raise OptionError(
-            f"--prior is given, and {type(policy).__name__} does not predict scores; expected a policy that does, such "
+            f"--prior is given, but {type(policy).__name__} does not predict scores; expected a policy that does, such "
             "as Surrogate"
         )
     return [
