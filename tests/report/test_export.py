@@ -400,7 +400,8 @@ def test_layers_that_an_adapter_leaves_to_peft_are_left_to_it_where_a_tool_asks_
     LoraConfig(r=3, lora_alpha=7).save_pretrained(tmp_path / "adapter")
     write(tmp_path, ",".join(TOOLS), "ua", adapter=tmp_path / "adapter")
     assert loras(tmp_path) == [(3, 7, "all"), (3, 7, None), (3, 7, True)]
-    note = "# The adapter's layers are PEFT's choice for the model, which {} cannot express: it names all linear layers."
+    kind = "PEFT's choice for the model"
+    note = f"# The adapter's layers are {kind}, which {{}} cannot express: it names all linear layers."
     llama, _, axolotl = texts(tmp_path)
     assert note.format("lora_target") in llama
     assert note.format("lora_target_modules") in axolotl

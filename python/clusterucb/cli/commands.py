@@ -129,7 +129,7 @@ def plan(
     outputs: Outputs = OutputSettings(),
     job: Jobs = Job(),
 ) -> None:
-    """Estimate the time, memory, disk space and gradients of a selection before it runs. Options are those of select.
+    """Estimate the time, memory, disk space and gradients of a selection before it runs. Takes the options of select.
 
     Reads the pool and computes a few gradients. Saves no files.
 

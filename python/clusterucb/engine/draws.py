@@ -198,7 +198,7 @@ class History:
             if self.n_cold_left and batch.phase != "cold":
                 raise OptionError(
                     f"the journal's cold start had {counted(n_cold - self.n_cold_left, 'draw')}, this one has "
-                    f"{n_cold:,}; expected the cold_start of the search that began the journal"
+                    f"{n_cold:,}; expected the cold_start of the search that started the journal"
                 )
 
     def _check_recorded(self, batch: Batch) -> None:

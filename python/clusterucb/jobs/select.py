@@ -74,14 +74,14 @@ def select(
         pool, target: one or several files, folders and patterns; or rows in memory: a list of dicts, a Dataset or a
             DataFrame.
         model: the folder of a causal language model in Hugging Face format, a hub id, or a loaded model together with
-            its ``tokenizer``. A loaded model may be a PEFT model. The job leaves it as it was.
+            its ``tokenizer``. A loaded model may be a PEFT model. The job does not change it.
         out: the run folder. The same call again resumes the run, or returns the result of a finished one. By default,
             nothing is kept but the returned result.
         features: computes the features that describe a sample. The default is `Embedding`; with a gradient store and
             a policy that does not predict scores, it is `Gradient`.
         clusterer: makes the arms; `KMeans` by default.
         policy: spends the budget; `Surrogate` by default. The paper's policy is `UCB`.
-        overwrite: start anew in a folder that holds another run.
+        overwrite: delete the earlier run in the folder and start again.
         observer: receives the progress: a function of (text, done, total), or an object with the methods ``step`` and
             ``count``. By default, progress is shown in notebooks only.
         **options: the options of a selection, such as ``budget``, ``select`` and ``seed``; see the documentation's

@@ -38,8 +38,8 @@ class ReadSettings(Checked):
     """Options for reading the rows of the pool and the target.
 
     Attributes:
-        format: Shape of every row: messages, conversations, prompt-completion, alpaca, chosen or text. By default, each
-            row's keys decide.
+        format: Shape of every row: messages, conversations, prompt-completion, alpaca, chosen or text. By default, the
+            keys of each row decide.
         columns: Columns to read instead of the usual ones, such as prompt=question,completion=answer; id, source and
             subtask can be replaced too.
         drop_unsupported: Drop images, tool calls and thoughts from rows. By default, such rows are rejected.
@@ -96,7 +96,7 @@ class GradientSettings(ReadSettings):
         device: Device of the model: auto, cpu, cuda, cuda:1, ...
         dtype: Data type of the base model: auto (float32 on a CPU, else the checkpoint's own), float32, bfloat16 or
             float16.
-        autocast: Compute layers in bfloat16 or float16, whatever the data type of the weights. Sums stay in float32.
+        autocast: Compute layers in bfloat16 or float16, for any data type of the weights. Sums stay in float32.
         checkpointing: Store only the inputs of the model's layers, and compute each layer again in the backward pass.
             This takes less memory and a third more time.
         compile: Compile parts of the model with torch.compile. Passes take less time, but the start takes minutes.

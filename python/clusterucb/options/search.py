@@ -118,8 +118,8 @@ class SearchSettings(DrawSettings, _Budget):
     Attributes:
         budget: Largest number of pool samples to score: a percentage of the pool such as 20%, or a number. Or a limit
             on their tokens (30Mtok), or on the time to draw and score them (2h, 1h 30min).
-        until: Stop as soon as the estimated share of the best samples found reaches a recall, such as recall=0.9. The
-            budget is then an upper limit.
+        until: Stop when the estimated recall, the found share of the best samples, reaches a value, such as recall=0.9.
+            The budget is then an upper limit.
         prior: Folder of an earlier selection (for another target or checkpoint, or on a part of the pool), or of a
             gradient store of another checkpoint. Repeat the option for several. The policy learns how well these scores
             or sketches predict the new scores.

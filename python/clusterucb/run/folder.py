@@ -181,7 +181,7 @@ class Run:
         budget: the budget as the user wrote it; None for a gradient store.
         select: the number to select as the user wrote it; None for a gradient store.
         config: the content of ``config.yaml``, which affects no result.
-        overwrite: begin again, and remove the files of an earlier run from the folder.
+        overwrite: remove the files of an earlier run from the folder, and start again.
 
     Raises:
         RunError: the folder holds something else than a run, or a run with other settings; or another process uses it;

@@ -66,12 +66,12 @@ class Sample:
 
 
 class Rejected(NamedTuple):
-    """A line that is not used.
+    """A rejected line.
 
     Attributes:
         file: the file that the line is in.
         line: the number of the line, counted from 1.
-        reason: why the line is not used: a kind of reason, perhaps followed by a colon and details.
+        reason: why the line is rejected: a kind of reason, perhaps followed by a colon and details.
         text: the beginning of the line.
     """
 

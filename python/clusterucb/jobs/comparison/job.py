@@ -83,7 +83,7 @@ def compare(
         seeds: the number of searches for each strategy and budget.
         scores: the folder of a run that has scored the whole pool for this target, or for its subtasks among others.
             Without it and without a store, the comparison scores the pool itself.
-        overwrite: start anew in a folder that holds another run.
+        overwrite: delete the earlier run in the folder and start again.
         observer: receives the progress, as in `select`.
         **options: the options of `clusterucb.select` about rows, gradients, scores and draws, except ``budget``,
             ``until`` and ``prior``; see the documentation's list.
