@@ -158,11 +158,11 @@ def test_nothing_in_a_file_runs(tmp_path, dump, capfd):
         ),
         (
             "deepspeed",
-            r"holds a state of DeepSpeed \(deepspeed\.fp16\.Scaler\)\. DeepSpeed's states are not read",
+            r"holds a state of DeepSpeed \(deepspeed\.fp16\.Scaler\)\. DeepSpeed's states are not supported",
         ),
         (
             "megatron",
-            r"holds a state of Megatron \(megatron\.fp16\.Scaler\)\. Megatron's states are not read",
+            r"holds a state of Megatron \(megatron\.fp16\.Scaler\)\. Megatron's states are not supported",
         ),
     ],
 )
@@ -228,11 +228,11 @@ EIGHT_BIT = {"step": 1, "state1": torch.zeros(2, 8), "state2": torch.zeros(2, 8)
         ),
         (
             {"optimizer_state_dict": {"zero_stage": 2, "base_optimizer_state": []}, "ds_version": "0.17"},
-            r"holds a state of DeepSpeed \(ds_version\)\. DeepSpeed's states are not read, and zero_to_fp32 joins",
+            r"holds a state of DeepSpeed \(ds_version\)\. DeepSpeed's states are not supported, and zero_to_fp32 joins",
         ),
         (
             {"optimizer": {"optimizer": {}, "fp32_from_fp16_params": []}},
-            r"holds a state of Megatron \(fp32_from_fp16_params\)\. Megatron's states are not read: .*sgd",
+            r"holds a state of Megatron \(fp32_from_fp16_params\)\. Megatron's states are not supported: .*sgd",
         ),
         ({"model": {}}, "holds no optimiser state; expected a dict with `state` and `param_groups`"),
         ({"state": {0: {}}}, "holds no optimiser state"),

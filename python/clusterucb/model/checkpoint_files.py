@@ -21,7 +21,7 @@ PARTS = (
     f"{WITHOUT}"
 )
 DEEPSPEED = (
-    "DeepSpeed's states are not read, and zero_to_fp32 joins weights alone: train with FSDP or without ZeRO, or "
+    "DeepSpeed's states are not supported, and zero_to_fp32 joins only weights: train with FSDP or without ZeRO, or "
     f"{WITHOUT}"
 )
 _IN_PARTS = {

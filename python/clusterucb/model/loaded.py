@@ -295,7 +295,7 @@ def _refuse_adapters(model: nn.Module) -> None:
         if isinstance(layer, AuxiliaryTrainingWrapper):
             raise ModelError(
                 f"{name} is a {type(layer).__name__} (modules_to_save, or trainable tokens), which is not supported; "
-                "expected LoRA on linear layers alone"
+                "expected LoRA on linear layers only"
             )
         if isinstance(layer, BaseTunerLayer):
             raise ModelError(

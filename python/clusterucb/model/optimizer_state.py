@@ -61,7 +61,7 @@ _OTHER_FORMS = {  # classes and keys that reveal a file of another form: what th
     r"deepspeed\..*|ds_version|zero_stage|base_optimizer_state": ("a state of DeepSpeed", DEEPSPEED),
     r"megatron\..*|checkpoint_version|fp32_from_fp16_params": (
         "a state of Megatron",
-        f"Megatron's states are not read: train with another library, or {WITHOUT}",
+        f"Megatron's states are not supported: train with another library, or {WITHOUT}",
     ),
 }
 

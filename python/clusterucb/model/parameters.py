@@ -195,7 +195,7 @@ def _unsupported(name: str) -> str:
     remedy = next((text for part, text in _REMEDIES.items() if part in name), "")
     return (
         f"parameter {name!r} is trainable; expected only the A and B matrices of LoRA on linear "
-        f"layers. {remedy or 'Use LoRA on linear layers alone (--lora-targets)'}"
+        f"layers. {remedy or 'Use LoRA on linear layers only (--lora-targets)'}"
     )
 
 

@@ -212,7 +212,7 @@ class PoolFeatures:
         sketches: Callable[[], NDArray[np.float32]] | None = None,
     ) -> FeatureBatch:
         def none() -> NDArray[np.float32]:
-            raise OptionError("a target has no gradients as features")
+            raise OptionError("the target's gradients cannot be features")
 
         device = self._model.device
         return FeatureBatch(samples, encoded, lambda: self._model.base, sketches or none, fitted, device)

@@ -107,7 +107,7 @@ class EarlierScores:
         if not rows:
             raise OptionError(
                 f"--prior {self.folder} has scored {counted(len(self._scores), 'sample')}, but none of this pool; "
-                "expected a run that scored samples with the ids or the content of this pool's"
+                "expected a run whose pool shares samples with this one, by id or content"
             )
         scores = np.array([self._scores[ids[row]] for row in rows], np.float64)
         subtasks = ", ".join(self.subtasks)
