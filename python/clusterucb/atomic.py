@@ -95,8 +95,8 @@ def _as_run_error(path: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RunError(
-            f"cannot write {path}: {reason}. What was written before is kept: make room or "
-            "repair the folder, then run the same command again"
+            f"cannot write {path}: {reason}. Earlier files are kept: free some space or "
+            "repair the folder, then repeat the command"
         ) from error
 
 

@@ -105,7 +105,7 @@ def test_strategies_and_their_options_are_named(command, capsys):
         (["--strict=maybe"], "Invalid value for --strict: 'maybe' is not true or false"),
         (
             ["--pool", "pool.jsonl"],
-            "--pool. The pool stands first, without a name: clusterucb select POOL ...",
+            "--pool. Put the pool first, without an option: clusterucb select POOL ...",
         ),
         (["--adapter", "nowhere"], "there is no nowhere/adapter_config.json"),
         (["--target", "none.jsonl"], "none.jsonl"),
@@ -131,12 +131,12 @@ def test_an_incomplete_command_is_a_mistake(arguments, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("doctor pool.jsonl", "doctor does not take pool.jsonl; the pool has a name here: --pool"),
+        ("doctor pool.jsonl", "doctor does not take pool.jsonl; name the pool with --pool"),
         ("plugins lst", "plugins does not take lst; see clusterucb plugins --help"),
-        ("compare --pool=a", "The pool stands first, without a name: clusterucb compare POOL ..."),
+        ("compare --pool=a", "Put the pool first, without an option: clusterucb compare POOL ..."),
         (
             "select --target a",
-            "POOL... is missing. It stands first: --target takes every file that follows it.",
+            "POOL... is missing. Put it first: --target takes every file after it.",
         ),
         ("sketch --model a", "POOL... is missing.\n"),
         ("sketch a --model", "--model has no value; expected one after it.\n"),
@@ -169,7 +169,7 @@ def test_the_help_of_an_option_names_every_choice(option, choices):
 
 
 def test_the_help_says_how_long_lines_stay_annotated():
-    assert "is for this call, and the next one without it writes plain lines" in help_of("--annotate")
+    assert "later call without this option writes plain lines again" in help_of("--annotate")
 
 
 def help_of(option: str) -> str:
@@ -204,7 +204,7 @@ def test_an_interruption_says_how_to_go_on(command, capsys, failing):
     command[command.index("model")] = "a b"
     assert cli.run(command) == 130
     err = capsys.readouterr().err
-    assert "To go on: clusterucb select pool.jsonl" in err
+    assert "To resume: clusterucb select pool.jsonl" in err
     assert "--model 'a b'" in err
     assert "Traceback" not in err
 
@@ -213,7 +213,10 @@ def test_a_bug_is_exit_code_1_and_shows_a_traceback_with_debug_alone(command, ca
     failing(ZeroDivisionError("oh"))
     assert cli.run(command) == 1
     err = capsys.readouterr().err
-    assert "this is a bug in clusterucb, please report it with --debug: ZeroDivisionError: oh" in err
+    assert (
+        "this is a bug in clusterucb; please report it with the output of --debug: ZeroDivisionError: oh"
+        in err
+    )
     assert "Traceback" not in err
     assert cli.run([*command, "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
@@ -355,7 +358,7 @@ def test_the_way_on_after_an_interrupt_removes_nothing(monkeypatch, capsys):
     command = ["select", "a.jsonl", "--target", "b", "--model", "c", "--out", "d", "--overwrite"]
     assert cli.run(command) == 130
     err = capsys.readouterr().err
-    assert "To go on: clusterucb select a.jsonl --target b --model c --out d\n" in err
+    assert "To resume: clusterucb select a.jsonl --target b --model c --out d\n" in err
 
 
 @pytest.mark.parametrize(
@@ -374,4 +377,7 @@ def test_output_that_cannot_be_written_is_no_bug(command):
     with open("/dev/full", "w") as full:
         done = subprocess.run(run, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr == "error: cannot write to standard output: no space left; make room, then repeat\n"
+    message = (
+        "error: cannot write to standard output: no space left; free some space and repeat the command\n"
+    )
+    assert done.stderr == message

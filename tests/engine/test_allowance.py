@@ -101,7 +101,7 @@ def test_what_was_drawn_before_counts():
 
 def test_an_allowance_that_is_too_small_says_so():
     tokens = np.full(20, 10)
-    with pytest.raises(OptionError, match="does not suffice for a single draw"):
+    with pytest.raises(OptionError, match="too small for a single draw"):
         draw(tokens, TokenAllowance(tokens, 9))
     with pytest.warns(ClusterUCBWarning, match="only 3 draws fit into the budget: fewer than the 5 rows"):
         found = draw(tokens, TokenAllowance(tokens, 39), n_select=5, budget=5)

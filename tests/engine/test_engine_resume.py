@@ -115,7 +115,7 @@ def test_smaller_budget_than_recorded_is_refused() -> None:
     case = Case(np.zeros((50, 1)), np.zeros(50, int), UCB(), 20, 1, 0.5, 1, seed=0)
     journal = Memory()
     case.run(journal)
-    with pytest.raises(OptionError, match=r"holds at least 20 draws.*budget, 19.*same budget or a larger"):
+    with pytest.raises(OptionError, match=r"holds at least 20 draws.*budget, 19.*same or a larger budget"):
         case.run(Memory(journal.operations), budget=19)
 
 

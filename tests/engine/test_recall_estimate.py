@@ -199,7 +199,7 @@ def test_it_stops_when_enough_is_found_and_goes_on_for_more():
 
 
 def test_it_is_said_that_nothing_can_be_said():
-    with pytest.warns(cu.ClusterUCBWarning, match="too few of the draws were random"):
+    with pytest.warns(cu.ClusterUCBWarning, match="too few draws were random"):
         found, _ = searched(until=0.5, clusterer=None, cold_start=0)
     assert (found.stopped, found.recall) == ("budget", None)
 
@@ -216,7 +216,7 @@ def test_the_budget_ends_what_finds_too_little():
         ({"until": 0}, "until is 0; expected a recall above 0, at most 1"),
         ({"until": 1.5}, "until is 1.5; expected a recall above 0, at most 1"),
         ({"until": True}, "until is True; expected a recall above 0, at most 1"),
-        ({"until": 0.9, "max_per_source": 3}, "until and max_per_source are given; expected one"),
+        ({"until": 0.9, "max_per_source": 3}, "until and max_per_source are given; expected only one"),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

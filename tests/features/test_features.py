@@ -150,7 +150,7 @@ def test_a_column_is_taken_as_it_stands():
 @pytest.mark.parametrize(
     ("columns", "got"),
     [
-        ({}, "holds nothing; expected a list of numbers"),
+        ({}, "holds no value; expected a list of numbers"),
         ({"v": None}, "holds nothing"),
         ({"v": []}, "holds empty"),
         ({"v": "1 2"}, "holds a string"),
@@ -292,7 +292,7 @@ def test_a_pass_counts_by_the_parameters_that_are_multiplied(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"modules.json": None}, "it has no modules.json; expected that file, which says how token states"),
+        ({"modules.json": None}, "it has no modules.json; expected this file, which names the pooling"),
         ({"modules.json": "["}, "modules.json is not JSON"),
         ({"modules.json": {"a": 1}}, "its modules.json cannot be read"),
         (
@@ -307,7 +307,7 @@ def test_a_pass_counts_by_the_parameters_that_are_multiplied(folder):
         ),
         (
             {"config_sentence_transformers.json": {"default_prompt_name": "query"}},
-            "it puts the prompt 'query'",
+            "it adds the prompt 'query'",
         ),
     ],
 )

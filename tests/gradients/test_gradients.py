@@ -171,7 +171,7 @@ def test_the_manifest_does_not_depend_on_the_name_of_the_adapter():
     [
         ({"use_dora": True}, "DoRA is not supported"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save is not supported"),
-        ({"bias": "all"}, "expected nothing but the A and B matrices"),
+        ({"bias": "all"}, "expected only the A and B matrices"),
         ({"lora_bias": True}, "a bias of LoRA is not supported"),
         ({"target_modules": ["embed_tokens"]}, "LoRA on embeddings is not supported"),
     ],
@@ -370,10 +370,10 @@ def test_weights_and_gradients_that_the_caller_has_stay():
         (
             tiny_llama,
             "model.layers.*.mlp.nope",
-            r"names no linear layer; this model's are .*layers\.\*\.mlp\.down_proj",
+            r"matches no linear layer; this model has .*layers\.\*\.mlp\.down_proj",
         ),
         (tiny_llama, "*", "'lm_head' belongs to the vocabulary head"),
-        (tiny_moe, "*.experts.*", "names no linear layer"),  # one tensor of all experts
+        (tiny_moe, "*.experts.*", "matches no linear layer"),  # one tensor of all experts
     ],
 )
 def test_layers_that_cannot_be_differentiated_are_refused_by_name(build, pattern, message):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 BAD_LINES: list[tuple[bytes, str]] = [
-    (b"{", "not JSON: the line breaks off"),
-    (b'{"prompt": "q", "completion": "a"', "not JSON: the line breaks off"),
+    (b"{", "not JSON: the line is incomplete"),
+    (b'{"prompt": "q", "completion": "a"', "not JSON: the line is incomplete"),
     (b"{'a': 1}", "not JSON: "),
-    (b'{"prompt": "q", "completion": NaN}', "not JSON: NaN is no number of JSON; expected null"),
-    (b'{"prompt": "q", "completion": "a", "x": -Infinity}', "not JSON: Infinity is no number of JSON"),
+    (b'{"prompt": "q", "completion": NaN}', "not JSON: NaN is not a JSON number; expected null"),
+    (b'{"prompt": "q", "completion": "a", "x": -Infinity}', "not JSON: Infinity is not a JSON number"),
     (b'{"prompt": "q", "completion": "a", "x": 1e999}', "not JSON: Number out of range"),
     (b'{"prompt": "q", "completion": "\xff"}', "not UTF-8: byte 0xff"),
     (b'{"prompt": "q", "completion": "\xed\xa0\x80"}', "not UTF-8: byte 0xed"),
@@ -38,8 +38,14 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"text": ["a"]}', "wrong type: `text` is a list; expected a string"),
     (b'{"messages": "hello"}', "wrong type: `messages` is a string; expected a list of turns"),
     (b'{"messages": []}', "wrong type: `messages` is empty; expected a list of turns"),
-    (b'{"messages": ["hello"]}', "wrong type: turn 1 of `messages` is no object with `role` and `content`"),
-    (b'{"messages": [{"content": "a"}]}', "wrong type: turn 1 of `messages` is no object with `role` and"),
+    (
+        b'{"messages": ["hello"]}',
+        "wrong type: turn 1 of `messages` is not an object with `role` and `content`",
+    ),
+    (
+        b'{"messages": [{"content": "a"}]}',
+        "wrong type: turn 1 of `messages` is not an object with `role` and",
+    ),
     (b'{"messages": [{"role": "user"}]}', "wrong type: the content of turn 1 is null; expected a string"),
     (
         b'{"messages": [{"role": "bot", "content": "a"}]}',
@@ -52,7 +58,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"messages": [{"role": "assistant", "content": 7}]}', "wrong type: the content of turn 1 is a number"),
     (
         b'{"messages": [{"role": "assistant", "content": [7]}]}',
-        "wrong type: a part of turn 1 is no object with `type`",
+        "wrong type: a part of turn 1 is not an object with `type`",
     ),
     (b'{"messages": [{"role": "user", "content": "q"}]}', "no assistant turn"),
     (b'{"conversations": [{"from": "human", "value": "q"}]}', "no assistant turn"),
@@ -73,14 +79,17 @@ BAD_LINES: list[tuple[bytes, str]] = [
         b'{"source": 3, "prompt": "q", "completion": "a"}',
         "wrong type: `source` is a number; expected a string",
     ),
-    (b'{"instruction": "i", "output": "o", "history": ["q"]}', "wrong type: `history` is no list of pairs"),
+    (
+        b'{"instruction": "i", "output": "o", "history": ["q"]}',
+        "wrong type: `history` is not a list of pairs",
+    ),
     (
         b'{"chosen": "\\n\\nHuman: q"}',
-        "no conversation: `chosen` is an answer alone; expected a `prompt` beside it",
+        "no conversation: `chosen` is only an answer; expected a `prompt` too",
     ),
     (
         b'{"messages": [{"role": "user", "content": [{"type": "image_url"}]}, {"role": "assistant", "content": "a"}]}',
-        "unsupported content: turn 1 holds a part of type 'image_url'; expected text (--drop-unsupported leaves",
+        "unsupported content: turn 1 holds a part of type 'image_url'; expected text (--drop-unsupported removes",
     ),
     (
         b'{"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}',
@@ -88,7 +97,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
     ),
     (
         b'{"messages": [{"role": "assistant", "content": "a", "reasoning_content": "Hm."}]}',
-        "unsupported content: turn 1 has 'reasoning_content'; expected text (--drop-unsupported leaves it out)",
+        "unsupported content: turn 1 has 'reasoning_content'; expected text (--drop-unsupported removes it)",
     ),
     (
         b'{"messages": [{"role": "tool", "content": "5"}, {"role": "assistant", "content": "a"}]}',
@@ -96,6 +105,6 @@ BAD_LINES: list[tuple[bytes, str]] = [
     ),
     (
         b'{"images": ["a.png"], "prompt": "q", "completion": "a"}',
-        "unsupported content: the row has 'images' (--drop-unsupported ignores it)",
+        "unsupported content: the row has 'images' (--drop-unsupported removes it)",
     ),
 ]

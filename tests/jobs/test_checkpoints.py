@@ -140,7 +140,7 @@ def test_a_full_fine_tuning_s_optimiser_preconditions_its_layers(job, tmp_path):
         (
             {"checkpoint": "ab", "adapter": "a"},
             OptionError,
-            "--adapter and --checkpoint are given; expected one",
+            "--adapter and --checkpoint are given; expected only one",
         ),
         ({"checkpoint": "ab", "parameters": "*"}, OptionError, "--checkpoint and --parameters are given"),
         (
@@ -158,12 +158,12 @@ def test_a_full_fine_tuning_s_optimiser_preconditions_its_layers(job, tmp_path):
         (
             {"parameters": "*.down_proj"},
             OptionError,
-            "expected --optimizer with that of the model's training, or",
+            "expected --optimizer with the state of the model's training, or",
         ),
         (
             {"parameters": "*.nope", "preconditioner": "sgd"},
             ModelError,
-            "'\\*.nope' names no linear layer; this model's",
+            "'\\*.nope' matches no linear layer; this model",
         ),
         ({"optimizer": "a"}, OptionError, "--optimizer is given without --adapter or --parameters"),
         ({"autocast": "float8"}, OptionError, "--autocast is 'float8'; expected"),
@@ -232,7 +232,7 @@ def test_a_run_goes_on_when_memory_runs_out_and_says_so(job, tmp_path, small_mem
     scores = scores_of(result.out)
     assert len(scores) == N
     assert max(abs(scores[name] - plain[name]) for name in plain) < 1e-6
-    assert any("Memory ran out: passes have at most" in text for text in steps)
+    assert any("Out of memory: from now on, passes have at most" in text for text in steps)
     limits = result.manifest.passes.limits
     assert limits
     assert [one.tokens for one in limits] == sorted((one.tokens for one in limits), reverse=True)

@@ -39,7 +39,7 @@ def job(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(job) -> dry_run.DryRun:
-    with pytest.warns(UserWarning, match="are also in the target: 1"):
+    with pytest.warns(UserWarning, match="in both the pool and the target: 1"):
         return dry_run.examine(
             [job / "pool.jsonl"], [job / "dev.jsonl"], job / "model", Settings(max_length=64), Silent()
         )
@@ -132,7 +132,7 @@ def test_the_installation_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path
     found = installation.examine()
     assert found.versions["python"].startswith("3.")
     assert all(found.versions.values())
-    assert "reproduce the known results" in found.kernels
+    assert "the self-test passed" in found.kernels
     assert " of " in found.threads
     assert found.memory[0] > found.memory[1] > 0
     assert found.disk["cache"][0] == str(tmp_path / "cache")
@@ -178,7 +178,7 @@ def test_the_screen_colours_what_is_predicted(found) -> None:
     label = next(piece for piece, kind in found.sample if kind == "label")
     assert f"\x1b[30;42m{label}" in texts[0]
     assert "gradients (a pool of" in texts[1]
-    assert "not used: 1 duplicate, 1 no conversation" in texts[1]
+    assert "rejected: 1 duplicate, 1 no conversation" in texts[1]
     assert re.search(r"a selection takes +(under 1 s|about \d+ s) for", texts[1])
 
 
@@ -277,7 +277,7 @@ def test_the_command_probes_a_model_without_a_pool(job, capsys) -> None:
     out, err = capsys.readouterr()
     for what in (probes.AGAIN, probes.BESIDE, probes.PADDED, probes.AUTOGRAD, probes.EAGER):
         assert what in out
-    assert "Probing it with" in err
+    assert "Probing the model with" in err
     assert cli.run(["doctor", "--model", str(job / "model"), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["probed"]
     assert found["dtype"] == "float32"

@@ -140,8 +140,8 @@ def test_the_command_shows_time_cost_and_room(job, capsys, monkeypatch):
     phases = found["cost"]["phases"]
     assert found["seconds"] == pytest.approx(found["set_up"] + sum(one["seconds"] for one in phases.values()))
     assert [line.partition(":")[0] for line in found["misfits"]] == [
-        "Too little disk for the run",
-        "Too little disk for temporary files",
+        "Not enough disk for the run",
+        "Not enough disk for temporary files",
     ]
 
 
@@ -152,7 +152,7 @@ def test_the_command_shows_time_cost_and_room(job, capsys, monkeypatch):
         (1100, False, "Use --batch-tokens 70$"),
         (790, False, "Use --checkpointing$"),
         (790, True, r"Use --max-length \d+$"),
-        (250, True, "Differentiate less: a smaller --lora-rank, fewer --lora-targets"),
+        (250, True, "Use a smaller --lora-rank, fewer --lora-targets"),
     ],
 )
 def test_the_remedy_makes_it_fit(monkeypatch, free, checkpointing, remedy):

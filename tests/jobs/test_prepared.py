@@ -58,7 +58,7 @@ def job(folder, monkeypatch):
         (
             {"out": "foreign"},
             RunError,
-            r"foreign is not a run and not empty \(it holds 'thesis.tex'\); choose",
+            r"foreign is not a run folder and not empty \(it holds 'thesis.tex'\); choose",
         ),
         (
             {"model": "./modle"},
@@ -124,7 +124,7 @@ def test_a_model_without_a_chat_template_is_said_once(folder, tmp_path):
         )
         said[model.name] = [text for text in steps if "chat template" in text]
     expected = (
-        "The tokenizer has no chat template: samples are the prompt, its answer and EOS; conversations of "
+        "The tokenizer has no chat template: a sample is a prompt, its answer and EOS; conversations of "
     )
     assert said["model"] == []
     assert [text.startswith(expected) for text in said["bare"]] == [True]

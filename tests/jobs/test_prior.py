@@ -108,12 +108,12 @@ def test_an_earlier_run_is_read_by_the_samples_ids(job):
     lines = [json.loads(line) for line in (job / "done" / "scores.jsonl").read_text().splitlines()]
     assert earlier.subtasks == list(lines[0]["subtasks"])
     known = earlier.of_pool(["nobody", lines[3]["id"], lines[1]["id"]], {})
-    assert known.description.startswith("2 of 3 samples have scores of ")
+    assert known.description.startswith("2 of 3 samples have scores in ")
     block = known.block({"place": np.arange(3, dtype=np.float32)[:, None]}, {})
     np.testing.assert_allclose(
         block[1:], [list(lines[place]["subtasks"].values()) for place in (3, 1)], rtol=1e-6
     )
-    with pytest.raises(OptionError, match="has scored 18 samples, and none of this pool"):
+    with pytest.raises(OptionError, match="has scored 18 samples, but none of this pool"):
         earlier.of_pool(["nobody"], {})
 
 
@@ -127,7 +127,7 @@ def test_a_run_learns_from_another_and_goes_on_to_the_same_bytes(job, tmp_path, 
 
     said = []
     whole = selected("whole", observer=lambda text, done, total: said.append(text))
-    assert any(text.startswith(f"18 of {N + 30} samples have scores of ") for text in said)
+    assert any(text.startswith(f"18 of {N + 30} samples have scores in ") for text in said)
     assert whole.manifest.identity.contents["prior"] == [EarlierScores(job / "done").fingerprint]
     interrupt(monkeypatch, {2})
     with pytest.raises(KeyboardInterrupt):
@@ -145,7 +145,7 @@ def test_a_run_learns_from_another_and_goes_on_to_the_same_bytes(job, tmp_path, 
 def test_what_is_no_run_is_refused(job, tmp_path, content):
     if content is not None:
         (tmp_path / "scores.jsonl").write_text(content)
-    with pytest.raises(RunError, match=r"expected the --out of an earlier one|has scored nothing"):
+    with pytest.raises(RunError, match=r"expected the --out of an earlier job|has scored nothing"):
         cu.select(**arguments(job, tmp_path / "run", prior=tmp_path))
     assert not (tmp_path / "run").exists()
 
@@ -165,7 +165,7 @@ def test_a_store_of_another_checkpoint_is_learnt_from(job, tmp_path):
         **arguments(job, tmp_path / "run", prior=[job / "done", store.folder]),
         observer=lambda text, done, total: said.append(text),
     )
-    assert any(text.startswith(f"18 of {N} samples have scores of ") for text in said)
+    assert any(text.startswith(f"18 of {N} samples have scores in ") for text in said)
     assert f"{N} samples have sketches in {store.folder}" in said
     fingerprints = [EarlierScores(job / "done").fingerprint, store.fingerprint]
     assert result.manifest.identity.contents["prior"] == fingerprints
@@ -176,6 +176,8 @@ def test_a_store_of_another_checkpoint_is_learnt_from(job, tmp_path):
     assert block.shape == (N, MAX_DIM)
     np.testing.assert_allclose(np.linalg.svd(block, compute_uv=False), lengths, rtol=0.05)
     write_rows(tmp_path / "pool.jsonl", rows(N + 30))
-    with pytest.raises(OptionError, match="is a gradient store of another pool; expected one of this"):
+    with pytest.raises(
+        OptionError, match="is a gradient store of another pool; expected a store of this pool"
+    ):
         cu.select(**{**arguments(job, tmp_path / "no", prior=store.folder), "pool": tmp_path / "pool.jsonl"})
     assert not (tmp_path / "no").exists()

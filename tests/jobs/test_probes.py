@@ -133,10 +133,10 @@ def test_a_sound_model_keeps_every_promise(build, options):
         (lambda: seeing_the_batch(10), PADDED, "beside longer samples than alone", "", {}),
         (lambda: seeing_the_batch(1e-2), BESIDE, "", "--batch-tokens 1, which", {}),
         (lambda: seeing_the_batch(1e-2), PADDED, "", "--batch-tokens 1, which", {}),
-        (noisy, AGAIN, "", "draws random numbers even in evaluation mode", {}),
+        (noisy, AGAIN, "", "draws random numbers in evaluation mode", {}),
         (noisy, AUTOGRAD, "", f"that of '{AGAIN}'", {}),
         (noisy, PADDED, "", f"that of '{AGAIN}'", {}),
-        (with_a_loss_of_its_own, AUTOGRAD, "", "its own loss is not the mean cross-entropy", {}),
+        (with_a_loss_of_its_own, AUTOGRAD, "", "check the model's own loss", {}),
         (with_attention_of_its_own, EAGER, "ours is in use", "attn_implementation='eager'", {}),
         (running_a_layer_twice, GRADIENTS, "q_proj.lora_A runs twice in a pass", "", {}),
     ],
@@ -170,7 +170,7 @@ def test_what_passes_change_is_fine_where_no_samples_share_one(batch_tokens, fin
     found = findings(seeing_the_batch(1e-2), batch_tokens=batch_tokens)
     for name in (BESIDE, PADDED):
         assert found[name].fine is fine
-        assert (found[name].said == "every sample has a pass of its own") is fine
+        assert (found[name].said == "every sample has its own pass") is fine
         assert bool(found[name].remedy) is not fine
 
 
@@ -183,7 +183,7 @@ def broken_weights(dtype=torch.float32):
 
 @pytest.mark.parametrize(
     ("dtype", "remedy"),
-    [(torch.float32, "weights of the model that are not finite"), (torch.float16, "--dtype float32")],
+    [(torch.float32, "model's weights for NaN"), (torch.float16, "--dtype float32")],
 )
 def test_gradients_that_are_not_finite_are_counted_and_left_out(dtype, remedy):
     broken = sample_of(40, tokens=[VOCABULARY - 1] * 40)
@@ -224,7 +224,7 @@ def test_a_lower_dtype_is_compared_with_float32(monkeypatch, dtype, options, rem
     exact = found[FLOAT32]
     assert 1e-6 < exact.score < exact.promised.score
     assert 1e-4 < exact.gradient < exact.promised.gradient
-    cosine = float(exact.said.removeprefix("the smallest cosine of two gradients is "))
+    cosine = float(exact.said.removeprefix("the smallest cosine with the float32 gradient is "))
     assert cosine == pytest.approx(1 - exact.gradient**2 / 2, abs=0.01)
     monkeypatch.setattr(probes, "_PROMISED", dict.fromkeys(probes._PROMISED, measuring.Change(1e-6, 1e-4)))
     strict = findings(model, **options)
@@ -268,12 +268,12 @@ def test_memory_that_runs_out_leaves_the_other_probes(monkeypatch):
 
     monkeypatch.setattr(measuring.Autograd, "backward", backward)
     found = findings(tiny_llama())
-    assert (found[AUTOGRAD].fine, found[AUTOGRAD].said) == (None, "memory ran out")
+    assert (found[AUTOGRAD].fine, found[AUTOGRAD].said) == (None, "out of memory")
     assert found[EAGER].fine
 
 
 def test_eager_attention_is_no_change_where_it_is_in_use_and_none_where_it_cannot_be():
-    assert findings(tiny_llama(attn_implementation="eager"))[EAGER].said == "it is in use"
+    assert findings(tiny_llama(attn_implementation="eager"))[EAGER].said == "eager is in use"
     model = tiny_llama()
     model.set_attn_implementation = lambda _: None
     found = findings(model)[EAGER]
@@ -323,7 +323,7 @@ def test_a_loaded_adapter_scores_as_its_preconditioner_says(tmp_path):
     ("options", "message"),
     [
         ({"lora_targets": "nope"}, "LoRA finds no layer"),
-        ({"parameters": "nope", "preconditioner": "sgd"}, "names no linear layer"),
+        ({"parameters": "nope", "preconditioner": "sgd"}, "matches no linear layer"),
         ({"adapter": "nowhere"}, "holds no adapter_config.json"),
     ],
 )
@@ -378,7 +378,7 @@ def test_without_a_tokenizer_any_tokens_do(tmp_path):
         path.unlink()
     found = probe(folder, Settings(), Silent())
     assert (
-        "of random tokens, since no conversation can be encoded (cannot load the tokenizer" in found.samples
+        "of random tokens, because no conversation can be encoded (cannot load the tokenizer" in found.samples
     )
     assert all(one.fine for one in found.findings)
 

@@ -113,7 +113,7 @@ def test_exact_scores_spend_the_budget_on_clusters_from_the_store(job, tmp_path,
     assert result.selection.n_scored == 18
     assert {name: phase.gradients for name, phase in result.cost.phases.items()}["features"] == 0
     assert not list((tmp_path / "run").glob("features-*"))
-    with pytest.warns(ClusterUCBWarning, match="pays for a gradient of every pool sample"):
+    with pytest.warns(ClusterUCBWarning, match="computes a gradient of every pool sample"):
         features = select(
             job,
             tmp_path / "features",
@@ -274,11 +274,11 @@ def test_options_that_do_not_fit_are_refused(job, tmp_path, changes, message):
 
 def test_another_pool_or_model_is_refused(job, tmp_path):
     write_rows(tmp_path / "pool.jsonl", rows(N + 1))
-    with pytest.raises(OptionError, match="is of another pool"):
+    with pytest.raises(OptionError, match="was made with another pool"):
         select(job, tmp_path / "run", pool=tmp_path / "pool.jsonl", store=job / "store")
     model = shutil.copytree(job / "model", tmp_path / "model")
     write_model(model, hidden_size=32)
-    with pytest.raises(OptionError, match="is of another model"):
+    with pytest.raises(OptionError, match="was made with another model"):
         select(job, tmp_path / "run", model=model, store=job / "store")
     assert not (tmp_path / "run").exists()
 

@@ -146,14 +146,16 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
         ):
             load()
     tiny_llama().save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"the folder has no tokenizer, such as tokenizer.json. Expected it"):
+    with pytest.raises(
+        ModelError, match=r"the folder has no tokenizer, such as tokenizer.json. Expected one"
+    ):
         source.tokenizer()
     weights = tmp_path / "model.safetensors"
     whole = weights.read_bytes()
     for content in (whole[:2000], whole[:-100], b"", b"version https://git-lfs.github.com/spec/v1\n"):
         weights.write_bytes(content)
         with pytest.raises(
-            ModelError, match=r"model.safetensors is damaged \(.*\). Expected a whole file: download"
+            ModelError, match=r"model.safetensors is damaged \(.*\). Expected a complete file: download"
         ):
             source.model("auto", "cpu")
     weights.unlink()
@@ -241,7 +243,9 @@ def test_a_model_has_every_token_and_every_learned_position():
         with pytest.raises(ModelError, match=rf"{positions + 1} tokens, .* --max-length {positions}$"):
             checkpoint.check_limits(model, longest=positions + 1, largest_token=0)
     checkpoint.check_limits(tiny_llama(), longest=10_000, largest_token=0)  # rotary: no table
-    with pytest.raises(ModelError, match=rf"gives token {VOCABULARY}, the model embeds {VOCABULARY} tokens"):
+    with pytest.raises(
+        ModelError, match=rf"gives token {VOCABULARY}, but the model embeds {VOCABULARY} tokens"
+    ):
         checkpoint.check_limits(tiny_llama(), longest=1, largest_token=VOCABULARY)
 
 

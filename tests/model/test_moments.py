@@ -143,7 +143,7 @@ def test_nothing_in_a_file_runs(tmp_path, dump, capfd):
     with path.open("wb") as file:
         dump({"state": Evil(), "param_groups": []}, file)
     with pytest.raises(
-        ModelError, match=r"cannot be read as an optimiser state \(.*nothing from a file is run"
+        ModelError, match=r"cannot be read as an optimiser state \(.*code from a file is never run"
     ):
         load_moments(path, *asked(whole=False))
     assert "code from a checkpoint ran" not in capfd.readouterr().out
@@ -154,15 +154,15 @@ def test_nothing_in_a_file_runs(tmp_path, dump, capfd):
     [
         (
             "trainer_of_ours",
-            r"\(it needs trainer_of_ours\.fp16\.Scaler, and nothing from a file is run\); expected optimizer\.pt",
+            r"\(it needs trainer_of_ours\.fp16\.Scaler, and code from a file is never run\); expected optimizer\.pt",
         ),
         (
             "deepspeed",
-            r"holds a state of DeepSpeed \(deepspeed\.fp16\.Scaler\)\. DeepSpeed's states are not read",
+            r"holds a state of DeepSpeed \(deepspeed\.fp16\.Scaler\)\. DeepSpeed's states are not supported",
         ),
         (
             "megatron",
-            r"holds a state of Megatron \(megatron\.fp16\.Scaler\)\. Megatron's states are not read",
+            r"holds a state of Megatron \(megatron\.fp16\.Scaler\)\. Megatron's states are not supported",
         ),
     ],
 )
@@ -228,11 +228,11 @@ EIGHT_BIT = {"step": 1, "state1": torch.zeros(2, 8), "state2": torch.zeros(2, 8)
         ),
         (
             {"optimizer_state_dict": {"zero_stage": 2, "base_optimizer_state": []}, "ds_version": "0.17"},
-            r"holds a state of DeepSpeed \(ds_version\)\. DeepSpeed's states are not read, and zero_to_fp32 joins",
+            r"holds a state of DeepSpeed \(ds_version\)\. DeepSpeed's states are not supported, and zero_to_fp32 joins",
         ),
         (
             {"optimizer": {"optimizer": {}, "fp32_from_fp16_params": []}},
-            r"holds a state of Megatron \(fp32_from_fp16_params\)\. Megatron's states are not read: .*sgd",
+            r"holds a state of Megatron \(fp32_from_fp16_params\)\. Megatron's states are not supported: .*sgd",
         ),
         ({"model": {}}, "holds no optimiser state; expected a dict with `state` and `param_groups`"),
         ({"state": {0: {}}}, "holds no optimiser state"),
@@ -245,7 +245,7 @@ EIGHT_BIT = {"step": 1, "state1": torch.zeros(2, 8), "state2": torch.zeros(2, 8)
         ({"state": {}, "param_groups": [{"params": [0.5]}]}, "is damaged"),
         (
             {"state": {}, "param_groups": [{"params": [0], "param_names": ["a", "b"]}]},
-            "is damaged: `param_names` is not as torch writes it; save it again",
+            "is damaged: `param_names` does not have torch's format; save it again",
         ),
         ({"state": {}, "param_groups": [{"params": [0], "param_names": 7}]}, "is damaged: `param_names`"),
         ({"state": {}, "param_groups": [{"params": [0], "param_names": [7]}]}, "is damaged: `param_names`"),
@@ -321,7 +321,7 @@ def test_a_moment_that_was_written_over_by_the_other_is_refused(tmp_path, plain)
     for one in state["state"].values():
         one["exp_avg"] = one["exp_avg_sq"]
     with pytest.raises(
-        ModelError, match=r"the same numbers as exp_avg and as exp_avg_sq, .*offload_to_cpu=False"
+        ModelError, match=r"the same numbers in exp_avg and exp_avg_sq, .*offload_to_cpu=False"
     ):
         load_moments(save(tmp_path, state), model, ParameterManifest.of(model))
 
@@ -388,7 +388,7 @@ def test_a_run_may_have_trained_more_than_is_asked_for_but_a_lora_is_matched_exa
     assert (got.beta1, got.beta2, got.eps) == (0.9, 0.999, 1e-8)
     del state["model.layers.1.mlp.up_proj.weight"]
     with pytest.raises(
-        ModelError, match=r"names 20 parameters without model.layers.1.mlp.up_proj.weight; expected all 6"
+        ModelError, match=r"names 20 parameters, but not model.layers.1.mlp.up_proj.weight; expected all 6"
     ):
         load_moments(save(tmp_path, {"state": state}), model, manifest)
     lora = torch.load(made.FOLDER / "fsdp2.bin", weights_only=True)
@@ -396,7 +396,7 @@ def test_a_run_may_have_trained_more_than_is_asked_for_but_a_lora_is_matched_exa
     load_moments(save(tmp_path, lora), *asked(whole=False))
     lora["state"]["lm_head.weight"] = dict(state["model.head_of_a_reward.weight"])
     with pytest.raises(
-        ModelError, match=r"names 9 parameters, lm_head.weight among them; expected just the 8 that"
+        ModelError, match=r"names 9 parameters, including lm_head.weight; expected only the 8 that"
     ):
         load_moments(save(tmp_path, lora), *asked(whole=False))
 
@@ -467,7 +467,7 @@ def test_a_folders_file_is_the_trainers_or_else_accelerates(tmp_path):
     (tmp_path / "optimizer.pt").touch()
     assert optimizer_file(tmp_path) == tmp_path / "optimizer.pt"
     assert str(missing_state(tmp_path)).endswith(
-        f"is a folder; expected the file of the optimiser state in it: give {tmp_path / 'optimizer.pt'}"
+        f"is a folder; expected a file with the optimiser state, here {tmp_path / 'optimizer.pt'}"
     )
 
 

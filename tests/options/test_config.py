@@ -237,11 +237,11 @@ def test_a_comparison_takes_lists(written):
     [
         ("bugdet: 20%", "FILE: select has no option 'bugdet'. Did you mean 'budget'?"),
         ("--budget: 20%", "FILE: select has no option '--budget'. Did you mean 'budget'?"),
-        ("budgets: [5%]", "FILE: 'budgets' is an option of compare, not of select; take it out of the file"),
+        ("budgets: [5%]", "FILE: 'budgets' is an option of compare, not of select; remove it from the file"),
         ("polcy: {name: ucb}", "FILE: select has no option 'polcy'. Did you mean 'policy'?"),
-        ("config: other.yaml", "FILE: 'config' belongs on the command line"),
-        ("overwrite: true", "FILE: 'overwrite' belongs on the command line"),
-        ("debug: true", "FILE: 'debug' belongs on the command line"),
+        ("config: other.yaml", "FILE: 'config' is allowed only on the command line"),
+        ("overwrite: true", "FILE: 'overwrite' is allowed only on the command line"),
+        ("debug: true", "FILE: 'debug' is allowed only on the command line"),
         ("seed: many", "FILE: seed is 'many'; expected a whole number"),
         ("seed: 1.0", "FILE: seed is '1.0'; expected a whole number"),
         ("seed: |\n  1\n", r"FILE: seed is '1\n'; expected a whole number"),
@@ -250,23 +250,23 @@ def test_a_comparison_takes_lists(written):
         ("cold_start: 20%", "FILE: cold_start is '20%'; expected a number"),
         ("warmup_lr: .inf", "FILE: warmup_lr is '.inf'; expected a number"),
         ("strict: 1", "FILE: strict is '1'; expected true or false"),
-        ("budget: [5%, 10%]", "FILE: budget is a list; expected a text"),
-        ("store: {a: b}", "FILE: store is a mapping; expected a text"),
-        ("pool: {a: b}", "FILE: pool is a mapping; expected a text, or a list of texts"),
-        ("pool: [[a]]", "FILE: pool is a list; expected a text, or a list of texts"),
-        ("pool: []", "FILE: pool is an empty list; expected one text or more"),
-        ("lora_targets: [[a]]", "FILE: lora_targets is a list; expected a list of texts"),
+        ("budget: [5%, 10%]", "FILE: budget is a list; expected a string"),
+        ("store: {a: b}", "FILE: store is a mapping; expected a string"),
+        ("pool: {a: b}", "FILE: pool is a mapping; expected a string, or a list of them"),
+        ("pool: [[a]]", "FILE: pool is a list; expected a string, or a list of them"),
+        ("pool: []", "FILE: pool is an empty list; expected at least one string"),
+        ("lora_targets: [[a]]", "FILE: lora_targets is a list; expected a list of strings"),
         (REQUIRED + "columns: question", "columns of FILE: 'question' is not of the form prompt=question"),
-        ("columns: {prompt: [a]}", "FILE: columns: prompt is a list; expected a text"),
+        ("columns: {prompt: [a]}", "FILE: columns: prompt is a list; expected a string"),
         ("subtask_weights: {food: much}", "FILE: subtask_weights: food is 'much'; expected a number"),
-        ("policy: {beta: 1}", "FILE: policy is a mapping without a name; expected such as `policy: {name:"),
-        ("policy: [ucb]", "FILE: policy is a list; expected a text"),
+        ("policy: {beta: 1}", "FILE: policy is a mapping without a name; expected `policy: {name:"),
+        ("policy: [ucb]", "FILE: policy is a list; expected a string"),
         ("policy: {name: ucb, options: {beta: 1}}", "beside the name: `policy: {name: ucb, OPTION: 1}`"),
         ("features: [hidden, lexical]", "FILE: features is a list; expected names joined with +: hidden+lexical"),
         ("model: m", "POOL... is missing; expected it on the command line or in FILE."),
         ("pool: p\nmodel: m", "--target is missing; expected it on the command line or in FILE."),
         (REQUIRED + "budget: 0.2", "FILE: budget is '0.2'; expected a percentage of the pool such as 20%"),
-        (REQUIRED + "batch-size: 0", "FILE: batch_size is 0; expected a whole number from 1"),
+        (REQUIRED + "batch-size: 0", "FILE: batch_size is 0; expected a whole number of at least 1"),
         (REQUIRED + "dtype: float", "FILE: dtype is 'float'; expected one of auto, float32"),
         ("policy: {name: ucb, beta: 1}\npolicy_option: beta=2", "FILE gives the option 'beta' of policy twice"),
         ("policy_option: [beta=1, beta=2]", "FILE: policy_option gives 'beta' twice"),
@@ -279,13 +279,13 @@ def test_a_comparison_takes_lists(written):
         ("seed", "FILE is 'seed'; expected a mapping of options"),
         ("seed: 1: 2", "FILE, line 1 is not valid YAML: mapping values are not allowed here"),
         ("\tseed: 1", r"FILE, line 1 is not valid YAML: found character '\t' that cannot start any token"),
-        ("seed: 1\n---\nseed: 2", "FILE, line 2: a second document begins; expected one"),
-        ("? [a, b]\n: c", "FILE, line 1: a key is a list; expected a text"),
-        ("seed: !!int 1", "FILE, line 1: 'tag:yaml.org,2002:int' is a tag; expected plain values"),
-        ("seed: &one 1", "FILE, line 1: 'one' is an anchor or alias; write the value out where it is used"),
-        ('model: "a\\0b"', r"FILE: 'a\x00b' has characters that no command line can have"),
-        ('model: "\\uD800"', r"FILE: '\ud800' has characters that no command line can have"),
-        ('policy_option: {beta: "\\0"}', r"FILE: '\x00' has characters that no command line can have"),
+        ("seed: 1\n---\nseed: 2", "FILE, line 2: a second YAML document begins; expected one"),
+        ("? [a, b]\n: c", "FILE, line 1: a key is a list; expected a string"),
+        ("seed: !!int 1", "FILE, line 1: 'tag:yaml.org,2002:int' is a tag, which is not supported"),
+        ("seed: &one 1", "FILE, line 1: 'one' is an anchor or alias; expected the value"),
+        ('model: "a\\0b"', r"FILE: 'a\x00b' has characters that a command line cannot hold"),
+        ('model: "\\uD800"', r"FILE: '\ud800' has characters that a command line cannot hold"),
+        ('policy_option: {beta: "\\0"}', r"FILE: '\x00' has characters that a command line cannot hold"),
         ("model: \x07", "FILE is not valid YAML: unacceptable character #x0007"),
     ],
 )  # fmt: skip
@@ -360,7 +360,7 @@ def test_a_file_that_cannot_be_used_is_one_line(tmp_path, capsys):
     for name, message in {
         "none.yaml": "none.yaml cannot be read: No such file or directory",
         "folder.yaml": "folder.yaml cannot be read: Is a directory",
-        "options.toml": "expected a file with the end .yaml, .yml, .json",
+        "options.toml": "expected a file name ending in .yaml, .yml, .json",
         "latin.yaml": "latin.yaml is not UTF-8 (byte 7); save it as UTF-8",
         "large.yaml": "large.yaml is larger than 256 KiB",
     }.items():
@@ -378,8 +378,8 @@ def test_a_file_that_cannot_be_used_is_one_line(tmp_path, capsys):
         ('{"strict": "maybe"}', "strict is 'maybe'; expected true or false"),
         ("{", "is not valid JSON: Expecting property name"),
         ("[]", "is a list; expected a mapping of options"),
-        ("[" * 200_000, "more than 8 lists and mappings in one another"),
-        ("[" * 20 + "]" * 20, "more than 8 lists and mappings in one another"),
+        ("[" * 200_000, "lists and mappings are nested more than 8 deep"),
+        ("[" * 20 + "]" * 20, "lists and mappings are nested more than 8 deep"),
     ],
 )
 def test_json_is_read_as_strictly(written, text, message):
@@ -398,7 +398,7 @@ def test_no_tag_runs_code(written, tmp_path):
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- ", "{? ", "? "])
 def test_depth_is_bounded(written, opening):
     depth = (1 << 18) // len(opening) - 10
-    with pytest.raises(OptionError, match="more than 8 lists and mappings in one another"):
+    with pytest.raises(OptionError, match="lists and mappings are nested more than 8 deep"):
         config.read(written(opening * depth))
 
 
@@ -595,7 +595,7 @@ def test_features_are_named_with_their_parts_and_their_files(written, tmp_path, 
 
 def test_a_comparison_that_no_command_line_can_name_says_so(tmp_path):
     single = cu.Contender("one arm", cu.UCB(), clusterer=None)
-    assert "# strategies: one arm cannot be spelt" in resolved(Settings(), strategies=[single]).decode()
+    assert "# strategies: one arm cannot be written" in resolved(Settings(), strategies=[single]).decode()
     mine = cu.Contender("mine", Mine())
     assert (
         "# strategies: test_config.Mine() is not installed"

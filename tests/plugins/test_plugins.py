@@ -268,7 +268,7 @@ def test_every_hook_is_documented_with_an_example_that_works(
         (
             GREEDY.replace("        def index", "        def __init__(self, *args): ...\n        def index"),
             "PluginError: the constructor of policy 'greedy' takes *args; expected named hyper-parameters: "
-            "write each of them out",
+            "name each of them",
         ),
         (
             GREEDY.replace("        def index", "        def __init__(self, **kw): ...\n        def index"),
@@ -327,14 +327,14 @@ def test_what_a_plugin_prints_is_not_a_result(install: Install, capsys: pytest.C
 def test_values_that_a_constructor_refuses_are_the_users_mistake(install: Install) -> None:
     picky = "        def __init__(self, a=1):\n            if a > 2: raise ValueError('a too big')\n"
     install("cucb-picky", GREEDY.replace("        def index", picky + "        def index"))
-    with pytest.raises(OptionError, match="policy greedy refuses its options: a too big"):
+    with pytest.raises(OptionError, match="policy greedy rejects its options: a too big"):
         plugins.load().make("policy", "greedy", {"a": "3"})
 
 
 def test_refusal_without_a_message_has_its_type(install: Install) -> None:
     picky = "        def __init__(self, a=1):\n            assert a < 2\n"
     install("cucb-picky", GREEDY.replace("        def index", picky + "        def index"))
-    with pytest.raises(OptionError, match=r"policy greedy refuses its options: AssertionError$"):
+    with pytest.raises(OptionError, match=r"policy greedy rejects its options: AssertionError$"):
         plugins.load().make("policy", "greedy", {"a": "3"})
 
 
@@ -549,7 +549,7 @@ def test_strategy_that_cannot_be_described_is_refused() -> None:
         def __init__(self, power=2) -> None:
             self._power = power
 
-    with pytest.raises(PluginError, match="Forgets does not keep its hyper-parameter 'power'; expected an"):
+    with pytest.raises(PluginError, match="Forgets does not store its hyper-parameter 'power'; expected an"):
         plugins.describe(Forgets())
     with pytest.raises(PluginError, match="Undecorated has a hyper-parameter of type object; expected plain"):
         plugins.describe(Undecorated(required=object()))
@@ -614,7 +614,7 @@ def test_what_is_made_by_name_can_be_named_again() -> None:
     [
         ("hidden+lexcal", {}, r"there is no feature 'lexcal'; .* Did you mean 'lexical'\?"),
         ("hidden+", {}, r"feature 'hidden\+' has an empty name beside a \+; expected names joined as in "),
-        ("hidden+hidden", {}, r"features hidden\+hidden name one feature twice; expected different features"),
+        ("hidden+hidden", {}, r"features hidden\+hidden repeat a feature; expected different features"),
         ("hidden+lexical", {"dept": "1"}, r"have no option 'dept'; their options: depth, .* mean 'depth'\?"),
         ("hidden+lexical", {"ngrams.dim": "1"}, "have no option 'ngrams.dim'"),
         ("hidden+lexical", {"hidden.dim": "1"}, "feature hidden has no option 'dim'"),

@@ -65,7 +65,7 @@ def test_whole_clusters_follow_the_means_of_their_representatives(seed, represen
 
 
 def test_representatives_are_checked():
-    with pytest.raises(OptionError, match="representatives is 0; expected a whole number from 1"):
+    with pytest.raises(OptionError, match="representatives is 0; expected a whole number of at least 1"):
         cu.ClusterMean(representatives=0)
 
 

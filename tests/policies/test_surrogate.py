@@ -132,8 +132,8 @@ def test_best_rows_are_among_the_points(monkeypatch: pytest.MonkeyPatch) -> None
     [
         ({"kappa": -1}, "kappa is -1; expected a number of at least 0"),
         ({"kappa": "x"}, "kappa is 'x'; expected a number of at least 0"),
-        ({"batches": 0}, "batches is 0; expected a whole number from 1"),
-        ({"batches": True}, "batches is True; expected a whole number from 1"),
+        ({"batches": 0}, "batches is 0; expected a whole number of at least 1"),
+        ({"batches": True}, "batches is True; expected a whole number of at least 1"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:

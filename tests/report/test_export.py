@@ -393,14 +393,15 @@ def test_layers_that_are_a_pattern_are_one_where_a_tool_takes_it(tmp_path: Path)
     LoraConfig(r=3, lora_alpha=7, target_modules=pattern).save_pretrained(tmp_path / "adapter")
     write(tmp_path, ",".join(TOOLS), "ua", adapter=tmp_path / "adapter")
     assert loras(tmp_path) == [(3, 7, "all"), (3, 7, pattern), (3, 7, pattern)]
-    assert "all linear layers instead" in (tmp_path / "export-llamafactory" / "sft.yaml").read_text()
+    assert "all linear layers" in (tmp_path / "export-llamafactory" / "sft.yaml").read_text()
 
 
 def test_layers_that_an_adapter_leaves_to_peft_are_left_to_it_where_a_tool_asks_it(tmp_path: Path) -> None:
     LoraConfig(r=3, lora_alpha=7).save_pretrained(tmp_path / "adapter")
     write(tmp_path, ",".join(TOOLS), "ua", adapter=tmp_path / "adapter")
     assert loras(tmp_path) == [(3, 7, "all"), (3, 7, None), (3, 7, True)]
-    note = "# The adapter's layers are PEFT's choice for the model, which {} cannot be: all linear layers instead."
+    kind = "PEFT's choice for the model"
+    note = f"# The adapter's layers are {kind}, which {{}} cannot express: it names all linear layers."
     llama, _, axolotl = texts(tmp_path)
     assert note.format("lora_target") in llama
     assert note.format("lora_target_modules") in axolotl
@@ -437,7 +438,7 @@ def test_what_is_left_out_of_an_adapters_configuration_is_told(
     path = tmp_path / "adapter" / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | of_file))
     write(tmp_path, ",".join(TOOLS), "uaua", adapter=tmp_path / "adapter")
-    note = f"Left out of the adapter's configuration: {left_out}. Add what the training should have.\n"
+    note = f"Left out of the adapter's configuration: {left_out}. Add what the training needs.\n"
     for text in texts(tmp_path):
         assert (note in text) == ("Left out" in text) == bool(left_out)
     assert len(told(tmp_path)) == 3  # all of them can be read
@@ -457,7 +458,7 @@ def test_a_fresh_lora_is_on_the_layers_of_the_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a[1]", "a*", "a?"])
 def test_a_folder_that_a_tool_takes_for_a_pattern_is_told(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
-    told = r"--export llamafactory,axolotl is not written: .*take \[, \* and \? for a pattern.*another --out"
+    told = r"--export llamafactory,axolotl is not written: .*read \[, \* and \? as a pattern.*another --out"
     with pytest.warns(ClusterUCBWarning, match=told):
         found = write(tmp_path / name, ",".join(TOOLS), "ua")
     assert [one.folder.name for one in found] == ["export-trl"]
@@ -475,7 +476,7 @@ def test_an_export_that_cannot_be_written_again_is_removed(tmp_path: Path) -> No
     run = (tmp_path / "a").rename(tmp_path / "a[1]")
     with pytest.warns(ClusterUCBWarning) as said:
         write(run, "llamafactory", "ua")
-    reason = r": in the path of a folder such as .*a\[1\], these tools take .*: choose another --out"
+    reason = r": in a path such as .*a\[1\], these tools read .*: choose another --out"
     for what, one in zip(
         ("--export llamafactory is not written", "the earlier export for axolotl is removed"),
         said,
@@ -532,7 +533,9 @@ def test_an_export_follows_the_selection_and_other_peoples_files_stay(tmp_path: 
 
 def test_a_file_in_the_way_is_told(tmp_path: Path) -> None:
     (tmp_path / "export-trl").write_text("")
-    with pytest.raises(RunError, match=r"cannot make .*export-trl: File exists; move away what stands there"):
+    with pytest.raises(
+        RunError, match=r"cannot create .*export-trl: File exists; move or delete the file there"
+    ):
         write(tmp_path, "trl", "ua")
 
 
@@ -545,7 +548,7 @@ def test_a_file_in_the_way_is_told(tmp_path: Path) -> None:
         ),
         ("", r"--export is ''; expected some of"),
         (["unsloth"], r"--export is 'unsloth'; expected some of"),
-        (3, r"export is 3; expected a text"),
+        (3, r"export is 3; expected a string"),
     ],
 )
 def test_a_tool_that_is_none_is_refused(given: object, message: str) -> None:

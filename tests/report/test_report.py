@@ -51,7 +51,7 @@ def test_a_run_of_one_is_said_as_one(tmp_path, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert "Warming up LoRA (1 step):" in err
     assert "Selected 1 of 1 sample after scoring 1 in 1 cluster\n" in out
-    assert "1 line was not used: 1 not JSON; which: run/rejected.jsonl" in out
+    assert "1 line was rejected: 1 not JSON; listed in run/rejected.jsonl" in out
 
 
 class Recorded:

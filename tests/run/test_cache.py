@@ -78,7 +78,7 @@ def test_another_run_takes_the_features_and_says_that_they_cost_nothing(job, tmp
     monkeypatch.setattr(type(features), "compute", lambda *_: pytest.fail("computed again"))
     monkeypatch.setattr(type(features), "fit", lambda *_: pytest.fail("fitted again"))
     second, said = select(job, tmp_path / "b", features, budget=10)
-    assert said == [f"Features taken from the cache: {tmp_path / 'cache'}"]
+    assert said == [f"Reading features from the cache: {tmp_path / 'cache'}"]
     cost = second.cost.phases["features"]
     assert (cost.forward_passes, cost.gradients, cost.tokens) == (0, 0, 0)
     assert second.cost.total < first.cost.total
@@ -118,7 +118,7 @@ def test_what_was_computed_by_something_else_is_computed_again(job, tmp_path, mo
 
 
 def test_gradients_are_never_kept(job, tmp_path, kept):
-    with pytest.warns(ClusterUCBWarning, match="clustering by gradients pays"):
+    with pytest.warns(ClusterUCBWarning, match="clustering by gradients computes"):
         select(job, tmp_path / "a", cu.Gradient())
     assert not kept.exists()
 
@@ -202,7 +202,9 @@ def test_a_comparison_counts_features_with_what_they_once_took(job, tmp_path, mo
 def test_a_cache_that_cannot_be_written_is_a_warning(job, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CLUSTERUCB_CACHE", str(tmp_path / "file"))
-    with pytest.warns(ClusterUCBWarning, match=r"not kept for later runs: .*Set CLUSTERUCB_CACHE to another"):
+    with pytest.warns(
+        ClusterUCBWarning, match=r"cannot cache the features: .*Set CLUSTERUCB_CACHE to another"
+    ):
         select(job, tmp_path / "a", cu.Lexical(dim=4))
 
 

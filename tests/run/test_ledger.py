@@ -181,7 +181,7 @@ def test_full_disk_is_named_and_leaves_the_ledger_whole(tmp_path: Path) -> None:
         (pages,) = ledger._db.execute("PRAGMA page_count").fetchone()
         ledger._db.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(
-            RunError, match=r"cannot use .*ledger.sqlite: database or disk is full.*make room"
+            RunError, match=r"cannot use .*ledger.sqlite: database or disk is full.*free some space"
         ):
             ledger.begin(batch_of(1, list(range(2, 1000))))
         assert [batch.rows.tolist() for batch in ledger.recorded()] == [[1]]

@@ -136,7 +136,7 @@ def test_changed_setting_is_refused_by_name(
         open_run(tmp_path, **changes)
     message = str(caught.value)
     assert message.startswith(f"{tmp_path} holds a run with other settings: {complaint or '--lora_targets'}")
-    assert message.endswith("choose another --out, or begin anew with --overwrite")
+    assert message.endswith("choose another --out, or start again with --overwrite")
     assert (tmp_path / "manifest.json").read_bytes() == before
 
 
@@ -164,7 +164,7 @@ def test_larger_budget_goes_on(tmp_path: Path, now: str) -> None:
     finish(tmp_path)
     with open_run(tmp_path, budget=now) as run:
         assert (run.resumed, run.finished) == (True, False)
-        assert run.progress_line("run") == f"Going on with the run in {run.folder}"
+        assert run.progress_line("run") == f"Resuming the run in {run.folder}"
     with open_run(tmp_path, budget=now) as run:
         assert (run.finished, run.manifest.asked.budget) == (False, now)
     with pytest.raises(RunError, match="--budget was"):
@@ -256,7 +256,7 @@ def test_folder_that_is_no_run_is_refused_and_left_alone(tmp_path: Path, held: s
     with pytest.raises(RunError) as caught:
         open_run(tmp_path, overwrite=overwrite)
     first = held.partition("/")[0]
-    expected = f"{tmp_path} is not a run and not empty (it holds '{first}'); choose another --out"
+    expected = f"{tmp_path} is not a run folder and not empty (it holds '{first}'); choose another --out"
     assert str(caught.value) == expected
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -271,11 +271,11 @@ def test_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("held", "message"),
     [
-        (None, "--out {} is a file; expected a folder, which is made when it is not there"),
-        (["b", "a"], "{} is not a run and not empty (it holds 'a'); choose another --out"),
+        (None, "--out {} is a file; expected a folder, new or existing"),
+        (["b", "a"], "{} is not a run folder and not empty (it holds 'a'); choose another --out"),
         (
             ["manifest.json.bak"],
-            "{} is not a run and not empty (it holds 'manifest.json.bak'); choose another --out",
+            "{} is not a run folder and not empty (it holds 'manifest.json.bak'); choose another --out",
         ),
     ],
 )
@@ -316,7 +316,9 @@ def test_what_may_be_a_run_is_let_pass_and_left_alone(tmp_path: Path, held: list
 )
 def test_broken_manifest_is_refused_and_can_be_overwritten(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(content)
-    with pytest.raises(RunError, match=r"manifest.json cannot be read \(.*\); use --overwrite to begin anew"):
+    with pytest.raises(
+        RunError, match=r"manifest.json cannot be read \(.*\); use --overwrite to start again"
+    ):
         open_run(tmp_path)
     assert (tmp_path / "manifest.json").read_bytes() == content
     with open_run(tmp_path, overwrite=True) as run:
@@ -432,7 +434,7 @@ def test_what_cannot_be_written_is_named(tmp_path: Path, whole: Any) -> None:
         with whole(tmp_path / "x"):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(RunError, match=r"cannot write .*/x: No space left on device\..*make room"):
+    with pytest.raises(RunError, match=r"cannot write .*/x: No space left on device\..*free some space"):
         fail()
     assert files(tmp_path) == set()
 

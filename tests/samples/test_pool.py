@@ -143,10 +143,10 @@ def test_pool_without_a_good_sample_is_an_error_that_counts_the_reasons(tmp_path
 @pytest.mark.parametrize(
     ("line", "layout", "advice"),
     [
-        ({"question": "q"}, Layout(), "say which: --columns prompt=question,completion=answer"),
+        ({"question": "q"}, Layout(), "give them: --columns prompt=question,completion=answer"),
         ({"q": "q"}, Layout(columns={"prompt": "Q"}), ". --columns names Q, which no row has"),
-        (row("a"), Layout("alpaca"), ". --format alpaca is for rows of that shape alone; leave it out"),
-        (b"{", Layout(columns={"prompt": "Q"}), "breaks off"),
+        (row("a"), Layout("alpaca"), ". --format alpaca accepts only rows of that shape; leave it out"),
+        (b"{", Layout(columns={"prompt": "Q"}), "is incomplete"),
         (row("a", source=1), Layout(), "expected a string"),
     ],
 )
@@ -165,11 +165,11 @@ def test_of_many_files_without_a_good_sample_the_first_are_named(tmp_path: Path)
 def test_strict_stops_at_the_first_line_that_cannot_be_used(tmp_path: Path) -> None:
     path = write(tmp_path / "pool.jsonl", [row("a"), b"{", b"["])
     with pytest.raises(
-        InputError, match=r"pool.jsonl:2: not JSON: the line breaks off; mend the line, or leave"
+        InputError, match=r"pool.jsonl:2: not JSON: the line is incomplete; correct the line, or leave"
     ):
         read_pool([path], strict=True)
     write(path, [row("a"), row("b"), row("a")])
-    with pytest.raises(InputError, match=r"pool.jsonl:3: duplicate of .*pool.jsonl:1; mend"):
+    with pytest.raises(InputError, match=r"pool.jsonl:3: duplicate of .*pool.jsonl:1; correct"):
         read_pool([path], strict=True)
     write(path, [row("a"), row("b")])
     assert len(read_pool([path], strict=True).samples) == 2
@@ -228,7 +228,7 @@ def test_order_of_lines_and_files_changes_nothing(
             kept = place[line.reason.removeprefix("duplicate of ")]
             assert (kept.content_hash, kept.subtask) == (lost.content_hash, lost.subtask)
         else:
-            kept = place[line.reason.split(" is also that of ")[1].removesuffix(", with other content")]
+            kept = place[line.reason.split(" is also the id of ")[1].removesuffix(", with other content")]
             assert (kept.id, kept.content_hash == lost.content_hash) == (lost.id, False)
 
 
@@ -293,7 +293,7 @@ def test_of_an_id_with_two_contents_the_same_is_kept_in_any_order(tmp_path: Path
         (sample,) = pool.samples
         ((_, line, reason),) = reasons(pool)
         assert line == 3 - sample.line
-        assert reason == f"same id: 'x' is also that of {sample.file}:{sample.line}, with other content"
+        assert reason == f"same id: 'x' is also the id of {sample.file}:{sample.line}, with other content"
         kept.add(sample.content_hash)
     assert len(kept) == 1
 

@@ -129,7 +129,9 @@ def test_a_saved_dataset_is_read_from_its_folder(tmp_path: Path) -> None:
     (tmp_path / "splits").mkdir()
     save_to_disk(tmp_path / "splits" / "test")
     save_to_disk(tmp_path / "splits" / "train")
-    with pytest.raises(InputError, match=r"holds the splits test, train; expected one: .*splits/train"):
+    with pytest.raises(
+        InputError, match=r"holds the splits test, train; expected one of them, such as .*splits/train"
+    ):
         read_pool(tmp_path / "splits")
     (folder / "state.json").write_text('{"_data_files": [{"filename": "../../secret.arrow"}]}')
     with pytest.raises(InputError, match=r"cannot read .*made: "):
@@ -158,14 +160,12 @@ def test_a_folder_of_files_and_a_pattern_are_all_of_them(tmp_path: Path) -> None
     (tmp_path / "data" / "train-00001-of-00002.jsonl").write_bytes(b'{"text": "more"}\n')
     assert len(read_pool(tmp_path).samples) == 4
     assert len(read_pool(f"{tmp_path}/**/*.parquet").samples) == 3
-    with pytest.raises(
-        InputError, match=r"no file matches .*\*\.csv; expected a pattern of files that exist"
-    ):
+    with pytest.raises(InputError, match=r"no file matches .*\*\.csv; expected a pattern of existing files"):
         read_pool([f"{tmp_path}/*.csv"])
     (tmp_path / "data" / "test-00000-of-00001.jsonl").write_bytes(LINES)
     with pytest.raises(
         InputError,
-        match=r"holds the splits test, train; expected files of one, such as '.*/\*\*/train\*' \(in quotes",
+        match=r"holds the splits test, train; expected files of one split, such as '.*/\*\*/train\*' \(in quotes",
     ):
         read_pool(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -291,7 +291,7 @@ def test_a_pipe_is_read_like_a_file_however_it_comes(tmp_path: Path) -> None:
 def test_a_table_that_cannot_be_read_at_any_place_is_refused(tmp_path: Path, name: str) -> None:
     kind = "Parquet" if name == "p.parquet" else "Arrow"
     writer = piped(tmp_path / "pipe", FILES[name])
-    expected = "expected a file that can be read at any place"
+    expected = "expected a regular file"
     with pytest.raises(
         InputError, match=f"pipe is {kind} through a pipe; {expected}: write it to a file first"
     ):
@@ -341,7 +341,7 @@ def test_rows_in_memory_may_hold_what_json_has_no_word_for() -> None:
     ]
     assert [(line.line, line.reason.partition(" (")[0]) for line in pool.rejected] == [
         (3, "not JSON: the row cannot be written as JSON"),
-        (4, "not UTF-8: the row holds bytes that are no text"),
+        (4, "not UTF-8: the row holds bytes that are not text"),
         (5, "not an object: the line is a string"),
         (6, "not an object: the line is null"),
     ]
@@ -360,8 +360,8 @@ class DatasetDict(dict):
         (b"pool.jsonl", ""),
         ({"a.jsonl"}, ""),
         (io.StringIO("{}"), ""),
-        ({"text": "a"}, ": one row in a list, columns as a DataFrame"),
-        (DatasetDict(), ": one row in a list, columns as a DataFrame"),
+        ({"text": "a"}, ": put a single row in a list, or make columns a DataFrame"),
+        (DatasetDict(), ": put a single row in a list, or make columns a DataFrame"),
         (DatasetDict(test=ROWS, train=ROWS), ", such as pool['train']"),
     ],
     ids=lambda value: None if isinstance(value, str) else type(value).__name__,
@@ -378,12 +378,12 @@ def test_paths_and_rows_are_not_mixed(path: str | Path) -> None:
     for number, rows in ((4, [*ROWS, path]), (1, [path, *ROWS]), (1, iter([path]))):
         with pytest.raises(
             OptionError,
-            match=f"row {number} of the pool is the path '{path}'; expected dicts alone, or a list of paths alone",
+            match=f"row {number} of the pool is the path '{path}'; expected only dicts, or only paths",
         ):
             read_pool(rows)
 
 
-A_ROW = ". A text that is itself a row goes into a dict: {'text': ...}"
+A_ROW = ". To give a text as a row, use a dict: {'text': ...}"
 
 
 @pytest.mark.parametrize(
@@ -393,8 +393,8 @@ A_ROW = ". A text that is itself a row goes into a dict: {'text': ...}"
             "Tell me\nmore",
             r"cannot read 'Tell me\nmore': No such file or directory; expected the path of a file",
         ),
-        ("Why blue?", "no file matches Why blue?; expected a pattern of files that exist"),
-        ("my\nfolder/*", "no file matches my folder/*; expected a pattern of files that exist"),
+        ("Why blue?", "no file matches Why blue?; expected a pattern of existing files"),
+        ("my\nfolder/*", "no file matches my folder/*; expected a pattern of existing files"),
     ],
 )
 def test_texts_are_neither_paths_nor_rows_and_a_path_is_no_text(text: str, message: str) -> None:
@@ -475,7 +475,7 @@ def test_two_columns_of_one_name_are_refused_in_every_table(
     with pytest.raises(InputError) as refused:
         read_pool(TWICE if content is None else path)
     place = name if content is None else path
-    assert str(refused.value) == f"{place} names columns twice: text; expected different names"
+    assert str(refused.value) == f"{place} has duplicate columns: text; expected different names"
 
 
 def test_a_value_that_python_has_not_costs_its_row(tmp_path: Path) -> None:
@@ -621,7 +621,7 @@ def test_a_quote_that_is_not_closed_loses_nothing_in_silence(tmp_path: Path) -> 
     path = tmp_path / "pool.csv"
     for lines in (b'a,b\nc,"d\ne,f\ng,h\n', b'a,b\ne,f\ng,h\nc,"d\n', b'a,b\n"c" d,e\n'):
         path.write_bytes(b"prompt,completion\n" + lines)
-        with pytest.raises(InputError, match=r"pool.csv:\d: not CSV: .*; expected quotes that are closed"):
+        with pytest.raises(InputError, match=r"pool.csv:\d: not CSV: .*; expected closed quotes"):
             read_pool(path)
 
 
@@ -638,7 +638,7 @@ def test_a_field_without_end_is_an_error_and_the_limit_stays_as_it_was(
     path.write_bytes(b'prompt,completion\nq,a\nq,"' + b"a\n" * (1 << 20))
     with pytest.raises(
         InputError,
-        match=r"pool.csv:3: not CSV: a field has more than 1,048,576 characters, which is the limit; expected quo",
+        match=r"pool.csv:3: not CSV: a field has more than 1,048,576 characters, which is the limit; expected clo",
     ):
         read_pool(path)
     assert csv.field_size_limit() == before
@@ -664,7 +664,7 @@ def test_a_file_that_breaks_off_is_an_error(tmp_path: Path, name: str) -> None:
     for size in (10, len(FILES[name]) // 2, len(FILES[name]) - 3):
         (tmp_path / name).write_bytes(FILES[name][:size])
         with pytest.raises(
-            InputError, match=r"cannot read .*; (the file breaks off: fetch it again|expected JSONL)"
+            InputError, match=r"cannot read .*; (the file is incomplete: download it again|expected JSONL)"
         ):
             read_pool(tmp_path / name)
 
@@ -685,13 +685,13 @@ def test_a_broken_array_is_an_error_and_a_list_on_a_line_is_not(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (b'{"text": NaN}', "not JSON: NaN is no number of JSON; expected null"),
+        (b'{"text": NaN}', "not JSON: NaN is not a JSON number; expected null"),
         (b'{"text": "\\ud800"}', "not JSON: half of a surrogate pair, \\ud800"),
         (b'{"text": "\xff"}', "not UTF-8: byte 0xff"),
         (b'{"text": "a\nb"}', "not JSON: JSON is malformed: invalid character (byte 11)"),
         (b'{"text": "he said "[no]" to me"}', "not JSON: JSON is malformed: expected ',' or '}' (byte 19)"),
         (b'{"text": [{"x": 1e999}]}', "not JSON: Number out of range"),
-        (b'{"x": [NaN, {"y": "\\"]}"}]}', "not JSON: NaN is no number of JSON; expected null"),
+        (b'{"x": [NaN, {"y": "\\"]}"}]}', "not JSON: NaN is not a JSON number; expected null"),
         (b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not JSON: nested too deeply"),
     ],
     ids=lambda value: str(value)[:20],
@@ -816,7 +816,7 @@ def test_fields_that_do_not_fit_the_first_line_are_refused(tmp_path: Path) -> No
     assert [(line.line, line.reason.partition(" (")[0]) for line in pool.rejected] == [
         (3, "not a row: 3 fields; the first line names 2"),
         (7, "not a row: 1 fields; the first line names 2"),
-        (8, "not UTF-8: the row holds bytes that are no text"),
+        (8, "not UTF-8: the row holds bytes that are not text"),
     ]
 
 
@@ -829,7 +829,7 @@ def test_a_file_that_changes_meanwhile_is_an_error(tmp_path: Path) -> None:
     with path.open("ab") as more:
         more.write(LINES)
     with pytest.raises(
-        InputError, match=r"pool.jsonl changed while it was read; run again when nothing writes to it"
+        InputError, match=r"pool.jsonl changed while it was read; repeat when nothing writes to it"
     ):
         list(lines)
 

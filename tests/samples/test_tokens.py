@@ -57,6 +57,6 @@ def test_no_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("tempfile.TemporaryFile", full)
     with pytest.raises(
-        InputError, match=r"cannot keep the pool's tokens in .*: No space left on device; make room"
+        InputError, match=r"cannot store the pool's tokens in .*: No space left on device; free space"
     ):
         TokenFile()

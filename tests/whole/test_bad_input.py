@@ -62,7 +62,7 @@ def errors(err: str) -> list[str]:
         (lambda path: path.write_bytes(b"\x00\x01\x02" * 99), "is a binary file; expected JSONL"),
         (
             lambda path: path.write_bytes(gzip.compress(b'{"text": "a"}\n' * 99)[:-9]),
-            "the file breaks off: fetch it again",
+            "the file is incomplete: download it again",
         ),
         (
             lambda path: path.write_bytes(b'{"a": 1}\n{"b": 2}\n'),
@@ -100,8 +100,8 @@ def test_every_bad_line_is_listed_and_counted(select, tmp_path) -> None:
         assert reason in line["reason"]
         assert line["text"] == raw.decode("utf-8", "replace")[:200]
     assert rejected[-2]["reason"] == f"duplicate of {pool}:1"
-    assert rejected[-1]["reason"] == "not JSON: the line breaks off"
-    told = re.search(r"(\d+) lines were not used: (.*); which: .*rejected.jsonl", out)
+    assert rejected[-1]["reason"] == "not JSON: the line is incomplete"
+    told = re.search(r"(\d+) lines were rejected: (.*); listed in .*rejected.jsonl", out)
     assert told
     assert (
         int(told[1]) == len(rejected) == sum(int(count) for count in re.findall(r"(\d+) [a-zA-Z]", told[2]))
@@ -115,7 +115,7 @@ def test_strict_stops_at_the_first(select, tmp_path) -> None:
     code, _, err = select(pool, "--strict")
     assert code == 2
     assert errors(err) == [
-        f"error: {pool}:2: not JSON: the line breaks off; mend the line, or leave out --strict to go on without it"
+        f"error: {pool}:2: not JSON: the line is incomplete; correct the line, or leave out --strict to skip it"
     ]
     assert not (tmp_path / "run").exists()
 
@@ -125,7 +125,7 @@ def test_strict_counts_what_cannot_be_encoded(select, tmp_path) -> None:
     write_rows(pool, [*rows(5), {"prompt": "q", "completion": "  "}])
     code, _, err = select(pool, "--strict")
     assert code == 2
-    assert f"{pool}:6: empty answer; mend the line" in err
+    assert f"{pool}:6: empty answer; correct the line" in err
 
 
 def test_a_pool_of_one_row_is_a_pool(select, tmp_path) -> None:
@@ -140,7 +140,7 @@ def test_a_target_that_is_part_of_the_pool_is_warned_of(select, folder, tmp_path
     target = write_rows(tmp_path / "dev.jsonl", rows(40)[:5])
     code, _, err = select(target=target)
     assert code == 0
-    assert "warning: samples of the pool that are also in the target: 5, the first is" in err
+    assert "warning: samples in both the pool and the target: 5, the first is" in err
 
 
 def test_a_row_that_begins_with_an_answer_is_left_to_the_template(select, tmp_path) -> None:
@@ -169,7 +169,7 @@ def test_what_was_found_in_each_file_is_said(select, tmp_path) -> None:
     code, _, err = select([csv, chat], columns="prompt=question,completion=answer", budget="100%", select="3")
     assert code == 0
     assert f"{csv}: rows: 2 of prompt-completion" in err
-    assert f"{chat}: rows: 1 of conversations, 1 not used" in err
+    assert f"{chat}: rows: 1 of conversations, 1 rejected" in err
     assert {"question": "Who?", "answer": "Me."} in read_rows(tmp_path / "run" / "selected.jsonl")
 
 
@@ -218,7 +218,7 @@ def test_a_full_disk_says_how_to_go_on_and_the_same_command_does(folder, tmp_pat
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     (line,) = errors(done.stderr)
-    assert re.search("make room|choose another --out", line), line
+    assert re.search("free (some )?space|choose another --out", line), line
     left = (
         [path for path in (tmp_path / "run").rglob("*") if path.suffix == ".partial"]
         if (tmp_path / "run").exists()
@@ -237,13 +237,13 @@ WRONG = {
     "--budget": ("0.2", "percentage"),
     "--select": ("many", "percentage"),
     "--cold-start": ("2", "a share between 0 and 1"),
-    "--batch-size": ("0", "a whole number from 1"),
+    "--batch-size": ("0", "a whole number of at least 1"),
     "--scorer": ("exakt", "one of auto, exact, sketch. Did you mean 'exact'?"),
     "--aggregate": ("maximum", "one of max, mean, standardized"),
     "--prior": ("nowhere", "holds neither scores of a selection nor a gradient store"),
     "--until": ("0.9", "expected a recall such as recall=0.9 or recall=90%"),
     "--select-by": ("best", "one of top, round-robin"),
-    "--max-per-source": ("-1", "a whole number from 1"),
+    "--max-per-source": ("-1", "a whole number of at least 1"),
     "--subtask-weights": ("food", "'food' is not of the form food=2,words=0.5"),
     "--format": (
         "alpacca",
@@ -258,10 +258,10 @@ WRONG = {
     "--warmup-lr": ("0", "a number above 0"),
     "--sketch-dim": ("1000", "power of two"),
     "--max-length": ("1", "at least 2 tokens"),
-    "--batch-tokens": ("0", "a whole number from 1"),
+    "--batch-tokens": ("0", "a whole number of at least 1"),
     "--device": ("gpu", "Try cpu or auto"),
     "--dtype": ("fp32", "one of auto, float32, bfloat16, float16"),
-    "--seed": ("-1", "a whole number from 0"),
+    "--seed": ("-1", "a whole number of at least 0"),
     "--features": ("embeddings", "Did you mean 'embedding'?"),
     "--clusterer": ("k-means", "Did you mean 'kmeans'?"),
     "--policy": ("ucb3", "Did you mean 'ucb'?"),
@@ -270,7 +270,7 @@ WRONG = {
     "--checkpoint-weights": ("1", "is given without --checkpoint"),
     "--parameters": (
         "nope",
-        "expected --optimizer with that of the model's training, or --preconditioner sgd",
+        "expected --optimizer with the state of the model's training, or --preconditioner sgd",
     ),
     "--autocast": ("bf16", "one of bfloat16, float16"),
     "--store": ("/nowhere", "is not a gradient store"),

@@ -12,7 +12,7 @@ from helpers.tiny import read_rows
 
 FORMER = Path(__file__).parents[1] / "data" / "former"
 COMMON = {"warmup_steps": 5, "batch_size": 4}
-pytestmark = pytest.mark.filterwarnings("ignore:the run in .* was begun with other versions")
+pytestmark = pytest.mark.filterwarnings("ignore:the run in .* was started with other versions")
 
 
 @pytest.fixture

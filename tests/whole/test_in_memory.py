@@ -319,7 +319,7 @@ def test_what_does_not_fit_is_refused(job, model, tokenizer, tmp_path: Path) -> 
         OptionError, "an optimizer is given with a model that has no adapter", model=model, optimizer=stranger
     )
     lora, optimizer = trained(model)
-    refused(ModelError, "1 parameters of the optimizer are not the model's", model=lora, optimizer=stranger)
+    refused(ModelError, "1 parameters of the optimizer are not in the model", model=lora, optimizer=stranger)
     refused(OptionError, "adapter is given with a model that has an adapter", model=lora, adapter=tmp_path)
     lora.merge_adapter()
     refused(

@@ -43,8 +43,8 @@ Pool = Annotated[
         negative=(),
         json_list=False,  # [ab].jsonl is a pattern, not a JSON list
         name="POOL...",
-        help="Files, folders and patterns with a conversation in each row: JSONL, JSON, CSV, TSV (also .gz, .zst), "
-        "Parquet, Arrow, saved datasets.",
+        help="Files, folders or patterns of the pool, a conversation in each row: JSONL, JSON, CSV, TSV (also .gz, "
+        ".zst), Parquet, Arrow, saved datasets.",
     ),
 ]
 Target = Annotated[
@@ -53,11 +53,13 @@ Target = Annotated[
         negative=(),
         json_list=False,
         consume_multiple=True,
-        help="Files of the samples to do well on; a subtask each, or a column `subtask`.",
+        help="Files of the target samples. Each file is a subtask; a column `subtask` divides a file further.",
     ),
 ]
 FILES = Parameter(negative=(), json_list=False, consume_multiple=True)
-Model = Annotated[str, Parameter(help="Folder of a causal language model in Hugging Face form, or a hub id.")]
+Model = Annotated[
+    str, Parameter(help="Folder of a causal language model in Hugging Face format, or a hub id.")
+]
 Clusterers = Annotated[str, Parameter(group=STRATEGIES, completer=_installed("clusterer"))]
 Policies = Annotated[str, Parameter(group=STRATEGIES, completer=_installed("policy"))]
 Features = Annotated[str | None, Parameter(group=STRATEGIES, completer=_installed("feature"))]
@@ -73,8 +75,8 @@ class Job:
     Attributes:
         config: YAML or JSON file with options of this command, such as a run's config.yaml; the command line
             overrides it.
-        overwrite: Start anew in a folder that holds another run.
-        quiet: Show neither progress nor summary.
+        overwrite: Delete the earlier run in the folder and start again.
+        quiet: Hide the progress and the summary.
         json: Print the summary as JSON.
         debug: Show tracebacks and the libraries' warnings.
     """
@@ -109,13 +111,13 @@ class Strategies:
     """The strategies of a selection, by name.
 
     Attributes:
-        features: Features that describe the samples: embedding by default; gradient with a store and a policy that
+        features: Features that describe the samples. Default: embedding, or gradient with a store and a policy that
             does not predict scores.
         feature_option: An option of the features, as key=value.
-        feature_depth: Depth of the layer that hidden reads, as a share of all layers; the same as -f depth=.
-        clusterer: Strategy that makes the clusters.
+        feature_depth: Depth of the layer that the feature hidden reads, as a share of all layers; short for -f depth=.
+        clusterer: Clusterer, which divides the pool into clusters.
         clusterer_option: An option of the clusterer, as key=value.
-        policy: Strategy that spends the budget.
+        policy: Policy, which chooses the samples to score.
         policy_option: An option of the policy, as key=value.
     """
 
@@ -156,14 +158,14 @@ Chosen = Annotated[Strategies, Parameter(name="*")]
 
 @dataclass(frozen=True, kw_only=True)
 class Replays:
-    """The options that say what a comparison replays.
+    """The strategies, budgets and seeds that a comparison replays.
 
     Attributes:
         strategies: Strategies to compare, comma-separated: policy[@clusterer][@features][key=value,...] each.
         budgets: Budgets to compare at, comma-separated: percentages of the pool, or numbers of draws.
         seeds: Number of searches for each strategy and budget.
-        scores: Folder of a run that has scored the whole pool for this target, or for its subtasks among others; it
-            saves scoring the pool again.
+        scores: Run folder with scores of the whole pool for this target's subtasks (and perhaps others). The comparison
+            uses these scores instead of scoring the pool again.
     """
 
     strategies: Annotated[str, Parameter(group=STRATEGIES)] = "random,rds@hidden,cluster-mean,ucb,surrogate"

@@ -54,15 +54,15 @@ def _from_file(_: App, commands: tuple[str, ...], arguments: ArgumentCollection)
 _ENVIRONMENT = """\
 Environment variables:
 
-- `CLUSTERUCB_CACHE`: folder of what outlives a run (~/.cache/clusterucb)
-- `CLUSTERUCB_CACHE_LIMIT`: GB that features may take in it; 0 keeps none (10)
+- `CLUSTERUCB_CACHE`: folder of the cache (~/.cache/clusterucb)
+- `CLUSTERUCB_CACHE_LIMIT`: largest size of cached features in GB; 0: none (10)
 - `CLUSTERUCB_SIMD`: CPU kernels: avx512, avx2, generic (the fastest here)
-- `TMPDIR`: where the rows and tokens of a pool wait (/tmp)
-- `HF_HOME`, `HF_TOKEN`: where hub models are kept; your token for them
-- `HF_HUB_OFFLINE=1`: no model is looked for in the network
-- `CUDA_VISIBLE_DEVICES`: the GPUs that may be used
-- `OMP_NUM_THREADS`: threads of the model and the kernels (one a core)
-- `NO_COLOR`, `COLUMNS`: no colours; how wide tables and help are"""
+- `TMPDIR`: folder for temporary files: rows and tokens of a pool (/tmp)
+- `HF_HOME`, `HF_TOKEN`: folder of hub models; your access token
+- `HF_HUB_OFFLINE=1`: load hub models from the local cache only
+- `CUDA_VISIBLE_DEVICES`: the GPUs to use
+- `OMP_NUM_THREADS`: threads of the model and the kernels (one per core)
+- `NO_COLOR`, `COLUMNS`: turn colours off; width of tables and help"""
 
 app = App(
     name="clusterucb",
@@ -93,7 +93,7 @@ def select(
 ) -> None:
     """Select the pool samples whose gradients agree most with the target's, within a gradient budget.
 
-    The same command again resumes an interrupted run, or shows the result of a finished one.
+    Repeat the command to resume an interrupted run, or to show the result of a finished one.
 
     Args:
         out: Folder of the run.
@@ -130,9 +130,9 @@ def plan(
     outputs: Outputs = OutputSettings(),
     job: Jobs = Job(),
 ) -> None:
-    """Estimate the time, memory, disk space and gradients of a selection before it runs. Options are those of select.
+    """Estimate the time, memory, disk space and gradients of a selection before it runs. Takes the options of select.
 
-    The pool is read, and a few gradients are computed. Nothing is kept.
+    Reads the pool and computes a few gradients. Saves no files.
 
     Args:
         out: Intended folder of the run.
@@ -171,7 +171,7 @@ def sketch(
 ) -> None:
     """Sketch the gradient of every pool sample once, for `select --store` with any number of targets.
 
-    The same command again resumes an interrupted store, or shows the cost of a finished one.
+    Repeat the command to resume an interrupted store, or to show the cost of a finished one.
 
     Args:
         out: Folder of the gradient store.
@@ -205,7 +205,7 @@ def compare(
 ) -> None:
     """Compare strategies: score the whole pool once, then replay each strategy on the recorded scores.
 
-    The folder keeps scores and features, so the same command with other strategies, budgets or seeds takes seconds.
+    The folder keeps scores and features, so a repeat with other strategies, budgets or seeds takes seconds.
 
     Args:
         out: Folder of the comparison, with comparison.html and comparison.json.
@@ -244,11 +244,11 @@ def doctor(
     json: Flag = False,
     debug: Flag = False,  # noqa: ARG001  (`run` acts on it, even if other arguments cannot be parsed)
 ) -> None:
-    """Check this installation, the files of a selection, or how exact a model's gradients are on this machine.
+    """Check the installation, the files of a selection, or the exactness of a model's gradients on this machine.
 
-    The first rows of every file are read, and a few gradients of the model are computed. Nothing is kept. With --model
-    and without --pool, the model is probed: the command shows what gradients depend on besides the sample, and what
-    removes that.
+    With --pool, read the first rows of every file and, with --model, compute a few gradients. With --model alone,
+    measure how much a sample's gradient changes with its batch, attention and data type, and show remedies. Saves no
+    files.
 
     Args:
         pool: Files of the pool, as in select.
@@ -266,7 +266,7 @@ def doctor(
     from clusterucb.progress import Screen, Silent
 
     if pool is None and target:
-        raise OptionError("--target is given without --pool; expected the pool, too")
+        raise OptionError("--target is given without --pool; expected both")
     settings = Settings(**values_of(search), **values_of(gradients))
     observer = Silent() if json else Screen()
     files = examine_files(pool, target, model, settings, observer) if pool else None
@@ -297,7 +297,7 @@ def demo(
     """Select data for a real model (SmolLM2-135M) from a real pool; under 5 minutes after downloads.
 
     Args:
-        exhaustive: Score the whole pool as well, and report how much of the true best was found (15 minutes).
+        exhaustive: Also score the whole pool, and report how many of its best samples the run found (15 minutes).
         out: Folder of the run.
         debug: Show tracebacks and the libraries' warnings.
     """
@@ -316,7 +316,7 @@ def completion(
     *,
     debug: Flag = False,  # noqa: ARG001
 ) -> None:
-    """Print a script that lets a shell complete commands and options: source <(clusterucb completion bash).
+    """Print a shell script that completes commands and options: source <(clusterucb completion bash).
 
     Args:
         shell: Name of the shell.

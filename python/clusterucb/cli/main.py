@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
         except KeyboardInterrupt:
             again = [one for one in arguments if one != "--overwrite"]  # would remove the results so far
             messages.print(
-                f"\nInterrupted; what was computed is kept. To go on: {shlex.join(['clusterucb', *again])}"
+                f"\nInterrupted; finished work is saved. To resume: {shlex.join(['clusterucb', *again])}"
             )
             return 130
         except (BrokenPipeError, SystemExit):  # nobody reads the output; rich turns this into an exit
@@ -65,12 +65,16 @@ def run(arguments: Sequence[str]) -> int:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
                 _discard(sys.stdout)
                 _complain(
-                    messages, "cannot write to standard output: no space left; make room, then repeat", debug
+                    messages,
+                    "cannot write to standard output: no space left; free some space and repeat the command",
+                    debug,
                 )
                 return 2
             reason = f"{type(error).__name__}: {error}"
             _complain(
-                messages, f"this is a bug in clusterucb, please report it with --debug: {reason}", debug
+                messages,
+                f"this is a bug in clusterucb; please report it with the output of --debug: {reason}",
+                debug,
             )
             return 1
     return 0
@@ -87,19 +91,17 @@ def _said(error: CycloptsError, arguments: Sequence[str]) -> str:
         elif not said.endswith("?") and (file := config.value_of("--config", arguments)) is not None:
             said = f"{said.rstrip('.')}; expected it on the command line or in {file}."
         if "POOL" in said and "--target" in arguments:
-            said += " It stands first: --target takes every file that follows it."
+            said += " Put it first: --target takes every file after it."
     elif isinstance(error, UnusedCliTokensError):
         unused = shlex.join(error.unused_tokens or ())
-        hint = (
-            "the pool has a name here: --pool" if command == "doctor" else f"see clusterucb {command} --help"
-        )
+        hint = "name the pool with --pool" if command == "doctor" else f"see clusterucb {command} --help"
         said = f"{command} does not take {unused}; {hint}"
     elif (
         isinstance(error, UnknownOptionError)
         and said.startswith("Unknown option: --pool")
         and command in JOBS
     ):
-        said = f"Unknown option: --pool. The pool stands first, without a name: clusterucb {command} POOL ..."
+        said = f"Unknown option: --pool. Put the pool first, without an option: clusterucb {command} POOL ..."
     elif isinstance(error, CoercionError) and error.token and error.target_type in (bool, float):
         said = f"Invalid value for {error.token.keyword}: {error.token.value!r} is not {in_words(error.target_type)}"
     return said

@@ -1,4 +1,4 @@
-"""Define the plugin commands: list the strategies, write a package to start from, and test an installed strategy."""
+"""Define the plugin commands: list the strategies, write a new package, and test an installed strategy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Pairs = Annotated[
     tuple[str, ...], Parameter(negative=(), json_list=False, group=STRATEGIES, show_default=False)
 ]
 
-plugins = App(name="plugins", help="List the installed strategies; write or check one of your own.")
+plugins = App(name="plugins", help="List the installed strategies; write or test your own.")
 
 
 @plugins.default
@@ -59,9 +59,7 @@ def list_plugins(
         ]
         print_json({"strategies": strategies, "broken": broken})
         return
-    table = Table(
-        "name", "what it does, its options, its package", box=None, pad_edge=False, header_style="dim"
-    )
+    table = Table("name", "summary, options, package", box=None, pad_edge=False, header_style="dim")
     for kind in KINDS:
         table.add_row(Text(kind, style="bold"))
         for strategy in installed.of_kind(kind):

@@ -60,7 +60,7 @@ def demo(*, out: Path, exhaustive: bool = False) -> Result:
     files = [str(pool), "--target", str(target), "--model", str(base)]
     options = ["--budget", _BUDGET, "--select", _SELECT, "--out", str(out)]
     command = shlex.join(["clusterucb", "select", *files, *options])
-    console.print(f"\nThe same as a command:\n{command}", soft_wrap=True)
+    console.print(f"\nThis run as a command:\n{command}", soft_wrap=True)
     return result
 
 
@@ -82,7 +82,7 @@ def recall(result: Result, everything: Result) -> str:
 
 def _terms() -> Table:
     """Return a table of the demo's model and samples by their terms of use."""
-    table = Table("terms", "what is used", box=None, pad_edge=False, header_style="dim")
+    table = Table("terms", "used for the demo", box=None, pad_edge=False, header_style="dim")
     table.add_row(model.TERMS, f"model: {model.NAME}")
     for terms in dict.fromkeys(source.terms for source in sources.SOURCES):
         names = [source.name for source in sources.SOURCES if source.terms == terms]

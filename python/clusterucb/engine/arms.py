@@ -181,7 +181,7 @@ def cold_schedule(pool: PoolView, share: float, seed: int) -> ColdStart:
         short = "one draw of each arm" if pool.budget < len(sizes) else "the whole cold start"
         warn(
             f"the budget of {counted(pool.budget, 'draw')} is too small for {short} ({counted(len(sizes), 'arm')}, "
-            f"{counted(int(owed.sum()), 'draw')} with cold_start={share}), so the policy has no say. Use fewer "
+            f"{counted(int(owed.sum()), 'draw')} with cold_start={share}), so the policy chooses nothing. Use fewer "
             "clusters, a smaller cold start or a larger budget"
         )
     by_priority = np.lexsort((pool.priority, pool.labels))

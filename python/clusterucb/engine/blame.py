@@ -31,7 +31,7 @@ def blamed(method: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
         except Exception as error:
             raise PluginError(
                 f"{cls.__module__}.{cls.__qualname__}.{method.__name__} failed: {type(error).__name__}: "
-                f"{one_line(error):.300}. The fault is the plugin's; --debug shows where"
+                f"{one_line(error):.300}. This is a fault of the plugin; --debug shows where"
             ) from error
 
     return call

@@ -217,14 +217,14 @@ class History:
             if self.n_cold_left and batch.phase != "cold":
                 raise OptionError(
                     f"the journal's cold start had {counted(n_cold - self.n_cold_left, 'draw')}, this one has "
-                    f"{n_cold:,}; expected the cold_start of the search that began the journal"
+                    f"{n_cold:,}; expected the cold_start of the search that started the journal"
                 )
 
     def _check_recorded(self, batch: Batch) -> None:
         if len(batch.rows) > self._left:
             raise OptionError(
                 f"the journal holds at least {self.n_drawn + len(batch.rows):,} draws; expected at most the "
-                f"budget, {self._budget.draws:,}: a search goes on with the same budget or a larger one"
+                f"budget, {self._budget.draws:,}. Resume the search with the same or a larger budget"
             )
         labels = self._pool.labels
         if (

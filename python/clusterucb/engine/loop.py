@@ -127,7 +127,7 @@ def search(
             stopped = "recall"
             break
     if not history.n_drawn:
-        raise OptionError("the budget does not suffice for a single draw; expected a larger one")
+        raise OptionError("the budget is too small for a single draw; expected a larger one")
     if stopped == "budget" and history.exhausted(budget):
         stopped = "exhausted"
     rewards.fit(history)

@@ -52,8 +52,8 @@ class Stopping:
             self._estimate(self._estimator, history, rewards)
         if self._budget.until is not None and self._recall is None:
             warn(
-                "too few of the draws were random to say how much they have found, so that the budget alone ended "
-                "them. Use a larger cold start"
+                "too few draws were random to estimate the recall, so the search stopped only at the end of its "
+                "budget. Use a larger cold start"
             )
         return self._recall
 
@@ -72,10 +72,10 @@ def check_until(until: float, policy: Policy, aggregate: str, max_per_source: in
         raise OptionError(f"until is {until!r}; expected a recall above 0, at most 1")
     if max_per_source:
         raise OptionError(
-            "until and max_per_source are given; expected one: how much is found under a cap is not estimated"
+            "until and max_per_source are given; expected only one, because the recall under a cap cannot be estimated"
         )
     if not (policy.cold_start or policy.uniform or aggregate == STANDARDIZED):
         raise OptionError(
-            f"until is given, and {type(policy).__name__} draws nothing at random, without which it cannot be said "
-            "how much it has found; expected a policy with a cold start, such as UCB or Surrogate, or Random"
+            f"until is given, but {type(policy).__name__} draws nothing at random, so the recall cannot be estimated; "
+            "expected a policy with a cold start, such as UCB or Surrogate, or Random"
         )

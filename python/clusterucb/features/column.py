@@ -69,7 +69,7 @@ class Column(Feature):
         """
         values, wanted = msgspec.json.decode(sample.raw).get(self.name), "a list of numbers"
         if not isinstance(values, list) or not values:
-            raise self._refusal(sample, "nothing" if values is None else kind_of(values), wanted)
+            raise self._refusal(sample, "no value" if values is None else kind_of(values), wanted)
         for value in values:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise self._refusal(sample, f"a list with {kind_of(value)} in it", wanted)

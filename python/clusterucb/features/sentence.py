@@ -62,8 +62,8 @@ class SentenceModel:
         prompts = self._json(self._folder / "config_sentence_transformers.json", {})
         if prompts.get("default_prompt_name"):
             raise self._refusal(
-                f"it puts the prompt {prompts['default_prompt_name']!r} before every text",
-                "a model that embeds the text alone",
+                f"it adds the prompt {prompts['default_prompt_name']!r} to every text",
+                "a model without a default prompt",
             )
 
     @cached_property
@@ -154,14 +154,15 @@ class SentenceModel:
         path = self._folder / "modules.json"
         listed = self._json(path, None)
         if listed is None:
-            raise self._refusal("it has no modules.json", "that file, which says how token states are pooled")
+            raise self._refusal("it has no modules.json", "this file, which names the pooling")
         try:
             folders = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in listed}
         except (TypeError, KeyError) as error:
             raise self._refusal("its modules.json cannot be read", "a list of modules") from error
         if tuple(folders) not in (_MODULES[:2], _MODULES):
             raise self._refusal(
-                f"its modules are {', '.join(folders) or 'none'}", "Transformer, Pooling, perhaps Normalize"
+                f"its modules are {', '.join(folders) or 'none'}",
+                "Transformer, Pooling and optionally Normalize",
             )
         return folders
 
@@ -187,9 +188,7 @@ class SentenceModel:
         try:
             return json.loads(path.read_bytes())
         except ValueError as error:
-            raise self._refusal(
-                f"{path.name} is not JSON ({one_line(error)})", "the file as it was saved"
-            ) from error
+            raise self._refusal(f"{path.name} is not JSON ({one_line(error)})", "valid JSON") from error
 
     def _refusal(self, got: str, expected: str) -> ModelError:
         return ModelError(

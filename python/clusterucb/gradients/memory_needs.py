@@ -225,7 +225,7 @@ def _remedy(needed: Needs, free: int, checkpointing: bool) -> str:
     left = free - needed.directions - needed.moments - needed.target
     if left < max(needed.directions, needed.a_pass / needed.tokens):
         return (
-            "Differentiate less: a smaller --lora-rank, fewer --lora-targets or --parameters, fewer subtasks, or "
+            "Use a smaller --lora-rank, fewer --lora-targets or --parameters, fewer subtasks, or "
             "--preconditioner sgd, which has no moments"
         )
     tokens = int(left / needed.a_pass * needed.tokens)

@@ -7,7 +7,7 @@ Decisions:
     - Samples are padded on the right, without an attention mask: under causal attention no label sees the padding.
     - The positions of the labels are computed on the host, so that no pass waits for the device.
     - A pass that runs out of memory does not fail the job. The limit becomes half of what was tried, and the remaining
-      samples are grouped anew. Each new limit is recorded before it takes effect, so that a resumed run makes the same
+      samples are grouped again. Each new limit is recorded before it takes effect, so that a resumed run makes the same
       passes and gives the same bits.
 """
 

@@ -231,8 +231,8 @@ class PerSampleGradients:
             if not (got - true).norm() <= self._tolerance * true.norm() + 1e-12:
                 raise ModelError(
                     f"the per-sample gradients of {parameter.name} do not add up to the gradient of the batch (they "
-                    f"differ by {float((got - true).norm() / true.norm()):.2g} of its norm): this model uses "
-                    f"that matrix in a way that is not supported. {_LEAVE_OUT}"
+                    f"differ by {float((got - true).norm() / true.norm()):.2g} of its norm): the model's use of "
+                    f"this matrix is not supported. {_LEAVE_OUT}"
                 )
         self._expected = self._ran
         return losses.detach()
@@ -253,8 +253,8 @@ class PerSampleGradients:
             raise ModelError(
                 f"{type(self.model).__name__} gives a sample different gradients beside "
                 f"{'longer' if padded else 'other'} samples than alone (they differ by {change:.2g} of their norm); "
-                "expected a causal language model, which does not see what follows a token, and layers that see all "
-                "tokens of a batch in their order"
+                "expected a causal language model, in which a token sees only earlier tokens, and layers that get all "
+                "tokens of a batch in order"
             )
         self._compared.add(padded)
 

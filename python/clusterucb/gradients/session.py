@@ -115,7 +115,7 @@ class AdaptedModel:
         kept = self._run.manifest.passes.limits
 
         def record(limit: Limit) -> None:
-            self._observer.step(f"Memory ran out: passes have at most {limit.tokens:,} tokens from here on")
+            self._observer.step(f"Out of memory: from now on, passes have at most {limit.tokens:,} tokens")
             kept.append(limit)
             self._run.save()
 

@@ -43,7 +43,7 @@ class Scores:
         lines: i64[N], the line or row number of each sample in its file, from 1.
         subtasks: the names of the target's subtasks.
         values: f64[N, S], the scores; NaN where a sample could not be scored.
-        rejected: the lines that were not used, with the reasons. They include the samples that could not be scored.
+        rejected: the rejected lines, with the reasons. They include the samples that could not be scored.
     """
 
     ids: list[str]
@@ -89,7 +89,7 @@ def score(
         model: the folder of a causal language model, a hub id, or a loaded model together with its ``tokenizer``.
         out: the folder that keeps the scores. The same call again resumes the scoring, or returns finished scores. By
             default, nothing is kept.
-        overwrite: start anew in a folder that holds another run.
+        overwrite: delete the earlier run in the folder and start again.
         observer: receives the progress, as in `select`.
         **options: the options of `clusterucb.select` about rows, gradients and scores, such as ``scorer``, ``adapter``
             and ``seed``; see the documentation's list.

@@ -71,15 +71,15 @@ def select(
     Args:
         pool, target: one or several files, folders and patterns; or rows in memory: a list of dicts, a Dataset or a
             DataFrame.
-        model: the folder of a causal language model in Hugging Face form, a hub id, or a loaded model together with
-            its ``tokenizer``. A loaded model may be a PEFT model. The job leaves it as it was.
+        model: the folder of a causal language model in Hugging Face format, a hub id, or a loaded model together with
+            its ``tokenizer``. A loaded model may be a PEFT model. The job does not change it.
         out: the run folder. The same call again resumes the run, or returns the result of a finished one. By default,
             nothing is kept but the returned result.
         features: computes the features that describe a sample. The default is `Embedding`; with a gradient store and
             a policy that does not predict scores, it is `Gradient`.
         clusterer: makes the arms; `KMeans` by default.
         policy: spends the budget; `Surrogate` by default. The paper's policy is `UCB`.
-        overwrite: start anew in a folder that holds another run.
+        overwrite: delete the earlier run in the folder and start again.
         observer: receives the progress: a function of (text, done, total), or an object with the methods ``step`` and
             ``count``. By default, progress is shown in notebooks only.
         **options: the options of a selection, such as ``budget``, ``select`` and ``seed``; see the documentation's
@@ -238,7 +238,7 @@ class _Selecting:
 def _check_output(given: SelectSettings, out: object) -> None:
     if out is None and (given.tools or given.scores_parquet):
         name = "export" if given.tools else "scores_parquet"
-        raise OptionError(f"{name} is given without out; expected a folder that what is written may stay in")
+        raise OptionError(f"{name} is given without out; expected out, the folder for the files")
 
 
 def _identity(job: Job[SelectSettings], strategies: Strategies, prior: list[str]) -> Identity:
@@ -263,8 +263,8 @@ def _say_where(session: Session[SelectSettings], result: Result, *, kept: bool) 
 
 def _warn_of_gradients(n_subtasks: int) -> None:
     warn(
-        "clustering by gradients pays for a gradient of every pool sample before the first draw: for "
-        f"{'this target' if n_subtasks == 1 else 'these subtasks'} alone, nothing is saved. Use `clusterucb sketch` "
+        "clustering by gradients computes a gradient of every pool sample before the first draw, which saves "
+        f"nothing for {'this target' if n_subtasks == 1 else 'these subtasks'} alone. Use `clusterucb sketch` "
         "once and --store for every target, or cheaper --features"
     )
 

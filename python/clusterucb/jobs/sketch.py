@@ -48,7 +48,7 @@ def sketch(
         pool: files, or rows in memory, as in `select`.
         model: the folder of a causal language model, a hub id, or a loaded model together with its ``tokenizer``.
         out: the store's folder. The same call again resumes the job, or returns the finished store.
-        overwrite: start anew in a folder that holds another store or run.
+        overwrite: delete the earlier store or run in the folder and start again.
         observer: receives the progress, as in `select`.
         **options: the options of `clusterucb.select` about rows and gradients, such as ``sketch_dim`` and ``adapter``;
             see the documentation's list.

@@ -32,7 +32,7 @@ def core() -> ModuleType:
         module = import_module("clusterucb.kernels._core")
     except ImportError as error:
         raise ClusterUCBError(
-            f"the compiled extension cannot be loaded ({error}); install clusterucb again where there is a C++ "
+            f"the compiled extension cannot be loaded ({error}); reinstall clusterucb on a machine with a C++ "
             "compiler (pip install --force-reinstall --no-deps clusterucb, or make setup in its sources)"
         ) from error
     try:
@@ -87,7 +87,7 @@ def self_test(call: Callable[..., None], name: str) -> None:
         if not worst <= tolerance:
             raise ClusterUCBError(
                 f"the compiled extension ({name}) fails its self-test for {kind}: relative error {worst:.3g}, "
-                f"expected at most {tolerance:.3g}. Build it anew on this machine, or set CLUSTERUCB_SIMD=generic to "
+                f"expected at most {tolerance:.3g}. Rebuild it on this machine, or set CLUSTERUCB_SIMD=generic to "
                 "avoid vector kernels"
             )
 

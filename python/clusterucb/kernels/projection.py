@@ -55,7 +55,7 @@ class Sketch:
                 f"nonzeros is {self.nonzeros}; expected one of {', '.join(map(str, _NONZEROS))}"
             )
         if not 0 <= self.seed < 2**63:
-            raise OptionError(f"seed is {self.seed}; expected a whole number from 0, below 2^63")
+            raise OptionError(f"seed is {self.seed}; expected a whole number of at least 0 and below 2^63")
 
     @property
     def blocks(self) -> int:
@@ -99,7 +99,7 @@ def check_dimension(name: str, dimension: int, kind: str = "sjlt") -> None:
         if dimension < 1:
             raise OptionError(f"{name} is {dimension}; expected at least 1")
     elif dimension < _SMALLEST:
-        raise OptionError(f"{name} is {dimension}; expected a power of two from {_SMALLEST}")
+        raise OptionError(f"{name} is {dimension}; expected a power of two of at least {_SMALLEST}")
     elif dimension & (dimension - 1):
         below = 1 << (dimension.bit_length() - 1)
         raise OptionError(f"{name} is {dimension}; expected a power of two, such as {below} or {2 * below}")

@@ -22,7 +22,7 @@ PARTS = (
     f"{WITHOUT}"
 )
 DEEPSPEED = (
-    "DeepSpeed's states are not read, and zero_to_fp32 joins weights alone: train with FSDP or without ZeRO, or "
+    "DeepSpeed's states are not supported, and zero_to_fp32 joins only weights: train with FSDP or without ZeRO, or "
     f"{WITHOUT}"
 )
 _IN_PARTS = {
@@ -44,7 +44,7 @@ def missing_state(path: Path) -> ModelError:
     """
     folder = path if path.is_dir() else path.parent
     if folder == path and (file := optimizer_file(folder)).is_file():
-        return ModelError(f"{path} is a folder; expected the file of the optimiser state in it: give {file}")
+        return ModelError(f"{path} is a folder; expected a file with the optimiser state, here {file}")
     for remedy, patterns in _IN_PARTS.items():
         if part := min(chain.from_iterable(map(folder.glob, patterns)), default=None):
             return ModelError(

@@ -259,7 +259,7 @@ def _save_state(optimizer: Any, model: nn.Module, path: Path) -> Path:
         strangers = sum(id(parameter) not in names for parameter in own["params"])
         if strangers:
             raise ModelError(
-                f"{strangers} parameters of the optimizer are not the model's; expected the optimizer that trains it"
+                f"{strangers} parameters of the optimizer are not in the model; expected the model's own optimizer"
             )
         group["param_names"] = [names[id(parameter)] for parameter in own["params"]]
     torch.save(state, path)
@@ -275,10 +275,10 @@ def _without_lora(model: Any) -> PreTrainedModel:
         if isinstance(layer, BaseTunerLayer):
             if layer.merged:
                 raise ModelError(
-                    "the adapter is merged into the model; expected model.unmerge_adapter() before"
+                    "the adapter is merged into the model; expected model.unmerge_adapter() first"
                 )
             if layer.disable_adapters:
-                raise ModelError("the adapter is disabled; expected it enabled")
+                raise ModelError("the adapter is disabled; expected model.enable_adapter_layers() first")
             parent, _, attribute = name.rpartition(".")
             setattr(base.get_submodule(parent), attribute, layer.get_base_layer())
     vars(base).pop("peft_config", None)  # otherwise PEFT warns that the model already has an adapter
@@ -295,7 +295,7 @@ def _refuse_adapters(model: nn.Module) -> None:
         if isinstance(layer, AuxiliaryTrainingWrapper):
             raise ModelError(
                 f"{name} is a {type(layer).__name__} (modules_to_save, or trainable tokens), which is not supported; "
-                "expected LoRA on linear layers alone"
+                "expected LoRA on linear layers only"
             )
         if isinstance(layer, BaseTunerLayer):
             raise ModelError(

@@ -120,8 +120,8 @@ def load_moments(path: Path, model: nn.Module, manifest: ParameterManifest) -> M
         )
     if m.any() and np.array_equal(m, v):  # FSDP1 with use_orig_params writes this when it trains on a CPU
         raise ModelError(
-            f"{path} has the same numbers as exp_avg and as exp_avg_sq, so one of them is lost; expected different "
-            "ones. Save it again, with FullOptimStateDictConfig(offload_to_cpu=False) if FSDP trained on a CPU"
+            f"{path} has the same numbers in exp_avg and exp_avg_sq, so one of them is lost; expected different "
+            "ones. Save the state again, with FullOptimStateDictConfig(offload_to_cpu=False) if FSDP trained on a CPU"
         )
     return Moments(m, v, steps.pop(), state.beta1, state.beta2, state.eps)
 
@@ -144,7 +144,7 @@ def _check(path: Path, entry: str, values: Any, name: str, shape: tuple[int, ...
     if len(got) == 1 < len(shape):
         raise ModelError(
             f"{path} has {entry} of shape {got} for {name}, which is of shape {shape} in the model (matched {how}): "
-            f"flat, as FSDP keeps a process's part. {PARTS}"
+            f"this is one FSDP process's part. {PARTS}"
         )
     if got != shape:
         raise ModelError(
@@ -184,12 +184,12 @@ def _by_name(
     needed = {name for name, own in known.items() if own in wanted}
     if lacking := needed - written.keys():
         raise ModelError(
-            f"{path} names {len(written)} parameters without {min(lacking)}; expected all {len(needed)} that are asked "
-            f"for. {_ANOTHER}"
+            f"{path} names {len(written)} parameters, but not {min(lacking)}; expected all {len(needed)} parameters to "
+            f"differentiate. {_ANOTHER}"
         )
     if needed == known.keys() and (surplus := written.keys() - needed):
         raise ModelError(
-            f"{path} names {len(written)} parameters, {min(surplus)} among them; expected just the {len(needed)} that "
+            f"{path} names {len(written)} parameters, including {min(surplus)}; expected only the {len(needed)} that "
             f"the model trains. {_ANOTHER}"
         )
     return {

@@ -61,7 +61,7 @@ _OTHER_FORMS = {  # classes and keys that reveal a file of another form: what th
     r"deepspeed\..*|ds_version|zero_stage|base_optimizer_state": ("a state of DeepSpeed", DEEPSPEED),
     r"megatron\..*|checkpoint_version|fp32_from_fp16_params": (
         "a state of Megatron",
-        f"Megatron's states are not read: train with another library, or {WITHOUT}",
+        f"Megatron's states are not supported: train with another library, or {WITHOUT}",
     ),
 }
 
@@ -112,11 +112,11 @@ def _load(path: Path) -> dict[str, Any]:
         _refuse_other_forms(path, classes)
         reason = f"{type(error).__name__}: {one_line(error):.200}"
         if classes:
-            reason = f"it needs {', '.join(classes)}, and nothing from a file is run"
+            reason = f"it needs {', '.join(classes)}, and code from a file is never run"
         elif isinstance(
             error, pickle.UnpicklingError
         ):  # torch's own text advises to run the code in the file
-            reason = "it is damaged, or holds more than tensors and numbers, and nothing from a file is run"
+            reason = "it is damaged or holds more than tensors and numbers, and code from a file is never run"
         raise ModelError(
             f"{path} cannot be read as an optimiser state ({reason}); expected optimizer.pt of a Hugging Face Trainer, "
             "optimizer.bin of accelerate, or torch.save(optimizer.state_dict(), ...)"
@@ -174,7 +174,7 @@ def _parts(path: Path, content: Mapping[str, Any]) -> tuple[dict[Any, dict[str, 
         and _distinct([key for group in groups for key in group["params"]])
     )
     if not sound:
-        raise _damaged(path, "`state` or `param_groups` is not as torch writes them")
+        raise _damaged(path, "`state` or `param_groups` does not have torch's format")
     return state, groups
 
 
@@ -194,7 +194,7 @@ def _names(path: Path, keys: list[Key], groups: Sequence[Mapping[str, Any]]) -> 
         return None
     flat = list(chain(*(names for names in spelt if isinstance(names, list))))
     if len(flat) != len(keys) or not all(isinstance(name, str) for name in flat):
-        raise _damaged(path, "`param_names` is not as torch writes it")
+        raise _damaged(path, "`param_names` does not have torch's format")
     return dict(zip(keys, flat, strict=True))
 
 

@@ -32,7 +32,7 @@ _LORA_WEIGHT = re.compile(r"(?P<module>.+\.lora_[AB]\.(?P<adapter>[^.]+))\.weigh
 _WRAPPERS = {"module", "_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
 _REMEDIES = {
     "lora_magnitude_vector": "DoRA is not supported; use plain LoRA (use_dora=False)",
-    "modules_to_save": "modules_to_save is not supported; train them apart or leave them out",
+    "modules_to_save": "modules_to_save is not supported; train these modules separately or leave them out",
     "lora_embedding": "LoRA on embeddings is not supported; target linear layers only",
     "trainable_tokens": "trainable tokens are not supported; leave trainable_token_indices out",
     ".lora_B.": "a bias of LoRA is not supported; use plain LoRA (lora_bias=False)",
@@ -123,7 +123,7 @@ class ParameterManifest:
             if not layers:
                 numbered = dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in linear)
                 raise ModelError(
-                    f"--parameters {pattern!r} names no linear layer; this model's are {', '.join(numbered)}"
+                    f"--parameters {pattern!r} matches no linear layer; this model has {', '.join(numbered)}"
                 )
             chosen |= layers
         return cls._at_offsets(model, (_Matrix(name, name) for name in chosen))
@@ -194,8 +194,8 @@ def canonical_name(name: str) -> str:
 def _unsupported(name: str) -> str:
     remedy = next((text for part, text in _REMEDIES.items() if part in name), "")
     return (
-        f"parameter {name!r} is trainable; expected nothing but the A and B matrices of LoRA on linear "
-        f"layers. {remedy or 'Use LoRA on linear layers alone (--lora-targets)'}"
+        f"parameter {name!r} is trainable; expected only the A and B matrices of LoRA on linear "
+        f"layers. {remedy or 'Use LoRA on linear layers only (--lora-targets)'}"
     )
 
 

@@ -55,7 +55,7 @@ def resolve_device(device: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if torch.empty(0, device=device).is_meta:
-            raise RuntimeError("its tensors hold no numbers")
+            raise RuntimeError("its tensors hold no data")
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise OptionError(
@@ -69,7 +69,7 @@ class ModelSource:
     """The folder or hub id that a base model is loaded from.
 
     Attributes:
-        name: a folder in Hugging Face form, or a hub id.
+        name: a folder in Hugging Face format, or a hub id.
         revision: the branch, tag or commit of a hub id; None for the default branch.
         trust_remote_code: whether code that comes with the model may run.
     """
@@ -133,9 +133,9 @@ class ModelSource:
             )
         if missing := sorted(report["missing_keys"]):
             raise ModelError(
-                f"the model {self.name!r} lacks {len(missing)} of its weights, such as {missing[0]}; expected all, or "
-                "they would be random numbers. Download it again, or give a model that was saved as a causal language "
-                "model"
+                f"the model {self.name!r} lacks {len(missing)} of its weights, such as {missing[0]}; expected all, "
+                "because missing weights would be random. Download it again, or give a model that was saved as a "
+                "causal language model"
             )
         return model.to(device).eval()
 
@@ -188,8 +188,8 @@ def check_limits(model: PreTrainedModel, *, longest: int, largest_token: int) ->
     tokens = model.get_input_embeddings().num_embeddings
     if largest_token >= tokens:
         raise ModelError(
-            f"the tokenizer gives token {largest_token}, the model embeds {tokens} tokens; expected the model's own "
-            "tokenizer, or a model whose embeddings were resized to the tokenizer"
+            f"the tokenizer gives token {largest_token}, but the model embeds {tokens} tokens; expected the model's "
+            "own tokenizer, or a model with embeddings resized for the tokenizer"
         )
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Embedding) and _POSITIONS.search(name):
@@ -362,23 +362,23 @@ def _fault(what: str, name: str, error: Exception) -> str:
     folder = Path(name)
     if not folder.is_dir():
         return (
-            f"there is no such folder, so it was taken for a hub id: {_reason(error)}. Expected a folder in Hugging "
-            "Face form, or a hub id that can be reached"
+            f"there is no such folder, and loading it as a hub id failed: {_reason(error)}. Expected a folder in "
+            "Hugging Face format, or an available hub id"
         )
     if what != "adapter" and not (folder / "config.json").is_file():
-        return "the folder has no config.json. Expected the folder of a model in Hugging Face form"
+        return "the folder has no config.json. Expected the folder of a model in Hugging Face format"
     if what == "tokenizer" and not any(path for form in _TOKENIZERS for path in folder.glob(form)):
         return (
-            "the folder has no tokenizer, such as tokenizer.json. Expected it beside the model: save there the "
-            "tokenizer of the model that this one was trained from"
+            "the folder has no tokenizer, such as tokenizer.json. Expected one beside the model: save the base "
+            "model's tokenizer there"
         )
     weights = [path for path in folder.iterdir() if path.suffix in _WEIGHTS]
     if what == "model" and not weights:
-        return "the folder has no weights, such as model.safetensors. Expected them: download them"
+        return "the folder has no weights, such as model.safetensors. Expected model weights: download them"
     for path in weights:
         if what != "tokenizer" and path.suffix == ".safetensors" and (damage := _damage(path)):
-            return f"{path.name} is damaged ({damage}). Expected a whole file: download it again"
-    return f"{_reason(error)}. Expected a folder in Hugging Face form"
+            return f"{path.name} is damaged ({damage}). Expected a complete file: download it again"
+    return f"{_reason(error)}. Expected a folder in Hugging Face format"
 
 
 def _damage(path: Path) -> str:

@@ -51,7 +51,7 @@ _Value = str | list[Any] | dict[str, Any] | None  # lists and mappings hold such
 _HERE = ("config", "debug", "overwrite")  # options that are allowed only on the command line
 _LARGEST = 1 << 18  # the largest file, in bytes
 _DEEPEST = 8  # the deepest nesting of lists and mappings
-_TOO_DEEP = f"more than {_DEEPEST} lists and mappings in one another; expected options and their values"
+_TOO_DEEP = f"lists and mappings are nested more than {_DEEPEST} deep; expected options and their values"
 _NULLS = ("", "~", "null", "Null", "NULL")
 _SWITCHES = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
 _FORMS: dict[type, re.Pattern[str]] = {
@@ -70,7 +70,7 @@ def read(path: Path) -> dict[str, _Value]:
     """
     parse = _PARSERS.get(path.suffix.lower())
     if parse is None:
-        raise OptionError(f"--config is {str(path)!r}; expected a file with the end {', '.join(_PARSERS)}")
+        raise OptionError(f"--config is {str(path)!r}; expected a file name ending in {', '.join(_PARSERS)}")
     try:
         with path.open("rb") as file:
             content = file.read(_LARGEST + 1)
@@ -115,7 +115,7 @@ def fill(
         if key in values:
             raise OptionError(f"{path} gives {key!r} twice; expected each option once")
         if key in _HERE:
-            raise OptionError(f"{path}: {key!r} belongs on the command line; take it out of the file")
+            raise OptionError(f"{path}: {key!r} is allowed only on the command line; remove it from the file")
         if key not in named:
             _refuse(path, spelt, key, command, documented())
         values[key] = value
@@ -128,7 +128,7 @@ def fill(
         if isinstance(value, list) and argument.resolved_hint is str:
             about = by_key(documented()[command])[key].parameter.help or ""
             if _SEVERAL in about:
-                value = ",".join(_text(path, key, one, "a list of texts") for one in value)
+                value = ",".join(_text(path, key, one, "a list of strings") for one in value)
         _give_value(path, key, argument, value)
 
 
@@ -174,7 +174,7 @@ def _refuse(
     owners = [name for name, arguments in documented.items() if key in by_key(arguments)]
     if owners:
         raise OptionError(
-            f"{path}: {spelt!r} is an option of {' and '.join(owners)}, not of {command}; take it out of the file"
+            f"{path}: {spelt!r} is an option of {' and '.join(owners)}, not of {command}; remove it from the file"
         )
     known = [one for one in by_key(documented[command]) if one not in _HERE]
     raise OptionError(
@@ -206,7 +206,7 @@ def _fill_strategy(path: Path, kind: str, values: dict[str, _Value], named: Mapp
         name = nested.pop("name", None)
         if not isinstance(name, str):
             raise OptionError(
-                f"{path}: {kind} is a mapping without a name; expected such as `{kind}: {{name: NAME, OPTION: 1}}`"
+                f"{path}: {kind} is a mapping without a name; expected `{kind}: {{name: NAME, OPTION: 1}}`"
             )
         if twice := options.keys() & nested.keys():
             raise OptionError(f"{path} gives the option {min(twice)!r} of {kind} twice; expected it once")
@@ -214,14 +214,14 @@ def _fill_strategy(path: Path, kind: str, values: dict[str, _Value], named: Mapp
         values[kind] = name
         if isinstance(options.get("options"), dict):
             raise OptionError(
-                f"{path}: {kind} has a mapping of options in itself; expected them beside the name: "
+                f"{path}: {kind} holds its options in a mapping of their own; expected them beside the name: "
                 f"`{kind}: {{name: {name}, OPTION: 1}}`"
             )
     if isinstance(name, list) and kind == "features":
         joined = "+".join(map(str, name))
         raise OptionError(f"{path}: features is a list; expected names joined with +: {joined}")
     if options and name is None:
-        raise OptionError(f"{path}: {key} is given without {kind}; expected the name that it belongs to")
+        raise OptionError(f"{path}: {key} is given without {kind}; expected both")
     if at_name.tokens and at_name.tokens[-1].value != name:
         return  # the file's options belong to another strategy
     taken = {token.value.partition("=")[0] for token in at_options.tokens}
@@ -268,7 +268,7 @@ def _give_value(path: Path, key: str, argument: Argument, value: _Value) -> None
         argument.append(Token(keyword=f"{key} of {path}", source=str(path), implicit_value=None))
     elif get_origin(hint) is dict and isinstance(value, dict):
         of = get_args(hint)[1]
-        expected = "a text" if of is str else in_words(of)
+        expected = "a string" if of is str else in_words(of)
         texts = {name: _text(path, f"{key}: {name}", one, expected) for name, one in value.items()}
         for name, text in texts.items():
             if of in _FORMS and not _FORMS[of].fullmatch(text):
@@ -278,8 +278,8 @@ def _give_value(path: Path, key: str, argument: Argument, value: _Value) -> None
     elif get_origin(hint) in (list, tuple):
         several = value if isinstance(value, list) else [value]
         if not several and argument.field_info.required:
-            raise OptionError(f"{path}: {key} is an empty list; expected one text or more")
-        _give(path, key, argument, [_text(path, key, one, "a text, or a list of texts") for one in several])
+            raise OptionError(f"{path}: {key} is an empty list; expected at least one string")
+        _give(path, key, argument, [_text(path, key, one, "a string, or a list of them") for one in several])
     else:
         expected = in_words(hint if hint in _FORMS else str)
         text = _text(path, key, value, expected)
@@ -314,9 +314,9 @@ def _parse_yaml(path: Path, text: str) -> _Value:
 
     def value(event: Any, depth: int) -> _Value:
         if getattr(event, "anchor", None):
-            fail(event, f"{event.anchor!r} is an anchor or alias; write the value out where it is used")
+            fail(event, f"{event.anchor!r} is an anchor or alias; expected the value itself, written in full")
         if event.tag is not None:
-            fail(event, f"{event.tag!r} is a tag; expected plain values: no tag is ever acted on")
+            fail(event, f"{event.tag!r} is a tag, which is not supported; expected a plain value")
         if depth > _DEEPEST:
             fail(event, _TOO_DEEP)
         if isinstance(event, yaml.ScalarEvent):
@@ -327,7 +327,7 @@ def _parse_yaml(path: Path, text: str) -> _Value:
         for key in until(yaml.MappingEndEvent):
             name = value(key, depth + 1)
             if not isinstance(name, str):
-                fail(key, f"a key is {_show(name)}; expected a text")
+                fail(key, f"a key is {_show(name)}; expected a string")
             if name in found:
                 fail(key, f"{name!r} is given twice; expected each key once")
             found[name] = value(next(events), depth + 1)
@@ -345,7 +345,7 @@ def _parse_yaml(path: Path, text: str) -> _Value:
         content = value(next(events), 0)
         next(events)  # the document's end
         if not isinstance(event := next(events), yaml.StreamEndEvent):
-            fail(event, "a second document begins; expected one")
+            fail(event, "a second YAML document begins; expected one document")
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}" if mark else ""
@@ -393,6 +393,6 @@ def _plain(path: Path, value: object, depth: int = 0) -> _Value:
         usable = False
     if not usable:
         raise OptionError(
-            f"{path}: {_show(text)} has characters that no command line can have; take them out"
+            f"{path}: {_show(text)} has characters that a command line cannot hold; remove them"
         )
     return text

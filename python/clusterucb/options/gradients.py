@@ -38,9 +38,9 @@ class ReadSettings(Checked):
     """Options for reading the rows of the pool and the target.
 
     Attributes:
-        format: Shape of every row: messages, conversations, prompt-completion, alpaca, chosen or text. By default, each
-            row's keys decide.
-        columns: Columns to read instead of the usual ones, as in prompt=question,completion=answer; id, source and
+        format: Shape of every row: messages, conversations, prompt-completion, alpaca, chosen or text. By default, the
+            keys of each row decide.
+        columns: Columns to read instead of the usual ones, such as prompt=question,completion=answer; id, source and
             subtask can be replaced too.
         drop_unsupported: Drop images, tool calls and thoughts from rows. By default, such rows are rejected.
         strict: Stop at the first line that cannot be used.
@@ -77,7 +77,7 @@ class GradientSettings(ReadSettings):
             gradient itself).
         adapter: Folder of a trained PEFT LoRA adapter. Without it, a fresh LoRA is warmed up.
         optimizer: File with the optimiser state of the adapter's training (by default, optimizer.pt or optimizer.bin in
-            the adapter's folder), or of the model's training with --parameters.
+            the adapter's folder). With --parameters, that of the model's training.
         checkpoint: Folder of an adapter with its optimiser state. Repeat the option for several checkpoints of one
             training: a sample's score is the weighted sum of its scores at all of them, and costs a gradient at each.
         checkpoint_weights: Weight of each --checkpoint, comma-separated, such as the learning rates there (as in LESS).
@@ -90,14 +90,13 @@ class GradientSettings(ReadSettings):
         warmup_steps: AdamW steps that warm up a fresh LoRA, on 4 random pool samples each.
         warmup_lr: Learning rate of the warm-up.
         sketch_dim: Dimension of gradient sketches, a power of two of at least 256.
-        max_length: Largest number of tokens in a sample. Of a longer one, the end of the prompt and the answer are
-            kept.
+        max_length: Largest number of tokens in a sample. A longer sample keeps the end of its prompt, and its answer.
         batch_tokens: Padded tokens in one pass of the model. By default, 1024 on a CPU, elsewhere as many as fit into
             memory.
         device: Device of the model: auto, cpu, cuda, cuda:1, ...
         dtype: Data type of the base model: auto (float32 on a CPU, else the checkpoint's own), float32, bfloat16 or
             float16.
-        autocast: Compute layers in bfloat16 or float16, whatever the data type of the weights. Sums stay in float32.
+        autocast: Compute layers in bfloat16 or float16, for any data type of the weights. Sums stay in float32.
         checkpointing: Store only the inputs of the model's layers, and compute each layer again in the backward pass.
             This takes less memory and a third more time.
         compile: Compile parts of the model with torch.compile. Passes take less time, but the start takes minutes.
@@ -137,7 +136,7 @@ class GradientSettings(ReadSettings):
         for name in ("lora_alpha", "warmup_lr"):
             value = getattr(self, name)
             self.check(name, math.isfinite(value) and value > 0, "a number above 0")
-        self.check("seed", 0 <= self.seed < 2**63, "a whole number from 0, below 2^63")
+        self.check("seed", 0 <= self.seed < 2**63, "a whole number of at least 0 and below 2^63")
         self.check("max_length", self.max_length >= 2, "at least 2 tokens")
         self.check_choice("preconditioner", PRECONDITIONERS)
         self.check_choice("dtype", DTYPES)
@@ -156,22 +155,23 @@ class GradientSettings(ReadSettings):
         ways = [name for name in ("adapter", "checkpoint", "parameters") if getattr(self, name) is not None]
         if len(ways) > 1:
             raise OptionError(
-                f"{' and '.join(map(option_name, ways))} are given; expected one: it says what is differentiated"
+                f"{' and '.join(map(option_name, ways))} are given; expected only one, because each names the weights "
+                "to differentiate"
             )
         if self.optimizer is not None and ways not in (["adapter"], ["parameters"]):
             raise OptionError(
-                "--optimizer is given without --adapter or --parameters; it is the state that belongs to one of them. "
-                "That of a --checkpoint stands in its folder"
+                "--optimizer is given without --adapter or --parameters; expected one of them. A --checkpoint has its "
+                "optimiser state in its own folder"
             )
         if self.checkpoint is not None and not self.checkpoint:
             raise OptionError(
-                "--checkpoint is given without a folder; expected that of an adapter, at least one"
+                "--checkpoint is given without a folder; expected at least one folder of an adapter"
             )
         lacking = self.parameters is not None and self.preconditioner != "sgd" and self.optimizer is None
         if lacking and not self._has_stored_state:
             raise OptionError(
-                f"--preconditioner is {self.preconditioner}, which needs the optimiser's state, and --parameters has "
-                "none; expected --optimizer with that of the model's training, or --preconditioner sgd"
+                f"--preconditioner is {self.preconditioner}, which needs an optimiser state, and --parameters has "
+                "none; expected --optimizer with the state of the model's training, or --preconditioner sgd"
             )
         if self.checkpoint_weights is not None and self.checkpoint is None:
             raise OptionError("--checkpoint-weights is given without --checkpoint; expected both")
@@ -180,7 +180,7 @@ class GradientSettings(ReadSettings):
         ):
             raise OptionError(
                 f"--checkpoint-weights is {self.checkpoint_weights!r} for {len(self.checkpoint or ())} checkpoints; "
-                "expected a number above 0 for each, comma-separated"
+                "expected a number above 0 for each checkpoint, comma-separated"
             )
 
     @property

@@ -125,7 +125,7 @@ class Checked:
         """
         for name in names:
             value = getattr(self, name)
-            self.check(name, isinstance(value, int) and value >= 1, "a whole number from 1")
+            self.check(name, isinstance(value, int) and value >= 1, "a whole number of at least 1")
 
     def check_choice(self, name: str, choices: Sequence[str]) -> None:
         """Check that a field holds one of ``choices``.

@@ -88,7 +88,8 @@ class DrawSettings(ScoreSettings):
         select_by: Which samples are selected: top (the largest scores) or round-robin (each subtask's best in turn).
         max_per_source: Largest number of samples to select from one source.
         subtask_weights: Weights of subtasks, as in food=2,words=0.5; the others have weight 1. Scores are multiplied by
-            their subtask's weight before they are aggregated. With round-robin, weights also share out the turns.
+            their subtask's weight before they are aggregated. With round-robin, subtasks get turns in
+            proportion to their weights.
     """
 
     select: str = field(default="5%", metadata=FREE)
@@ -149,13 +150,13 @@ class SearchSettings(DrawSettings, _Budget):
     """Options that decide which samples are drawn, scored and selected.
 
     Attributes:
-        budget: Pool samples to score at most: a percentage of the pool such as 20%, or a number. Or a limit on their
-            tokens (30Mtok), or on the time to draw and score them (2h, 1h 30min).
-        until: Stop as soon as the estimated share of the best samples found reaches a recall, such as recall=0.9. The
-            budget is then an upper limit.
+        budget: Largest number of pool samples to score: a percentage of the pool such as 20%, or a number. Or a limit
+            on their tokens (30Mtok), or on the time to draw and score them (2h, 1h 30min).
+        until: Stop when the estimated recall, the found share of the best samples, reaches a value, such as recall=0.9.
+            The budget is then an upper limit.
         prior: Folder of an earlier selection (for another target or checkpoint, or on a part of the pool), or of a
-            gradient store of another checkpoint. Repeat the option for several. How well these scores or sketches
-            predict the new scores is learnt.
+            gradient store of another checkpoint. Repeat the option for several. The policy learns how well these scores
+            or sketches predict the new scores.
     """
 
     until: str | None = field(default=None, metadata=FREE)
@@ -171,11 +172,13 @@ class SearchSettings(DrawSettings, _Budget):
             return
         if self.free_scores:
             raise OptionError(
-                "--until is given with a --store and --scorer sketch, whose scores are free: all samples are scored"
+                "--until is given with --store and --scorer sketch, which scores all samples without gradients; "
+                "expected --scorer exact, or no --until"
             )
         if self.max_per_source is not None:
             raise OptionError(
-                "--until and --max-per-source are given; expected one: what is found under a cap is not estimated"
+                "--until and --max-per-source are given; expected only one, because the recall under a cap cannot be "
+                "estimated"
             )
 
     @property
@@ -284,8 +287,8 @@ class OutputSettings(Checked):
     """Options for the files in which a selection is written. They affect no computed number.
 
     Attributes:
-        annotate: Add a field clusterucb (id, score, rank, subtasks, cluster, draw) to each line of selected.jsonl. It
-            is for this call, and the next one without it writes plain lines.
+        annotate: Add a field clusterucb (id, score, rank, subtasks, cluster, draw) to each line of selected.jsonl. A
+            later call without this option writes plain lines again.
         export: Training tools to write the selection for, comma-separated: llamafactory, trl, axolotl.
         scores_parquet: Write scores.parquet in addition to scores.jsonl.
     """

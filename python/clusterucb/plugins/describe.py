@@ -47,7 +47,7 @@ def describe(strategy: object, name_of: Callable[[type], str] | None = None) -> 
     for name in inspect.signature(cls).parameters:
         if not hasattr(strategy, name):
             raise PluginError(
-                f"{cls.__qualname__} does not keep its hyper-parameter {name!r}; expected an attribute of that name"
+                f"{cls.__qualname__} does not store its hyper-parameter {name!r}; expected an attribute of that name"
             )
         value = getattr(strategy, name)
         if isinstance(value, tuple) and value and isinstance(value[0], tuple(KINDS.values())):

@@ -167,7 +167,7 @@ class Strategies:
             raise
         except Exception as error:  # a constructor may refuse a value with any exception
             why = one_line(error) or type(error).__name__
-            raise OptionError(f"{kind} {name} refuses its options: {why:.300}") from error
+            raise OptionError(f"{kind} {name} rejects its options: {why:.300}") from error
 
     def named(self, strategy: object) -> tuple[str, dict[str, Any]] | None:
         """Return the name and the options from which `make` would make a strategy; None if it has no name.
@@ -191,7 +191,7 @@ class Strategies:
     def _concatenation(self, joined: str, names: list[str], options: Mapping[str, str]) -> Concatenation:
         """Make the features in ``names``, and give each option to the feature that it belongs to."""
         if len(set(names)) < len(names):
-            raise OptionError(f"features {joined} name one feature twice; expected different features")
+            raise OptionError(f"features {joined} repeat a feature; expected different features")
         own: dict[str, dict[str, str]] = {name: {} for name in names}
         for key, text in options.items():
             part, dot, rest = key.partition(".")
@@ -344,7 +344,7 @@ def _check(
         if (form := _UNNAMED.get(option.kind)) is not None:
             raise PluginError(
                 f"the constructor of {kind} {name!r} takes {form.format(option.name)}; expected named "
-                "hyper-parameters: write each of them out"
+                "hyper-parameters: name each of them"
             )
     if (other := table.get((kind, name))) is not None:
         raise PluginError(

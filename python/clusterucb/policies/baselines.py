@@ -16,7 +16,7 @@ from clusterucb.errors import OptionError
 
 @dataclass
 class Exhaustive(Policy):
-    """Score every sample: the truth against which other policies are measured, at the cost of every gradient."""
+    """Score every sample: the exact result that other policies are compared with, at the cost of every gradient."""
 
     def start(self, pool: PoolView) -> None:
         """Check that the budget covers the whole pool.
@@ -78,7 +78,7 @@ class ClusterMean(IndexPolicy):
     def __post_init__(self) -> None:
         if not isinstance(self.representatives, int) or self.representatives < 1:
             raise OptionError(
-                f"cluster-mean: representatives is {self.representatives!r}; expected a whole number from 1"
+                f"cluster-mean: representatives is {self.representatives!r}; expected a whole number of at least 1"
             )
 
     def start(self, pool: PoolView) -> None:

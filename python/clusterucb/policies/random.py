@@ -13,7 +13,7 @@ from clusterucb.engine.policy import Policy
 
 @dataclass
 class Random(Policy):
-    """Draw uniformly at random from all available rows; clusters play no part."""
+    """Draw uniformly at random from all available rows; ignores the clusters."""
 
     uniform: ClassVar[bool] = True
 

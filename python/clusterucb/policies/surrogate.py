@@ -48,7 +48,9 @@ class Surrogate(Policy):
         if not isinstance(self.kappa, float | int) or not 0 <= self.kappa < math.inf:
             raise OptionError(f"surrogate: kappa is {self.kappa!r}; expected a number of at least 0")
         if not isinstance(self.batches, int) or isinstance(self.batches, bool) or self.batches < 1:
-            raise OptionError(f"surrogate: batches is {self.batches!r}; expected a whole number from 1")
+            raise OptionError(
+                f"surrogate: batches is {self.batches!r}; expected a whole number of at least 1"
+            )
 
     def start(self, pool: PoolView) -> None:
         """Forget all scores, and begin with ``pool``."""

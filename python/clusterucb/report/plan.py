@@ -56,7 +56,7 @@ class Plan(msgspec.Struct):
     def misfits(self) -> list[str]:
         """Return a sentence for each kind of room of which there is too little."""
         return [
-            f"Too little {what}: {in_bytes(needed)} are needed, {in_bytes(free)} are free"
+            f"Not enough {what}: {in_bytes(needed)} needed, {in_bytes(free)} free"
             for what, (needed, free) in self.places().items()
             if needed > free
         ]

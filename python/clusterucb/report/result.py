@@ -169,7 +169,7 @@ class Result:
 
     def _summary(self) -> str:
         recall = self.selection.recall
-        estimate = f", some {recall} of the best found" if recall else ""
+        estimate = f", about {recall} of the best found" if recall else ""
         return (
             f"{len(self):,} of {counted(self.cost.pool_samples, 'sample')} selected, {self.selection.n_scored:,} "
             f"scored, cost {self.cost.total:.3f} of all pool gradients{estimate}"

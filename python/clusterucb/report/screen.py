@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from clusterucb.report.plan import Plan
     from clusterucb.run.gradient_store import GradientStore
 
-_ENDS = {"exhausted": "; the pool is exhausted", "recall": "; enough was found"}
+_ENDS = {"exhausted": "; the pool is exhausted", "recall": "; the wanted recall is reached"}
 _WIDTH = 100  # characters of a sample's text on the screen
 
 
@@ -104,7 +104,7 @@ def show_store(store: GradientStore, console: Console) -> None:
     console.print(Group(cost_table(manifest.cost), Text()))
     _show_rejected(manifest.inputs.rejected, store.folder, console)
     console.print(
-        Text.assemble("For every target: ", (f"clusterucb select ... --store {store.folder}", "bold")),
+        Text.assemble("To select for a target: ", (f"clusterucb select ... --store {store.folder}", "bold")),
         soft_wrap=True,
     )
 
@@ -113,7 +113,7 @@ def _show_rejected(rejected: Mapping[str, int], folder: Path, console: Console) 
     if rejected:
         lines = counted(sum(rejected.values()), "line was", "lines were")
         which = folder / filenames.REJECTED
-        console.print(Text(f"{lines} not used: {told(rejected)}; which: {which}"), soft_wrap=True)
+        console.print(Text(f"{lines} rejected: {told(rejected)}; listed in {which}"), soft_wrap=True)
 
 
 def _sources(result: Result) -> RenderableType:
@@ -136,14 +136,14 @@ def _sources(result: Result) -> RenderableType:
 
 
 def show_plan(plan: Plan, console: Console) -> None:
-    """Print the time, the passes and the room that a selection takes."""
+    """Print the time, the passes, the memory and the disk space that a selection takes."""
     console.print(
-        f"Scoring {counted(plan.n_budget, 'sample')} of {plan.pool_samples:,}, to select {plan.n_select:,}, takes "
-        f"about {duration(plan.seconds)}, {duration(plan.set_up)} of it to read and load.\n"
+        f"Scoring {counted(plan.n_budget, 'sample')} of {plan.pool_samples:,} to select {plan.n_select:,} takes "
+        f"about {duration(plan.seconds)}, including {duration(plan.set_up)} to read and load.\n"
     )
     console.print(cost_table(plan.cost))
     console.print()
-    table = Table("room", box=None, pad_edge=False, header_style="dim")
+    table = Table("resource", box=None, pad_edge=False, header_style="dim")
     for title in ("needed", "free"):
         table.add_column(title, justify="right")
     for what, (needed, free) in plan.places().items():

@@ -130,9 +130,7 @@ class FeatureCache:
                     write_whole(partial / "entry.json", msgspec.json.encode(entry))
                 self._trim()
         except (OSError, ClusterUCBError) as error:
-            warn(
-                f"features are not kept for later runs: {error}. Set CLUSTERUCB_CACHE to another folder, or {_LIMIT}=0"
-            )
+            warn(f"cannot cache the features: {error}. Set CLUSTERUCB_CACHE to another folder, or {_LIMIT}=0")
 
     def _trim(self) -> None:
         def last_used(folder: Path) -> float:

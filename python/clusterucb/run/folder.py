@@ -43,7 +43,7 @@ class Run:
         identity: everything that determines the job's numbers.
         asked: the budget, the number to select and the recall to reach, as the user wrote them.
         config: the content of ``config.yaml``, which affects no result.
-        overwrite: begin again, and remove the files of an earlier run from the folder.
+        overwrite: remove the files of an earlier run from the folder, and start again.
 
     Raises:
         RunError: the folder holds something else than a run, or a run with other settings; or another process uses it;
@@ -96,7 +96,7 @@ class Run:
         """Return one line that says whether the folder's ``what``, such as "run", is new, resumed or finished."""
         if self.finished:
             return f"The {what} in {self.folder} is finished"
-        return f"{'Going on with' if self.resumed else 'Beginning'} the {what} in {self.folder}"
+        return f"{'Resuming' if self.resumed else 'Starting'} the {what} in {self.folder}"
 
     def path(self, name: str) -> Path:
         """Return the path of one of the run's files."""
@@ -150,8 +150,8 @@ class Run:
             return fresh, False
         if changed:
             raise RunError(
-                f"{self.folder} holds a run with other settings: {'; '.join(changed)}. Repeat the earlier "
-                "settings to go on with it, choose another --out, or begin anew with --overwrite"
+                f"{self.folder} holds a run with other settings: {'; '.join(changed)}. Use the earlier "
+                "settings to resume it, choose another --out, or start again with --overwrite"
             )
         self._warn_of_versions(manifest.versions, fresh.versions)
         if manifest.asked != asked:
@@ -162,8 +162,8 @@ class Run:
         if then != now:
             before = ", ".join(f"{name} {then.get(name)}" for name in now if then.get(name) != now[name])
             warn(
-                f"the run in {self.folder} was begun with other versions ({before}): what is computed from here on "
-                "may differ from it in the last digits"
+                f"the run in {self.folder} was started with other versions ({before}): new results may differ from "
+                "earlier ones in the last digits"
             )
 
     def _holds_results(self) -> bool:
@@ -179,10 +179,12 @@ def check_folder(folder: Path) -> None:
     """
     with _writable(folder):
         if folder.exists() and not folder.is_dir():
-            raise RunError(f"--out {folder} is a file; expected a folder, which is made when it is not there")
+            raise RunError(f"--out {folder} is a file; expected a folder, new or existing")
         names = {entry.name for entry in folder.iterdir()} - {filenames.LOCK} if folder.is_dir() else set()
     if names and not names & {filenames.MANIFEST, _UNSETTLED}:
-        raise RunError(f"{folder} is not a run and not empty (it holds {min(names)!r}); choose another --out")
+        raise RunError(
+            f"{folder} is not a run folder and not empty (it holds {min(names)!r}); choose another --out"
+        )
 
 
 @contextmanager

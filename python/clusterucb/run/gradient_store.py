@@ -76,7 +76,7 @@ class GradientStore:
         if projection["version"] != VERSION:
             raise RunError(
                 f"the gradient store {folder} has sketches of version {projection['version']}, this clusterucb "
-                f"makes version {VERSION}; sketch the pool anew"
+                f"makes version {VERSION}; sketch the pool again"
             )
         self.sketch = Sketch(options["--sketch-dim"], projection["nonzeros"], options["--seed"])
 
@@ -140,8 +140,7 @@ class GradientStore:
         for name in ("adapter", "checkpoint", "checkpoint_weights", "optimizer"):
             if getattr(settings, name) is not None:
                 raise OptionError(
-                    f"{option_name(name)} is given with --store; leave it out, a store has the checkpoints that its "
-                    "sketches are of"
+                    f"{option_name(name)} is given with --store; leave it out: a store has its own checkpoints"
                 )
         for name in _SAME_OPTIONS:
             option = option_name(name)
@@ -152,7 +151,7 @@ class GradientStore:
                     made, remedy = "without", "leave it out"
                 raise OptionError(
                     f"{option} is {given}, but the gradient store {self.folder} was made {made}; {remedy}, or sketch "
-                    "the pool anew"
+                    "the pool again"
                 )
         first, *others = self._adapters()
         own: dict[str, Any] = {"adapter": first}
@@ -183,8 +182,8 @@ class GradientStore:
         for name, what in _SAME_CONTENTS.items():
             if contents[name] != self.manifest.identity.contents[name]:
                 raise OptionError(
-                    f"the gradient store {self.folder} is of another {what}; expected the same as when it was "
-                    "made. Sketch this pool with this model into another folder"
+                    f"the gradient store {self.folder} was made with another {what}; expected the same one. "
+                    "Sketch this pool with this model into another folder"
                 )
 
     def _shard(self, number: int) -> NDArray[np.float16]:

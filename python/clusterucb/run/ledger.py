@@ -190,6 +190,6 @@ class Ledger:
             yield
         except sqlite3.Error as error:
             raise RunError(
-                f"cannot use {self._path}: {error}. What was scored before is kept: make room or repair the "
-                "folder, then run the same command again"
+                f"cannot use {self._path}: {error}. Earlier scores are kept: free some space or repair the "
+                "folder, then repeat the command"
             ) from error

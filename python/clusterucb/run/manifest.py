@@ -289,13 +289,13 @@ def read_manifest(folder: Path) -> Manifest:
         elif content.get("format", _FORMAT) != _FORMAT:
             raise RunError(
                 f"{folder} was written by clusterucb {content.get('clusterucb')} in another format; choose another "
-                "--out, or begin anew with --overwrite"
+                "--out, or start again with --overwrite"
             )
         manifest = msgspec.convert(content, Manifest)
     except FileNotFoundError:
         raise
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} cannot be read ({error}); use --overwrite to begin anew") from error
+        raise RunError(f"{path} cannot be read ({error}); use --overwrite to start again") from error
     manifest.identity.options = renewed(manifest.identity.options)
     return manifest
 

@@ -115,7 +115,7 @@ def _choose(best: Sequence[tuple[Sample, int]], ids: _Ids) -> tuple[dict[int, No
             owner = ids.claim(row, sample)
             if owner.content_hash != sample.content_hash:
                 clashes[number] = (
-                    f"same id: {sample.id!r} is also that of {_place(owner)}, with other content"
+                    f"same id: {sample.id!r} is also the id of {_place(owner)}, with other content"
                 )
                 continue
         kept[sample.content_hash, sample.subtask] = sample

@@ -97,8 +97,8 @@ class ChatTemplate:
             source = str(tokenizer.get_chat_template())
         except ValueError as error:
             raise ModelError(
-                f"the tokenizer has several chat templates and none is its default ({error}); expected one "
-                "named `default`. Rename the one to use"
+                f"the tokenizer has several chat templates, but no default one ({error}); expected one "
+                "named `default`. Rename the template to use"
             ) from error
         self.source = _with_fixed_date(source)
         self._tokenizer = tokenizer
@@ -134,14 +134,14 @@ class ChatTemplate:
         pieces = [Piece(pattern.segments[0], Kind.TEMPLATE)]
         position = len(pattern.segments[0])
         if not rendered.startswith(pattern.segments[0]):
-            raise Unusable("chat template: it begins with text that depends on what the turns say")
+            raise Unusable("chat template: it begins with text that depends on the content of the turns")
         for slot, segment in zip(pattern.slots, pattern.segments[1:], strict=True):
             turn = messages[slot.message]
             content = _content_at(rendered, position, segment, _variants(turn.content, slot.whole))
             if content is None:
                 raise Unusable(
-                    f"chat template: it rewrites turn {slot.message + 1} ({turn.role}), so its content "
-                    "cannot be told from the template's text"
+                    f"chat template: it rewrites turn {slot.message + 1} ({turn.role}), so the content "
+                    "cannot be separated from the template's text"
                 )
             position += len(content) + len(segment)
             is_answer = turn.role == "assistant"
@@ -151,7 +151,7 @@ class ChatTemplate:
             pieces.append(Piece(content, Kind.TEMPLATE if blank else kind))
             pieces.extend(_split_end(segment, pattern.end if is_answer and not blank else ""))
         if position != len(rendered):
-            raise Unusable("chat template: it ends with text that depends on what the turns say")
+            raise Unusable("chat template: it ends with text that depends on the content of the turns")
         return pieces, pattern.end
 
     def _pattern(self, messages: Sequence[Message]) -> _Pattern:

@@ -80,16 +80,16 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
         if max_length < 2:
             raise OptionError(
-                f"max_length is {max_length}; expected at least 2: a token, and one to predict it from"
+                f"max_length is {max_length}; expected at least 2, because each token is predicted from earlier ones"
             )
         if not getattr(tokenizer, "is_fast", False):
             raise ModelError(
-                f"the tokenizer is a {type(tokenizer).__name__}, which does not say where its tokens are in "
+                f"the tokenizer is a {type(tokenizer).__name__}, which gives no positions of its tokens in "
                 "the text; expected a fast tokenizer. Save one as tokenizer.json in the model's folder"
             )
         if tokenizer.chat_template is None and tokenizer.eos_token_id is None:
             raise ModelError(
-                "the tokenizer has neither a chat template nor an EOS token, so no answer would have an end; "
+                "the tokenizer has neither a chat template nor an EOS token to end an answer; "
                 "expected one of them. Set `chat_template` or `eos_token` in its tokenizer_config.json"
             )
         self._tokenizer = tokenizer
@@ -215,9 +215,9 @@ class Encoder:
         encoded.labels[:1] = False
         if not (encoded.labels & encoded.content).any():
             raise Unusable(
-                "too short: the text is one token; expected one to predict, and one to predict it from"
+                "too short: the text is one token; expected at least two"
                 if text.plain
-                else "chat template: it, or the tokenizer, leaves nothing of the answer"
+                else "chat template: the template or the tokenizer removes the whole answer"
             )
         return truncated(encoded, self._max_length, self._tokenizer.bos_token_id)
 
@@ -315,7 +315,7 @@ class Encoder:
 
 def _spelt_out(text: str, start: int, end: int) -> Unusable:
     near = text[max(start - 8, 0) : end + 8].replace(_BREAK, "")
-    return Unusable(f"control token: a turn spells out one that cannot be encoded as text, near {near!r}")
+    return Unusable(f"control token: a turn contains one that cannot be encoded as text, near {near!r}")
 
 
 def _is_text(messages: Sequence[Message]) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from clusterucb.errors import InputError
 from clusterucb.wording import one_line
 
-EXPECTED = "expected JSONL, a JSON array, CSV, TSV, Parquet or Arrow, the text ones perhaps in .gz or .zst"
+EXPECTED = "expected JSONL, a JSON array, CSV, TSV, Parquet or Arrow; text formats also as .gz or .zst"
 _ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".feather")
 
 
@@ -41,12 +41,12 @@ def files_of(given: str | os.PathLike[str]) -> list[Path]:
     except (OSError, ValueError) as error:
         nameable = getattr(error, "errno", None) in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES)
         words = isinstance(given, str) and not (nameable and (is_word(given) or ending(path)))
-        advice = ". A text that is itself a row goes into a dict: {'text': ...}" if words else ""
+        advice = ". To give a text as a row, use a dict: {'text': ...}" if words else ""
         if nameable and glob.has_magic(str(path)):
             matches = sorted(glob.glob(str(path), recursive=True))
             if not matches:
                 raise InputError(
-                    f"no file matches {one_line(path):.300}; expected a pattern of files that exist{advice}"
+                    f"no file matches {one_line(path):.300}; expected a pattern of existing files{advice}"
                 ) from error
             return _once(file for match in matches for file in files_of(Path(match)))
         reason = getattr(error, "strerror", None) or error
@@ -83,7 +83,7 @@ def _files_in(folder: Path) -> list[Path]:
     saved = sorted(path.parent.name for path in folder.glob("*/state.json"))
     if saved:
         raise InputError(
-            f"{folder} holds the splits {', '.join(saved)}; expected one: {folder / likely(saved)}"
+            f"{folder} holds the splits {', '.join(saved)}; expected one of them, such as {folder / likely(saved)}"
         )
     files = sorted(_within(folder, set()))
     if not files:
@@ -93,7 +93,7 @@ def _files_in(folder: Path) -> list[Path]:
     splits = {split for path in files if (split := _split(path))}
     if len(splits) > 1:
         raise InputError(
-            f"{folder} holds the splits {', '.join(sorted(splits))}; expected files of one, such as "
+            f"{folder} holds the splits {', '.join(sorted(splits))}; expected files of one split, such as "
             f"'{folder}/**/{likely(splits)}*' (in quotes)"
         )
     return files
@@ -165,5 +165,5 @@ def explained(path: Path) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         broken = "truncated" in reason.lower()
-        advice = "the file breaks off: fetch it again" if broken else EXPECTED
+        advice = "the file is incomplete: download it again" if broken else EXPECTED
         raise InputError(f"cannot read {path}: {reason:.200}; {advice}") from error

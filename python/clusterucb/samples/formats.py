@@ -94,7 +94,7 @@ def _file_lines(file: Path, advance: Advance) -> Iterator[Line]:
             stream = io.BufferedReader(pa.CompressedInputStream(stream, kind), 1 << 20)
         yield from _by_content(stream, file, kind)
         if _state(raw) != before:
-            raise InputError(f"{file} changed while it was read; run again when nothing writes to it")
+            raise InputError(f"{file} changed while it was read; repeat when nothing writes to it")
 
 
 def _by_content(stream: io.BufferedReader[Any], file: Path, packed: str | None) -> Iterator[Line]:
@@ -239,8 +239,8 @@ def _table(stream: IO[bytes], file: Path, first: int) -> Iterator[Line]:
     except csv.Error as error:
         too_long = f"a field has more than {LONGEST_LINE:,} characters, which is the limit"
         raise InputError(
-            f"{file}:{number}: not CSV: {too_long if 'field limit' in str(error) else error}; expected quotes that "
-            "are closed, with the quotes inside them doubled"
+            f"{file}:{number}: not CSV: {too_long if 'field limit' in str(error) else error}; expected closed quotes, "
+            "with inner quotes doubled"
         ) from error
 
 
@@ -262,8 +262,7 @@ def _columns(start: bytes, file: Path, packed: str | None) -> Iterator[Line]:
     if packed or not file.is_file():
         where, how = (f"inside {packed}", "unpack") if packed else ("through a pipe", "write")
         raise InputError(
-            f"{file} is {'Parquet' if parquet else 'Arrow'} {where}; expected a file that can be read at any place: "
-            f"{how} it to a file first"
+            f"{file} is {'Parquet' if parquet else 'Arrow'} {where}; expected a regular file: {how} it to a file first"
         )
     if parquet:
         return parquet_lines(file)

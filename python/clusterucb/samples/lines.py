@@ -224,6 +224,6 @@ def room_for(what: str) -> Iterator[None]:
     except OSError as error:
         where = tempfile.tempdir or "any temporary folder"
         raise InputError(
-            f"cannot keep the pool's {what} in {where}: {error.strerror or error}; make room there, or set TMPDIR to a "
-            "folder with as much room as the pool takes"
+            f"cannot store the pool's {what} in {where}: {error.strerror or error}; free space there, or set TMPDIR "
+            "to a folder with as much free space as the pool takes"
         ) from error

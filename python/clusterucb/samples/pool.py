@@ -145,9 +145,9 @@ def _why_unusable(lines: Lines, rejected: RejectedLines, layout: Layout) -> str:
     elif lines.unseen:
         advice = f". --columns names {', '.join(sorted(lines.unseen))}, which no row has"
     elif layout.shape:
-        advice = f". --format {layout.shape} is for rows of that shape alone; leave it out"
+        advice = f". --format {layout.shape} accepts only rows of that shape; leave it out"
     else:
-        advice = ". If other columns stand for these, say which: --columns prompt=question,completion=answer"
+        advice = ". If the columns have other names, give them: --columns prompt=question,completion=answer"
     read = f"{counted(len(rejected), 'line')} ({told(kinds)})"
     return f"no usable sample in {read}; the first is {first.file}:{first.line}: {first.reason}{advice}"
 
@@ -193,5 +193,5 @@ def _progress(source: Source, limit: int | None, observer: Observer) -> Iterator
 def not_usable(line: Rejected) -> InputError:
     """Return the error that ``strict`` raises for a rejected line."""
     return InputError(
-        f"{line.file}:{line.line}: {line.reason}; mend the line, or leave out --strict to go on without it"
+        f"{line.file}:{line.line}: {line.reason}; correct the line, or leave out --strict to skip it"
     )

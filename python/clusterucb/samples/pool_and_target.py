@@ -140,14 +140,14 @@ def encode(
     if target and (shared := overlap(pool, target)):
         first = min(shared, key=lambda sample: (pool.files.index(sample.file), sample.line))
         warn(
-            f"samples of the pool that are also in the target: {len(shared)}, the first is "
-            f"{first.file}:{first.line}. They will score high without teaching anything new; remove them "
-            "from one of the two",
+            f"samples in both the pool and the target: {len(shared)}, the first is "
+            f"{first.file}:{first.line}. They score high but teach nothing new; remove them from the pool or "
+            "from the target",
         )
     if target and len(target.samples) > len(pool.samples):
         warn(
-            f"the target has {len(target.samples):,} samples, more than the pool, which has {len(pool.samples):,}: are "
-            "the two swapped?"
+            f"the target has {len(target.samples):,} samples, more than the pool's {len(pool.samples):,}; check that "
+            "the pool and the target are not swapped"
         )
     subtasks: dict[str, list[Encoded]] = {}
     read: dict[str, list[Sample]] = {}
@@ -197,7 +197,7 @@ def _encode(
     pool_tokens = tokens.close()
     if (n_full := int((pool_tokens.lengths >= encoder.max_length).sum())) > _MANY_FULL * len(pool_tokens):
         warn(
-            f"{n_full:,} of {len(pool_tokens):,} samples of the {what} fill --max-length {encoder.max_length}: their "
+            f"{n_full:,} of {len(pool_tokens):,} samples of the {what} reach --max-length {encoder.max_length}: their "
             "prompts, or the ends of their answers, are cut"
         )
     return pool.samples.take(np.flatnonzero(kept)), pool_tokens, sources[kept], rejected

@@ -66,12 +66,12 @@ class Sample:
 
 
 class Rejected(NamedTuple):
-    """A line that is not used.
+    """A rejected line.
 
     Attributes:
         file: the file that the line is in.
         line: the number of the line, counted from 1.
-        reason: why the line is not used: a kind of reason, perhaps followed by a colon and details.
+        reason: why the line is rejected: a kind of reason, perhaps followed by a colon and details.
         text: the beginning of the line.
     """
 
@@ -178,9 +178,9 @@ def _why(line: bytes, error: str) -> str:
     if line[at : at + 1] == b"\0":
         return f"a NUL byte at {at}"
     if match := _NOT_A_NUMBER.match(line, at):
-        return f"{match[0].decode()} is no number of JSON; expected null"
+        return f"{match[0].decode()} is not a JSON number; expected null"
     if "truncated" in error:
-        return "the line breaks off"
+        return "the line is incomplete"
     return error.partition(" - at `")[0]
 
 

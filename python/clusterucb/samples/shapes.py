@@ -109,7 +109,7 @@ class Layout:
             for key in _ROW_EXTRAS:
                 if row.get(key) and row[key] not in ("[]", "{}", "null"):
                     raise Unreadable(
-                        f"unsupported content: the row has {key!r} (--drop-unsupported ignores it)"
+                        f"unsupported content: the row has {key!r} (--drop-unsupported removes it)"
                     )
         if row.get("label") is False:
             raise Unreadable("unsupported content: the row is marked as a bad answer (`label` is false)")
@@ -146,7 +146,7 @@ def _chosen(row: Row, drop: bool) -> list[Message]:
     if any(message.role == "user" for message in answer):
         return _system(row, answer)  # the prompt is part of `chosen`
     if row.get("prompt") is None:
-        raise Unreadable("no conversation: `chosen` is an answer alone; expected a `prompt` beside it")
+        raise Unreadable("no conversation: `chosen` is only an answer; expected a `prompt` too")
     return _system(row, [*_either_form(row, "prompt", "user", drop), *answer])
 
 
@@ -213,7 +213,7 @@ def _message(turn: object, number: int, key: str, drop: bool) -> Message:
     if isinstance(turn, dict) and "from" in turn and turn.get("role") is None:
         turn = {**turn, "role": turn["from"], "content": turn.get("value")}
     if not isinstance(turn, dict) or "role" not in turn:
-        raise Unreadable(f"wrong type: turn {number} of `{key}` is no object with `role` and `content`")
+        raise Unreadable(f"wrong type: turn {number} of `{key}` is not an object with `role` and `content`")
     role = turn["role"]
     if isinstance(role, str) and role in _TOOL_ROLES:
         return _unsupported(f"turn {number} is of role {role!r}", drop)
@@ -221,7 +221,7 @@ def _message(turn: object, number: int, key: str, drop: bool) -> Message:
     if role not in ROLES:
         raise Unreadable(f"unknown role: {role!r:.40} in turn {number}; expected {', '.join(ROLES)}")
     if turn.get("weight") == 0:
-        raise Unreadable(f"unsupported content: turn {number} has weight 0; expected answers that all count")
+        raise Unreadable(f"unsupported content: turn {number} has weight 0; expected no turn with weight 0")
     extra = next((name for name in (*_TOOL_KEYS, *_THOUGHTS) if turn.get(name)), None)
     if extra and not drop:
         return _unsupported(f"turn {number} {'has' if extra in _THOUGHTS else 'makes'} {extra!r}", drop)
@@ -247,7 +247,7 @@ def _join_parts(parts: list[Any], number: int, drop: bool) -> str:
         ):
             texts.append(part["text"])
         elif not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            raise Unreadable(f"wrong type: a part of turn {number} is no object with `type` and `text`")
+            raise Unreadable(f"wrong type: a part of turn {number} is not an object with `type` and `text`")
         elif not drop:
             _unsupported(f"turn {number} holds a part of type {part['type']!r:.40}", drop)
     if parts and not texts:
@@ -258,7 +258,7 @@ def _join_parts(parts: list[Any], number: int, drop: bool) -> str:
 def _unsupported(what: str, drop: bool) -> Message:
     if drop:
         raise _EmptyTurn
-    raise Unreadable(f"unsupported content: {what}; expected text (--drop-unsupported leaves it out)")
+    raise Unreadable(f"unsupported content: {what}; expected text (--drop-unsupported removes it)")
 
 
 def _either_form(row: Row, key: str, role: str, drop: bool) -> list[Message]:
@@ -277,7 +277,7 @@ def _history(row: Row) -> Iterator[tuple[str, str]]:
     history = row.get("history") or []
     for pair in history if isinstance(history, list) else [None]:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise Unreadable("wrong type: `history` is no list of pairs of question and answer")
+            raise Unreadable("wrong type: `history` is not a list of pairs of question and answer")
         yield "user", pair[0]
         yield "assistant", pair[1]
 

@@ -87,8 +87,7 @@ def _in_memory(rows: Any, what: str) -> Iterator[Line]:
         for number, row in enumerate(rows, start=1):
             if isinstance(row, os.PathLike) or (isinstance(row, str) and is_word(row) and ending(Path(row))):
                 raise OptionError(
-                    f"row {number} of the {what} is the path {str(row)!r:.80}; expected dicts alone, or a list of "
-                    "paths alone"
+                    f"row {number} of the {what} is the path {str(row)!r:.80}; expected only dicts, or only paths"
                 )
             yield number, encoded(row)
         return
@@ -107,7 +106,7 @@ def _instead(given: object, what: str) -> str:
     """Return advice for an object that holds rows but is not a list of them: what to give instead."""
     if type(given).__name__.endswith("DatasetDict") and isinstance(given, Mapping) and given:
         return f", such as {what}[{likely(given)!r}]"
-    return ": one row in a list, columns as a DataFrame" if isinstance(given, Mapping) else ""
+    return ": put a single row in a list, or make columns a DataFrame" if isinstance(given, Mapping) else ""
 
 
 def _size(file: Path) -> int:

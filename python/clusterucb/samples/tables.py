@@ -100,7 +100,7 @@ def check_names(names: Sequence[str], place: object) -> None:
         InputError: two columns have the same name.
     """
     if twice := sorted(name for name, count in Counter(names).items() if name and count > 1):
-        raise InputError(f"{place} names columns twice: {', '.join(twice)}; expected different names")
+        raise InputError(f"{place} has duplicate columns: {', '.join(twice)}; expected different names")
 
 
 def _rows(batch: Any) -> list[dict[str, Any] | Unreadable]:
@@ -125,7 +125,7 @@ def encoded(row: object) -> bytes | Unreadable:
     try:
         return _ENCODER.encode(row)
     except UnicodeEncodeError:
-        return Unreadable("not UTF-8: the row holds bytes that are no text")
+        return Unreadable("not UTF-8: the row holds bytes that are not text")
     except Exception as error:  # objects in a row run their own code, which may raise any exception
         return _unwritable(error)
 

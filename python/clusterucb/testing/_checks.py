@@ -80,8 +80,8 @@ def require(holds: object, got: str, expected: str, remedy: str) -> None:
 
 def require_description(strategy: object, use: Callable[[], object]) -> None:
     """Require that a strategy's hyper-parameters can be recorded, and that ``use()`` does not change them."""
-    kept = "every parameter of the constructor kept as an attribute of that name, with plain values"
-    remedy = "Make the class a dataclass, and keep what it learns in other attributes"
+    kept = "every parameter of the constructor stored as an attribute of that name, with plain values"
+    remedy = "Make the class a dataclass, and store learnt values in other attributes"
     try:
         before = plugins.describe(strategy)
     except PluginError as error:
@@ -139,8 +139,8 @@ def require_no_global_randomness(answer: Callable[[], Sequence[ArrayLike]], inst
             )
     require(
         same_bits(*answers),
-        "two different answers to the same question",
-        "the same answer whatever the global seeds, the time or the process",
+        "different results from two equal calls",
+        "the same result for any global seed, time or process",
         f"Draw random numbers only from {instead}",
     )
 

@@ -1,6 +1,6 @@
 """Play the engine's part in the suite of policies: ask, tell, draw a pool to its end, search.
 
-All functions call the policy under the same global seed. A test that begins anew takes a copy of the policy that was
+All functions call the policy under the same global seed. A test that starts again takes a copy of the policy that was
 never started. So a policy that uses global randomness, or that does not forget, fails only the test of that property.
 """
 

@@ -348,5 +348,5 @@ class PolicySuite:
                 same_bits([resumed.drawn_rows], [whole.drawn_rows]),
                 f"draws {resumed.drawn_rows} after an interruption, but {whole.drawn_rows} without one",
                 "the same draws",
-                "Let answers depend only on `start`, the tells, `n`, `available` and `rng`",
+                "Make the answers depend only on `start`, the tells, `n`, `available` and `rng`",
             )

@@ -84,7 +84,7 @@ def compare(
         seeds: the number of searches for each strategy and budget.
         scores: the folder of a run that has scored the whole pool for this target, or for its subtasks among others.
             Without it and without a store, the comparison scores the pool itself.
-        overwrite: start anew in a folder that holds another run.
+        overwrite: delete the earlier run in the folder and start again.
         observer: receives the progress, as in `select`.
         **options: the options of `clusterucb.select` about rows, gradients, scores and draws, except ``budget``,
             ``until`` and ``prior``; see the documentation's list.
@@ -256,7 +256,7 @@ class _Comparing:
         Raises:
             ClusterUCBError: a strategy failed. The error keeps its class, and its message names the strategy.
         """
-        self._session.observer.step("Rehearsing the strategies")
+        self._session.observer.step("Trying the strategies on random scores")
         anything = np.random.default_rng(0).normal(size=(n_samples, len(self._session.material.target)))
         truth = Truth.of(anything, self._columns["source"], self._terms)
         for contender in self._contenders:
@@ -271,7 +271,7 @@ class _Comparing:
 
 def _checked(strategies: Sequence[Contender], seeds: int) -> Sequence[Contender]:
     if not isinstance(seeds, int) or seeds < 1:
-        raise OptionError(f"--seeds is {seeds!r}; expected a whole number from 1")
+        raise OptionError(f"--seeds is {seeds!r}; expected a whole number of at least 1")
     if not strategies:
         raise OptionError("there are no strategies to compare; expected one or more, such as random and ucb")
     for one in strategies:
@@ -307,14 +307,14 @@ class _Recorded:
         if other:
             raise RunError(
                 f"--scores {folder} is a run of another {', another '.join(other)}; "
-                "expected one of the same pool and model, and of the target's subtasks, perhaps among others"
+                "expected a run of the same pool and model, with all subtasks of the target"
             )
         n_samples, subtasks = len(material.samples), manifest.inputs.subtasks
         with Ledger(folder / filenames.LEDGER, subtasks=subtasks, tokens=material.encoded.lengths) as ledger:
             n_scored, scores = ledger.totals()[0], ledger.scores()
         if n_scored < n_samples:
             raise RunError(
-                f"--scores {folder} has scored {n_scored} of {n_samples} samples; expected all: run it again with "
+                f"--scores {folder} has scored {n_scored} of {n_samples} samples; expected all: repeat that run with "
                 "--budget 100%"
             )
         self.scores = scores[:, [subtasks.index(name) for name in material.target]]
@@ -327,7 +327,7 @@ def _manifest(folder: Path) -> Manifest:
         return read_manifest(folder)
     except (FileNotFoundError, RunError) as error:
         raise RunError(
-            f"--scores {folder} holds no run ({error}); expected the --out of an earlier one"
+            f"--scores {folder} holds no run ({error}); expected the --out of an earlier run"
         ) from error
 
 

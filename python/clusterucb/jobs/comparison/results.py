@@ -214,8 +214,8 @@ def show(comparison: Comparison, console: Console) -> None:
         table.add_row(Text(one["name"]), *cells, f"{last['cost']:.3f}", *times)
     console.print(table)
     console.print(
-        "Cost and time are those at the largest budget, with every pass counted: features, warm-up, target, draws. "
-        "Cost is in gradients of every pool sample; own is the strategy's time, without gradients."
+        "Cost and time are for the largest budget and count every pass: features, warm-up, target, draws. "
+        "Cost 1 is a gradient of every pool sample; own is the strategy's time, without gradients."
     )
     console.print(
         Text.assemble("Written to ", (str(comparison.out / filenames.COMPARISON_PAGE), "bold")),

@@ -26,7 +26,7 @@ _SPEC = re.compile(r"(?P<parts>[^\[\]]+)(\[(?P<options>[^\[\]]*)\])?")
 _KINDS = {"policy": "policy", "clusterer": "clusterer", "features": "feature"}
 _SEARCH: dict[str, tuple[str, Callable[[float], bool]]] = {
     "cold_start": ("a share between 0 and 1", lambda share: 0 <= share <= 1),
-    "batch_size": ("a whole number from 1", lambda size: size >= 1),
+    "batch_size": ("a whole number of at least 1", lambda size: size >= 1),
 }
 
 
@@ -65,7 +65,7 @@ def _names(spec: str, parts: str, installed: Strategies) -> dict[str, str]:
     """Return the names of policy, clusterer and features. The second of two parts names a clusterer or features."""
     policy, *rest = (part.strip() for part in parts.split("@"))
     if not all((policy, *rest)):
-        raise OptionError(f"strategy {spec!r} leaves a part empty; expected policy[@clusterer][@features]")
+        raise OptionError(f"strategy {spec!r} has an empty part; expected policy[@clusterer][@features]")
     if len(rest) > 2:
         raise OptionError(
             f"strategy {spec!r} has {len(rest) + 1} parts; expected policy[@clusterer][@features]"

@@ -73,8 +73,8 @@ def _kernels() -> str:
     except ClusterUCBError as error:
         return f"none: {error}"
     forced = os.environ.get("CLUSTERUCB_SIMD")
-    why = "CLUSTERUCB_SIMD asks for them" if forced else "the best that this CPU has"
-    return f"{name} ({why}); they reproduce the known results"
+    why = "set by CLUSTERUCB_SIMD" if forced else "the best for this CPU"
+    return f"{name} ({why}); the self-test passed"
 
 
 def _threads() -> str:
@@ -94,9 +94,9 @@ def _gpu() -> str:
     names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     if find_spec("clusterucb.kernels._cuda") is None:
         return (
-            f"{', '.join(names)}; without our CUDA kernels: torch scores, and sketches cannot be made there"
+            f"{', '.join(names)}; without clusterucb's CUDA kernels: torch computes the scores; no sketches"
         )
-    return f"{', '.join(names)}; with our CUDA kernels"
+    return f"{', '.join(names)}; with clusterucb's CUDA kernels"
 
 
 def _kept(folder: Path) -> int:

@@ -96,4 +96,4 @@ def _made_up(
     for length in lengths:
         labels = np.arange(length) >= length // 2
         found.append(Encoded(rng.integers(size, size=length), labels, labels))
-    return found, f"of random tokens, since no conversation can be encoded ({why})"
+    return found, f"of random tokens, because no conversation can be encoded ({why})"

@@ -63,8 +63,8 @@ if TYPE_CHECKING:
 
 GRADIENTS = "usable gradients"
 AGAIN = "the same pass again"
-BESIDE = "beside samples as long"
-PADDED = "beside longer samples"
+BESIDE = "with samples of equal length"
+PADDED = "with longer samples"
 AUTOGRAD = "against plain autograd"
 EAGER = "against eager attention"
 FLOAT32 = "against float32"
@@ -81,16 +81,16 @@ _SHARED = 4  # padded tokens of the smallest pass that two samples can share
 _LORA_B = 0.005  # approximate size of the entries of a matrix B after a warm-up
 _ROOM = 1.5  # memory for a float32 copy and its gradients, relative to the copy's weights
 _NOISE = (
-    "take out of the model what draws random numbers even in evaluation mode, or adds up in another order every time; "
-    "no option does"
+    "remove from the model what draws random numbers in evaluation mode, or adds up in a different order every time; "
+    "no option does this"
 )
 _OTHER_LOSS = (
-    "find out what the model does beside: its own loss is not the mean cross-entropy that scores are of, or its "
-    "attention mask does more than hide the padding; no option changes that"
+    "check the model's own loss and its attention mask: scores need the mean cross-entropy, and a mask that only hides "
+    "the padding; no option changes this"
 )
-_OTHER_LAYERS = "take layers that the loss depends on (--lora-targets, --parameters)"
-_FINITE_WEIGHTS = "look for weights of the model that are not finite"
-_ALONE = "--batch-tokens 1, which gives every sample a pass of its own"
+_OTHER_LAYERS = "choose layers that the loss depends on (--lora-targets, --parameters)"
+_FINITE_WEIGHTS = "check the model's weights for NaN and infinity"
+_ALONE = "--batch-tokens 1, which gives every sample its own pass"
 _IN_PYTHON = (
     "in Python, load the model with attn_implementation='eager' and give it to clusterucb.select(model=..., "
     "tokenizer=...)"
@@ -183,13 +183,13 @@ def probe(
             attention=str(base.config._attn_implementation),
             samples=said,
         )
-        observer.step(f"Probing it with {said}")
+        observer.step(f"Probing the model with {said}")
         with _at_checkpoint(settings, base) as checkpoint:
             probed.parameters = checkpoint.size
             probes = _Probes(checkpoint, chosen, base, probed, settings)
             probed.findings = list(probes)
         if probes.alone is not None and _lowered(probed):
-            observer.step("Comparing it with float32")
+            observer.step("Comparing the model with float32")
             probed.findings.append(probes.float32(source, settings))
     return probed
 
@@ -251,7 +251,7 @@ class _Probes:
         if self.alone is None:
             return
         again = self._guarded(AGAIN, self._again)
-        self._noise = again.remedy and f"that of {AGAIN!r}, whose noise is in this as well"
+        self._noise = again.remedy and f"that of {AGAIN!r}, because its noise affects this probe too"
         yield again
         yield self._guarded(BESIDE, self._beside)
         yield self._guarded(PADDED, self._padded)
@@ -276,7 +276,9 @@ class _Probes:
         return Finding(GRADIENTS, fine=False, said=said, remedy=remedy)
 
     def _again(self) -> Finding:
-        at = "" if self._probed.device == "cpu" else f"; on a GPU it may be the attention: {_IN_PYTHON}"
+        at = (
+            "" if self._probed.device == "cpu" else f"; on a GPU the cause may be the attention: {_IN_PYTHON}"
+        )
         return self._compared(AGAIN, self._measure(self._each), f"{_NOISE}{at}", promised=_SAME)
 
     def _beside(self) -> Finding:
@@ -294,7 +296,7 @@ class _Probes:
         found = self._compared(name, measured, " or ".join(filter(None, [self._exact, _ALONE])))
         if not (self._shared or found.fine):
             found.fine, found.remedy = True, ""
-            found.said = "every sample has a pass of its own"
+            found.said = "every sample has its own pass"
         return found
 
     def _autograd(self) -> Finding:
@@ -305,7 +307,7 @@ class _Probes:
     def _eager(self) -> Finding:
         used = self._probed.attention
         if used == "eager":
-            return Finding(EAGER, fine=True, said="it is in use")
+            return Finding(EAGER, fine=True, said="eager is in use")
         with _eager_attention(self._base) as switched:
             if not switched:
                 return Finding(EAGER, said=f"{type(self._base).__name__} cannot change from {used} to eager")
@@ -331,7 +333,7 @@ class _Probes:
         assert self.alone is not None
         change = self.alone.change(exact)
         found = _judged(FLOAT32, change, self._promised, self._noise or self._exact)
-        found.said = f"the smallest cosine of two gradients is {self.alone.cosine(exact):.4f}"
+        found.said = f"the smallest cosine with the float32 gradient is {self.alone.cosine(exact):.4f}"
         return found
 
     @property
@@ -349,12 +351,12 @@ class _Probes:
         try:
             return run()
         except (ModelError, InputError) as error:
-            rounding = f"{self._exact}, if it is rounding" if self._exact else ""
+            rounding = f"{self._exact}, if the cause is rounding" if self._exact else ""
             return Finding(name, fine=False, said=str(error), remedy=self._noise or rounding)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            return Finding(name, said="memory ran out")
+            return Finding(name, said="out of memory")
 
     def _compared(
         self, name: str, measured: Measured, remedy: str, said: str = "", promised: Change | None = None

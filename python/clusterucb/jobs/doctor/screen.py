@@ -57,9 +57,9 @@ def show_dry_run(found: DryRun, console: Console) -> None:
         console.print(
             Text.assemble(
                 "\nA sample as the model sees it: ",
-                ("the template's", _STYLES["template"]),
-                ", the content's, and ",
-                (f"{before}what is predicted{after}", _STYLES["label"]),
+                ("the template", _STYLES["template"]),
+                ", the content, and ",
+                (f"{before}the predicted tokens{after}", _STYLES["label"]),
                 "\n",
             )
         )
@@ -134,7 +134,7 @@ def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
             f"{counted(lengths.answers, 'is', 'are')} predicted{cut}",
         )
     if expected := found.expected:
-        of = f"a pool of {expected.samples:,}{'' if expected.whole else ', these first lines alone'}"
+        of = f"a pool of {expected.samples:,}{'' if expected.whole else ', only these first lines'}"
         needs = f"{in_bytes(expected.memory)} of memory and {in_bytes(expected.disk)} of disk"
         time = "under 1 s" if expected.seconds < 1 else f"about {rounded_duration(expected.seconds)}"
         yield "a selection takes", f"{time} for {counted(expected.gradients, 'gradient')} ({of}), {needs}"
@@ -143,7 +143,7 @@ def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
 def _file(facts: FileFacts) -> str:
     shapes = ", ".join(f"{count:,} of {shape}" for shape, count in facts.shapes.items()) or "none"
     total = "" if facts.total == facts.read else f" of about {facts.total:,}" if facts.total else " or more"
-    refused = f"; not used: {told(facts.rejected)}" if facts.rejected else ""
+    refused = f"; rejected: {told(facts.rejected)}" if facts.rejected else ""
     return f"{counted(facts.read, 'line')}{total}: {shapes}{refused}"
 
 

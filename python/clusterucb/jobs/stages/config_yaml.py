@@ -168,4 +168,4 @@ def _spelt(contender: Contender, installed: plugins.Strategies) -> str:
         with suppress(OptionError):
             if described(contenders.contender(spelling, installed)) == described(contender):
                 return spelling
-    raise _NamelessError(f"{contender.name} cannot be spelt on a command line")
+    raise _NamelessError(f"{contender.name} cannot be written on a command line")

@@ -73,7 +73,7 @@ class PoolFeatures:
             key = self._cache_key(feature)
             seconds = shards.take(key)
         if seconds is not None:
-            self._observer.step(f"Features taken from the cache: {home()}")
+            self._observer.step(f"Reading features from the cache: {home()}")
             self._run.add_seconds(phase, seconds if folder else 0.0)
         with self._run.phase(phase):
             computed = shards.fill(
@@ -193,7 +193,7 @@ class PoolFeatures:
         sketches: Callable[[], NDArray[np.float32]] | None = None,
     ) -> FeatureBatch:
         def none() -> NDArray[np.float32]:
-            raise OptionError("the target's gradients are no features of it")
+            raise OptionError("the target's gradients cannot be features")
 
         device = self._model.device
         return FeatureBatch(samples, encoded, lambda: self._model.base, sketches or none, fitted, device)

@@ -107,7 +107,7 @@ class Influence:
     def show_recall(self, recall: Recall) -> None:
         """Show the estimated recall beside the progress."""
         if self._spending:
-            self._spending.note = f"found {recall}"
+            self._spending.note = f"estimated recall {recall}"
 
     def _advance(self, n: int) -> None:
         if self._spending:

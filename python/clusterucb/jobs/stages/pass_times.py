@@ -261,7 +261,7 @@ def seconds_per_token(
     adapted: AdaptedModel, settings: Settings, material: Material, observer: Observer
 ) -> float:
     """Time a few passes, and return the seconds that scoring takes for each token of the pool."""
-    observer.step("Timing a few passes, for how many draws the budget will do")
+    observer.step("Timing a few passes, to estimate the number of draws in the budget")
     layout = _Layout(settings, material, adapted)
     return layout.per_token(_rate(adapted, [layout.typical, layout.large], len(material.target)))
 

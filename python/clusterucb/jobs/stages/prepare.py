@@ -103,8 +103,8 @@ def prepare(
     encoder = Encoder(tokenizer, max_length=settings.max_length)
     if tokenizer.chat_template is None:
         observer.step(
-            "The tokenizer has no chat template: samples are the prompt, its answer and EOS; conversations of several "
-            "turns are not used"
+            "The tokenizer has no chat template: a sample is a prompt, its answer and EOS; conversations of several "
+            "turns are rejected"
         )
     contents = {
         "pool": read.fingerprint,
@@ -127,7 +127,7 @@ def _opened(
         return model, model.device(settings.device), model.tokenizer()
     device = checkpoint.resolve_device(settings.device)
     if not Path(model).is_dir():
-        observer.step(f"There is no folder {model}, so it is looked for as a hub id")
+        observer.step(f"There is no folder {model}; looking for a hub id")
     source = checkpoint.ModelSource(str(model), settings.revision, settings.trust_remote_code)
     return source, device, source.tokenizer()
 
@@ -146,7 +146,7 @@ def _read(
     by_file = pool.rejected.by_file()
     for file, shapes in list(pool.shapes.items())[:_LISTED]:
         found = [f"{count:,} of {shape}" for shape, count in shapes.most_common()]
-        refused = [f"{by_file[file]:,} not used"] if by_file[file] else []
+        refused = [f"{by_file[file]:,} rejected"] if by_file[file] else []
         observer.step(f"  {file}: rows: {', '.join([*found, *refused]) or 'none'}")
     if len(pool.shapes) > _LISTED:
         observer.step(f"  and {len(pool.shapes) - _LISTED} more files")

@@ -85,7 +85,7 @@ class EarlierScores:
         except (OSError, msgspec.MsgspecError) as error:
             raise RunError(
                 f"--prior {folder} holds neither scores of a selection nor a gradient store ({error}); expected the "
-                "--out of an earlier one"
+                "--out of an earlier job"
             ) from error
         if not lines:
             raise RunError(f"--prior {folder} has scored nothing; expected a run with scores")
@@ -106,13 +106,13 @@ class EarlierScores:
         rows = [row for row, name in enumerate(ids) if name in self._scores]
         if not rows:
             raise OptionError(
-                f"--prior {self.folder} has scored {counted(len(self._scores), 'sample')}, and none of this pool; "
-                "expected a run with a pool that has samples in common with it, by id or content"
+                f"--prior {self.folder} has scored {counted(len(self._scores), 'sample')}, but none of this pool; "
+                "expected a run whose pool shares samples with this one, by id or content"
             )
         scores = np.array([self._scores[ids[row]] for row in rows], np.float64)
         subtasks = ", ".join(self.subtasks)
         description = (
-            f"{len(rows):,} of {counted(len(ids), 'sample')} have scores of {self.folder}, for {subtasks}"
+            f"{len(rows):,} of {counted(len(ids), 'sample')} have scores in {self.folder}, for {subtasks}"
         )
         return Known(description, partial(filled, np.array(rows, np.int64), scores))
 
@@ -146,8 +146,8 @@ class EarlierSketches:
         """
         if contents["pool"] != self._store.manifest.identity.contents["pool"]:
             raise OptionError(
-                f"--prior {self._store.folder} is a gradient store of another pool; expected one of this, or the "
-                "folder of a selection, whose scores are known by the samples' ids"
+                f"--prior {self._store.folder} is a gradient store of another pool; expected a store of this pool, or "
+                "the folder of a selection, which matches samples by id"
             )
         description = f"{counted(len(ids), 'sample')} have sketches in {self._store.folder}"
         return Known(description, lambda *_: self.components())
@@ -172,7 +172,7 @@ def earlier_runs(folders: Sequence[Path] | None, policy: Policy) -> list[Earlier
     """
     if folders and not policy.predicts:
         raise OptionError(
-            f"--prior is given, and {type(policy).__name__} does not predict scores; expected a policy that does, such "
+            f"--prior is given, but {type(policy).__name__} does not predict scores; expected a policy that does, such "
             "as Surrogate"
         )
     return [

@@ -59,12 +59,12 @@ def _configuration(training: Training, stage: str, dataset: str) -> str:
     from transformers.utils import is_torch_bf16_gpu_available
 
     notes = [
-        "Without `template: NAME`, the name of the model's family, LLaMA-Factory goes by the tokenizer's template."
+        "Without `template: NAME`, the name of the model's family, LLaMA-Factory uses the tokenizer's template."
     ]
     bf16, lora = bool(is_torch_bf16_gpu_available()), training.lora
     layers = ",".join(lora.targets) if isinstance(lora.targets, list) else "all"
     if not bf16:
-        notes.append("Written where no GPU has bf16; where one does, add `bf16: true`.")
+        notes.append("Written on a machine without a bf16 GPU; on one with such a GPU, add `bf16: true`.")
     notes += lora.notes("lora_target" if layers == "all" and lora.targets != ALL_LINEAR else "")
     return yaml_text(
         {

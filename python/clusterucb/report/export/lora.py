@@ -54,13 +54,11 @@ class Lora(NamedTuple):
         if cannot:
             kind = "PEFT's choice for the model" if self.targets is None else "a pattern"
             notes.append(
-                f"The adapter's layers are {kind}, which {cannot} cannot be: all linear layers instead."
+                f"The adapter's layers are {kind}, which {cannot} cannot express: it names all linear layers."
             )
         if self.left_out:
             keys = ", ".join(self.left_out)
-            notes.append(
-                f"Left out of the adapter's configuration: {keys}. Add what the training should have."
-            )
+            notes.append(f"Left out of the adapter's configuration: {keys}. Add what the training needs.")
         return notes
 
 

@@ -61,8 +61,8 @@ def export(
     ):
         if those:
             warnings.warn(
-                f"{what.format(','.join(those))}: in the path of a folder such as {run.absolute()}, these tools take "
-                "[, * and ? for a pattern. Expected a path without them: choose another --out",
+                f"{what.format(','.join(those))}: in a path such as {run.absolute()}, these tools read [, * and ? as a "
+                "pattern. Expected a path without them: choose another --out",
                 ClusterUCBWarning,
                 stacklevel=4,
             )
@@ -97,7 +97,7 @@ def _export(run: Path, name: str, samples: Sequence[Sample], model: str, setting
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
-        raise RunError(f"cannot make {folder}: {error.strerror}; move away what stands there") from error
+        raise RunError(f"cannot create {folder}: {error.strerror}; move or delete the file there") from error
     files = tool.files(training)
     for name, lines in ((CONVERSATIONS, rows), (TEXTS, texts)):
         write_lines(folder / name, lines) if lines else (folder / name).unlink(missing_ok=True)

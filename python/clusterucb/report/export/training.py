@@ -11,9 +11,7 @@ from typing import Any
 from clusterucb.report.export.lora import Lora
 from clusterucb.samples.shapes import Message
 
-WRITTEN_BY = (
-    "Written by clusterucb, which writes it again with every selection: copy it before you change it."
-)
+WRITTEN_BY = "Written by clusterucb. Every selection overwrites this file: copy it before you change it."
 
 Conversation = Sequence[Message]
 Row = dict[str, Any]

@@ -25,7 +25,7 @@ from clusterucb.report.export.training import (
 )
 
 _ANSWERS_ONLY = """assistant_only_loss needs a chat template with {% generation %}; TRL has one for the common families
-of models. For others add it to the template, or set False, which trains on the questions too."""
+of models. For others, add it to the template, or set False to train on the questions too."""
 
 
 def _prompt_completion(conversation: Conversation, single: bool) -> Row:
