@@ -42,7 +42,7 @@ from clusterucb.demo.model import demo_model
 from clusterucb.demo.pool import demo_pool
 from clusterucb.gradients.accumulate import Accumulator, Checkpoint
 from clusterucb.gradients.loss import sample_losses
-from clusterucb.gradients.passes import Batch, micro_batches
+from clusterucb.gradients.passes import PaddedBatch, micro_batches
 from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
@@ -144,7 +144,7 @@ class Job:
                 self.manifest,
                 torch.from_numpy(self.directions),
                 self.plain_batches,
-                [Batch.of(batch) for batch in self.batches],
+                [PaddedBatch.of(batch) for batch in self.batches],
             )
             return gradient_peers.contenders(work)
         return {
@@ -159,7 +159,7 @@ class Job:
         scores = []
         with self.accumulator:
             for batch in self.batches:
-                found = self.accumulator(Batch.of(batch))
+                found = self.accumulator(PaddedBatch.of(batch))
                 scores.append(ops.finish(found.norm2, found.products))
         return np.concatenate(scores)
 
@@ -172,7 +172,7 @@ class Job:
     def label_only_training(self) -> None:
         self.model.train()
         for batch in self.batches:
-            sample_losses(self.model, Batch.of(batch)).sum().backward()
+            sample_losses(self.model, PaddedBatch.of(batch)).sum().backward()
         self.model.zero_grad()
 
     def batch_1_loop(self) -> None:
@@ -201,7 +201,7 @@ class Job:
         directions = torch.from_numpy(self.directions).double()
         for batch in (self.batches[0], self.batches[-1]):
             with self.accumulator:
-                found = self.accumulator(Batch.of(batch))
+                found = self.accumulator(PaddedBatch.of(batch))
                 scores = ops.finish(found.norm2, found.products)
             self.model.eval()
             for row in {0, len(batch) - 1}:
@@ -236,7 +236,7 @@ class Job:
 
 def _plain(samples: Sequence[Encoded]) -> dict[str, torch.Tensor]:
     """Return a batch as keyword arguments of a `transformers` model."""
-    batch = Batch.of(samples)
+    batch = PaddedBatch.of(samples)
     mask = (torch.arange(batch.ids.shape[1]) < torch.tensor(batch.lengths)[:, None]).long()
     labels = torch.full_like(batch.ids, -100)
     labels.flatten()[batch.predicting + 1] = batch.predicted

@@ -17,7 +17,7 @@ from zipfile import ZipFile
 import msgspec
 
 from clusterucb.demo.pool import rows_of
-from clusterucb.demo.sources import ROOT, WHEEL, Source
+from clusterucb.demo.sources import ROOT, WHEEL, DemoSource
 from clusterucb.demo.wheels import fetch
 from clusterucb.progress import Screen
 
@@ -85,7 +85,7 @@ def main(folder: Path) -> None:
         for file in _files(archive):
             name = file.removesuffix(".jsonl").removesuffix("/samples")
             try:
-                rows = rows_of(archive, Source(name, file))
+                rows = rows_of(archive, DemoSource(name, file))
             except (KeyError, IndexError, TypeError, AttributeError, msgspec.DecodeError):
                 continue  # the file does not hold questions with one answer each
             held_out = N_TARGET if name.partition("/")[0] in SUBTASKS else 0

@@ -135,7 +135,7 @@ def check_speed(_: Path, rounds: int = 7) -> list[dict[str, Any]]:
     from peft import LoraConfig, get_peft_model
 
     from clusterucb.gradients.accumulate import Accumulator, Checkpoint
-    from clusterucb.gradients.passes import Batch, micro_batches
+    from clusterucb.gradients.passes import PaddedBatch, micro_batches
     from clusterucb.gradients.per_sample import PerSampleGradients
     from clusterucb.kernels.preconditioner import Preconditioner
     from clusterucb.model.parameters import ParameterManifest
@@ -158,7 +158,7 @@ def check_speed(_: Path, rounds: int = 7) -> list[dict[str, Any]]:
     rows = []
     for limit in (4096, 32768):
         batches = [
-            Batch.of([samples[at] for at in rows_], "cuda")
+            PaddedBatch.of([samples[at] for at in rows_], "cuda")
             for rows_ in micro_batches([len(one) for one in samples], limit, limit)
         ]
         for autocast in (False, True):

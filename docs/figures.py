@@ -151,18 +151,18 @@ def draw_search(plt: Any, _: dict[str, Any]) -> Any:
     ):
         _, scores, best = recorded("diverse")
         drawn: list[int] = []
-        said: list[Any] = []
+        watched: list[Any] = []
 
         def score(rows: np.ndarray, scores: np.ndarray = scores, drawn: list[int] = drawn) -> np.ndarray:
             drawn.extend(rows.tolist())
             return scores[rows]
 
-        def watch(estimate: Any, drawn: list[int] = drawn, said: list[Any] = said) -> None:
-            said.append((len(drawn), estimate))
+        def watch(estimate: Any, drawn: list[int] = drawn, watched: list[Any] = watched) -> None:
+            watched.append((len(drawn), estimate))
 
         searched("diverse", policy, score=score, watch=watch)
-        looks = [100 * count / len(scores) for count, _ in said]
-        estimates = [estimate for _, estimate in said]
+        looks = [100 * count / len(scores) for count, _ in watched]
+        estimates = [estimate for _, estimate in watched]
         true = np.cumsum(np.isin(drawn, best)) / len(best)
         share = np.arange(1, len(drawn) + 1) * 100 / len(scores)
         panel.fill_between(
@@ -211,12 +211,12 @@ def draw_loop(plt: Any, _: dict[str, Any]) -> Any:
         panel.annotate("", (x + half + gap, 1.1), (x + half, 1.1), arrowprops=arrow)
     back = {**arrow, "connectionstyle": "arc3,rad=-0.4"}
     panel.annotate("", (middles[3], 0.75), (middles[4], 0.75), arrowprops=back)
-    said = {"ha": "center", "va": "center"}
+    label = {"ha": "center", "va": "center"}
     panel.text(
-        (middles[3] + middles[4]) / 2, 0.16, "scores come back, until the budget is spent", color=INK, **said
+        (middles[3] + middles[4]) / 2, 0.16, "scores come back, until the budget is spent", color=INK, **label
     )
-    panel.text(middles[1], 1.68, "cheap: takes no gradient", color="#475569", **said)
-    panel.text(middles[4], 1.68, "what the budget counts", color=COLOURS["surrogate"], **said)
+    panel.text(middles[1], 1.68, "cheap: takes no gradient", color="#475569", **label)
+    panel.text(middles[4], 1.68, "what the budget counts", color=COLOURS["surrogate"], **label)
     panel.set_xlim(-half - 0.05, middles[-1] + half + 0.05)
     panel.set_ylim(0, 1.8)
     panel.axis("off")

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from clusterucb.demo import model, pool, sources
 from clusterucb.demo.run import recall
-from clusterucb.demo.sources import ROOT, SOURCES, Source
+from clusterucb.demo.sources import ROOT, SOURCES, DemoSource
 from clusterucb.demo.wheels import DemoError, Wheel, cache_folder, fetch
 from clusterucb.errors import RunError
 from clusterucb.progress import Silent
@@ -169,7 +169,11 @@ def small(monkeypatch):
     monkeypatch.setattr(pool, "N_TARGET", 4)
 
 
-A, B, C = Source("a", "a.jsonl", subtask="s"), Source("b", "b.jsonl", subtask="s"), Source("c", "c.jsonl")
+A, B, C = (
+    DemoSource("a", "a.jsonl", subtask="s"),
+    DemoSource("b", "b.jsonl", subtask="s"),
+    DemoSource("c", "c.jsonl"),
+)
 
 
 def questions(name: str, n: int = 9) -> list[dict]:

@@ -7,16 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.engine.gaussian import MAX_DIM, Inputs, Kernel, Posterior
+from clusterucb.engine.gaussian import MAX_DIM, Kernel, KernelInputs, Posterior
 
 
-def inputs_of(n_rows: int, seed: int, *, n_blocks: int = 2, others: bool = True) -> Inputs:
+def inputs_of(n_rows: int, seed: int, *, n_blocks: int = 2, others: bool = True) -> KernelInputs:
     rng = np.random.default_rng(seed)
     blocks = [rng.normal(size=(n_rows, 2 + block)).astype(np.float32) for block in range(n_blocks)]
     if not others:
-        return Inputs(blocks)
+        return KernelInputs(blocks)
     linear = rng.normal(size=(n_rows, 2)).astype(np.float32)
-    return Inputs(blocks, [rng.integers(0, 3, n_rows)], [linear])
+    return KernelInputs(blocks, [rng.integers(0, 3, n_rows)], [linear])
 
 
 def kernel_of(n_rows: int, seed: int, *, n_blocks: int = 2, others: bool = True) -> Kernel:
@@ -127,7 +127,7 @@ def test_sparse_posterior_learns_from_all_observations() -> None:
     rng = np.random.default_rng(6)
     block = rng.normal(size=(1500, 2)).astype(np.float32)
     truth = np.sin(block[:, :1].astype(np.float64))
-    kernel = Kernel(Inputs([block]))
+    kernel = Kernel(KernelInputs([block]))
     rows = np.arange(1200)
     values = truth[rows] + rng.normal(scale=0.5, size=(1200, 1))
     held_out = np.arange(1200, 1500)
@@ -141,7 +141,7 @@ def test_sparse_posterior_learns_from_all_observations() -> None:
 def test_what_is_left_out_is_not_known_however_alike_rows_are(step: int) -> None:
     rng = np.random.default_rng(8)
     block = np.repeat(rng.normal(size=(40, 2)), 10, axis=0) + rng.normal(scale=1e-3, size=(400, 2))
-    kernel = Kernel(Inputs([block.astype(np.float32)]))
+    kernel = Kernel(KernelInputs([block.astype(np.float32)]))
     rows, values = np.arange(400), rng.normal(size=(400, 1))
     points = rows[1::step]  # some of each group of rows that are alike
     left_out = Posterior.of(kernel, rows, values, points).left_out(rows, values)
@@ -157,7 +157,7 @@ def test_what_is_left_out_is_not_known_however_alike_rows_are(step: int) -> None
 def test_what_follows_a_law_without_noise_is_predicted(step: int) -> None:
     place = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
     values = (place.astype(np.float64) ** 2 @ [[1, 2], [-1, 1]]) / 3
-    kernel, rows = Kernel(Inputs([place])), np.arange(150)
+    kernel, rows = Kernel(KernelInputs([place])), np.arange(150)
     for _ in range(8):  # amplitudes become so large that the noise learnt is less than what float32 tells
         kernel.learn(rows, values[rows], 25)
     assert np.exp(kernel.parameters[-1]) < 1e-6 * kernel.amplitudes.sum()
@@ -178,7 +178,7 @@ def test_what_follows_a_law_without_noise_is_predicted(step: int) -> None:
 def test_learning_raises_the_evidence_and_finds_what_matters() -> None:
     rng = np.random.default_rng(7)
     told, silent = (rng.normal(size=(200, 3)).astype(np.float32) for _ in range(2))
-    kernel = Kernel(Inputs([told, silent]))
+    kernel = Kernel(KernelInputs([told, silent]))
     values = np.sin(2 * told[:, :1].astype(np.float64)) + rng.normal(scale=0.1, size=(200, 1))
     values = (values - values.mean()) / values.std()
     rows = np.arange(200)
@@ -195,7 +195,8 @@ def test_blocks_count_alike_whatever_their_units() -> None:
     block = rng.normal(size=(50, 3)).astype(np.float32)
     rows = np.arange(50)
     kernels = [
-        Kernel(Inputs([block * factor + shift, block]))(rows, rows) for factor, shift in ((1, 0), (500, 7))
+        Kernel(KernelInputs([block * factor + shift, block]))(rows, rows)
+        for factor, shift in ((1, 0), (500, 7))
     ]
     np.testing.assert_allclose(*kernels, rtol=1e-3, atol=1e-4)
 
@@ -205,7 +206,7 @@ def test_wide_blocks_keep_their_distances(n_rows: int) -> None:
     rng = np.random.default_rng(9)
     hidden = rng.normal(size=(n_rows, 5)) @ rng.normal(size=(5, 3 * MAX_DIM))
     wide = hidden.astype(np.float32)
-    inputs = Inputs([wide])
+    inputs = KernelInputs([wide])
     rows = np.arange(n_rows)
     assert inputs.blocks[0].shape == (n_rows, 5)
     found = next(inputs.distances(rows, rows))
@@ -215,7 +216,7 @@ def test_wide_blocks_keep_their_distances(n_rows: int) -> None:
 
 
 def test_blocks_that_say_nothing_are_left_out() -> None:
-    kernel = Kernel(Inputs([np.ones((4, 3), np.float32)]))
+    kernel = Kernel(KernelInputs([np.ones((4, 3), np.float32)]))
     rows = np.arange(4)
     kernel.learn(rows, np.ones((4, 1)), 3)
     mean, deviation = Posterior.of(kernel, rows, np.ones((4, 1)), rows).predict(rows)

@@ -13,7 +13,7 @@ from clusterucb.errors import ModelError
 from clusterucb.gradients import compiled
 from clusterucb.gradients import per_sample as gradients_module
 from clusterucb.gradients.loss import sample_losses
-from clusterucb.gradients.passes import Batch
+from clusterucb.gradients.passes import PaddedBatch
 from clusterucb.gradients.peak_memory import peak_bytes
 from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.model.parameters import ParameterManifest
@@ -35,7 +35,7 @@ def samples_of(seed, lengths):
 
 
 def batch_of(samples):
-    return Batch.of([Encoded(ids.numpy(), labels.numpy(), ~labels.numpy()) for ids, labels in samples])
+    return PaddedBatch.of([Encoded(ids.numpy(), labels.numpy(), ~labels.numpy()) for ids, labels in samples])
 
 
 def batch_of_one(model, manifest, ids, labels):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterucb.errors import ModelError, OptionError
-from clusterucb.gradients.passes import Batch, Passes, micro_batches
+from clusterucb.gradients.passes import PaddedBatch, Passes, micro_batches
 from clusterucb.run.manifest import Limit
 from clusterucb.samples.encoded import Encoded
 
@@ -71,7 +71,7 @@ def samples_of(lengths):
 
 
 def test_a_batch_is_padded_on_the_right_and_predicts_its_labels_alone():
-    batch = Batch.of(samples_of([3, 5]))
+    batch = PaddedBatch.of(samples_of([3, 5]))
     assert batch.ids.tolist() == [[1, 2, 3, 0, 0], [1, 2, 3, 4, 5]]
     assert batch.predicting.tolist() == [1, 6, 7, 8]  # the positions before the labels
     assert batch.predicted.tolist() == [3, 3, 4, 5]
@@ -83,7 +83,10 @@ def test_a_batch_is_padded_on_the_right_and_predicts_its_labels_alone():
 @given(st.lists(st.integers(3, 9), min_size=1, max_size=5), st.data())
 def test_a_sample_alone_is_a_batch_of_one(lengths, data):
     row = data.draw(st.integers(0, len(lengths) - 1))
-    alone, expected = Batch.of(samples_of(lengths)).alone(row), Batch.of(samples_of(lengths[row : row + 1]))
+    alone, expected = (
+        PaddedBatch.of(samples_of(lengths)).alone(row),
+        PaddedBatch.of(samples_of(lengths[row : row + 1])),
+    )
     for one, other in zip(alone, expected, strict=True):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 

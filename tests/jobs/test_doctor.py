@@ -40,7 +40,7 @@ def job(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(job) -> dry_run.DryRun:
     with pytest.warns(UserWarning, match="in both the pool and the target: 1"):
-        return dry_run.examine(
+        return dry_run.examine_files(
             [job / "pool.jsonl"], [job / "dev.jsonl"], job / "model", Settings(max_length=64), Silent()
         )
 
@@ -60,14 +60,18 @@ def test_lines_that_cannot_be_used_count_in_the_estimate_of_all(tmp_path: Path) 
     good, bad = rows(300), [{"bad": "a row of no known shape, and a long one " * 4} for _ in range(900)]
     mixed = [row for number, one in enumerate(good) for row in (one, *bad[3 * number : 3 * number + 3])]
     write_rows(tmp_path / "pool.jsonl", mixed)
-    (facts,) = dry_run.examine([tmp_path / "pool.jsonl"], None, None, Settings(), Silent()).files.values()
+    (facts,) = dry_run.examine_files(
+        [tmp_path / "pool.jsonl"], None, None, Settings(), Silent()
+    ).files.values()
     assert facts.rejected == {"no conversation": FIRST * 3 // 4}
     assert facts.total == pytest.approx(len(mixed), rel=0.05)
 
 
 def test_lines_that_only_the_content_shows_are_not_counted_by_size(tmp_path: Path) -> None:
     (tmp_path / "pool.jsonl").write_text(json.dumps(rows(300)))  # an array, whatever its name says
-    (facts,) = dry_run.examine([tmp_path / "pool.jsonl"], None, None, Settings(), Silent()).files.values()
+    (facts,) = dry_run.examine_files(
+        [tmp_path / "pool.jsonl"], None, None, Settings(), Silent()
+    ).files.values()
     assert (facts.read, facts.total) == (FIRST, None)
 
 
@@ -76,7 +80,9 @@ def test_a_pipe_is_read_but_once(tmp_path: Path) -> None:
     lines = b"".join(json.dumps(row).encode() + b"\n" for row in rows(FIRST))
     writer = threading.Thread(target=(tmp_path / "pool.jsonl").write_bytes, args=(lines,))
     writer.start()
-    (facts,) = dry_run.examine([tmp_path / "pool.jsonl"], None, None, Settings(), Silent()).files.values()
+    (facts,) = dry_run.examine_files(
+        [tmp_path / "pool.jsonl"], None, None, Settings(), Silent()
+    ).files.values()
     writer.join()
     assert (facts.read, facts.total) == (FIRST, None)
 
@@ -86,7 +92,7 @@ def test_a_model_that_is_nowhere_is_refused_before_the_hub_is_asked(job, model: 
     with pytest.raises(
         ModelError, match=f"there is no folder '{model}'; expected a model's folder, or a hub id"
     ):
-        dry_run.examine([job / "pool.jsonl"], None, model, Settings(), Silent())
+        dry_run.examine_files([job / "pool.jsonl"], None, model, Settings(), Silent())
 
 
 def test_lengths_and_what_is_cut_are_counted(found) -> None:
@@ -118,7 +124,7 @@ def test_what_a_selection_takes_is_measured(job, found) -> None:
 def test_without_a_model_only_the_rows_are_looked_at(job, tmp_path: Path) -> None:
     table = pa.Table.from_pylist([{"text": f"text {number}"} for number in range(300)])
     pq.write_table(table, tmp_path / "pool.parquet")
-    found = dry_run.examine([tmp_path / "pool.parquet"], None, None, Settings(), Silent())
+    found = dry_run.examine_files([tmp_path / "pool.parquet"], None, None, Settings(), Silent())
     (facts,) = found.files.values()
     assert (facts.read, facts.total, facts.shapes) == (FIRST, 300, {"text": FIRST})
     assert found.expected is None
@@ -129,7 +135,7 @@ def test_the_installation_is_described(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("CLUSTERUCB_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "file").write_bytes(b"x" * 1000)
-    found = installation.examine()
+    found = installation.examine_machine()
     assert found.versions["python"].startswith("3.")
     assert all(found.versions.values())
     assert "the self-test passed" in found.kernels
@@ -154,7 +160,7 @@ def test_a_cache_that_is_being_emptied_is_measured(monkeypatch: pytest.MonkeyPat
             yield inside, folders, names
 
     monkeypatch.setattr(os, "walk", others_at_work)
-    assert installation.examine().cached == 1000
+    assert installation.examine_machine().cached == 1000
 
 
 def test_kernels_that_cannot_be_used_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +171,10 @@ def test_kernels_that_cannot_be_used_are_said(monkeypatch: pytest.MonkeyPatch) -
         raise ClusterUCBError("the compiled extension cannot be loaded (no such file)")
 
     monkeypatch.setattr(ops, "simd", broken)
-    assert installation.examine().kernels == "none: the compiled extension cannot be loaded (no such file)"
+    assert (
+        installation.examine_machine().kernels
+        == "none: the compiled extension cannot be loaded (no such file)"
+    )
 
 
 def test_the_screen_colours_what_is_predicted(found) -> None:

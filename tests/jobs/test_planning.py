@@ -16,7 +16,7 @@ from clusterucb.gradients import compiled
 from clusterucb.gradients import memory_needs as fitting
 from clusterucb.gradients.accumulate import Checkpoint
 from clusterucb.gradients.memory_needs import Needs, check_memory
-from clusterucb.gradients.passes import Batch
+from clusterucb.gradients.passes import PaddedBatch
 from clusterucb.gradients.peak_memory import peak_bytes
 from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.jobs.stages import pass_times as estimate
@@ -205,7 +205,7 @@ def test_memory_of_a_pass_is_worked_out_from_smaller_ones(attention, checkpointi
     checkpoint = Checkpoint(PerSampleGradients(model, manifest, checkpointing=checkpointing), manifest.size)
     samples = encoded(1, [200, 190, 150, 120])
     expected = fitting.pass_bytes(checkpoint, samples, "cpu")
-    batch = Batch.of(samples)
+    batch = PaddedBatch.of(samples)
     with checkpoint.gradients as gradients:
         gradients.backward(batch, lambda *_: None)
         true = peak_bytes(lambda: gradients.backward(batch, lambda *_: None))

@@ -123,7 +123,7 @@ def test_a_sound_model_keeps_every_promise(build, options):
     assert (found[AGAIN].score, found[AGAIN].gradient) == (0, 0)
     assert found[PADDED].score <= 1e-6
     assert 0 < found[EAGER].gradient < 1e-4
-    assert found[EAGER].said == "sdpa is in use"
+    assert found[EAGER].note == "sdpa is in use"
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_a_sound_model_keeps_every_promise(build, options):
 def test_what_breaks_a_promise_is_named_with_its_remedy(build, name, said, remedy, options):
     found = findings(build(), **options)[name]
     assert found.fine is False
-    assert said in found.said
+    assert said in found.note
     assert (remedy in found.remedy) if remedy else not found.remedy
     if found.score is not None:
         assert found.score > found.promised.score or found.gradient > found.promised.gradient
@@ -170,7 +170,7 @@ def test_what_passes_change_is_fine_where_no_samples_share_one(batch_tokens, fin
     found = findings(seeing_the_batch(1e-2), batch_tokens=batch_tokens)
     for name in (BESIDE, PADDED):
         assert found[name].fine is fine
-        assert (found[name].said == "every sample has its own pass") is fine
+        assert (found[name].note == "every sample has its own pass") is fine
         assert bool(found[name].remedy) is not fine
 
 
@@ -189,11 +189,11 @@ def test_gradients_that_are_not_finite_are_counted_and_left_out(dtype, remedy):
     broken = sample_of(40, tokens=[VOCABULARY - 1] * 40)
     good = [sample_of(length, tokens=np.arange(length) % 50) for length in (10, 20, 30)]
     found = findings(broken_weights(dtype), [*good, broken])
-    assert found[GRADIENTS].said == "the gradient is not finite, for 1 of 4 samples"
+    assert found[GRADIENTS].note == "the gradient is not finite, for 1 of 4 samples"
     assert remedy in found[GRADIENTS].remedy
     assert all(found[name].fine for name in ALL[1:])
     (only,) = findings(broken_weights(dtype), [broken]).values()
-    assert only.said == "the gradient is not finite, for 4 of 4 samples"
+    assert only.note == "the gradient is not finite, for 4 of 4 samples"
 
 
 def test_gradients_of_zero_are_named_with_their_remedy():
@@ -202,7 +202,7 @@ def test_gradients_of_zero_are_named_with_their_remedy():
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
     (only,) = findings(model).values()
-    assert only.said == "the gradient is zero, for 4 of 4 samples"
+    assert only.note == "the gradient is zero, for 4 of 4 samples"
     assert "--lora-targets, --parameters" in only.remedy
 
 
@@ -224,7 +224,7 @@ def test_a_lower_dtype_is_compared_with_float32(monkeypatch, dtype, options, rem
     exact = found[FLOAT32]
     assert 1e-6 < exact.score < exact.promised.score
     assert 1e-4 < exact.gradient < exact.promised.gradient
-    cosine = float(exact.said.removeprefix("the smallest cosine with the float32 gradient is "))
+    cosine = float(exact.note.removeprefix("the smallest cosine with the float32 gradient is "))
     assert cosine == pytest.approx(1 - exact.gradient**2 / 2, abs=0.01)
     monkeypatch.setattr(probes, "_PROMISED", dict.fromkeys(probes._PROMISED, measuring.Change(1e-6, 1e-4)))
     strict = findings(model, **options)
@@ -259,7 +259,7 @@ def test_a_copy_that_does_not_fit_is_not_made(monkeypatch):
     monkeypatch.setattr(probes, "available", lambda device: 10**5)
     found = findings(tiny_llama().bfloat16())[FLOAT32]
     assert found.fine is None
-    assert found.said == "a float32 copy takes 0.1 MB of memory, 0.1 MB are free"
+    assert found.note == "a float32 copy takes 0.1 MB of memory, 0.1 MB are free"
 
 
 def test_memory_that_runs_out_leaves_the_other_probes(monkeypatch):
@@ -268,16 +268,16 @@ def test_memory_that_runs_out_leaves_the_other_probes(monkeypatch):
 
     monkeypatch.setattr(measuring.Autograd, "backward", backward)
     found = findings(tiny_llama())
-    assert (found[AUTOGRAD].fine, found[AUTOGRAD].said) == (None, "out of memory")
+    assert (found[AUTOGRAD].fine, found[AUTOGRAD].note) == (None, "out of memory")
     assert found[EAGER].fine
 
 
 def test_eager_attention_is_no_change_where_it_is_in_use_and_none_where_it_cannot_be():
-    assert findings(tiny_llama(attn_implementation="eager"))[EAGER].said == "eager is in use"
+    assert findings(tiny_llama(attn_implementation="eager"))[EAGER].note == "eager is in use"
     model = tiny_llama()
     model.set_attn_implementation = lambda _: None
     found = findings(model)[EAGER]
-    assert (found.fine, found.said) == (None, "LlamaForCausalLM cannot change from sdpa to eager")
+    assert (found.fine, found.note) == (None, "LlamaForCausalLM cannot change from sdpa to eager")
 
 
 @pytest.mark.parametrize("build", [tiny_llama, noisy, running_a_layer_twice, lambda: tiny_llama().bfloat16()])

@@ -69,7 +69,7 @@ Gradients = Annotated[GradientSettings, Parameter(group=_GRADIENTS), SETTINGS]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class JobArguments:
     """The options that every job takes besides its settings.
 
     Attributes:
@@ -103,11 +103,11 @@ class Job:
 
 
 Outputs = Annotated[OutputSettings, Parameter(group=OUTPUT), SETTINGS]
-Jobs = Annotated[Job, Parameter(name="*", group=OUTPUT, negative=(), show_default=False)]
+Jobs = Annotated[JobArguments, Parameter(name="*", group=OUTPUT, negative=(), show_default=False)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Strategies:
+class StrategyArguments:
     """The strategies of a selection, by name.
 
     Attributes:
@@ -153,7 +153,7 @@ class Strategies:
         }
 
 
-Chosen = Annotated[Strategies, Parameter(name="*")]
+Chosen = Annotated[StrategyArguments, Parameter(name="*")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,7 @@ class Replays:
     """The strategies, budgets and seeds that a comparison replays.
 
     Attributes:
-        strategies: Strategies to compare, comma-separated: policy[@clusterer][@features][key=value,...] each.
+        strategies: StrategyArguments to compare, comma-separated: policy[@clusterer][@features][key=value,...] each.
         budgets: Budgets to compare at, comma-separated: percentages of the pool, or numbers of draws.
         seeds: Number of searches for each strategy and budget.
         scores: Run folder with scores of the whole pool for this target's subtasks (and perhaps others). The comparison

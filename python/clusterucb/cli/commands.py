@@ -20,14 +20,14 @@ from clusterucb.cli.arguments import (
     SETTINGS,
     Chosen,
     Gradients,
-    Job,
+    JobArguments,
     Jobs,
     Model,
     Outputs,
     Pool,
     Replays,
     Search,
-    Strategies,
+    StrategyArguments,
     Target,
 )
 from clusterucb.cli.plugins import Flag, plugins, print_json
@@ -85,11 +85,11 @@ def select(
     target: Target,
     model: Model,
     out: Path,
-    strategies: Chosen = Strategies(),
+    strategies: Chosen = StrategyArguments(),
     search: Search = SearchSettings(),
     gradients: Gradients = GradientSettings(),
     outputs: Outputs = OutputSettings(),
-    job: Jobs = Job(),
+    job: Jobs = JobArguments(),
 ) -> None:
     """Select the pool samples whose gradients agree most with the target's, within a gradient budget.
 
@@ -124,11 +124,11 @@ def plan(
     target: Target,
     model: Model,
     out: Path | None = None,
-    strategies: Chosen = Strategies(),
+    strategies: Chosen = StrategyArguments(),
     search: Search = SearchSettings(),
     gradients: Gradients = GradientSettings(),
     outputs: Outputs = OutputSettings(),
-    job: Jobs = Job(),
+    job: Jobs = JobArguments(),
 ) -> None:
     """Estimate the time, memory, disk space and gradients of a selection before it runs. Takes the options of select.
 
@@ -167,7 +167,7 @@ def sketch(
     model: Model,
     out: Path,
     gradients: Gradients = GradientSettings(),
-    job: Jobs = Job(),
+    job: Jobs = JobArguments(),
 ) -> None:
     """Sketch the gradient of every pool sample once, for `select --store` with any number of targets.
 
@@ -201,7 +201,7 @@ def compare(
     replays: Annotated[Replays, Parameter(name="*")] = Replays(),
     search: Annotated[DrawSettings, Parameter(group=OPTIONS), SETTINGS] = DrawSettings(),
     gradients: Gradients = GradientSettings(),
-    job: Jobs = Job(),
+    job: Jobs = JobArguments(),
 ) -> None:
     """Compare strategies: score the whole pool once, then replay each strategy on the recorded scores.
 
@@ -259,8 +259,8 @@ def doctor(
     """
     from msgspec import to_builtins
 
-    from clusterucb.jobs.doctor.dry_run import examine as examine_files
-    from clusterucb.jobs.doctor.installation import examine as examine_machine
+    from clusterucb.jobs.doctor.dry_run import examine_files
+    from clusterucb.jobs.doctor.installation import examine_machine
     from clusterucb.jobs.doctor.screen import show_dry_run, show_machine, show_probed
     from clusterucb.options.search import Settings
     from clusterucb.progress import Screen, Silent

@@ -49,8 +49,8 @@ def run(arguments: Sequence[str]) -> int:
             app(list(arguments), exit_on_error=False, print_error=False)
             sys.stdout.flush()
         except (ClusterUCBError, CycloptsError) as error:
-            said = _said(error, arguments) if isinstance(error, CycloptsError) else str(error)
-            _complain(messages, config.placed(said, arguments), debug)
+            text = _usage_message(error, arguments) if isinstance(error, CycloptsError) else str(error)
+            _complain(messages, config.placed(text, arguments), debug)
             return 2
         except KeyboardInterrupt:
             again = [one for one in arguments if one != "--overwrite"]  # would remove the results so far
@@ -80,31 +80,31 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _said(error: CycloptsError, arguments: Sequence[str]) -> str:
+def _usage_message(error: CycloptsError, arguments: Sequence[str]) -> str:
     """Return a message that says what is wrong with a command's arguments, and what to do."""
-    said, command = str(error), " ".join(error.command_chain or ())
+    text, command = str(error), " ".join(error.command_chain or ())
     if isinstance(error, MissingArgumentError):
         there = error.keyword is not None
-        said = said.replace(" requires an argument", " has no value" if there else " is missing")
+        text = text.replace(" requires an argument", " has no value" if there else " is missing")
         if there:
-            said = f"{said.rstrip('.')}; expected one after it."
-        elif not said.endswith("?") and (file := config.value_of("--config", arguments)) is not None:
-            said = f"{said.rstrip('.')}; expected it on the command line or in {file}."
-        if "POOL" in said and "--target" in arguments:
-            said += " Put it first: --target takes every file after it."
+            text = f"{text.rstrip('.')}; expected one after it."
+        elif not text.endswith("?") and (file := config.value_of("--config", arguments)) is not None:
+            text = f"{text.rstrip('.')}; expected it on the command line or in {file}."
+        if "POOL" in text and "--target" in arguments:
+            text += " Put it first: --target takes every file after it."
     elif isinstance(error, UnusedCliTokensError):
         unused = shlex.join(error.unused_tokens or ())
         hint = "name the pool with --pool" if command == "doctor" else f"see clusterucb {command} --help"
-        said = f"{command} does not take {unused}; {hint}"
+        text = f"{command} does not take {unused}; {hint}"
     elif (
         isinstance(error, UnknownOptionError)
-        and said.startswith("Unknown option: --pool")
+        and text.startswith("Unknown option: --pool")
         and command in JOBS
     ):
-        said = f"Unknown option: --pool. Put the pool first, without an option: clusterucb {command} POOL ..."
+        text = f"Unknown option: --pool. Put the pool first, without an option: clusterucb {command} POOL ..."
     elif isinstance(error, CoercionError) and error.token and error.target_type in (bool, float):
-        said = f"Invalid value for {error.token.keyword}: {error.token.value!r} is not {in_words(error.target_type)}"
-    return said
+        text = f"Invalid value for {error.token.keyword}: {error.token.value!r} is not {in_words(error.target_type)}"
+    return text
 
 
 def _discard(*streams: TextIO) -> None:

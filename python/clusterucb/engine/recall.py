@@ -56,7 +56,7 @@ _Z = 1.645  # the normal quantile of an interval with this confidence
 VARIANCE = 0.1  # the learnt constant in the variance of the estimate by regression, in log odds
 _NEIGHBOURS = 20  # the fewest draws whose residuals are used for a row
 _AROUND = 0.1  # in deviations of the residuals: all draws with predictions this near count as neighbours
-_SURPRISES = 2048  # the most draws whose residuals are used
+_RESIDUALS = 2048  # the most draws whose residuals are used
 _PARTS = 256  # parts of the undrawn rows, in order of prediction; the rows of a part have the same neighbours
 
 Floats = NDArray[np.float64]
@@ -228,7 +228,7 @@ class _Missed:
     """
 
     def __init__(self, values: Floats, left_out: Floats, predicted: Floats) -> None:
-        order = np.argsort(left_out, kind="stable")[:: -(-len(left_out) // _SURPRISES)]
+        order = np.argsort(left_out, kind="stable")[:: -(-len(left_out) // _RESIDUALS)]
         expected, self._surprises = left_out[order], (values - left_out)[order]
         self._predicted = np.sort(predicted)
         bounds = np.linspace(0, len(predicted), min(_PARTS, len(predicted)) + 1).astype(np.int64)

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.engine.gaussian import Inputs, Kernel, Posterior
+from clusterucb.engine.gaussian import Kernel, KernelInputs, Posterior
 from clusterucb.engine.poolview import PoolView
 
 _FIRST = 32  # observations before the kernel is first learnt
@@ -28,7 +28,7 @@ _STEPS = 25
 _POINTS = (96, 1024)  # the fewest and the most inducing points
 _POINTS_TIMES_ROWS = 50_000_000
 
-_INPUTS: WeakKeyDictionary[PoolView, Inputs] = WeakKeyDictionary()
+_INPUTS: WeakKeyDictionary[PoolView, KernelInputs] = WeakKeyDictionary()
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -94,11 +94,11 @@ class Regression:
         return np.concatenate([best[:n_best], spread])
 
 
-def _inputs(pool: PoolView) -> Inputs:
+def _inputs(pool: PoolView) -> KernelInputs:
     """Return a pool's rows in the form that a kernel needs; all regressions on a pool share them."""
     if pool not in _INPUTS:
         features, prior = ([named[name] for name in sorted(named)] for named in (pool.features, pool.prior))
-        _INPUTS[pool] = Inputs(features, _categories(pool), prior)
+        _INPUTS[pool] = KernelInputs(features, _categories(pool), prior)
     return _INPUTS[pool]
 
 

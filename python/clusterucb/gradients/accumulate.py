@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clusterucb.gradients.passes import Batch, Passes
+from clusterucb.gradients.passes import PaddedBatch, Passes
 from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
@@ -112,7 +112,7 @@ class Accumulator:
         """Restore the model."""
         self.checkpoint.gradients.__exit__(kind, error, trace)
 
-    def __call__(self, batch: Batch) -> Accumulated:
+    def __call__(self, batch: PaddedBatch) -> Accumulated:
         """Run one backward pass over B samples, and return their numbers."""
         count = len(batch.lengths)
         largest, norm2 = self._zeros(torch.float32, count), self._zeros(torch.float64, count)

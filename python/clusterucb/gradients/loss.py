@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from clusterucb.errors import ModelError
-from clusterucb.gradients.passes import Batch
+from clusterucb.gradients.passes import PaddedBatch
 from clusterucb.model.parameters import vocabulary_head
 
 
-def sample_losses(model: nn.Module, batch: Batch, autocast: torch.dtype | None = None) -> Tensor:
+def sample_losses(model: nn.Module, batch: PaddedBatch, autocast: torch.dtype | None = None) -> Tensor:
     """Return the loss of each of B samples, f32[B], differentiable.
 
     Args:
@@ -32,7 +32,7 @@ def sample_losses(model: nn.Module, batch: Batch, autocast: torch.dtype | None =
     return torch.zeros_like(batch.counts).index_add(0, batch.sample, losses) / batch.counts
 
 
-def _label_logits(model: nn.Module, batch: Batch) -> Tensor:
+def _label_logits(model: nn.Module, batch: PaddedBatch) -> Tensor:
     """Return the logits that predict the labels, f32[n, vocabulary]."""
     if (head := vocabulary_head(model)) is None:
         raise ModelError(f"{type(model).__name__} has no output embeddings; expected a causal language model")

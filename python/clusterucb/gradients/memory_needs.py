@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import OptionError
 from clusterucb.gradients.accumulate import Checkpoint
-from clusterucb.gradients.passes import Batch, single_pass
+from clusterucb.gradients.passes import PaddedBatch, single_pass
 from clusterucb.gradients.peak_memory import peak_bytes
 from clusterucb.gradients.scorer import HELD
 from clusterucb.machine import free_disk, memory
@@ -160,7 +160,7 @@ def pass_bytes(checkpoint: Checkpoint, largest: Sequence[Encoded], device: str) 
     peaks: list[int] = []
     with checkpoint.gradients as gradients:
 
-        def measure(batch: Batch) -> None:
+        def measure(batch: PaddedBatch) -> None:
             if not sizes:
                 gradients.backward(
                     batch, lambda *_: None

@@ -36,7 +36,7 @@ _PAD = 0  # any token will do
 Result = TypeVar("Result")
 
 
-class Batch(NamedTuple):
+class PaddedBatch(NamedTuple):
     """B padded samples of at most T tokens; n of the tokens are labels.
 
     Attributes:
@@ -182,7 +182,7 @@ class Passes:
         call: str,
         part: int,
         samples: Sequence[Encoded],
-        compute: Callable[[Batch], Result],
+        compute: Callable[[PaddedBatch], Result],
         *,
         most: int | None = None,
     ) -> Iterator[tuple[NDArray[np.int64], Result]]:
@@ -238,11 +238,11 @@ class Passes:
         return deque(left[batch] for batch in batches)
 
     def _attempt(
-        self, compute: Callable[[Batch], Result], samples: Sequence[Encoded]
+        self, compute: Callable[[PaddedBatch], Result], samples: Sequence[Encoded]
     ) -> tuple[Result] | None:
         """Return the result of a pass, or None if memory runs out."""
         try:
-            return (compute(Batch.of(samples, self._device)),)
+            return (compute(PaddedBatch.of(samples, self._device)),)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -263,7 +263,7 @@ def _half(count: int, longest: int) -> int:
     return count * longest // 2
 
 
-def single_pass(samples: Sequence[Encoded], device: str, compute: Callable[[Batch], Result]) -> Result:
+def single_pass(samples: Sequence[Encoded], device: str, compute: Callable[[PaddedBatch], Result]) -> Result:
     """Return the result of one pass over all the samples, which is never repeated smaller.
 
     Args:
@@ -275,7 +275,7 @@ def single_pass(samples: Sequence[Encoded], device: str, compute: Callable[[Batc
         ModelError: memory is too small for the pass.
     """
     with memory_for(_too_small(max(map(len, samples)))):
-        return compute(Batch.of(samples, device))
+        return compute(PaddedBatch.of(samples, device))
 
 
 @contextmanager

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from clusterucb.errors import ModelError
 from clusterucb.gradients.compiled import CompiledParts
 from clusterucb.gradients.loss import sample_losses
-from clusterucb.gradients.passes import Batch
+from clusterucb.gradients.passes import PaddedBatch
 from clusterucb.gradients.recompute import recomputed_layers
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
@@ -140,7 +140,7 @@ class PerSampleGradients:
     def _differentiated(self) -> set[nn.Module]:
         return {self.model.get_submodule(parameter.module) for parameter in self.manifest}
 
-    def backward(self, batch: Batch, sink: Sink) -> Tensor:
+    def backward(self, batch: PaddedBatch, sink: Sink) -> Tensor:
         """Compute the gradient of each sample's loss, and pass it to ``sink`` piece by piece.
 
         Args:
@@ -173,7 +173,7 @@ class PerSampleGradients:
             self._compare(batch.alone(row), together, padded)
         return losses
 
-    def _pass(self, batch: Batch, sink: Sink) -> Tensor:
+    def _pass(self, batch: PaddedBatch, sink: Sink) -> Tensor:
         with self._hooks_feeding(sink, batch):
             losses = sample_losses(self.model, batch, self._autocast)
             losses.sum().backward()
@@ -186,7 +186,7 @@ class PerSampleGradients:
         return losses.detach()
 
     @contextmanager
-    def _hooks_feeding(self, sink: Sink, batch: Batch) -> Iterator[None]:
+    def _hooks_feeding(self, sink: Sink, batch: PaddedBatch) -> Iterator[None]:
         """Let the hooks pass the gradients of a batch to ``sink`` while the block runs."""
         rows, columns = batch.ids.shape
         self._sink, self._ran, self._shape = sink, set(), (rows, columns)
@@ -196,7 +196,7 @@ class PerSampleGradients:
         finally:
             self._sink = None
 
-    def _checked_pass(self, batch: Batch, sink: Sink) -> Tensor:
+    def _checked_pass(self, batch: PaddedBatch, sink: Sink) -> Tensor:
         """Run a pass, and check that the per-sample gradients add up to the gradient that autograd computes."""
         totals = {
             parameter.offset: torch.zeros(parameter.size, device=batch.ids.device)
@@ -237,7 +237,7 @@ class PerSampleGradients:
         self._expected = self._ran
         return losses.detach()
 
-    def _compare(self, batch: Batch, together: _Probe, padded: bool) -> None:
+    def _compare(self, batch: PaddedBatch, together: _Probe, padded: bool) -> None:
         """Check that a sample's gradient is the same alone as together with others.
 
         Args:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from clusterucb.engine.draws import RowScores
 from clusterucb.errors import InputError
 from clusterucb.gradients.accumulate import Accumulator, Checkpoint, fault, over, unit_sketches
-from clusterucb.gradients.passes import Batch, Passes
+from clusterucb.gradients.passes import PaddedBatch, Passes
 from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
@@ -79,7 +79,7 @@ def compute_directions(
 _Pieces = list[tuple[int, torch.Tensor]]
 
 
-def _pieces(gradients: PerSampleGradients, batch: Batch) -> _Pieces:
+def _pieces(gradients: PerSampleGradients, batch: PaddedBatch) -> _Pieces:
     pieces: _Pieces = []
     gradients.backward(batch, lambda *piece: pieces.append(piece))
     return pieces

@@ -26,7 +26,7 @@ from clusterucb.atomic import whole_folder
 from clusterucb.errors import ModelError
 from clusterucb.gradients import memory_needs as fitting
 from clusterucb.gradients.accumulate import Accumulator, Checkpoint
-from clusterucb.gradients.passes import CPU_TOKENS, Batch, Passes, micro_batches, single_pass
+from clusterucb.gradients.passes import CPU_TOKENS, PaddedBatch, Passes, micro_batches, single_pass
 from clusterucb.gradients.peak_memory import peak_bytes
 from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.gradients.warmup import warm_up
@@ -281,7 +281,7 @@ def _try(checkpoint: Checkpoint, encoded: EncodedSamples, limit: int, device: st
     rows = [order[0], *order[longer[:1] if len(longer) else slice(1, 2)]]
     shared = micro_batches(encoded.lengths[rows], limit)[0]
 
-    def attempt(batch: Batch) -> int:
+    def attempt(batch: PaddedBatch) -> int:
         gradients.backward(batch, lambda *_: None)
         return peak_bytes(lambda: gradients.backward(batch, lambda *_: None)) // batch.ids.numel()
 

@@ -20,7 +20,7 @@ from peft import PeftModel
 from clusterucb.atomic import whole_folder
 from clusterucb.errors import ModelError
 from clusterucb.gradients.loss import sample_losses
-from clusterucb.gradients.passes import Batch, memory_for
+from clusterucb.gradients.passes import PaddedBatch, memory_for
 from clusterucb.gradients.recompute import recomputed_layers
 from clusterucb.model.moments import decay_groups
 from clusterucb.samples.encoded import Encoded
@@ -61,7 +61,7 @@ def warm_up(
     }
     with recomputed_layers(model, trained) if checkpointing else nullcontext():
         for number, samples in enumerate(batches, start=1):
-            loss = _step(model, Batch.of(samples, device), autocast)
+            loss = _step(model, PaddedBatch.of(samples, device), autocast)
             optimizer.step()
             optimizer.zero_grad()
             if not math.isfinite(loss):
@@ -79,7 +79,7 @@ def warm_up(
         (partial / "optimizer.pt").write_bytes(content.getbuffer())
 
 
-def _step(model: PeftModel, batch: Batch, autocast: torch.dtype | None) -> float:
+def _step(model: PeftModel, batch: PaddedBatch, autocast: torch.dtype | None) -> float:
     """Compute the gradients of a step, and return its loss.
 
     Raises:

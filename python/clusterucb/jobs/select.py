@@ -35,7 +35,7 @@ from clusterucb.jobs.stages.cost import selection_cost
 from clusterucb.jobs.stages.opening import Job, Session, open_job
 from clusterucb.jobs.stages.prepare import Model, Rows, check_paths
 from clusterucb.jobs.stages.prior import Known, earlier_runs
-from clusterucb.jobs.stages.strategies import Strategies, chosen
+from clusterucb.jobs.stages.strategies import ChosenStrategies, chosen
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.amounts import Seconds
 from clusterucb.options.keywords import settings_from, spelt_out
@@ -124,7 +124,7 @@ class _Selecting:
 
     session: Session[SelectSettings]
     given: SelectSettings
-    strategies: Strategies
+    strategies: ChosenStrategies
     known: Sequence[Known]
     interrupted: KeyboardInterrupt | None = None
 
@@ -241,7 +241,7 @@ def _check_output(given: SelectSettings, out: object) -> None:
         raise OptionError(f"{name} is given without out; expected out, the folder for the files")
 
 
-def _identity(job: Job[SelectSettings], strategies: Strategies, prior: list[str]) -> Identity:
+def _identity(job: Job[SelectSettings], strategies: ChosenStrategies, prior: list[str]) -> Identity:
     """Check the budget and the subtask weights, then return everything that determines the selection's numbers."""
     job.settings.counts(job.material.encoded.lengths)
     job.material.weights(job.settings.subtask_weights)

@@ -152,16 +152,16 @@ def value_of(option: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
-def placed(said: str, arguments: Sequence[str]) -> str:
+def placed(message: str, arguments: Sequence[str]) -> str:
     """Return an error message about an option. If the option comes from the file of ``--config``, name the file."""
-    option, path = re.match(r"--[a-z-]+", said), value_of("--config", arguments)
+    option, path = re.match(r"--[a-z-]+", message), value_of("--config", arguments)
     if option is None or path is None or value_of(option[0], arguments) is not None:
-        return said
+        return message
     with suppress(OptionError):
         key = option[0].removeprefix("--").replace("-", "_")
         if any(spelt.replace("-", "_") == key for spelt in read(Path(path))):
-            return f"{path}: {key}{said.removeprefix(option[0])}"
-    return said
+            return f"{path}: {key}{message.removeprefix(option[0])}"
+    return message
 
 
 def _refuse(

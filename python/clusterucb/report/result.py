@@ -20,7 +20,7 @@ from clusterucb.errors import InputError
 from clusterucb.report.annotate import annotated
 from clusterucb.report.export import Exported
 from clusterucb.run.cost import Cost
-from clusterucb.run.manifest import Manifest, Outcome
+from clusterucb.run.manifest import Manifest, RunOutcome
 from clusterucb.samples.pool import Sample
 from clusterucb.wording import counted, one_line
 
@@ -63,7 +63,7 @@ class Result:
     exports: Sequence[Exported] = ()
 
     @property
-    def outcome(self) -> Outcome:
+    def outcome(self) -> RunOutcome:
         """The numbers that sum up the result, from the manifest."""
         assert self.manifest.outcome is not None
         return self.manifest.outcome

@@ -16,7 +16,7 @@ from clusterucb import filenames
 from clusterucb.report.annotate import FIELD
 from clusterucb.report.result import EXAMPLES, TABLE, Result
 from clusterucb.run.cost import Cost
-from clusterucb.samples.sample import told
+from clusterucb.samples.sample import kinds_in_words
 from clusterucb.samples.shapes import TEXT
 from clusterucb.wording import counted, duration, in_bytes, one_line, printable
 
@@ -113,7 +113,9 @@ def _show_rejected(rejected: Mapping[str, int], folder: Path, console: Console) 
     if rejected:
         lines = counted(sum(rejected.values()), "line was", "lines were")
         which = folder / filenames.REJECTED
-        console.print(Text(f"{lines} rejected: {told(rejected)}; listed in {which}"), soft_wrap=True)
+        console.print(
+            Text(f"{lines} rejected: {kinds_in_words(rejected)}; listed in {which}"), soft_wrap=True
+        )
 
 
 def _sources(result: Result) -> RenderableType:

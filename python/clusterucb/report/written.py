@@ -24,7 +24,7 @@ from clusterucb.report.result import TABLE, Result
 from clusterucb.report.scores_table import write_scores
 from clusterucb.run.cost import Cost
 from clusterucb.run.folder import Run
-from clusterucb.run.manifest import Inputs, Outcome
+from clusterucb.run.manifest import Inputs, RunOutcome
 from clusterucb.samples.rejected import write_rejected
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _outcome(
     n_failed: int,
     settings: SelectSettings,
     planned: tuple[int, int],
-) -> Outcome:
+) -> RunOutcome:
     """Return the numbers that sum up a selection.
 
     Args:
@@ -104,7 +104,7 @@ def _outcome(
     """
     good = ~np.isnan(selection.drawn_scores)
     answers = np.array([material.encoded[row].n_labels for row in selection.drawn_rows], np.float64)
-    return Outcome(
+    return RunOutcome(
         n_selected=len(samples),
         n_scored=selection.n_scored,
         n_failed=n_failed,

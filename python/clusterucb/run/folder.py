@@ -28,7 +28,7 @@ from clusterucb import filenames
 from clusterucb.atomic import write_whole
 from clusterucb.errors import RunError, warn
 from clusterucb.run.cost import Cost, PhaseCost
-from clusterucb.run.manifest import Asked, Identity, Inputs, Manifest, Outcome, read_manifest
+from clusterucb.run.manifest import Asked, Identity, Inputs, Manifest, RunOutcome, read_manifest
 from clusterucb.versions import recorded_versions
 
 # The file that marks a folder without manifest.json in which a run is being created or removed.
@@ -125,7 +125,7 @@ class Run:
         """Add time to a phase's cost."""
         self.manifest.cost.phases.setdefault(phase, PhaseCost()).seconds += seconds
 
-    def finish(self, inputs: Inputs, *, cost: Cost | None = None, outcome: Outcome | None = None) -> None:
+    def finish(self, inputs: Inputs, *, cost: Cost | None = None, outcome: RunOutcome | None = None) -> None:
         """Record what the job read, cost and found, and mark the run as finished."""
         manifest = self.manifest
         manifest.inputs, manifest.outcome = inputs, outcome

@@ -3,7 +3,7 @@
 Decisions:
     - The manifest has a part for each stage, and one stage writes it: the run folder writes `Identity` and `Asked`, the
       reading stage `Inputs`, the search `SearchState`, the passes of the model `PassLimits`, and the end of the job
-      `Cost` and `Outcome`.
+      `Cost` and `RunOutcome`.
     - `read_manifest` also reads format 1 (version 0.1), where all fields lay side by side.
     - A gradient store's fingerprint is computed from the names of format 1, so that runs that used an older store can
       resume.
@@ -207,7 +207,7 @@ class PassLimits(msgspec.Struct):
     limits: list[Limit] = []
 
 
-class Outcome(msgspec.Struct):
+class RunOutcome(msgspec.Struct):
     """The result of a run.
 
     Attributes:
@@ -271,7 +271,7 @@ class Manifest(msgspec.Struct):
     search: SearchState = msgspec.field(default_factory=SearchState)
     passes: PassLimits = msgspec.field(default_factory=PassLimits)
     cost: Cost = msgspec.field(default_factory=Cost)
-    outcome: Outcome | None = None
+    outcome: RunOutcome | None = None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -326,7 +326,7 @@ def _from_format_1(flat: dict[str, Any]) -> dict[str, Any]:
             "spent": bool(budget) and spent in (budget, f"{budget} until {until}"),
         },
         "passes": part(PassLimits),
-        "outcome": outcome and {**part(Outcome), **outcome},
+        "outcome": outcome and {**part(RunOutcome), **outcome},
     }
 
 

@@ -23,9 +23,9 @@ from clusterucb.progress import Advance, Observer, Silent
 from clusterucb.samples.canonical import canonical_order
 from clusterucb.samples.lines import Lines, Origin, Samples
 from clusterucb.samples.rejected import RejectedLines
-from clusterucb.samples.sample import Rejected, Sample, beginning, by_kind, told
+from clusterucb.samples.sample import Rejected, Sample, beginning, counts_by_kind, kinds_in_words
 from clusterucb.samples.shapes import ROLES, Layout, Message, Unreadable
-from clusterucb.samples.sources import Source, sources_of
+from clusterucb.samples.sources import RowSource, sources_of
 from clusterucb.samples.tables import Line
 from clusterucb.wording import counted
 
@@ -139,7 +139,7 @@ def _why_unusable(lines: Lines, rejected: RejectedLines, layout: Layout) -> str:
     """Return why no line can be used, and what to do about it."""
     if not rejected:
         return "no lines; expected at least one"
-    first, kinds = rejected[0], by_kind(rejected)
+    first, kinds = rejected[0], counts_by_kind(rejected)
     if "no conversation" not in kinds:
         advice = ""
     elif lines.unseen:
@@ -148,7 +148,7 @@ def _why_unusable(lines: Lines, rejected: RejectedLines, layout: Layout) -> str:
         advice = f". --format {layout.shape} accepts only rows of that shape; leave it out"
     else:
         advice = ". If the columns have other names, give them: --columns prompt=question,completion=answer"
-    read = f"{counted(len(rejected), 'line')} ({told(kinds)})"
+    read = f"{counted(len(rejected), 'line')} ({kinds_in_words(kinds)})"
     return f"no usable sample in {read}; the first is {first.file}:{first.line}: {first.reason}{advice}"
 
 
@@ -173,7 +173,7 @@ def _keep(numbered: Iterable[Line], place: str, lines: Lines, shapes: Counter[st
 
 
 @contextmanager
-def _progress(source: Source, limit: int | None, observer: Observer) -> Iterator[Advance]:
+def _progress(source: RowSource, limit: int | None, observer: Observer) -> Iterator[Advance]:
     """Show progress while a large file is read. Yields a function, to be called with each number of bytes read."""
     if source.size < _SLOW or limit is not None:
         yield lambda _: None

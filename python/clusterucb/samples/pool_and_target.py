@@ -23,7 +23,7 @@ from clusterucb.samples.encode import Encoder
 from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.pool import Pool, Rejected, Sample, Samples, not_usable, overlap
 from clusterucb.samples.rejected import RejectedLines
-from clusterucb.samples.sample import by_kind, told
+from clusterucb.samples.sample import counts_by_kind, kinds_in_words
 from clusterucb.samples.tokens import EncodedSamples, TokenFile
 from clusterucb.wording import did_you_mean
 
@@ -191,8 +191,9 @@ def _encode(
             advance(len(samples))
     if first and not kept.any():
         raise InputError(
-            f"no sample of the {what} can be encoded ({told(by_kind(rejected))}; first: {first.file}:{first.line}: "
-            f"{first.reason}); expected answers with at least one token, and a chat template that fits them"
+            f"no sample of the {what} can be encoded ({kinds_in_words(counts_by_kind(rejected))}; first: "
+            f"{first.file}:{first.line}: {first.reason}); expected answers with at least one token, and a chat "
+            "template that fits them"
         )
     pool_tokens = tokens.close()
     if (n_full := int((pool_tokens.lengths >= encoder.max_length).sum())) > _MANY_FULL * len(pool_tokens):

@@ -91,7 +91,7 @@ class Rejected(NamedTuple):
         return cls(sample.file, sample.line, reason, beginning(sample.raw))
 
 
-def by_kind(rejected: Iterable[Rejected]) -> dict[str, int]:
+def counts_by_kind(rejected: Iterable[Rejected]) -> dict[str, int]:
     """Return the number of rejected lines for each kind of reason, the most frequent first."""
     return by_frequency(Counter(line.kind for line in rejected))
 
@@ -101,9 +101,9 @@ def by_frequency(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def told(by_kind: Mapping[str, int]) -> str:
+def kinds_in_words(counts_by_kind: Mapping[str, int]) -> str:
     """Return counts by kind as ``3 not JSON, 2 duplicate``."""
-    return ", ".join(f"{count:,} {kind}" for kind, count in by_kind.items())
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts_by_kind.items())
 
 
 def beginning(line: bytes) -> str:

@@ -27,7 +27,7 @@ _EXPECTED_OBJECTS = "expected paths, a list of dicts, a Dataset or a DataFrame"
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """A file, a folder or an object that rows are read from.
 
     Attributes:
@@ -44,12 +44,12 @@ class Source:
     lines: Callable[[Advance], Iterator[Line]]
 
 
-class Sources(tuple[Source, ...]):
+class RowSources(tuple[RowSource, ...]):
     """The sources of a pool or target, with patterns and folders expanded into files."""
 
 
-def sources_of(given: Any, what: str) -> Sources:
-    """Return the sources of a pool or target. `Sources` are returned unchanged.
+def sources_of(given: Any, what: str) -> RowSources:
+    """Return the sources of a pool or target. `RowSources` are returned unchanged.
 
     Args:
         given: a path or glob pattern of files or folders, or a list of these; or rows in memory: a list of dicts, a
@@ -60,7 +60,7 @@ def sources_of(given: Any, what: str) -> Sources:
         InputError: a file does not exist, a folder holds no data, or the list is empty.
         OptionError: ``given`` is not an object that holds rows.
     """
-    if isinstance(given, Sources):
+    if isinstance(given, RowSources):
         return given
     if isinstance(given, str | os.PathLike):
         given = [given]
@@ -70,14 +70,14 @@ def sources_of(given: Any, what: str) -> Sources:
             raise OptionError(
                 f"{what} is of type {type(given).__name__}; {_EXPECTED_OBJECTS}{_instead(given, what)}"
             )
-        return Sources([Source(f"<{what}>", what, 0, lambda _: _in_memory(given, what))])
+        return RowSources([RowSource(f"<{what}>", what, 0, lambda _: _in_memory(given, what))])
     if not all(map(str, given)):
         raise InputError(f"a {what} file has an empty name; {EXPECTED}")
     if not given:
         raise InputError(f"the {what} is empty; {_EXPECTED_OBJECTS}")
     files = [file for path in given for file in files_of(path)]
-    return Sources(
-        Source(str(file), name, _size(file), partial(lines_of, file))
+    return RowSources(
+        RowSource(str(file), name, _size(file), partial(lines_of, file))
         for file, name in zip(files, short_names(files), strict=True)
     )
 

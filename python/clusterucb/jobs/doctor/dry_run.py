@@ -28,7 +28,7 @@ from clusterucb.options.search import Settings
 from clusterucb.progress import Observer
 from clusterucb.run.gradient_store import GradientStore
 from clusterucb.samples.pool import Pool, overlap, read_pool, read_target
-from clusterucb.samples.sample import Rejected, by_kind
+from clusterucb.samples.sample import Rejected, counts_by_kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,7 +114,7 @@ class DryRun(msgspec.Struct):
     expected: Expected | None = None
 
 
-def examine(
+def examine_files(
     pool: Rows, target: Rows | None, model: Model | None, settings: Settings, observer: Observer
 ) -> DryRun:
     """Run a job on the first rows of its files, as far as the model and the target allow.
@@ -165,7 +165,7 @@ def _files(pool: Pool) -> dict[str, FileFacts]:
             read := accepted[file] + len(rejected[file]),
             read if read < FIRST else _total(Path(file)),
             dict(pool.shapes[file].most_common()),
-            by_kind(rejected[file]),
+            counts_by_kind(rejected[file]),
         )
         for file in pool.files
     }

@@ -45,7 +45,7 @@ class Machine(msgspec.Struct):
     plugins: dict[str, str]
 
 
-def examine() -> Machine:
+def examine_machine() -> Machine:
     """Find out what this installation can do."""
     installed = plugins.load()
     found = {f"{one.provider} {one.version}": "" for one in installed.table.values()}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clusterucb.gradients.accumulate import Accumulator, Checkpoint
-from clusterucb.gradients.passes import Batch, Passes
+from clusterucb.gradients.passes import PaddedBatch, Passes
 from clusterucb.gradients.per_sample import PerSampleGradients, Sink
 from clusterucb.gradients.scorer import compute_directions
 from clusterucb.kernels import ops
@@ -75,7 +75,7 @@ def measure(
     watched = _Watched(checkpoint.gradients)
     seen = replace(checkpoint, gradients=cast(PerSampleGradients, watched))
     with Accumulator(seen, device=device, directions=directions) as accumulator:
-        passes = [accumulator(Batch.of(group, device)) for group in groups]
+        passes = [accumulator(PaddedBatch.of(group, device)) for group in groups]
     scores = [
         np.zeros(len(one.norm2)) if directions is None else ops.finish(one.norm2, one.products)[:, 0]
         for one in passes
@@ -100,7 +100,7 @@ class _Watched:
     ) -> None:
         self._gradients.__exit__(kind, error, trace)
 
-    def backward(self, batch: Batch, sink: Sink) -> Tensor:
+    def backward(self, batch: PaddedBatch, sink: Sink) -> Tensor:
         """Call `PerSampleGradients.backward`, and sketch every gradient on its way to ``sink``."""
         norm2 = np.zeros(len(batch.lengths))
         sketched = np.zeros((len(batch.lengths), _SKETCH.dimension), np.float32)
@@ -126,7 +126,7 @@ class Autograd(PerSampleGradients):
             gradients.model, gradients.manifest, adapter=gradients._adapter, autocast=gradients._autocast
         )
 
-    def backward(self, batch: Batch, sink: Sink) -> Tensor:
+    def backward(self, batch: PaddedBatch, sink: Sink) -> Tensor:
         """Compute the gradient of a batch of one sample."""
         labels = torch.full_like(batch.ids, _IGNORED)
         labels.view(-1)[batch.predicting + 1] = batch.predicted

@@ -39,7 +39,7 @@ _TEXT = (
 )
 
 
-def samples_of(
+def probing_samples(
     samples: Sequence[Encoded] | None,
     source: ModelSource | LoadedModel,
     settings: GradientSettings,

@@ -49,7 +49,7 @@ from clusterucb.gradients.passes import out_of_memory
 from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.gradients.session import at_checkpoint, fresh_lora, load_checkpoints
 from clusterucb.jobs.doctor.measuring import Autograd, Change, Measured, direction_of, measure
-from clusterucb.jobs.doctor.probe_samples import samples_of
+from clusterucb.jobs.doctor.probe_samples import probing_samples
 from clusterucb.jobs.stages.prepare import Model, check_model
 from clusterucb.model.loaded import LoadedModel, keep
 from clusterucb.model.source import ModelSource, check_limits, resolve_device
@@ -107,7 +107,7 @@ class Finding(msgspec.Struct):
             finite.
         promised: the largest changes that are fine; None if nothing is compared.
         fine: whether the probe found no fault; None if it did not measure anything.
-        said: a remark: why the model was refused, why nothing was measured, or a detail.
+        note: a remark: why the model was refused, why nothing was measured, or a detail.
         remedy: what removes the fault; "" if there is none.
     """
 
@@ -116,7 +116,7 @@ class Finding(msgspec.Struct):
     gradient: float | None = None
     promised: Change | None = None
     fine: bool | None = None
-    said: str = ""
+    note: str = ""
     remedy: str = ""
 
 
@@ -172,7 +172,7 @@ def probe(
             device = resolve_device(settings.device)
         observer.step(f"Loading {source.name} on {device}")
         base = source.model(settings.dtype, device)
-        chosen, said = samples_of(samples, source, settings, base)
+        chosen, note = probing_samples(samples, source, settings, base)
         largest = max(int(sample.tokens.max()) for sample in chosen)
         check_limits(base, longest=max(map(len, chosen)), largest_token=largest)
         probed = Probed(
@@ -181,9 +181,9 @@ def probe(
             dtype=str(base.dtype).removeprefix("torch."),
             autocast=settings.autocast,
             attention=str(base.config._attn_implementation),
-            samples=said,
+            samples=note,
         )
-        observer.step(f"Probing the model with {said}")
+        observer.step(f"Probing the model with {note}")
         with _at_checkpoint(settings, base) as checkpoint:
             probed.parameters = checkpoint.size
             probes = _Probes(checkpoint, chosen, base, probed, settings)
@@ -272,8 +272,8 @@ class _Probes:
         if not bad:
             return Finding(GRADIENTS, fine=True)
         remedy = _OTHER_LAYERS if bad[0] == fault_of(0.0) else self._exact or _FINITE_WEIGHTS
-        said = f"{bad[0]}, for {len(bad)} of {counted(len(alone.faults), 'sample')}"
-        return Finding(GRADIENTS, fine=False, said=said, remedy=remedy)
+        note = f"{bad[0]}, for {len(bad)} of {counted(len(alone.faults), 'sample')}"
+        return Finding(GRADIENTS, fine=False, note=note, remedy=remedy)
 
     def _again(self) -> Finding:
         at = (
@@ -296,7 +296,7 @@ class _Probes:
         found = self._compared(name, measured, " or ".join(filter(None, [self._exact, _ALONE])))
         if not (self._shared or found.fine):
             found.fine, found.remedy = True, ""
-            found.said = "every sample has its own pass"
+            found.note = "every sample has its own pass"
         return found
 
     def _autograd(self) -> Finding:
@@ -307,12 +307,12 @@ class _Probes:
     def _eager(self) -> Finding:
         used = self._probed.attention
         if used == "eager":
-            return Finding(EAGER, fine=True, said="eager is in use")
+            return Finding(EAGER, fine=True, note="eager is in use")
         with _eager_attention(self._base) as switched:
             if not switched:
-                return Finding(EAGER, said=f"{type(self._base).__name__} cannot change from {used} to eager")
+                return Finding(EAGER, note=f"{type(self._base).__name__} cannot change from {used} to eager")
             measured = self._measure(self._each)
-        return self._compared(EAGER, measured, self._exact or _IN_PYTHON, said=f"{used} is in use")
+        return self._compared(EAGER, measured, self._exact or _IN_PYTHON, note=f"{used} is in use")
 
     def float32(self, source: ModelSource | LoadedModel, settings: GradientSettings) -> Finding:
         """Compare scores with those computed entirely in float32, including the target's direction."""
@@ -323,8 +323,8 @@ class _Probes:
         if base.dtype != torch.float32:
             needed = int(_ROOM * 4 * sum(weight.numel() for weight in base.parameters()))
             if needed > (free := available(device)):
-                said = f"a float32 copy takes {in_bytes(needed)} of memory, {in_bytes(free)} are free"
-                return Finding(FLOAT32, said=said)
+                note = f"a float32 copy takes {in_bytes(needed)} of memory, {in_bytes(free)} are free"
+                return Finding(FLOAT32, note=note)
             given = isinstance(source, LoadedModel)
             base = copy.deepcopy(base).float() if given else source.model("float32", device)
         with _at_checkpoint(replace(settings, autocast=None), base) as checkpoint:
@@ -333,7 +333,7 @@ class _Probes:
         assert self.alone is not None
         change = self.alone.change(exact)
         found = _judged(FLOAT32, change, self._promised, self._noise or self._exact)
-        found.said = f"the smallest cosine with the float32 gradient is {self.alone.cosine(exact):.4f}"
+        found.note = f"the smallest cosine with the float32 gradient is {self.alone.cosine(exact):.4f}"
         return found
 
     @property
@@ -352,14 +352,14 @@ class _Probes:
             return run()
         except (ModelError, InputError) as error:
             rounding = f"{self._exact}, if the cause is rounding" if self._exact else ""
-            return Finding(name, fine=False, said=str(error), remedy=self._noise or rounding)
+            return Finding(name, fine=False, note=str(error), remedy=self._noise or rounding)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            return Finding(name, said="out of memory")
+            return Finding(name, note="out of memory")
 
     def _compared(
-        self, name: str, measured: Measured, remedy: str, said: str = "", promised: Change | None = None
+        self, name: str, measured: Measured, remedy: str, note: str = "", promised: Change | None = None
     ) -> Finding:
         """Judge how far measurements deviate from those of each sample alone.
 
@@ -367,14 +367,14 @@ class _Probes:
         """
         assert self.alone is not None
         change = measured.change(self.alone)
-        return _judged(name, change, promised or self._promised, self._noise or remedy, said)
+        return _judged(name, change, promised or self._promised, self._noise or remedy, note)
 
 
-def _judged(name: str, change: Change, promised: Change, remedy: str, said: str = "") -> Finding:
+def _judged(name: str, change: Change, promised: Change, remedy: str, note: str = "") -> Finding:
     fine = change.score <= promised.score and change.gradient <= promised.gradient
     if not all(map(math.isfinite, change)):
-        return Finding(name, promised=promised, fine=False, said="the gradient is not finite", remedy=remedy)
-    return Finding(name, *change, promised, fine, said, "" if fine else remedy)
+        return Finding(name, promised=promised, fine=False, note="the gradient is not finite", remedy=remedy)
+    return Finding(name, *change, promised, fine, note, "" if fine else remedy)
 
 
 def _lowered(probed: Probed) -> list[str]:

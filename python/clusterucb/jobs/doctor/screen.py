@@ -15,7 +15,7 @@ from rich.text import Text
 
 from clusterucb.jobs.doctor.dry_run import DryRun, FileFacts
 from clusterucb.jobs.doctor.installation import Machine
-from clusterucb.samples.sample import told
+from clusterucb.samples.sample import kinds_in_words
 from clusterucb.wording import counted, in_bytes, printable, rounded_duration
 
 if TYPE_CHECKING:
@@ -105,10 +105,10 @@ def _change(change: float | None) -> str:
 def _verdict(finding: Finding) -> str:
     """Return a finding in words: whether the result is fine and, if not, what to do."""
     if finding.fine is None:
-        return f"not measured: {finding.said}"
+        return f"not measured: {finding.note}"
     if finding.fine:
-        return f"fine; {finding.said}" if finding.said else "fine"
-    parts = [finding.said] if finding.said else []
+        return f"fine; {finding.note}" if finding.note else "fine"
+    parts = [finding.note] if finding.note else []
     if finding.score is not None and finding.promised is not None:
         most = f"at most {_change(finding.promised.score)} and {_change(finding.promised.gradient)}"
         parts.append(f"expected {most if any(finding.promised) else 'the same bits'}")
@@ -143,7 +143,7 @@ def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
 def _file(facts: FileFacts) -> str:
     shapes = ", ".join(f"{count:,} of {shape}" for shape, count in facts.shapes.items()) or "none"
     total = "" if facts.total == facts.read else f" of about {facts.total:,}" if facts.total else " or more"
-    refused = f"; rejected: {told(facts.rejected)}" if facts.rejected else ""
+    refused = f"; rejected: {kinds_in_words(facts.rejected)}" if facts.rejected else ""
     return f"{counted(facts.read, 'line')}{total}: {shapes}{refused}"
 
 

@@ -35,7 +35,7 @@ from clusterucb.gradients.session import AdaptedModel, largest_pass, load_base
 from clusterucb.jobs.stages.cost import selection_cost
 from clusterucb.jobs.stages.features import PoolFeatures
 from clusterucb.jobs.stages.opening import Job, Session
-from clusterucb.jobs.stages.strategies import Strategies
+from clusterucb.jobs.stages.strategies import ChosenStrategies
 from clusterucb.machine import free_disk
 from clusterucb.options.amounts import Seconds
 from clusterucb.options.search import Settings
@@ -59,7 +59,7 @@ _KEPT = 0.15  # share of a pass's memory that the C library keeps after it was f
 _FLOAT = 4
 
 
-def estimate(job: Job[Settings], strategies: Strategies, *, began: float, out: Path) -> Plan:
+def estimate(job: Job[Settings], strategies: ChosenStrategies, *, began: float, out: Path) -> Plan:
     """Return the plan of a selection: its time, memory, disk space and gradients.
 
     Args:

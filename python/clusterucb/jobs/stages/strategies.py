@@ -18,7 +18,7 @@ from clusterucb.policies.surrogate import Surrogate
 from clusterucb.wording import one_line
 
 
-class Strategies(NamedTuple):
+class ChosenStrategies(NamedTuple):
     """The strategies that describe, cluster and draw in a selection."""
 
     features: Feature
@@ -28,7 +28,7 @@ class Strategies(NamedTuple):
 
 def chosen(
     features: Feature | None, clusterer: Clusterer | None, policy: Policy | None, *, store: bool
-) -> Strategies:
+) -> ChosenStrategies:
     """Check the given strategies, and return them with the defaults filled in.
 
     Args:
@@ -41,7 +41,9 @@ def chosen(
     policy = _checked("policy", Surrogate() if policy is None else policy)
     features = _checked("feature", default_features(policy, store=store) if features is None else features)
     check_comparable(policy, features)
-    return Strategies(features, _checked("clusterer", KMeans() if clusterer is None else clusterer), policy)
+    return ChosenStrategies(
+        features, _checked("clusterer", KMeans() if clusterer is None else clusterer), policy
+    )
 
 
 def default_features(policy: Policy, *, store: bool) -> Feature:
