@@ -25,7 +25,7 @@ plugin should pass. ``plugins/README.md`` explains every step from an empty fold
 
 A strategy may also use these public names: everything that `clusterucb`, `clusterucb.policies`,
 `clusterucb.clusterers`, `clusterucb.features` and `clusterucb.testing` list in ``__all__``, the module
-`clusterucb.errors`, and ``clusterucb.plugins.registry.load().make(kind, name, options)``, which makes an installed
+`clusterucb.errors`, and ``clusterucb.plugins.load().make(kind, name, options)``, which makes an installed
 strategy in the same way as the command line.
 """
 

@@ -39,6 +39,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_origin
 from cyclopts import Token
 
 from clusterucb.errors import OptionError
+from clusterucb.options.kinds import list_fields
+from clusterucb.options.search import SelectSettings
 from clusterucb.wording import did_you_mean, in_words, one_line
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ _FORMS: dict[type, re.Pattern[str]] = {
     int: re.compile(r"[+-]?[0-9]+"),
     float: re.compile(r"(?i)[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf)"),
 }
-_SEVERAL = "comma-separated"  # an option with this in its help may be a list in the file
+_LISTS = list_fields(SelectSettings)
 
 
 def read(path: Path) -> dict[str, _Value]:
@@ -125,10 +127,8 @@ def fill(
         argument = named[key]
         if argument.tokens:
             continue
-        if isinstance(value, list) and argument.resolved_hint is str:
-            about = by_key(documented()[command])[key].parameter.help or ""
-            if _SEVERAL in about:
-                value = ",".join(_text(path, key, one, "a list of strings") for one in value)
+        if isinstance(value, list) and key in _LISTS:
+            value = ",".join(_text(path, key, item, "a list of strings") for item in value)
         _give_value(path, key, argument, value)
 
 

@@ -16,6 +16,7 @@ from clusterucb.options.kinds import (
     DTYPES,
     FILE,
     FREE,
+    LIST,
     ROWS,
     Autocast,
     Checked,
@@ -109,11 +110,11 @@ class GradientSettings(ReadSettings):
     adapter: Path | None = field(default=None, metadata=FILE)
     optimizer: Path | None = field(default=None, metadata=FILE)
     checkpoint: Paths | None = field(default=None, metadata=FILE)
-    checkpoint_weights: str | None = None
-    parameters: str | None = None
+    checkpoint_weights: str | None = field(default=None, metadata=LIST)
+    parameters: str | None = field(default=None, metadata=LIST)
     lora_rank: Whole = 8
     lora_alpha: float = 16.0
-    lora_targets: str | None = None
+    lora_targets: str | None = field(default=None, metadata=LIST)
     warmup_steps: Whole = 30
     warmup_lr: float = 2e-4
     sketch_dim: Whole = 8192

@@ -11,12 +11,10 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from clusterucb.errors import OptionError
 from clusterucb.options.gradients import GradientSettings
-from clusterucb.options.kinds import field_names
+from clusterucb.options.kinds import field_names, list_fields
 from clusterucb.wording import did_you_mean, in_words
 
 _COUNTS = ("budget", "select")
-_LISTS = ("export", "lora_targets", "parameters", "checkpoint_weights")  # comma-separated
-
 
 AnySettings = TypeVar("AnySettings", bound=GradientSettings)
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -68,7 +66,7 @@ def _typed(kind: type, name: str, value: object) -> object:
     """
     if name in _COUNTS:
         return str(value)  # the user may give a number
-    if name in _LISTS and isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and name in list_fields(kind):
         return ",".join(map(str, value)) or None
     hint = get_type_hints(kind)[name]
     if isinstance(value, str | PathLike) and Path in get_args(hint):

@@ -20,6 +20,8 @@ from clusterucb.samples.shapes import SHAPES
 
 # Metadata of a field that affects no computed number: its value may change when a run is resumed.
 FREE = {"decides": False}
+# Metadata of a field whose text holds several values with commas between them. Python and files may give a list.
+LIST = {"list": True}
 # Metadata of a field that names a file or folder. On resuming, the fingerprints of the contents are compared.
 FILE = {"file": True}
 
@@ -92,6 +94,11 @@ Tools = Annotated[str | None, offered(EXPORTS)]
 def field_names(kind: type[Checked]) -> list[str]:
     """Return the names of a settings class's options."""
     return [field.name for field in dataclasses.fields(kind)]
+
+
+def list_fields(kind: type[Checked]) -> set[str]:
+    """Return the names of a settings class's options that hold several values."""
+    return {field.name for field in dataclasses.fields(kind) if field.metadata.get("list")}
 
 
 def values_of(settings: Checked) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from clusterucb.options.gradients import GradientSettings
 from clusterucb.options.kinds import (
     FILE,
     FREE,
+    LIST,
     SCORERS,
     Aggregate,
     Checked,
@@ -294,7 +295,7 @@ class OutputSettings(Checked):
     """
 
     annotate: bool = field(default=False, metadata=FREE)
-    export: Tools = field(default=None, metadata=FREE)
+    export: Tools = field(default=None, metadata={**FREE, **LIST})
     scores_parquet: bool = field(default=False, metadata=FREE)
 
     def __post_init__(self) -> None:
