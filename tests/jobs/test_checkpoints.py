@@ -293,7 +293,7 @@ def test_memory_that_runs_out_at_once_is_an_error_and_no_bug(job, tmp_path, monk
 
 def test_features_are_the_base_model_s_whatever_was_computed_before(job, tmp_path):
     both = {"features": cu.Concatenation([cu.Gradient(), cu.Hidden()]), "adapter": job / "a" / "adapter"}
-    with pytest.warns(cu.ClusterUCBWarning, match="nothing is saved"):
+    with pytest.warns(cu.ClusterUCBWarning, match="saves nothing for"):
         joined = select(job, tmp_path / "joined", **both)
     alone = select(job, tmp_path / "alone", features=cu.Hidden(), adapter=job / "a" / "adapter")
     blocks = [

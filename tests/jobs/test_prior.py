@@ -137,7 +137,7 @@ def test_a_run_learns_from_another_and_goes_on_to_the_same_bytes(job, tmp_path, 
     assert results(tmp_path / "cut") == results(tmp_path / "whole")
     with pytest.raises(RunError, match="prior content"):
         selected("cut", prior=tmp_path / "whole")
-    with pytest.raises(OptionError, match="--prior is given, and UCB does not predict scores"):
+    with pytest.raises(OptionError, match="--prior is given, but UCB does not predict scores"):
         selected("ucb", policy=cu.UCB())
 
 

@@ -276,7 +276,7 @@ class _Broken:
 
 
 def test_wrong_kernels_fail_the_self_test():
-    with pytest.raises(ClusterUCBError, match=r"fails its self-test for adam_less: .*Build it anew"):
+    with pytest.raises(ClusterUCBError, match=r"fails its self-test for adam_less: .*Rebuild it"):
         extension.self_test(lambda *arguments: extension.call(_Broken(), *arguments, 1), "generic")
 
 

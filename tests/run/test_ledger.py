@@ -191,7 +191,9 @@ def test_full_disk_is_named_and_leaves_the_ledger_whole(tmp_path: Path) -> None:
 def test_file_that_is_no_ledger_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(content)
-    with pytest.raises(RunError, match=r"cannot use .*ledger.sqlite: file is not a database.*run the same"):
+    with pytest.raises(
+        RunError, match=r"cannot use .*ledger.sqlite: file is not a database.*repeat the command"
+    ):
         open_ledger(path)
     assert path.read_bytes() == content
 
