@@ -1,24 +1,29 @@
 """Time and memory from the call of `select` to its first draw, with a tiny model and a large pool.
 
-    python benchmarks/bench_first_draw.py [--lines 100000] [--against PYTHON] [--json FILE]
+    python benchmarks/bench_first_draw.py [--lines 100000] [--memory-lines 5000000] [--against PYTHON] [--json FILE]
 
-Everything before the first gradient is measured: reading, encoding, features, arms. The time is that of the default
-features. The memory is measured in a second run with one number a row as features (`column`), because the size of
-features is the user's choice; it is the peak of what the process holds itself (RssAnon), less the peak of the same
-selection with 20,000 lines, by the lines that it has more.
+The run ends when the first batch of the cold start has been scored, so everything before is measured: reading,
+encoding, features, clusters, warm-up, the target's gradients and the order of the cold start. The time is that of the
+default features and clusters. The memory is measured in a second run with one number a row as features (`Column`) and
+the sources as clusters, because the size of features is the user's choice. It is the peak of what the process holds
+itself (RssAnon, read from outside every hundredth of a second), less the peak of the same selection with 20,000 lines,
+by the lines that it has more. That run also counts how often the pool's file is opened, and the bytes that the process
+reads by system calls, as a multiple of the file's size: 1 means that the file is read once.
 
-With ``--against`` the same is run by another Python, in which another version of clusterucb is installed, in turn with
-this one: the ratio is that of the two times.
+With ``--against`` the same is timed by another Python, in which another version of clusterucb is installed, in turn
+with this one: the ratio is that of the two times.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,69 +34,134 @@ from helpers import tiny  # noqa: E402  (it lies in tests/)
 FEW = 20_000  # lines that have filled every buffer
 WORDS = [f"word{number}" for number in range(1000)]
 RUN = """
-import json, os, sys, threading, time
+import json, os, sys, time
 os.environ["CLUSTERUCB_CACHE_LIMIT"] = "0"
 import clusterucb as cu
 import torch, transformers, peft
-from clusterucb import policies
+from clusterucb import clusterers, policies
 
 folder, pool, features = sys.argv[1:]
+opened = 0
 
-class Stop(cu.Random):
-    def ask(self, n, available, rng):
-        raise KeyboardInterrupt
+def watch(event, arguments):
+    global opened
+    opened += event == "open" and arguments[0] in (pool, os.fsencode(pool))
 
-peak, running = [0], True
+def bytes_read():
+    return int(next(line.split()[1] for line in open("/proc/self/io") if line.startswith("rchar")))
 
-def watch():
-    while running:
-        lines = open("/proc/self/status").read().splitlines()
-        peak[0] = max(peak[0], int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))))
-        time.sleep(0.05)
+class Stop(cu.UCB):
+    def tell(self, rows, rewards, scores):
+        seconds, read = time.perf_counter() - began, bytes_read() - before
+        print(json.dumps({"seconds": seconds, "read": read, "opened": opened}), flush=True)
+        os._exit(0)
 
-watcher = threading.Thread(target=watch)
-watcher.start()
+sys.addaudithook(watch)
 options = {"features": cu.Column("size"), "clusterer": cu.Source()} if features == "column" else {}
-began = time.perf_counter()
-try:
-    cu.select(pool, folder + "/dev.jsonl", model=folder + "/model", policy=Stop(), warmup_steps=1, budget=50,
-              select=5, **options)
-except KeyboardInterrupt:
-    pass
-seconds = time.perf_counter() - began
-running = False
-watcher.join()
-print(json.dumps({"seconds": seconds, "bytes": peak[0] * 1024}))
+before, began = bytes_read(), time.perf_counter()
+cu.select(pool, folder + "/dev.jsonl", model=folder + "/model", policy=Stop(), warmup_steps=1, budget=50, select=5,
+          **options)
 """
 
 
-def write_pool(path: Path, n_lines: int) -> Path:
-    """Write a pool of distinct rows."""
+def write_pool(path: Path, n_lines: int, *, short: bool = False) -> Path:
+    """Write a pool of distinct rows: prompts with their answers; or short texts, which are encoded faster."""
     choose = random.Random(0)
     with path.open("w") as lines:
         for number in range(n_lines):
-            prompt, answer = (" ".join(choose.choices(WORDS, k=count)) for count in (8, 40))
-            row = {"id": f"row-{number}", "prompt": prompt, "completion": answer, "source": f"s{number % 50}"}
-            lines.write(json.dumps({**row, "size": [number]}) + "\n")
+            prompt, answer = (
+                " ".join(choose.choices(WORDS, k=count)) for count in ((2, 2) if short else (8, 40))
+            )
+            row = {"text": f"{number} {prompt}"} if short else {"prompt": prompt, "completion": answer}
+            known = {"id": f"row-{number}", "source": f"s{number % 50}", "size": [number]}
+            lines.write(json.dumps({**row, **known}) + "\n")
     return path
 
 
 def measure(python: str, folder: Path, pool: Path, features: str) -> dict[str, float]:
-    """Return seconds and peak bytes of one run."""
-    done = subprocess.run(
-        [python, "-c", RUN, str(folder), str(pool), features], capture_output=True, text=True, check=False
+    """Return seconds, peak bytes, bytes read and openings of the pool of one run."""
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as temporary,
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as errors,
+    ):
+        running = subprocess.Popen(
+            [python, "-c", RUN, str(folder), str(pool), features],
+            stdout=out,
+            stderr=errors,
+            env={**os.environ, "TMPDIR": temporary},
+        )
+        peak = 0
+        while running.poll() is None:
+            peak = max(peak, anonymous(running.pid))
+            time.sleep(0.01)
+        for file in (out, errors):
+            file.seek(0)
+        if running.returncode:
+            raise SystemExit(f"{python} failed:\n{errors.read()[-3000:].decode()}")
+        return {**json.loads(out.read().splitlines()[-1]), "bytes": peak}
+
+
+def anonymous(process: int) -> int:
+    """Return the bytes of memory that a process holds itself, without pages of files; 0 if it has ended."""
+    status = Path(f"/proc/{process}/status").read_text().splitlines()
+    return 1024 * sum(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
+
+
+def compare_times(folder: Path, options: argparse.Namespace) -> list[dict[str, str | float]]:
+    """Time this version and, if there is one, the other in turn."""
+    pool = write_pool(folder / "pool.jsonl", options.lines)
+    seconds: dict[str, list[float]] = {}
+    for _ in range(options.rounds):
+        for python in filter(None, (sys.executable, options.against)):
+            seconds.setdefault(python, []).append(measure(python, folder, pool, "default")["seconds"])
+            print(f"{python}: {seconds[python][-1]:.1f} s", flush=True)
+    ours = min(seconds[sys.executable])
+    print(f"{options.lines:,} lines: first draw after {ours:.1f} s", flush=True)
+    if not options.against:
+        return []
+    ratio = ours / min(seconds[options.against])
+    print(f"{ratio:.2f} of {options.against}", flush=True)
+    case = f"first draw, {options.lines:,} lines"
+    return [{"case": case, "ratio_to": "version 0.1", "ratio": round(ratio, 3)}]
+
+
+def measure_memory(folder: Path, options: argparse.Namespace) -> list[dict[str, str | float]]:
+    """Measure the memory for each line, and how often the pool is read."""
+    n_lines, pool = options.memory_lines, folder / "pool.jsonl"
+    few = measure(sys.executable, folder, write_pool(pool, FEW, short=options.short), "column")
+    size_of_few = pool.stat().st_size
+    many = measure(sys.executable, folder, write_pool(pool, n_lines, short=options.short), "column")
+    size = pool.stat().st_size
+    held = (many["bytes"] - few["bytes"]) / (n_lines - FEW)
+    read = (many["read"] - few["read"]) / (size - size_of_few)
+    print(
+        f"{n_lines:,} lines, {size / 1e9:.2f} GB: first draw after {many['seconds']:.0f} s; opened "
+        f"{many['opened']} time(s); read {read:.3f} times; memory {few['bytes'] / 1e6:.0f} MB with {FEW:,} lines, "
+        f"{many['bytes'] / 1e6:.0f} MB with all: {held:.1f} bytes a line",
+        flush=True,
     )
-    if done.returncode:
-        raise SystemExit(f"{python} failed:\n{done.stderr[-3000:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    case = f"{n_lines:,} lines"
+    return [
+        {"case": f"memory, {case} less {FEW:,}", "ratio_to": "lines", "ratio": round(held, 1)},
+        {"case": f"openings of the pool, {case}", "ratio_to": "1", "ratio": many["opened"]},
+        {"case": f"bytes read, {case}", "ratio_to": "size of the file", "ratio": round(read, 3)},
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--lines", type=int, default=100_000)
-    parser.add_argument("--memory-lines", type=int, help="lines of the run that measures memory; as --lines")
+    parser.add_argument(
+        "--lines", type=int, default=100_000, help="lines of the runs that are timed; 0 for none"
+    )
+    parser.add_argument(
+        "--memory-lines", type=int, default=250_000, help="lines of the run that measures memory; 0 for none"
+    )
+    parser.add_argument(
+        "--short", action="store_true", help="measure memory with short lines: memory is the same"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--against", metavar="PYTHON")
     parser.add_argument("--json", type=Path)
@@ -101,24 +171,10 @@ def main() -> None:
         folder = Path(temporary)
         tiny.write_model(folder / "model")
         tiny.write_rows(folder / "dev.jsonl", tiny.rows(6, seed=3))
-        pool = write_pool(folder / "pool.jsonl", options.lines)
-        seconds: dict[str, list[float]] = {}
-        for _ in range(options.rounds):
-            for python in filter(None, (sys.executable, options.against)):
-                seconds.setdefault(python, []).append(measure(python, folder, pool, "default")["seconds"])
-        ours = min(seconds[sys.executable])
-        print(f"{options.lines:,} lines: first draw after {ours:.1f} s", flush=True)
-        if options.against:
-            ratio = ours / min(seconds[options.against])
-            print(f"{ratio:.2f} of {options.against}", flush=True)
-            case = f"first draw, {options.lines:,} lines"
-            rows.append({"case": case, "ratio_to": "version 0.1", "ratio": round(ratio, 3)})
-        n_lines = options.memory_lines or options.lines
-        few = measure(sys.executable, folder, write_pool(folder / "few.jsonl", FEW), "column")
-        many = measure(sys.executable, folder, write_pool(pool, n_lines), "column")
-        held = (many["bytes"] - few["bytes"]) / (n_lines - FEW)
-        print(f"memory: {held:.0f} bytes a line over {n_lines:,} lines")
-        rows.append({"case": f"memory, {n_lines:,} lines", "ratio_to": "lines", "ratio": round(held, 1)})
+        if options.lines:
+            rows += compare_times(folder, options)
+        if options.memory_lines:
+            rows += measure_memory(folder, options)
     if options.json:
         options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from fractions import Fraction
 from typing import Any
 
@@ -12,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import clusterucb as cu
-from clusterucb.clusterers import Clusterer
+from clusterucb.clusterers import Clusterer, Source
 from clusterucb.engine.arms import stream
+from clusterucb.engine.poolview import numbered
 from clusterucb.errors import ClusterUCBWarning
 from clusterucb.policies import UCB, Policy, Random
 from helpers.recorded import POLICIES, Case, Memory, cases, identical, rewards_of
@@ -323,6 +325,67 @@ def test_strategies_see_named_features_and_columns_in_order_and_cannot_change_th
     columns["tokens"][0] = 7
     assert policy.pool.features["z"][0, 0] == 0
     assert policy.pool.columns["tokens"][0] == 0
+
+
+def test_read_only_arrays_are_shared_because_nobody_can_change_them() -> None:
+    features, tokens = np.ones((6, 2), np.float32), np.arange(6)
+    for array in (features, tokens):
+        array.flags.writeable = False
+    policy = UCB()
+    told: list[Any] = []
+    policy.start = told.append  # type: ignore[method-assign]
+    policy.ask = Random().ask  # type: ignore[method-assign]
+    policy.tell = lambda *_: None  # type: ignore[method-assign]
+    search(
+        features,
+        lambda rows: rows * 1.0,
+        clusterer=None,
+        policy=policy,
+        budget=5,
+        n_select=3,
+        columns={"tokens": tokens},
+    )
+    (pool,) = told
+    assert np.shares_memory(pool.features["features"], features)
+    assert np.shares_memory(pool.columns["tokens"], tokens)
+
+
+@given(st.lists(st.sampled_from(["a", "b", "ä", ""]), min_size=1), st.lists(st.integers(-1, 3), min_size=1))
+def test_values_are_numbered_in_sorted_order(texts: list[str], numbers: list[int]) -> None:
+    for column in (np.array(texts), np.array(texts, object), np.array(numbers)):
+        assert numbered(column).tolist() == np.unique(column, return_inverse=True)[1].tolist()
+
+
+def test_until_the_first_draw_a_search_holds_few_bytes_of_a_row() -> None:
+    n_rows = 200_000
+    features = np.arange(n_rows, dtype=np.float32)[:, None]
+    source = np.array(["one", "two", "three", "four"] * (n_rows // 4), object)
+    for array in (features, source):
+        array.flags.writeable = False
+
+    class Told(BaseException):
+        pass
+
+    class Stop(UCB):
+        def tell(self, rows, rewards, scores):
+            raise Told
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(Told):
+            search(
+                features,
+                lambda rows: rows * 1.0,
+                clusterer=Source(),
+                policy=Stop(),
+                budget=500,
+                n_select=50,
+                columns={"source": source},
+            )
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak / n_rows < 50
 
 
 def test_blocks_weigh_the_same_whatever_their_units() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.engine.clusterer import Clusterer, default_n_clusters
-from clusterucb.engine.poolview import PoolView, unit_rows
+from clusterucb.engine.poolview import PoolView, numbered, unit_rows
 from clusterucb.errors import OptionError
 
 _BLOCK = 8192  # rows per block; the cosines of 8192 rows with 1000 centres take 33 MB in f32
@@ -58,8 +58,7 @@ class KMeans(Clusterer):
                 break
             labels = nearest
             centres = _centres(rows, labels, similarity, n_clusters)
-        without_gaps: NDArray[np.int64] = np.unique(labels, return_inverse=True)[1]
-        return without_gaps
+        return numbered(labels)
 
 
 def _seed(rows: NDArray[np.float32], n_clusters: int, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.engine.clusterer import Clusterer
-from clusterucb.engine.poolview import PoolView
+from clusterucb.engine.poolview import PoolView, numbered
 from clusterucb.errors import OptionError
 
 
@@ -34,5 +34,4 @@ class Source(Clusterer):
             raise OptionError(
                 f"clusterer source: the pool has no column {self.column!r}; its columns: {columns}"
             )
-        clusters: NDArray[np.int64] = np.unique(pool.columns[self.column], return_inverse=True)[1]
-        return clusters
+        return numbered(pool.columns[self.column])

@@ -24,7 +24,7 @@ from clusterucb.engine.blame import blamed
 from clusterucb.engine.checks import check_whole
 from clusterucb.engine.clusterer import Clusterer
 from clusterucb.engine.policy import Policy
-from clusterucb.engine.poolview import ESTIMATES, PoolView
+from clusterucb.engine.poolview import ESTIMATES, PoolView, numbered
 from clusterucb.errors import OptionError, PluginError, warn
 from clusterucb.wording import counted
 
@@ -94,12 +94,11 @@ def make_arms(pool: PoolView, clusterer: Clusterer | ArrayLike | None, seed: int
     else:
         labels = check_labels(clusterer, clusterer, len(pool))
     noise = np.flatnonzero(labels == -1)
-    kept, inverse = np.unique(labels, return_inverse=True)
-    labels = inverse.astype(np.int64)
+    labels = numbered(labels)
     if not noise.size:
         return labels
     labels -= 1  # noise sorts first
-    sizes = np.bincount(labels[labels >= 0], minlength=len(kept) - 1)
+    sizes = np.bincount(labels[labels >= 0])
     size = float(np.median(sizes)) if len(sizes) else math.sqrt(len(noise))
     n_arms = max(round(len(noise) / size), 1)
     labels[stream(seed, "noise").permutation(noise)] = len(sizes) + np.arange(len(noise)) % n_arms
@@ -125,7 +124,7 @@ def check_labels(clusterer: object, found: ArrayLike, n_rows: int) -> NDArray[np
         )
     if labels.min() < -1:
         raise fault(f"{name}: got label {labels.min()}; expected 0 or more, or -1 for noise")
-    return labels.astype(np.int64)
+    return labels.astype(np.int64, copy=False)
 
 
 def is_guided(policy: Policy, prior: Iterable[str], aggregate: str) -> bool:
@@ -184,11 +183,10 @@ def cold_schedule(pool: PoolView, share: float, seed: int) -> ColdStart:
             f"{counted(int(owed.sum()), 'draw')} with cold_start={share}), so the policy chooses nothing. Use fewer "
             "clusters, a smaller cold start or a larger budget"
         )
+    arm = np.repeat(np.arange(len(sizes)), owed)  # of each draw, arm by arm
+    rank = np.arange(len(arm)) - np.repeat(np.cumsum(owed) - owed, owed)  # of each draw within its arm
     by_priority = np.lexsort((pool.priority, pool.labels))
-    arm = pool.labels[by_priority]
-    begin = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    position = np.arange(len(pool)) - begin[arm]  # each row's rank within its arm
+    rows = by_priority[(np.cumsum(sizes) - sizes)[arm] + rank]
     order = stream(seed, "cold start").permutation(len(sizes))
-    first = np.flatnonzero(position < owed[arm])
-    first = first[np.lexsort((np.argsort(order)[arm[first]], position[first]))]
-    return ColdStart(by_priority[first], (owed / sizes)[arm[first]])
+    in_rounds = np.lexsort((np.argsort(order)[arm], rank))
+    return ColdStart(rows[in_rounds], (owed / sizes)[arm[in_rounds]])

@@ -94,8 +94,8 @@ class IndexPolicy(Policy):
     def start(self, pool: PoolView) -> None:
         """Sort each arm's rows by priority, and reset the statistics."""
         self._labels = pool.labels
-        self._by_priority = np.lexsort((pool.priority, pool.labels))
         sizes = np.bincount(pool.labels, minlength=pool.n_arms)
+        self._by_priority = np.lexsort((pool.priority, pool.labels))
         self._begin = np.concatenate([[0], np.cumsum(sizes)])
         self._arms = ArmStats(sizes)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -129,7 +129,7 @@ def pool_view(
 def feature_blocks(
     features: ArrayLike | Mapping[str, ArrayLike], kind: str = "feature"
 ) -> dict[str, NDArray[np.float32]]:
-    """Check a matrix [N, k] or named blocks of this shape, and return copies as f32 blocks.
+    """Check a matrix [N, k] or named blocks of this shape, and return them as f32 blocks: copies, unless read-only.
 
     Args:
         features: the matrix or the blocks.
@@ -142,7 +142,7 @@ def feature_blocks(
     named = features if isinstance(features, Mapping) else {"features": features}
     blocks: dict[str, NDArray[np.float32]] = {}
     for name, values in named.items():
-        block = np.array(values, dtype=np.float32, order="C")
+        block = _unchanging(values, np.float32)
         if block.ndim != 2:
             raise OptionError(
                 f"{kind} block {name!r} has shape {block.shape}; expected [N, k], a row for each sample"
@@ -163,18 +163,32 @@ def feature_blocks(
 
 
 def pool_columns(columns: Mapping[str, ArrayLike] | None, n_rows: int) -> dict[str, NDArray[np.generic]]:
-    """Check that every column has ``n_rows`` entries, and return copies as arrays.
+    """Check that every column has ``n_rows`` entries, and return the columns as arrays: copies, unless read-only.
 
     Raises:
         OptionError: a column has another shape.
     """
-    checked = {name: np.array(values) for name, values in (columns or {}).items()}
+    checked = {name: _unchanging(values) for name, values in (columns or {}).items()}
     for name, values in checked.items():
         if values.shape != (n_rows,):
             raise OptionError(
                 f"column {name!r} has shape {values.shape}; expected [{n_rows}], an entry for each row"
             )
     return checked
+
+
+def numbered(column: NDArray[np.generic]) -> NDArray[np.int64]:
+    """Number the distinct values of a column from 0 in sorted order, and return each row's number, i64[N]."""
+    if column.dtype == object:  # one text for many rows: sorting all rows takes minutes in a pool of millions
+        number_of = {value: number for number, value in enumerate(sorted(set(column)))}
+        return np.fromiter((number_of[value] for value in column), np.int64, len(column))
+    return np.searchsorted(np.unique(column), column)
+
+
+def _unchanging(values: ArrayLike, dtype: type[np.generic] | None = None) -> NDArray[Any]:
+    """Return values as an array that the caller cannot change: a read-only array as it is, others as a copy."""
+    shared = isinstance(values, np.ndarray) and not values.flags.writeable
+    return (np.asarray if shared else np.array)(values, dtype=dtype, order="C")
 
 
 def _prior_blocks(

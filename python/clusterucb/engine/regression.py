@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.engine.gaussian import Kernel, KernelInputs, Posterior
-from clusterucb.engine.poolview import PoolView
+from clusterucb.engine.poolview import PoolView, numbered
 
 _FIRST = 32  # observations before the kernel is first learnt
 _GROWTH = 1.5
@@ -105,8 +105,7 @@ def _inputs(pool: PoolView) -> KernelInputs:
 def _categories(pool: PoolView) -> list[Rows]:
     """Return clusters and sources as numbers, each if it has several values and not a different value in every row."""
     columns = [pool.labels, *([pool.columns["source"]] if "source" in pool.columns else [])]
-    found = (np.unique(column, return_inverse=True) for column in columns)
-    return [numbers.astype(np.int64) for values, numbers in found if 1 < len(values) < len(pool)]
+    return [numbers for numbers in map(numbered, columns) if 1 < numbers.max() + 1 < len(pool)]
 
 
 def _standardized(values: Floats) -> tuple[Floats, Floats, Floats]:

@@ -104,9 +104,19 @@ class Shards:
         return arrays
 
     def blocks(self) -> dict[str, NDArray[np.float32]]:
-        """Return the blocks of all samples, each f32[N, k]."""
-        shards = [load_file(path) for path in self._rows]
-        return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+        """Return the blocks of all samples, each f32[N, k] and read-only. Beside them, one file is held at a time."""
+        first, n_samples = next(iter(self._rows)), max(rows.stop for rows in self._rows.values())
+        blocks = {
+            name: np.empty((n_samples, *part.shape[1:]), part.dtype)
+            for name, part in load_file(first).items()
+        }
+        for path, rows in self._rows.items():
+            shard = load_file(path)
+            for name, block in blocks.items():
+                np.concatenate([shard[name]], out=block[rows.start : rows.stop])  # refuses another width
+        for block in blocks.values():
+            block.flags.writeable = False
+        return blocks
 
     @property
     def _complete(self) -> bool:

@@ -1,9 +1,9 @@
 """Keep the lines of a pool on the disk, and decode a sample only when it is needed.
 
-Millions of lines do not fit into memory. They are written as Arrow to a file without a name (under ``TMPDIR``), which
-is memory-mapped once the last line is written. While files are read, memory holds 28 bytes for each line: parts of its
-hashes, its origin and its number. Once the samples are in order, 20 bytes remain. A file without a name disappears with
-the process, however the process ends.
+Millions of lines do not fit into memory. They are written as Arrow to a file without a name (under ``TMPDIR``), with
+the number and the origin of each line. The file is memory-mapped once the last line is written. While files are read,
+memory holds 16 bytes for each line: parts of its hashes. Once the samples are in order, 8 bytes remain: the row of each
+sample. A file without a name disappears with the process, however the process ends.
 """
 
 from __future__ import annotations
@@ -65,18 +65,17 @@ class Lines:
         self._contents = array("Q")
         self._digests = bytearray()  # those that wait to be written
         self._ids = array("Q")
-        self._origin = array("I")
-        self._number = array("Q")
-        self._waiting: list[bytes] = []
+        self._n_lines = 0
+        self._waiting: list[tuple[bytes, int, int]] = []
         self._waiting_bytes = 0
-        self._column: pa.ChunkedArray | None = None
+        self._kept: tuple[pa.ChunkedArray, ...] = ()  # the columns of `_schema`, once all lines are written
         with room_for("lines"):
             self._digest_file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (as below)
             self._file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (stays open as long as this object exists)
-            self._writer = pa.ipc.new_file(self._file, pa.schema([("line", pa.large_binary())]))
+            self._writer = pa.ipc.new_file(self._file, _schema())
 
     def __len__(self) -> int:
-        return len(self._number)
+        return self._n_lines
 
     def begin(self, origin: Origin) -> None:
         """Set the origin of the lines that are read from now on."""
@@ -94,9 +93,8 @@ class Lines:
         self._contents.append(int(sample.content_hash[:16], 16))
         self._digests += sample.digest()
         self._ids.append(int.from_bytes(hashlib.blake2b(sample.id.encode(), digest_size=8).digest(), "big"))
-        self._origin.append(len(self._origins) - 1)
-        self._number.append(number)
-        self._waiting.append(line)
+        self._waiting.append((line, len(self._origins) - 1, number))
+        self._n_lines += 1
         self._waiting_bytes += len(line)
         if len(self._waiting) == _BATCH or self._waiting_bytes >= _BATCH_BYTES:
             self._write()
@@ -113,19 +111,17 @@ class Lines:
             self._file.flush()
             self._digest_file.flush()
             mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._column = pa.ipc.open_file(pa.py_buffer(mapped)).read_all()["line"]
+        self._kept = tuple(pa.ipc.open_file(pa.py_buffer(mapped)).read_all().columns)
 
     def sample(self, at: int) -> Sample:
         """Return the sample of the line that was kept as number ``at``."""
-        assert self._column is not None
-        line = self._column[at].as_py()
-        return self._sample_of(decode(line), line, self._origin[at], self._number[at])[1]
+        line, origin, number = self._read_back(at)
+        return self._sample_of(decode(line), line, origin, number)[1]
 
     def rejected(self, at: int, reason: str) -> Rejected:
         """Return the line that was kept as number ``at`` as a rejected line."""
-        assert self._column is not None
-        file = self._origins[self._origin[at]].file
-        return Rejected(file, self._number[at], reason, beginning(self._column[at].as_py()))
+        line, origin, number = self._read_back(at)
+        return Rejected(self._origins[origin].file, number, reason, beginning(line))
 
     @property
     def content_keys(self) -> NDArray[np.uint64]:
@@ -133,7 +129,7 @@ class Lines:
         return np.frombuffer(self._contents, np.uint64)
 
     def forget_hashes(self, rows: NDArray[np.int64]) -> str:
-        """Return a hex SHA-256 of everything about some samples that a run depends on; drop the hashes of ids."""
+        """Return a hex SHA-256 of everything about some samples that a run depends on; drop all hashes of lines."""
         digests = np.memmap(self._digest_file, np.uint8, "r", shape=(len(self), 32)) if len(self) else None
         whole = hashlib.sha256()
         for begin in range(0, len(rows), _BATCH):
@@ -141,7 +137,7 @@ class Lines:
             whole.update(digests[rows[begin : begin + _BATCH]].tobytes())
         del digests
         self._digest_file.close()
-        self._ids = array("Q")
+        self._contents, self._ids = array("Q"), array("Q")
         return whole.hexdigest()
 
     @property
@@ -161,15 +157,27 @@ class Lines:
             subtask=place.subtask,
         )
 
+    def _read_back(self, at: int) -> tuple[bytes, int, int]:
+        """Return the bytes, the origin and the number of the line that was kept as number ``at``."""
+        line, origin, number = (column[at].as_py() for column in self._kept)
+        return line, origin, number
+
     def _write(self) -> None:
         import pyarrow as pa
 
+        columns = [list(column) for column in zip(*self._waiting, strict=True)]
         with room_for("lines"):
-            self._writer.write_batch(pa.record_batch([pa.array(self._waiting, pa.large_binary())], ["line"]))
+            self._writer.write_batch(pa.record_batch(columns, schema=_schema()))
             self._digest_file.write(self._digests)
         self._digests.clear()
         self._waiting.clear()
         self._waiting_bytes = 0
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([("line", pa.large_binary()), ("origin", pa.uint32()), ("number", pa.uint64())])
 
 
 class Samples(Sequence[Sample]):
@@ -200,16 +208,12 @@ class Samples(Sequence[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         """Iterate over the samples, decoding them one by one."""
-        return map(self._lines.sample, self._rows.tolist())
+        for begin in range(0, len(self), _BATCH):
+            yield from map(self._lines.sample, self._rows[begin : begin + _BATCH].tolist())
 
     def take(self, at: Sequence[int] | NDArray[np.int64]) -> Samples:
         """Return the samples at the given positions, in that order."""
         return Samples(self._lines, self._rows[np.asarray(at, np.int64)])
-
-    @property
-    def content_keys(self) -> NDArray[np.uint64]:
-        """The first eight bytes of the content hashes, u64[N]."""
-        return self._lines.content_keys[self._rows]
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clusterucb.errors import InputError
 from clusterucb.progress import Advance, Observer, Silent
@@ -52,6 +53,7 @@ class Pool:
 
     Attributes:
         samples: the samples in canonical order, without duplicates.
+        content_keys: u64[N], the first eight bytes of the samples' content hashes.
         rejected: the rejected lines in reading order.
         files: the files in reading order.
         shapes: the number of rows of each shape, for each file.
@@ -61,6 +63,7 @@ class Pool:
     """
 
     samples: Samples
+    content_keys: NDArray[np.uint64]
     rejected: RejectedLines
     files: tuple[str, ...]
     shapes: Mapping[str, Counter[str]]
@@ -126,8 +129,8 @@ def _read(
         raise not_usable(rejected[0])
     if not len(rows):
         raise InputError(f"the {what} ({_listed(files)}) has {_why_unusable(lines, rejected, layout)}")
-    fingerprint = lines.forget_hashes(rows)
-    return Pool(Samples(lines, rows), rejected, files, shapes, frozenset(lines.unseen), fingerprint)
+    keys, fingerprint = lines.content_keys[rows], lines.forget_hashes(rows)
+    return Pool(Samples(lines, rows), keys, rejected, files, shapes, frozenset(lines.unseen), fingerprint)
 
 
 def _listed(files: Sequence[str]) -> str:
@@ -155,7 +158,7 @@ def _why_unusable(lines: Lines, rejected: RejectedLines, layout: Layout) -> str:
 def overlap(pool: Pool, target: Pool) -> list[Sample]:
     """Return the pool's samples whose content is also in the target."""
     held_out = {sample.content_hash for sample in target.samples}
-    likely = np.isin(pool.samples.content_keys, target.samples.content_keys)
+    likely = np.isin(pool.content_keys, target.content_keys)
     return [sample for sample in pool.samples.take(np.flatnonzero(likely)) if sample.content_hash in held_out]
 
 

@@ -185,8 +185,8 @@ def _encode(
                     first = first or line
                     rejected.add(line)
                 else:
+                    sources[len(tokens)] = sys.intern(sample.source)
                     tokens.add(encoded)
-                    sources[at] = sys.intern(sample.source)
                 at += 1
             advance(len(samples))
     if first and not kept.any():
@@ -201,7 +201,10 @@ def _encode(
             f"{n_full:,} of {len(pool_tokens):,} samples of the {what} reach --max-length {encoder.max_length}: their "
             "prompts, or the ends of their answers, are cut"
         )
-    return pool.samples.take(np.flatnonzero(kept)), pool_tokens, sources[kept], rejected
+    sources = sources[: len(pool_tokens)]
+    sources.flags.writeable = False
+    usable = pool.samples if kept.all() else pool.samples.take(np.flatnonzero(kept))
+    return usable, pool_tokens, sources, rejected
 
 
 def _encoded(

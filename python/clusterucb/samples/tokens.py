@@ -33,6 +33,10 @@ class TokenFile:
         self._n_labels = array("q")
         self._largest = 0
 
+    def __len__(self) -> int:
+        """Return the number of samples so far."""
+        return len(self._n_labels)
+
     def add(self, sample: Encoded) -> None:
         """Add a sample."""
         packed = sample.tokens << _SHIFT | sample.labels * _LABEL | sample.content * _CONTENT
@@ -77,8 +81,8 @@ class EncodedSamples(Sequence[Encoded]):
         largest_token: the largest token id of all samples.
 
     Attributes:
-        lengths: i64[N], the number of tokens of each sample.
-        n_labels: i64[N], the number of predicted tokens of each sample.
+        lengths: i64[N], the number of tokens of each sample; read-only.
+        n_labels: i64[N], the number of predicted tokens of each sample; read-only.
         largest_token: the largest token id of all samples.
     """
 
@@ -94,6 +98,8 @@ class EncodedSamples(Sequence[Encoded]):
         self._starts, self._ends = starts, ends
         self.lengths = ends - starts
         self.n_labels = n_labels
+        for numbers in (self.lengths, self.n_labels):
+            numbers.flags.writeable = False
         self.largest_token = largest_token
 
     def __len__(self) -> int:

@@ -88,8 +88,7 @@ def estimate(job: Job[Settings], strategies: ChosenStrategies, *, began: float, 
     seconds = {**found.seconds, "clusters": clustering}
     timed = Cost(phases={name: PhaseCost(seconds=taken) for name, taken in seconds.items()})
     described = n_pool * found.width * _FLOAT
-    # The shards, and then either their joined copy or the clusterer's arrays.
-    beside = described + max(cluster_bytes, described)
+    beside = described + cluster_bytes
     lines = float(np.mean([len(sample.raw) for sample in few.samples]))
     scores = n_budget * (_LINE + _SCORE * len(material.target))
     on_gpu = prepared.device.partition(":")[0] == "cuda"
