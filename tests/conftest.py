@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 
@@ -16,3 +17,9 @@ os.environ["CLUSTERUCB_CACHE"] = _cache.name
 os.environ["CLUSTERUCB_CACHE_LIMIT"] = "0"
 # Every core runs a test of its own already; more threads than cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the million objects of the imported libraries, which a job's gc.collect() walks."""
+    gc.collect()
+    gc.freeze()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,19 @@ from helpers.searching import search
 DATA = Path(__file__).parents[1] / "data"
 
 
+@contextmanager
+def asked_once() -> Iterator[None]:
+    """Let searches estimate their recall in their end alone: it is the same as after twenty estimates on the way.
+
+    `test_recall_estimate.py` tests that it does not matter how draws were told.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("clusterucb.engine.stopping._ESTIMATES", 1)
+        yield
+
+
 @pytest.mark.parametrize("policy", [cu.Random(), cu.UCB(), cu.Surrogate()])
+@asked_once()
 def test_features_that_are_all_the_same_say_nothing(policy):
     off = []
     for seed in range(5):
@@ -41,6 +54,7 @@ def test_features_that_are_all_the_same_say_nothing(policy):
     assert abs(np.mean(off)) < 0.1
 
 
+@asked_once()
 def test_random_draws_have_found_their_share():
     off, covered = [], []
     for seed in range(20):
@@ -55,8 +69,7 @@ def test_random_draws_have_found_their_share():
 def said(features: Any, scores: np.ndarray, **options: Any) -> tuple[float, Recall]:
     """Return how much of its best twentieth a search has found, and what it says of that, once in its end."""
     n_best = len(scores) // 20
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("clusterucb.engine.stopping._ESTIMATES", 1)
+    with asked_once():
         found = search(
             features,
             lambda rows: scores[rows],

@@ -167,7 +167,7 @@ class Kernel:
         shared = [one.astype(np.float64) for one in self.inputs.shared(rows, rows)]
         first, second = np.zeros_like(self._prior), np.zeros_like(self._prior)
         for step in range(1, steps + 1):
-            slope = self.evidence(distances, shared, values)[1]
+            _, _, slope = self._slope(distances, shared, values)
             first = 0.8 * first + 0.2 * slope
             second = 0.95 * second + 0.05 * slope**2
             move = first / (1 - 0.8**step) / (np.sqrt(second / (1 - 0.95**step)) + 1e-9)
@@ -182,6 +182,18 @@ class Kernel:
             distances: the observed rows' squared distances in each block, f64[n, n] (`KernelInputs.distances`).
             shared: the observed rows' other similarities, f64[n, n] each (`KernelInputs.shared`).
             values: f64[n, S], the observations.
+        """
+        whole, solved, slope = self._slope(distances, shared, values)
+        fit = -(np.vdot(values, solved) / values.shape[1] + np.linalg.slogdet(whole)[1]) / 2
+        off = self.parameters - self._prior
+        return float(fit - self._strength @ off**2 / 2), slope
+
+    def _slope(
+        self, distances: list[Floats], shared: list[Floats], values: Floats
+    ) -> tuple[Floats, Floats, Floats]:
+        """Return the observations' covariance with noise f64[n, n], its inverse times them, and `evidence`'s gradient.
+
+        The steps of `learn` need the gradient alone. It takes no determinant, which costs a seventh of a step.
         """
         shapes = [
             1 / (1 + sum(distances[block] * scale for block, scale in zip(term, scales, strict=True)) / 2)
@@ -201,9 +213,7 @@ class Kernel:
                 for block, scale in zip(term, scales, strict=True)
             ]
         slope.append(noise * float(np.trace(outer)))
-        fit = -(np.vdot(values, solved) / values.shape[1] + np.linalg.slogdet(whole)[1]) / 2
-        off = self.parameters - self._prior
-        return float(fit - self._strength @ off**2 / 2), np.array(slope) - self._strength * off
+        return whole, solved, np.array(slope) - self._strength * (self.parameters - self._prior)
 
     def _scaled_terms(self) -> Iterator[tuple[tuple[int, ...], Floats]]:
         """Yield the blocks of each distance term, and one over the square of each block's length."""
