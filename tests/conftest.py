@@ -3,8 +3,13 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
+
+from helpers import warm
 
 # The same examples on every machine, and no deadline: a slow machine is not a failure.
 settings.register_profile("clusterucb", deadline=None, derandomize=True, max_examples=60)
@@ -17,6 +22,13 @@ os.environ["CLUSTERUCB_CACHE"] = _cache.name
 os.environ["CLUSTERUCB_CACHE_LIMIT"] = "0"
 # Every core runs a test of its own already; more threads than cores wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a folder with ``clusterucb``, and ``code`` for Python code, which start in milliseconds."""
+    with warm.started(tmp_path_factory.mktemp("programs")) as folder:
+        yield folder
 
 
 def pytest_collection_finish() -> None:

@@ -22,6 +22,7 @@ from clusterucb.gradients.accumulate import Accumulator
 from clusterucb.run.ledger import Ledger
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from helpers import warm
 from helpers.selections import arguments
 
 
@@ -59,6 +60,7 @@ def select(job: Path, run: Path, events: int) -> None:
 
 def main(job: Path, run: Path) -> None:
     torch.set_num_threads(1)  # a pool of threads would not survive the fork
+    warm.load()  # once, and not in every child
     choose = random.Random(0)
     killed = 0
     while True:

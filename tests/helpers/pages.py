@@ -49,8 +49,11 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "PATH": path, **changes}
 
 
-def run(block: Block, folder: Path, **changes: str) -> None:
-    """Run the commands or the program of a block; a block that names a file in its first line is written there."""
+def run(block: Block, folder: Path, warm: Path | None = None, **changes: str) -> None:
+    """Run the commands or the program of a block; a block that names a file in its first line is written there.
+
+    With a folder of `helpers.warm`, clusterucb and programs start there.
+    """
     named = re.match(r"# ([\w/.-]+\.\w+)\n", block.text)
     if named:
         (folder / named[1]).parent.mkdir(exist_ok=True)
@@ -58,8 +61,9 @@ def run(block: Block, folder: Path, **changes: str) -> None:
         return
     command = ["bash", "-e", "-c", block.text]
     if block.language == "python":
-        command = [sys.executable, "-c", block.text]
-    done = subprocess.run(
-        command, cwd=folder, env=environment(**changes), capture_output=True, text=True, check=False
-    )
+        command = [warm / "code", block.text] if warm else [sys.executable, "-c", block.text]
+    there = environment(**changes)
+    if warm:
+        there["PATH"] = f"{warm}{os.pathsep}{there['PATH']}"
+    done = subprocess.run(command, cwd=folder, env=there, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"

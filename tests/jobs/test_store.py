@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from clusterucb.errors import ClusterUCBWarning, OptionError, RunError
 from clusterucb.gradients import per_sample as gradients
 from clusterucb.jobs import sketch as sketching
 from clusterucb.run import gradient_store as store
+from helpers import warm
 from helpers.selections import results
 from helpers.tiny import interrupt, read_rows, rows, write_model, write_rows
 
@@ -179,6 +181,23 @@ def test_sketches_score_without_a_store(job, tmp_path, monkeypatch):
         select(job, tmp_path / "run", adapter=adapter, budget="30%")
 
 
+def kill_ever_later(job, folder):
+    """Make a store in processes that are killed at once, after 2 shards and after 5."""
+    warm.load()
+    for shards in (0, 2, 5):
+        child = os.fork()
+        if child == 0:
+            make_store(job, folder)
+            os._exit(0)
+        while not (
+            (folder / "adapter").exists() and len(list(folder.glob("sketches-*.safetensors"))) >= shards
+        ):
+            assert os.waitpid(child, os.WNOHANG) == (0, 0)
+            time.sleep(0.005)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
 def test_a_store_killed_at_any_time_goes_on_to_the_same_bytes(job, tmp_path, monkeypatch):
     monkeypatch.setattr(store, "SHARD", 16)
     monkeypatch.setattr(sketching, "SHARD", 16)
@@ -187,17 +206,9 @@ def test_a_store_killed_at_any_time_goes_on_to_the_same_bytes(job, tmp_path, mon
     code = (
         "import sys; sys.path[:0] = ['tests', 'tests/jobs']; from test_store import *\n"
         "store.SHARD = sketching.SHARD = 16\n"
-        f"make_store(Path({str(job)!r}), {str(tmp_path / 'killed')!r})"
+        f"kill_ever_later(Path({str(job)!r}), Path({str(tmp_path / 'killed')!r}))"
     )
-    for shards in (0, 2, 5):
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[2])
-        while process.poll() is None and not (
-            (tmp_path / "killed" / "adapter").exists()
-            and len(list((tmp_path / "killed").glob("sketches-*.safetensors"))) >= shards
-        ):
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
     with pytest.raises(RunError, match=r"is not finished; repeat the `clusterucb sketch`"):
         cu.GradientStore(tmp_path / "killed")
     make_store(job, tmp_path / "killed")

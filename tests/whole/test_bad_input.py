@@ -7,7 +7,6 @@ import json
 import random
 import re
 import subprocess
-import sys
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -206,11 +205,13 @@ sys.exit(cli.run(sys.argv[2:]))
 
 
 @pytest.mark.parametrize("limit", [0, 2_000, 30_000, 200_000, 1_000_000])
-def test_a_full_disk_says_how_to_go_on_and_the_same_command_does(folder, tmp_path, limit: int) -> None:
+def test_a_full_disk_says_how_to_go_on_and_the_same_command_does(
+    folder, tmp_path, programs, limit: int
+) -> None:
     command = ["select", str(folder / "pool.jsonl"), "--target", str(folder / "dev.jsonl"), "--model"]
     command += [str(folder / "model"), "--out", str(tmp_path / "run"), "--warmup-steps", "2"]
     done = subprocess.run(
-        [sys.executable, "-c", FULL, str(limit), *command], capture_output=True, text=True, check=False
+        [programs / "code", FULL, str(limit), *command], capture_output=True, text=True, check=False
     )
     if done.returncode == 0:
         pytest.fail("the limit stopped nothing: the test checks nothing") if limit < 200_000 else None

@@ -33,11 +33,13 @@ def names(paths):
 
 
 @pytest.mark.parametrize("page", RUNNING, ids=names(RUNNING))
-def test_commands_and_programs_of_a_page_run_in_order(page, tmp_path):
+def test_commands_and_programs_of_a_page_run_in_order(page, tmp_path, request):
     furnish(tmp_path)
     running = [block for block in blocks(page) if block.language in ("bash", "python")]
+    # Those of the README, and of the page on plugins, start as a user starts them.
+    warm = None if page.name == "README.md" else request.getfixturevalue("programs")
     for block in running:
-        run(block, tmp_path)
+        run(block, tmp_path, warm)
     for name in re.findall(r"clusterucb select [^\n]*?(?:\\\n[^\n]*?)*--out (\S+)", page.read_text()):
         assert (tmp_path / name / "selected.jsonl").read_bytes()
 
