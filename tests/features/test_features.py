@@ -151,7 +151,7 @@ def test_a_column_is_taken_as_it_stands():
     ("columns", "got"),
     [
         ({}, "holds no value; expected a list of numbers"),
-        ({"v": None}, "holds nothing"),
+        ({"v": None}, "holds no value"),
         ({"v": []}, "holds empty"),
         ({"v": "1 2"}, "holds a string"),
         ({"v": [1, "2"]}, "holds a list with a string in it"),
@@ -495,7 +495,7 @@ def test_what_was_learnt_is_read_back_and_used_for_the_target(job, tmp_path, mon
 def test_a_target_needs_the_column_only_where_it_is_compared(job, tmp_path):
     found = cu.select(**job, budget=8, out=tmp_path / "a", features=cu.Column("v"))
     assert len(found) == 2
-    with pytest.raises(InputError, match=r"dev\.jsonl:\d+: column 'v' holds nothing"):
+    with pytest.raises(InputError, match=r"dev\.jsonl:\d+: column 'v' holds no value"):
         cu.select(**job, budget=8, out=tmp_path / "b", features=cu.Column("v"), policy=cu.RDS())
 
 

@@ -131,7 +131,7 @@ def test_the_command_shows_time_cost_and_room(job, capsys, monkeypatch):
     command = ["plan", "pool.jsonl", "--target", "dev.jsonl", "--model", "model", "--warmup-steps", "2"]
     assert cli.run(command) == 0
     out = capsys.readouterr().out
-    assert "Scoring 8 samples of 40, to select 2, takes about" in out
+    assert "Scoring 8 samples of 40 to select 2 takes about" in out
     for line in ("warm-up", "draws", "total", "memory", "disk for the run", "disk for temporary files"):
         assert line in out
     monkeypatch.setattr(estimate, "free_disk", lambda place: 10)

@@ -98,7 +98,7 @@ def test_the_script_still_writes_what_is_committed(tmp_path):
         (
             "fsdp1-flat.bin",
             r"has exp_avg of shape \(16,\) for base_model\.\S+\.0\.self_attn\.q_proj\.lora_A\.default\.weight, which "
-            r"is of shape \(2, 8\) in the model \(matched by position 0 of group 0, in .* trainable ones\): flat",
+            r"is of shape \(2, 8\) in the model \(matched by position 0 of group 0, in .* trainable ones\): this is",
         ),
         ("fsdp1-sharded.bin", r"holds one process's part of a state \(torch\S+\.ShardedTensor\)"),
         ("fsdp2-sharded.bin", r"has a DTensor as exp_avg of base_model\S+, one process's part of it"),

@@ -56,7 +56,7 @@ def select(job: Path, out: Path, features, **changes):
         observer=told,
         **options,
     )
-    return result, [step for step in told.steps if step.startswith("Features")]
+    return result, [step for step in told.steps if step.startswith("Reading features")]
 
 
 def files(folder: Path, *contents: bytes) -> list[Path]:
