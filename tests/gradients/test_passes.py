@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -14,6 +15,14 @@ from clusterucb.errors import ModelError, OptionError
 from clusterucb.gradients.passes import PaddedBatch, Passes, micro_batches
 from clusterucb.run.manifest import Limit
 from clusterucb.samples.encoded import Encoded
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """Spare gc.collect(), which follows every pass that fails here, what the tests before have imported."""
+    gc.collect()
+    gc.freeze()
+
 
 LENGTHS = st.lists(st.integers(1, 300), max_size=60)
 

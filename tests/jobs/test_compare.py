@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -240,11 +239,11 @@ def test_what_cannot_be_compared_is_refused(job, tmp_path, changes, message):
         compare(job, tmp_path / "out", **changes)
 
 
-def test_the_command_line_shows_the_best_first_and_writes_the_page(job, tmp_path):
+def test_the_command_line_shows_the_best_first_and_writes_the_page(job, tmp_path, programs):
     command = ["compare", job / "pool.jsonl", "--target", job / "dev.jsonl", "--model", job / "model"]
     command += ["--out", tmp_path / "out", "--strategies", "random, ucb@source[beta=0.5]", "--budgets", "20%"]
     done = subprocess.run(
-        [sys.executable, "-m", "clusterucb", *command, "--seeds", "2", "--warmup-steps", "5"],
+        [programs / "clusterucb", *command, "--seeds", "2", "--warmup-steps", "5"],
         capture_output=True,
         text=True,
         check=True,
