@@ -213,10 +213,10 @@ PROMISED = Change(1e-6, 1e-4)
 FINDINGS = {
     "usable": Finding("usable", fine=True),
     "sound": Finding("sound", 1.23e-7, 0.0, PROMISED, True, "sdpa is in use"),
-    "unmeasured": Finding("unmeasured", said="memory ran out"),
+    "unmeasured": Finding("unmeasured", note="memory ran out"),
     "moved": Finding("moved", 0.02, 0.5, PROMISED, False, remedy="--batch-tokens 1"),
     "noisy": Finding("noisy", 1e-9, 0.0, Change(0.0, 0.0), False, "it varies", "none"),
-    "refused": Finding("refused", fine=False, said="it sees the padding [bold]"),
+    "refused": Finding("refused", fine=False, note="it sees the padding [bold]"),
 }
 
 

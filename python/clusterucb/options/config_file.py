@@ -61,7 +61,7 @@ _FORMS: dict[type, re.Pattern[str]] = {
     int: re.compile(r"[+-]?[0-9]+"),
     float: re.compile(r"(?i)[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|nan|inf)"),
 }
-_LISTS = list_fields(SelectSettings)
+_LISTS = {*list_fields(SelectSettings), "strategies", "budgets"}  # the last two are options of compare
 
 
 def read(path: Path) -> dict[str, _Value]:
