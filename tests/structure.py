@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 # From the ground up. "root" is the modules that lie in the package itself.
@@ -35,6 +36,18 @@ ROOT_MODULES = 12
 FUNCTION_LINES, FILE_LINES, PARAMETERS = 60, 400, 10
 
 
+@cache
+def parsed(text: str) -> tuple[list[ast.AST], list[ast.AST]]:
+    """Return all nodes of a module, and those that run when it is imported, without conditions at its top."""
+    tree = ast.parse(text)
+    running, left = [], [node for node in tree.body if not isinstance(node, ast.If)]
+    while left:
+        running.append(node := left.pop())
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            left += ast.iter_child_nodes(node)
+    return list(ast.walk(tree)), running
+
+
 def modules(package: Path) -> dict[str, Path]:
     """Return the package's modules by their name below it; a package is named as its folder is."""
     found = {}
@@ -50,9 +63,9 @@ def room_of(module: str) -> str:
     return head if head in FLOOR else "root"
 
 
-def imports(tree: ast.Module, known: dict[str, Path]) -> Iterator[tuple[int, str]]:
-    """Yield the line and the name of every module of the package that a module imports."""
-    for node in ast.walk(tree):
+def imports(nodes: Iterable[ast.AST], known: dict[str, Path]) -> Iterator[tuple[int, str]]:
+    """Yield the line and the name of every module of the package that nodes import."""
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.level:
             yield node.lineno, "a relative import"
         elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "clusterucb":
@@ -79,7 +92,7 @@ def layer_faults(package: Path) -> Iterator[str]:
         if module in EXCEPTIONS:
             continue
         own = room_of(module)
-        for line, imported in imports(ast.parse(path.read_text()), known):
+        for line, imported in imports(parsed(path.read_text())[0], known):
             where = f"{path.relative_to(package.parent)}:{line}"
             room = room_of(imported)
             if imported == "a relative import":
@@ -98,12 +111,8 @@ def circles(package: Path) -> Iterator[str]:
     known = modules(package)
     graph: dict[str, set[str]] = {}
     for module, path in known.items():
-        tree = ast.parse(path.read_text())
-        top = ast.Module([node for node in tree.body if not isinstance(node, ast.If)], [])
-        for node in ast.walk(top):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                node.body = []
-        graph[module] = {name for _, name in imports(top, known) if name in known and name != module}
+        running = parsed(path.read_text())[1]
+        graph[module] = {name for _, name in imports(running, known) if name in known and name != module}
     state: dict[str, str] = {}
 
     def visit(module: str, trail: list[str]) -> Iterator[str]:
@@ -126,7 +135,7 @@ def length_faults(root: Path) -> Iterator[str]:
         name, text = str(path.relative_to(root)), path.read_text()
         if text.count("\n") > FILE_LINES:
             yield f"{name} has {text.count(chr(10))} lines; expected at most {FILE_LINES}"
-        for node in ast.walk(ast.parse(text)):
+        for node in parsed(text)[0]:
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             lines = (node.end_lineno or 0) - node.lineno + 1 - docstring_lines(node)
@@ -157,7 +166,7 @@ def test_faults(tests: Path) -> Iterator[str]:
         if folder.name not in rooms:
             yield f"tests/{folder.name}/ mirrors no room"
     for path in sorted(tests.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in parsed(path.read_text())[0]:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in names:
