@@ -11,7 +11,7 @@ CSRC := CMakeLists.txt $(wildcard csrc/*/*.* csrc/include/clusterucb/*.hpp)
 CLANG_FORMATTED := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh csrc/include/clusterucb/*.hpp tests/simt/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test docs lint format bench-strategies bench-replay bench-gradients gpu-check wheel clean
+.PHONY: help setup demo test docs lint format bench-strategies bench-replay bench-training bench-gradients gpu-check wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ bench-strategies: setup  ## compare all strategies on two real pools (the first 
 
 bench-replay: setup  ## compare strategies on the recorded scores of three real pools (an hour)
 	$(BIN)/python benchmarks/replay.py $(ARGS)
+
+bench-training: setup  ## train on selections and judge them on unseen samples (hours; resumes)
+	$(BIN)/python benchmarks/bench_training.py $(ARGS)
 
 bench-gradients: $(PEERS)/.installed  ## time gradients against training and against bergson and dattri-llm
 	$(PEERS)/bin/python benchmarks/bench_gradients.py $(ARGS)

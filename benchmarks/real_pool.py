@@ -15,7 +15,7 @@ from zipfile import ZipFile
 
 import msgspec
 
-from clusterucb.demo.pool import rows_of
+from clusterucb.demo.pool import Row, rows_of
 from clusterucb.demo.sources import SOURCES, WHEEL
 from clusterucb.demo.wheels import fetch
 from clusterucb.progress import Screen
@@ -46,6 +46,12 @@ def main(folder: Path) -> None:
     for name, rows in (("pool.jsonl", pool), ("target.jsonl", target)):
         (folder / name).write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
     print(f"{len(pool)} samples of {len(SOURCES)} sources, {len(target)} target samples in {folder}")
+
+
+def rows_by_subtask() -> dict[str, list[Row]]:
+    """Return all rows of each subtask's source in order: the target's, then the pool's, then others."""
+    with ZipFile(fetch(WHEEL, Screen())) as archive:
+        return {source.name: rows_of(archive, source) for source in SOURCES if source.name in SUBTASKS}
 
 
 if __name__ == "__main__":

@@ -273,7 +273,7 @@ def test_memory_that_runs_out_in_the_warm_up_is_an_error_that_says_so(job, tmp_p
 
     monkeypatch.setattr("clusterucb.gradients.warmup.sample_losses", fail)
     with pytest.raises(
-        ModelError, match=r"too small for a warm-up step of 4 samples of up to \d+ tokens; expected"
+        ModelError, match=r"too small for a training step of 4 samples of up to \d+ tokens; expected"
     ):
         select(job, tmp_path / "run")
     assert not (tmp_path / "run" / "adapter").exists()

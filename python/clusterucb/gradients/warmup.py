@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from io import BytesIO
 from pathlib import Path
 
@@ -19,12 +18,8 @@ from peft import PeftModel
 
 from clusterucb.atomic import whole_folder
 from clusterucb.errors import ModelError
-from clusterucb.gradients.loss import sample_losses
-from clusterucb.gradients.passes import PaddedBatch, memory_for
-from clusterucb.gradients.recompute import recomputed_layers
-from clusterucb.model.moments import decay_groups
+from clusterucb.gradients.fine_tuning import Training
 from clusterucb.samples.encoded import Encoded
-from clusterucb.wording import counted
 
 
 def warm_up(
@@ -53,47 +48,22 @@ def warm_up(
     Raises:
         ModelError: the loss became NaN or infinite, or memory is too small.
     """
-    weights = dict(model.named_parameters())
-    groups = [{"params": [weights[name] for name in names]} for names in decay_groups(model)]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=0.0)
-    trained = {
-        model.get_submodule(name.rpartition(".")[0]) for name in weights if weights[name].requires_grad
-    }
-    with recomputed_layers(model, trained) if checkpointing else nullcontext():
-        for number, samples in enumerate(batches, start=1):
-            loss = _step(model, PaddedBatch.of(samples, device), autocast)
-            optimizer.step()
-            optimizer.zero_grad()
-            if not math.isfinite(loss):
-                raise ModelError(
-                    f"the loss is {loss} in warm-up step {number}; expected a finite number. Use a smaller "
-                    "--warmup-lr, or --dtype float32"
-                )
-            advance(len(samples))
+    training = Training(model, device=device, autocast=autocast, checkpointing=checkpointing)
+    steps = training.steps(batches, [learning_rate] * len(batches))
+    for number, (samples, loss) in enumerate(zip(batches, steps, strict=True), start=1):
+        if not math.isfinite(loss):
+            raise ModelError(
+                f"the loss is {loss} in warm-up step {number}; expected a finite number. Use a smaller --warmup-lr, "
+                "or --dtype float32"
+            )
+        advance(len(samples))
     with whole_folder(folder) as partial:
         model.save_pretrained(partial)
         config = partial / "adapter_config.json"
         config.write_text(json.dumps(_sorted_lists(json.loads(config.read_text())), indent=2, sort_keys=True))
         content = BytesIO()  # torch's own writer hides why writing to a disk fails
-        torch.save(optimizer.state_dict(), content)
+        torch.save(training.optimizer.state_dict(), content)
         (partial / "optimizer.pt").write_bytes(content.getbuffer())
-
-
-def _step(model: PeftModel, batch: PaddedBatch, autocast: torch.dtype | None) -> float:
-    """Compute the gradients of a step, and return its loss.
-
-    Raises:
-        ModelError: memory is too small.
-    """
-    too_small = ModelError(
-        f"memory is too small for a warm-up step of {counted(len(batch.lengths), 'sample')} of up to "
-        f"{max(batch.lengths):,} tokens; expected more memory. Use a smaller --max-length, --checkpointing, or an "
-        "--adapter"
-    )
-    with memory_for(too_small):
-        loss = sample_losses(model, batch, autocast).mean()
-        loss.backward()
-    return float(loss.detach())
 
 
 def _sorted_lists(config: dict[str, object]) -> dict[str, object]:
