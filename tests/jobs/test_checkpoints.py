@@ -271,7 +271,7 @@ def test_memory_that_runs_out_in_the_warm_up_is_an_error_that_says_so(job, tmp_p
     def fail(*_, **__):
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr("clusterucb.gradients.warmup.sample_losses", fail)
+    monkeypatch.setattr("clusterucb.gradients.fine_tuning.sample_losses", fail)
     with pytest.raises(
         ModelError, match=r"too small for a training step of 4 samples of up to \d+ tokens; expected"
     ):
