@@ -56,7 +56,7 @@ def plan(
     settings: Settings = settings_from(options, SelectSettings)
     check_paths(model, out, target=target)
     strategies = chosen(features, clusterer, policy, store=settings.store is not None)
-    job = open_job(pool, target, model, settings, observer)
+    job = open_job(pool, target, model, settings, observer, settings.held_out)
 
     from clusterucb.jobs.stages.pass_times import estimate
 

@@ -96,7 +96,7 @@ def select(
     earlier = earlier_runs(given.prior, strategies.policy)
     if given.recall is not None:
         check_until(given.recall, strategies.policy, given.aggregate, given.max_per_source)
-    job = open_job(pool, target, model, given, observer)  # read, encode
+    job = open_job(pool, target, model, given, observer, given.held_out)  # read, encode
     ids = [sample.id for sample in job.material.samples] if earlier else []
     known = [run.of_pool(ids, job.prepared.contents) for run in earlier]
     config = resolved(given, pool=pool, target=target, model=model, out=out, **strategies._asdict())
@@ -220,7 +220,18 @@ class _Selecting:
             reused=self.features.reused,
         )
         planned = (self.n_budget, self.n_select)
-        result = finish(run, material, selection, ledger.failures(), cost, self.given, model, planned)
+        judges = self.session.job.prepared.judges
+        result = finish(
+            run,
+            material,
+            selection,
+            ledger.failures(),
+            cost,
+            self.given,
+            model,
+            planned,
+            judges.samples if judges else (),
+        )
         if self.interrupted:
             run.manifest.status = "running"
         return result

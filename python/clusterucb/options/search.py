@@ -158,12 +158,16 @@ class SearchSettings(DrawSettings, _Budget):
         prior: Folder of an earlier selection (for another target or checkpoint, or on a part of the pool), or of a
             gradient store of another checkpoint. Repeat the option for several. The policy learns how well these scores
             or sketches predict the new scores.
+        hold_out: Share of each subtask's target samples to hold out, such as 50%. They have no part in the selection,
+            so that they can judge it.
     """
 
     until: str | None = field(default=None, metadata=FREE)
     prior: Paths | None = field(default=None, metadata=FILE)
+    hold_out: str | None = None
 
     def __post_init__(self) -> None:
+        self.held_out  # noqa: B018  (parses the text, which may be refused)
         self._amount  # noqa: B018  (parses the text, which may be refused)
         self.check("prior", self.prior != (), "the folder of an earlier selection or of a gradient store")
         super().__post_init__()
@@ -191,6 +195,17 @@ class SearchSettings(DrawSettings, _Budget):
     def recall(self) -> float | None:
         """The recall at which the search stops, as a share of one; None if only the budget ends the search."""
         return None if self.until is None else parse_until("--until", self.until)
+
+    @cached_property
+    def held_out(self) -> Fraction | None:
+        """The share of each subtask's target samples that is held out, or None."""
+        if self.hold_out is None:
+            return None
+        share = parse_count("--hold-out", self.hold_out)
+        self.check(
+            "hold_out", isinstance(share, Fraction) and share < 1, "a percentage below 100%, such as 50%"
+        )
+        return Fraction(share)
 
     @cached_property
     def _amount(self) -> Amount:

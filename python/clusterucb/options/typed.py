@@ -91,6 +91,7 @@ class SearchOptions(DrawOptions, total=False):
     budget: str | int
     until: str | None
     prior: _Path | Sequence[_Path] | None
+    hold_out: str | None
 
 
 class SelectOptions(GradientOptions, SearchOptions, OutputOptions):

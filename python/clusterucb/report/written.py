@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ def finish(
     settings: SelectSettings,
     model: str,
     planned: tuple[int, int],
+    judges: Iterable[Sample] = (),
 ) -> Result:
     """Write a run's files, and mark the run as finished.
 
@@ -54,6 +55,7 @@ def finish(
         settings: the options, among them the forms to write.
         model: the model's folder or hub id.
         planned: the number of draws in the budget, and the number of samples to select.
+        judges: the target samples that are held out.
 
     Raises:
         RunError: a file cannot be written.
@@ -80,7 +82,7 @@ def finish(
         run.path(filenames.REJECTED), material.pool_rejected, material.target_rejected, failed
     )
     outcome = _outcome(selection, material, samples, len(failures), settings, planned)
-    run.finish(Inputs.of(material, rejected), cost=cost, outcome=outcome)
+    run.finish(Inputs.of(material, rejected, judges), cost=cost, outcome=outcome)
     return result
 
 

@@ -25,9 +25,10 @@ from clusterucb.run.cost import Cost
 from clusterucb.versions import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from clusterucb.samples.pool_and_target import Material
+    from clusterucb.samples.sample import Sample
 
 _FORMAT = 2
 _STORE = {"what the folder holds": "a gradient store"}  # marks a store in format 1
@@ -136,6 +137,7 @@ class Inputs(msgspec.Struct):
         subtasks: the names of the target's subtasks.
         subtask_contents: the fingerprint of each subtask's contents.
         rejected: the number of rejected lines for each kind of reason.
+        judges: the ids of the target samples that are held out, by subtask.
     """
 
     pool_files: list[str] = []
@@ -147,10 +149,22 @@ class Inputs(msgspec.Struct):
     subtasks: list[str] = []
     subtask_contents: dict[str, str] = {}
     rejected: dict[str, int] = {}
+    judges: dict[str, list[str]] = {}
 
     @classmethod
-    def of(cls, material: Material, rejected: dict[str, int] | None = None) -> Self:
-        """Return the record of an encoded pool and target, with the rejected lines counted by kind of reason."""
+    def of(
+        cls, material: Material, rejected: dict[str, int] | None = None, judges: Iterable[Sample] = ()
+    ) -> Self:
+        """Return the record of what a job read.
+
+        Args:
+            material: the encoded pool and target.
+            rejected: the number of rejected lines for each kind of reason.
+            judges: the target samples that are held out.
+        """
+        by_subtask: dict[str, list[str]] = {}
+        for sample in judges:
+            by_subtask.setdefault(sample.subtask, []).append(sample.id)
         return cls(
             pool_files=list(material.pool_files),
             target_files=list(material.target_files),
@@ -161,6 +175,7 @@ class Inputs(msgspec.Struct):
             subtasks=list(material.target),
             subtask_contents=material.subtask_contents(),
             rejected=rejected or {},
+            judges=by_subtask,
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from os import PathLike
 from pathlib import Path
 from tempfile import gettempdir
@@ -137,7 +138,12 @@ class Session(Generic[Options]):
 
 
 def open_job(
-    pool: Rows, target: Rows | None, model: Model, given: Given, observer: AnyObserver | None
+    pool: Rows,
+    target: Rows | None,
+    model: Model,
+    given: Given,
+    observer: AnyObserver | None,
+    held_out: Fraction | None = None,
 ) -> Job[Given]:
     """Open the gradient store that the options name, then read and encode the pool and the target.
 
@@ -146,6 +152,7 @@ def open_job(
         model: the base model.
         given: the options.
         observer: receives the progress.
+        held_out: the share of the target that is held out, or None.
 
     Raises:
         ClusterUCBError: a file, the model, the device or the store cannot be used.
@@ -154,7 +161,7 @@ def open_job(
     folder: Path | None = getattr(given, "store", None)
     store = GradientStore(folder) if folder else None
     settings = store.applied_to(given) if store else given
-    prepared = prepare(pool, target, model, settings, watcher)
+    prepared = prepare(pool, target, model, settings, watcher, held_out)
     if store:
         store.check(prepared.contents)
     return Job(settings, prepared, store, watcher)

@@ -12,19 +12,21 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from clusterucb.errors import ModelError, OptionError
+from clusterucb.errors import ModelError, OptionError, warn
 from clusterucb.model.checkpoint_files import checkpoint_fingerprints
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.progress import Observer
 from clusterucb.run.folder import check_folder
-from clusterucb.samples.pool import Pool, read_pool, read_target
+from clusterucb.samples.hold_out import hold_out
+from clusterucb.samples.pool import Pool, overlap, read_pool, read_target
 from clusterucb.samples.sample import decode
 from clusterucb.samples.sources import sources_of
 
@@ -52,12 +54,14 @@ class Prepared:
         source: the source of the base model.
         device: the device that the model runs on.
         contents: the fingerprints of everything that was read, by name.
+        judges: the target samples that are held out, or None.
     """
 
     material: Material
     source: ModelSource | LoadedModel
     device: str
     contents: dict[str, str | None]
+    judges: Pool | None = None
 
 
 def prepare(
@@ -66,6 +70,7 @@ def prepare(
     model: Model,
     settings: GradientSettings,
     observer: Observer,
+    held_out: Fraction | None = None,
 ) -> Prepared:
     """Read and encode a pool and, if the job has one, a target.
 
@@ -74,6 +79,7 @@ def prepare(
         model: the base model.
         settings: the options.
         observer: receives the progress.
+        held_out: the share of the target that is held out (`clusterucb.samples.hold_out`), or None.
 
     Raises:
         ClusterUCBError: a file, the model or the device cannot be used.
@@ -88,9 +94,9 @@ def prepare(
     opened = None if at_hand else _opened(model, settings, observer)
     observer.step(f"Reading the pool{' and the target' if target is not None else ''}")
     reading = partial(_read, settings=settings, observer=observer)
-    held_out = None if target is None else reading(read_target, target)
+    aim = None if target is None else reading(read_target, target)
     read = reading(read_pool, pool)
-    if (unseen := read.unseen & (held_out or read).unseen) and not isinstance(pool, Pool):
+    if (unseen := read.unseen & (aim or read).unseen) and not isinstance(pool, Pool):
         raise OptionError(
             f"--columns names {', '.join(sorted(unseen))}, which no row has; the columns of the first row are "
             f"{', '.join(decode(read.samples[0].raw))}"
@@ -100,6 +106,14 @@ def prepare(
     from clusterucb.samples.encode import Encoder
     from clusterucb.samples.pool_and_target import encode
 
+    judges = None
+    if aim and held_out is not None:
+        aim, judges = hold_out(aim, held_out)
+        if shared := overlap(read, judges):
+            warn(
+                f"samples of the pool that also judge the selection: {len(shared)}, the first is {shared[0].file}:"
+                f"{shared[0].line}. A model that trains on them knows the answers; remove them from the pool"
+            )
     encoder = Encoder(tokenizer, max_length=settings.max_length)
     if tokenizer.chat_template is None:
         observer.step(
@@ -108,13 +122,13 @@ def prepare(
         )
     contents = {
         "pool": read.fingerprint,
-        "target": held_out.fingerprint if held_out else None,
+        "target": aim.fingerprint if aim else None,
         "model": source.fingerprint(),
         "encoding": encoder.fingerprint,
         **checkpoints,
     }
-    material = encode(read, held_out, encoder, strict=settings.strict, observer=observer)
-    return Prepared(material, source, device, contents)
+    material = encode(read, aim, encoder, strict=settings.strict, observer=observer)
+    return Prepared(material, source, device, contents, judges)
 
 
 def _opened(
