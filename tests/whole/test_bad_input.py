@@ -243,6 +243,7 @@ WRONG = {
     "--aggregate": ("maximum", "one of max, mean, standardized"),
     "--prior": ("nowhere", "holds neither scores of a selection nor a gradient store"),
     "--until": ("0.9", "expected a recall such as recall=0.9 or recall=90%"),
+    "--hold-out": ("7", "expected a percentage below 100%, such as 50%"),
     "--select-by": ("best", "one of top, round-robin"),
     "--max-per-source": ("-1", "a whole number of at least 1"),
     "--subtask-weights": ("food", "'food' is not of the form food=2,words=0.5"),
