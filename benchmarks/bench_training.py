@@ -21,7 +21,7 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -37,10 +37,12 @@ import real_pool
 from clusterucb.atomic import write_whole
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
+from clusterucb.engine import Rules
 from clusterucb.gradients.fine_tuning import Training, answer_losses, rising_and_falling
 from clusterucb.gradients.passes import CPU_TOKENS, Passes
 from clusterucb.gradients.session import fresh_lora
 from clusterucb.gradients.warmup import warm_up
+from clusterucb.jobs.comparison.replay import Terms, Truth
 from clusterucb.jobs.stages.prepare import prepare
 from clusterucb.model.source import ModelSource, load_adapter
 from clusterucb.options.search import Settings
@@ -61,29 +63,11 @@ ARMS = ("nothing", "random", "max", "mean", "standardized", "round-robin")
 Rows = np.ndarray
 
 
-def _best(values: np.ndarray, n: int) -> Rows:
-    return np.argsort(-values, kind="stable")[:n]
-
-
-def _standardized(scores: np.ndarray) -> np.ndarray:
-    return (scores - np.nanmean(scores, axis=0)) / np.nanstd(scores, axis=0)
-
-
-def _in_turn(scores: np.ndarray, n: int) -> Rows:
-    """Return each subtask's best remaining row in turn, n rows in all."""
-    orders = [iter(_best(column, len(column)).tolist()) for column in scores.T]
-    taken: dict[int, None] = {}
-    while len(taken) < n:
-        taken[next(row for row in orders[len(taken) % len(orders)] if row not in taken)] = None
-    return np.array(list(taken))
-
-
-# How scores f64[N, S] without NaN become a selection of n rows.
-RULES: dict[str, Callable[[np.ndarray, int], Rows]] = {
-    "max": lambda scores, n: _best(scores.max(axis=1), n),
-    "mean": lambda scores, n: _best(scores.mean(axis=1), n),
-    "standardized": lambda scores, n: _best(_standardized(scores).max(axis=1), n),
-    "round-robin": _in_turn,
+RULES = {
+    "max": Rules(),
+    "mean": Rules(aggregate="mean"),
+    "standardized": Rules(aggregate="standardized"),
+    "round-robin": Rules(select_by="round-robin"),
 }
 
 
@@ -134,7 +118,7 @@ class Bench:
         self._settings, self._path = Settings(), demo_model(Screen())
         files = (own / "pool.jsonl", own / "judges.jsonl")
         self.material = prepare(*files, self._path, self._settings, Screen()).material
-        self.scores = np.nan_to_num(scores_of(name), nan=-1.0)
+        self.scores = scores_of(name)
         self.subtasks = list(self.material.target)
         if len(self.material.samples) != len(self.scores):
             raise SystemExit(
@@ -167,10 +151,13 @@ class Bench:
         scores = self.scores[:, TARGETS[cell.target]]
         n = max(int(cell.share * len(scores)), 1)
         if cell.arm != "random":
-            return RULES[cell.arm](scores, n)
+            return self._selected(cell.arm, scores, n)
         lengths = self.material.encoded.lengths
-        wanted = int(lengths[RULES["round-robin"](scores, n)].sum())
+        wanted = int(lengths[self._selected("round-robin", scores, n)].sum())
         return of_tokens(lengths, n, wanted, np.random.default_rng([cell.seed, 99]))
+
+    def _selected(self, rule: str, scores: np.ndarray, n: int) -> Rows:
+        return Truth.of(scores, self.material.sources, Terms(n, RULES[rule])).best
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Return the judges' losses after a cell's training, by subtask. A finished cell is read from its file."""

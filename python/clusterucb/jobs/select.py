@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from clusterucb import filenames
 from clusterucb.atomic import whole_file
-from clusterucb.engine import Budget, Rules, Schedule, Selection, SideInformation, search
+from clusterucb.engine import Budget, Schedule, Selection, SideInformation, search
 from clusterucb.engine.arms import check_labels, default_cold_start, is_guided
 from clusterucb.engine.blame import blamed
 from clusterucb.engine.budget import NothingLeft, planned_draws
@@ -161,12 +161,7 @@ class _Selecting:
             clusterer=_KeptClusterer(self.strategies.clusterer, session.run),
             policy=policy,
             n_select=self.n_select,
-            rules=Rules(
-                aggregate=settings.aggregate,
-                select_by=settings.select_by,
-                max_per_source=settings.max_per_source,
-                weights=session.material.weights(settings.subtask_weights),
-            ),
+            rules=settings.rules(session.material.weights(settings.subtask_weights)),
             side=SideInformation(columns=columns, prior=prior),
             schedule=Schedule(
                 cold_start=session.run.manifest.search.cold_start,

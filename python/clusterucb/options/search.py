@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from clusterucb.engine.rules import Rules
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreSettings(Checked):
@@ -123,6 +125,21 @@ class DrawSettings(ScoreSettings):
     def n_select(self, n_samples: int) -> int:
         """Return the number of samples to select from a pool of ``n_samples``."""
         return samples_of(self._wanted, n_samples)
+
+    def rules(self, weights: NDArray[np.float64] | None) -> Rules:
+        """Return the rules by which scores become rewards, and rows are selected.
+
+        Args:
+            weights: f64[S], the weight of each subtask, or None.
+        """
+        from clusterucb.engine.rules import Rules
+
+        return Rules(
+            aggregate=self.aggregate,
+            select_by=self.select_by,
+            max_per_source=self.max_per_source,
+            weights=weights,
+        )
 
     def check_covered(self, option: str, budget: Amount) -> None:
         """Check that a budget covers the number to select, if both are known without the size of the pool.

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from clusterucb import filenames
 from clusterucb.atomic import write_whole
-from clusterucb.engine import Rules, Schedule
+from clusterucb.engine import Schedule
 from clusterucb.errors import ClusterUCBError, OptionError, RunError
 from clusterucb.features.similarity import check_comparable
 from clusterucb.jobs.comparison import page
@@ -187,12 +187,7 @@ class _Comparing:
         settings = job.settings
         self._terms = Terms(
             settings.n_select(len(job.material.samples)),
-            Rules(
-                aggregate=settings.aggregate,
-                select_by=settings.select_by,
-                max_per_source=settings.max_per_source,
-                weights=job.material.weights(settings.subtask_weights),
-            ),
+            settings.rules(job.material.weights(settings.subtask_weights)),
             Schedule(cold_start=settings.cold_start, batch_size=settings.batch_size),
         )
 

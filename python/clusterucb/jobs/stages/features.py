@@ -27,7 +27,7 @@ from clusterucb.features.base import (
 )
 from clusterucb.features.similarity import similarity
 from clusterucb.gradients.accumulate import Accumulator, unit_sketches
-from clusterucb.jobs.stages.opening import Session
+from clusterucb.jobs.stages.opening import Session, Stage
 from clusterucb.options.search import ScoringSettings
 from clusterucb.run.feature_cache import feature_key, home
 from clusterucb.run.feature_shards import CACHED, Shards
@@ -38,7 +38,7 @@ from clusterucb.samples.sample import Sample
 _SHARD = 4096  # rows in a feature file
 
 
-class PoolFeatures:
+class PoolFeatures(Stage):
     """The features of a pool.
 
     Args:
@@ -46,12 +46,7 @@ class PoolFeatures:
     """
 
     def __init__(self, session: Session[ScoringSettings]) -> None:
-        self._run = session.run
-        self._settings = session.settings
-        self._model = session.model
-        self._material = session.material
-        self._observer = session.observer
-        self._store = session.store
+        super().__init__(session)
         self._fitted: dict[str, Fitted] = {}  # by folder
 
     def blocks(self, feature: Feature, folder: str = "") -> dict[str, NDArray[np.float32]]:

@@ -23,7 +23,7 @@ from clusterucb.engine.poolview import ESTIMATES
 from clusterucb.engine.recall import Recall
 from clusterucb.errors import warn
 from clusterucb.gradients.scorer import Scorer, compute_directions, sketch_directions
-from clusterucb.jobs.stages.opening import Session
+from clusterucb.jobs.stages.opening import Session, Stage
 from clusterucb.jobs.stages.spending import Spending, spending
 from clusterucb.options.amounts import Seconds, Tokens
 from clusterucb.options.search import ScoringSettings
@@ -32,7 +32,7 @@ from clusterucb.run.ledger import Ledger
 from clusterucb.wording import counted
 
 
-class Influence:
+class Influence(Stage):
     """The influence of pool samples on a target.
 
     Args:
@@ -40,12 +40,7 @@ class Influence:
     """
 
     def __init__(self, session: Session[ScoringSettings]) -> None:
-        self._run = session.run
-        self._settings = session.settings
-        self._model = session.model
-        self._material = session.material
-        self._observer = session.observer
-        self._store = session.store
+        super().__init__(session)
         self._spending: Spending | None = None
 
     def ledger(self) -> Ledger:

@@ -25,6 +25,7 @@ from clusterucb.samples.pool_and_target import Material
 
 if TYPE_CHECKING:
     from clusterucb.gradients.session import AdaptedModel
+    from clusterucb.options.search import ScoringSettings
 
 Options = TypeVar("Options", bound=GradientSettings, covariant=True)
 Given = TypeVar("Given", bound=GradientSettings)
@@ -135,6 +136,22 @@ class Session(Generic[Options]):
     def store(self) -> GradientStore | None:
         """The gradient store with the pool's sketches, or None."""
         return self.job.store
+
+
+class Stage:
+    """A part of a job that works in an open session, and keeps what it uses of it at hand.
+
+    Args:
+        session: the job, its run folder and its model.
+    """
+
+    def __init__(self, session: Session[ScoringSettings]) -> None:
+        self._run = session.run
+        self._settings = session.settings
+        self._model = session.model
+        self._material = session.material
+        self._observer = session.observer
+        self._store = session.store
 
 
 def open_job(
