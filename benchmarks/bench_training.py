@@ -166,8 +166,9 @@ class Bench:
             content: dict[str, Any] = json.loads(path.read_text())
             return content
         began = time.perf_counter()
+        start = self.start
         with torch.no_grad():
-            for name, value in self.start.items():
+            for name, value in start.items():
                 self.model.get_parameter(name).copy_(value)
         if cell.arm != "nothing":
             self._train(self.rows(cell), cell)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from clusterucb.jobs.score import Scores, score
     from clusterucb.jobs.select import select
     from clusterucb.jobs.sketch import sketch
+    from clusterucb.jobs.trial.job import trial
+    from clusterucb.jobs.trial.results import Trial
     from clusterucb.policies import (
         RDS,
         UCB,
@@ -90,6 +92,7 @@ __all__ = [
     "Surrogate",
     "ThresholdHard",
     "ThresholdNormal",
+    "Trial",
     "compare",
     "hookimpl",
     "plan",
@@ -97,6 +100,7 @@ __all__ = [
     "search",
     "select",
     "sketch",
+    "trial",
 ]
 
 _HOMES = {
@@ -137,6 +141,8 @@ _HOMES = {
     "jobs.comparison.job": ("compare",),
     "jobs.comparison.replay": ("Contender",),
     "jobs.comparison.results": ("Comparison",),
+    "jobs.trial.job": ("trial",),
+    "jobs.trial.results": ("Trial",),
 }
 
 

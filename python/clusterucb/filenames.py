@@ -1,4 +1,4 @@
-"""Name every file and folder that a run, a store or a comparison writes into its folder."""
+"""Name every file and folder that a run, a store, a comparison or a trial writes into its folder."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ REJECTED = "rejected.jsonl"
 SCORES_TABLE = "scores.parquet"
 COMPARISON = "comparison.json"
 COMPARISON_PAGE = "comparison.html"
+TRIAL = "trial.json"
+TRIAL_PAGE = "trial.html"
+CELLS = "cells"
 
 # An export holds the samples (conversations, texts or both) and the files that the training tool reads.
 CONVERSATIONS = "conversations.jsonl"
@@ -57,6 +60,9 @@ ALL = (
     REJECTED,
     COMPARISON,
     COMPARISON_PAGE,
+    TRIAL,
+    TRIAL_PAGE,
+    CELLS,
     SCORES_TABLE,
     *EXPORT_FILES,
 )

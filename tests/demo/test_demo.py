@@ -183,10 +183,12 @@ def questions(name: str, n: int = 9) -> list[dict]:
 @pytest.mark.usefixtures("small")
 def test_target_samples_are_held_out_evenly_and_never_stand_in_the_pool(tmp_path):
     wheel = wheel_of(tmp_path / "w.whl", {one.file: questions(one.name) for one in (A, B, C)})
-    rows, held_out = pool.cut(wheel, (A, B, C))
+    rows, held_out, judges = pool.cut(wheel, (A, B, C))
     assert [row["source"] for row in rows] == ["a"] * 2 + ["b"] * 2 + ["c"] * 3
     assert [(row["source"], row["subtask"]) for row in held_out] == [("a", "s")] * 2 + [("b", "s")] * 2
-    assert not {str(row["messages"]) for row in rows} & {str(row["messages"]) for row in held_out}
+    assert [(row["source"], row["subtask"]) for row in judges] == [("a", "s")] * 5 + [("b", "s")] * 5
+    parts = [{str(row["messages"]) for row in some} for some in (rows, held_out, judges)]
+    assert len(set.union(*parts)) == sum(map(len, parts))
 
 
 @pytest.mark.usefixtures("small")
@@ -201,14 +203,14 @@ def test_the_choice_does_not_depend_on_the_order_of_lines(tmp_path):
 def test_long_empty_and_repeated_samples_are_left_out(tmp_path):
     good = questions("c", 3)
     bad = [sample("x" * 500), sample(" "), sample("empty?", ""), sample(" c1? ")]
-    rows, _ = pool.cut(wheel_of(tmp_path / "w.whl", {"c.jsonl": bad + good}), (C,))
+    rows, *_ = pool.cut(wheel_of(tmp_path / "w.whl", {"c.jsonl": bad + good}), (C,))
     assert sorted(row["messages"][1]["content"] for row in rows) == ["c0?", "c1?", "c2?"]
 
 
 @pytest.mark.usefixtures("small")
 def test_a_row_keeps_the_turns_and_takes_the_first_ideal_answer(tmp_path):
     lone = {"input": [{"role": "system", "content": "How many?"}], "ideal": "3"}
-    rows, _ = pool.cut(
+    rows, *_ = pool.cut(
         wheel_of(tmp_path / "w.whl", {"c.jsonl": [sample("a?", ["4", "four"]), lone, sample("b?")]}), (C,)
     )
     by_id = {row["id"]: row["messages"] for row in rows}
@@ -236,7 +238,7 @@ def test_the_pool_is_made_once_and_read_without_rejects(monkeypatch, tmp_path):
     paths = pool.demo_pool(Silent())
     assert pool.demo_pool(Silent()) == paths
     assert len(fake.commands) == 1
-    read, target = read_pool(paths[:1]), read_target(paths[1:])
+    read, target = read_pool(paths[:1]), read_target(paths[1:2])
     assert not read.rejected
     assert not target.rejected
     assert not overlap(read, target)

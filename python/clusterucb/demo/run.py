@@ -36,7 +36,7 @@ def demo(*, out: Path, exhaustive: bool = False) -> Result:
         ClusterUCBError: something cannot be downloaded, read or written.
     """
     screen, console = Screen(), Console(highlight=False, emoji=False)
-    pool, target = demo_pool(screen)
+    pool, target, judges = demo_pool(screen)
     base = demo_model(screen)
     console.print(_terms())
     console.print()
@@ -61,6 +61,10 @@ def demo(*, out: Path, exhaustive: bool = False) -> Result:
     options = ["--budget", _BUDGET, "--select", _SELECT, "--out", str(out)]
     command = shlex.join(["clusterucb", "select", *files, *options])
     console.print(f"\nThis run as a command:\n{command}", soft_wrap=True)
+    trial = shlex.join(["clusterucb", "try", str(out), "--judge", str(judges)])
+    console.print(
+        f"\nTo train on the selection, and see whether it helps (10 minutes):\n{trial}", soft_wrap=True
+    )
     return result
 
 

@@ -111,11 +111,15 @@ class PerSampleGradients:
             self._undo = undo.pop_all()
         return self
 
+    def activate_adapter(self) -> None:
+        """Switch the adapter on and make its matrices trainable. It stays so, unlike in a ``with`` block."""
+        self.model.base_model.enable_adapter_layers()  # type: ignore[union-attr,operator]
+        self.model.set_adapter(self._adapter)  # type: ignore[operator]
+
     def _prepare(self, undo: ExitStack) -> None:
         if self._adapter is not None:
-            self.model.base_model.enable_adapter_layers()  # type: ignore[union-attr,operator]
             undo.callback(self.model.base_model.disable_adapter_layers)  # type: ignore[union-attr,arg-type]
-            self.model.set_adapter(self._adapter)  # type: ignore[operator]
+            self.activate_adapter()
         undo.callback(self.model.train, self.model.training)
         self.model.eval()
         for weight in self.model.parameters():

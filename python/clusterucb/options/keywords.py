@@ -11,16 +11,17 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from clusterucb.errors import OptionError
 from clusterucb.options.gradients import GradientSettings
-from clusterucb.options.kinds import field_names, list_fields
+from clusterucb.options.kinds import Checked, field_names, list_fields
 from clusterucb.wording import did_you_mean, in_words
 
 _COUNTS = ("budget", "select")
 
 AnySettings = TypeVar("AnySettings", bound=GradientSettings)
+AnyChecked = TypeVar("AnyChecked", bound=Checked)
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def settings_from(options: Mapping[str, Any], kind: type[AnySettings]) -> AnySettings:
+def settings_from(options: Mapping[str, Any], kind: type[AnyChecked]) -> AnyChecked:
     """Make settings from keyword arguments.
 
     Args:

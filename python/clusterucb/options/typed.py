@@ -96,3 +96,12 @@ class SearchOptions(DrawOptions, total=False):
 
 class SelectOptions(GradientOptions, SearchOptions, OutputOptions):
     """The options of `clusterucb.options.search.SelectSettings`."""
+
+
+class TrialOptions(TypedDict, total=False):
+    """The options of `clusterucb.options.trial.TrialSettings`."""
+
+    arms: str | Sequence[str] | None
+    seeds: int
+    epochs: int
+    learning_rate: float

@@ -32,12 +32,13 @@ if TYPE_CHECKING:
 
 _FORMAT = 2
 _STORE = {"what the folder holds": "a gradient store"}  # marks a store in format 1
-JobKind = Literal["select", "score", "sketch", "compare"]
+JobKind = Literal["select", "score", "sketch", "compare", "try"]
 _JOBS: dict[JobKind, str] = {
     "select": "a selection",
     "score": "scores of a whole pool",
     "sketch": "a gradient store",
     "compare": "a comparison",
+    "try": "a trial",
 }
 
 

@@ -7,6 +7,7 @@ random, so the last ones of each subtask are held out. The order of lines and fi
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import replace
 from fractions import Fraction
 
@@ -41,6 +42,15 @@ def hold_out(target: Pool, share: Fraction) -> tuple[Pool, Pool]:
     return _part(target, choosing, f"without {share}"), _part(target, judging, f"held out {share}")
 
 
+def without(judges: Pool, hashes: Collection[str]) -> Pool:
+    """Return the judges whose content hash is not among ``hashes``."""
+    rows = [row for row, sample in enumerate(judges.samples) if sample.content_hash not in hashes]
+    return _part(judges, rows, f"without {' '.join(sorted(hashes))}")
+
+
 def _part(target: Pool, rows: list[int], name: str) -> Pool:
     fingerprint = hashlib.sha256(f"{target.fingerprint} {name}".encode()).hexdigest()
-    return replace(target, samples=target.samples.take(sorted(rows)), fingerprint=fingerprint)
+    at = sorted(rows)
+    return replace(
+        target, samples=target.samples.take(at), content_keys=target.content_keys[at], fingerprint=fingerprint
+    )

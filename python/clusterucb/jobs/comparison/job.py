@@ -24,7 +24,6 @@ from clusterucb.atomic import write_whole
 from clusterucb.engine import Schedule
 from clusterucb.errors import ClusterUCBError, OptionError, RunError
 from clusterucb.features.similarity import check_comparable
-from clusterucb.jobs.comparison import page
 from clusterucb.jobs.comparison.replay import Clusterings, Contender, Replay, Terms, Truth, replay
 from clusterucb.jobs.comparison.results import Comparison, budgets_of, folder_of, results, take_up_former
 from clusterucb.jobs.score import score_all
@@ -38,6 +37,7 @@ from clusterucb.options.search import CompareSettings
 from clusterucb.options.typed import CompareOptions
 from clusterucb.plugins import describe
 from clusterucb.progress import AnyObserver
+from clusterucb.report.page import render
 from clusterucb.run.cost import Cost
 from clusterucb.run.ledger import Ledger
 from clusterucb.run.manifest import Asked, Inputs, Manifest, read_manifest
@@ -46,6 +46,7 @@ from clusterucb.versions import __version__
 if TYPE_CHECKING:
     from clusterucb.jobs.stages.features import PoolFeatures
 
+_TEMPLATE = Path(__file__).with_name("page.html")
 _Blocks = dict[str, NDArray[np.float32]]
 _Columns = dict[str, NDArray[np.float64]]
 
@@ -124,7 +125,7 @@ def compare(
         }
         encoded = msgspec.json.format(msgspec.json.encode(content), indent=1)
         write_whole(run.path(filenames.COMPARISON), encoded + b"\n")
-        write_whole(run.path(filenames.COMPARISON_PAGE), page.render(content).encode())
+        write_whole(run.path(filenames.COMPARISON_PAGE), render(_TEMPLATE, content).encode())
         run.finish(Inputs.of(job.material))
     return Comparison(content, Path(out))
 

@@ -161,6 +161,7 @@ def open_job(
     given: Given,
     observer: AnyObserver | None,
     held_out: Fraction | None = None,
+    judges: Rows | None = None,
 ) -> Job[Given]:
     """Open the gradient store that the options name, then read and encode the pool and the target.
 
@@ -170,6 +171,7 @@ def open_job(
         given: the options.
         observer: receives the progress.
         held_out: the share of the target that is held out, or None.
+        judges: files or rows of samples that judge a selection, or None.
 
     Raises:
         ClusterUCBError: a file, the model, the device or the store cannot be used.
@@ -178,7 +180,7 @@ def open_job(
     folder: Path | None = getattr(given, "store", None)
     store = GradientStore(folder) if folder else None
     settings = store.applied_to(given) if store else given
-    prepared = prepare(pool, target, model, settings, watcher, held_out)
+    prepared = prepare(pool, target, model, settings, watcher, held_out, judges)
     if store:
         store.check(prepared.contents)
     return Job(settings, prepared, store, watcher)

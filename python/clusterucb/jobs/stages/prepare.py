@@ -25,10 +25,11 @@ from clusterucb.model.loaded import LoadedModel
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.progress import Observer
 from clusterucb.run.folder import check_folder
-from clusterucb.samples.hold_out import hold_out
+from clusterucb.samples.hold_out import hold_out, without
 from clusterucb.samples.pool import Pool, overlap, read_pool, read_target
 from clusterucb.samples.sample import decode
 from clusterucb.samples.sources import sources_of
+from clusterucb.wording import counted
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -54,7 +55,7 @@ class Prepared:
         source: the source of the base model.
         device: the device that the model runs on.
         contents: the fingerprints of everything that was read, by name.
-        judges: the target samples that are held out, or None.
+        judges: the samples that judge a selection, or None: those that are held out, or those that were given.
     """
 
     material: Material
@@ -71,6 +72,7 @@ def prepare(
     settings: GradientSettings,
     observer: Observer,
     held_out: Fraction | None = None,
+    judges: Rows | None = None,
 ) -> Prepared:
     """Read and encode a pool and, if the job has one, a target.
 
@@ -80,6 +82,7 @@ def prepare(
         settings: the options.
         observer: receives the progress.
         held_out: the share of the target that is held out (`clusterucb.samples.hold_out`), or None.
+        judges: files or rows of samples that judge a selection, in place of those that are held out.
 
     Raises:
         ClusterUCBError: a file, the model or the device cannot be used.
@@ -87,6 +90,7 @@ def prepare(
     # a misspelt path is refused before anything slow begins
     pool = pool if isinstance(pool, Pool) else sources_of(pool, "pool")
     target = target if target is None or isinstance(target, Pool) else sources_of(target, "target")
+    judges = judges if judges is None else sources_of(judges, "judges")
     checkpoints = checkpoint_fingerprints(settings.given_checkpoints)
     at_hand = (
         not isinstance(model, LoadedModel) and Path(model).is_dir() and settings.device in ("auto", "cpu")
@@ -106,14 +110,14 @@ def prepare(
     from clusterucb.samples.encode import Encoder
     from clusterucb.samples.pool_and_target import encode
 
-    judges = None
+    judging = None
     if aim and held_out is not None:
-        aim, judges = hold_out(aim, held_out)
-        if shared := overlap(read, judges):
-            warn(
-                f"samples of the pool that also judge the selection: {len(shared)}, the first is {shared[0].file}:"
-                f"{shared[0].line}. A model that trains on them knows the answers; remove them from the pool"
-            )
+        aim, judging = hold_out(aim, held_out)
+    if aim and judges is not None:
+        judging = reading(read_target, judges)
+        _refuse_known(aim, judging)
+    if judging:
+        judging = _unseen(read, judging)
     encoder = Encoder(tokenizer, max_length=settings.max_length)
     if tokenizer.chat_template is None:
         observer.step(
@@ -128,7 +132,40 @@ def prepare(
         **checkpoints,
     }
     material = encode(read, aim, encoder, strict=settings.strict, observer=observer)
-    return Prepared(material, source, device, contents, judges)
+    return Prepared(material, source, device, contents, judging)
+
+
+def _refuse_known(target: Pool, judges: Pool) -> None:
+    """Refuse judges that stand in the target: they had a part in the selection that they would judge."""
+    if known := overlap(judges, target):
+        raise OptionError(
+            f"--judge: {counted(len(known), 'sample')} of the judges, the first {known[0].file}:{known[0].line}, "
+            "also stand in the target; expected samples that had no part in the selection"
+        )
+
+
+def _unseen(pool: Pool, judges: Pool) -> Pool:
+    """Return the judges that do not stand in the pool. A model that trains on the others knows their answers.
+
+    Raises:
+        OptionError: all judges stand in the pool.
+    """
+    shared = overlap(pool, judges)
+    if not shared:
+        return judges
+    left = without(judges, {sample.content_hash for sample in shared})
+    first = min(shared, key=lambda sample: (pool.files.index(sample.file), sample.line))
+    n_known = len(judges.samples) - len(left.samples)
+    if not left.samples:
+        raise OptionError(
+            f"all {n_known:,} judges also stand in the pool, the first at {first.file}:{first.line}; expected samples "
+            "that stand in none of its files"
+        )
+    warn(
+        f"{n_known:,} of {counted(len(judges.samples), 'judge')} also stand in the pool, the first at {first.file}:"
+        f"{first.line}; they are left out, because a model that trains on the pool knows the answers"
+    )
+    return left
 
 
 def _opened(

@@ -1,9 +1,9 @@
-"""Render a comparison of strategies as one page that needs no network, no library and no other file.
+"""Render results as one page that needs no network, no library and no other file.
 
-The template beside this module holds all elements and all code. The results are embedded once, as JSON in which no
-character can end the element that holds it, and the page turns them into text nodes only. A content security policy
-allows the template's own style and script, by their hashes, and nothing else. Even if a name slipped through, it could
-not run.
+A job's template holds the elements and the code of its page; ``page.css`` and ``page.js`` beside this module hold what
+all pages share. The results are embedded once, as JSON in which no character can end the element that holds it, and the
+page turns them into text nodes only. A content security policy allows the page's own style and script, by their hashes,
+and nothing else. Even if a name slipped through, it could not run.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_TEMPLATE = Path(__file__).with_suffix(".html")
+_SHARED = {"@@STYLE@@": "page.css", "@@SCRIPT@@": "page.js"}
 _ESCAPES = {ord(character): f"\\u{ord(character):04x}" for character in "<>&"}
 
 
-def render(comparison: Mapping[str, Any]) -> str:
-    """Return an HTML page that shows how strategies compare.
+def render(template: Path, content: Mapping[str, Any]) -> str:
+    """Return an HTML page that shows results.
 
     Args:
-        comparison: JSON values: what was compared (``pool``, ``target``, ``model``, ``pool_samples``,
-            ``n_select``, ``seeds``, ...), ``strategies`` with the ``points`` of each, and optionally ``overlap`` and
-            ``sources``. Texts may hold anything. NaN and infinities are shown as missing.
+        template: the HTML file with the page's elements, style and script. ``@@STYLE@@`` and ``@@SCRIPT@@`` stand for
+            what pages share, ``@@POLICY@@`` for the content security policy and ``@@DATA@@`` for the results.
+        content: the results as JSON values. Texts may hold anything. NaN and infinities are shown as missing.
 
     Returns:
-        The page, to be written as UTF-8. All of it is ASCII except the template's own text.
+        The page, to be written as UTF-8. All of it is ASCII except the templates' own text.
     """
-    template = _TEMPLATE.read_text("utf-8")
-    before, after = template.replace("@@POLICY@@", _policy(template)).split("@@DATA@@")
-    return before + _embedded(comparison) + after
+    page = template.read_text("utf-8")
+    for mark, name in _SHARED.items():
+        page = page.replace(mark, Path(__file__).with_name(name).read_text("utf-8").rstrip())
+    before, after = page.replace("@@POLICY@@", _policy(page)).split("@@DATA@@")
+    return before + _embedded(content) + after
 
 
 def _embedded(value: object) -> str:

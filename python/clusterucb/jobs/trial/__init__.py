@@ -1,0 +1,1 @@
+"""Internal. Train on selections, and judge them on samples that had no part in them."""
