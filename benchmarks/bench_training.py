@@ -4,7 +4,9 @@
 
 The exhaustive scores of the three pools lie in `tests/data`, so no gradient of a pool is computed. A rule turns them
 into a selection of a share of the pool. A LoRA is trained on it, and the loss of the answers is measured on judges:
-samples of the target's sources that stand neither in the pool nor in the target, up to 30 for each subtask.
+samples of the target's sources that stand neither in the pool nor in the target, up to 30 for each subtask. Subtasks
+with fewer than `FEWEST` such samples are left out; the others are divided into targets of up to three subtasks, in
+alphabetical order.
 
 Every arm begins at the adapter whose gradients were scored (30 warm-up steps on random pool samples). So what any
 training gains first, the form of the answers, is gained before. All arms of a target take the same number of steps of
@@ -21,8 +23,8 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,11 +46,14 @@ from clusterucb.gradients.session import fresh_lora
 from clusterucb.gradients.warmup import warm_up
 from clusterucb.jobs.comparison.replay import Terms, Truth
 from clusterucb.jobs.stages.prepare import prepare
+from clusterucb.jobs.trial.arms import of_tokens
+from clusterucb.jobs.trial.cells import BATCH, order_of
+from clusterucb.jobs.trial.statistics import Difference, differences
 from clusterucb.model.source import ModelSource, load_adapter
 from clusterucb.options.search import Settings
 from clusterucb.progress import Screen
-from replay import scores_of
-from strategies import POOLS, TARGETS
+from replay import scores_of, subtasks_of
+from strategies import POOLS
 
 SUBTASK_ROWS = {
     "templated": real_pool.rows_by_subtask,
@@ -56,7 +61,8 @@ SUBTASK_ROWS = {
     "code": code_pool.rows_by_subtask,
 }
 N_JUDGES = 30  # of each subtask, where its sources have so many more samples
-BATCH, EPOCHS = 8, 2
+FEWEST, TOGETHER = 20, 3  # the fewest judges of a subtask; the subtasks of a target
+EPOCHS = 2
 RATES = (2e-4, 5e-5)
 ARMS = ("nothing", "random", "max", "mean", "standardized", "round-robin")
 
@@ -77,7 +83,7 @@ class Cell:
 
     Attributes:
         pool: the pool's name.
-        target: the number of the target in `TARGETS`.
+        target: the number of the target (`Bench.targets`), from 1.
         arm: a rule, ``random`` or ``nothing``.
         share: the share of the pool that is selected.
         seed: the seed of the order of the samples, and of random samples.
@@ -95,7 +101,7 @@ class Cell:
     def name(self) -> str:
         """The name of the cell's file."""
         size = f"{self.share:g}-e{EPOCHS}"
-        return f"{self.pool}-t{self.target + 1}-{self.arm}-{size}-s{self.seed}-lr{self.rate:g}.json"
+        return f"{self.pool}-t{self.target}-{self.arm}-{size}-s{self.seed}-lr{self.rate:g}.json"
 
 
 class Bench:
@@ -118,8 +124,13 @@ class Bench:
         self._settings, self._path = Settings(), demo_model(Screen())
         files = (own / "pool.jsonl", own / "judges.jsonl")
         self.material = prepare(*files, self._path, self._settings, Screen()).material
-        self.scores = scores_of(name)
-        self.subtasks = list(self.material.target)
+        self.scores, scored = scores_of(name), subtasks_of(name)
+        judged = [subtask for subtask in scored if len(self.material.target.get(subtask, ())) >= FEWEST]
+        self.targets = {
+            1 + start // TOGETHER: judged[start : start + TOGETHER]
+            for start in range(0, len(judged), TOGETHER)
+        }
+        self._columns = {subtask: scored.index(subtask) for subtask in judged}
         if len(self.material.samples) != len(self.scores):
             raise SystemExit(
                 f"{name} has {len(self.material.samples)} samples and {len(self.scores)} recorded scores; expected "
@@ -148,7 +159,7 @@ class Bench:
 
     def rows(self, cell: Cell) -> Rows:
         """Return the pool rows that a cell trains on."""
-        scores = self.scores[:, TARGETS[cell.target]]
+        scores = self.scores[:, [self._columns[subtask] for subtask in self.targets[cell.target]]]
         n = max(int(cell.share * len(scores)), 1)
         if cell.arm != "random":
             return self._selected(cell.arm, scores, n)
@@ -172,7 +183,7 @@ class Bench:
                 self.model.get_parameter(name).copy_(value)
         if cell.arm != "nothing":
             self._train(self.rows(cell), cell)
-        judged = self.subtasks[TARGETS[cell.target]]
+        judged = self.targets[cell.target]
         losses = {
             name: answer_losses(self.model, self.material.target[name], Passes(CPU_TOKENS)).tolist()
             for name in judged
@@ -185,8 +196,7 @@ class Bench:
         return content
 
     def _train(self, rows: Rows, cell: Cell) -> None:
-        rng = np.random.default_rng([cell.seed, 7])
-        order = np.concatenate([rng.permutation(rows) for _ in range(EPOCHS)])
+        order = order_of(rows, EPOCHS * len(rows), np.random.default_rng([cell.seed, 7]))
         starts = range(0, len(order), BATCH)
         batches = [
             [self.material.encoded[int(row)] for row in order[start : start + BATCH]] for start in starts
@@ -212,48 +222,34 @@ def _key(row: dict[str, Any]) -> bytes:
     return hashlib.sha256(msgspec.json.encode(row["messages"])).digest()
 
 
-def of_tokens(lengths: np.ndarray, n: int, wanted: int, rng: np.random.Generator) -> Rows:
-    """Return n random rows whose lengths add up to ``wanted`` within half a percent, if swaps of rows lead there."""
-    order = rng.permutation(len(lengths))
-    chosen, others = order[:n].copy(), order[n:].copy()
-    total = int(lengths[chosen].sum())
-    for _ in range(20_000):
-        if abs(total - wanted) <= 0.005 * wanted:
-            break
-        ours, theirs = rng.integers(n), rng.integers(len(others))
-        swapped = total - int(lengths[chosen[ours]]) + int(lengths[others[theirs]])
-        if abs(swapped - wanted) < abs(total - wanted):
-            chosen[ours], others[theirs], total = others[theirs], chosen[ours], swapped
-    return chosen
+def less(cells: dict[Cell, dict[str, Any]], arm: str, other: str = "random") -> dict[str, Any]:
+    """Return the mean difference of two arms' losses, with its interval, over every pool and target of ``cells``."""
+    of_targets: dict[tuple[str, int], list[list[dict[str, Any]]]] = {}
+    for cell, content in cells.items():
+        twin = replace(cell, arm=other)
+        if cell.arm == arm and twin in cells:
+            of_targets.setdefault((cell.pool, cell.target), []).append(
+                [content["losses"], cells[twin]["losses"]]
+            )
+    ours, theirs = (
+        {
+            f"{pool} {target} {name}": np.array([[pair[side][name] for pair in pairs]])
+            for (pool, target), pairs in of_targets.items()
+            for name in pairs[0][0]
+        }
+        for side in (0, 1)
+    )
+    by_subtask, mean = differences(ours, theirs)
+    return {
+        "arm": arm,
+        "less": other,
+        **_rounded(mean),
+        "subtasks": {name: _rounded(d) for name, d in by_subtask.items()},
+    }
 
 
-def difference(ours: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return the mean difference of losses over subtasks, with a paired bootstrap interval of 95 %.
-
-    Args:
-        ours, theirs: the contents of the cells of two arms, in the same order of targets, seeds and rates. The
-            bootstrap draws cells and, in each subtask, judges.
-    """
-    rng = np.random.default_rng(0)
-    apart = [
-        [np.array(one["losses"][name]) - np.array(other["losses"][name]) for name in one["losses"]]
-        for one, other in zip(ours, theirs, strict=True)
-    ]
-
-    def mean(cells: Sequence[int], draw: bool) -> float:
-        of_cells = []
-        for at in cells:
-            kept = [
-                values[rng.integers(len(values), size=len(values))] if draw else values
-                for values in apart[at]
-            ]
-            of_cells.append(np.mean([values.mean() for values in kept]))
-        return float(np.mean(of_cells))
-
-    count = len(apart)
-    drawn = [mean(rng.integers(count, size=count).tolist(), draw=True) for _ in range(2000)]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return {"mean": mean(range(count), draw=False), "low": float(low), "high": float(high)}
+def _rounded(found: Difference) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in vars(found).items()}
 
 
 def summary(cells: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -265,7 +261,7 @@ def summary(cells: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
         values = list(by_subtask.values())
         rows.append(
             {
-                **dict(zip(("pool", "target", "arm", "rate"), (key[0], key[1] + 1, *key[2:]), strict=True)),
+                **dict(zip(("pool", "target", "arm", "rate"), key, strict=True)),
                 "seeds": len(found),
                 "subtasks": {name: round(value, 4) for name, value in by_subtask.items()},
                 "mean": round(float(np.mean(values)), 4),
@@ -293,34 +289,29 @@ def main() -> None:
     options = parser.parse_args()
     arms, rates = options.arms.split(","), [float(rate) for rate in options.rates.split(",")]
     options.folder.mkdir(parents=True, exist_ok=True)
-    cells: dict[Cell, dict[str, Any]] = {}
-    for pool in options.pools.split(","):
-        bench = Bench(pool, options.folder)
-        for seed in range(options.seeds):
-            for rate in rates:
-                for target in range(len(TARGETS)):
-                    for arm in arms:
-                        fixed = arm == "nothing"  # has neither seed nor rate
-                        cell = Cell(
-                            pool,
-                            target,
-                            arm,
-                            options.share,
-                            0 if fixed else seed,
-                            rates[0] if fixed else rate,
-                        )
-                        cells[cell] = bench.run(cell)
+    benches = [Bench(pool, options.folder) for pool in options.pools.split(",")]
+    planned = [
+        (bench, Cell(bench.name, target, arm, options.share, 0 if arm == "nothing" else seed, rate))
+        for seed in range(options.seeds)
+        for rate in rates
+        for bench in benches
+        for target in bench.targets
+        for arm in arms
+        if arm != "nothing" or (seed, rate) == (0, rates[0])  # has neither seed nor rate
+    ]
+    cells = {cell: bench.run(cell) for bench, cell in planned}
     rows = summary(cells)
     for row in rows:
         print(row)
-    for arm in arms:
-        ours = [cell for cell in cells if cell.arm == arm]
-        theirs = [Cell(**{**vars(cell), "arm": "random"}) for cell in ours]
-        if arm in ("random", "nothing") or not all(cell in cells for cell in theirs):
-            continue
-        found = difference([cells[cell] for cell in ours], [cells[cell] for cell in theirs])
-        print(f"{arm} less random: {found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]")
-        rows.append({"arm": arm, "less random": {key: round(value, 4) for key, value in found.items()}})
+    for pools in (*[[bench.name] for bench in benches], [bench.name for bench in benches]):
+        some = {cell: content for cell, content in cells.items() if cell.pool in pools}
+        for arm in arms:
+            if arm != "random" and "random" in arms:
+                found = {"pools": pools, **less(some, arm)}
+                print(
+                    f"{', '.join(pools)}: {arm} less random {found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
+                )
+                rows.append(found)
     if options.json:
         options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 

@@ -64,6 +64,11 @@ STRATEGIES = (
 NO_SIGNAL = ("random", "ucb", "surrogate")
 
 
+def subtasks_of(name: str) -> list[str]:
+    """Return the subtasks of a pool with recorded scores, in alphabetical order."""
+    return sorted(np.load(DATA / f"{name}.npz")["subtasks"].tolist())
+
+
 def scores_of(name: str) -> np.ndarray:
     """Return recorded scores f64[N, S] with the subtasks in alphabetical order."""
     recorded = np.load(DATA / f"{name}.npz")
