@@ -5,7 +5,7 @@
 The exhaustive scores of the three pools lie in `tests/data`, so no gradient of a pool is computed. A rule turns them
 into a selection of a share of the pool. A LoRA is trained on it, and the loss of the answers is measured on judges:
 samples of the target's sources that stand neither in the pool nor in the target, up to 30 for each subtask. Subtasks
-with fewer than `FEWEST` such samples are left out; the others are divided into targets of up to three subtasks, in
+with fewer than `FEWEST` such samples are left out; the others are divided into targets of two or three subtasks, in
 alphabetical order.
 
 Every arm begins at the adapter whose gradients were scored (30 warm-up steps on random pool samples). So what any
@@ -126,10 +126,8 @@ class Bench:
         self.material = prepare(*files, self._path, self._settings, Screen()).material
         self.scores, scored = scores_of(name), subtasks_of(name)
         judged = [subtask for subtask in scored if len(self.material.target.get(subtask, ())) >= FEWEST]
-        self.targets = {
-            1 + start // TOGETHER: judged[start : start + TOGETHER]
-            for start in range(0, len(judged), TOGETHER)
-        }
+        starts = range(0, len(judged) - 1, TOGETHER)
+        self.targets = {1 + start // TOGETHER: judged[start : start + TOGETHER] for start in starts}
         self._columns = {subtask: scored.index(subtask) for subtask in judged}
         if len(self.material.samples) != len(self.scores):
             raise SystemExit(
@@ -308,9 +306,8 @@ def main() -> None:
         for arm in arms:
             if arm != "random" and "random" in arms:
                 found = {"pools": pools, **less(some, arm)}
-                print(
-                    f"{', '.join(pools)}: {arm} less random {found['mean']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]"
-                )
+                interval = f"[{found['low']:+.3f}, {found['high']:+.3f}]"
+                print(f"{', '.join(pools)}: {arm} less random {found['mean']:+.3f} {interval}")
                 rows.append(found)
     if options.json:
         options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
