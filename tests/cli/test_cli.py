@@ -14,8 +14,7 @@ import pytest
 
 import clusterucb as cu
 from clusterucb.cli import main as cli
-from clusterucb.engine.aggregate import NAMES
-from clusterucb.engine.choice import SELECT_BY
+from clusterucb.engine.aggregate import RULES
 from clusterucb.jobs import select as pipeline
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
 from clusterucb.options.kinds import DTYPES, SCORERS
@@ -157,8 +156,7 @@ def test_a_word_out_of_place_says_where_it_belongs(arguments, message, capsys):
     [
         ("--format", SHAPES),
         ("--scorer", SCORERS),
-        ("--aggregate", NAMES),
-        ("--select-by", SELECT_BY),
+        ("--rule", RULES),
         ("--preconditioner", PRECONDITIONERS),
         ("--dtype", DTYPES),
         ("--export", TOOLS),

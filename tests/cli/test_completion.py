@@ -69,7 +69,7 @@ def scripts(capsys):
         (["sketch", "--preconditioner", ""], {"adam_less", "adam", "second_moment", "sgd"}),
         (["compare", "--dtype", "f"], {"float32", "float16"}),
         (["select", "--export", "t"], {"trl"}),
-        (["select", "--select-by", "r"], {"round-robin"}),
+        (["select", "--rule", "r"], {"round-robin"}),
         (["plugins", "new", "x", "--kind", "p"], {"policy"}),
     ],
 )

@@ -107,5 +107,5 @@ def test_an_allowance_that_is_too_small_says_so():
         found = draw(tokens, TokenAllowance(tokens, 39), n_select=5, budget=5)
     assert len(found.rows) == 3
     with pytest.warns(ClusterUCBWarning, match="only 3 draws"):  # in the midst of the cold start
-        found = draw(tokens, TokenAllowance(tokens, 39), n_select=5, budget=5, aggregate="standardized")
-    assert found.standardized.shape == (2, 1)
+        found = draw(tokens, TokenAllowance(tokens, 39), n_select=5, budget=5, rule="standardized")
+    assert found.standardized is None

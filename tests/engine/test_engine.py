@@ -43,8 +43,14 @@ def test_result_is_the_brute_force_best_of_exactly_the_budget(case: Case) -> Non
     expected_scores = np.where(good[submitted][:, None], case.scores[submitted], np.nan)
     np.testing.assert_array_equal(found.subtask_scores, expected_scores)
 
-    best = sorted((row for row in submitted if good[row]), key=lambda row: (-rewards[row], row))
-    assert found.rows.tolist() == best[: case.n_select]
+    usable = [row for row in submitted if good[row]]
+    best = sorted(usable, key=lambda row: (-rewards[row], row))[: case.n_select]
+    if case.rule == "round-robin":
+        best = []
+        for turn in range(min(case.n_select, len(usable))):
+            own = case.scores[:, turn % case.scores.shape[1]]
+            best.append(min(set(usable) - set(best), key=lambda row: (-own[row], row)))
+    assert found.rows.tolist() == best
     np.testing.assert_array_equal(found.scores, rewards[found.rows])
 
     assert set(found.labels) == set(range(found.labels.max() + 1))
@@ -256,11 +262,13 @@ def test_policy_is_told_each_usable_reward_once_and_asked_for_batches(case: Case
 
     found = case.run(policy=Spy())
     usable = ~np.isnan(found.drawn_scores)
+    if found.n_scored < 32 and found.standardized is not None:  # no mean and deviation before the end
+        usable[:] = False
     assert list(told) == found.drawn_rows[usable].tolist()
     assert [reward for reward, _ in told.values()] == found.drawn_scores[usable].tolist()
     assert [each for _, each in told.values()] == found.subtask_scores[usable].tolist()
     full, rest = divmod(sum(asked), case.batch_size)
-    assert (sum(asked) < found.n_scored) == (case.aggregate == "standardized")
+    assert sum(asked) == found.n_scored
     assert asked == [case.batch_size] * full + [rest] * (rest > 0)
 
 

@@ -36,8 +36,8 @@ USABLE = {"clusterer": None, "policy": UCB(), "budget": 3, "n_select": 2}
         ({"seed": 0.5}, "seed is 0.5; expected"),
         ({"seed": True}, "seed is True; expected"),
         (
-            {"aggregate": "men"},
-            "aggregate is 'men'; expected one of max, mean, standardized. Did you mean 'mean'?",
+            {"rule": "men"},
+            "rule is 'men'; expected one of round-robin, paper, mean, standardized. Did you mean 'mean'?",
         ),
         ({"policy": "ucb"}, "policy is 'ucb'; expected a Policy object such as clusterucb.UCB()"),
         ({"policy": UCB}, "expected a Policy object"),

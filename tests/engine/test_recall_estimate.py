@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import clusterucb as cu
-from clusterucb.engine.aggregate import AGGREGATES
 from clusterucb.engine.poolview import PoolView
 from clusterucb.engine.recall import (
     Draws,
@@ -26,7 +25,7 @@ from clusterucb.engine.recall import (
 )
 from helpers.hills import hills, searched
 from helpers.recorded import Memory
-from helpers.searching import search
+from helpers.searching import best_rows, search
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -144,15 +143,15 @@ def test_it_is_told_some_twenty_times_and_grows():
 @given(seed=st.integers(0, 50), order=st.randoms(use_true_random=False))
 def test_it_does_not_matter_how_draws_were_told(seed, order):
     place, scores = hills(seed, 70)
-    largest = AGGREGATES["max"]
+    rewards = partial(np.max, axis=1)
     rows = np.random.default_rng(seed).permutation(70)[:36]
     draws = Draws(rows, scores[rows], np.full(36, 0.5))
     pool = PoolView({"place": place}, np.zeros(70, np.int64), np.zeros(70), n_select=10)
-    at_once = RecallEstimator(pool)(draws, largest)
+    at_once = RecallEstimator(pool)(draws, rewards)
     bit_by_bit = RecallEstimator(pool)
     for n in sorted(order.sample(range(15, 36), 3)):
-        bit_by_bit(Draws(*(array[:n] for array in draws)), largest)
-    assert bit_by_bit(draws, largest) == at_once
+        bit_by_bit(Draws(*(array[:n] for array in draws)), rewards)
+    assert bit_by_bit(draws, rewards) == at_once
 
 
 def until_found(seed: int, until: float) -> dict[str, Any]:
@@ -205,7 +204,7 @@ def test_it_stops_when_enough_is_found_and_goes_on_for_more():
     assert more.recall.estimate >= 0.9
     assert len(some.drawn_rows) < len(more.drawn_rows) < 300
     assert more.drawn_rows[: len(some.drawn_rows)].tolist() == some.drawn_rows.tolist()
-    assert np.isin(np.argsort(-scores.max(axis=1))[:15], more.drawn_rows).mean() > 0.7
+    assert np.isin(best_rows(scores, 15), more.drawn_rows).mean() > 0.7
 
 
 def test_it_is_said_that_nothing_can_be_said():
@@ -235,11 +234,11 @@ def test_what_cannot_be_is_refused(options, message):
 
 
 def test_subtasks_in_turn_are_estimated_one_by_one():
-    found, scores = searched(select_by="round-robin", watch=lambda _: None)
+    found, scores = searched(watch=lambda _: None)
     best = [np.argsort(-column)[:7] for column in scores.T]
     truth = np.mean([np.isin(rows, found.drawn_rows).mean() for rows in best])
     assert found.recall.low <= truth <= found.recall.high
-    one_sided, _ = searched(select_by="round-robin", weights=[1, 1e-6], watch=lambda _: None)
+    one_sided, _ = searched(weights=[1, 1e-6], watch=lambda _: None)
     assert one_sided.recall != found.recall
 
 
@@ -253,7 +252,7 @@ def test_rewards_on_one_scale_and_failures_are_no_obstacle():
         policy=cu.UCB(),
         budget=100,
         n_select=15,
-        aggregate="standardized",
+        rule="standardized",
         cold_start=0.1,
         until=0.95,
     )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from clusterucb.engine.aggregate import RULES
 from clusterucb.engine.draws import Batch
 from clusterucb.engine.loop import Selection
 from clusterucb.errors import ClusterUCBWarning
@@ -31,7 +32,7 @@ class Case:
     cold_start: float
     batch_size: int
     seed: int
-    aggregate: str = "max"
+    rule: str = "round-robin"
 
     def run(self, journal: Any = None, score: Any = None, **changes: Any) -> Selection:
         options = {
@@ -42,7 +43,7 @@ class Case:
             "cold_start": self.cold_start,
             "batch_size": self.batch_size,
             "seed": self.seed,
-            "aggregate": self.aggregate,
+            "rule": self.rule,
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ClusterUCBWarning)
@@ -60,7 +61,7 @@ def rewards_of(case: Case, found: Selection) -> np.ndarray:
     if found.standardized is not None:
         mean, std = found.standardized
         return ((scores - mean) / std).max(axis=1)
-    return scores.max(axis=1) if case.aggregate == "max" else scores.mean(axis=1)
+    return scores.max(axis=1) if case.rule != "mean" else scores.mean(axis=1)
 
 
 @st.composite
@@ -80,7 +81,7 @@ def cases(draw: st.DrawFn) -> Case:
         cold_start=draw(st.sampled_from([0, 0.05, 0.29, 0.5, 1])),
         batch_size=draw(st.integers(1, 7)),
         seed=draw(st.integers(0, 3)),
-        aggregate=draw(st.sampled_from(["max", "mean", "standardized"])),
+        rule=draw(st.sampled_from(RULES)),
     )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from clusterucb.engine import Budget, Rules, Schedule, SideInformation
 from clusterucb.engine import search as engine_search
+from clusterucb.jobs.comparison.replay import Terms, Truth
 
 GROUPS = {
-    "rules": (Rules, ("aggregate", "select_by", "max_per_source", "weights")),
+    "rules": (Rules, ("rule", "max_per_source", "weights")),
     "side": (SideInformation, ("columns", "prior")),
     "schedule": (Schedule, ("cold_start", "batch_size", "seed")),
 }
@@ -22,3 +25,8 @@ def search(features, score, **options):
     if spending:
         options["budget"] = Budget(draws=options["budget"], **spending)
     return engine_search(features, score, **grouped, **options)
+
+
+def best_rows(scores, n_select, rule="round-robin"):
+    """Return the rows that a rule selects when all scores f64[N, S] are known."""
+    return Truth.of(scores, np.zeros(len(scores), str), Terms(n_select, Rules(rule=rule))).best

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import clusterucb
-from clusterucb.engine.aggregate import NAMES
-from clusterucb.engine.choice import SELECT_BY
+from clusterucb.engine.aggregate import RULES
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
 from clusterucb.options.gradients import GradientSettings, ReadSettings
 from clusterucb.options.kinds import AUTOCASTS, DTYPES, SCORERS
@@ -31,13 +30,12 @@ from clusterucb.samples.shapes import SHAPES
 
 FILE = Path(clusterucb.__file__).parent / "options" / "typed.py"
 _CHOICES = {
-    "aggregate": NAMES,
     "autocast": AUTOCASTS,
     "dtype": DTYPES,
     "format": tuple(SHAPES),
     "preconditioner": PRECONDITIONERS,
+    "rule": RULES,
     "scorer": SCORERS,
-    "select_by": SELECT_BY,
 }
 _AS_GIVEN = {
     "budget": "str | int",

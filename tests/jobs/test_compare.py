@@ -113,8 +113,8 @@ def test_another_comparison_scores_nothing_again(job, monkeypatch):
     assert points(again.content, same)["40%"]["recall"] == points(before, same)["40%"]["recall"]
     assert again.recall(same, "40%") == points(before, same)["40%"]["recall"]["mean"]
     assert "2 strategies on 90 samples" in repr(again)
-    standardized = compare(job, job / "done", "ucb", aggregate="standardized", select_by="round-robin")
-    assert standardized.content["aggregate"] == "standardized"
+    standardized = compare(job, job / "done", "ucb", rule="standardized")
+    assert standardized.content["rule"] == "standardized"
     weighted = compare(job, job / "done", "ucb", subtask_weights={"sums": 1000})
     assert weighted.content["subtask_weights"] == {"sums": 1000}
 
@@ -334,12 +334,12 @@ def test_recall_and_mass_are_those_of_the_definition():
 
 def test_mass_is_at_most_one_whatever_decides_about_the_selection():
     scores = np.array([[9.0, 0.0], [8.0, 0.1], [7.0, 0.2], [0.0, 0.3]])
-    truth = Truth.of(scores, np.array(["a"] * 4), Terms(2, Rules(select_by="round-robin")))
+    truth = Truth.of(scores, np.array(["a"] * 4), Terms(2, Rules()))
     assert sorted(truth.best) == [0, 3]
     assert truth.mass(np.array([0, 1])) == 1
     assert truth.mass(truth.best) < 1
     weights = np.array([1.0, 100.0])
-    weighted = Truth.of(scores, np.array(["a"] * 4), Terms(2, Rules(weights=weights)))
+    weighted = Truth.of(scores, np.array(["a"] * 4), Terms(2, Rules(rule="paper", weights=weights)))
     assert weighted.rewards.tolist() == [9.0, 10.0, 20.0, 30.0]
     assert weighted.best.tolist() == [3, 2]
     assert weighted.mass(np.array([3, 2])) == 1

@@ -87,7 +87,7 @@ def compared(
         "select": "5%",
         "subtasks": ["food", "escher"],
         "seeds": seeds,
-        "aggregate": "max",
+        "rule": "round-robin",
         "batch_size": 8,
         "truth": {"scored": 1000, "failed": 0},
         "strategies": strategies,
@@ -109,7 +109,7 @@ def compared(
 def hostile() -> dict[str, Any]:
     given = compared(HOSTILE, sources=HOSTILE)
     given.update(pool=HOSTILE, target=[HOSTILE[0]], model=HOSTILE[1], subtasks=HOSTILE, select=HOSTILE[1])
-    given.update(clusterucb=HOSTILE[0], aggregate=HOSTILE[1])
+    given.update(clusterucb=HOSTILE[0], rule=HOSTILE[1])
     for strategy in given["strategies"]:
         for point, text in zip(strategy["points"], HOSTILE, strict=False):
             point["budget"] = text

@@ -54,7 +54,7 @@ def test_the_best_of_what_was_drawn_are_written_as_they_came(job, tmp_path):
 
 
 def test_other_rules_decide_what_is_selected(job, tmp_path):
-    rules = {"aggregate": "standardized", "select_by": "round-robin", "max_per_source": 2}
+    rules = {"rule": "round-robin", "max_per_source": 2}
     result = cu.select(**arguments(job, tmp_path / "run", budget="40%", select=8, **rules))
     scores = read_rows(result.out / "scores.jsonl")
     fitted = json.loads((result.out / "manifest.json").read_text())["outcome"]["standardized"]
@@ -79,7 +79,13 @@ def test_other_rules_decide_what_is_selected(job, tmp_path):
 
 def test_a_subtask_counts_by_its_weight(job, tmp_path):
     heavy = sorted(TOPICS)[1]
-    options = {"select": 6, "budget": "40%", "policy": cu.Random(), "subtask_weights": {heavy: 1000}}
+    options = {
+        "select": 6,
+        "budget": "40%",
+        "policy": cu.Random(),
+        "rule": "paper",
+        "subtask_weights": {heavy: 1000},
+    }
     result = cu.select(**arguments(job, tmp_path / "run", **options))
     for line in read_rows(result.out / "scores.jsonl"):
         own = {topic: score * (1000 if topic == heavy else 1) for topic, score in line["subtasks"].items()}
@@ -502,7 +508,7 @@ def test_features_in_several_files_are_those_of_one(job, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "strategies",
     [
-        {"policy": cu.UCB1(), "aggregate": "mean"},
+        {"policy": cu.UCB1(), "rule": "mean"},
         {"policy": cu.ThresholdHard(q=0.1), "clusterer": cu.Source()},
         {"policy": cu.ThresholdNormal(), "clusterer": cu.KMeans(n_clusters=3), "preconditioner": "adam"},
         {"policy": cu.Random(), "preconditioner": "second_moment"},
@@ -512,7 +518,7 @@ def test_strategies_can_be_swapped(job, tmp_path, strategies):
     adapter = job / "done" / "adapter"
     result = cu.select(**arguments(job, tmp_path / "run", adapter=adapter, **strategies))
     assert result.selection.n_scored == 18
-    if strategies.get("aggregate") == "mean":
+    if strategies.get("rule") == "mean":
         for line in read_rows(result.out / "scores.jsonl"):
             assert line["score"] == pytest.approx(np.mean(list(line["subtasks"].values())))
     if isinstance(strategies.get("clusterer"), cu.Source):
@@ -531,7 +537,7 @@ def test_strategies_can_be_swapped(job, tmp_path, strategies):
         ({"cold_start": 2}, OptionError, "--cold-start is 2; expected a share between 0 and 1"),
         ({"lora_alpha": 0.0}, OptionError, "--lora-alpha is 0.0; expected a number above 0"),
         ({"budget": 0.2}, OptionError, "--budget is '0.2'; .*Write 20%"),
-        ({"aggregate": "median"}, OptionError, "--aggregate is 'median'; expected one of max, mean"),
+        ({"rule": "median"}, OptionError, "--rule is 'median'; expected one of round-robin, paper, mean"),
         ({"dtype": "float8"}, OptionError, "--dtype is 'float8'; expected one of auto, float32"),
         ({"optimizer": "x.pt"}, OptionError, "--optimizer is given without --adapter"),
         ({"pool": []}, InputError, "the pool is empty"),

@@ -472,9 +472,9 @@ def test_the_file_of_a_run_repeats_it_to_the_byte(job, tmp_path, monkeypatch, ca
     first, second = tmp_path / "first", tmp_path / "second"
     command = [
         "select", "pool.jsonl", "--target", "dev.jsonl", "--model", "model", "--out", str(first), "--warmup-steps", "2",
-        "--warmup-lr", "1e-3", "--budget", "30%", "--select", "4", "--select-by", "round-robin", "--batch-size", "3",
+        "--warmup-lr", "1e-3", "--budget", "30%", "--select", "4", "--batch-size", "3",
         "--features", "hidden", "-f", "depth=0.5", "-c", "n_clusters=4", "--policy", "threshold-hard", "-p", "q=0.5",
-        "--seed", "7", "--aggregate", "standardized", "--subtask-weights", "dev=2", "--quiet",
+        "--seed", "7", "--rule", "standardized", "--subtask-weights", "dev=2", "--quiet",
     ]  # fmt: skip
     assert cli.run(command) == 0
     content = yaml.safe_load((first / "config.yaml").read_text())

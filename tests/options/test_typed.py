@@ -17,7 +17,7 @@ import clusterucb as cu
 store = cu.sketch("pool.jsonl", model="m", out="s", sketch_dim=512, adapter="a")
 result = cu.select(
     [{"text": "a"}], "dev.jsonl", model="m", tokenizer=None, budget=50, select="5%", policy=cu.UCB(beta=2.0),
-    aggregate="mean", prior=["runs/a"], lora_targets=["q_proj"], subtask_weights={"a": 2}, store=None, seed=1,
+    rule="mean", prior=["runs/a"], lora_targets=["q_proj"], subtask_weights={"a": 2}, store=None, seed=1,
 )
 print(result.ids, result.cost.total)
 cu.score("pool.jsonl", "dev.jsonl", model="m", scorer="exact").values.shape
@@ -31,7 +31,7 @@ import clusterucb as cu
 
 cu.select("p", "d", model="m", budjet="20%")
 cu.select("p", "d", model="m", seed="1")
-cu.select("p", "d", model="m", aggregate="median")
+cu.select("p", "d", model="m", rule="median")
 cu.select("p", "d", model="m", policy="ucb")
 cu.score("p", "d", model="m", budget="20%")
 cu.sketch("p", model="m", out="s", sketch_dim=1.5)

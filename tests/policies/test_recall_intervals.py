@@ -16,7 +16,7 @@ from clusterucb.engine.recall import (
     Recall,
 )
 from helpers.hills import searched
-from helpers.searching import search
+from helpers.searching import best_rows, search
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -38,7 +38,7 @@ def test_features_that_are_all_the_same_say_nothing(policy):
     off = []
     for seed in range(5):
         scores = np.random.default_rng(seed).normal(size=(300, 2))
-        best = np.argsort(-scores.max(axis=1))[:30]
+        best = best_rows(scores, 30)
         found = search(
             np.ones((300, 1)),
             lambda rows, scores=scores: scores[rows],
@@ -54,12 +54,14 @@ def test_features_that_are_all_the_same_say_nothing(policy):
     assert abs(np.mean(off)) < 0.1
 
 
+@pytest.mark.parametrize(("rule", "n_best"), [("round-robin", 30), ("paper", 15)])
 @asked_once()
-def test_random_draws_have_found_their_share():
+def test_random_draws_have_found_their_share(rule, n_best):
     off, covered = [], []
     for seed in range(20):
-        found, scores = searched(seed, cu.Random(), budget=120, watch=lambda _: None)
-        truth = np.isin(np.argsort(-scores.max(axis=1))[:15], found.drawn_rows).mean()
+        options = {"budget": 120, "n_select": n_best, "rule": rule}
+        found, scores = searched(seed, cu.Random(), watch=lambda _: None, **options)
+        truth = np.isin(best_rows(scores, n_best, rule), found.drawn_rows).mean()
         off.append(found.recall.estimate - truth)
         covered.append(found.recall.low <= truth <= found.recall.high)
     assert abs(np.mean(off)) < 0.05
@@ -78,7 +80,7 @@ def said(features: Any, scores: np.ndarray, **options: Any) -> tuple[float, Reca
             watch=lambda _: None,
             **options,
         )
-    best = np.argsort(-scores.max(axis=1), kind="stable")[:n_best]
+    best = best_rows(scores, n_best, options.get("rule", "round-robin"))
     return float(np.isin(best, found.rows).mean()), found.recall
 
 
@@ -94,7 +96,9 @@ def test_the_largest_of_several_scores_is_told_from_each():
         features = {name: rng.normal(size=(1000, 8)).astype(np.float32) for name in ("prompt", "answer")}
         scores = np.sin(features["answer"][:, :3].astype(np.float64)) + 0.3 * rng.normal(size=(1000, 3))
         scores += features["prompt"][:, :2] @ rng.normal(size=(2, 3))
-        truth, recall = said(features, scores, clusterer=None, policy=cu.Surrogate(), budget=200, seed=seed)
+        truth, recall = said(
+            features, scores, clusterer=None, policy=cu.Surrogate(), budget=200, seed=seed, rule="paper"
+        )
         off.append(recall.estimate - truth)
     assert np.abs(off).mean() < 0.08  # a regression of the largest alone is .2 off
 
@@ -139,6 +143,6 @@ def test_intervals_cover_what_a_gradient_store_finds():
                     seed=seed,
                     prior={ESTIMATES: sketched["scores"][:, first:last]},
                 )
-                assert truth > 0.9
+                assert truth > 0.8
                 covered.append(recall.low <= truth <= recall.high)
     assert np.mean(covered) >= 0.8

@@ -240,11 +240,10 @@ WRONG = {
     "--cold-start": ("2", "a share between 0 and 1"),
     "--batch-size": ("0", "a whole number of at least 1"),
     "--scorer": ("exakt", "one of auto, exact, sketch. Did you mean 'exact'?"),
-    "--aggregate": ("maximum", "one of max, mean, standardized"),
+    "--rule": ("maximum", "one of round-robin, paper, mean, standardized"),
     "--prior": ("nowhere", "holds neither scores of a selection nor a gradient store"),
     "--until": ("0.9", "expected a recall such as recall=0.9 or recall=90%"),
     "--hold-out": ("7", "expected a percentage below 100%, such as 50%"),
-    "--select-by": ("best", "one of top, round-robin"),
     "--max-per-source": ("-1", "a whole number of at least 1"),
     "--subtask-weights": ("food", "'food' is not of the form food=2,words=0.5"),
     "--format": (

@@ -19,7 +19,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clusterucb.engine.aggregate import STANDARDIZED
 from clusterucb.engine.blame import blamed
 from clusterucb.engine.checks import check_whole
 from clusterucb.engine.clusterer import Clusterer
@@ -127,22 +126,26 @@ def check_labels(clusterer: object, found: ArrayLike, n_rows: int) -> NDArray[np
     return labels.astype(np.int64, copy=False)
 
 
-def is_guided(policy: Policy, prior: Iterable[str], aggregate: str) -> bool:
+def is_guided(policy: Policy, prior: Iterable[str]) -> bool:
     """Return whether estimated scores guide the first draws; the random cold start can then be small.
 
     Args:
         policy: the policy of the search.
         prior: the names of the prior's blocks.
-        aggregate: how scores become a reward. `standardized` is fitted to the random draws, so these must not be few.
     """
-    return policy.predicts and ESTIMATES in prior and aggregate != STANDARDIZED
+    return policy.predicts and ESTIMATES in prior
+
+
+def guide(pool: PoolView, policy: Policy) -> NDArray[np.float32] | None:
+    """Return the estimated scores f32[N, S] that guide the first draws, or None."""
+    return pool.prior[ESTIMATES] if is_guided(policy, pool.prior) else None
 
 
 def cold_start(pool: PoolView, policy: Policy, schedule: Schedule) -> ColdStart:
-    """Return the random draws that a search begins with. There are none if neither policy nor aggregate needs them."""
-    if not policy.cold_start and pool.aggregate != STANDARDIZED:
+    """Return the random draws that a search begins with. There are none if the policy wants none."""
+    if not policy.cold_start:
         return ColdStart(np.zeros(0, np.int64), np.zeros(0))
-    share, guided = schedule.cold_start, is_guided(policy, pool.prior, pool.aggregate)
+    share, guided = schedule.cold_start, is_guided(policy, pool.prior)
     if share is None:
         share = default_cold_start(pool.budget, len(pool), guided=guided)
     arms = replace(pool, labels=np.zeros_like(pool.labels)) if guided else pool

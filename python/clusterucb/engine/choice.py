@@ -1,8 +1,8 @@
-"""Select among the scored samples: the best by reward, or each subtask's best in turn.
+"""Select among the scored samples: the best by one value, or by several in turn.
 
-One subtask often has larger scores than the others and would fill the selection alone. `round-robin` gives every
-subtask the same number of samples, or numbers in proportion to the weights (like seats to votes, by D'Hondt's rule). A
-cap keeps one source of the pool from filling the selection.
+If several values rank the samples, such as the scores for several subtasks, each takes its best remaining sample in
+turn. All get the same number of samples, or numbers in proportion to their weights (like seats to votes, by D'Hondt's
+rule). A cap keeps one source of the pool from filling the selection.
 """
 
 from __future__ import annotations
@@ -14,16 +14,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-SELECT_BY = ("top", "round-robin")
-
 
 def choose(
     rows: NDArray[np.int64],
-    rewards: NDArray[np.float64],
-    scores: NDArray[np.float64],
+    values: NDArray[np.float64],
     n_select: int,
     *,
-    by: str = "top",
     groups: NDArray[np.generic] | None = None,
     cap: int | None = None,
     weights: NDArray[np.float64] | None = None,
@@ -32,21 +28,18 @@ def choose(
 
     Args:
         rows: i64[m], the scored rows. The lower row wins a tie.
-        rewards: f64[m]. A row with NaN failed and is never selected.
-        scores: f64[m, S], a score for each subtask.
+        values: f64[m, V]. Each column takes the row with its largest value that remains, in turn. A row with NaN failed
+            and is never selected.
         n_select: the number of rows to select.
-        by: ``top`` takes the largest rewards. ``round-robin`` takes each subtask's largest remaining score in turn.
         groups: [m], each row's source. Needed with a cap.
         cap: the largest number of rows from one source.
-        weights: f64[S], the relative number of turns of each subtask. By default, all subtasks have the same number.
-            They have no effect on ``top``, because the rewards include them already.
+        weights: f64[V], the relative number of turns of each column. By default, all have the same number.
     """
     import numpy as np
 
-    good = np.flatnonzero(~np.isnan(rewards))
-    ranked = [rewards] if by == "top" else list(scores.T)
-    orders = [iter(good[np.lexsort((rows[good], -values[good]))].tolist()) for values in ranked]
-    votes = np.ones(len(orders)) if weights is None or by == "top" else weights.copy()
+    good = np.flatnonzero(~np.isnan(values).any(axis=1))
+    orders = [iter(good[np.lexsort((rows[good], -one[good]))].tolist()) for one in values.T]
+    votes = np.ones(len(orders)) if weights is None else weights.copy()
     seats = np.zeros(len(orders))
     taken: list[int] = []
     count: Counter[object] = Counter()

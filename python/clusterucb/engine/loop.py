@@ -15,11 +15,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from clusterucb.engine.arms import Schedule, cold_start, make_arms, stream
+from clusterucb.engine.arms import Schedule, cold_start, guide, make_arms, stream
 from clusterucb.engine.blame import blamed
 from clusterucb.engine.budget import Budget, planned_draws
 from clusterucb.engine.checks import check_whole
-from clusterucb.engine.choice import choose
 from clusterucb.engine.clusterer import Clusterer
 from clusterucb.engine.draws import History, Journal, Score
 from clusterucb.engine.policy import Policy
@@ -51,7 +50,8 @@ class Selection:
         labels: i64[N], the arm of each row.
         stopped: ``budget`` if the whole budget was spent, ``exhausted`` if the pool ended first, ``recall`` if the
             estimated recall was reached, ``interrupted`` if the search was interrupted.
-        standardized: f64[2, S], the mean and deviation by which scores were standardized; None for other aggregates.
+        standardized: f64[2, S], the mean and deviation by which scores were standardized; None under rules that need
+            none.
         recall: the estimated share of the best rows that was found; None if the estimate was not requested or is not
             possible (`clusterucb.engine.recall`).
     """
@@ -114,7 +114,7 @@ def search(
     history = History(
         pool, budget.within(len(pool)), journal, None if rules.counts is None else len(rules.counts)
     )
-    rewards, stopping = Rewards(rules), Stopping(pool, budget, rules)
+    rewards, stopping = Rewards(rules, pool, guide(pool, policy)), Stopping(pool, budget, rules)
     cold, size = cold_start(pool, policy, schedule), schedule.size(policy, pool.budget)
     blamed(policy.start)(pool)
     tell = blamed(policy.tell)
@@ -154,7 +154,7 @@ def _pool_of(
             f"n_select is {n_select}; expected at most the budget, {draws:,} of {counted(len(pool), 'row')}"
         )
     if budget.until is not None:
-        check_until(budget.until, policy, rules.aggregate, rules.max_per_source)
+        check_until(budget.until, policy, rules.max_per_source)
     if rules.max_per_source is not None and "source" not in pool.columns:
         raise OptionError("max_per_source is given, but the pool has no column 'source'; pass it in columns")
     pool = replace(pool, budget=planned_draws(draws, len(pool), n_select, budget.until), n_select=n_select)
@@ -168,16 +168,7 @@ def _selection(
     rows, scores, chance = history.draws()
     values = rewards(scores)
     groups = pool.columns["source"][rows] if rules.max_per_source else None
-    best = choose(
-        rows,
-        values,
-        scores,
-        pool.n_select,
-        by=rules.select_by,
-        groups=groups,
-        cap=rules.max_per_source,
-        weights=rules.counts,
-    )
+    best = rules.choose(rows, scores, values, pool.n_select, groups)
     if len(best) < pool.n_select:
         _warn_of_few(len(best), values, pool.n_select, rules.max_per_source)
     return Selection(

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from clusterucb.engine.rules import Rules
 from clusterucb.errors import OptionError
 from clusterucb.wording import counted
-
-if TYPE_CHECKING:
-    from clusterucb.engine.rules import Rules
 
 ESTIMATES = "estimates"  # the block of `PoolView.prior` that estimates the scores of this search, f32[N, S]
 
@@ -34,8 +32,7 @@ class PoolView:
         columns: named arrays [N] beside the features: ``source``, ``tokens``, ``label_tokens``, ...
         budget: the number of draws that may be spent, or the expected number; at most N.
         n_select: the number of rows to select, at most ``budget``.
-        aggregate: how the scores for S subtasks become a reward (`clusterucb.engine.aggregate`).
-        weights: f64[S], the weight of each subtask in the aggregate. None: all subtasks have the same weight.
+        rules: how rows with scores for S subtasks are selected.
         prior: named blocks, each f32[N, k], that may correlate with the scores, such as the scores of an earlier run,
             for policies that predict (`clusterucb.jobs.stages.prior`). The block `ESTIMATES`, if present, holds
             estimates of the scores themselves.
@@ -47,8 +44,7 @@ class PoolView:
     columns: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
     budget: int = 0
     n_select: int = 0
-    aggregate: str = "max"
-    weights: NDArray[np.float64] | None = None
+    rules: Rules = field(default_factory=Rules)
     prior: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -120,8 +116,7 @@ def pool_view(
         labels=np.zeros(n_rows, np.int64),
         priority=priority(n_rows),
         columns=pool_columns(side.columns, n_rows),
-        aggregate=rules.aggregate,
-        weights=rules.counts,
+        rules=rules,
         prior=_prior_blocks(side.prior, n_rows),
     )
 

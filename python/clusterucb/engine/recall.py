@@ -100,12 +100,10 @@ class RecallEstimator:
 
     Args:
         pool: the pool as strategies see it.
-        in_turn: whether each subtask's best rows are selected in turn. If not, the rows with the largest rewards are.
     """
 
-    def __init__(self, pool: PoolView, *, in_turn: bool = False) -> None:
+    def __init__(self, pool: PoolView) -> None:
         self._pool = pool
-        self._in_turn = in_turn
         self._regression: Regression | None = None
         self._n_told = 0
 
@@ -142,20 +140,13 @@ class RecallEstimator:
         others = np.ones(len(self._pool), np.bool_)
         others[rows] = False
         values = regression.values, regression.left_out(), regression.mean(np.flatnonzero(others))
-        if not self._in_turn:
+        if not self._pool.rules.in_turn:
             values = rewards[good, None], reward(values[1])[:, None], reward(values[2])[:, None]
-        wanted = self._wanted(values[0].shape[1])
+        wanted = self._pool.rules.seats(self._pool.n_select, values[0].shape[1]).tolist()
         return [
             _evidence(known, left_out, predicted, chance[good], n_best)
             for known, left_out, predicted, n_best in zip(*(each.T for each in values), wanted, strict=True)
         ]
-
-    def _wanted(self, n_kinds: int) -> list[float]:
-        """Return the number of best rows for each column of values (the rewards, or the scores for each subtask)."""
-        n_select, weights = self._pool.n_select, self._pool.weights
-        turns = np.ones(n_kinds) if weights is None or not self._in_turn else weights
-        shares: list[float] = np.maximum(turns / turns.sum() * n_select, 1.0).tolist()
-        return shares
 
 
 class Evidence(NamedTuple):

@@ -6,7 +6,6 @@ draw, however often it was interrupted.
 
 from __future__ import annotations
 
-from clusterucb.engine.aggregate import STANDARDIZED
 from clusterucb.engine.budget import Budget
 from clusterucb.engine.draws import History
 from clusterucb.engine.policy import Policy
@@ -33,13 +32,13 @@ class Stopping:
         self._step = max(pool.budget // _ESTIMATES, 1)
         self._estimator: RecallEstimator | None = None
         if (budget.until is not None or budget.watch) and not rules.max_per_source:
-            self._estimator = RecallEstimator(pool, in_turn=rules.select_by != "top")
+            self._estimator = RecallEstimator(pool)
         self._recall: Recall | None = None
         self._n_estimated = 0
 
     def enough(self, history: History, rewards: Rewards) -> bool:
         """Return whether the estimated recall is high enough for the search to end."""
-        if not self._estimator or not history.passed(self._step):
+        if not (self._estimator and rewards.ready and history.passed(self._step)):
             return False
         recall = self._estimate(self._estimator, history, rewards)
         if recall and self._budget.watch:
@@ -62,7 +61,7 @@ class Stopping:
         return self._recall
 
 
-def check_until(until: float, policy: Policy, aggregate: str, max_per_source: int | None) -> None:
+def check_until(until: float, policy: Policy, max_per_source: int | None) -> None:
     """Check that a search can stop at the recall ``until``.
 
     Raises:
@@ -74,7 +73,7 @@ def check_until(until: float, policy: Policy, aggregate: str, max_per_source: in
         raise OptionError(
             "until and max_per_source are given; expected only one, because the recall under a cap cannot be estimated"
         )
-    if not (policy.cold_start or policy.uniform or aggregate == STANDARDIZED):
+    if not (policy.cold_start or policy.uniform):
         raise OptionError(
             f"until is given, but {type(policy).__name__} draws nothing at random, so the recall cannot be estimated; "
             "expected a policy with a cold start, such as UCB or Surrogate, or Random"

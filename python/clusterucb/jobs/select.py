@@ -95,7 +95,7 @@ def select(
     strategies = chosen(features, clusterer, policy, store=given.store is not None)
     earlier = earlier_runs(given.prior, strategies.policy)
     if given.recall is not None:
-        check_until(given.recall, strategies.policy, given.aggregate, given.max_per_source)
+        check_until(given.recall, strategies.policy, given.max_per_source)
     job = open_job(pool, target, model, given, observer, given.held_out)  # read, encode
     ids = [sample.id for sample in job.material.samples] if earlier else []
     known = [run.of_pool(ids, job.prepared.contents) for run in earlier]
@@ -153,7 +153,7 @@ class _Selecting:
             session.observer.step(known.description)
             prior[f"prior {number}"] = known.block(blocks, columns)
         if not ledger.totals()[0]:
-            self._record_cold_start(is_guided(policy, prior, settings.aggregate))
+            self._record_cold_start(is_guided(policy, prior))
         return partial(
             search,
             blocks,
@@ -257,6 +257,8 @@ def _identity(job: Job[SelectSettings], strategies: ChosenStrategies, prior: lis
     described = {f"--{name}": describe(strategy) for name, strategy in strategies._asdict().items()}
     identity = job.identity("select", sketches=sketches, prior=prior or None)
     identity.options |= described
+    if len(job.material.target) == 1:
+        identity.options["--rule"] = None
     return identity
 
 

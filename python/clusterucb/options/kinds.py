@@ -11,8 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter, Token
 
-from clusterucb.engine.aggregate import NAMES
-from clusterucb.engine.choice import SELECT_BY
+from clusterucb.engine.aggregate import RULES
 from clusterucb.errors import OptionError, check_choice
 from clusterucb.filenames import EXPORTS
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
@@ -81,13 +80,12 @@ def offered(choices: Iterable[str]) -> Parameter:
     return Parameter(completer=lambda _: list(choices))
 
 
-Aggregate = Annotated[str, offered(NAMES)]
 Autocast = Annotated[str | None, offered(AUTOCASTS)]
 Dtype = Annotated[str, offered(DTYPES)]
 Format = Annotated[str | None, offered(SHAPES), ROWS]
 Preconditioner = Annotated[str, offered(PRECONDITIONERS)]
+Rule = Annotated[str, offered(RULES)]
 Scorer = Annotated[str, offered(SCORERS)]
-SelectBy = Annotated[str, offered(SELECT_BY)]
 Tools = Annotated[str | None, offered(EXPORTS)]
 
 

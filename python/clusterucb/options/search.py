@@ -12,8 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clusterucb.engine.aggregate import NAMES
-from clusterucb.engine.choice import SELECT_BY
+from clusterucb.engine.aggregate import ROUND_ROBIN, RULES
 from clusterucb.errors import OptionError
 from clusterucb.filenames import EXPORTS
 from clusterucb.options.amounts import (
@@ -31,11 +30,10 @@ from clusterucb.options.kinds import (
     FREE,
     LIST,
     SCORERS,
-    Aggregate,
     Checked,
     Paths,
+    Rule,
     Scorer,
-    SelectBy,
     Tools,
     Weights,
     Whole,
@@ -86,20 +84,17 @@ class DrawSettings(ScoreSettings):
         cold_start: Share of every cluster to draw first, at least one sample of each. By default, a quarter of the
             budget's share of the pool.
         batch_size: Draws between two decisions of the policy. 1 is the paper's loop; larger batches are faster.
-        aggregate: How the scores for several subtasks become one: max (the paper's), mean, or standardized (the largest
-            z-score, so that no subtask decides alone).
-        select_by: Which samples are selected: top (the largest scores) or round-robin (each subtask's best in turn).
+        rule: Which samples are selected for several subtasks: round-robin (each subtask's best in turn), paper (the
+            largest scores), mean (the largest mean scores) or standardized (the largest z-scores).
         max_per_source: Largest number of samples to select from one source.
-        subtask_weights: Weights of subtasks, as in food=2,words=0.5; the others have weight 1. Scores are multiplied by
-            their subtask's weight before they are aggregated. With round-robin, subtasks get turns in
-            proportion to their weights.
+        subtask_weights: Weights of subtasks, as in food=2,words=0.5; the others have weight 1. With round-robin, a
+            weight is a share of the turns; with other rules, scores are multiplied by it.
     """
 
     select: str = field(default="5%", metadata=FREE)
     cold_start: float | None = None
     batch_size: Whole = 8
-    aggregate: Aggregate = "max"
-    select_by: SelectBy = field(default="top", metadata=FREE)
+    rule: Rule = ROUND_ROBIN
     max_per_source: Whole | None = field(default=None, metadata=FREE)
     subtask_weights: Weights | None = None
 
@@ -113,8 +108,7 @@ class DrawSettings(ScoreSettings):
         self.check_whole("batch_size")
         if self.cold_start is not None:
             self.check("cold_start", 0 <= self.cold_start <= 1, "a share between 0 and 1")
-        self.check_choice("aggregate", NAMES)
-        self.check_choice("select_by", SELECT_BY)
+        self.check_choice("rule", RULES)
         if self.max_per_source is not None:
             self.check_whole("max_per_source")
 
@@ -127,7 +121,7 @@ class DrawSettings(ScoreSettings):
         return samples_of(self._wanted, n_samples)
 
     def rules(self, weights: NDArray[np.float64] | None) -> Rules:
-        """Return the rules by which scores become rewards, and rows are selected.
+        """Return the rules by which samples are selected.
 
         Args:
             weights: f64[S], the weight of each subtask, or None.
@@ -135,8 +129,7 @@ class DrawSettings(ScoreSettings):
         from clusterucb.engine.rules import Rules
 
         return Rules(
-            aggregate=self.aggregate,
-            select_by=self.select_by,
+            rule=self.rule,
             max_per_source=self.max_per_source,
             weights=weights,
         )

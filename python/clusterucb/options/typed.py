@@ -63,8 +63,7 @@ class DrawOptions(ScoreOptions, total=False):
     select: str | int
     cold_start: float | None
     batch_size: int
-    aggregate: Literal["max", "mean", "standardized"]
-    select_by: Literal["top", "round-robin"]
+    rule: Literal["round-robin", "paper", "mean", "standardized"]
     max_per_source: int | None
     subtask_weights: Mapping[str, float] | None
 

@@ -2,11 +2,13 @@
 
 A bandit knows a cluster only by the rewards drawn from it, and cannot tell the rows of a cluster apart. This policy
 predicts every row's score for every subtask from the row's features, with a Gaussian process fitted to the observed
-scores. It draws the rows with the largest mean + kappa * deviation, aggregated over subtasks as rewards are (GP-UCB,
-Srinivas et al. 2010).
+scores. It draws the rows whose bounds, mean + kappa * deviation, the rule of selection wants most (GP-UCB, Srinivas et
+al. 2010).
 
 Decisions:
-    - The regression has one output per subtask, and aggregates afterwards: a maximum of smooth functions is not smooth.
+    - The regression has one output per subtask. The rule is applied to its bounds: a maximum of smooth functions is not
+      smooth. Under ``round-robin``, the rows are drawn whose bounds lie farthest above the scores that a subtask's best
+      rows so far reach.
     - The policy begins with the engine's cold start, which draws a share of every cluster at random, with known
       probability. A model misses the groups from which nothing was ever drawn.
     - Every decision needs a prediction for every available row. So the budget is spent in a small, fixed number of
@@ -22,7 +24,6 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.engine.aggregate import STANDARDIZED, Standardized, weighted
 from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import PoolView
 from clusterucb.engine.regression import Regression
@@ -66,7 +67,9 @@ class Surrogate(Policy):
         if self._regression is None:
             return rng.permutation(rows)[:n]
         predicted, deviation = self._regression.predict(rows)
-        bound = self._aggregated(predicted + self.kappa * deviation, self._regression.values)
+        bound = self._pool.rules.wanted(
+            predicted + self.kappa * deviation, self._regression.values, self._pool.n_select
+        )
         order = np.lexsort((self._pool.priority[rows], -bound))
         return rows[order[:n]]
 
@@ -80,10 +83,3 @@ class Surrogate(Policy):
         if self._regression is None:
             self._regression = Regression(self._pool, scores.shape[1])
         self._regression.add(rows, scores)
-
-    def _aggregated(self, scores: NDArray[np.float64], known: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Aggregate scores f64[m, S] over subtasks into f64[m]; ``known`` f64[n, S] fits the `standardized` scale."""
-        name, weights = self._pool.aggregate, self._pool.weights
-        if name == STANDARDIZED:
-            return Standardized(known, np.ones(len(known)), weights)(scores)
-        return weighted(name, weights)(scores)

@@ -121,7 +121,7 @@ def _outcome(
         recall={**asdict(selection.recall), "confidence": CONFIDENCE} if selection.recall else None,
         n_budget=planned[0],
         n_select=planned[1],
-        select_by=settings.select_by,
+        rule=settings.rule,
         max_per_source=settings.max_per_source,
         annotated=settings.annotate,
     )

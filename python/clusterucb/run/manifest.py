@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import msgspec
 
 from clusterucb import filenames
+from clusterucb.engine.aggregate import MEAN, PAPER, STANDARDIZED
 from clusterucb.errors import RunError
 from clusterucb.options.amounts import parse_budget
 from clusterucb.plugins import renewed
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _FORMAT = 2
 _STORE = {"what the folder holds": "a gradient store"}  # marks a store in format 1
+_FORMER_RULES = {"max": PAPER, "mean": MEAN, "standardized": STANDARDIZED}  # of --aggregate in version 0.1
 JobKind = Literal["select", "score", "sketch", "compare", "try"]
 _JOBS: dict[JobKind, str] = {
     "select": "a selection",
@@ -47,7 +49,7 @@ class Identity(msgspec.Struct, omit_defaults=True):
 
     Attributes:
         options: the values of options and the descriptions of strategies, by the option's name; options without effect
-            are None.
+            are None, such as the rule if the target has a single subtask.
         contents: the fingerprints of what the job reads (pool, target, model, encoding, adapter, …), by name; None for
             what it does not read.
         job: the kind of job.
@@ -64,7 +66,7 @@ class Identity(msgspec.Struct, omit_defaults=True):
         changed = [f"it held {_JOBS[self.job]}, now {_JOBS[now.job]}"] if self.job != now.job else []
         for name in {**self.options, **now.options}:
             old, new = self.options.get(name), now.options.get(name)
-            if old != new:
+            if old != new and not (name == "--rule" and None in (old, new)):
                 changed.append(f"{name} was {_show(old)}, now {_show(new)}")
         return [*changed, *(f"the {name} content has changed" for name in self.other_contents(now.contents))]
 
@@ -235,14 +237,14 @@ class RunOutcome(msgspec.Struct):
         clusters: the number of arms.
         draws: the number of draws from each arm.
         selected_by_source: the number of samples selected from each source.
-        standardized: the mean and deviation by which each subtask's scores were standardized; None for other
-            aggregates.
+        standardized: the mean and deviation by which each subtask's scores were standardized; None under rules that
+            need none.
         length_correlation: the Spearman correlation of score and answer length over the draws.
         recall: the estimated share of the best samples found, with the ends (low, high) of its interval and the
             interval's confidence; None if the recall cannot be estimated.
         n_budget: the number of draws in the budget, or the expected number under a limit on tokens or time.
         n_select: the number of samples that were to be selected.
-        select_by: the rule that chose the samples, such as ``top``.
+        rule: the rule that chose the samples.
         max_per_source: the largest number of samples from one source, or None.
         annotated: whether the lines of ``selected.jsonl`` have a field ``clusterucb``.
     """
@@ -259,7 +261,7 @@ class RunOutcome(msgspec.Struct):
     recall: dict[str, float] | None = None
     n_budget: int = 0
     n_select: int = 0
-    select_by: str = "top"
+    rule: str = PAPER
     max_per_source: int | None = None
     annotated: bool = False
 
@@ -312,7 +314,10 @@ def read_manifest(folder: Path) -> Manifest:
         raise
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RunError(f"{path} cannot be read ({error}); use --overwrite to start again") from error
-    manifest.identity.options = renewed(manifest.identity.options)
+    options = renewed(manifest.identity.options)
+    if former := options.pop("--aggregate", None):
+        options["--rule"] = _FORMER_RULES[former]
+    manifest.identity.options = options
     return manifest
 
 

@@ -53,7 +53,7 @@ _Columns = dict[str, NDArray[np.float64]]
 _REPLAYED = (
     "--cold-start",
     "--batch-size",
-    "--aggregate",
+    "--rule",
     "--subtask-weights",
 )  # affect only the replays, not the scores and features in the folder
 

@@ -17,15 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.clusterers.kmeans import KMeans
-from clusterucb.engine.aggregate import STANDARDIZED, Standardized, weighted
 from clusterucb.engine.arms import Schedule
 from clusterucb.engine.blame import blamed
-from clusterucb.engine.choice import choose
 from clusterucb.engine.clusterer import Clusterer
 from clusterucb.engine.loop import Selection, search
 from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import PoolView, SideInformation
-from clusterucb.engine.rules import Rules
+from clusterucb.engine.rules import Rewards, Rules
 from clusterucb.features.base import Feature
 from clusterucb.features.embedding import Embedding
 
@@ -93,21 +91,10 @@ class Truth:
     @classmethod
     def of(cls, scores: NDArray[np.float64], sources: NDArray[np.generic], terms: Terms) -> Truth:
         """Compute rewards and the best rows under the rules of a comparison."""
-        rules = terms.rules
-        if rules.aggregate == STANDARDIZED:
-            rewards = Standardized(scores, np.ones(len(scores)), rules.counts)(scores)
-        else:
-            rewards = weighted(rules.aggregate, rules.counts)(scores)
-        best = choose(
-            np.arange(len(scores)),
-            rewards,
-            scores,
-            terms.n_select,
-            by=rules.select_by,
-            groups=sources,
-            cap=rules.max_per_source,
-            weights=rules.counts,
-        )
+        n_rows = len(scores)
+        pool = PoolView({}, np.zeros(n_rows, np.int64), np.zeros(n_rows), n_select=terms.n_select)
+        rewards = Rewards(terms.rules, pool, scores)(scores)
+        best = terms.rules.choose(np.arange(n_rows), scores, rewards, terms.n_select, sources)
         return cls(scores, sources, rewards, best)
 
     def recall(self, rows: NDArray[np.int64]) -> float:

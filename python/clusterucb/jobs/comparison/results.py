@@ -107,7 +107,7 @@ def results(
         "pool_samples": len(material.samples),
         "n_select": len(truth.best),
         "subtasks": list(material.target),
-        "aggregate": settings.aggregate,
+        "rule": settings.rule,
         "subtask_weights": settings.subtask_weights,
         "batch_size": settings.batch_size,
         "truth": {"scored": len(truth.rewards), "failed": int(np.isnan(truth.rewards).sum())},
