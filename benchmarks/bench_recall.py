@@ -18,13 +18,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from clusterucb.engine.aggregate import AGGREGATES
 from clusterucb.engine.loop import Selection
 from clusterucb.engine.poolview import PoolView
-from clusterucb.engine.recall import VARIANCE, Draws, Recall, RecallEstimator
+from clusterucb.engine.recall import VARIANCE, Draws, Recall, RecallEstimator, averaged
 from clusterucb.jobs.comparison.replay import Truth
 from replay import Recorded, Searches, parser_of
 from strategies import TARGETS
@@ -80,8 +80,8 @@ class Audit(Searches):
             n_select=len(found.rows),
         )
         draws = Draws(found.drawn_rows, found.subtask_scores, found.drawn_probability)
-        (evidence,) = RecallEstimator(pool).evidence(draws, AGGREGATES["max"])
-        return {variance: evidence.recall(variance) for variance in VARIANCES}
+        evidence = RecallEstimator(pool).evidence(draws, partial(np.max, axis=1))
+        return {variance: averaged(evidence, variance) for variance in VARIANCES}
 
     def replays(self, seeds: int) -> Iterator[Replay]:
         """Yield a replay for every target, budget and seed."""

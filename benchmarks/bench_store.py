@@ -19,6 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from clusterucb.engine.poolview import ESTIMATES
+from clusterucb.engine.rules import Rules
 from replay import Recorded, Searches, parser_of, scores_of
 from strategies import TARGETS
 
@@ -33,7 +34,8 @@ def replays(name: str, pool: Recorded, seeds: int) -> Iterator[dict]:
     searches, n_samples = Searches(pool, "surrogate"), len(pool.scores)
     for target in TARGETS:
         truth = searches.truth(target)
-        best_first = np.argsort(-estimates[:, target].max(axis=1), kind="stable")
+        own = estimates[:, target]
+        best_first = Rules().choose(np.arange(n_samples), own, own.max(axis=1), n_samples, None)
         prior = {ESTIMATES: estimates[:, target]}
         for budget in BUDGETS:
             count = int(budget * n_samples)

@@ -70,10 +70,10 @@ Rows = np.ndarray
 
 
 RULES = {
-    "max": Rules(),
-    "mean": Rules(aggregate="mean"),
-    "standardized": Rules(aggregate="standardized"),
-    "round-robin": Rules(select_by="round-robin"),
+    "max": Rules(rule="paper"),
+    "mean": Rules(rule="mean"),
+    "standardized": Rules(rule="standardized"),
+    "round-robin": Rules(),
 }
 
 

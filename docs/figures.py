@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import clusterucb as cu
+from clusterucb.jobs.comparison.replay import Terms, Truth
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "benchmarks" / "results"
@@ -49,24 +50,24 @@ def store() -> dict[str, Any]:
     return {"budgets": measured["budgets"], "recall": found}
 
 
-def recorded(pool: str) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Return a recorded pool's features, its scores f64[N, S] for the first target, and its best 5 %, best first."""
+def recorded(pool: str) -> tuple[dict[str, np.ndarray], Truth]:
+    """Return a recorded pool's features, and the truth of its first target with the best 5 %."""
     found = np.load(RECORDED / f"{pool}.npz")
     scores = found["scores"][:, np.argsort(found["subtasks"])[:3]].astype(np.float64)
-    best = np.argsort(-scores.max(axis=1), kind="stable")[: len(scores) // 20]
-    return {name: found[name].astype(np.float32) for name in ("embedding", "length")}, scores, best
+    truth = Truth.of(scores, np.zeros(len(scores), str), Terms(len(scores) // 20))
+    return {name: found[name].astype(np.float32) for name in ("embedding", "length")}, truth
 
 
 def searched(pool: str, policy: cu.Policy, score: Any = None, watch: Any = None) -> Any:
     """Return what a search with a fifth of the gradients finds on a recorded pool."""
-    features, scores, best = recorded(pool)
+    features, truth = recorded(pool)
     return cu.search(
         features,
-        score or scores.__getitem__,
+        score or truth.scores.__getitem__,
         clusterer=cu.KMeans(),
         policy=policy,
-        budget=cu.Budget(draws=len(scores) // 5, watch=watch),
-        n_select=len(best),
+        budget=cu.Budget(draws=len(truth.scores) // 5, watch=watch),
+        n_select=len(truth.best),
         schedule=cu.Schedule(batch_size=8),
     )
 
@@ -114,9 +115,9 @@ def draw_store(plt: Any, numbers: dict[str, Any]) -> Any:
 
 def draw_arms(plt: Any, _: dict[str, Any]) -> Any:
     """Draw the rewards of every cluster of the diverse pool, the best samples marked."""
-    _, scores, best = recorded("diverse")
+    _, truth = recorded("diverse")
     found = searched("diverse", cu.UCB())
-    rewards, labels = scores.max(axis=1), found.labels
+    rewards, best, labels = truth.rewards, truth.best, found.labels
     n_arms = labels.max() + 1
     mean, std = (np.array([f(rewards[labels == arm]) for arm in range(n_arms)]) for f in (np.mean, np.std))
     place = np.empty(n_arms, np.int64)
@@ -138,7 +139,7 @@ def draw_arms(plt: Any, _: dict[str, Any]) -> Any:
     _axes(panel, f"{n_arms} clusters, by mean + deviation of their scores")
     panel.set_ylim(rewards.min() * 1.05, rewards.max() * 1.05)
     panel.set_xlim(-2, n_arms + 1)
-    panel.set_ylabel("influence score")
+    panel.set_ylabel("reward (z-score)")
     panel.legend(frameon=False, loc="upper left")
     return figure
 
@@ -149,11 +150,13 @@ def draw_search(plt: Any, _: dict[str, Any]) -> Any:
     for panel, (policy, title) in zip(
         panels, ((cu.Surrogate(), "default"), (cu.UCB(), "the paper's ucb")), strict=True
     ):
-        _, scores, best = recorded("diverse")
+        _, truth = recorded("diverse")
         drawn: list[int] = []
         watched: list[Any] = []
 
-        def score(rows: np.ndarray, scores: np.ndarray = scores, drawn: list[int] = drawn) -> np.ndarray:
+        def score(
+            rows: np.ndarray, scores: np.ndarray = truth.scores, drawn: list[int] = drawn
+        ) -> np.ndarray:
             drawn.extend(rows.tolist())
             return scores[rows]
 
@@ -161,10 +164,10 @@ def draw_search(plt: Any, _: dict[str, Any]) -> Any:
             watched.append((len(drawn), estimate))
 
         searched("diverse", policy, score=score, watch=watch)
-        looks = [100 * count / len(scores) for count, _ in watched]
+        looks = [100 * count / len(truth.scores) for count, _ in watched]
         estimates = [estimate for _, estimate in watched]
-        true = np.cumsum(np.isin(drawn, best)) / len(best)
-        share = np.arange(1, len(drawn) + 1) * 100 / len(scores)
+        true = np.cumsum(np.isin(drawn, truth.best)) / len(truth.best)
+        share = np.arange(1, len(drawn) + 1) * 100 / len(truth.scores)
         panel.fill_between(
             looks,
             [one.low for one in estimates],

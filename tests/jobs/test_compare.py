@@ -336,8 +336,12 @@ def test_mass_is_at_most_one_whatever_decides_about_the_selection():
     scores = np.array([[9.0, 0.0], [8.0, 0.1], [7.0, 0.2], [0.0, 0.3]])
     truth = Truth.of(scores, np.array(["a"] * 4), Terms(2, Rules()))
     assert sorted(truth.best) == [0, 3]
-    assert truth.mass(np.array([0, 1])) == 1
-    assert truth.mass(truth.best) < 1
+    assert truth.mass(np.array([0, 1])) == pytest.approx((1 - 1 / 3) / 2)  # .1 lies below the mean, .15
+    assert truth.mass(truth.best) == 1
+    assert truth.served(truth.best).tolist() == [1, 1]
+    paper = Truth.of(scores, np.array(["a"] * 4), Terms(2, Rules(rule="paper")))
+    assert paper.mass(np.array([0, 1])) == 1
+    assert paper.served(paper.best).tolist() == [1, 0]
     weights = np.array([1.0, 100.0])
     weighted = Truth.of(scores, np.array(["a"] * 4), Terms(2, Rules(rule="paper", weights=weights)))
     assert weighted.rewards.tolist() == [9.0, 10.0, 20.0, 30.0]

@@ -136,9 +136,9 @@ def test_sketches_tell_which_samples_are_worth_an_exact_score(job, tmp_path, mon
     whole = select(job, tmp_path / "whole", **options)
     assert sum(sizes) == TRIED + 12 + 18
     assert np.isin(exact.rows, whole.rows).sum() >= 4
-    truth = dict(zip(exact.selection.drawn_rows.tolist(), exact.selection.drawn_scores.tolist(), strict=True))
+    truth = dict(zip(exact.selection.drawn_rows.tolist(), exact.selection.subtask_scores, strict=True))
     expected = [truth[row] for row in whole.selection.drawn_rows.tolist()]
-    np.testing.assert_allclose(whole.selection.drawn_scores, expected, atol=1e-6)
+    np.testing.assert_allclose(whole.selection.subtask_scores, expected, atol=1e-6)
     every = select(job, tmp_path / "every", store=job / "store", scorer="sketch")
     order = np.argsort(every.selection.drawn_rows)
     estimates = load_file(tmp_path / "whole" / "estimates.safetensors")["estimates"]
@@ -171,10 +171,11 @@ def test_sketches_score_without_a_store(job, tmp_path, monkeypatch):
     adapter = job / "store" / "adapter"
     result = select(job, tmp_path / "run", adapter=adapter, scorer="sketch", sketch_dim=1024, budget="30%")
     stored = select(job, tmp_path / "stored", store=job / "store", scorer="sketch")
-    scores = {line["id"]: line["score"] for line in read_rows(stored.out / "scores.jsonl")}
+    scores = {line["id"]: line["subtasks"] for line in read_rows(stored.out / "scores.jsonl")}
     lines = read_rows(result.out / "scores.jsonl")
     assert len(lines) == 27
-    assert np.allclose([line["score"] for line in lines], [scores[line["id"]] for line in lines], atol=1e-3)
+    for line in lines:
+        assert line["subtasks"] == pytest.approx(scores[line["id"]], abs=1e-3)
     with pytest.raises(RunError, match="--sketch-dim was 1024, now 2048"):
         select(job, tmp_path / "run", adapter=adapter, scorer="sketch", sketch_dim=2048, budget="30%")
     with pytest.raises(RunError, match="--scorer was sketch, now unset"):

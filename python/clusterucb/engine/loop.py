@@ -54,6 +54,9 @@ class Selection:
             none.
         recall: the estimated share of the best rows that was found; None if the estimate was not requested or is not
             possible (`clusterucb.engine.recall`).
+        served: f64[S], the share of each subtask's own best rows that is selected: estimated, or exact if the whole
+            pool was drawn. A subtask's own best are those that it would select alone (`Rules.seats`). None for a single
+            subtask, or if the recall is None.
     """
 
     rows: NDArray[np.int64]
@@ -68,6 +71,7 @@ class Selection:
     stopped: Stopped
     standardized: NDArray[np.float64] | None = None
     recall: Recall | None = None
+    served: NDArray[np.float64] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -131,7 +135,7 @@ def search(
     if stopped == "budget" and history.exhausted(budget):
         stopped = "exhausted"
     rewards.fit(history)
-    return _selection(pool, history, rewards, rules, stopped, stopping.recall(history, rewards))
+    return _selection(pool, history, rewards, stopped, stopping)
 
 
 def _pool_of(
@@ -162,9 +166,10 @@ def _pool_of(
 
 
 def _selection(
-    pool: PoolView, history: History, rewards: Rewards, rules: Rules, stopped: Stopped, recall: Recall | None
+    pool: PoolView, history: History, rewards: Rewards, stopped: Stopped, stopping: Stopping
 ) -> Selection:
     """Select the best of the drawn rows, and return the result of the search."""
+    rules, recall = pool.rules, stopping.recall(history, rewards)
     rows, scores, chance = history.draws()
     values = rewards(scores)
     groups = pool.columns["source"][rows] if rules.max_per_source else None
@@ -184,6 +189,7 @@ def _selection(
         stopped=stopped,
         standardized=rewards.scale,
         recall=recall,
+        served=stopping.served(history, rewards, best),
     )
 
 

@@ -40,7 +40,7 @@ Decisions:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -117,17 +117,40 @@ class RecallEstimator:
         if len(draws.rows) == len(self._pool):
             return Recall(1.0, 1.0, 1.0)
         found = self.evidence(draws, reward)
-        if not found:
-            return None
-        each = [(one.estimate, one.low, one.high) for one in (evidence.recall() for evidence in found)]
-        weights = [evidence.n_best for evidence in found]
-        return Recall(*np.average(each, axis=0, weights=weights).tolist())
+        return averaged(found) if found else None
+
+    def served(self, draws: Draws, chosen: NDArray[np.bool_], reward: Reward) -> Floats | None:
+        """Return the share of each subtask's own best rows that is selected, f64[S], or None if it cannot be estimated.
+
+        A subtask's own best rows are as many as `Rules.seats` says. If not all rows are drawn, it is estimated how many
+        of them are among the draws.
+
+        Args:
+            draws: all draws.
+            chosen: bool[n], whether the draw is selected.
+            reward: the function that turns scores into rewards.
+        """
+        seats = self._pool.rules.seats(self._pool.n_select, draws.scores.shape[1])
+        found = np.ones(len(seats))
+        if len(draws.rows) < len(self._pool):
+            evidence = self._evidence(draws, reward, in_turn=True)
+            if not evidence:
+                return None
+            found = np.array([one.recall().estimate for one in evidence])
+        order = np.argsort(-np.nan_to_num(draws.scores, nan=-np.inf), axis=0, kind="stable")
+        of_best = [
+            chosen[own[: round(count)]].sum() for own, count in zip(order.T, found * seats, strict=True)
+        ]
+        return np.minimum(np.array(of_best) / seats, 1.0)
 
     def evidence(self, draws: Draws, reward: Reward) -> list[Evidence]:
         """Return both estimates, once, or once for each subtask if subtasks select in turn.
 
         The list is empty if too few of the draws were random.
         """
+        return self._evidence(draws, reward, in_turn=self._pool.rules.in_turn)
+
+    def _evidence(self, draws: Draws, reward: Reward, *, in_turn: bool) -> list[Evidence]:
         rows, scores, chance = draws
         rewards = reward(scores)
         regression = self._regression = self._regression or Regression(self._pool, scores.shape[1])
@@ -140,13 +163,25 @@ class RecallEstimator:
         others = np.ones(len(self._pool), np.bool_)
         others[rows] = False
         values = regression.values, regression.left_out(), regression.mean(np.flatnonzero(others))
-        if not self._pool.rules.in_turn:
+        if not in_turn:
             values = rewards[good, None], reward(values[1])[:, None], reward(values[2])[:, None]
         wanted = self._pool.rules.seats(self._pool.n_select, values[0].shape[1]).tolist()
         return [
             _evidence(known, left_out, predicted, chance[good], n_best)
             for known, left_out, predicted, n_best in zip(*(each.T for each in values), wanted, strict=True)
         ]
+
+
+def averaged(found: Sequence[Evidence], variance: float = VARIANCE) -> Recall:
+    """Return the recall of a selection from the evidence on its parts, such as the subtasks that select in turn.
+
+    Args:
+        found: the evidence on each part.
+        variance: the learnt constant in the variance of the estimate by regression.
+    """
+    parts = [evidence.recall(variance) for evidence in found]
+    each = [(part.estimate, part.low, part.high) for part in parts]
+    return Recall(*np.average(each, axis=0, weights=[evidence.n_best for evidence in found]).tolist())
 
 
 class Evidence(NamedTuple):

@@ -127,6 +127,19 @@ class Rules:
         return Standardized(known, np.ones(len(known)), factors=self.counts)(scores)
 
 
+def capturing(served: Floats) -> int | None:
+    """Return the number of a subtask that captures a selection, or None.
+
+    It does if at least a quarter of its own best rows are selected, and of some other subtask's less than a quarter of
+    that.
+
+    Args:
+        served: f64[S], the share of each subtask's own best rows that is selected.
+    """
+    most = float(served.max())
+    return int(served.argmax()) if most >= 0.25 and float(served.min()) < most / 4 else None
+
+
 class Rewards:
     """Turns scores into rewards.
 

@@ -6,6 +6,9 @@ draw, however often it was interrupted.
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from clusterucb.engine.budget import Budget
 from clusterucb.engine.draws import History
 from clusterucb.engine.policy import Policy
@@ -55,6 +58,25 @@ class Stopping:
                 "budget. Use a larger cold start"
             )
         return self._recall
+
+    def served(
+        self, history: History, rewards: Rewards, chosen: NDArray[np.int64]
+    ) -> NDArray[np.float64] | None:
+        """Return the share of each subtask's own best rows that is selected, f64[S].
+
+        It is None for a single subtask, and if the recall is not estimated.
+
+        Args:
+            history: the draws.
+            rewards: turns scores into rewards.
+            chosen: i64[m], the positions of the selected rows among the draws.
+        """
+        draws = history.draws()
+        if not self._estimator or draws.scores.shape[1] == 1:
+            return None
+        selected = np.zeros(len(draws.rows), np.bool_)
+        selected[chosen] = True
+        return self._estimator.served(draws, selected, rewards)
 
     def _estimate(self, estimator: RecallEstimator, history: History, rewards: Rewards) -> Recall | None:
         self._recall, self._n_estimated = estimator(history.draws(), rewards), history.n_drawn

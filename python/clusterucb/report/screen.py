@@ -50,6 +50,9 @@ def show(result: Result, console: Console) -> None:
             ),
             soft_wrap=True,
         )
+    if outcome.served is not None:
+        shares = ", ".join(f"{one_line(name)} {share:.0%}" for name, share in outcome.served.items())
+        console.print(Text(f"Of each subtask's own best: {shares}"), soft_wrap=True)
     console.print(Group(_sources(result), Text(), cost_table(result.cost), Text(), _examples(result)))
     if manifest.identity.options.get("--scorer") == "sketch":
         error = manifest.identity.options["--sketch-dim"] ** -0.5

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 
 from clusterucb import filenames
 from clusterucb.atomic import write_lines
+from clusterucb.engine.aggregate import ROUND_ROBIN
 from clusterucb.engine.loop import Selection
 from clusterucb.engine.recall import CONFIDENCE
+from clusterucb.engine.rules import capturing
+from clusterucb.errors import warn
 from clusterucb.report.export import export
 from clusterucb.report.result import TABLE, Result
 from clusterucb.report.scores_table import write_scores
@@ -83,7 +86,27 @@ def finish(
     )
     outcome = _outcome(selection, material, samples, len(failures), settings, planned)
     run.finish(Inputs.of(material, rejected, judges), cost=cost, outcome=outcome)
+    if outcome.served and outcome.captured_by:
+        warn(captured(outcome.served, outcome.captured_by, settings.rule))
     return result
+
+
+def captured(served: Mapping[str, float], captor: str, rule: str) -> str:
+    """Return a warning that one subtask captures a selection.
+
+    Args:
+        served: the share of each subtask's own best samples that is selected.
+        captor: the subtask that captures the selection.
+        rule: the rule that selected.
+    """
+    least = min(served, key=lambda name: served[name])
+    remedy = (
+        "--subtask-weights" if rule == ROUND_ROBIN else f"--rule {ROUND_ROBIN}, where subtasks select in turn"
+    )
+    return (
+        f"subtask {captor} captures the selection, which holds {served[captor]:.0%} of its best samples, and "
+        f"{served[least]:.0%} of those for {least}; expected a share for every subtask. Use {remedy}"
+    )
 
 
 def _outcome(
@@ -104,6 +127,9 @@ def _outcome(
         settings: the options.
         planned: the number of draws in the budget, and the number of samples to select.
     """
+    subtasks = list(material.target)
+    served = None if selection.served is None else dict(zip(subtasks, selection.served.tolist(), strict=True))
+    captor = None if selection.served is None else capturing(selection.served)
     good = ~np.isnan(selection.drawn_scores)
     answers = np.array([material.encoded[row].n_labels for row in selection.drawn_rows], np.float64)
     return RunOutcome(
@@ -119,6 +145,8 @@ def _outcome(
         if selection.standardized is None
         else dict(zip(material.target, selection.standardized.T.tolist(), strict=True)),
         recall={**asdict(selection.recall), "confidence": CONFIDENCE} if selection.recall else None,
+        served=served,
+        captured_by=None if captor is None else subtasks[captor],
         n_budget=planned[0],
         n_select=planned[1],
         rule=settings.rule,

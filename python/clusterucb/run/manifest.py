@@ -242,6 +242,9 @@ class RunOutcome(msgspec.Struct):
         length_correlation: the Spearman correlation of score and answer length over the draws.
         recall: the estimated share of the best samples found, with the ends (low, high) of its interval and the
             interval's confidence; None if the recall cannot be estimated.
+        served: the share of each subtask's own best samples that is selected, by subtask; None if it cannot be
+            estimated, or if there is one subtask.
+        captured_by: the subtask that captures the selection, or None (`clusterucb.engine.rules.capturing`).
         n_budget: the number of draws in the budget, or the expected number under a limit on tokens or time.
         n_select: the number of samples that were to be selected.
         rule: the rule that chose the samples.
@@ -259,6 +262,8 @@ class RunOutcome(msgspec.Struct):
     length_correlation: float | None
     standardized: dict[str, list[float]] | None = None
     recall: dict[str, float] | None = None
+    served: dict[str, float] | None = None
+    captured_by: str | None = None
     n_budget: int = 0
     n_select: int = 0
     rule: str = PAPER

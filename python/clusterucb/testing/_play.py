@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.engine import Schedule, Selection, SideInformation, search
+from clusterucb.engine import Rules, Schedule, Selection, SideInformation, search
+from clusterucb.engine.aggregate import PAPER
 from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import OptionError
@@ -159,6 +160,7 @@ def searched(policy: Policy, budget: int, *, batch_size: int = 4, journal: Memor
             policy=copy.deepcopy(policy),
             budget=budget,
             n_select=5,
+            rules=Rules(rule=PAPER),  # rewards are told from the first draw on
             side=SideInformation(columns=pool.columns),
             schedule=Schedule(cold_start=0.1, batch_size=batch_size),
             journal=journal,

@@ -81,12 +81,14 @@ class Truth:
         sources: [N], the source of each row.
         rewards: f64[N], the reward of each row.
         best: i64[n], the rows that are selected when every score is known.
+        rules: the rules by which they are.
     """
 
     scores: NDArray[np.float64]
     sources: NDArray[np.generic]
     rewards: NDArray[np.float64]
     best: NDArray[np.int64]
+    rules: Rules
 
     @classmethod
     def of(cls, scores: NDArray[np.float64], sources: NDArray[np.generic], terms: Terms) -> Truth:
@@ -95,18 +97,39 @@ class Truth:
         pool = PoolView({}, np.zeros(n_rows, np.int64), np.zeros(n_rows), n_select=terms.n_select)
         rewards = Rewards(terms.rules, pool, scores)(scores)
         best = terms.rules.choose(np.arange(n_rows), scores, rewards, terms.n_select, sources)
-        return cls(scores, sources, rewards, best)
+        return cls(scores, sources, rewards, best, terms.rules)
 
     def recall(self, rows: NDArray[np.int64]) -> float:
         """Return the share of the best rows that are in ``rows``."""
         return float(np.isin(self.best, rows).mean())
 
     def mass(self, rows: NDArray[np.int64]) -> float:
-        """Return the sum of the rewards of ``rows`` above the pool's mean, as a share of the largest possible sum."""
-        base = float(np.nanmean(self.rewards))
-        largest = np.sort(self.rewards[~np.isnan(self.rewards)])[-len(self.best) :]
-        attainable = float((largest - base).sum())
-        return float((self.rewards[rows] - base).sum() / attainable) if attainable > 0 else 1.0
+        """Return the sum of the rewards of ``rows`` above the pool's mean, as a share of the largest possible sum.
+
+        Where subtasks select in turn, it is the mean over the subtasks: each counts its own scores of as many of its
+        best among ``rows`` as it would select alone.
+        """
+        if not self.rules.in_turn:
+            return _mass(self.rewards, rows, len(self.best))
+        counts = self.rules.seats(len(self.best), self.scores.shape[1]).astype(np.int64)
+        own = zip(self.scores.T, counts.tolist(), strict=True)
+        return float(np.mean([_mass(values, rows, count) for values, count in own]))
+
+    def served(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the share of each subtask's own best that is in ``rows``, f64[S] (`Rules.seats`)."""
+        counts = self.rules.seats(len(self.best), self.scores.shape[1]).astype(np.int64)
+        order = np.argsort(-np.nan_to_num(self.scores, nan=-np.inf), axis=0, kind="stable")
+        return np.array(
+            [np.isin(own[:count], rows).mean() for own, count in zip(order.T, counts.tolist(), strict=True)]
+        )
+
+
+def _mass(values: NDArray[np.float64], rows: NDArray[np.int64], count: int) -> float:
+    """Return the sum of the ``count`` largest values of ``rows`` above the mean, as a share of the largest possible."""
+    base = float(np.nanmean(values))
+    largest, found = (np.sort(some[~np.isnan(some)])[-count:] for some in (values, values[rows]))
+    attainable = float((largest - base).sum())
+    return float((found - base).sum() / attainable) if attainable > 0 else 1.0
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from clusterucb import filenames
-from clusterucb.jobs.comparison.replay import Contender, Replay, Truth, by_source, overlaps, spread
+from clusterucb.engine.aggregate import PAPER
+from clusterucb.engine.rules import Rules, capturing
+from clusterucb.jobs.comparison.replay import Contender, Replay, Terms, Truth, by_source, overlaps, spread
 from clusterucb.jobs.stages.cost import selection_cost
 from clusterucb.options.search import CompareSettings
 from clusterucb.plugins import describe, import_path
@@ -110,7 +113,12 @@ def results(
         "rule": settings.rule,
         "subtask_weights": settings.subtask_weights,
         "batch_size": settings.batch_size,
-        "truth": {"scored": len(truth.rewards), "failed": int(np.isnan(truth.rewards).sum())},
+        "truth": {
+            "scored": len(truth.rewards),
+            "failed": int(np.isnan(truth.rewards).sum()),
+            "served": _served([truth.best], truth, material),
+            **_beside_paper(truth, material),
+        },
         "strategies": [
             _strategy(one, replays[one.name], counts, truth, settings, material, timed, passes[one.name])
             for one in contenders
@@ -157,6 +165,7 @@ def _strategy(
                 "total_seconds": before + drawing + own,
                 "recall": spread([truth.recall(one.selection.rows) for one in of_budget]),
                 "mass": spread([truth.mass(one.selection.rows) for one in of_budget]),
+                "served": _served([one.selection.rows for one in of_budget], truth, material),
             }
         )
     parts = {
@@ -171,6 +180,22 @@ def _strategy(
         "options": {part: describe(strategy)["options"] for part, strategy in parts.items()},
         "overhead": overhead,
         "points": points,
+    }
+
+
+def _served(selections: Sequence[NDArray[np.int64]], truth: Truth, material: Material) -> dict[str, float]:
+    """Return the share of each subtask's own best that is selected, by subtask, averaged over several selections."""
+    shares = np.mean([truth.served(rows) for rows in selections], axis=0)
+    return dict(zip(material.target, shares.tolist(), strict=True))
+
+
+def _beside_paper(truth: Truth, material: Material) -> dict[str, Any]:
+    """Return what the paper's rule would select, beside the rule of the comparison."""
+    paper = Truth.of(truth.scores, truth.sources, Terms(len(truth.best), Rules(rule=PAPER)))
+    captor = capturing(truth.served(truth.best))
+    return {
+        "captured_by": None if captor is None else list(material.target)[captor],
+        "paper": {"shared": truth.recall(paper.best), "served": _served([paper.best], truth, material)},
     }
 
 
@@ -213,6 +238,7 @@ def show(comparison: Comparison, console: Console) -> None:
         times = (rounded_duration(last["total_seconds"]), f"{last['seconds']:.2f} s")
         table.add_row(Text(one["name"]), *cells, f"{last['cost']:.3f}", *times)
     console.print(table)
+    _show_served(content, console)
     console.print(
         "Cost and time are for the largest budget and count every pass: features, warm-up, target, draws. "
         "Cost 1 is a gradient of every pool sample; own is the strategy's time, without gradients."
@@ -225,3 +251,27 @@ def show(comparison: Comparison, console: Console) -> None:
 
 def _short(mean: float, std: float, **_: object) -> str:
     return f"{mean:.2f} ±{std:.2f}".replace("±0.", "±.")
+
+
+def _show_served(content: Mapping[str, Any], console: Console) -> None:
+    """Print how the exhaustive selection serves each subtask, and what the paper's rule would select instead."""
+    truth = content["truth"]
+    if len(content["subtasks"]) == 1:
+        return
+    shares, papers = (
+        ", ".join(f"{name} {share:.0%}" for name, share in served.items())
+        for served in (truth["served"], truth["paper"]["served"])
+    )
+    console.print(
+        Text(f"Of each subtask's own best, the exhaustive best by {content['rule']} holds: {shares}"),
+        soft_wrap=True,
+    )
+    if content["rule"] != PAPER:
+        shared = truth["paper"]["shared"]
+        console.print(
+            Text(f"The paper's rule would hold: {papers}; it shares {shared:.0%} of its list"), soft_wrap=True
+        )
+    if captor := truth["captured_by"]:
+        console.print(
+            Text(f"Subtask {captor} captures it; --rule round-robin serves every subtask"), soft_wrap=True
+        )

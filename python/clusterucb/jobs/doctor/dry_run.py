@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
+from clusterucb.engine.aggregate import ROUND_ROBIN
+from clusterucb.errors import warn
 from clusterucb.jobs.stages.opening import Job
 from clusterucb.jobs.stages.prepare import Model, Prepared, Rows, check_model, prepare
 from clusterucb.jobs.stages.strategies import chosen
@@ -128,6 +130,12 @@ def examine_files(
     read = read_pool(pool, settings.layout, limit=FIRST)
     held_out = None if target is None else read_target(target, settings.layout, limit=FIRST)
     pools = [read, *([held_out] if held_out else [])]
+    subtasks = {sample.subtask for sample in held_out.samples} if held_out else set()
+    if len(subtasks) > 1 and settings.rule != ROUND_ROBIN:
+        warn(
+            f"--rule is {settings.rule}, and the target has {len(subtasks)} subtasks: scores for different subtasks "
+            f"have different sizes, so one may capture the selection. With --rule {ROUND_ROBIN}, they select in turn"
+        )
     found = DryRun(
         files={file: facts for one in pools for file, facts in _files(one).items()},
         duplicates=sum(line.kind == "duplicate" for one in pools for line in one.rejected),
