@@ -11,7 +11,7 @@ alphabetical order.
 Every arm begins at the adapter whose gradients were scored (30 warm-up steps on random pool samples). So what any
 training gains first, the form of the answers, is gained before. All arms of a target take the same number of steps of
 8 samples, over two epochs. `random` draws samples with the same number of tokens in all as the rule `round-robin`
-selects, within half a percent.
+selects, within half a percent. `training_arms.py` says what the other arms train on.
 
 A cell is one training. FOLDER keeps each cell in a file (by default beside the demo's model in the user's cache), so an
 interrupted bench resumes. A cell takes one to three minutes on two idle cores.
@@ -39,14 +39,11 @@ import real_pool
 from clusterucb.atomic import write_whole
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
-from clusterucb.engine import Rules
 from clusterucb.gradients.fine_tuning import Training, answer_losses, rising_and_falling
 from clusterucb.gradients.passes import CPU_TOKENS, Passes
 from clusterucb.gradients.session import fresh_lora
 from clusterucb.gradients.warmup import warm_up
-from clusterucb.jobs.comparison.replay import Terms, Truth
 from clusterucb.jobs.stages.prepare import prepare
-from clusterucb.jobs.trial.arms import of_tokens
 from clusterucb.jobs.trial.cells import BATCH, order_of
 from clusterucb.jobs.trial.statistics import Difference, differences
 from clusterucb.model.source import ModelSource, load_adapter
@@ -54,6 +51,7 @@ from clusterucb.options.search import Settings
 from clusterucb.progress import Screen
 from replay import scores_of, subtasks_of
 from strategies import POOLS
+from training_arms import RULES, Arms
 
 SUBTASK_ROWS = {
     "templated": real_pool.rows_by_subtask,
@@ -64,17 +62,7 @@ N_JUDGES = 30  # of each subtask, where its sources have so many more samples
 FEWEST, TOGETHER = 20, 3  # the fewest judges of a subtask; the subtasks of a target
 EPOCHS = 2
 RATES = (2e-4, 5e-5)
-ARMS = ("nothing", "random", "max", "mean", "standardized", "round-robin")
-
-Rows = np.ndarray
-
-
-RULES = {
-    "max": Rules(rule="paper"),
-    "mean": Rules(rule="mean"),
-    "standardized": Rules(rule="standardized"),
-    "round-robin": Rules(),
-}
+ARMS = ("nothing", "random", *RULES)
 
 
 @dataclass(frozen=True)
@@ -84,7 +72,7 @@ class Cell:
     Attributes:
         pool: the pool's name.
         target: the number of the target (`Bench.targets`), from 1.
-        arm: a rule, ``random`` or ``nothing``.
+        arm: an arm of `training_arms.py`, or ``nothing``.
         share: the share of the pool that is selected.
         seed: the seed of the order of the samples, and of random samples.
         rate: the largest learning rate.
@@ -124,15 +112,15 @@ class Bench:
         self._settings, self._path = Settings(), demo_model(Screen())
         files = (own / "pool.jsonl", own / "judges.jsonl")
         self.material = prepare(*files, self._path, self._settings, Screen()).material
-        self.scores, scored = scores_of(name), subtasks_of(name)
+        scored = subtasks_of(name)
         judged = [subtask for subtask in scored if len(self.material.target.get(subtask, ())) >= FEWEST]
         starts = range(0, len(judged) - 1, TOGETHER)
         self.targets = {1 + start // TOGETHER: judged[start : start + TOGETHER] for start in starts}
-        self._columns = {subtask: scored.index(subtask) for subtask in judged}
-        if len(self.material.samples) != len(self.scores):
+        self._arms = Arms(name, own, self.material)
+        if (n_samples := len(self.material.samples)) != (n_scored := len(scores_of(name))):
             raise SystemExit(
-                f"{name} has {len(self.material.samples)} samples and {len(self.scores)} recorded scores; expected "
-                "the same number. The code pool depends on Python's version"
+                f"{name} has {n_samples} samples and {n_scored} recorded scores; expected the same number. The code "
+                "pool depends on Python's version"
             )
 
     @cached_property
@@ -155,18 +143,10 @@ class Bench:
             name: one.detach().clone() for name, one in self.model.named_parameters() if one.requires_grad
         }
 
-    def rows(self, cell: Cell) -> Rows:
+    def rows(self, cell: Cell) -> np.ndarray:
         """Return the pool rows that a cell trains on."""
-        scores = self.scores[:, [self._columns[subtask] for subtask in self.targets[cell.target]]]
-        n = max(int(cell.share * len(scores)), 1)
-        if cell.arm != "random":
-            return self._selected(cell.arm, scores, n)
-        lengths = self.material.encoded.lengths
-        wanted = int(lengths[self._selected("round-robin", scores, n)].sum())
-        return of_tokens(lengths, n, wanted, np.random.default_rng([cell.seed, 99]))
-
-    def _selected(self, rule: str, scores: np.ndarray, n: int) -> Rows:
-        return Truth.of(scores, self.material.sources, Terms(n, RULES[rule])).best
+        n = max(int(cell.share * len(self.material.samples)), 1)
+        return self._arms.rows(cell.arm, self.targets[cell.target], n, cell.seed)
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Return the judges' losses after a cell's training, by subtask. A finished cell is read from its file."""
@@ -193,7 +173,7 @@ class Bench:
         print(f"{cell.name.removesuffix('.json')}: {shown} ({content['seconds']:.0f} s)", flush=True)
         return content
 
-    def _train(self, rows: Rows, cell: Cell) -> None:
+    def _train(self, rows: np.ndarray, cell: Cell) -> None:
         order = order_of(rows, EPOCHS * len(rows), np.random.default_rng([cell.seed, 7]))
         starts = range(0, len(order), BATCH)
         batches = [

@@ -268,10 +268,6 @@ def _show_served(content: Mapping[str, Any], console: Console) -> None:
     )
     if content["rule"] != PAPER:
         shared = truth["paper"]["shared"]
-        console.print(
-            Text(f"The paper's rule would hold: {papers}; it shares {shared:.0%} of its list"), soft_wrap=True
-        )
+        console.print(Text(f"The paper's rule would hold: {papers}; it shares {shared:.0%} of its list"))
     if captor := truth["captured_by"]:
-        console.print(
-            Text(f"Subtask {captor} captures it; --rule round-robin serves every subtask"), soft_wrap=True
-        )
+        console.print(Text(f"Subtask {captor} captures it; --rule round-robin serves every subtask"))
