@@ -5,9 +5,7 @@ import hashlib
 import json
 import math
 import re
-import shutil
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,8 @@ import pytest
 
 import clusterucb.jobs.comparison
 from clusterucb.report import page
+from helpers import browsing
+from helpers.browsing import HOSTILE, Outline
 
 TEMPLATE = Path(clusterucb.jobs.comparison.__file__).with_name("page.html")
 
@@ -23,18 +23,6 @@ def render(content: dict[str, Any]) -> str:
     return page.render(TEMPLATE, content)
 
 
-HOSTILE = [
-    "</script><script>window.ran = 1</script>",
-    "<img src=x onerror='window.ran = 1'>",
-    "<!--<script>",
-    "\"'`${window.ran = 1}",
-    "line\u2028para\u2029&amp;&lt;",
-    "\u202eevil\u0000\u001b[31m\ud800",
-    "__proto__",
-    "constructor",
-    "אבג[n=1]",
-    "@@DATA@@ @@POLICY@@",
-]
 POLICIES = ("UCB", "UCB1", "ThresholdHard", "ClusterMean", "Random")
 BUDGETS = (("5%", 50), ("10%", 100), ("20%", 200))
 
@@ -89,7 +77,7 @@ def compared(
         "seeds": seeds,
         "rule": "round-robin",
         "batch_size": 8,
-        "truth": {"scored": 1000, "failed": 0},
+        "truth": {"scored": 1000, "failed": 0, "served": {"food": 1.0, "escher": 0.97}},
         "strategies": strategies,
         "overlap": {
             "budget": budgets[-1][0],
@@ -116,42 +104,6 @@ def hostile() -> dict[str, Any]:
         strategy["policy"] = strategy["name"]
     given["overlap"]["budget"] = given["sources"]["budget"] = HOSTILE[2]
     return given
-
-
-class Outline(HTMLParser):
-    """The tags of a page, the text of its scripts and everything that it would load."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.open: list[str] = []
-        self.scripts: list[str] = []
-        self.ids: list[str] = []
-        self.loads: list[str] = []
-        self.handlers: list[str] = []
-        self.policy = ""
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        named = dict(attrs)
-        self.tags.append(tag)
-        self.ids += [named["id"] or ""] if "id" in named else []
-        self.loads += [named[name] or "" for name in ("src", "href", "action", "data") if name in named]
-        self.handlers += [name for name in named if name.startswith("on") or name == "style"]
-        if named.get("http-equiv") == "Content-Security-Policy":
-            self.policy = named["content"] or ""
-        if tag not in ("meta", "link"):
-            self.open.append(tag)
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script":
-            self.scripts[-1] += data
 
 
 def test_page_is_one_file_that_loads_nothing() -> None:
@@ -217,56 +169,15 @@ def test_page_can_be_written_as_utf8_and_is_the_same_each_time(tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="no playwright: .venv/bin/python -m pip install playwright"
-    )
-    program = shutil.which("chromium-headless-shell")
-    if program is None:
-        pytest.skip("no browser: apt-get install -y chromium-headless-shell")
-    with playwright.sync_playwright() as running:
-        launched = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    with browsing.launched() as launched:
         yield launched
-        launched.close()
 
 
-class Shown:
-    """A comparison in a browser, and what the browser complained about."""
+class Shown(browsing.Shown):
+    """A comparison in a browser."""
 
     def __init__(self, browser: Any, tmp_path: Path, given: dict[str, Any], width: int = 1400) -> None:
-        path = tmp_path / "page.html"
-        path.write_text(render(given), "utf-8")
-        self.complaints: list[str] = []
-        self.asked: list[str] = []
-        self.page = browser.new_page(viewport={"width": width, "height": 900})
-        self.page.set_default_timeout(10_000)
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(path.as_uri())
-
-    def __enter__(self) -> Shown:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        complaints, asked = self.complaints, [url for url in self.asked if not url.startswith("data:")]
-        room = self.page.evaluate(
-            "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        )
-        ran = self.page.evaluate("window.ran")
-        self.page.close()
-        if error == (None, None, None):
-            assert complaints == []
-            assert len(asked) == 1
-            assert (ran, room) == (None, 0)
-
-    def count(self, selector: str) -> int:
-        return int(self.page.locator(selector).count())
-
-    def texts(self, selector: str) -> list[str]:
-        return [str(text) for text in self.page.locator(selector).all_text_contents()]
-
-    def text(self, selector: str) -> str:
-        return str(self.page.locator(selector).inner_text())
+        super().__init__(browser, tmp_path, render(given), width)
 
 
 @pytest.mark.parametrize("width", [360, 1400])

@@ -263,11 +263,12 @@ def _show_served(content: Mapping[str, Any], console: Console) -> None:
         for served in (truth["served"], truth["paper"]["served"])
     )
     console.print(
-        Text(f"Of each subtask's own best, the exhaustive best by {content['rule']} holds: {shares}"),
-        soft_wrap=True,
+        Text(f"Of each subtask's own best, the exhaustive best by {content['rule']} holds: {shares}")
     )
     if content["rule"] != PAPER:
         shared = truth["paper"]["shared"]
-        console.print(Text(f"The paper's rule would hold: {papers}; it shares {shared:.0%} of its list"))
+        console.print(
+            Text(f"The paper's rule would select {shared:.0%} of the same samples, and hold: {papers}")
+        )
     if captor := truth["captured_by"]:
         console.print(Text(f"Subtask {captor} captures it; --rule round-robin serves every subtask"))
