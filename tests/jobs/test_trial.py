@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import clusterucb as cu
 from clusterucb import filenames
@@ -196,6 +199,35 @@ def test_a_run_on_objects_in_memory_is_tried_with_the_same_objects(job, tmp_path
     refused(job, r"the pool of the run in .* was an object in memory", run=tmp_path / "run")
     tried = cu.trial(tmp_path / "run", pool=pool, judge=job / "judges.jsonl", seeds=1, epochs=1)
     assert tried.content["pool_samples"] == len(pool)
+
+
+def test_a_loaded_model_is_tried_as_it_was_given(job, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(job / "model")
+    given = {"model": model, "tokenizer": AutoTokenizer.from_pretrained(job / "model")}
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    cu.select(**{**arguments(job, tmp_path / "run"), **given})
+    refused(job, r"the model of the run in .* was an object in memory", run=tmp_path / "run")
+    tried = cu.trial(tmp_path / "run", judge=job / "judges.jsonl", seeds=1, epochs=1, **given)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    alone = cu.trial(job / "done", judge=job / "judges.jsonl", out=tmp_path / "alone", seeds=1, epochs=1)
+    assert tried.difference("selection") == pytest.approx(alone.difference("selection"), abs=1e-5)
+
+
+@pytest.mark.parametrize("names", [("a/run", "b/run"), ("random", "rds")])
+def test_runs_with_unclear_names_are_named_by_their_paths(job, tmp_path, names):
+    for name in names:
+        shutil.copytree(job / "done", tmp_path / name, ignore=shutil.ignore_patterns("trial"))
+    folders = [tmp_path / name for name in names]
+    given = {"judge": job / "judges.jsonl", "out": tmp_path / "trial", "seeds": 1, "epochs": 1}
+    tried = cu.trial([*folders, folders[0]], **given)
+    assert [arm["name"] for arm in tried.content["arms"]] == [*map(str, folders), "random", "nothing"]
+
+
+def test_a_run_that_differentiates_other_weights_is_tried_with_a_fresh_lora(job, tmp_path):
+    options = {"parameters": "q_proj", "preconditioner": "sgd"}
+    cu.select(**{**arguments(job, tmp_path / "run"), **options})
+    tried = cu.trial(tmp_path / "run", judge=job / "judges.jsonl", seeds=1, epochs=1)
+    assert tried.difference("nothing")[0] != 0
 
 
 def test_a_damaged_cell_is_named_with_a_remedy(job, tmp_path):

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import RunError
 from clusterucb.jobs.trial.runs import SelectedRun
+from clusterucb.options.trial import ARMS
 from clusterucb.samples.sample import Sample
 from clusterucb.wording import counted
 
@@ -112,8 +113,10 @@ def of_tokens(lengths: NDArray[np.int64], n: int, wanted: int, rng: np.random.Ge
 
 def names_of(runs: Sequence[SelectedRun]) -> Mapping[str, SelectedRun]:
     """Return the runs by the names of their arms: ``selection`` for a single run, else the names of their folders."""
-    if len(runs) == 1:
+    different = {run.folder.resolve(): run for run in runs}
+    if len(different) == 1:
         return {"selection": runs[0]}
-    names = [run.folder.resolve().name for run in runs]
-    paths = [str(run.folder) for run in runs]
-    return dict(zip(names if len(set(names)) == len(names) else paths, runs, strict=True))
+    names = {path.name: run for path, run in different.items()}
+    if len(names) < len(different) or names.keys() & {RANDOM, NOTHING, *ARMS}:
+        names = {str(path): run for path, run in different.items()}
+    return names

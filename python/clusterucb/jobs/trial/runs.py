@@ -96,7 +96,11 @@ class SelectedRun:
     @property
     def search(self) -> SearchSettings:
         """The run's options about what is held out, and about the rule that selects."""
-        return settings_from(self._options(SearchSettings), SearchSettings)
+        rule = self.manifest.identity.options.get(
+            "--rule"
+        )  # version 0.1 wrote other names into its config.yaml
+        given = {**self._options(SearchSettings), **({"rule": rule} if rule else {})}
+        return settings_from(given, SearchSettings)
 
     def _options(self, kind: type[Checked]) -> dict[str, Any]:
         return {name: self.options[name] for name in field_names(kind) if name in self.options}
