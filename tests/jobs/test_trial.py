@@ -224,7 +224,7 @@ def test_runs_with_unclear_names_are_named_by_their_paths(job, tmp_path, names):
 
 
 def test_a_run_that_differentiates_other_weights_is_tried_with_a_fresh_lora(job, tmp_path):
-    options = {"parameters": "q_proj", "preconditioner": "sgd"}
+    options = {"parameters": "model.layers.*.self_attn.q_proj", "preconditioner": "sgd"}
     cu.select(**{**arguments(job, tmp_path / "run"), **options})
     tried = cu.trial(tmp_path / "run", judge=job / "judges.jsonl", seeds=1, epochs=1)
     assert tried.difference("nothing")[0] != 0
