@@ -1,6 +1,6 @@
 """Train on selections and judge them on unseen samples: `make bench-training`.
 
-    python benchmarks/bench_training.py [--pools diverse,templated,code] [--arms random,max] [--seeds 3] [--json FILE]
+    python benchmarks/bench_training.py [--pools diverse,templated,code] [--arms random,paper] [--seeds 3] [--json FILE]
 
 The exhaustive scores of the three pools lie in `tests/data`, so no gradient of a pool is computed. A rule turns them
 into a selection of a share of the pool. A LoRA is trained on it, and the loss of the answers is measured on judges:

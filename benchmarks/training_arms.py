@@ -25,7 +25,7 @@ from replay import DATA, Recorded, scores_of, subtasks_of
 Rows = np.ndarray
 
 RULES = {
-    "max": Rules(rule="paper"),
+    "paper": Rules(rule="paper"),
     "mean": Rules(rule="mean"),
     "standardized": Rules(rule="standardized"),
     "round-robin": Rules(),

@@ -126,7 +126,7 @@ def draw_arms(plt: Any, _: dict[str, Any]) -> Any:
         np.array([np.quantile(rewards[labels == arm], q) for arm in range(n_arms)]) for q in (0.1, 0.9)
     )
     figure, panel = plt.subplots(figsize=(9, 3.2))
-    panel.vlines(place, low, high, color="#cbd5e1", lw=2.4, label="middle 80 % of a cluster's scores")
+    panel.vlines(place, low, high, color="#cbd5e1", lw=2.4, label="middle 80 % of a cluster's rewards")
     panel.plot(place, mean, "_", color=INK, ms=3.5, label="mean of a cluster")
     panel.plot(
         place[labels[best]],
@@ -136,7 +136,7 @@ def draw_arms(plt: Any, _: dict[str, Any]) -> Any:
         ms=4.5,
         label="the best 5 % of the pool",
     )
-    _axes(panel, f"{n_arms} clusters, by mean + deviation of their scores")
+    _axes(panel, f"{n_arms} clusters, by mean + deviation of their rewards")
     panel.set_ylim(rewards.min() * 1.05, rewards.max() * 1.05)
     panel.set_xlim(-2, n_arms + 1)
     panel.set_ylabel("reward (z-score)")
