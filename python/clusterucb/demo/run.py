@@ -63,7 +63,8 @@ def demo(*, out: Path, exhaustive: bool = False) -> Result:
     console.print(f"\nThis run as a command:\n{command}", soft_wrap=True)
     trial = shlex.join(["clusterucb", "try", str(out), "--judge", str(judges)])
     console.print(
-        f"\nTo train on the selection, and see whether it helps (10 minutes):\n{trial}", soft_wrap=True
+        f"\nTo train on the selection, and see whether it helps (about a quarter of an hour):\n{trial}",
+        soft_wrap=True,
     )
     return result
 
