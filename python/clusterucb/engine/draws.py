@@ -176,11 +176,6 @@ class History:
         """Whether the search began with a cold start."""
         return any(batch.phase == "cold" for batch, _ in self._scored)
 
-    def all_draws(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the scores f64[m, S] of all draws, and ones f64[m] in place of their inclusion probabilities."""
-        scores = np.concatenate([scores for _, scores in self._scored])
-        return scores, np.ones(len(scores))
-
     def passed(self, step: int) -> bool:
         """Return whether the last batch reached or crossed a multiple of ``step`` draws after the cold start.
 

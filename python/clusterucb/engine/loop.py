@@ -118,7 +118,8 @@ def search(
     history = History(
         pool, budget.within(len(pool)), journal, None if rules.counts is None else len(rules.counts)
     )
-    rewards, stopping = Rewards(rules, pool, guide(pool, policy)), Stopping(pool, budget, rules)
+    rewards = Rewards(rules, len(pool), pool.n_select, guide(pool, policy))
+    stopping = Stopping(pool, budget, rules)
     cold, size = cold_start(pool, policy, schedule), schedule.size(policy, pool.budget)
     blamed(policy.start)(pool)
     tell = blamed(policy.tell)

@@ -50,6 +50,7 @@ from numpy.typing import NDArray
 from clusterucb.engine.arms import FEWEST_RANDOM
 from clusterucb.engine.poolview import PoolView
 from clusterucb.engine.regression import Regression
+from clusterucb.engine.rules import chosen_of_best
 
 CONFIDENCE = 0.9
 _Z = 1.645  # the normal quantile of an interval with this confidence
@@ -137,11 +138,8 @@ class RecallEstimator:
             if not evidence:
                 return None
             found = np.array([one.recall().estimate for one in evidence])
-        order = np.argsort(-np.nan_to_num(draws.scores, nan=-np.inf), axis=0, kind="stable")
-        of_best = [
-            chosen[own[: round(count)]].sum() for own, count in zip(order.T, found * seats, strict=True)
-        ]
-        return np.minimum(np.array(of_best) / seats, 1.0)
+        counts = [round(count) for count in (found * seats).tolist()]
+        return np.minimum(chosen_of_best(draws.scores, chosen, counts) / seats, 1.0)
 
     def evidence(self, draws: Draws, reward: Reward) -> list[Evidence]:
         """Return both estimates, once, or once for each subtask if subtasks select in turn.

@@ -11,7 +11,7 @@ Decisions:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,6 @@ from clusterucb.errors import OptionError, check_choice
 
 if TYPE_CHECKING:
     from clusterucb.engine.draws import History
-    from clusterucb.engine.poolview import PoolView
 
 _FEWEST = 32  # scored rows to which mean and deviation are fitted if there is no cold start
 
@@ -127,6 +126,18 @@ class Rules:
         return Standardized(known, np.ones(len(known)), factors=self.counts)(scores)
 
 
+def chosen_of_best(scores: Floats, chosen: NDArray[np.bool_], counts: Iterable[int]) -> NDArray[np.int64]:
+    """Return how many of each subtask's best rows are chosen, i64[S].
+
+    Args:
+        scores: f64[m, S]; NaN where scoring failed.
+        chosen: bool[m], whether a row is chosen.
+        counts: for each subtask, the number of its best rows.
+    """
+    order = np.argsort(-np.nan_to_num(scores, nan=-np.inf), axis=0, kind="stable")
+    return np.array([chosen[own[:count]].sum() for own, count in zip(order.T, counts, strict=True)])
+
+
 def capturing(served: Floats) -> int | None:
     """Return the number of a subtask that captures a selection, or None.
 
@@ -145,16 +156,19 @@ class Rewards:
 
     Args:
         rules: the rules of the search.
-        pool: the pool as strategies see it, with the number of rows to select.
+        n_rows: N, the number of rows of the pool.
+        n_select: the number of rows to select.
         estimates: f64[N, S], estimates of all scores; None if there are none.
 
     Attributes:
         ready: whether rewards can be computed.
     """
 
-    def __init__(self, rules: Rules, pool: PoolView, estimates: NDArray[np.floating] | None = None) -> None:
+    def __init__(
+        self, rules: Rules, n_rows: int, n_select: int, estimates: NDArray[np.floating] | None = None
+    ) -> None:
         self._rules = rules
-        self._n_rows, self._n_select = len(pool), pool.n_select
+        self._n_rows, self._n_select = n_rows, n_select
         self._fitted: Standardized | None = None
         self.ready = False
         if estimates is not None and estimates.shape[1] > 1 and rules.rule in (ROUND_ROBIN, STANDARDIZED):
@@ -187,9 +201,12 @@ class Rewards:
 
     def fit(self, history: History) -> None:
         """Fit mean and deviation to the cold start, or to all draws without one, unless they are fitted already."""
-        scores, probability = history.cold_draws() if history.has_cold else history.all_draws()
-        if self._fitted is None and not self._plain(scores):
-            self._fit(scores, probability)
+        if self._fitted is None and not self._plain(history.last_scored()[1]):
+            if history.has_cold:
+                self._fit(*history.cold_draws())
+            else:
+                scores = history.draws().scores
+                self._fit(scores, np.ones(len(scores)))
         self.ready = True
 
     def _fit(self, scores: Floats, probability: Floats) -> None:

@@ -23,7 +23,7 @@ from clusterucb.engine.clusterer import Clusterer
 from clusterucb.engine.loop import Selection, search
 from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import PoolView, SideInformation
-from clusterucb.engine.rules import Rewards, Rules
+from clusterucb.engine.rules import Rewards, Rules, chosen_of_best
 from clusterucb.features.base import Feature
 from clusterucb.features.embedding import Embedding
 
@@ -93,10 +93,8 @@ class Truth:
     @classmethod
     def of(cls, scores: NDArray[np.float64], sources: NDArray[np.generic], terms: Terms) -> Truth:
         """Compute rewards and the best rows under the rules of a comparison."""
-        n_rows = len(scores)
-        pool = PoolView({}, np.zeros(n_rows, np.int64), np.zeros(n_rows), n_select=terms.n_select)
-        rewards = Rewards(terms.rules, pool, scores)(scores)
-        best = terms.rules.choose(np.arange(n_rows), scores, rewards, terms.n_select, sources)
+        rewards = Rewards(terms.rules, len(scores), terms.n_select, scores)(scores)
+        best = terms.rules.choose(np.arange(len(scores)), scores, rewards, terms.n_select, sources)
         return cls(scores, sources, rewards, best, terms.rules)
 
     def recall(self, rows: NDArray[np.int64]) -> float:
@@ -111,17 +109,18 @@ class Truth:
         """
         if not self.rules.in_turn:
             return _mass(self.rewards, rows, len(self.best))
-        counts = self.rules.seats(len(self.best), self.scores.shape[1]).astype(np.int64)
-        own = zip(self.scores.T, counts.tolist(), strict=True)
+        own = zip(self.scores.T, self._counts.tolist(), strict=True)
         return float(np.mean([_mass(values, rows, count) for values, count in own]))
 
     def served(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the share of each subtask's own best that is in ``rows``, f64[S] (`Rules.seats`)."""
-        counts = self.rules.seats(len(self.best), self.scores.shape[1]).astype(np.int64)
-        order = np.argsort(-np.nan_to_num(self.scores, nan=-np.inf), axis=0, kind="stable")
-        return np.array(
-            [np.isin(own[:count], rows).mean() for own, count in zip(order.T, counts.tolist(), strict=True)]
-        )
+        chosen = np.isin(np.arange(len(self.scores)), rows)
+        return chosen_of_best(self.scores, chosen, self._counts.tolist()) / self._counts
+
+    @property
+    def _counts(self) -> NDArray[np.int64]:
+        """The number of rows that each subtask would select alone, i64[S]."""
+        return self.rules.seats(len(self.best), self.scores.shape[1]).astype(np.int64)
 
 
 def _mass(values: NDArray[np.float64], rows: NDArray[np.int64], count: int) -> float:
