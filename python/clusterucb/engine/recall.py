@@ -107,6 +107,7 @@ class RecallEstimator:
         self._pool = pool
         self._regression: Regression | None = None
         self._n_told = 0
+        self._predicted: tuple[Floats, Floats, Floats] | None = None  # of all draws so far
 
     def __call__(self, draws: Draws, reward: Reward) -> Recall | None:
         """Return the estimated recall, or None if too few of the draws were random.
@@ -153,14 +154,21 @@ class RecallEstimator:
         rewards = reward(scores)
         regression = self._regression = self._regression or Regression(self._pool, scores.shape[1])
         good = ~np.isnan(rewards)
-        news = np.flatnonzero(good[self._n_told :]) + self._n_told
-        regression.add(rows[news], scores[news])
-        self._n_told = len(rows)
+        if len(rows) > self._n_told:
+            news = np.flatnonzero(good[self._n_told :]) + self._n_told
+            regression.add(rows[news], scores[news])
+            self._n_told, self._predicted = len(rows), None
         if np.count_nonzero(~np.isnan(chance[good])) < FEWEST_RANDOM:
             return []
-        others = np.ones(len(self._pool), np.bool_)
-        others[rows] = False
-        values = regression.values, regression.left_out(), regression.mean(np.flatnonzero(others))
+        if self._predicted is None:
+            others = np.ones(len(self._pool), np.bool_)
+            others[rows] = False
+            self._predicted = (
+                regression.values,
+                regression.left_out(),
+                regression.mean(np.flatnonzero(others)),
+            )
+        values = self._predicted
         if not in_turn:
             values = rewards[good, None], reward(values[1])[:, None], reward(values[2])[:, None]
         wanted = self._pool.rules.seats(self._pool.n_select, values[0].shape[1]).tolist()
