@@ -153,13 +153,33 @@ def encode(
     read: dict[str, list[Sample]] = {}
     target_rejected = RejectedLines(())
     if target:
-        samples, encoded, _, target_rejected = _encode(target, encoder, "target", strict, Silent())
-        for sample, tokens in sorted(zip(samples, encoded, strict=True), key=lambda pair: pair[0].subtask):
-            subtasks.setdefault(sample.subtask, []).append(tokens)
-            read.setdefault(sample.subtask, []).append(sample)
+        subtasks, read, target_rejected = encode_subtasks(target, encoder, "target", strict=strict)
     samples, encoded, sources, rejected = _encode(pool, encoder, "pool", strict, observer or Silent())
     files = (pool.files, target.files if target else ())
     return Material(samples, encoded, sources, subtasks, read, rejected, target_rejected, *files)
+
+
+def encode_subtasks(
+    target: Pool, encoder: Encoder, what: str, *, strict: bool
+) -> tuple[dict[str, list[Encoded]], dict[str, list[Sample]], RejectedLines]:
+    """Return the encoded samples of each subtask, the same samples before encoding, and all rejected lines.
+
+    Args:
+        target: the samples of a target.
+        encoder: the encoder that turns conversations into tokens.
+        what: what the samples are, for messages.
+        strict: raise an error at the first sample that cannot be encoded.
+
+    Raises:
+        InputError: no sample can be encoded, or (if ``strict``) one of them cannot.
+    """
+    subtasks: dict[str, list[Encoded]] = {}
+    read: dict[str, list[Sample]] = {}
+    samples, encoded, _, rejected = _encode(target, encoder, what, strict, Silent())
+    for sample, tokens in sorted(zip(samples, encoded, strict=True), key=lambda pair: pair[0].subtask):
+        subtasks.setdefault(sample.subtask, []).append(tokens)
+        read.setdefault(sample.subtask, []).append(sample)
+    return subtasks, read, rejected
 
 
 def _encode(

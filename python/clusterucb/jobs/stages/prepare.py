@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from clusterucb.model.source import ModelSource
+    from clusterucb.samples.encode import Encoder
     from clusterucb.samples.pool_and_target import Material
 
 # The models that a user may pass. `clusterucb.model.loaded.borrowing` turns a model in memory into a `LoadedModel`.
@@ -55,6 +56,7 @@ class Prepared:
         source: the source of the base model.
         device: the device that the model runs on.
         contents: the fingerprints of everything that was read, by name.
+        encoder: turned the samples into tokens.
         judges: the samples that judge a selection, or None: those that are held out, or those that were given.
     """
 
@@ -62,6 +64,7 @@ class Prepared:
     source: ModelSource | LoadedModel
     device: str
     contents: dict[str, str | None]
+    encoder: Encoder
     judges: Pool | None = None
 
 
@@ -132,7 +135,7 @@ def prepare(
         **checkpoints,
     }
     material = encode(read, aim, encoder, strict=settings.strict, observer=observer)
-    return Prepared(material, source, device, contents, judging)
+    return Prepared(material, source, device, contents, encoder, judging)
 
 
 def _refuse_known(target: Pool, judges: Pool) -> None:

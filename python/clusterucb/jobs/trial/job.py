@@ -170,39 +170,35 @@ def _check_same(runs: Mapping[str, SelectedRun], contents: Mapping[str, Any]) ->
             )
 
 
-def _judges(job: Job[ScoringSettings]) -> dict[str, Sequence[Encoded]]:
+def _judges(job: Job[ScoringSettings]) -> dict[str, list[Encoded]]:
     """Encode the judges, and return those of each subtask.
 
     Raises:
         OptionError: a subtask has a single judge.
     """
-    from clusterucb.samples.encode import Encoder
-    from clusterucb.samples.pool_and_target import encode
+    from clusterucb.samples.pool_and_target import encode_subtasks
 
-    pool = job.prepared.judges
-    assert pool is not None
-    encoder = Encoder(job.prepared.source.tokenizer(), max_length=job.settings.max_length)
-    found = encode(pool, None, encoder, strict=job.settings.strict)
-    if found.pool_rejected:
-        first = found.pool_rejected[0]
+    prepared = job.prepared
+    assert prepared.judges is not None
+    strict = job.settings.strict
+    judges, _, rejected = encode_subtasks(prepared.judges, prepared.encoder, "judges", strict=strict)
+    if rejected:
+        first = rejected[0]
         warn(
-            f"{counted(len(found.pool_rejected), 'judge')} cannot be used, the first is {first.file}:{first.line}: "
+            f"{counted(len(rejected), 'judge')} cannot be used, the first is {first.file}:{first.line}: "
             f"{first.reason}"
         )
-    judges: dict[str, list[Encoded]] = {}
-    for row, sample in enumerate(found.samples):
-        judges.setdefault(sample.subtask, []).append(found.encoded[row])
-    for subtask, own in sorted(judges.items()):
+    for subtask, own in judges.items():
         if len(own) < 2:
             raise OptionError(
                 f"subtask {subtask!r} has 1 judge; expected at least 2, and {_FEW} or more to be useful"
             )
-    if few := [f"{subtask} {len(own)}" for subtask, own in sorted(judges.items()) if len(own) < _FEW]:
+    if few := [f"{subtask} {len(own)}" for subtask, own in judges.items() if len(own) < _FEW]:
         warn(
             f"few judges: {', '.join(few)}; with fewer than {_FEW} judges in a subtask, only a large difference can be "
             "told from chance"
         )
-    return {subtask: judges[subtask] for subtask in sorted(judges)}
+    return judges
 
 
 class _Trying:

@@ -93,7 +93,7 @@ class SelectedRun:
         adapter = self.folder / filenames.ADAPTER if given.warms_up else given.adapter
         return replace(given, store=None, scorer="exact", adapter=adapter)
 
-    @property
+    @cached_property
     def search(self) -> SearchSettings:
         """The run's options about what is held out, and about the rule that selects."""
         rule = self.manifest.identity.options.get(

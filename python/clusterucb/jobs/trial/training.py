@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -45,10 +46,16 @@ class Trainer:
         self._pool = pool
         self._judges = judges
         self._elsewhere = elsewhere
-        self._device = device
-        self._checkpointing = settings.checkpointing
+        self._limit, self._device = settings.batch_tokens or CPU_TOKENS, device
         self._autocast = DTYPES.get(settings.autocast or "")
-        self._limit = settings.batch_tokens or CPU_TOKENS
+        self._training = partial(
+            Training,
+            model,
+            device=device,
+            autocast=self._autocast,
+            checkpointing=settings.checkpointing,
+            limit=self._limit,
+        )
         weights = model.named_parameters()
         self._start = {name: weight.detach().clone() for name, weight in weights if weight.requires_grad}
 
@@ -78,14 +85,7 @@ class Trainer:
         measured = sorted({-(-len(batches) * point // _POINTS) for point in range(1, _POINTS + 1)})
         tokens = sum(len(sample) for batch in batches for sample in batch)
         cell = Cell([], {name: [] for name in self._judges}, [], len(order), tokens)
-        training = Training(
-            self._model,
-            device=self._device,
-            autocast=self._autocast,
-            checkpointing=self._checkpointing,
-            limit=self._limit,
-        )
-        steps = training.steps(batches, rising_and_falling(rate, len(batches)).tolist())
+        steps = self._training().steps(batches, rising_and_falling(rate, len(batches)).tolist())
         began = time.monotonic()
         for step, loss in enumerate(steps, start=1):
             if not np.isfinite(loss):
