@@ -31,7 +31,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 
 import code_pool
 import diverse_pool
@@ -39,13 +38,12 @@ import real_pool
 from clusterucb.atomic import write_whole
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
-from clusterucb.gradients.fine_tuning import Training, answer_losses, rising_and_falling
-from clusterucb.gradients.passes import CPU_TOKENS, Passes
 from clusterucb.gradients.session import fresh_lora
 from clusterucb.gradients.warmup import warm_up
 from clusterucb.jobs.stages.prepare import prepare
-from clusterucb.jobs.trial.cells import BATCH, order_of
+from clusterucb.jobs.trial.cells import order_of
 from clusterucb.jobs.trial.statistics import Difference, differences
+from clusterucb.jobs.trial.training import Trainer
 from clusterucb.model.source import ModelSource, load_adapter
 from clusterucb.options.search import Settings
 from clusterucb.progress import Screen
@@ -137,10 +135,14 @@ class Bench:
         return load_adapter(base, adapter)
 
     @cached_property
-    def start(self) -> dict[str, torch.Tensor]:
-        """The adapter's matrices at the start, by name."""
+    def trainers(self) -> dict[int, Trainer]:
+        """A trainer for each target. All are made before any training, so they have the same start."""
+        judges, encoded = self.material.target, self.material.encoded
         return {
-            name: one.detach().clone() for name, one in self.model.named_parameters() if one.requires_grad
+            target: Trainer(
+                self.model, encoded, {name: judges[name] for name in names}, (), self._settings, "cpu"
+            )
+            for target, names in self.targets.items()
         }
 
     def rows(self, cell: Cell) -> np.ndarray:
@@ -155,33 +157,20 @@ class Bench:
             content: dict[str, Any] = json.loads(path.read_text())
             return content
         began = time.perf_counter()
-        start = self.start
-        with torch.no_grad():
-            for name, value in start.items():
-                self.model.get_parameter(name).copy_(value)
-        if cell.arm != "nothing":
-            self._train(self.rows(cell), cell)
-        judged = self.targets[cell.target]
-        losses = {
-            name: answer_losses(self.model, self.material.target[name], Passes(CPU_TOKENS)).tolist()
-            for name in judged
-        }
+        trainer = self.trainers[cell.target]
+        if cell.arm == "nothing":
+            found = trainer.untrained()
+        else:
+            rows = self.rows(cell)
+            order = order_of(rows, EPOCHS * len(rows), np.random.default_rng([cell.seed, 7]))
+            found = trainer.trained(order, cell.rate, points=1)
+        losses = {name: measured[-1] for name, measured in found.losses.items()}
         content = {"losses": losses, "seconds": time.perf_counter() - began}
         path.parent.mkdir(exist_ok=True)
         write_whole(path, json.dumps(content).encode())
         shown = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in losses.items())
         print(f"{cell.name.removesuffix('.json')}: {shown} ({content['seconds']:.0f} s)", flush=True)
         return content
-
-    def _train(self, rows: np.ndarray, cell: Cell) -> None:
-        order = order_of(rows, EPOCHS * len(rows), np.random.default_rng([cell.seed, 7]))
-        starts = range(0, len(order), BATCH)
-        batches = [
-            [self.material.encoded[int(row)] for row in order[start : start + BATCH]] for start in starts
-        ]
-        training = Training(self.model, limit=CPU_TOKENS)
-        for _ in training.steps(batches, rising_and_falling(cell.rate, len(batches))):
-            pass
 
 
 def _judges(folder: Path, by_subtask: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,12 +164,6 @@ def test_page_can_be_written_as_utf8_and_is_the_same_each_time(tmp_path: Path) -
 
 
 # ---- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with browsing.launched() as launched:
-        yield launched
 
 
 class Shown(browsing.Shown):

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 
 import clusterucb.jobs.trial
 from clusterucb.report import page
-from helpers import browsing
 from helpers.browsing import HOSTILE, Outline, Shown
 
 TEMPLATE = Path(clusterucb.jobs.trial.__file__).with_name("page.html")
@@ -92,12 +90,6 @@ def test_the_page_is_one_inert_file(given: dict[str, Any]) -> None:
         digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         assert f"{directive} 'sha256-{digest}'" in outline.policy
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", outline.scripts[1])
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with browsing.launched() as launched:
-        yield launched
 
 
 @pytest.mark.parametrize("width", [360, 1280])

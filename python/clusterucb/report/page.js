@@ -77,3 +77,25 @@ function tip(children, x, y) {
   at("tip").hidden = false;
   place(x, y);
 }
+
+// ---- facts, switches, and drawing again
+const fact = (name, value, ...more) => el("div", {}, el("dt", {}, name), el("dd", {}, value, more.length ? el("small", {}, ...more) : null));
+function switches(label, state, name, choices, changed) { // choices: [value, text] pairs, of which state[name] is one value
+  return el("div", { class: "switch", role: "group", "aria-label": label }, el("span", { "aria-hidden": "true" }, label),
+    el("div", {}, ...choices.map(([value, text]) => {
+      const button = el("button", { type: "button", "data-set": name, "data-value": value, "aria-pressed": String(state[name] === value) }, text);
+      button.addEventListener("click", () => {
+        state[name] = value;
+        for (const other of button.parentNode.children) other.setAttribute("aria-pressed", String(other === button));
+        changed();
+      });
+      return button;
+    })));
+}
+function whenResized(draw) { // also before and after printing
+  let width = document.documentElement.clientWidth;
+  const redraw = () => { width = document.documentElement.clientWidth; draw(); };
+  window.addEventListener("resize", () => { if (document.documentElement.clientWidth !== width) redraw(); });
+  window.addEventListener("beforeprint", redraw);
+  window.addEventListener("afterprint", redraw);
+}

@@ -18,7 +18,7 @@ from clusterucb.model.source import DTYPES
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.samples.encoded import Encoded
 
-_POINTS = 3  # measurements during a training, the last one at its end
+_POINTS = 3  # measurements during a training
 
 
 class Trainer:
@@ -66,13 +66,21 @@ class Trainer:
             [0], {name: [losses] for name, losses in self._judged().items()}, self._losses(self._elsewhere)
         )
 
-    def trained(self, order: Rows, rate: float, advance: Callable[[int], None]) -> Cell:
+    def trained(
+        self,
+        order: Rows,
+        rate: float,
+        advance: Callable[[int], None] = lambda _: None,
+        *,
+        points: int = _POINTS,
+    ) -> Cell:
         """Train on samples, and measure the losses.
 
         Args:
             order: i64[n], the rows of the pool in the order of the training.
             rate: the largest learning rate.
             advance: called with the number of samples of each step.
+            points: the number of measurements, the last one at the end.
 
         Raises:
             ModelError: the loss became NaN or infinite, or memory is too small.
@@ -82,7 +90,7 @@ class Trainer:
             [self._pool[int(row)] for row in order[start : start + BATCH]]
             for start in range(0, len(order), BATCH)
         ]
-        measured = sorted({-(-len(batches) * point // _POINTS) for point in range(1, _POINTS + 1)})
+        measured = sorted({-(-len(batches) * point // points) for point in range(1, points + 1)})
         tokens = sum(len(sample) for batch in batches for sample in batch)
         cell = Cell([], {name: [] for name in self._judges}, [], len(order), tokens)
         steps = self._training().steps(batches, rising_and_falling(rate, len(batches)).tolist())
