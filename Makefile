@@ -39,7 +39,7 @@ format: setup $(VENV)/.lint  ## rewrite the sources in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CLANG_FORMATTED)
 
-bench-strategies: setup  ## compare all strategies on two real pools (the first time, some two hours)
+bench-strategies: setup  ## score and sketch two real pools whole, and compare gradient clusters (the first time, some two hours)
 	$(BIN)/python benchmarks/strategies.py $(ARGS)
 
 bench-replay: setup  ## compare strategies on the recorded scores of three real pools (an hour)

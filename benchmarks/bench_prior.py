@@ -26,7 +26,7 @@ from itertools import permutations
 import numpy as np
 
 from clusterucb.jobs.stages.prior import filled
-from replay import DATA, Recorded, Searches, parser_of, scores_of
+from replay import Recorded, Searches, parser_of, scores_of, sketches_of
 from strategies import TARGETS
 
 BUDGETS = (0.1, 0.2)
@@ -63,7 +63,7 @@ def later_recalls(pool: Recorded, seeds: int) -> dict[str, list[list[float]]]:
     """Return the recall of every search at the later checkpoint, for each prior in `BEFORE` and each budget."""
     after = replace(pool, scores=scores_of(f"{LATER}-later"))
     searches, earlier = Searches(after, "surrogate"), Searches(pool, "surrogate")
-    sketches = np.load(DATA / f"{LATER}-components.npz")["components"].astype(np.float32)
+    sketches = sketches_of(LATER)
     n_samples = len(pool.scores)
     found: dict[str, list[list[float]]] = {name: [[] for _ in BUDGETS] for name in (*BEFORE, RANKED)}
     for seed in range(seeds):
@@ -84,7 +84,8 @@ def later_recalls(pool: Recorded, seeds: int) -> dict[str, list[list[float]]]:
                 for name, prior in known.items():
                     rows = searches.searched(truth, count, seed, prior=prior).rows
                     found[name][place].append(truth.recall(rows))
-                found[RANKED][place].append(truth.recall(np.argsort(-stale.rewards, kind="stable")[:count]))
+                ranked = stale.rules.choose(np.arange(n_samples), stale.scores, stale.rewards, count, None)
+                found[RANKED][place].append(truth.recall(ranked))
     return found
 
 

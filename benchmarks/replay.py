@@ -30,7 +30,8 @@ from clusterucb import plugins
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
 from clusterucb.engine.loop import Selection
-from clusterucb.features.base import FeatureBatch
+from clusterucb.features.base import FeatureBatch, Fitted
+from clusterucb.features.similarity import similarity
 from clusterucb.jobs.comparison.replay import Contender, Terms, Truth, replay
 from clusterucb.jobs.comparison.spelling import contender, split
 from clusterucb.jobs.stages.prepare import prepare
@@ -43,16 +44,28 @@ from helpers.searching import search
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 BUDGETS = (0.05, 0.10, 0.20)
+POLICIES = ("ucb", "thompson", "thompson-mean", "threshold-hard", "threshold-normal", "ucb1", "cluster-mean")
 STRATEGIES = (
     "random",
-    "ucb",
+    "rds",
+    "rds@ngrams",
+    "rds@hidden",
+    *POLICIES,
     "ucb[parts=false]",
     "ucb@source",
+    "thompson@source",
     "ucb@embedding+lexical",
+    "ucb@ngrams",
+    "ucb@hidden",
+    *(f"ucb@{clusterer}" for clusterer in ("faiss-kmeans", "hdbscan", "hdbscan[noise=arms]")),
+    *(f"ucb[n_clusters={n_clusters}]" for n_clusters in (50, 100, 200, 300)),
+    *(f"ucb[beta={beta}]" for beta in (0, 0.5, 2)),
+    *(f"ucb[cold_start={share}]" for share in (0, 0.02, 0.1)),
     "surrogate",
     "surrogate[parts=false]",
     "surrogate@lexical",
     "surrogate@embedding+lexical",
+    "surrogate@ngrams",
     "surrogate@source",
     *(
         f"surrogate[{option}]"
@@ -73,6 +86,12 @@ def scores_of(name: str) -> np.ndarray:
     """Return recorded scores f64[N, S] with the subtasks in alphabetical order."""
     recorded = np.load(DATA / f"{name}.npz")
     return recorded["scores"][:, np.argsort(recorded["subtasks"])].astype(np.float64)
+
+
+def sketches_of(name: str) -> np.ndarray:
+    """Return the leading components of a pool's gradient sketches, f32[N, k]; they are recorded for one pool."""
+    recorded: np.ndarray = np.load(DATA / f"{name}-components.npz")["components"]
+    return recorded.astype(np.float32)
 
 
 class Audited(cu.Surrogate):
@@ -131,11 +150,13 @@ class Recorded:
         scores: scores f64[N, S] with the subtasks in alphabetical order.
         columns: ``source`` and other columns, each [N].
         batch: the samples and the model from which features are computed.
+        target: the samples of each subtask, in alphabetical order, with the same model.
     """
 
     scores: np.ndarray
     columns: dict[str, np.ndarray]
     batch: FeatureBatch
+    target: dict[str, FeatureBatch]
 
     @classmethod
     def of(cls, name: str, folder: Path) -> Recorded:
@@ -158,13 +179,32 @@ class Recorded:
                 f"the pool {name} is another here than the one that was scored: run record.py anew"
             )
         model = prepared.source.model(settings.dtype, prepared.device)
-        batch = FeatureBatch(material.samples, material.encoded, lambda: model, lambda: np.zeros((0, 0)))
-        return cls(scores_of(name), material.columns(), batch)
+        batch = FeatureBatch(material.samples, material.encoded, lambda: model, lambda: sketches_of(name))
+        target = {
+            subtask: replace(batch, samples=samples, encoded=material.target[subtask])
+            for subtask, samples in sorted(material.target_samples.items())
+        }
+        return cls(scores_of(name), material.columns(), batch, target)
+
+    @property
+    def subtasks(self) -> list[str]:
+        """The names of the subtasks, in alphabetical order."""
+        return list(self.target)
 
     def described(self, feature: cu.Feature) -> dict[str, np.ndarray]:
         """Return a feature's blocks by name."""
-        fitted = feature.fit(self.batch.spread(feature.fit_samples)) if feature.fit_samples else {}
-        return dict(feature.compute(replace(self.batch, fitted=fitted or {})))
+        return dict(feature.compute(replace(self.batch, fitted=self._fitted(feature))))
+
+    def similarity(
+        self, feature: cu.Feature, blocks: dict[str, np.ndarray], subtasks: list[str]
+    ) -> np.ndarray:
+        """Return each row's largest cosine with the mean features of a subtask, f64[N]."""
+        fitted = self._fitted(feature)
+        of_subtasks = [dict(feature.compute(replace(self.target[name], fitted=fitted))) for name in subtasks]
+        return similarity({name: blocks[name] for name in feature.compared(blocks)}, of_subtasks)
+
+    def _fitted(self, feature: cu.Feature) -> Fitted:
+        return (feature.fit_samples and feature.fit(self.batch.spread(feature.fit_samples))) or {}
 
 
 class Searches:
@@ -222,7 +262,10 @@ def recalls(
         for order in orders:
             truth = Truth.of(pool.scores[order][:, target], pool.columns["source"], terms)
             searches = 1 if shuffled else seeds
-            replays = replay(one, truth, blocks, pool.columns, draws, searches, terms, clusterings)
+            columns = dict(pool.columns)
+            if "similarity" in one.policy.columns:
+                columns["similarity"] = pool.similarity(one.features, blocks, pool.subtasks[target])
+            replays = replay(one, truth, blocks, columns, draws, searches, terms, clusterings)
             for recalls_of, of_budget in zip(by_budget, replays, strict=True):
                 recalls_of += [truth.recall(once.selection.rows) for once in of_budget]
             seconds += [once.seconds for once in replays[-1]]

@@ -1,14 +1,14 @@
-"""Compare all strategies on two real pools: `make bench-strategies`.
+"""Score and sketch real pools whole, and compare gradient clusters with others: `make bench-strategies`.
 
     python benchmarks/strategies.py [--folder FOLDER] [--pools templated,diverse] [--seeds 5] [--json FILE]
 
 The bench scores each pool whole for eight subtasks, once, and sketches its gradients, once. Each takes about 25 minutes
 on two cores. FOLDER keeps the results (by default beside the demo's model in the user's cache), and an interrupted
-bench resumes there. A target consists of some of the subtasks: the first three in alphabetical order, the next three,
-or the last two. Then the bench replays strategies, which takes minutes, and writes a comparison.html for every target
-to FOLDER.
+bench resumes there. `record.py` writes them to `tests/data`. A target consists of some of the subtasks: the first three
+in alphabetical order, the next three, or the last two. Then the bench replays strategies, which takes minutes, and
+writes a comparison.html for every target to FOLDER.
 
-`benchmarks/README.md` shows the results and the conclusions.
+`replay.py` compares many more strategies on the recorded scores.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import argparse
 import json
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,6 @@ import real_pool
 from clusterucb import plugins
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
-from clusterucb.jobs.comparison.replay import Contender
 from clusterucb.jobs.comparison.spelling import contender, split
 from clusterucb.progress import Screen
 
@@ -40,25 +39,14 @@ POOLS: dict[str, Callable[[Path], None]] = {
 }
 TARGETS = (slice(0, 3), slice(3, 6), slice(6, 8))  # subtasks in alphabetical order
 BUDGETS = ("5%", "10%", "20%")
-POLICIES = ("ucb", "thompson", "thompson-mean", "threshold-hard", "threshold-normal", "ucb1", "cluster-mean")
-FREE = (
+STRATEGIES = (
     "random",
-    "rds",
-    *POLICIES,
-    *(f"ucb[n_clusters={n_clusters}]" for n_clusters in (50, 100, 150, 200, 300)),
-    *(f"ucb[beta={beta}]" for beta in (0, 0.5, 2)),
-    *(f"ucb[cold_start={share}]" for share in (0, 0.02, 0.1)),
-    *(f"{policy}@source" for policy in ("ucb", "thompson")),
-    *(f"ucb@{clusterer}" for clusterer in ("faiss-kmeans", "hdbscan", "hdbscan[noise=arms]")),
-    *(f"{policy}@ngrams" for policy in ("rds", "ucb", "thompson")),
+    "ucb",
+    "surrogate",
+    "ucb@gradient",
+    "thompson@gradient",
+    "ucb@gradient[n_clusters=50]",
 )
-PAID = ("rds@hidden", "ucb@hidden", "ucb@gradient", "thompson@gradient", "ucb@gradient[n_clusters=50]")
-
-
-def _contender(spec: str, installed: plugins.Strategies) -> Contender:
-    """Return a strategy; if it names no features, it uses whole-sample embeddings, as the committed results do."""
-    made = contender(spec, installed)
-    return replace(made, features=cu.Embedding(parts=False)) if made.features == cu.Embedding() else made
 
 
 @dataclass(frozen=True)
@@ -130,7 +118,7 @@ class Scored:
             scores=self.path("scores"),
             store=self.path("store"),
             scorer="exact",
-            strategies=[_contender(spec, installed) for spec in strategies],
+            strategies=[contender(spec, installed) for spec in strategies],
             budgets=BUDGETS,
             seeds=seeds,
             observer=Screen(),
@@ -179,7 +167,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--pools", default="templated,diverse")
-    parser.add_argument("--strategies", default=",".join((*FREE, *PAID)))
+    parser.add_argument("--strategies", default=",".join(STRATEGIES))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

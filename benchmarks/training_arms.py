@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 import clusterucb as cu
-from clusterucb.demo.model import demo_model
 from clusterucb.engine import Rules, Schedule, SideInformation, search
 from clusterucb.engine.poolview import unit_rows
-from clusterucb.features.similarity import similarity
 from clusterucb.jobs.comparison.replay import Terms, Truth
-from clusterucb.jobs.stages.prepare import prepare
 from clusterucb.jobs.trial.arms import of_tokens
-from clusterucb.options.search import Settings
-from clusterucb.progress import Screen
 from clusterucb.samples.pool_and_target import Material
-from replay import DATA, Recorded, scores_of, subtasks_of
+from replay import Recorded, scores_of, sketches_of, subtasks_of
 
 Rows = np.ndarray
 
@@ -71,12 +66,19 @@ class Arms:
             "capped": self._capped,
             "distinct": self._distinct,
             "spread": self._spread,
+            "later": lambda _, n, names: self._by_rule("round-robin", self._at_150_steps(names), n),
+            "summed": lambda now, n, names: self._by_rule("round-robin", now + self._at_150_steps(names), n),
         }
         return made[arm](scores, n, subtasks)
 
     @cached_property
     def _scores(self) -> np.ndarray:
         return scores_of(self.name)
+
+    def _at_150_steps(self, subtasks: list[str]) -> np.ndarray:
+        """Return the scores after 150 warm-up steps; they are recorded for one pool (`bench_prior.LATER`)."""
+        columns = [subtasks_of(f"{self.name}-later").index(subtask) for subtask in subtasks]
+        return scores_of(f"{self.name}-later")[:, columns]
 
     @cached_property
     def _scored(self) -> list[str]:
@@ -111,19 +113,8 @@ class Arms:
     def _most_similar(self, scores: np.ndarray, n: int, subtasks: list[str]) -> Rows:
         """Return the rows whose embeddings are most similar to the target's (RDS)."""
         del scores
-        files, feature = (self.folder / "pool.jsonl", self.folder / "target.jsonl"), cu.Embedding()
-        target = prepare(*files, demo_model(Screen()), Settings(), Screen()).material
-        batch = self._recorded.batch
-        of_subtasks = [
-            dict(
-                feature.compute(
-                    replace(batch, samples=target.target_samples[name], encoded=target.target[name])
-                )
-            )
-            for name in subtasks
-        ]
-        compared = {name: self._blocks[name] for name in feature.compared(self._blocks)}
-        return np.argsort(-similarity(compared, of_subtasks), kind="stable")[:n]
+        alike = self._recorded.similarity(cu.Embedding(), self._blocks, subtasks)
+        return np.argsort(-alike, kind="stable")[:n]
 
     def _capped(self, scores: np.ndarray, n: int, _: list[str]) -> Rows:
         """Return each subtask's best in turn, at most a tenth of the selection from one source."""
@@ -149,7 +140,7 @@ class Arms:
         A subtask takes the row with the largest z-score less `REDUNDANCY` times the largest cosine of the row's sketch
         with those of its rows so far (maximal marginal relevance, Carbonell and Goldstein 1998).
         """
-        units = unit_rows(np.load(DATA / f"{self.name}-components.npz")["components"].astype(np.float32))
+        units = unit_rows(sketches_of(self.name))
         z = (scores - scores.mean(axis=0)) / scores.std(axis=0)
         alike = np.zeros_like(z)
         free = np.ones(len(z), np.bool_)
