@@ -1,6 +1,7 @@
 """Train on selections and judge them on unseen samples: `make bench-training`.
 
-    python benchmarks/bench_training.py [--pools diverse,templated,code] [--arms random,paper] [--seeds 3] [--json FILE]
+    python benchmarks/bench_training.py [--pools diverse,templated,code] [--arms random,paper] [--seeds 3]
+                                         [--finished] [--json FILE]
 
 The exhaustive scores of the three pools lie in `tests/data`, so no gradient of a pool is computed. A rule turns them
 into a selection of a share of the pool. A LoRA is trained on it, and the loss of the answers is measured on judges:
@@ -150,9 +151,13 @@ class Bench:
         n = max(int(cell.share * len(self.material.samples)), 1)
         return self._arms.rows(cell.arm, self.targets[cell.target], n, cell.seed)
 
+    def path(self, cell: Cell) -> Path:
+        """Return the file of a cell."""
+        return self.folder / "cells" / cell.name
+
     def run(self, cell: Cell) -> dict[str, Any]:
         """Return the judges' losses after a cell's training, by subtask. A finished cell is read from its file."""
-        path = self.folder / "cells" / cell.name
+        path = self.path(cell)
         if path.exists():
             content: dict[str, Any] = json.loads(path.read_text())
             return content
@@ -252,6 +257,9 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.05)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=cache_folder() / "training")
+    parser.add_argument(
+        "--finished", action="store_true", help="show the cells that are finished; train nothing"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     arms, rates = options.arms.split(","), [float(rate) for rate in options.rates.split(",")]
@@ -266,6 +274,8 @@ def main() -> None:
         for arm in arms
         if arm != "nothing" or (seed, rate) == (0, rates[0])  # has neither seed nor rate
     ]
+    if options.finished:
+        planned = [(bench, cell) for bench, cell in planned if bench.path(cell).exists()]
     cells = {cell: bench.run(cell) for bench, cell in planned}
     rows = summary(cells)
     for row in rows:
