@@ -44,13 +44,18 @@ from helpers.searching import search
 
 DATA = Path(__file__).parents[1] / "tests" / "data"
 BUDGETS = (0.05, 0.10, 0.20)
-POLICIES = ("ucb", "thompson", "thompson-mean", "threshold-hard", "threshold-normal", "ucb1", "cluster-mean")
 STRATEGIES = (
     "random",
     "rds",
     "rds@ngrams",
     "rds@hidden",
-    *POLICIES,
+    "ucb",
+    "thompson",
+    "thompson-mean",
+    "threshold-hard",
+    "threshold-normal",
+    "ucb1",
+    "cluster-mean",
     "ucb[parts=false]",
     "ucb@source",
     "thompson@source",
@@ -186,11 +191,6 @@ class Recorded:
         }
         return cls(scores_of(name), material.columns(), batch, target)
 
-    @property
-    def subtasks(self) -> list[str]:
-        """The names of the subtasks, in alphabetical order."""
-        return list(self.target)
-
     def described(self, feature: cu.Feature) -> dict[str, np.ndarray]:
         """Return a feature's blocks by name."""
         return dict(feature.compute(replace(self.batch, fitted=self._fitted(feature))))
@@ -204,7 +204,9 @@ class Recorded:
         return similarity({name: blocks[name] for name in feature.compared(blocks)}, of_subtasks)
 
     def _fitted(self, feature: cu.Feature) -> Fitted:
-        return (feature.fit_samples and feature.fit(self.batch.spread(feature.fit_samples))) or {}
+        if not feature.fit_samples:
+            return {}
+        return feature.fit(self.batch.spread(feature.fit_samples)) or {}
 
 
 class Searches:
@@ -259,12 +261,12 @@ def recalls(
     found, seconds, clusterings = [], [], {}
     for target in TARGETS:
         by_budget = [[] for _ in budgets]
+        columns = dict(pool.columns)
+        if "similarity" in one.policy.columns:
+            columns["similarity"] = pool.similarity(one.features, blocks, list(pool.target)[target])
         for order in orders:
             truth = Truth.of(pool.scores[order][:, target], pool.columns["source"], terms)
             searches = 1 if shuffled else seeds
-            columns = dict(pool.columns)
-            if "similarity" in one.policy.columns:
-                columns["similarity"] = pool.similarity(one.features, blocks, pool.subtasks[target])
             replays = replay(one, truth, blocks, columns, draws, searches, terms, clusterings)
             for recalls_of, of_budget in zip(by_budget, replays, strict=True):
                 recalls_of += [truth.recall(once.selection.rows) for once in of_budget]

@@ -52,7 +52,7 @@ class Arms:
             n: the number of rows to select.
             seed: the seed of random rows.
         """
-        scores = self._scores[:, [self._scored.index(subtask) for subtask in subtasks]]
+        scores = _recorded_scores(self.name, subtasks)
         if arm == "random":
             lengths = self.material.encoded.lengths
             wanted = int(lengths[self._by_rule("round-robin", scores, n)].sum())
@@ -66,23 +66,14 @@ class Arms:
             "capped": self._capped,
             "distinct": self._distinct,
             "spread": self._spread,
-            "later": lambda _, n, names: self._by_rule("round-robin", self._at_150_steps(names), n),
-            "summed": lambda now, n, names: self._by_rule("round-robin", now + self._at_150_steps(names), n),
+            "later": lambda _, n, names: self._by_rule("round-robin", self._later(names), n),
+            "summed": lambda now, n, names: self._by_rule("round-robin", now + self._later(names), n),
         }
         return made[arm](scores, n, subtasks)
 
-    @cached_property
-    def _scores(self) -> np.ndarray:
-        return scores_of(self.name)
-
-    def _at_150_steps(self, subtasks: list[str]) -> np.ndarray:
+    def _later(self, subtasks: list[str]) -> np.ndarray:
         """Return the scores after 150 warm-up steps; they are recorded for one pool (`bench_prior.LATER`)."""
-        columns = [subtasks_of(f"{self.name}-later").index(subtask) for subtask in subtasks]
-        return scores_of(f"{self.name}-later")[:, columns]
-
-    @cached_property
-    def _scored(self) -> list[str]:
-        return subtasks_of(self.name)
+        return _recorded_scores(f"{self.name}-later", subtasks)
 
     @cached_property
     def _recorded(self) -> Recorded:
@@ -153,3 +144,9 @@ class Arms:
             free[row] = False
             alike[:, turn] = np.maximum(alike[:, turn], units @ units[row])
         return np.array(chosen, np.int64)
+
+
+def _recorded_scores(recorded: str, subtasks: list[str]) -> np.ndarray:
+    """Return the recorded scores of some subtasks, f64[N, S]."""
+    names = subtasks_of(recorded)
+    return scores_of(recorded)[:, [names.index(subtask) for subtask in subtasks]]
