@@ -97,20 +97,29 @@ class Bench:
     Args:
         name: the pool's name.
         folder: the folder of the bench's files.
+
+    Attributes:
+        settings: the options of the gradients and of the training.
+        path_of_model: the model's folder.
+        own: the folder of the pool's files.
+        adapter: the folder of the adapter.
+        material: the pool, encoded; its target are the judges.
+        targets: the subtasks of each target.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
         self.folder = folder
-        own = folder / name
+        self.own = own = folder / name
+        self.adapter = folder / f"{name}-adapter"
         if not (own / "pool.jsonl").exists():
             POOLS[name](own)
         if not (own / "judges.jsonl").exists():
             judges = list(_judges(own, SUBTASK_ROWS[name]()))
             (own / "judges.jsonl").write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in judges))
-        self._settings, self._path = Settings(), demo_model(Screen())
+        self.settings, self.path_of_model = Settings(), demo_model(Screen())
         files = (own / "pool.jsonl", own / "judges.jsonl")
-        self.material = prepare(*files, self._path, self._settings, Screen()).material
+        self.material = prepare(*files, self.path_of_model, self.settings, Screen()).material
         scored = subtasks_of(name)
         judged = [subtask for subtask in scored if len(self.material.target.get(subtask, ())) >= FEWEST]
         starts = range(0, len(judged) - 1, TOGETHER)
@@ -125,15 +134,14 @@ class Bench:
     @cached_property
     def model(self) -> Any:
         """The model, with the adapter that all arms begin at."""
-        base = ModelSource(str(self._path)).model("float32", "cpu")
-        adapter = self.folder / f"{self.name}-adapter"
-        if not adapter.exists():
-            lora = fresh_lora(self._settings, base)
-            steps = self.material.warmup_rows(self._settings.warmup_steps, self._settings.seed)
+        base = ModelSource(str(self.path_of_model)).model("float32", "cpu")
+        if not self.adapter.exists():
+            lora = fresh_lora(self.settings, base)
+            steps = self.material.warmup_rows(self.settings.warmup_steps, self.settings.seed)
             batches = [[self.material.encoded[int(row)] for row in rows] for rows in steps]
-            warm_up(lora, batches, adapter, learning_rate=self._settings.warmup_lr)
+            warm_up(lora, batches, self.adapter, learning_rate=self.settings.warmup_lr)
             lora.unload()
-        return load_adapter(base, adapter)
+        return load_adapter(base, self.adapter)
 
     @cached_property
     def trainers(self) -> dict[int, Trainer]:
@@ -141,7 +149,7 @@ class Bench:
         judges, encoded = self.material.target, self.material.encoded
         return {
             target: Trainer(
-                self.model, encoded, {name: judges[name] for name in names}, (), self._settings, "cpu"
+                self.model, encoded, {name: judges[name] for name in names}, (), self.settings, "cpu"
             )
             for target, names in self.targets.items()
         }

@@ -15,7 +15,7 @@ from clusterucb.engine.poolview import unit_rows
 from clusterucb.jobs.comparison.replay import Terms, Truth
 from clusterucb.jobs.trial.arms import of_tokens
 from clusterucb.samples.pool_and_target import Material
-from replay import Recorded, scores_of, sketches_of, subtasks_of
+from replay import DATA, Recorded, scores_of, sketches_of, subtasks_of
 
 Rows = np.ndarray
 
@@ -24,6 +24,14 @@ RULES = {
     "mean": Rules(rule="mean"),
     "standardized": Rules(rule="standardized"),
     "round-robin": Rules(),
+}
+# Scores of another kind: the preconditioner, and whether the score is the inner product in place of the cosine.
+KINDS = {
+    "adam": ("adam", False),
+    "second_moment": ("second_moment", False),
+    "sgd": ("sgd", False),
+    "inner": ("adam_less", True),
+    "sgd-inner": ("sgd", True),
 }
 ALIKE = 0.99  # cosine of embeddings above which two samples are near-duplicates
 REDUNDANCY = 0.5  # weight of the similarity to what is already selected
@@ -47,7 +55,7 @@ class Arms:
         """Return the rows of an arm.
 
         Args:
-            arm: ``random``, a rule of `RULES`, or the name of one of the functions below.
+            arm: ``random``, a rule of `RULES`, a kind of `KINDS`, or the name of one of the functions below.
             subtasks: the target's subtasks.
             n: the number of rows to select.
             seed: the seed of random rows.
@@ -59,6 +67,8 @@ class Arms:
             return of_tokens(lengths, n, wanted, np.random.default_rng([seed, 99]))
         if arm in RULES:
             return self._by_rule(arm, scores, n)
+        if arm in KINDS:
+            return self._by_rule("round-robin", self._of_kind(arm, subtasks), n)
         made: dict[str, Callable[[np.ndarray, int, list[str]], Rows]] = {
             "search10": lambda *given: self._searched(*given, budget=0.1),
             "search20": lambda *given: self._searched(*given, budget=0.2),
@@ -74,6 +84,14 @@ class Arms:
     def _later(self, subtasks: list[str]) -> np.ndarray:
         """Return the scores after 150 warm-up steps; they are recorded for one pool (`bench_prior.LATER`)."""
         return _recorded_scores(f"{self.name}-later", subtasks)
+
+    def _of_kind(self, arm: str, subtasks: list[str]) -> np.ndarray:
+        """Return the scores of another kind; they are recorded for one pool (`score_kinds.py`)."""
+        kind, by_length = KINDS[arm]
+        recorded = np.load(DATA / f"{self.name}-kinds.npz")
+        names = recorded["subtasks"].tolist()
+        scores = recorded[kind][:, [names.index(subtask) for subtask in subtasks]].astype(np.float64)
+        return scores * recorded[f"{kind}-lengths"][:, None] if by_length else scores
 
     @cached_property
     def _recorded(self) -> Recorded:

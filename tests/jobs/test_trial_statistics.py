@@ -63,6 +63,18 @@ def test_every_subtask_has_the_same_weight():
     assert differences(ours, theirs)[1].mean == 1.0
 
 
+def test_subtasks_may_have_different_numbers_of_seeds():
+    ours, theirs = losses(1, -0.1), losses(2)
+    together, _ = differences(ours, theirs)
+    few = {name: values[:, :1] for name, values in list(ours.items())[1:]}
+    mixed, mean = differences({**ours, **few}, {**theirs, **{name: theirs[name][:, :1] for name in few}})
+    first = next(iter(ours))
+    assert mixed[first] == together[first]
+    of_one, _ = differences(few, {name: theirs[name][:, :1] for name in few})
+    assert {name: mixed[name].mean for name in few} == {name: of_one[name].mean for name in few}
+    assert mean.mean == pytest.approx(np.mean([found.mean for found in mixed.values()]))
+
+
 def test_an_arm_without_seeds_is_compared_with_every_seed():
     ours, theirs = losses(1), {name: values[:1, :1] for name, values in losses(2).items()}
     by_subtask, _ = differences(ours, theirs)

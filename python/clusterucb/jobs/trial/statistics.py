@@ -49,17 +49,18 @@ def differences(
 
     Args:
         ours, theirs: the losses of the judges of each subtask, f64[rates, seeds, judges]. An arm that does not depend
-            on the seed or the rate has a length of 1 there.
+            on the seed or the rate has a length of 1 there. Subtasks with the same number of seeds share their seeds.
     """
     rng = np.random.default_rng(0)
     apart = {name: (ours[name] - theirs[name]).mean(axis=0) for name in ours}  # f64[seeds, judges]
-    n_seeds = max(len(values) for values in apart.values())
-    of_seeds = _weights(rng, n_seeds)
+    of_seeds: dict[int, Floats] = {}
     drawn = {}
     for name, values in apart.items():
-        of_judges = _weights(rng, values.shape[1])
-        whole = np.broadcast_to(values, (n_seeds, values.shape[1]))
-        drawn[name] = np.einsum("ds,sj,dj->d", of_seeds, whole, of_judges, optimize=True)
+        n_seeds, n_judges = values.shape
+        if n_seeds not in of_seeds:
+            of_seeds[n_seeds] = _weights(rng, n_seeds)
+        of_judges = _weights(rng, n_judges)
+        drawn[name] = np.einsum("ds,sj,dj->d", of_seeds[n_seeds], values, of_judges, optimize=True)
     means = {name: float(values.mean()) for name, values in apart.items()}
     of_mean = np.mean(list(drawn.values()), axis=0)
     return (
