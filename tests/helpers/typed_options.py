@@ -26,13 +26,14 @@ from clusterucb.options.search import (
     SelectSettings,
 )
 from clusterucb.options.trial import TrialSettings
-from clusterucb.samples.shapes import SHAPES
+from clusterucb.samples.shapes import LEARN, SHAPES
 
 FILE = Path(clusterucb.__file__).parent / "options" / "typed.py"
 _CHOICES = {
     "autocast": AUTOCASTS,
     "dtype": DTYPES,
     "format": tuple(SHAPES),
+    "learn": LEARN,
     "preconditioner": PRECONDITIONERS,
     "rule": RULES,
     "scorer": SCORERS,
@@ -49,6 +50,7 @@ _AS_GIVEN = {
     "prior": "_Path | Sequence[_Path]",
     "optimizer": "_Path | torch.optim.Optimizer",
     "columns": "Mapping[str, str]",
+    "roles": "Mapping[str, str]",
     "subtask_weights": "Mapping[str, float]",
 }
 # Each class of options, its bases, and the settings whose fields it adds.

@@ -32,7 +32,6 @@ import msgspec
 from clusterucb.errors import InputError
 from clusterucb.progress import Advance
 from clusterucb.samples.files import EXPECTED, ending, explained
-from clusterucb.samples.shapes import Unreadable
 from clusterucb.samples.tables import (
     Line,
     arrow_lines,
@@ -42,6 +41,7 @@ from clusterucb.samples.tables import (
     saved_lines,
     stream_lines,
 )
+from clusterucb.samples.turns import Unreadable
 from clusterucb.wording import one_line
 
 LONGEST_LINE = 64 << 20  # bytes; a longer line is not a sample but a file without line breaks
