@@ -29,6 +29,7 @@ from clusterucb.options.trial import TrialSettings
 from clusterucb.samples.shapes import LEARN, SHAPES
 
 FILE = Path(clusterucb.__file__).parent / "options" / "typed.py"
+_WIDTH = 110
 _CHOICES = {
     "autocast": AUTOCASTS,
     "dtype": DTYPES,
@@ -90,13 +91,19 @@ def source() -> str:
         fields = [field for field in dataclasses.fields(settings) if field.name not in inherited]
         hints = get_type_hints(settings)
         lines = ["    tokenizer: PreTrainedTokenizerBase | None"] if name == "GradientOptions" else []
-        lines += [f"    {field.name}: {_typed(field.name, hints[field.name])}" for field in fields]
+        lines += [_line(field.name, _typed(field.name, hints[field.name])) for field in fields]
         total = ", total=False" if bases == "TypedDict" or lines else ""
         body = "\n".join(lines)
         doc = f'    """The options of `{settings.__module__}.{settings.__name__}`."""'
         parts.append(f"\n\nclass {name}({bases}{total}):\n{doc}\n" + (f"\n{body}\n" if lines else ""))
         known[name] = inherited | {field.name for field in fields}
     return "".join(parts)
+
+
+def _line(name: str, typed: str) -> str:
+    """Return the line of an option, with a long type in brackets, as the formatter writes it."""
+    line = f"    {name}: {typed}"
+    return line if len(line) <= _WIDTH else f"    {name}: (\n        {typed}\n    )"
 
 
 def _typed(name: str, hint: object) -> str:
