@@ -26,7 +26,7 @@ from clusterucb.options.search import (
     SelectSettings,
 )
 from clusterucb.options.trial import TrialSettings
-from clusterucb.samples.shapes import LEARN, SHAPES
+from clusterucb.samples.shapes import IDS, LEARN, SHAPES
 
 FILE = Path(clusterucb.__file__).parent / "options" / "typed.py"
 _WIDTH = 110
@@ -34,6 +34,7 @@ _CHOICES = {
     "autocast": AUTOCASTS,
     "dtype": DTYPES,
     "format": tuple(SHAPES),
+    "ids": IDS,
     "learn": LEARN,
     "preconditioner": PRECONDITIONERS,
     "rule": RULES,

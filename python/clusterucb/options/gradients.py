@@ -23,6 +23,7 @@ from clusterucb.options.kinds import (
     Columns,
     Dtype,
     Format,
+    Ids,
     Learn,
     Paths,
     Preconditioner,
@@ -30,7 +31,7 @@ from clusterucb.options.kinds import (
     Whole,
     option_name,
 )
-from clusterucb.samples.shapes import FIELDS, LEARN, SHAPES, Layout
+from clusterucb.samples.shapes import FIELDS, IDS, LEARN, SHAPES, Layout
 from clusterucb.samples.turns import ROLES
 from clusterucb.wording import did_you_mean
 
@@ -49,6 +50,8 @@ class ReadSettings(Checked):
         roles: Further names of roles, such as Advisor=assistant,Client=user.
         learn: Answers of a conversation that are learnt: all, or the last. By default, marks of the turns and the
             shape of the row decide.
+        ids: What a sample's id is: column (the column id), file (the same after the name of the file), or content (a
+            hash of the content). By default the column, and after the name of the file if several files share an id.
         drop_unsupported: Drop images, tool calls and thoughts from rows. By default, such rows are rejected.
         strict: Stop at the first line that cannot be used.
     """
@@ -57,6 +60,7 @@ class ReadSettings(Checked):
     columns: Annotated[Columns | None, ROWS] = field(default=None, metadata=FREE)
     roles: Annotated[Roles | None, ROWS] = field(default=None, metadata=FREE)
     learn: Learn = field(default=None, metadata=FREE)
+    ids: Ids = field(default=None, metadata=FREE)
     drop_unsupported: Annotated[bool, ROWS] = field(default=False, metadata=FREE)
     strict: Annotated[bool, ROWS] = field(default=False, metadata=FREE)
 
@@ -77,11 +81,15 @@ class ReadSettings(Checked):
                 )
         if self.learn is not None:
             self.check_choice("learn", LEARN)
+        if self.ids is not None:
+            self.check_choice("ids", IDS)
 
     @property
     def layout(self) -> Layout:
         """The layout by which samples are read from rows."""
-        return Layout(self.format, self.columns or {}, self.drop_unsupported, self.learn, self.roles or {})
+        return Layout(
+            self.format, self.columns or {}, self.drop_unsupported, self.learn, self.roles or {}, self.ids
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from clusterucb.engine.aggregate import RULES
 from clusterucb.errors import OptionError, check_choice
 from clusterucb.filenames import EXPORTS
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
-from clusterucb.samples.shapes import LEARN, SHAPES
+from clusterucb.samples.shapes import IDS, LEARN, SHAPES
 
 # Metadata of a field that affects no computed number: its value may change when a run is resumed.
 FREE = {"decides": False}
@@ -96,6 +96,7 @@ def offered(choices: Iterable[str]) -> Parameter:
 Autocast = Annotated[str | None, offered(AUTOCASTS)]
 Dtype = Annotated[str, offered(DTYPES)]
 Format = Annotated[str | None, offered(SHAPES), ROWS]
+Ids = Annotated[str | None, offered(IDS), ROWS]
 Learn = Annotated[str | None, offered(LEARN), ROWS]
 Preconditioner = Annotated[str, offered(PRECONDITIONERS)]
 Rule = Annotated[str, offered(RULES)]

@@ -22,6 +22,7 @@ class ReadOptions(TypedDict, total=False):
     columns: Mapping[str, str] | None
     roles: Mapping[str, str] | None
     learn: Literal["all", "last"] | None
+    ids: Literal["content", "column", "file"] | None
     drop_unsupported: bool
     strict: bool
 

@@ -9,6 +9,7 @@ Decisions:
     - A JSON object that is spread over several lines is refused as a whole, with the command that converts it: read
       line by line, every line of it would be rejected. Such a file begins with a line that holds only ``{``, and a
       key follows. The exception is an object that holds one list of rows, such as ``{"data": [...]}``.
+    - An array of turns is one row, because no turn is a sample.
     - A row that cannot be decoded becomes an `Unreadable` in its place. A file whose compressed data breaks off, or
       that changes while it is read, is an error, because nobody knows what is missing.
 """
@@ -41,7 +42,7 @@ from clusterucb.samples.tables import (
     saved_lines,
     stream_lines,
 )
-from clusterucb.samples.turns import Unreadable
+from clusterucb.samples.turns import Unreadable, is_message
 from clusterucb.wording import one_line
 
 LONGEST_LINE = 64 << 20  # bytes; a longer line is not a sample but a file without line breaks
@@ -225,6 +226,9 @@ def _array(stream: io.BufferedReader, file: Path, packed: str | None) -> Iterato
         for number, part in enumerate(parts, start=1):
             if row := content[part].strip():
                 yield number, _on_one_line(row) if _is_json(row) else row
+        return
+    if rows and _is_json(bytes(rows[0])) and is_message(msgspec.json.decode(rows[0])):
+        yield 1, _on_one_line(content.strip())
         return
     for number, row in enumerate(rows, start=1):
         yield number, _on_one_line(bytes(row))

@@ -15,14 +15,14 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.errors import InputError
-from clusterucb.samples.sample import Rejected, Sample, beginning, decode, sample_of
+from clusterucb.samples.sample import Rejected, Sample, beginning, decode, qualified, sample_of
 from clusterucb.samples.shapes import SHAPES, Layout
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Lines:
         import pyarrow as pa
 
         self._layout = layout
+        self._shared: frozenset[int] = frozenset()  # hashes of ids before which the name of the file is put
         self.unseen = set(layout.columns.values())
         self.unread: set[str] = set()
         self._origins: list[Origin] = []
@@ -100,7 +101,7 @@ class Lines:
         self._shapes.append(_SHAPES[shape])
         self._contents.append(int(sample.content_hash[:16], 16))
         self._digests += sample.digest()
-        self._ids.append(int.from_bytes(hashlib.blake2b(sample.id.encode(), digest_size=8).digest(), "big"))
+        self._ids.append(_id_key(sample.id))
         self._waiting.append((line, len(self._origins) - 1, number))
         self._n_lines += 1
         self._waiting_bytes += len(line)
@@ -138,11 +139,8 @@ class Lines:
     def shapes(self, rows: NDArray[np.int64]) -> dict[str, Counter[str]]:
         """Return the number of rows of each shape among some samples, for each file."""
         found: dict[str, Counter[str]] = {origin.file: Counter() for origin in self._origins}
-        names, (_, origins, _) = list(SHAPES), self._kept
-        both = (
-            origins.to_numpy()[rows].astype(np.int64) * len(names)
-            + np.frombuffer(self._shapes, np.uint8)[rows]
-        )
+        names = list(SHAPES)
+        both = self.origins(rows) * len(names) + np.frombuffer(self._shapes, np.uint8)[rows]
         for code, count in zip(*np.unique(both, return_counts=True), strict=True):
             found[self._origins[code // len(names)].file][names[code % len(names)]] += int(count)
         return found
@@ -165,11 +163,26 @@ class Lines:
         """Hashes of the ids, u64[n]. Equal ids have equal hashes."""
         return np.frombuffer(self._ids, np.uint64)
 
+    def qualify(self, rows: NDArray[np.int64]) -> None:
+        """Put the names of their files before the ids of some lines, from now on.
+
+        Args:
+            rows: i64[k], all lines with these ids.
+        """
+        self._shared = frozenset(self.id_keys[rows].tolist())
+        for row in rows.tolist():
+            self._ids[row] = _id_key(self.sample(row).id)
+
+    def origins(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of each line's origin, i64[k]."""
+        origins: NDArray[np.uint32] = self._kept[1].to_numpy()
+        return origins[rows].astype(np.int64)
+
     def _sample_of(
         self, row: dict[str, Any], line: bytes, origin: int, number: int
     ) -> tuple[str, tuple[str, ...], Sample]:
         place = self._origins[origin]
-        return sample_of(
+        shape, unread, sample = sample_of(
             row,
             line,
             self._layout,
@@ -178,6 +191,9 @@ class Lines:
             source=place.source,
             subtask=place.subtask,
         )
+        if self._shared and _id_key(sample.id) in self._shared:
+            sample = replace(sample, id=qualified(sample.id, place.source))
+        return shape, unread, sample
 
     def _read_back(self, at: int) -> tuple[bytes, int, int]:
         """Return the bytes, the origin and the number of the line that was kept as number ``at``."""
@@ -194,6 +210,11 @@ class Lines:
         self._digests.clear()
         self._waiting.clear()
         self._waiting_bytes = 0
+
+
+def _id_key(name: str) -> int:
+    """Return a hash of an id, u64."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
 def _schema() -> pa.Schema:

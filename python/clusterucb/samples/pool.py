@@ -128,7 +128,7 @@ def _read(
                 rejected.add(line)
         unread[source.place] = unread.get(source.place, frozenset()) | lines.unread
     lines.close()
-    rows = canonical_order(lines, rejected)
+    rows = canonical_order(lines, rejected, qualify=layout.ids is None)
     if strict and rejected:
         raise not_usable(rejected[0])
     if not len(rows):

@@ -166,7 +166,7 @@ def sample_of(
         unread,
         Sample(
             messages=messages,
-            id=_identity(row.get("id"), content_hash),
+            id=_identity(row.get("id"), content_hash, layout.ids, source),
             source=_name(row, "source", source),
             subtask="" if subtask is None else _name(row, "subtask", subtask),
             content_hash=content_hash,
@@ -197,14 +197,19 @@ def _why(line: bytes, error: str) -> str:
     return error.partition(" - at `")[0]
 
 
-def _identity(value: object, content_hash: str) -> str:
-    if value is None or value == "":
+def qualified(name: str, origin: str) -> str:
+    """Return an id that is unique in its file, after the name of the file."""
+    return f"{origin}:{name}"
+
+
+def _identity(value: object, content_hash: str, ids: str | None, origin: str) -> str:
+    if value is None or value == "" or ids == "content":
         return content_hash
     if isinstance(value, float) and value.is_integer():  # a table with gaps stores whole numbers as floats
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise Unreadable(f"wrong type: `id` is {kind_of(value)}; expected a string or a whole number")
-    return str(value)
+    return qualified(str(value), origin) if ids == "file" else str(value)
 
 
 def _name(row: Mapping[str, Any], key: str, default: str) -> str:

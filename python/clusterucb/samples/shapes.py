@@ -36,13 +36,14 @@ from clusterucb.samples.turns import TEXT, Message, TurnReader, Unreadable, list
 from clusterucb.wording import printable
 
 _ROW_EXTRAS = ("tools", "functions", "images", "videos", "audios", "image", "audio")
-_ASKED = ("instruction", "query", "question", "prompt", "input")
-_ANSWERED = ("output", "response", "answer", "completion")
+_ASKED = ("instruction", "query", "question", "prompt", "input", "human", "user")
+_ANSWERED = ("output", "response", "answer", "completion", "assistant")
 _GIVEN = ("input", "context")
 _SYNONYMS = {"conversations": ("conversation",), "system": ("system_prompt",)}
 _BESIDE = ("id", "source", "subtask", "label")  # read from rows of every shape
 _UNLEARNT = ("rejected",)  # known, and never learnt
 LEARN = ("all", "last")
+IDS = ("content", "column", "file")
 
 Row = Mapping[str, Any]
 
@@ -79,6 +80,8 @@ class Layout:
         drop_unsupported: whether to leave out images, tool calls and thoughts instead of rejecting their row.
         learn: one of `LEARN`: learn all answers, or only the last, whatever marks and shapes say. None to follow them.
         roles: further names of roles, each with one of ``system``, ``user`` and ``assistant``.
+        ids: one of `IDS`: a sample's id is the hash of its content, the column ``id``, or this column after the name
+            of its file. None for the column, after the name of the file if files share an id.
     """
 
     shape: str | None = None
@@ -86,6 +89,7 @@ class Layout:
     drop_unsupported: bool = False
     learn: str | None = None
     roles: Mapping[str, str] = field(default_factory=dict)
+    ids: str | None = None
 
     def renamed(self, row: Row) -> Row:
         """Return a row with its named columns under the fields' names. A missing or null column changes nothing."""

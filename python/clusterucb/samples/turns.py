@@ -244,7 +244,17 @@ def listed(value: object) -> object:
 
 def is_turn(value: object) -> bool:
     """Return whether a JSON value looks like a turn, or like a question with its answer."""
-    return isinstance(value, dict) and ("role" in value or "from" in value or len(_unpaired(value)) > 1)
+    return is_message(value) or len(_unpaired(value)) > 1
+
+
+def is_message(value: object) -> bool:
+    """Return whether a JSON value looks like a turn: a role and a content, but no parent, as a row of a tree has."""
+    return (
+        isinstance(value, dict)
+        and ("role" in value or "from" in value)
+        and any(name in value for name in (*_CONTENTS, *_TOOL_KEYS))
+        and "parent_id" not in value
+    )
 
 
 def text_of(row: Mapping[str, Any], key: str) -> str:
