@@ -31,7 +31,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (b"{}", "no conversation: expected `messages`, `conversations`, `prompt` and `completion`, "),
     (b"{}", "; it has no keys"),
     (b'{"prompt": "q", "text": "t"}', "or `text`; its keys are `prompt`, `text`"),
-    (b'{"question": "q", "answer": "t"}', "; its keys are `question`, `answer`"),
+    (b'{"topic": "q", "reply": "t"}', "; its keys are `topic`, `reply`"),
     (b'{"prompt": 5, "completion": "a"}', "wrong type: `prompt` is a number; expected a string"),
     (b'{"prompt": "q", "completion": null}', "no conversation: expected"),
     (b'{"prompt": "q", "completion": {"a": 1}}', "wrong type: `completion` is an object; expected a string"),
@@ -48,8 +48,8 @@ BAD_LINES: list[tuple[bytes, str]] = [
     ),
     (b'{"messages": [{"role": "user"}]}', "wrong type: the content of turn 1 is null; expected a string"),
     (
-        b'{"messages": [{"role": "bot", "content": "a"}]}',
-        "unknown role: 'bot' in turn 1; expected system, user, as",
+        b'{"messages": [{"role": "boss", "content": "a"}]}',
+        "unknown role: 'boss' in turn 1; expected system, user, as",
     ),
     (
         b'{"messages": [{"role": ["user"], "content": "a"}]}',

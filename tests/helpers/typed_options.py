@@ -26,13 +26,16 @@ from clusterucb.options.search import (
     SelectSettings,
 )
 from clusterucb.options.trial import TrialSettings
-from clusterucb.samples.shapes import SHAPES
+from clusterucb.samples.shapes import IDS, LEARN, SHAPES
 
 FILE = Path(clusterucb.__file__).parent / "options" / "typed.py"
+_WIDTH = 110
 _CHOICES = {
     "autocast": AUTOCASTS,
     "dtype": DTYPES,
     "format": tuple(SHAPES),
+    "ids": IDS,
+    "learn": LEARN,
     "preconditioner": PRECONDITIONERS,
     "rule": RULES,
     "scorer": SCORERS,
@@ -49,6 +52,7 @@ _AS_GIVEN = {
     "prior": "_Path | Sequence[_Path]",
     "optimizer": "_Path | torch.optim.Optimizer",
     "columns": "Mapping[str, str]",
+    "roles": "Mapping[str, str]",
     "subtask_weights": "Mapping[str, float]",
 }
 # Each class of options, its bases, and the settings whose fields it adds.
@@ -88,13 +92,19 @@ def source() -> str:
         fields = [field for field in dataclasses.fields(settings) if field.name not in inherited]
         hints = get_type_hints(settings)
         lines = ["    tokenizer: PreTrainedTokenizerBase | None"] if name == "GradientOptions" else []
-        lines += [f"    {field.name}: {_typed(field.name, hints[field.name])}" for field in fields]
+        lines += [_line(field.name, _typed(field.name, hints[field.name])) for field in fields]
         total = ", total=False" if bases == "TypedDict" or lines else ""
         body = "\n".join(lines)
         doc = f'    """The options of `{settings.__module__}.{settings.__name__}`."""'
         parts.append(f"\n\nclass {name}({bases}{total}):\n{doc}\n" + (f"\n{body}\n" if lines else ""))
         known[name] = inherited | {field.name for field in fields}
     return "".join(parts)
+
+
+def _line(name: str, typed: str) -> str:
+    """Return the line of an option, with a long type in brackets, as the formatter writes it."""
+    line = f"    {name}: {typed}"
+    return line if len(line) <= _WIDTH else f"    {name}: (\n        {typed}\n    )"
 
 
 def _typed(name: str, hint: object) -> str:

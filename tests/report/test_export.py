@@ -35,7 +35,7 @@ from clusterucb.report.screen import show
 from clusterucb.samples.pool import Message, Sample
 from helpers.tiny import read_rows, rows, write_model, write_rows
 
-ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "text"}
+ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "text", "c": "assistant"}
 NASTY = [
     "plain",
     "two words",
@@ -55,8 +55,10 @@ NASTY = [
 
 
 def sample(letters: str, number: int = 0) -> Sample:
-    """Return a sample whose roles are given by their first letters."""
-    messages = tuple(Message(ROLES[letter], f"{letter}{at}") for at, letter in enumerate(letters))
+    """Return a sample whose roles are given by their first letters; c is an answer that is context."""
+    messages = tuple(
+        Message(ROLES[letter], f"{letter}{at}", context=letter == "c") for at, letter in enumerate(letters)
+    )
     return Sample(messages, f"id-{number}", "source", "", f"{number:064x}", b"{}", "pool.jsonl", number + 1)
 
 
@@ -194,6 +196,31 @@ def test_nothing_that_a_tool_can_read_leaves_no_training(tmp_path: Path) -> None
         (found,) = write(tmp_path, "llamafactory", "uua")
     assert found.trainings == ()
     assert names(tmp_path) == {"export-llamafactory/dataset_info.json"}
+
+
+def test_axolotl_gets_a_mark_for_each_answer_that_is_context(tmp_path: Path) -> None:
+    write(tmp_path, "axolotl", "ucua", "ua")
+    folder = tmp_path / "export-axolotl"
+    marked = turns("ucua")
+    marked[1]["train"] = False
+    assert lines(folder / "conversations.jsonl") == [{"messages": marked}, {"messages": turns("ua")}]
+    (dataset,) = yaml.safe_load((folder / "axolotl.yaml").read_text())["datasets"]
+    assert dataset["message_field_training"] == "train"
+
+
+def test_tools_without_marks_learn_the_last_answer_alone_or_leave_the_conversation_out(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, "trl,llamafactory", "ucua", "ua")
+    assert lines(tmp_path / "export-trl" / "conversations.jsonl") == [
+        {"prompt": turns("ucua")[:3], "completion": turns("ucua")[3:]},
+        {"prompt": turns("ua")[:1], "completion": turns("ua")[1:]},
+    ]
+    assert yaml.safe_load((tmp_path / "export-llamafactory" / "sft.yaml").read_text())["mask_history"] is True
+    with pytest.warns(ClusterUCBWarning, match="learn some answers of a conversation and not others"):
+        write(tmp_path, "trl,llamafactory", "uauc", "ucua", "uaua")
+    for tool in ("trl", "llamafactory"):
+        assert lines(tmp_path / f"export-{tool}" / "conversations.jsonl") == [{"messages": turns("uaua")}]
 
 
 def test_trl_gets_prompt_and_completion_while_each_conversation_has_one_answer(tmp_path: Path) -> None:
@@ -625,7 +652,7 @@ def test_a_finished_run_given_again_with_output_options_changes_nothing_else(job
     conversations = lines(job["out"] / "export-trl" / "conversations.jsonl")
     kinds = [sample for sample in result.samples if sample.messages[0].role != "text"]
     assert [line["prompt"] + line["completion"] for line in conversations] == [
-        [message._asdict() for message in one.messages] for one in kinds
+        [{"role": role, "content": content} for role, content in one.messages] for one in kinds
     ]
     said = shown(result)
     for name in ("selected.jsonl", "scores.parquet", "export-trl", "export-axolotl"):

@@ -23,12 +23,16 @@ from clusterucb.options.kinds import (
     Columns,
     Dtype,
     Format,
+    Ids,
+    Learn,
     Paths,
     Preconditioner,
+    Roles,
     Whole,
     option_name,
 )
-from clusterucb.samples.shapes import FIELDS, SHAPES, Layout
+from clusterucb.samples.shapes import FIELDS, IDS, LEARN, SHAPES, Layout
+from clusterucb.samples.turns import ROLES
 from clusterucb.wording import did_you_mean
 
 _FRESH_LORA = ("lora_rank", "lora_alpha", "lora_targets", "warmup_steps", "warmup_lr")
@@ -39,16 +43,24 @@ class ReadSettings(Checked):
     """Options for reading the rows of the pool and the target.
 
     Attributes:
-        format: Shape of every row: messages, conversations, prompt-completion, alpaca, chosen or text. By default, the
-            keys of each row decide.
+        format: Shape of every row: messages, conversations, prompt-completion, alpaca, chosen, pair or text.
+            By default, the keys of each row decide.
         columns: Columns to read instead of the usual ones, such as prompt=question,completion=answer; id, source and
             subtask can be replaced too.
+        roles: Further names of roles, such as Advisor=assistant,Client=user.
+        learn: Answers of a conversation that are learnt: all, or the last. By default, marks of the turns and the
+            shape of the row decide.
+        ids: What a sample's id is: column (the column id), file (the same after the name of the file), or content (a
+            hash of the content). By default the column, and after the name of the file if several files share an id.
         drop_unsupported: Drop images, tool calls and thoughts from rows. By default, such rows are rejected.
         strict: Stop at the first line that cannot be used.
     """
 
     format: Format = field(default=None, metadata=FREE)
     columns: Annotated[Columns | None, ROWS] = field(default=None, metadata=FREE)
+    roles: Annotated[Roles | None, ROWS] = field(default=None, metadata=FREE)
+    learn: Learn = field(default=None, metadata=FREE)
+    ids: Ids = field(default=None, metadata=FREE)
     drop_unsupported: Annotated[bool, ROWS] = field(default=False, metadata=FREE)
     strict: Annotated[bool, ROWS] = field(default=False, metadata=FREE)
 
@@ -62,10 +74,22 @@ class ReadSettings(Checked):
                     f"{did_you_mean(name, FIELDS)}"
                 )
 
+        for name, role in (self.roles or {}).items():
+            if role not in ROLES:
+                raise OptionError(
+                    f"--roles has {name}={role}; expected one of {', '.join(ROLES)} after the ="
+                )
+        if self.learn is not None:
+            self.check_choice("learn", LEARN)
+        if self.ids is not None:
+            self.check_choice("ids", IDS)
+
     @property
     def layout(self) -> Layout:
         """The layout by which samples are read from rows."""
-        return Layout(self.format, self.columns or {}, self.drop_unsupported)
+        return Layout(
+            self.format, self.columns or {}, self.drop_unsupported, self.learn, self.roles or {}, self.ids
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

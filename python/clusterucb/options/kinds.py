@@ -15,7 +15,7 @@ from clusterucb.engine.aggregate import RULES
 from clusterucb.errors import OptionError, check_choice
 from clusterucb.filenames import EXPORTS
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
-from clusterucb.samples.shapes import SHAPES
+from clusterucb.samples.shapes import IDS, LEARN, SHAPES
 
 # Metadata of a field that affects no computed number: its value may change when a run is resumed.
 FREE = {"decides": False}
@@ -48,6 +48,18 @@ def columns_of(_: type, tokens: Sequence[Token]) -> dict[str, str]:
     return {name.strip(): column.strip() for name, _, column in pairs}
 
 
+def roles_of(_: type, tokens: Sequence[Token]) -> dict[str, str]:
+    """Convert ``Advisor=assistant,Client=user`` to a dictionary.
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    pairs = [pair.rpartition("=") for pair in tokens[0].value.split(",")]
+    if not all(name.strip() and equals and role.strip() for name, equals, role in pairs):
+        raise ValueError(f"{tokens[0].value!r} is not of the form Advisor=assistant,Client=user")
+    return {name.strip(): role.strip() for name, _, role in pairs}
+
+
 def weights_of(_: type, tokens: Sequence[Token]) -> dict[str, float]:
     """Convert ``food=2,words=0.5`` to a dictionary.
 
@@ -68,6 +80,7 @@ def weights_of(_: type, tokens: Sequence[Token]) -> dict[str, float]:
 Whole = Annotated[int, Parameter(converter=whole_number)]
 Paths = Annotated[tuple[Path, ...], Parameter(json_list=False)]
 Columns = Annotated[dict[str, str], Parameter(converter=columns_of, accepts_keys=False, n_tokens=1)]
+Roles = Annotated[dict[str, str], Parameter(converter=roles_of, accepts_keys=False, n_tokens=1)]
 Weights = Annotated[dict[str, float], Parameter(converter=weights_of, accepts_keys=False, n_tokens=1)]
 ROWS = Parameter(group=Group("Rows", sort_key=1.5))
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -83,6 +96,8 @@ def offered(choices: Iterable[str]) -> Parameter:
 Autocast = Annotated[str | None, offered(AUTOCASTS)]
 Dtype = Annotated[str, offered(DTYPES)]
 Format = Annotated[str | None, offered(SHAPES), ROWS]
+Ids = Annotated[str | None, offered(IDS), ROWS]
+Learn = Annotated[str | None, offered(LEARN), ROWS]
 Preconditioner = Annotated[str, offered(PRECONDITIONERS)]
 Rule = Annotated[str, offered(RULES)]
 Scorer = Annotated[str, offered(SCORERS)]

@@ -16,8 +16,13 @@ _Path = str | PathLike[str]
 class ReadOptions(TypedDict, total=False):
     """The options of `clusterucb.options.gradients.ReadSettings`."""
 
-    format: Literal["messages", "conversations", "prompt-completion", "alpaca", "chosen", "text"] | None
+    format: (
+        Literal["messages", "conversations", "prompt-completion", "alpaca", "chosen", "pair", "text"] | None
+    )
     columns: Mapping[str, str] | None
+    roles: Mapping[str, str] | None
+    learn: Literal["all", "last"] | None
+    ids: Literal["content", "column", "file"] | None
     drop_unsupported: bool
     strict: bool
 

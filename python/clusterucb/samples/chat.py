@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jinja2
 
 from clusterucb.errors import ModelError
-from clusterucb.samples.shapes import Message
+from clusterucb.samples.turns import Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,9 +54,9 @@ class Kind(IntEnum):
     """The kind of a piece of a conversation's text."""
 
     TEMPLATE = 0
-    CONTENT = 1  # the content of a system or user turn
-    ANSWER = 2  # the content of an assistant turn
-    END = 3  # the end-of-turn token after an answer
+    CONTENT = 1  # the content of a turn that is not learnt
+    ANSWER = 2  # the content of an assistant turn that is learnt
+    END = 3  # the end-of-turn token after a learnt answer
     DROPPED = 4  # text that is tokenised, and whose tokens are then removed
 
 
@@ -144,12 +144,11 @@ class ChatTemplate:
                     "cannot be separated from the template's text"
                 )
             position += len(content) + len(segment)
-            is_answer = turn.role == "assistant"
-            kind = Kind.ANSWER if is_answer else Kind.CONTENT
+            kind = Kind.ANSWER if turn.learnt else Kind.CONTENT
             # Blank if, for example, the template removes the thinking and nothing follows it.
             blank = not content.strip()
             pieces.append(Piece(content, Kind.TEMPLATE if blank else kind))
-            pieces.extend(_split_end(segment, pattern.end if is_answer and not blank else ""))
+            pieces.extend(_split_end(segment, pattern.end if turn.learnt and not blank else ""))
         if position != len(rendered):
             raise Unusable("chat template: it ends with text that depends on the content of the turns")
         return pieces, pattern.end

@@ -1,8 +1,8 @@
 """Encode conversations as tokens, and mark the tokens that are predicted (the labels).
 
 Decisions:
-    - Labels are each answer's content and the end-of-turn token after it. A blank answer has no labels. Nothing
-      is predicted after the last answer that is not blank, so later turns are left out.
+    - Labels are the content of each answer that is learnt and the end-of-turn token after it. A blank answer has no
+      labels. Nothing is predicted after the last learnt answer that is not blank, so later turns are left out.
     - The text is tokenised once, as a whole, so that the tokens are those that a trainer would see.
     - A token with characters of both header and content belongs to the content: the content cannot be produced
       without predicting this token.
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.samples.chat import ChatTemplate, Kind, Piece, Unusable
 from clusterucb.samples.encoded import Encoded, surrounded, truncated
-from clusterucb.samples.shapes import TEXT, Message
+from clusterucb.samples.turns import TEXT, Message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -328,7 +328,7 @@ def _up_to_last_answer(messages: Sequence[Message]) -> Sequence[Message]:
         if not messages[0].content.strip():
             raise Unusable("empty answer: the text is blank")
         return messages
-    answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
+    answers = [at for at, message in enumerate(messages) if message.learnt]
     if not answers:
         raise Unusable("no assistant turn")
     answered = [at for at in answers if messages[at].content.strip()]

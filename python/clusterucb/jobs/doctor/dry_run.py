@@ -49,12 +49,14 @@ class FileFacts(msgspec.Struct):
             otherwise; None if unknown.
         shapes: the number of rows of each shape.
         rejected: the number of rejected lines for each kind of reason.
+        unread: the columns with values that nothing is read from.
     """
 
     read: int
     total: int | None
     shapes: dict[str, int]
     rejected: dict[str, int]
+    unread: list[str]
 
 
 class Lengths(msgspec.Struct):
@@ -174,6 +176,7 @@ def _files(pool: Pool) -> dict[str, FileFacts]:
             read if read < FIRST else _total(Path(file)),
             dict(pool.shapes[file].most_common()),
             counts_by_kind(rejected[file]),
+            sorted(pool.unread[file]),
         )
         for file in pool.files
     }

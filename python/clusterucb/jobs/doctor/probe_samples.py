@@ -19,7 +19,7 @@ from clusterucb.options.gradients import GradientSettings
 from clusterucb.samples.chat import Unusable
 from clusterucb.samples.encode import Encoder
 from clusterucb.samples.encoded import Encoded
-from clusterucb.samples.shapes import Message
+from clusterucb.samples.turns import Message
 from clusterucb.wording import counted, one_line
 
 if TYPE_CHECKING:

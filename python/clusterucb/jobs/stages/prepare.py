@@ -29,7 +29,7 @@ from clusterucb.samples.hold_out import hold_out, without
 from clusterucb.samples.pool import Pool, overlap, read_pool, read_target
 from clusterucb.samples.sample import decode
 from clusterucb.samples.sources import sources_of
-from clusterucb.wording import counted
+from clusterucb.wording import counted, listed_names
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -201,7 +201,9 @@ def _read(
     for file, shapes in list(pool.shapes.items())[:_LISTED]:
         found = [f"{count:,} of {shape}" for shape, count in shapes.most_common()]
         refused = [f"{by_file[file]:,} rejected"] if by_file[file] else []
-        observer.step(f"  {file}: rows: {', '.join([*found, *refused]) or 'none'}")
+        unread = pool.unread.get(file)
+        columns = f"; not read: {listed_names(unread)}" if unread else ""
+        observer.step(f"  {file}: rows: {', '.join([*found, *refused]) or 'none'}{columns}")
     if len(pool.shapes) > _LISTED:
         observer.step(f"  and {len(pool.shapes) - _LISTED} more files")
     return pool

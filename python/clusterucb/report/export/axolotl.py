@@ -20,7 +20,11 @@ from clusterucb.report.export.training import (
 
 
 def _messages(conversation: Conversation, _: bool) -> Row:
-    return {"messages": turns(conversation)}
+    marked = [
+        {**turn, "train": False} if message.context else turn
+        for turn, message in zip(turns(conversation), conversation, strict=True)
+    ]
+    return {"messages": marked}
 
 
 def _files(training: Training) -> dict[str, str]:
@@ -29,6 +33,7 @@ def _files(training: Training) -> dict[str, str]:
         "field_messages": "messages",
         "roles_to_train": ["assistant"],
         "train_on_eos": "turn",
+        **({"message_field_training": "train"} if training.context else {}),
     }
     datasets = []
     if training.conversations:

@@ -8,6 +8,8 @@ Decisions:
     - LLaMA-Factory skips conversations in which user and assistant do not take turns. They are left out here and
       counted, so that nobody believes that they are trained on. Turns after the last answer are cut, because nothing
       is learnt from them.
+    - Answers that are context have no mark. If every conversation learns its last answer alone, ``mask_history`` says
+      so. Otherwise, conversations with such answers are left out and counted.
     - ``formatting: openai`` is not used, because it adds "detailed thinking off" to every system message.
     - Packing is off: LLaMA-Factory packs by default, which cuts texts into blocks and drops the rest.
 """
@@ -23,14 +25,17 @@ from clusterucb.report.export.training import (
     Row,
     Tool,
     Training,
+    has_context,
     output_folder,
     turns,
     yaml_text,
 )
 
 
-def _alternating(conversation: Conversation, _: bool) -> Row | None:
-    n_kept = max(at for at, message in enumerate(conversation, start=1) if message.role == "assistant")
+def _alternating(conversation: Conversation, single: bool) -> Row | None:
+    if not single and has_context(conversation):
+        return None
+    n_kept = max(at for at, message in enumerate(conversation, start=1) if message.learnt)
     roles = [message.role for message in conversation[:n_kept]]
     if roles[0] == "system":
         del roles[0]
@@ -80,6 +85,7 @@ def _configuration(training: Training, stage: str, dataset: str) -> str:
             "dataset_dir": str(training.folder),
             "dataset": dataset,
             "cutoff_len": training.max_length,
+            "mask_history": (training.context and stage == "sft") or None,
             "packing": False,
             "output_dir": output_folder(training, text=stage == "pt"),
             "logging_steps": 10,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterucb.report.export.lora import Lora
-from clusterucb.samples.shapes import Message
+from clusterucb.samples.turns import Message
 
 WRITTEN_BY = "Written by clusterucb. Every selection overwrites this file: copy it before you change it."
 
@@ -29,7 +29,8 @@ class Training:
         lora: the LoRA that is trained.
         conversations: whether there are conversations.
         texts: whether there are plain texts.
-        single: whether each conversation ends with its only answer.
+        single: whether each conversation ends with the only answer that is learnt.
+        context: whether some answer is context, and not learnt.
     """
 
     folder: Path
@@ -40,6 +41,7 @@ class Training:
     conversations: bool
     texts: bool
     single: bool
+    context: bool
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Tool:
 
     Attributes:
         reads: turns a conversation into its line; gets the conversation, and whether each of the export's
-            conversations ends with its only answer. Returns None if the tool cannot read the conversation.
+            conversations ends with the only answer that is learnt. Returns None if the tool cannot read the
+            conversation, or would learn an answer that is context.
         files: returns the text of every file but the samples, by name.
         program: the command that takes a configuration's path.
         globs: whether the tool reads a path as a pattern, too.
@@ -62,7 +65,12 @@ class Tool:
 
 def turns(conversation: Conversation) -> list[Row]:
     """Return the turns of a conversation as dicts of role and content."""
-    return [message._asdict() for message in conversation]
+    return [{"role": message.role, "content": message.content} for message in conversation]
+
+
+def has_context(conversation: Conversation) -> bool:
+    """Return whether an answer of a conversation is context, and not learnt."""
+    return any(message.context for message in conversation)
 
 
 def output_folder(training: Training, *, text: bool) -> str:
