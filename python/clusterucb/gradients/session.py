@@ -368,6 +368,11 @@ def at_checkpoint(
     if settings.preconditioner == "sgd" or state is None:
         return Checkpoint(gradients, manifest.size, weight=share, number=number)
     moments = load_moments(state, model, manifest)
+    if not moments.first and settings.preconditioner != "second_moment":
+        raise ModelError(
+            f"{state} has no first moment ({moments.matched}), which --preconditioner {settings.preconditioner} needs; "
+            "expected --preconditioner second_moment, or sgd, which needs no state"
+        )
     preconditioner = Preconditioner(
         settings.preconditioner, moments.beta1, moments.beta2, moments.eps, moments.step
     )
