@@ -26,6 +26,7 @@ from clusterucb.atomic import whole_folder
 from clusterucb.errors import ModelError
 from clusterucb.gradients import memory_needs as fitting
 from clusterucb.gradients.accumulate import Accumulator, Checkpoint
+from clusterucb.gradients.order import say_how_states_match
 from clusterucb.gradients.passes import CPU_TOKENS, PaddedBatch, Passes, micro_batches, single_pass
 from clusterucb.gradients.peak_memory import peak_bytes
 from clusterucb.gradients.per_sample import PerSampleGradients
@@ -229,6 +230,7 @@ def load_base(
     model_source.check_limits(model, longest=material.longest(), largest_token=material.largest_token())
     if settings.given_checkpoints:
         checkpoints = load_checkpoints(settings, model, settings.given_checkpoints)
+        say_how_states_match(checkpoints, settings.given_checkpoints, material, device, observer)
     else:
         checkpoints = [at_checkpoint(settings, fresh_lora(settings, model))]
     limit = settings.batch_tokens or CPU_TOKENS
