@@ -34,7 +34,7 @@ from clusterucb.gradients.warmup import warm_up
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
 from clusterucb.model import source as model_source
-from clusterucb.model.checkpoint_files import adapter_files, optimizer_file
+from clusterucb.model.checkpoint_files import adapter_files, optimizer_file, state_files
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.model.moments import load_moments
 from clusterucb.model.parameters import ParameterManifest
@@ -167,7 +167,10 @@ class AdaptedModel:
                 for path in adapter_files(adapter) if adapter else ():
                     shutil.copyfile(path, partial / path.name)
                 if optimizer:
-                    shutil.copyfile(optimizer, partial / "optimizer.pt")
+                    for path in state_files(optimizer):
+                        kept = partial / ("optimizer.pt" if path == optimizer else f"optimizer/{path.name}")
+                        kept.parent.mkdir(exist_ok=True)
+                        shutil.copyfile(path, kept)
 
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from clusterucb.errors import ModelError
-from clusterucb.model.checkpoint_files import DEEPSPEED, PARTS, WITHOUT, missing_state
-from clusterucb.model.states import factored, safe
+from clusterucb.model.checkpoint_files import DEEPSPEED, PARTS, WITHOUT, deepspeed_folder, missing_state
+from clusterucb.model.states import deepspeed, factored, safe
 from clusterucb.model.states.entries import damaged
 from clusterucb.model.states.kinds import EXPECTED, Kind, as_adam
 
@@ -76,6 +76,8 @@ def read_state(path: Path) -> OptimizerState:
         ModelError: the file is missing, cannot be read, is damaged, holds one part of a state, or holds the state of
             another optimiser.
     """
+    if folder := deepspeed_folder(path):
+        return _of_deepspeed(folder)
     state, groups = _parts(path, _load(path))
     members = [group["params"] for group in groups]
     keys = list(chain(*members)) if groups else list(state)
@@ -84,6 +86,20 @@ def read_state(path: Path) -> OptimizerState:
     # Adafactor corrects no bias, as Adam would with a beta2 of 0.
     settings = _settings(path, groups) if kind.first else (0.0, 0.0, factored.EPS)
     return OptimizerState(members, moments, names, *settings, kind)
+
+
+def _of_deepspeed(folder: Path) -> OptimizerState:
+    _, partition = as_adam(folder, *deepspeed.sample(folder))
+    if partition.name:
+        raise ModelError(
+            f"{folder} has a state of {partition.name} in parts; expected AdamW or Adam of torch or DeepSpeed. Train "
+            f"with one, or {WITHOUT}"
+        )
+    state, groups, writer = deepspeed.read(folder)
+    members = [group["params"] for group in groups]
+    return OptimizerState(
+        members, state, {name: name for name in state}, *_settings(folder, groups), Kind(writer)
+    )
 
 
 def _load(path: Path) -> dict[str, Any]:

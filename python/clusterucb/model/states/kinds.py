@@ -110,7 +110,9 @@ def _one(
     if factored.is_factored(entries):
         return Kind("Adafactor", first=False), factored.of_adafactor(path, key, entries)
     if entries.keys() == ADAM:
-        if any(low_bit.is_packed(entries[name]) for name in ("exp_avg", "exp_avg_sq")):
+        if isinstance(entries, dict) and any(
+            low_bit.is_packed(entries[name]) for name in ("exp_avg", "exp_avg_sq")
+        ):
             return Kind("torchao"), low_bit.of_torchao(path, key, entries)
         return Kind(), entries
     kept = f"for parameter {key} it has {', '.join(sorted(map(str, entries)))}"

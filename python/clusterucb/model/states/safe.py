@@ -12,6 +12,7 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 
@@ -28,13 +29,18 @@ class StandIn:
 
     Attributes:
         arguments: what the class would have been called with.
+        state: what the object's attributes would have become.
     """
+
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
 
     def __setstate__(self, state: object) -> None:
-        """Drop the object's state."""
+        """Keep the object's state as it is."""
+        self.state = state
 
 
 def load(path: Path, *, deepspeed: bool = False, mapped: bool = False) -> Any:
@@ -51,12 +57,18 @@ def load(path: Path, *, deepspeed: bool = False, mapped: bool = False) -> Any:
     known = {
         name: PackedTensor if name.startswith(_OF_TORCHAO) else StandIn
         for name in classes(path)
-        if name.startswith(_OF_TORCHAO) or (deepspeed and name.startswith(_OF_DEEPSPEED))
+        if is_known(name, deepspeed=deepspeed)
     }
     # Pairs of a class and the name that the file gives it, as `torch.serialization.safe_globals` takes them.
     pairs: list[Any] = [(stand_in, name) for name, stand_in in known.items()]
+    mapped = mapped and is_zipfile(path)  # the format since torch 1.6
     with torch.serialization.safe_globals(pairs):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
+
+
+def is_known(name: str, *, deepspeed: bool) -> bool:
+    """Return whether a stand-in takes the place of a class."""
+    return name.startswith(_OF_TORCHAO) or (deepspeed and name.startswith(_OF_DEEPSPEED))
 
 
 def classes(path: Path) -> list[str]:
