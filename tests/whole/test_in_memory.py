@@ -206,7 +206,8 @@ def trained(model, steps: int = 2) -> tuple[PeftModel, torch.optim.Optimizer]:
     """Return a model with a LoRA that has been trained for a few steps, and its optimiser."""
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     lora = get_peft_model(model, config)
-    optimizer = torch.optim.AdamW([one for one in lora.parameters() if one.requires_grad], lr=1e-2)
+    named = [(name, one) for name, one in lora.named_parameters() if one.requires_grad]
+    optimizer = torch.optim.AdamW(named, lr=1e-2)
     for seed in range(steps):
         ids = torch.randint(5, 50, (2, 12), generator=torch.Generator().manual_seed(seed))
         lora(input_ids=ids, labels=ids).loss.backward()
@@ -353,6 +354,14 @@ def test_errors_name_objects_and_no_file_that_is_gone(model, tokenizer) -> None:
         "the optimizer has no state for base_model.model.model.layers.0.self_attn.q_proj.lora_A"
     )
     assert text.endswith("Give it after at least one step of AdamW or Adam, or use preconditioner='sgd'")
+    weights = [one for one in lora.parameters() if one.requires_grad]
+    muon = torch.optim.Muon(weights)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    muon.step()
+    text = said(lora, optimizer=muon)
+    assert text.startswith("the optimizer is the state of Muon: for parameter ")
+    assert text.endswith("give that optimizer, and use preconditioner='second_moment'")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from clusterucb.atomic import whole_folder
 from clusterucb.errors import ModelError
 from clusterucb.gradients import memory_needs as fitting
 from clusterucb.gradients.accumulate import Accumulator, Checkpoint
+from clusterucb.gradients.order import say_how_states_match
 from clusterucb.gradients.passes import CPU_TOKENS, PaddedBatch, Passes, micro_batches, single_pass
 from clusterucb.gradients.peak_memory import peak_bytes
 from clusterucb.gradients.per_sample import PerSampleGradients
@@ -33,7 +34,7 @@ from clusterucb.gradients.warmup import warm_up
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
 from clusterucb.model import source as model_source
-from clusterucb.model.checkpoint_files import adapter_files, optimizer_file
+from clusterucb.model.checkpoint_files import adapter_files, optimizer_file, state_files
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.model.moments import load_moments
 from clusterucb.model.parameters import ParameterManifest
@@ -166,7 +167,10 @@ class AdaptedModel:
                 for path in adapter_files(adapter) if adapter else ():
                     shutil.copyfile(path, partial / path.name)
                 if optimizer:
-                    shutil.copyfile(optimizer, partial / "optimizer.pt")
+                    for path in state_files(optimizer):
+                        kept = partial / ("optimizer.pt" if path == optimizer else f"optimizer/{path.name}")
+                        kept.parent.mkdir(exist_ok=True)
+                        shutil.copyfile(path, kept)
 
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:
@@ -229,6 +233,7 @@ def load_base(
     model_source.check_limits(model, longest=material.longest(), largest_token=material.largest_token())
     if settings.given_checkpoints:
         checkpoints = load_checkpoints(settings, model, settings.given_checkpoints)
+        say_how_states_match(checkpoints, settings.given_checkpoints, material, device, observer)
     else:
         checkpoints = [at_checkpoint(settings, fresh_lora(settings, model))]
     limit = settings.batch_tokens or CPU_TOKENS
@@ -368,6 +373,11 @@ def at_checkpoint(
     if settings.preconditioner == "sgd" or state is None:
         return Checkpoint(gradients, manifest.size, weight=share, number=number)
     moments = load_moments(state, model, manifest)
+    if not moments.first and settings.preconditioner != "second_moment":
+        raise ModelError(
+            f"{state} has no first moment ({moments.matched}), which --preconditioner {settings.preconditioner} needs; "
+            "expected --preconditioner second_moment, or sgd, which needs no state"
+        )
     preconditioner = Preconditioner(
         settings.preconditioner, moments.beta1, moments.beta2, moments.eps, moments.step
     )

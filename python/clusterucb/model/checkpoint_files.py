@@ -22,19 +22,54 @@ PARTS = (
     f"{WITHOUT}"
 )
 DEEPSPEED = (
-    "DeepSpeed's states are not supported, and zero_to_fp32 joins only weights: train with FSDP or without ZeRO, or "
-    f"{WITHOUT}"
+    "Expected the folder with the files of all processes (*_optim_states.pt and *_model_states.pt), such as "
+    f"global_step100: give it with --optimizer, or {WITHOUT}"
 )
+_OF_PROCESSES = "*_optim_states.pt"
 _IN_PARTS = {
     PARTS: ("*.distcp", "optimizer*/*.distcp", "optimizer_*_rank*.bin"),
-    DEEPSPEED: ("global_step*", "*_optim_states.pt", "*/*_optim_states.pt"),
+    DEEPSPEED: ("global_step*", "*/*_optim_states.pt"),
 }
 
 
 def optimizer_file(folder: Path) -> Path:
-    """Return the path of the optimiser state in a checkpoint's folder, or ``optimizer.pt`` if there is no state."""
+    """Return the path of the optimiser state in a checkpoint's folder, or ``optimizer.pt`` if there is no state.
+
+    The state of DeepSpeed's ZeRO is a folder in the checkpoint's folder.
+    """
     files = [folder / name for name in _NAMES]
-    return next((file for file in files if file.is_file()), files[0])
+    return next((file for file in files if file.is_file()), deepspeed_folder(folder) or files[0])
+
+
+def deepspeed_folder(path: Path) -> Path | None:
+    """Return the folder with the files of DeepSpeed's processes, or None if there is none.
+
+    Args:
+        path: that folder itself, or one that holds it. Of several in it, the one that the file ``latest`` names counts.
+    """
+    if not path.is_dir():
+        return None
+    if any(path.glob(_OF_PROCESSES)):
+        return path
+    inner = sorted({file.parent for file in path.glob(f"*/{_OF_PROCESSES}")})
+    latest = path / "latest"
+    if len(inner) > 1 and latest.is_file():
+        name = latest.read_text(errors="replace").strip()
+        inner = [folder for folder in inner if folder.name == name]
+    return inner[0] if len(inner) == 1 else None
+
+
+def state_files(path: Path) -> list[Path]:
+    """Return the files of an optimiser state, which is a file or DeepSpeed's folder.
+
+    Raises:
+        ModelError: there is no state.
+    """
+    if folder := deepspeed_folder(path):
+        return sorted([*folder.glob(_OF_PROCESSES), *folder.glob("*_model_states.pt")])
+    if not path.is_file():
+        raise missing_state(path)
+    return [path]
 
 
 def missing_state(path: Path) -> ModelError:
@@ -69,10 +104,7 @@ def checkpoint_fingerprints(
         ModelError: a file is missing.
     """
     weights = [path for adapter, _ in checkpoints if adapter for path in adapter_files(adapter)]
-    states = [state for _, state in checkpoints if state]
-    for state in states:
-        if not state.is_file():
-            raise missing_state(state)
+    states = [file for _, state in checkpoints if state for file in state_files(state)]
     return {
         "adapter": _hash(weights) if weights else None,
         "optimizer": _hash(states) if states else None,

@@ -32,6 +32,17 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_OBJECT = "the optimizer"  # the name of an optimiser's temporary file, since names are shown
+_FOR_FILES = {  # what errors advise for files, and what helps with an object
+    "--preconditioner sgd": "preconditioner='sgd'",
+    "--preconditioner second_moment": "preconditioner='second_moment'",
+    "Save it after": "Give it after",
+    "; save it again": "",
+    "optimizer.pt of a Hugging Face Trainer, optimizer.bin of accelerate, or torch.save(optimizer.state_dict(), ...)": (
+        "AdamW or Adam"
+    ),
+    "give that state with --optimizer": "give that optimizer",
+}
 _SAMPLED = 1 << 16  # a fingerprint takes about this many values of each parameter
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -158,8 +169,8 @@ def _lend(
             options_now = dict(options)
             if hasattr(optimizer, "state_dict"):
                 folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="clusterucb-")))
-                options_now["optimizer"] = _save_state(optimizer, model, folder / "optimizer.pt")
-                undo.enter_context(_errors_naming({folder / "optimizer.pt": "the optimizer"}))
+                options_now["optimizer"] = _save_state(optimizer, model, folder / _OBJECT)
+                undo.enter_context(_errors_naming({folder / _OBJECT: _OBJECT}))
             yield LoadedModel(model, tokenizer), options_now
             return
         for name in ("adapter", "checkpoint", "parameters", "store"):
@@ -180,10 +191,8 @@ def _lend(
         options_now = {**options, "adapter": adapter}
         optimizer = options.get("optimizer")
         if hasattr(optimizer, "state_dict"):
-            options_now["optimizer"] = _save_state(optimizer, model, folder / "optimizer.pt")
-        undo.enter_context(
-            _errors_naming({folder / "optimizer.pt": "the optimizer", adapter: "the model's adapter"})
-        )
+            options_now["optimizer"] = _save_state(optimizer, model, folder / _OBJECT)
+        undo.enter_context(_errors_naming({folder / _OBJECT: _OBJECT, adapter: "the model's adapter"}))
         yield LoadedModel(_without_lora(model), tokenizer), options_now
 
 
@@ -198,9 +207,8 @@ def _errors_naming(names: Mapping[Path, str]) -> Iterator[None]:
             message = message.replace(str(path), name)
         if message == str(error):
             raise
-        message = message.replace("--preconditioner sgd", "preconditioner='sgd'").replace(
-            "Save it after", "Give it after"
-        )
+        for advice, own in _FOR_FILES.items():
+            message = message.replace(advice, own)
         raise type(error)(message) from error
 
 

@@ -101,8 +101,9 @@ class GradientSettings(ReadSettings):
             true next step), second_moment (the gradient, scaled by the optimiser's second moment), or sgd (the
             gradient itself).
         adapter: Folder of a trained PEFT LoRA adapter. Without it, a fresh LoRA is warmed up.
-        optimizer: File with the optimiser state of the adapter's training (by default, optimizer.pt or optimizer.bin in
-            the adapter's folder). With --parameters, that of the model's training.
+        optimizer: File with the optimiser state of the adapter's training, or DeepSpeed's folder (by default,
+            optimizer.pt, optimizer.bin or DeepSpeed's folder in the adapter's folder). With --parameters, that of the
+            model's training.
         checkpoint: Folder of an adapter with its optimiser state. Repeat the option for several checkpoints of one
             training: a sample's score is the weighted sum of its scores at all of them, and costs a gradient at each.
         checkpoint_weights: Weight of each --checkpoint, comma-separated, such as the learning rates there (as in LESS).

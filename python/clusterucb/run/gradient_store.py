@@ -29,6 +29,7 @@ from clusterucb.engine.draws import RowScores
 from clusterucb.errors import OptionError, RunError
 from clusterucb.kernels import ops
 from clusterucb.kernels.projection import VERSION, Sketch
+from clusterucb.model.checkpoint_files import optimizer_file
 from clusterucb.options.keywords import AnySettings
 from clusterucb.options.kinds import option_name
 from clusterucb.run.manifest import read_manifest
@@ -156,7 +157,7 @@ class GradientStore:
         first, *others = self._adapters()
         own: dict[str, Any] = {"adapter": first}
         if settings.parameters is not None:
-            state = first / "optimizer.pt"
+            state = optimizer_file(first)
             own = {"optimizer": state if state.exists() else None}
         elif others:
             weights = self.manifest.identity.options["--checkpoint-weights"]
