@@ -32,6 +32,7 @@ from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.gradients.warmup import warm_up
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
+from clusterucb.model import adapters
 from clusterucb.model import source as model_source
 from clusterucb.model.checkpoint_files import adapter_files, optimizer_file
 from clusterucb.model.loaded import LoadedModel
@@ -200,7 +201,7 @@ class AdaptedModel:
                 checkpointing=settings.checkpointing,
                 advance=advance,
             )
-        lora.unload()
+        adapters.take_off(lora)
         return folder
 
 
@@ -230,7 +231,13 @@ def load_base(
     if settings.given_checkpoints:
         checkpoints = load_checkpoints(settings, model, settings.given_checkpoints)
     else:
-        checkpoints = [at_checkpoint(settings, fresh_lora(settings, model))]
+        lora = fresh_lora(settings, model)
+        if settings.target_layers is None and not adapters.knows_default(model):
+            observer.step(
+                f"LoRA on {adapters.described_targets(lora)}: the projections that every token reaches (PEFT has no "
+                f"choice for {model.config.model_type}). Name others with --lora-targets"
+            )
+        checkpoints = [at_checkpoint(settings, lora)]
     limit = settings.batch_tokens or CPU_TOKENS
     fitting.check(
         checkpoints[0],
@@ -243,7 +250,7 @@ def load_base(
     )
     adapted = checkpoints[0].gradients.model
     if isinstance(adapted, PeftModel):
-        adapted.unload()
+        adapters.take_off(adapted)
     return model
 
 
@@ -291,7 +298,7 @@ def _try(checkpoint: Checkpoint, encoded: EncodedSamples, limit: int, device: st
 
 def fresh_lora(settings: GradientSettings, base: PreTrainedModel) -> PeftModel:
     """Put a fresh LoRA on the base model."""
-    return model_source.attach_lora(
+    return adapters.attach_lora(
         base,
         rank=settings.lora_rank,
         alpha=settings.lora_alpha,
@@ -320,7 +327,7 @@ def load_checkpoints(
             for weight in base.parameters():  # assume that the optimiser's run trained all parameters
                 weight.requires_grad_(weight.is_floating_point())
         else:
-            model = model_source.load_adapter(model, adapter, number)
+            model = adapters.load_adapter(model, adapter, number)
         checkpoints.append(at_checkpoint(settings, model, optimizer, number))
         first, last = checkpoints[0].gradients.manifest, checkpoints[number].gradients.manifest
         if first.fingerprint() != last.fingerprint():
@@ -353,13 +360,13 @@ def at_checkpoint(
         ModelError: a parameter cannot be differentiated, or the optimiser state does not fit.
     """
     if settings.parameters is None:
-        manifest = ParameterManifest.of(model)
+        manifest = ParameterManifest.of(model, lora_only=settings.lora_only)
     else:
         manifest = ParameterManifest.matching(model, settings.patterns)
     gradients = PerSampleGradients(
         model,
         manifest,
-        adapter=model_source.adapter_name(number) if isinstance(model, PeftModel) else None,
+        adapter=adapters.adapter_name(number) if isinstance(model, PeftModel) else None,
         autocast=model_source.DTYPES.get(settings.autocast or ""),
         checkpointing=settings.checkpointing,
         compiling=settings.compile,

@@ -52,6 +52,7 @@ from clusterucb.jobs.doctor.measuring import Autograd, Change, Measured, directi
 from clusterucb.jobs.doctor.probe_samples import probing_samples
 from clusterucb.jobs.stages.prepare import Model, check_model
 from clusterucb.model.loaded import LoadedModel, keep
+from clusterucb.model.adapters import take_off
 from clusterucb.model.source import ModelSource, check_limits, resolve_device
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.progress import Observer
@@ -205,7 +206,7 @@ def _at_checkpoint(settings: GradientSettings, base: PreTrainedModel) -> Iterato
         yield checkpoint
     finally:
         if isinstance(checkpoint.gradients.model, PeftModel):
-            checkpoint.gradients.model.unload()
+            take_off(checkpoint.gradients.model)
 
 
 def _drawn(lora: PeftModel, seed: int) -> PeftModel:
