@@ -45,6 +45,7 @@ _MLA = {  # DeepSeek's attention: the rotary part of a head has a size of its ow
     "qk_nope_head_dim": 8,
     "v_head_dim": 8,
     "head_dim": 4,
+    "num_key_value_heads": 4,
 }
 
 

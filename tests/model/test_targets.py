@@ -29,7 +29,7 @@ FAMILIES = {
     "smollm3": SEVEN,
     "glm": ["down_proj", "gate_up_proj", *ATTENTION],
     "glm4": ["down_proj", "gate_up_proj", *ATTENTION],
-    "glm4_moe": SEVEN,
+    "glm4_moe": ATTENTION,
     "qwen2_moe": SEVEN,
     "qwen3_moe": ATTENTION,
     "gpt_oss": ATTENTION,

@@ -29,6 +29,7 @@ from clusterucb.model.targets import (
     MAMBA,
     linear_layers,
     matching,
+    of_attention,
     projections,
     short_names,
 )
@@ -101,10 +102,12 @@ def lora_targets(model: PreTrainedModel, targets: Sequence[str] | None) -> Seque
         known = knows_default(model)
         if known and not reads_more:
             return None
-        found = short_names(model, projections(model))
-        if not found:
+        layers = projections(model)
+        if _means_experts(model, short_names(model, layers)):
+            layers = [name for name in layers if of_attention(name)]
+        if not layers:
             raise ModelError(_no_layer(model, None))
-        return found
+        return short_names(model, layers)
     kind = getattr(model.config, "model_type", None)
     if kind in MAMBA and any(target.rpartition(".")[2] == "out_proj" for target in targets):
         raise ModelError(
@@ -129,6 +132,22 @@ def _whole_language_model(model: PreTrainedModel) -> list[str]:
     head = vocabulary_head(model)
     layers = [name for name in linear_layers(model) if not of_other_inputs(model, name)]
     return short_names(model, [name for name in layers if model.get_submodule(name) is not head])
+
+
+def _means_experts(model: PreTrainedModel, names: Sequence[str]) -> bool:
+    """Return whether PEFT takes these names for those of experts, as they were before transformers 5 stacked them.
+
+    It then adapts the stacked weights, and not the dense layers of these names that the model has as well.
+    """
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=list(names))
+    try:
+        convert_peft_config_for_transformers(config, model=model, conversions=None)
+    except ValueError:  # only some of the layers that were stacked together
+        return True
+    return bool(config.target_parameters)
 
 
 def knows_default(model: PreTrainedModel) -> bool:

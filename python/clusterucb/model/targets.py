@@ -30,6 +30,7 @@ ALL_LINEAR = "all-linear"  # PEFT's name for all linear layers but the vocabular
 _ROWS, _TOKENS = 2, 3  # of the pass that shows which layers see every token
 _STACKED = re.compile(r"\.\d+\.")  # a layer of a stack of decoder layers
 _PROJECTION = re.compile(r"attn|attention|mlp|feed_forward|ffn|shared_expert|(?:^|\.)ff(?:\.|$)", re.IGNORECASE)
+_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _ROUTER = re.compile(r"(?:^|_)(?:gate|router|classifier|wg)$")
 # PEFT refuses this layer in these architectures, whose kernels take its weight and do not call the layer.
 _UNCALLED = "out_proj"
@@ -70,6 +71,11 @@ def projections(model: nn.Module) -> list[str]:
             found.append(name)
     named = [name for name in found if _PROJECTION.search(name.rpartition(".")[0])]
     return named or found
+
+
+def of_attention(name: str) -> bool:
+    """Return whether a layer's name says that it is a part of attention."""
+    return bool(_ATTENTION.search(name.rpartition(".")[0]))
 
 
 def _called_once(model: nn.Module) -> list[str]:
