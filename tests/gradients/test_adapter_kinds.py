@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from clusterucb.errors import ModelError
 from clusterucb.gradients.per_sample import PerSampleGradients
+from clusterucb.model.adapters import load_adapter
 from clusterucb.model.parameters import ParameterManifest
-from helpers.families import tiny
+from helpers.families import gemma3, qwen3_5, tiny
 from helpers.gradients import batch_of, batch_of_one, flat_gradients, relative, samples_of
 from helpers.models import tiny_gpt2, tiny_llama, with_lora
 
@@ -62,7 +65,9 @@ def test_what_is_trained_beside_lora_can_be_left_out(more):
 
 def test_deepseek_s_attention_is_exact():
     for family in ("deepseek_v2", "deepseek_v3"):
-        exact(with_lora(tiny(family), target_modules=["q_a_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]))
+        exact(
+            with_lora(tiny(family), target_modules=["q_a_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"])
+        )
 
 
 @pytest.mark.parametrize(
@@ -75,3 +80,25 @@ def test_deepseek_s_attention_is_exact():
 def test_experts_are_refused_by_name(lora):
     with pytest.raises(ModelError, match=r"LoRA is on experts \(model.layers.0.mlp.experts.*not supported"):
         ParameterManifest.of(with_lora(tiny("qwen3_moe"), **lora))
+
+
+@pytest.mark.parametrize("build", [gemma3, qwen3_5])
+def test_an_adapter_of_a_model_for_images_is_exact_on_the_language_model_alone(build):
+    model = with_lora(build().eval(), target_modules=["q_proj", "v_proj", "in_proj_qkv"])
+    manifest = exact(model)
+    assert all("language_model" in one.name for one in manifest)
+    tower = [name for name, weight in model.named_parameters() if weight.requires_grad and "vision" in name]
+    assert bool(tower) == (build is gemma3)
+
+
+def test_a_lora_that_no_text_reaches_is_refused():
+    model = with_lora(gemma3(), target_modules=r".*vision_tower.*\.q_proj")
+    with pytest.raises(ModelError, match="on layers that no text reaches"):
+        ParameterManifest.of(model)
+
+
+def test_an_adapter_initialised_by_eva_is_exact(tmp_path):
+    with_lora(tiny_llama()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": "eva"}))
+    exact(load_adapter(tiny_llama(), tmp_path))

@@ -13,11 +13,9 @@ from clusterucb.errors import ModelError
 from clusterucb.gradients import compiled
 from clusterucb.gradients import per_sample as gradients_module
 from clusterucb.gradients.loss import sample_losses
-from clusterucb.gradients.passes import PaddedBatch
 from clusterucb.gradients.peak_memory import peak_bytes
 from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.model.parameters import ParameterManifest
-from clusterucb.samples.encoded import Encoded
 from helpers.gradients import batch_of, batch_of_one, flat_gradients, relative, samples_of
 from helpers.models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_qwen3, with_lora
 

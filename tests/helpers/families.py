@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Qwen3_5Config,
+    Qwen3_5ForConditionalGeneration,
+)
 
 from helpers.models import VOCABULARY
 
@@ -57,3 +64,49 @@ def tiny(family: str, seed: int = 0, **changes):
     torch.manual_seed(seed)
     made = config(**{name: value for name, value in shape.items() if name in known})
     return AutoModelForCausalLM.from_config(made).eval()
+
+
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+
+
+def gemma3(text=TEXT):
+    """Return a model for images and texts, whose encoder of images has a q_proj and a v_proj too."""
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 56,
+        "patch_size": 14,
+    }
+    config = Gemma3Config(
+        text_config={**text, "head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8},
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        boi_token_index=1,
+        eoi_token_index=2,
+        image_token_index=3,
+    )
+    return Gemma3ForConditionalGeneration(config)
+
+
+def qwen3_5(text=TEXT):
+    """Return a model for images and texts whose family has a class for texts alone as well."""
+    linear = {"linear_num_value_heads": 4, "linear_num_key_heads": 2}
+    linear |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32}
+    vision |= {"patch_size": 14, "spatial_merge_size": 2, "num_position_embeddings": 16}
+    tokens = {
+        f"{name}_token_id": at for at, name in enumerate(("image", "video", "vision_start", "vision_end"), 1)
+    }
+    return Qwen3_5ForConditionalGeneration(
+        Qwen3_5Config(text_config={**text, "head_dim": 8, **linear}, vision_config=vision, **tokens)
+    )

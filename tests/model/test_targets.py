@@ -84,13 +84,22 @@ def test_patterns_name_layers():
 
 
 def test_the_layer_that_mamba_does_not_call_is_refused_with_a_remedy():
-    with pytest.raises(ModelError, match=r"out_proj is not possible in mamba.* --lora-targets in_proj,x_proj$"):
+    with pytest.raises(
+        ModelError, match=r"out_proj is not possible in mamba.* --lora-targets in_proj,x_proj$"
+    ):
         attach_lora(tiny("mamba"), rank=2, alpha=4, targets=["in_proj", "out_proj"], seed=0)
 
 
 @pytest.mark.parametrize(
     ("shape", "right"),
-    [((2, 3, 5), True), ((6, 5), True), ((2, 1, 3, 5), True), ((3, 2, 5), False), ((4, 5), False), ((), False)],
+    [
+        ((2, 3, 5), True),
+        ((6, 5), True),
+        ((2, 1, 3, 5), True),
+        ((3, 2, 5), False),
+        ((4, 5), False),
+        ((), False),
+    ],
 )
 def test_inputs_with_every_token_in_order_are_told_from_others(shape, right):
     assert has_every_token(shape, (2, 3)) is right

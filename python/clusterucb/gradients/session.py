@@ -226,7 +226,9 @@ def load_base(
         OptionError: the job needs more memory or more disk space than there is.
     """
     observer.step(f"Loading {source.name} on {device}")
-    model = source.model(settings.dtype, device)
+    given = next((adapter for adapter, _ in settings.given_checkpoints if adapter), None)
+    layers = adapters.adapted_layers(given) if given else set()
+    model = source.model(settings.dtype, device, layers)
     model_source.check_limits(model, longest=material.longest(), largest_token=material.largest_token())
     if settings.given_checkpoints:
         checkpoints = load_checkpoints(settings, model, settings.given_checkpoints)

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from clusterucb.errors import ModelError
 from clusterucb.model.checkpoint_files import adapter_folder
-from clusterucb.model.parameters import of_other_inputs, vocabulary_head
+from clusterucb.model.parameters import canonical_name, of_other_inputs, vocabulary_head
 from clusterucb.model.source import explain_errors
 from clusterucb.model.targets import (
     ALL_LINEAR,
@@ -38,9 +39,17 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-_PLAIN_INIT = (True, False, "gaussian", "orthogonal", "eva")  # LoRA initialisations that leave the base unchanged
+_PLAIN_INIT = (
+    True,
+    False,
+    "gaussian",
+    "orthogonal",
+    "eva",
+)  # LoRA initialisations that leave the base unchanged
 _SAMPLED = 1 << 12  # values of each weight that are compared
-_WRAPPERS = frozenset({"base_layer", "original_module"})  # PEFT's names for a layer of the base inside its own layer
+_WRAPPERS = frozenset(
+    {"base_layer", "original_module"}
+)  # PEFT's names for a layer of the base inside its own layer
 _OWN = frozenset({"modules_to_save", "token_adapter"})  # PEFT's names for what it adds, beside lora_...
 
 
@@ -79,7 +88,7 @@ def attach_lora(
         except ValueError as error:
             raise ModelError(_no_layer(model, targets)) from error
     adapted = {name.partition(".lora_A.")[0] for name, _ in lora.named_parameters() if ".lora_A." in name}
-    names = [] if chosen == ALL_LINEAR else targets or []
+    names = [] if targets is None or list(targets) == [ALL_LINEAR] else targets
     for target in names:
         if "*" not in target and not any(name == target or name.endswith(f".{target}") for name in adapted):
             take_off(lora)
@@ -182,6 +191,19 @@ def adapter_name(number: int) -> str:
     return f"checkpoint-{number + 1}" if number else "default"
 
 
+def adapted_layers(adapter: Path) -> set[str]:
+    """Return the names of the base model's layers that an adapter is on; empty if its weights are no safetensors."""
+    path = adapter_folder(adapter) / "adapter_model.safetensors"
+    if not path.is_file():
+        return set()
+    with explain_errors("adapter", str(adapter)), safe_open(path, "pt") as weights:
+        return {
+            canonical_name(name).partition(".lora_")[0]
+            for name in weights.keys()
+            if ".lora_" in name
+        }
+
+
 def load_adapter(model: PreTrainedModel | PeftModel, adapter: Path, number: int = 0) -> PeftModel:
     """Load a PEFT LoRA adapter, trainable and active, in fp32 whatever the base model's dtype.
 
@@ -262,7 +284,10 @@ class BaseState:
         """Return the state of a base model, which may have adapters."""
         base = _base(model)
         layers = {own: type(layer).__name__ for own, layer in _without_peft(base.named_modules())}
-        tensors = [*base.named_parameters(remove_duplicate=False), *base.named_buffers(remove_duplicate=False)]
+        tensors = [
+            *base.named_parameters(remove_duplicate=False),
+            *base.named_buffers(remove_duplicate=False),
+        ]
         weights = {own: _some(values) for own, values in _without_peft(tensors)}
         return cls(layers, weights, base.config.to_dict())  # type: ignore[union-attr,operator]
 
@@ -290,7 +315,9 @@ def _some(values: Tensor) -> Tensor:
     """Return evenly spaced values of a weight after its shape, bytes[n]; NaN equals NaN."""
     flat = values.detach().reshape(-1)
     some = flat[:: max(flat.numel() // _SAMPLED, 1)].contiguous().cpu().reshape(-1)
-    return torch.cat([torch.tensor(values.shape, dtype=torch.int64).view(torch.uint8), some.view(torch.uint8)])
+    return torch.cat(
+        [torch.tensor(values.shape, dtype=torch.int64).view(torch.uint8), some.view(torch.uint8)]
+    )
 
 
 def _base(model: nn.Module) -> nn.Module:
@@ -332,7 +359,9 @@ def take_off(model: PeftModel) -> PreTrainedModel:
             continue
         parent, _, attribute = name.rpartition(".")
         holder = base.get_submodule(parent)
-        if not isinstance(holder, BaseTunerLayer | AuxiliaryTrainingWrapper) and not ({*parent.split(".")} & _OWN):
+        if not isinstance(holder, BaseTunerLayer | AuxiliaryTrainingWrapper) and not (
+            {*parent.split(".")} & _OWN
+        ):
             setattr(holder, attribute, inner)
     vars(base).pop("peft_config", None)  # otherwise PEFT warns that the model already has an adapter
     return base

@@ -19,7 +19,7 @@ import hashlib
 import inspect
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
@@ -67,12 +67,13 @@ class LoadedModel:
         """Return a copy of the tokenizer; its padding and truncation may be changed."""
         return copy.deepcopy(self._tokenizer)
 
-    def model(self, dtype: str, device: str) -> PreTrainedModel:
+    def model(self, dtype: str, device: str, layers: Collection[str] = ()) -> PreTrainedModel:  # noqa: ARG002
         """Return the model itself, in evaluation mode.
 
         Args:
             dtype: the expected dtype, or ``auto`` for the model's own.
             device: the expected device, or ``auto`` for the model's own.
+            layers: names of layers that an adapter is on; the model is what it is.
 
         Raises:
             OptionError: the model has another dtype, or is on another device.

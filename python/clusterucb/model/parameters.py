@@ -29,7 +29,9 @@ from clusterucb.errors import ModelError
 _ALIGNMENT = 8
 _LORA_WEIGHT = re.compile(r"(?P<module>.+\.lora_(?:[AB]|magnitude_vector)\.(?P<adapter>[^.]+))\.weight")
 _MAGNITUDE = ".lora_magnitude_vector"  # of DoRA
-_LEFT_OUT = re.compile(r"\.(?:modules_to_save|token_adapter|trainable_tokens_\w+)\.")  # what lora_only leaves out
+_LEFT_OUT = re.compile(
+    r"\.(?:modules_to_save|token_adapter|trainable_tokens_\w+)\."
+)  # what lora_only leaves out
 _OTHER_INPUTS = re.compile(r"vision|visual|image|audio|speech|multi_?modal")
 # Parts of a name that are no layer of the model: they come from DDP, FSDP, torch.compile and activation checkpoints.
 _WRAPPERS = {"module", "_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from clusterucb.errors import ModelError, OptionError
+from clusterucb.model.parameters import of_other_inputs
 from clusterucb.wording import one_line
 
 if TYPE_CHECKING:
@@ -105,19 +108,21 @@ class ModelSource:
         with explain_errors("tokenizer", self.name):
             return AutoTokenizer.from_pretrained(self.name, **self._options())
 
-    def model(self, dtype: str, device: str) -> PreTrainedModel:
+    def model(self, dtype: str, device: str, layers: Collection[str] = ()) -> PreTrainedModel:
         """Load the causal language model in evaluation mode.
 
         Args:
             dtype: one of `DTYPES`, or ``auto``: float32 on a CPU, the dtype of the model's files elsewhere.
             device: where to put the model.
+            layers: names of layers that an adapter is on. If only the checkpoint's own class has them (a model for
+                images and texts, say), that class is loaded, and not the one for texts alone.
 
         Raises:
             ModelError: the model cannot be loaded, or lacks weights.
         """
         automatic = torch.float32 if torch.device(device).type == "cpu" else "auto"
         with explain_errors("model", self.name):
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = self._class(layers).from_pretrained(
                 self.name,
                 dtype=DTYPES.get(dtype, automatic),
                 output_loading_info=True,
@@ -130,6 +135,31 @@ class ModelSource:
                 "causal language model"
             )
         return model.to(device).eval()
+
+    def _class(self, layers: Collection[str]) -> Any:
+        """Return the class that loads the model: `AutoModelForCausalLM`, or the checkpoint's own.
+
+        Raises:
+            ModelError: the model is an encoder-decoder model.
+        """
+        config = AutoConfig.from_pretrained(self.name, **self._options())
+        if getattr(config, "is_encoder_decoder", False):
+            raise ModelError(
+                f"the model {self.name!r} is an encoder-decoder model ({config.model_type}); expected a causal language "
+                "model, which has a decoder alone"
+            )
+        own = getattr(transformers, next(iter(config.architectures or []), ""), None)
+        if not layers or own is None or own.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+            return AutoModelForCausalLM
+        for kind, build in (
+            (AutoModelForCausalLM, AutoModelForCausalLM.from_config),
+            (own, own._from_config),
+        ):
+            with torch.device("meta"):
+                names = {name for name, _ in build(config).named_modules()}
+            if names.issuperset(layers):
+                return kind
+        return AutoModelForCausalLM
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -184,7 +214,7 @@ def check_limits(model: PreTrainedModel, *, longest: int, largest_token: int) ->
             "own tokenizer, or a model with embeddings resized for the tokenizer"
         )
     for name, layer in model.named_modules():
-        if isinstance(layer, nn.Embedding) and _POSITIONS.search(name):
+        if isinstance(layer, nn.Embedding) and _POSITIONS.search(name) and not of_other_inputs(model, name):
             positions = layer.num_embeddings - getattr(layer, "offset", 0)  # OPT reserves two rows
             if longest > positions:
                 raise ModelError(
@@ -192,7 +222,7 @@ def check_limits(model: PreTrainedModel, *, longest: int, largest_token: int) ->
                     f"at most as many tokens. Use --max-length {positions}"
                 )
 
-    limit = _rotary_limit(model.config)
+    limit = _rotary_limit(model.config.get_text_config())
     if limit is not None and longest > limit:
         raise ModelError(
             f"the longest sample has {longest} tokens; beyond {limit} the model's rotary positions depend on the "
@@ -261,6 +291,11 @@ def explain_errors(what: str, name: str) -> Iterator[None]:
 def _fault(what: str, name: str, error: Exception) -> str:
     """Return why loading failed, as far as the files show, and what to do."""
     folder = Path(name)
+    if "trust_remote_code" in str(error):
+        return (
+            "it comes with code of its own, which does not run unless you allow it. Read the code; then allow it with "
+            "--trust-remote-code"
+        )
     if not folder.is_dir():
         return (
             f"there is no such folder, and loading it as a hub id failed: {_reason(error)}. Expected a folder in "

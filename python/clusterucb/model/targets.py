@@ -29,7 +29,9 @@ from clusterucb.model.parameters import of_other_inputs, vocabulary_head
 ALL_LINEAR = "all-linear"  # PEFT's name for all linear layers but the vocabulary head
 _ROWS, _TOKENS = 2, 3  # of the pass that shows which layers see every token
 _STACKED = re.compile(r"\.\d+\.")  # a layer of a stack of decoder layers
-_PROJECTION = re.compile(r"attn|attention|mlp|feed_forward|ffn|shared_expert|(?:^|\.)ff(?:\.|$)", re.IGNORECASE)
+_PROJECTION = re.compile(
+    r"attn|attention|mlp|feed_forward|ffn|shared_expert|(?:^|\.)ff(?:\.|$)", re.IGNORECASE
+)
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _ROUTER = re.compile(r"(?:^|_)(?:gate|router|classifier|wg)$")
 # PEFT refuses this layer in these architectures, whose kernels take its weight and do not call the layer.
