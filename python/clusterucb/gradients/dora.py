@@ -1,8 +1,8 @@
 """Run a layer of DoRA so that the gradient of its magnitude vector can be told apart by sample.
 
-DoRA (Liu et al. 2024, arXiv 2402.09353, equation 5) scales each row of W + s B A to a trained length: y = m / n * (W x +
-s B A x), where n holds the row norms, which count as constants. The gradient of m for one sample is the sum over its
-tokens of dloss/dy * (W x + s B A x) / n, element by element.
+DoRA (Liu et al. 2024, arXiv 2402.09353, equation 5) scales each row of W + s B A to a trained length:
+y = m / n * (W x + s B A x), where n holds the row norms, which count as constants. The gradient of m for one sample is
+the sum over its tokens of dloss/dy * (W x + s B A x) / n, element by element.
 
 Decisions:
     - PEFT computes n in every pass, and calls the layers A and B for it, which would look like a second use of them.

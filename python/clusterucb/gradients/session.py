@@ -232,6 +232,12 @@ def load_base(
     model_source.check_limits(model, longest=material.longest(), largest_token=material.largest_token())
     if settings.given_checkpoints:
         checkpoints = load_checkpoints(settings, model, settings.given_checkpoints)
+        first = checkpoints[0].gradients
+        if left_out := adapters.left_out(first.model, first.manifest):
+            observer.step(
+                f"Left out of the gradients: {counted(len(left_out), 'trained weight')} of the adapter, such as "
+                f"{left_out[0]} (--lora-only, or no text reaches it)"
+            )
     else:
         lora = fresh_lora(settings, model)
         if settings.target_layers is None and not adapters.knows_default(model):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from clusterucb.errors import ModelError
 from clusterucb.model.checkpoint_files import adapter_folder
-from clusterucb.model.parameters import canonical_name, of_other_inputs, vocabulary_head
+from clusterucb.model.parameters import ParameterManifest, canonical_name, of_other_inputs, vocabulary_head
 from clusterucb.model.source import explain_errors
 from clusterucb.model.targets import (
     ALL_LINEAR,
@@ -120,8 +120,8 @@ def lora_targets(model: PreTrainedModel, targets: Sequence[str] | None) -> Seque
     kind = getattr(model.config, "model_type", None)
     if kind in MAMBA and any(target.rpartition(".")[2] == "out_proj" for target in targets):
         raise ModelError(
-            f"LoRA on out_proj is not possible in {kind}: its kernels take the weight of this layer and do not call the "
-            f"layer, so that a LoRA has no effect. Leave out_proj out of --lora-targets, such as "
+            f"LoRA on out_proj is not possible in {kind}: its kernels take the weight of this layer and do not call "
+            f"the layer, so that a LoRA has no effect. Leave out_proj out of --lora-targets, such as "
             f"--lora-targets {','.join(short_names(model, projections(model)))}"
         )
     if list(targets) == [ALL_LINEAR]:
@@ -197,11 +197,8 @@ def adapted_layers(adapter: Path) -> set[str]:
     if not path.is_file():
         return set()
     with explain_errors("adapter", str(adapter)), safe_open(path, "pt") as weights:
-        return {
-            canonical_name(name).partition(".lora_")[0]
-            for name in weights.keys()
-            if ".lora_" in name
-        }
+        names = list(weights.keys())
+    return {canonical_name(name).partition(".lora_")[0] for name in names if ".lora_" in name}
 
 
 def load_adapter(model: PreTrainedModel | PeftModel, adapter: Path, number: int = 0) -> PeftModel:
@@ -263,6 +260,18 @@ def _check_kind(adapter: Path, config: Any) -> None:
             "layers are copied. Expected an adapter that leaves its base as it is. Give the PEFT model itself, which "
             "has the copied layers (cu.select(model=peft_model, ...)), or leave layer_replication out of the training"
         )
+
+
+def left_out(model: nn.Module, manifest: ParameterManifest) -> list[str]:
+    """Return the names of the first adapter's weights that are not differentiated.
+
+    Args:
+        model: a model, which may have adapters.
+        manifest: the differentiated matrices.
+    """
+    known, mark = {parameter.torch_name for parameter in manifest}, f".{adapter_name(0)}"
+    own = [name for name, _ in model.named_parameters() if f"{mark}." in name or name.endswith(mark)]
+    return [name for name in own if name not in known] if hasattr(model, "peft_config") else []
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,8 @@ def adapter_folder(folder: Path) -> Path:
     named = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
     if len(named) > 1:
         raise ModelError(
-            f"{folder} holds {len(named)} adapters, in {', '.join(path.name for path in named)}; expected one. Give the "
-            f"folder of one of them, such as {named[0]}"
+            f"{folder} holds {len(named)} adapters, in {', '.join(path.name for path in named)}; expected one. Give "
+            f"the folder of one of them, such as {named[0]}"
         )
     return named[0] if named else folder
 

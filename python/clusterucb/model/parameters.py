@@ -6,9 +6,10 @@ Decisions:
     - The parameters are sorted by canonical name, which lacks PEFT's prefix and the adapter's name. So the offsets do
       not depend on the order in which a model registers its modules.
     - Offsets are multiples of 8, so that vector loads are aligned.
-    - The differentiated parameters are the matrices of LoRA on linear layers with DoRA's magnitudes, or the weights of the linear layers that
-      patterns name. Anything else is refused by name: a gradient that leaves parameters out would be wrong without
-      looking wrong.
+    - The differentiated parameters are the matrices of LoRA on linear layers with DoRA's magnitudes, or the weights of
+      the linear layers that patterns name. Anything else is refused by name: a gradient that leaves parameters out
+      would be wrong without looking wrong. Two things are left out, and said: layers that no text reaches, and with
+      ``lora_only`` what the adapter trained beside its matrices.
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ class ParameterManifest:
         reached = [name for name in trainable if not of_other_inputs(model, canonical_name(name))]
         if not reached:
             raise ModelError(
-                f"the LoRA is on layers that no text reaches, such as {trainable[0]}; expected one on the language model"
+                f"the LoRA is on layers that no text reaches, such as {trainable[0]}; expected one on the "
+                "language model"
             )
         return cls._at_offsets(
             model, (_Matrix(canonical_name(name), name.removesuffix(".weight")) for name in reached)

@@ -145,8 +145,8 @@ class ModelSource:
         config = AutoConfig.from_pretrained(self.name, **self._options())
         if getattr(config, "is_encoder_decoder", False):
             raise ModelError(
-                f"the model {self.name!r} is an encoder-decoder model ({config.model_type}); expected a causal language "
-                "model, which has a decoder alone"
+                f"the model {self.name!r} is an encoder-decoder model ({config.model_type}); expected a causal "
+                "language model, which has a decoder alone"
             )
         own = getattr(transformers, next(iter(config.architectures or []), ""), None)
         if not layers or own is None or own.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():

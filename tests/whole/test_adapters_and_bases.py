@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 import clusterucb as cu
 from clusterucb.errors import ModelError
-from helpers.families import TEXT, gemma3, qwen3_5
+from clusterucb.model.source import ModelSource
+from helpers.families import TEXT, gemma3, qwen3_5, tiny
 from helpers.models import with_lora
 from helpers.tiny import read_rows, rows, write_model, write_rows
 
@@ -110,7 +111,7 @@ def test_dora_and_frozen_modules_select_alike_from_a_folder_and_in_memory(job, l
             {"model": job / "model", "adapter": job / "adapter"},
             {"model": model, "tokenizer": tokenizer},
         ):
-            with pytest.raises(ModelError, match="--lora-only|lora_only"):
+            with pytest.raises(ModelError, match="--lora-only"):
                 cu.select(**files(job), **given, **OPTIONS)
 
 
@@ -137,3 +138,42 @@ def test_a_model_for_images_selects_texts_by_its_language_model(job, build):
     with_lora(model).save_pretrained(job / "adapter")  # on the vision tower too, as far as names match
     cu.select(**files(job), model=job / "vlm", adapter=job / "adapter", out=job / "own", **OPTIONS)
     assert len(scores(job / "own")) == 12
+
+
+def test_the_screen_names_what_a_lora_is_on_and_what_is_left_out(job):
+    said = []
+
+    def observer(text, *_):
+        said.append(str(text))
+
+    tokenizer = AutoTokenizer.from_pretrained(job / "model")
+    tiny("phi3", vocab_size=len(tokenizer)).save_pretrained(job / "phi3")
+    tokenizer.save_pretrained(job / "phi3")
+    cu.select(**files(job), model=job / "phi3", warmup_steps=2, observer=observer, **OPTIONS)
+    assert any(
+        text.startswith(
+            "LoRA on down_proj, gate_up_proj, o_proj, qkv_proj: the projections that every token reaches"
+        )
+        for text in said
+    )
+    with_lora(base_of(job), modules_to_save=["lm_head"]).save_pretrained(job / "adapter")
+    given = {"model": job / "model", "adapter": job / "adapter", "lora_only": True}
+    cu.select(**files(job), **given, observer=observer, **OPTIONS)
+    assert any(text.startswith("Left out of the gradients: 1 trained weight of the adapter") for text in said)
+
+
+def test_a_model_that_cannot_be_read_says_what_to_do(job):
+    T5ForConditionalGeneration(
+        T5Config(vocab_size=300, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
+    ).save_pretrained(job / "t5")
+    with pytest.raises(
+        ModelError, match=r"is an encoder-decoder model \(t5\); expected a causal language model"
+    ):
+        ModelSource(str(job / "t5")).model("auto", "cpu")
+    (job / "own").mkdir()
+    own = {"auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"}, "model_type": "own"}
+    (job / "own" / "config.json").write_text(json.dumps(own))
+    with pytest.raises(
+        ModelError, match=r"code of its own, which does not run .* allow it with --trust-remote-code"
+    ):
+        ModelSource(str(job / "own")).model("auto", "cpu")
