@@ -33,6 +33,7 @@ from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.gradients.warmup import warm_up
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
+from clusterucb.model import adapters
 from clusterucb.model import source as model_source
 from clusterucb.model.checkpoint_files import adapter_files, optimizer_file, state_files
 from clusterucb.model.loaded import LoadedModel
@@ -204,7 +205,7 @@ class AdaptedModel:
                 checkpointing=settings.checkpointing,
                 advance=advance,
             )
-        lora.unload()
+        adapters.take_off(lora)
         return folder
 
 
@@ -229,13 +230,27 @@ def load_base(
         OptionError: the job needs more memory or more disk space than there is.
     """
     observer.step(f"Loading {source.name} on {device}")
-    model = source.model(settings.dtype, device)
+    given = next((adapter for adapter, _ in settings.given_checkpoints if adapter), None)
+    layers = adapters.adapted_layers(given) if given else set()
+    model = source.model(settings.dtype, device, layers)
     model_source.check_limits(model, longest=material.longest(), largest_token=material.largest_token())
     if settings.given_checkpoints:
         checkpoints = load_checkpoints(settings, model, settings.given_checkpoints)
         say_how_states_match(checkpoints, settings.given_checkpoints, material, device, observer)
+        first = checkpoints[0].gradients
+        if left_out := adapters.left_out(first.model, first.manifest):
+            observer.step(
+                f"Left out of the gradients: {counted(len(left_out), 'trained weight')} of the adapter, such as "
+                f"{left_out[0]} (--lora-only, or no text reaches it)"
+            )
     else:
-        checkpoints = [at_checkpoint(settings, fresh_lora(settings, model))]
+        lora = fresh_lora(settings, model)
+        if settings.target_layers is None and not adapters.knows_default(model):
+            observer.step(
+                f"LoRA on {adapters.described_targets(lora)}: the projections that every token reaches (PEFT has no "
+                f"choice for {model.config.model_type}). Name others with --lora-targets"
+            )
+        checkpoints = [at_checkpoint(settings, lora)]
     limit = settings.batch_tokens or CPU_TOKENS
     fitting.check(
         checkpoints[0],
@@ -248,7 +263,7 @@ def load_base(
     )
     adapted = checkpoints[0].gradients.model
     if isinstance(adapted, PeftModel):
-        adapted.unload()
+        adapters.take_off(adapted)
     return model
 
 
@@ -296,7 +311,7 @@ def _try(checkpoint: Checkpoint, encoded: EncodedSamples, limit: int, device: st
 
 def fresh_lora(settings: GradientSettings, base: PreTrainedModel) -> PeftModel:
     """Put a fresh LoRA on the base model."""
-    return model_source.attach_lora(
+    return adapters.attach_lora(
         base,
         rank=settings.lora_rank,
         alpha=settings.lora_alpha,
@@ -325,7 +340,7 @@ def load_checkpoints(
             for weight in base.parameters():  # assume that the optimiser's run trained all parameters
                 weight.requires_grad_(weight.is_floating_point())
         else:
-            model = model_source.load_adapter(model, adapter, number)
+            model = adapters.load_adapter(model, adapter, number)
         checkpoints.append(at_checkpoint(settings, model, optimizer, number))
         first, last = checkpoints[0].gradients.manifest, checkpoints[number].gradients.manifest
         if first.fingerprint() != last.fingerprint():
@@ -358,13 +373,13 @@ def at_checkpoint(
         ModelError: a parameter cannot be differentiated, or the optimiser state does not fit.
     """
     if settings.parameters is None:
-        manifest = ParameterManifest.of(model)
+        manifest = ParameterManifest.of(model, lora_only=settings.lora_only)
     else:
         manifest = ParameterManifest.matching(model, settings.patterns)
     gradients = PerSampleGradients(
         model,
         manifest,
-        adapter=model_source.adapter_name(number) if isinstance(model, PeftModel) else None,
+        adapter=adapters.adapter_name(number) if isinstance(model, PeftModel) else None,
         autocast=model_source.DTYPES.get(settings.autocast or ""),
         checkpointing=settings.checkpointing,
         compiling=settings.compile,

@@ -32,13 +32,37 @@ _IN_PARTS = {
 }
 
 
+def adapter_folder(folder: Path) -> Path:
+    """Return the folder with an adapter's files: the given one, or its only sub-folder with an adapter.
+
+    PEFT writes an adapter with a name of its own, such as ``task``, into a sub-folder of that name.
+
+    Raises:
+        ModelError: several sub-folders hold an adapter.
+    """
+    if (folder / "adapter_config.json").is_file() or not folder.is_dir():
+        return folder
+    named = sorted(path.parent for path in folder.glob("*/adapter_config.json"))
+    if len(named) > 1:
+        raise ModelError(
+            f"{folder} holds {len(named)} adapters, in {', '.join(path.name for path in named)}; expected one. Give "
+            f"the folder of one of them, such as {named[0]}"
+        )
+    return named[0] if named else folder
+
+
 def optimizer_file(folder: Path) -> Path:
     """Return the path of the optimiser state in a checkpoint's folder, or ``optimizer.pt`` if there is no state.
 
-    The state of DeepSpeed's ZeRO is a folder in the checkpoint's folder.
+    The state of a named adapter lies beside its sub-folder, and that of DeepSpeed's ZeRO is a folder in the checkpoint's.
     """
-    files = [folder / name for name in _NAMES]
-    return next((file for file in files if file.is_file()), deepspeed_folder(folder) or files[0])
+    folders = [folder] if folder == (own := adapter_folder(folder)) else [folder, own]
+    if (folder.parent / "trainer_state.json").is_file():  # the sub-folder itself is given
+        folders.append(folder.parent)
+    files = [place / name for place in folders for name in _NAMES]
+    found = (file for file in files if file.is_file())
+    joined = (inner for place in folders if (inner := deepspeed_folder(place)))
+    return next(found, None) or next(joined, files[0])
 
 
 def deepspeed_folder(path: Path) -> Path | None:
@@ -117,6 +141,7 @@ def adapter_files(adapter: Path) -> list[Path]:
     Raises:
         ModelError: a file is missing.
     """
+    adapter = adapter_folder(adapter)
     weights = [adapter / "adapter_model.safetensors", adapter / "adapter_model.bin"]
     files = [adapter / "adapter_config.json", *[path for path in weights if path.is_file()][:1]]
     if len(files) < 2 or not files[0].is_file():

@@ -19,7 +19,7 @@ import hashlib
 import inspect
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
@@ -78,12 +78,13 @@ class LoadedModel:
         """Return a copy of the tokenizer; its padding and truncation may be changed."""
         return copy.deepcopy(self._tokenizer)
 
-    def model(self, dtype: str, device: str) -> PreTrainedModel:
+    def model(self, dtype: str, device: str, layers: Collection[str] = ()) -> PreTrainedModel:  # noqa: ARG002
         """Return the model itself, in evaluation mode.
 
         Args:
             dtype: the expected dtype, or ``auto`` for the model's own.
             device: the expected device, or ``auto`` for the model's own.
+            layers: names of layers that an adapter is on; the model is what it is.
 
         Raises:
             OptionError: the model has another dtype, or is on another device.
@@ -252,6 +253,7 @@ def _save_adapter(model: Any, folder: Path) -> Path:
         else value
         for key, value in json.loads(path.read_text()).items()
     }  # PEFT writes sets, whose order varies between processes
+    config["layer_replication"] = None  # the base model in memory has the copied layers already
     config["init_lora_weights"] = True  # PiSSA and the like would subtract from the base model a second time
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
     return adapter
@@ -278,8 +280,9 @@ def _without_lora(model: Any) -> PreTrainedModel:
     """Return the base model of a PEFT model, with every LoRA layer put aside."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    base: PreTrainedModel = model.get_base_model()
-    for name, layer in list(base.named_modules()):
+    from clusterucb.model.adapters import take_off
+
+    for layer in model.get_base_model().modules():
         if isinstance(layer, BaseTunerLayer):
             if layer.merged:
                 raise ModelError(
@@ -287,9 +290,7 @@ def _without_lora(model: Any) -> PreTrainedModel:
                 )
             if layer.disable_adapters:
                 raise ModelError("the adapter is disabled; expected model.enable_adapter_layers() first")
-            parent, _, attribute = name.rpartition(".")
-            setattr(base.get_submodule(parent), attribute, layer.get_base_layer())
-    vars(base).pop("peft_config", None)  # otherwise PEFT warns that the model already has an adapter
+    base = take_off(model)
     _refuse_adapters(base)
     return base
 

@@ -110,9 +110,12 @@ class GradientSettings(ReadSettings):
             By default, all weights are equal.
         parameters: Linear layers whose own weights are differentiated instead of a LoRA: layer names, comma-separated,
             with * for any characters, such as model.layers.*.mlp.down_proj.
+        lora_only: Leave fully trained modules and tokens of an adapter out of the gradients (modules_to_save,
+            trainable_token_indices): they are used as trained. By default, such an adapter is refused.
         lora_rank: Rank of a fresh LoRA.
         lora_alpha: Scale of a fresh LoRA: its update is multiplied by alpha / rank.
-        lora_targets: Linear layers of a fresh LoRA, comma-separated, or all-linear. By default, PEFT chooses them.
+        lora_targets: Linear layers of a fresh LoRA, comma-separated, or all-linear: ends of their names, or whole names
+            with * for any characters. By default, PEFT's choice, or else the attention and MLP projections.
         warmup_steps: AdamW steps that warm up a fresh LoRA, on 4 random pool samples each.
         warmup_lr: Learning rate of the warm-up.
         sketch_dim: Dimension of gradient sketches, a power of two of at least 256.
@@ -137,6 +140,7 @@ class GradientSettings(ReadSettings):
     checkpoint: Paths | None = field(default=None, metadata=FILE)
     checkpoint_weights: str | None = field(default=None, metadata=LIST)
     parameters: str | None = field(default=None, metadata=LIST)
+    lora_only: bool = False
     lora_rank: Whole = 8
     lora_alpha: float = 16.0
     lora_targets: str | None = field(default=None, metadata=LIST)
@@ -249,7 +253,7 @@ class GradientSettings(ReadSettings):
 
     @property
     def target_layers(self) -> list[str] | None:
-        """The layer names in ``lora_targets``, or None if PEFT chooses the layers."""
+        """The layer names in ``lora_targets``, or None for the default choice."""
         return None if self.lora_targets is None else [name.strip() for name in self.lora_targets.split(",")]
 
     @property
@@ -267,6 +271,8 @@ class GradientSettings(ReadSettings):
             sketches: whether gradients are sketched.
         """
         unused = {*(() if self.warms_up else _FRESH_LORA), *(() if sketches else ("sketch_dim",))}
+        if not self.lora_only:  # runs of earlier versions do not have it
+            unused.add("lora_only")
         return {
             option_name(one.name): None
             if one.name in unused or one.metadata.get("file")

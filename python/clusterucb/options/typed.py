@@ -37,6 +37,7 @@ class GradientOptions(ReadOptions, total=False):
     checkpoint: Sequence[_Path] | None
     checkpoint_weights: str | Sequence[float] | None
     parameters: str | Sequence[str] | None
+    lora_only: bool
     lora_rank: int
     lora_alpha: float
     lora_targets: str | Sequence[str] | None
