@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterucb.samples.message import Unreadable
 from clusterucb.samples.shapes import Layout
-from clusterucb.samples.turns import Unreadable
 
 
 def learnt(row: dict[str, Any], **options: Any) -> list[str]:

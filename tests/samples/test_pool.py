@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from clusterucb.errors import InputError
 from clusterucb.samples import lines
+from clusterucb.samples.message import Message
 from clusterucb.samples.pool import Pool, Sample, overlap, read_pool, read_target
 from clusterucb.samples.sample import sample_of
 from clusterucb.samples.shapes import Layout
-from clusterucb.samples.turns import Message
 from helpers.bad_lines import BAD_LINES
 
 

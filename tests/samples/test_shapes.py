@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterucb.samples.message import Message, Unreadable
 from clusterucb.samples.shapes import FIELDS, SHAPES, Layout
-from clusterucb.samples.turns import Message, Unreadable
 
 ASKED, ANSWERED = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 TURNS = (("user", "q"), ("assistant", "a"))

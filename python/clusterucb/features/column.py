@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import InputError, OptionError
 from clusterucb.features.base import Feature, FeatureBatch, Fitted
-from clusterucb.samples.turns import kind_of
+from clusterucb.samples.message import kind_of
 
 if TYPE_CHECKING:
     from clusterucb.samples.sample import Sample

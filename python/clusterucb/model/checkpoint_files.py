@@ -54,7 +54,7 @@ def adapter_folder(folder: Path) -> Path:
 def optimizer_file(folder: Path) -> Path:
     """Return the path of the optimiser state in a checkpoint's folder, or ``optimizer.pt`` if there is no state.
 
-    The state of a named adapter lies beside its sub-folder. That of DeepSpeed's ZeRO is a folder in the checkpoint's folder.
+    The state of a named adapter lies beside its sub-folder. That of DeepSpeed's ZeRO is a folder in the checkpoint's.
     """
     folders = [folder] if folder == (own := adapter_folder(folder)) else [folder, own]
     if (folder.parent / "trainer_state.json").is_file():  # the sub-folder itself is given

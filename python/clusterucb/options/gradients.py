@@ -31,8 +31,8 @@ from clusterucb.options.kinds import (
     Whole,
     option_name,
 )
+from clusterucb.samples.message import ROLES
 from clusterucb.samples.shapes import FIELDS, IDS, LEARN, SHAPES, Layout
-from clusterucb.samples.turns import ROLES
 from clusterucb.wording import did_you_mean
 
 _FRESH_LORA = ("lora_rank", "lora_alpha", "lora_targets", "warmup_steps", "warmup_lr")
@@ -52,7 +52,8 @@ class ReadSettings(Checked):
             shape of the row decide.
         ids: What a sample's id is: column (the column id), file (the same after the name of the file), or content (a
             hash of the content). By default the column, and after the name of the file if several files share an id.
-        drop_unsupported: Drop images, tool calls and thoughts from rows. By default, such rows are rejected.
+        drop_unsupported: Drop images, tools and thoughts from rows. By default, tools and thoughts are read, and rows
+            with images are rejected.
         strict: Stop at the first line that cannot be used.
     """
 

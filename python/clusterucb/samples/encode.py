@@ -29,9 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.errors import ModelError, OptionError
-from clusterucb.samples.chat import ChatTemplate, Kind, Piece, Unusable
+from clusterucb.samples.chat import ChatTemplate
 from clusterucb.samples.encoded import Encoded, surrounded, truncated
-from clusterucb.samples.turns import TEXT, Message
+from clusterucb.samples.message import TEXT, TOOLS, Message
+from clusterucb.samples.pieces import Kind, Piece, Unusable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -130,7 +131,7 @@ class Encoder:
 
     def texts(self, conversations: Iterable[Sequence[Message]]) -> list[Text | Unusable]:
         """Return conversations as texts: the first step of `batch`."""
-        cut = [self._attempt(_up_to_last_answer, messages) for messages in conversations]
+        cut = [self._attempt(self._cut, messages) for messages in conversations]
         chats = [
             messages for messages in cut if not isinstance(messages, Unusable) and not _is_text(messages)
         ]
@@ -141,6 +142,26 @@ class Encoder:
             else self._attempt(self._text, messages, "" if _is_text(messages) else next(rendered))
             for messages in cut
         ]
+
+    def _cut(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Return a conversation up to its last answer, as the template can write it."""
+        cut = _up_to_last_answer(messages)
+        if self._template:
+            cut = self._template.tools.fitted(cut)
+        for message in cut:
+            written = (
+                message.content if message.role == TOOLS else "".join(call.text for call in message.calls)
+            )
+            if spelt := next((token for token in self._special if token in written), None):
+                raise Unusable(
+                    f"control token: a tool or a call contains {spelt!r}, which cannot be encoded as text"
+                )
+        return cut
+
+    @property
+    def n_without_tools(self) -> int:
+        """How many conversations were encoded without their definitions of tools, since the template writes none."""
+        return self._template.tools.without_tools if self._template else 0
 
     def tokenised(
         self, texts: Iterable[Text | Unusable]
@@ -263,7 +284,7 @@ class Encoder:
             return total[ends] > total[starts]
 
         dropped, content = holds(Kind.DROPPED), holds(Kind.CONTENT, Kind.ANSWER)
-        labels = holds(Kind.ANSWER, Kind.END)
+        calls, labels = holds(Kind.CALL), holds(Kind.ANSWER, Kind.END, Kind.CALL)
         turn_ends = np.repeat([self._added.get(text.end, -1) for text in texts], lengths)
         control = self._is_special[tokens] | (tokens == turn_ends)
         control &= tokens != self._tokenizer.unk_token_id  # which stands for whatever has no other token
@@ -275,7 +296,7 @@ class Encoder:
                 yield _spelt_out(texts[number].text, starts[at] - begins[number], ends[at] - begins[number])
                 continue
             keep = ~dropped[here]
-            yield Encoded(tokens[here][keep], labels[here][keep], content[here][keep])
+            yield Encoded(tokens[here][keep], labels[here][keep], (content | calls)[here][keep])
 
     def _spans(
         self,
@@ -331,7 +352,7 @@ def _up_to_last_answer(messages: Sequence[Message]) -> Sequence[Message]:
     answers = [at for at, message in enumerate(messages) if message.learnt]
     if not answers:
         raise Unusable("no assistant turn")
-    answered = [at for at in answers if messages[at].content.strip()]
+    answered = [at for at in answers if not messages[at].blank]
     if not answered:
         raise Unusable("empty answer")
     return messages[: answered[-1] + 1]

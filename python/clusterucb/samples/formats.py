@@ -33,6 +33,7 @@ import msgspec
 from clusterucb.errors import InputError
 from clusterucb.progress import Advance
 from clusterucb.samples.files import EXPECTED, ending, explained
+from clusterucb.samples.message import Unreadable
 from clusterucb.samples.tables import (
     Line,
     arrow_lines,
@@ -42,7 +43,7 @@ from clusterucb.samples.tables import (
     saved_lines,
     stream_lines,
 )
-from clusterucb.samples.turns import Unreadable, is_message
+from clusterucb.samples.turns import is_message
 from clusterucb.wording import one_line
 
 LONGEST_LINE = 64 << 20  # bytes; a longer line is not a sample but a file without line breaks

@@ -23,12 +23,12 @@ from clusterucb.errors import InputError
 from clusterucb.progress import Advance, Observer, Silent
 from clusterucb.samples.canonical import canonical_order
 from clusterucb.samples.lines import Lines, Origin, Samples
+from clusterucb.samples.message import ROLES, Message, Unreadable
 from clusterucb.samples.rejected import RejectedLines
 from clusterucb.samples.sample import Rejected, Sample, beginning, counts_by_kind, kinds_in_words
 from clusterucb.samples.shapes import Layout
 from clusterucb.samples.sources import RowSource, sources_of
 from clusterucb.samples.tables import Line
-from clusterucb.samples.turns import ROLES, Message, Unreadable
 from clusterucb.wording import counted
 
 __all__ = [

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import InputError, OptionError, warn
 from clusterucb.progress import Observer, Silent
-from clusterucb.samples.chat import Unusable
 from clusterucb.samples.encode import Encoder
 from clusterucb.samples.encoded import Encoded
+from clusterucb.samples.pieces import Unusable
 from clusterucb.samples.pool import Pool, Rejected, Sample, Samples, not_usable, overlap
 from clusterucb.samples.rejected import RejectedLines
 from clusterucb.samples.sample import counts_by_kind, kinds_in_words

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, Self
 
 import msgspec
 
+from clusterucb.samples.message import Message, Unreadable, kind_of
 from clusterucb.samples.shapes import Layout
-from clusterucb.samples.turns import Message, Unreadable, is_turn, kind_of
+from clusterucb.samples.turns import is_turn
 
 _LONGEST_NAME = 500  # the largest number of characters of a source or subtask
 _START = 200  # the number of characters of a rejected line that are shown
@@ -63,7 +64,7 @@ class Sample:
         return hashlib.sha256(names + hashlib.sha256(self.raw).digest()).digest()
 
     def _text(self, *, learnt: bool) -> str:
-        return "\n".join(message.content for message in self.messages if message.learnt is learnt)
+        return "\n".join(message.text for message in self.messages if message.learnt is learnt)
 
 
 class Rejected(NamedTuple):
@@ -179,7 +180,7 @@ def sample_of(
 
 def _content_hash(messages: Iterable[Message]) -> str:
     """Return the hex SHA-256 of messages. An answer that is context is no longer the same content."""
-    fields = [(*message, True) if message.context else tuple(message) for message in messages]
+    fields = [message.identity() for message in messages]
     return hashlib.sha256(msgspec.json.encode(fields)).hexdigest()
 
 

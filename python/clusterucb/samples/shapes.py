@@ -20,9 +20,9 @@ Decisions:
       class and no such mark.
     - If a row has a ``text`` and parts of another shape, it is not read as a plain text, because it is more likely
       an incomplete row of the other shape. A message of a tree is no sample either.
-    - A row with content that a text model cannot be given (images, tool calls) is rejected with the content's name,
-      because the rest of the row may make no sense without it. `Layout.drop_unsupported` leaves the content out
-      instead. Both also apply to a model's thoughts before a turn, which are not part of the answer.
+    - A row with content that a text model cannot be given (images, sounds) is rejected with the content's name, because
+      the rest of the row may make no sense without it. `Layout.drop_unsupported` leaves the content out instead, and
+      with it tools, their calls and results, and thoughts.
 """
 
 from __future__ import annotations
@@ -32,10 +32,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from clusterucb.samples.turns import TEXT, Message, TurnReader, Unreadable, listed, text_of
+from clusterucb.samples import tools
+from clusterucb.samples.message import TEXT, TOOLS, Message, Unreadable
+from clusterucb.samples.turns import TurnReader, listed, text_of
 from clusterucb.wording import printable
 
-_ROW_EXTRAS = ("tools", "functions", "images", "videos", "audios", "image", "audio")
+_ROW_EXTRAS = ("images", "videos", "audios", "image", "audio")
 _ASKED = ("instruction", "query", "question", "prompt", "input", "human", "user")
 _ANSWERED = ("output", "response", "answer", "completion", "assistant")
 _GIVEN = ("input", "context")
@@ -77,7 +79,7 @@ class Layout:
     Attributes:
         shape: one of `SHAPES`, or None to determine the shape from each row's keys.
         columns: maps a field of a shape, ``id``, ``source`` or ``subtask`` to the column that holds it.
-        drop_unsupported: whether to leave out images, tool calls and thoughts instead of rejecting their row.
+        drop_unsupported: whether to leave out images, tools, their calls and results, and thoughts.
         learn: one of `LEARN`: learn all answers, or only the last, whatever marks and shapes say. None to follow them.
         roles: further names of roles, each with one of ``system``, ``user`` and ``assistant``.
         ids: one of `IDS`: a sample's id is the hash of its content, the column ``id``, or this column after the name
@@ -111,13 +113,15 @@ class Layout:
             raise Unreadable(f"no conversation: {missing}, which {name} needs{_keys(row)}")
         if not self.drop_unsupported:
             for key in _ROW_EXTRAS:
-                if row.get(key) and row[key] not in ("[]", "{}", "null"):
+                if tools.has(row, key):
                     raise Unreadable(
                         f"unsupported content: the row has {key!r} (--drop-unsupported removes it)"
                     )
         if row.get("label") is False and name != TEXT:
             raise Unreadable("unsupported content: the row is marked as a bad answer (`label` is false)")
         messages = self._learnt(shape.read(row, self._reader))
+        if not self.drop_unsupported and name != TEXT and (defined := tools.definitions(row)):
+            messages = (Message(TOOLS, defined), *messages)
         if not any(message.learnt for message in messages):
             answers = any(message.role == "assistant" for message in messages)
             raise Unreadable("no answer to learn: all are context" if answers else "no assistant turn")
@@ -140,7 +144,8 @@ class Layout:
     def _unread(self, row: Row, shape: _Shape) -> tuple[str, ...]:
         """Return the columns with a value that no field is read from."""
         own = row.own if isinstance(row, _Renamed) else row
-        read = {*shape.reads, *_BESIDE, *_UNLEARNT, *(_ROW_EXTRAS if self.drop_unsupported else ())}
+        extras = _ROW_EXTRAS if self.drop_unsupported else ()
+        read = {*shape.reads, *_BESIDE, *_UNLEARNT, *tools.DEFINED, *extras}
         replaced = {
             name
             for name in read

@@ -16,16 +16,16 @@ Decisions:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 
-ROLES = ("system", "user", "assistant")
-TEXT = "text"  # the role of a plain text, which is not a conversation
+from clusterucb.samples import tools
+from clusterucb.samples.message import ROLES, Message, Unreadable, kind_of
 
 _ROLES = {
-    **{role: role for role in ROLES},
+    **{role: role for role in ROLES if role != "tool"},
     "developer": "system",
     "context": "system",
     "human": "user",
@@ -33,46 +33,16 @@ _ROLES = {
     "instruction": "user",
     **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "bot", "chatbot", "ai"), "assistant"),
 }
-_TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython", "tool_call", "tool_response")
-_TOOL_KEYS = ("tool_calls", "function_call")
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _LEARNT = ("train", "training", "loss", "loss_weight", "weight")  # 0 or false: context
 _SPANS = ("train_detail", "training_detail")  # axolotl's marks of parts of an answer
+_CALLING = "calling"  # of a turn that is nothing but calls of tools
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"))  # both turns in one object
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _CONTENTS = ("content", "value", "text")
 
 
-class Unreadable(Exception):
-    """One row cannot be used. The message is its reason in ``rejected.jsonl``."""
-
-
 class _EmptyTurn(Exception):
     """Nothing is left of a turn after its unsupported content was dropped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation, or a plain text. It unpacks into role and content.
-
-    Attributes:
-        role: one of `ROLES`, or `TEXT` for a plain text.
-        content: the text.
-        context: True for an answer that is not learnt; False for all other turns.
-    """
-
-    role: str
-    content: str
-    context: bool = False
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over role and content."""
-        return iter((self.role, self.content))
-
-    @property
-    def learnt(self) -> bool:
-        """Whether the content is predicted: that of an answer that is not context, and a plain text."""
-        return self.role in ("assistant", TEXT) and not self.context
 
 
 @dataclass(frozen=True)
@@ -80,7 +50,7 @@ class TurnReader:
     """Reads turns.
 
     Attributes:
-        drop_unsupported: whether to leave out images, tool calls and thoughts instead of rejecting their row.
+        drop_unsupported: whether to leave out images, tools, their calls and results, and thoughts.
         roles: further names of roles, each with one of `ROLES`.
     """
 
@@ -97,7 +67,7 @@ class TurnReader:
         if not isinstance(turns, list) or not turns:
             text = ", which is not JSON" if isinstance(turns, str) and turns.lstrip()[:1] == "[" else ""
             raise Unreadable(f"wrong type: `{key}` is {kind_of(turns)}{text}; expected a list of turns")
-        return list(self._non_empty(turns, key))
+        return tools.with_names(_calls_together(self._non_empty(turns, key)))
 
     def text_or_turns(self, row: Mapping[str, Any], key: str, role: str) -> list[Message]:
         """Return the turns in a field, or one turn of ``role`` with the field's text."""
@@ -140,23 +110,51 @@ class TurnReader:
             raise Unreadable(
                 f"wrong type: turn {number} of `{key}` is not an object with `role` and `content`"
             )
-        role = self._role(turn["role"], number)
-        extra = next((name for name in (*_TOOL_KEYS, *_THOUGHTS) if turn.get(name)), None)
-        if extra and not self.drop_unsupported:
-            self._unsupported(f"turn {number} {'has' if extra in _THOUGHTS else 'makes'} {extra!r}")
+        role, what = self._role(turn["role"], number), f"turn {number}"
         content = next((turn[name] for name in _CONTENTS if turn.get(name) is not None), None)
-        if extra and not content:
-            raise _EmptyTurn
+        if role == _CALLING:
+            return self._calling(turn, content, what)
+        if role == "tool":
+            return self._result(turn, content, what)
+        thought = calls = None
+        if role == "assistant":
+            calls = tools.calls_of(turn, what)
+            thought = tools.thought_of(turn, content if isinstance(content, list) else ())
+        if self.drop_unsupported:
+            if not content and (thought or calls):
+                raise _EmptyTurn
+            thought = calls = None
+        text = "" if content is None and calls else self.text(content, what)
         return Message(
-            role, self.text(content, f"turn {number}"), role == "assistant" and _is_context(turn, number)
+            role, text, role == "assistant" and _is_context(turn, what), thought or "", calls or ()
+        )
+
+    def _calling(self, turn: Mapping[str, Any], content: object, what: str) -> Message:
+        """Return a turn that is nothing but calls."""
+        if self.drop_unsupported:
+            raise _EmptyTurn
+        calls = tools.calls_of(turn, what) or tools.read_calls(content, what)
+        return Message("assistant", "", _is_context(turn, what), calls=calls)
+
+    def _result(self, turn: Mapping[str, Any], content: object, what: str) -> Message:
+        """Return the result of a tool."""
+        if self.drop_unsupported:
+            raise _EmptyTurn
+        name, call_id = turn.get("name"), turn.get("tool_call_id")
+        return Message(
+            "tool",
+            self.text(tools.result_text(content), what),
+            name=name if isinstance(name, str) else "",
+            call_id=call_id if isinstance(call_id, str) else "",
         )
 
     def _role(self, role: object, number: int) -> str:
         if isinstance(role, str):
             if role in self.roles:
                 return self.roles[role]
-            if role.lower() in _TOOL_ROLES:
-                self._unsupported(f"turn {number} is of role {role!r}")
+            for names, known in ((tools.RESULTS, "tool"), (tools.CALLS, _CALLING)):
+                if role.lower() in names:
+                    return known
             if role.lower() in _ROLES:
                 return _ROLES[role.lower()]
         raise Unreadable(
@@ -165,7 +163,8 @@ class TurnReader:
         )
 
     def _joined(self, parts: list[Any], what: str) -> str:
-        texts = []
+        texts: list[str] = []
+        thoughts = False
         for part in parts:
             if isinstance(part, str):
                 texts.append(part)
@@ -178,9 +177,11 @@ class TurnReader:
                 texts.append(words)
             elif kind in _TEXT_PARTS:
                 raise Unreadable(f"wrong type: a part of {what} has no text; expected a string in its `text`")
+            elif kind in tools.THOUGHTS:
+                thoughts = True
             elif not self.drop_unsupported:
                 self._unsupported(f"{what} holds a part of type {kind!r:.40}")
-        if parts and not texts:
+        if parts and not texts and not (thoughts and not self.drop_unsupported):
             raise _EmptyTurn
         return "".join(texts)
 
@@ -188,6 +189,22 @@ class TurnReader:
         if self.drop_unsupported:
             raise _EmptyTurn
         raise Unreadable(f"unsupported content: {what}; expected text (--drop-unsupported removes it)")
+
+
+def _calls_together(messages: Iterator[Message]) -> list[Message]:
+    """Return turns in which calls that follow each other, each in a turn of its own, are one turn."""
+    together: list[Message] = []
+    for message in messages:
+        before = together[-1] if together else None
+        if before and _only_calls(before) and _only_calls(message) and before.context == message.context:
+            together[-1] = replace(before, calls=(*before.calls, *message.calls))
+        else:
+            together.append(message)
+    return together
+
+
+def _only_calls(message: Message) -> bool:
+    return bool(message.calls) and not message.content and not message.thought
 
 
 def _unpaired(turn: object) -> list[Any]:
@@ -204,7 +221,7 @@ def _unpaired(turn: object) -> list[Any]:
     return [turn]
 
 
-def _is_context(turn: Mapping[str, Any], number: int) -> bool:
+def _is_context(turn: Mapping[str, Any], what: str) -> bool:
     """Return whether an answer is marked as not to be learnt.
 
     Raises:
@@ -213,7 +230,7 @@ def _is_context(turn: Mapping[str, Any], number: int) -> bool:
     for name in _SPANS:
         if turn.get(name):
             raise Unreadable(
-                f"unsupported content: turn {number} marks parts of the answer ({name!r}); expected a mark of the "
+                f"unsupported content: {what} marks parts of the answer ({name!r}); expected a mark of the "
                 "whole answer"
             )
     context = False
@@ -223,7 +240,7 @@ def _is_context(turn: Mapping[str, Any], number: int) -> bool:
             continue
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise Unreadable(
-                f"unsupported content: turn {number} has {name} {value!r:.40}; expected 0 or 1 (false or true), "
+                f"unsupported content: {what} has {name} {value!r:.40}; expected 0 or 1 (false or true), "
                 "because an answer is learnt or not"
             )
         context = context or bool(value) == (name == "masked")
@@ -252,7 +269,7 @@ def is_message(value: object) -> bool:
     return (
         isinstance(value, dict)
         and ("role" in value or "from" in value)
-        and any(name in value for name in (*_CONTENTS, *_TOOL_KEYS))
+        and any(name in value for name in (*_CONTENTS, *tools.CALLS))
         and "parent_id" not in value
     )
 
@@ -266,11 +283,3 @@ def text_of(row: Mapping[str, Any], key: str) -> str:
     if not isinstance(row[key], str):
         raise Unreadable(f"wrong type: `{key}` is {kind_of(row[key])}; expected a string")
     return str(row[key])
-
-
-def kind_of(value: object) -> str:
-    """Return the kind of a JSON value in words, such as ``an object`` or ``empty``."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
-    if value is None:
-        return "null"
-    return names.get(type(value), "a number") if value not in ("", []) else "empty"

@@ -16,7 +16,7 @@ from clusterucb.report.export.llamafactory import LLAMAFACTORY
 from clusterucb.report.export.lora import lora_of
 from clusterucb.report.export.training import Conversation, Training, has_context
 from clusterucb.report.export.trl import TRL
-from clusterucb.samples.turns import TEXT
+from clusterucb.samples.message import TEXT
 
 if TYPE_CHECKING:
     from clusterucb.options.search import Settings

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clusterucb.report.export.lora import Lora
-from clusterucb.samples.turns import Message
+from clusterucb.samples.message import Message
 
 WRITTEN_BY = "Written by clusterucb. Every selection overwrites this file: copy it before you change it."
 
