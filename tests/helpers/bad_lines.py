@@ -93,15 +93,15 @@ BAD_LINES: list[tuple[bytes, str]] = [
     ),
     (
         b'{"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}',
-        "unsupported content: turn 1 makes 'tool_calls'; expected text",
+        "wrong type: a tool call in turn 1 has no `name`; expected the tool's name and `arguments`",
     ),
     (
-        b'{"messages": [{"role": "assistant", "content": "a", "reasoning_content": "Hm."}]}',
-        "unsupported content: turn 1 has 'reasoning_content'; expected text (--drop-unsupported removes it)",
+        b'{"messages": [{"role": "tool_call", "content": "f(x)"}, {"role": "assistant", "content": "a"}]}',
+        "not JSON: the tool call in turn 1 is a text that is no JSON; expected an object or a list",
     ),
     (
-        b'{"messages": [{"role": "tool", "content": "5"}, {"role": "assistant", "content": "a"}]}',
-        "unsupported content: turn 1 is of role 'tool'; expected text",
+        b'{"tools": "weather", "messages": [{"role": "assistant", "content": "a"}]}',
+        "not JSON: `tools` is a text that is no JSON; expected an object or a list",
     ),
     (
         b'{"images": ["a.png"], "prompt": "q", "completion": "a"}',

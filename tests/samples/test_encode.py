@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from clusterucb.errors import ModelError, OptionError
@@ -483,11 +483,16 @@ def test_a_long_text_keeps_its_beginning() -> None:
 
 
 @given(prompt=TEXT, answer=SAID)
+@example(prompt="", answer="<")
 def test_without_a_template_prompt_and_answer_stand_together_and_eos_ends_them(
     prompt: str, answer: str
 ) -> None:
-    encoded = PLAIN([Message("user", prompt), Message("assistant", answer)])
-    tokenizer = PLAIN._tokenizer
+    messages = [Message("user", prompt), Message("assistant", answer)]
+    if len((prompt + answer).encode()) == 1:
+        with pytest.raises(Unusable, match="too short: the text is one token"):
+            PLAIN(messages)
+        return
+    encoded, tokenizer = PLAIN(messages), PLAIN._tokenizer
     assert tokenizer.decode(encoded.tokens) == f"{prompt}{answer}</s>"
     text = [byte_token(tokenizer, byte) for byte in f"{prompt}{answer}".encode()]
     assert encoded.tokens.tolist() == [*text, tokenizer.eos_token_id]
@@ -510,7 +515,7 @@ def test_without_a_template_bos_is_written_if_the_tokenizer_writes_it() -> None:
 def test_without_a_template_an_answer_alone_is_predicted_but_for_its_first_token() -> None:
     encoded = PLAIN([Message("assistant", "Hello.")])
     assert labelled(PLAIN, encoded) == "ello.</s>"
-    with pytest.raises(Unusable, match="removes the whole answer"):
+    with pytest.raises(Unusable, match="too short: the text is one token"):
         PLAIN([Message("assistant", "H")])
 
 

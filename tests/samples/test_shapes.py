@@ -181,17 +181,13 @@ def test_unsupported_parts_and_turns_are_left_out_on_request() -> None:
         "tools": [{"name": "f"}],
     }
     assert turns(row, drop_unsupported=True) == TURNS
-    with pytest.raises(Unreadable, match=r"^unsupported content: the row has 'tools'"):
-        turns(row)
     with pytest.raises(Unreadable, match=r"^unsupported content: turn 1 holds a part of type 'image'"):
-        turns({**row, "tools": None})
+        turns(row)
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
-def test_what_a_model_thought_is_no_answer(key: str) -> None:
+def test_what_a_model_thought_is_left_out_on_request(key: str) -> None:
     row = {"conversations": [ASKED, {"from": "gpt", "value": "", key: "Hm."}, {**ANSWERED, key: "Well."}]}
-    with pytest.raises(Unreadable, match=f"^unsupported content: turn 2 has '{key}'; expected text"):
-        turns(row)
     assert turns(row, drop_unsupported=True) == TURNS
 
 

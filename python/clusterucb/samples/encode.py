@@ -237,7 +237,7 @@ class Encoder:
         if not (encoded.labels & encoded.content).any():
             raise Unusable(
                 "too short: the text is one token; expected at least two"
-                if text.plain
+                if text.plain or len(encoded) - len(text.after) == 1
                 else "chat template: the template or the tokenizer removes the whole answer"
             )
         return truncated(encoded, self._max_length, self._tokenizer.bos_token_id)

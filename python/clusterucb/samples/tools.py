@@ -16,6 +16,7 @@ Decisions:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -32,6 +33,7 @@ CALLS = (
 )  # roles of turns that are calls, and fields of turns
 DEFINED = ("tools", "functions")  # columns of a row with the definitions
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought")  # fields of turns, and types of parts
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _EMPTY: tuple[object, ...] = (None, "", [], {}, "[]", "{}", "null")
 
 
@@ -137,6 +139,12 @@ def thought_of(turn: Mapping[str, Any], parts: Iterable[object]) -> str:
             texts = (part.get(name) for name in (*THOUGHTS, "text", "content", "value"))
             found += [text for text in texts if isinstance(text, str)][:1]
     return "\n".join(text for text in found if text.strip())
+
+
+def without_thought(content: object) -> tuple[str, object]:
+    """Return the thoughts that a content of calls begins with, as in LLaMA-Factory's data, and the rest."""
+    found = _THOUGHT.match(content) if isinstance(content, str) else None
+    return (found[1].strip("\n"), str(content)[found.end() :]) if found else ("", content)
 
 
 def with_names(messages: Sequence[Message]) -> list[Message]:

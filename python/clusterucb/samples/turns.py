@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 
 from clusterucb.samples import tools
-from clusterucb.samples.message import ROLES, Message, Unreadable, kind_of
+from clusterucb.samples.message import ROLES, Call, Message, Unreadable, kind_of
 
 _ROLES = {
     **{role: role for role in ROLES if role != "tool"},
@@ -116,25 +116,26 @@ class TurnReader:
             return self._calling(turn, content, what)
         if role == "tool":
             return self._result(turn, content, what)
-        thought = calls = None
-        if role == "assistant":
+        thought = ""
+        calls: tuple[Call, ...] = ()
+        if role == "assistant" and self.drop_unsupported:
+            if not content and any(tools.has(turn, name) for name in (*tools.CALLS, *tools.THOUGHTS)):
+                raise _EmptyTurn
+        elif role == "assistant":
             calls = tools.calls_of(turn, what)
             thought = tools.thought_of(turn, content if isinstance(content, list) else ())
-        if self.drop_unsupported:
-            if not content and (thought or calls):
-                raise _EmptyTurn
-            thought = calls = None
         text = "" if content is None and calls else self.text(content, what)
-        return Message(
-            role, text, role == "assistant" and _is_context(turn, what), thought or "", calls or ()
-        )
+        return Message(role, text, role == "assistant" and _is_context(turn, what), thought, calls)
 
     def _calling(self, turn: Mapping[str, Any], content: object, what: str) -> Message:
         """Return a turn that is nothing but calls."""
         if self.drop_unsupported:
             raise _EmptyTurn
-        calls = tools.calls_of(turn, what) or tools.read_calls(content, what)
-        return Message("assistant", "", _is_context(turn, what), calls=calls)
+        thought, calls = tools.thought_of(turn, ()), tools.calls_of(turn, what)
+        if not calls:
+            inline, content = tools.without_thought(content)
+            thought, calls = thought or inline, tools.read_calls(content, what)
+        return Message("assistant", "", _is_context(turn, what), thought, calls)
 
     def _result(self, turn: Mapping[str, Any], content: object, what: str) -> Message:
         """Return the result of a tool."""

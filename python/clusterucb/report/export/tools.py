@@ -14,7 +14,7 @@ from clusterucb.filenames import CONVERSATIONS, EXPORTS, TEXTS, export_files
 from clusterucb.report.export.axolotl import AXOLOTL
 from clusterucb.report.export.llamafactory import LLAMAFACTORY
 from clusterucb.report.export.lora import lora_of
-from clusterucb.report.export.training import Conversation, Training, has_context
+from clusterucb.report.export.training import Conversation, Training, has_context, has_tools
 from clusterucb.report.export.trl import TRL
 from clusterucb.samples.message import TEXT
 
@@ -80,8 +80,8 @@ def _export(run: Path, name: str, samples: Sequence[Sample], model: str, setting
     if left_out := len(conversations) - len(rows):
         warnings.warn(
             f"--export {name} leaves out {left_out} of {len(samples)} selected samples: it reads only conversations in "
-            "which user and assistant take turns, and cannot be told to learn some answers of a conversation and not "
-            "others",
+            "which questions and answers take turns, and cannot be told to learn some answers of a conversation and "
+            "not others",
             ClusterUCBWarning,
             stacklevel=5,
         )
@@ -95,6 +95,7 @@ def _export(run: Path, name: str, samples: Sequence[Sample], model: str, setting
         texts=bool(texts),
         single=single,
         context=any(map(has_context, conversations)),
+        tools=any(map(has_tools, conversations)),
     )
     try:
         folder.mkdir(exist_ok=True)
