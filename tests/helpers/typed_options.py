@@ -47,10 +47,12 @@ _AS_GIVEN = {
     "arms": "str | Sequence[str]",
     "lora_targets": "str | Sequence[str]",
     "parameters": "str | Sequence[str]",
+    "special_tokens": "str | Sequence[str]",
     "checkpoint_weights": "str | Sequence[float]",
     "checkpoint": "Sequence[_Path]",
     "prior": "_Path | Sequence[_Path]",
     "optimizer": "_Path | torch.optim.Optimizer",
+    "tokenizer": "_Path | PreTrainedTokenizerBase",
     "columns": "Mapping[str, str]",
     "roles": "Mapping[str, str]",
     "subtask_weights": "Mapping[str, float]",
@@ -91,8 +93,7 @@ def source() -> str:
         inherited = set[str]().union(*(known.get(base, set()) for base in bases.split(", ")))
         fields = [field for field in dataclasses.fields(settings) if field.name not in inherited]
         hints = get_type_hints(settings)
-        lines = ["    tokenizer: PreTrainedTokenizerBase | None"] if name == "GradientOptions" else []
-        lines += [_line(field.name, _typed(field.name, hints[field.name])) for field in fields]
+        lines = [_line(field.name, _typed(field.name, hints[field.name])) for field in fields]
         total = ", total=False" if bases == "TypedDict" or lines else ""
         body = "\n".join(lines)
         doc = f'    """The options of `{settings.__module__}.{settings.__name__}`."""'

@@ -331,7 +331,9 @@ def test_a_template_without_a_place_for_calls_says_so(name: str) -> None:
     with pytest.raises(Unusable, match="chat template: it has no place for tool calls"):
         encoder(BOTH)
     listed = encoder([DEFINED, ASKED, SAID])
-    assert encoder.n_without_tools == 1
+    (note,) = encoder.notes("pool")
+    assert note.startswith("1 sample of the pool")
+    assert encoder.notes("pool") == []
     assert listed.tokens.tolist() == encoder([ASKED, SAID]).tokens.tolist()
 
 

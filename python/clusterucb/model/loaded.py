@@ -116,23 +116,25 @@ class LoadedModel:
 def borrowing(job: Function) -> Function:
     """Decorate a job so that ``model`` may also be a loaded model, given with its ``tokenizer``.
 
-    With a PEFT model, ``optimizer`` may be a torch optimiser.
+    With the path of a model, ``tokenizer`` is a path, too. With a PEFT model, ``optimizer`` may be a torch optimiser.
     """
 
     @functools.wraps(job)
     def call(*arguments: Any, model: Any, tokenizer: Any = None, **options: Any) -> Any:
         if isinstance(model, str | PathLike):
-            if tokenizer is not None:
-                raise OptionError(
-                    "a tokenizer is given with the path of a model, which has its own; leave it out"
-                )
-            return job(*arguments, model=model, **options)
+            if tokenizer is None or isinstance(tokenizer, str | PathLike):
+                named = {} if tokenizer is None else {"tokenizer": str(tokenizer)}
+                return job(*arguments, model=model, **named, **options)
+            raise OptionError(
+                f"tokenizer is a {type(tokenizer).__name__}, given with the path of a model; expected the path of a "
+                "tokenizer's folder, or a loaded model"
+            )
         with _lend(model, tokenizer, options) as (source, options_now):
             return job(*arguments, model=source, **options_now)
 
     signature = inspect.signature(job)
-    named = list(signature.parameters.values())
-    at = 1 + list(signature.parameters).index("model")
+    named = [parameter for parameter in signature.parameters.values() if parameter.name != "tokenizer"]
+    at = 1 + [parameter.name for parameter in named].index("model")
     named.insert(
         at, inspect.Parameter("tokenizer", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Any)
     )

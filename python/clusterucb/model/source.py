@@ -99,6 +99,10 @@ class ModelSource:
                 digest.update(block)
         return digest.hexdigest()
 
+    def named(self, name: str) -> ModelSource:
+        """Return another folder or hub id, with the same permission to run code."""
+        return ModelSource(name, trust_remote_code=self.trust_remote_code)
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer.
 

@@ -98,6 +98,11 @@ class GradientSettings(ReadSettings):
     """Options that affect a pool sample's gradient and its sketch.
 
     Attributes:
+        tokenizer: Folder or hub id of the tokenizer. By default, the adapter's if its folder has one, else the model's.
+        chat_template: File with the chat template, in Jinja. By default, the template of the adapter's folder, or of
+            the tokenizer.
+        special_tokens: Special tokens that are read as tokens where a text spells them, comma-separated, such as
+            <ctx>,</ctx>. By default, they are read as text.
         preconditioner: How a gradient becomes an update: adam_less (as in LESS and ClusterUCB), adam (the optimiser's
             true next step), second_moment (the gradient, scaled by the optimiser's second moment), or sgd (the
             gradient itself).
@@ -135,6 +140,9 @@ class GradientSettings(ReadSettings):
         seed: Seed of all random numbers: the same seed gives the same result.
     """
 
+    tokenizer: str | None = field(default=None, metadata=FREE)
+    chat_template: Path | None = field(default=None, metadata=FREE)
+    special_tokens: str | None = field(default=None, metadata={**FREE, **LIST})
     preconditioner: Preconditioner = "adam_less"
     adapter: Path | None = field(default=None, metadata=FILE)
     optimizer: Path | None = field(default=None, metadata=FILE)
@@ -246,6 +254,11 @@ class GradientSettings(ReadSettings):
         if self.preconditioner == "sgd":
             return [(adapter, None) for adapter in adapters]
         return [(adapter, self.optimizer or (adapter and optimizer_file(adapter))) for adapter in adapters]
+
+    @property
+    def parsed_tokens(self) -> list[str]:
+        """The tokens in ``special_tokens``."""
+        return [token for token in (self.special_tokens or "").split(",") if token]
 
     @property
     def patterns(self) -> list[str]:

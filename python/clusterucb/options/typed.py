@@ -30,7 +30,9 @@ class ReadOptions(TypedDict, total=False):
 class GradientOptions(ReadOptions, total=False):
     """The options of `clusterucb.options.gradients.GradientSettings`."""
 
-    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer: _Path | PreTrainedTokenizerBase | None
+    chat_template: _Path | None
+    special_tokens: str | Sequence[str] | None
     preconditioner: Literal["adam_less", "adam", "second_moment", "sgd"]
     adapter: _Path | None
     optimizer: _Path | torch.optim.Optimizer | None

@@ -21,7 +21,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -33,6 +34,7 @@ from clusterucb.samples.chat import ChatTemplate
 from clusterucb.samples.encoded import Encoded, surrounded, truncated
 from clusterucb.samples.message import TEXT, TOOLS, Message
 from clusterucb.samples.pieces import Kind, Piece, Unusable
+from clusterucb.wording import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,6 +45,8 @@ _RULES = 1
 # A private-use character, inserted into the spelling of a control token in a content so that the spelling stays text.
 _BREAK = "\ue000"
 
+
+_LISTED = 12  # tokens that a message names
 
 _Result = TypeVar("_Result")
 
@@ -72,13 +76,16 @@ class Encoder:
     Args:
         tokenizer: a fast tokenizer from transformers.
         max_length: the largest number of tokens of a sample, at least 2. Longer samples are cut.
+        parsed: special tokens that are tokens where a content spells them. Others stay text there.
 
     Raises:
-        OptionError: ``max_length`` is too small.
+        OptionError: ``max_length`` is too small, or the tokenizer lacks a token of ``parsed``.
         ModelError: the tokenizer has no character offsets, or neither a chat template nor an EOS token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, parsed: Collection[str] = ()
+    ) -> None:
         if max_length < 2:
             raise OptionError(
                 f"max_length is {max_length}; expected at least 2, because each token is predicted from earlier ones"
@@ -101,7 +108,16 @@ class Encoder:
         # Tables of bool by token id: looking a token up is faster than np.isin on every sample.
         numbers = np.arange(max(len(tokenizer), *self._added.values(), 0) + 1)
         self._is_added = np.isin(numbers, list(self._added.values()))
-        self._special = {text for text, number in self._added.items() if added[number].special}
+        if unknown := sorted(set(parsed) - self._added.keys()):
+            raise OptionError(
+                f"--special-tokens names {unknown[0]!r}, which is no token of its own in the tokenizer; expected some "
+                f"of {', '.join(sorted(self._added)[:_LISTED])}{', ...' if len(self._added) > _LISTED else ''}"
+            )
+        self._parsed = frozenset(parsed)
+        self._spelt: Counter[str] = Counter()  # how many conversations spell each special token
+        self._special = {
+            text for text, number in self._added.items() if added[number].special and text not in self._parsed
+        }
         self._is_special = np.isin(numbers, [self._added[text] for text in self._special])
         first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
         self._bos = first if first == [tokenizer.bos_token_id] else []
@@ -158,10 +174,27 @@ class Encoder:
                 )
         return cut
 
-    @property
-    def n_without_tools(self) -> int:
-        """How many conversations were encoded without their definitions of tools, since the template writes none."""
-        return self._template.tools.without_tools if self._template else 0
+    def notes(self, what: str) -> list[str]:
+        """Return what the user should know about the conversations since the last call, as sentences.
+
+        Args:
+            what: what the conversations are: ``pool``, say.
+        """
+        notes = []
+        if self._template and (count := self._template.tools.without_tools):
+            self._template.tools.without_tools = 0
+            notes.append(
+                f"{counted(count, 'sample')} of the {what} define tools and call none. They are read without the "
+                "definitions, because the model's chat template has no place for them"
+            )
+        if self._spelt:
+            found = [f"{token} in {count:,}" for token, count in self._spelt.most_common(_LISTED)]
+            self._spelt.clear()
+            notes.append(
+                f"samples of the {what} spell special tokens, which are read as text: {', '.join(found)}. To read some "
+                "as tokens, name them: --special-tokens"
+            )
+        return notes
 
     def tokenised(
         self, texts: Iterable[Text | Unusable]
@@ -220,8 +253,12 @@ class Encoder:
         self, pieces: Iterable[Piece], end: str, *, before: Sequence[int] = (), after: Sequence[int] = ()
     ) -> Text:
         """Return pieces as one text; ``end`` is the end-of-turn token."""
-        controls = self._special | ({end} & self._added.keys())
-        parts = [part for piece in pieces for part in _without_controls(piece, controls)]
+        controls = (self._special | ({end} & self._added.keys())) - self._parsed
+        pieces = list(pieces)
+        said = "\0".join(piece.text for piece in pieces if piece.kind in (Kind.CONTENT, Kind.ANSWER))
+        if spelt := [control for control in controls if control in said]:
+            self._spelt.update(spelt)
+        parts = [part for piece in pieces for part in _without_controls(piece, spelt)]
         kinds = np.repeat(
             np.array([part.kind for part in parts], np.uint8), [len(part.text) for part in parts]
         )
@@ -257,6 +294,7 @@ class Encoder:
             {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()},
             self._template and self._template.source,
             self._max_length,
+            *sorted(self._parsed),
         )
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -285,7 +323,8 @@ class Encoder:
 
         dropped, content = holds(Kind.DROPPED), holds(Kind.CONTENT, Kind.ANSWER)
         calls, labels = holds(Kind.CALL), holds(Kind.ANSWER, Kind.END, Kind.CALL)
-        turn_ends = np.repeat([self._added.get(text.end, -1) for text in texts], lengths)
+        ending = [-1 if text.end in self._parsed else self._added.get(text.end, -1) for text in texts]
+        turn_ends = np.repeat(ending, lengths)
         control = self._is_special[tokens] | (tokens == turn_ends)
         control &= tokens != self._tokenizer.unk_token_id  # which stands for whatever has no other token
         faults = (dropped | control) & content

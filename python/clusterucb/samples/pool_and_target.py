@@ -25,7 +25,7 @@ from clusterucb.samples.pool import Pool, Rejected, Sample, Samples, not_usable,
 from clusterucb.samples.rejected import RejectedLines
 from clusterucb.samples.sample import counts_by_kind, kinds_in_words
 from clusterucb.samples.tokens import EncodedSamples, TokenFile
-from clusterucb.wording import counted, did_you_mean
+from clusterucb.wording import did_you_mean
 
 _MANY_FULL = 0.05  # if a larger share of the samples fills the maximum length, a warning is given
 _SLOW = 20_000  # encoding at least this many samples shows progress
@@ -194,7 +194,6 @@ def _encode(
     first: Rejected | None = None
     shown = observer if len(kept) >= _SLOW else Silent()
     at = 0
-    before = encoder.n_without_tools
     with shown.count(f"Encoding the {what}", len(kept)) as advance:
         for samples, found in _encoded(_batches(pool.samples), encoder):
             for sample, encoded in zip(samples, found, strict=True):
@@ -216,11 +215,8 @@ def _encode(
             f"{first.file}:{first.line}: {first.reason}); expected answers with at least one token, and a chat "
             "template that fits them"
         )
-    if encoder.n_without_tools > before:
-        warn(
-            f"{counted(encoder.n_without_tools - before, 'sample')} of the {what} define tools and call none: the "
-            "model's chat template has no place for definitions of tools, so they are left out"
-        )
+    for note in encoder.notes(what):
+        warn(note)
     pool_tokens = tokens.close()
     if (n_full := int((pool_tokens.lengths >= encoder.max_length).sum())) > _MANY_FULL * len(pool_tokens):
         warn(

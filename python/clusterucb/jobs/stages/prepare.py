@@ -121,7 +121,7 @@ def prepare(
         _refuse_known(aim, judging)
     if judging:
         judging = _unseen(read, judging)
-    encoder = Encoder(tokenizer, max_length=settings.max_length)
+    encoder = Encoder(tokenizer, max_length=settings.max_length, parsed=settings.parsed_tokens)
     if tokenizer.chat_template is None:
         observer.step(
             "The tokenizer has no chat template: a sample is a prompt, its answer and EOS; conversations of several "
@@ -176,14 +176,15 @@ def _opened(
 ) -> tuple[ModelSource | LoadedModel, str, PreTrainedTokenizerBase]:
     """Return a model's source, the device and the tokenizer."""
     from clusterucb.model import source as checkpoint
+    from clusterucb.model.tokenizer import tokenizer_for, with_given_template
 
     if isinstance(model, LoadedModel):
-        return model, model.device(settings.device), model.tokenizer()
+        return model, model.device(settings.device), with_given_template(model.tokenizer(), settings)
     device = checkpoint.resolve_device(settings.device)
     if not Path(model).is_dir():
         observer.step(f"There is no folder {model}; looking for a hub id")
     source = checkpoint.ModelSource(str(model), settings.revision, settings.trust_remote_code)
-    return source, device, source.tokenizer()
+    return source, device, tokenizer_for(source, settings, observer)
 
 
 def _read(
