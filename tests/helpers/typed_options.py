@@ -15,7 +15,7 @@ import clusterucb
 from clusterucb.engine.aggregate import RULES
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
 from clusterucb.options.gradients import GradientSettings, ReadSettings
-from clusterucb.options.kinds import AUTOCASTS, DTYPES, SCORERS
+from clusterucb.options.kinds import AUTO, AUTOCASTS, DTYPES, SCORERS
 from clusterucb.options.search import (
     CompareSettings,
     DrawSettings,
@@ -34,6 +34,7 @@ _CHOICES = {
     "autocast": AUTOCASTS,
     "dtype": DTYPES,
     "format": tuple(SHAPES),
+    "target_format": (AUTO, *SHAPES),
     "ids": IDS,
     "learn": LEARN,
     "preconditioner": PRECONDITIONERS,
@@ -54,6 +55,7 @@ _AS_GIVEN = {
     "optimizer": "_Path | torch.optim.Optimizer",
     "tokenizer": "_Path | PreTrainedTokenizerBase",
     "columns": "Mapping[str, str]",
+    "target_columns": "Mapping[str, str]",
     "roles": "Mapping[str, str]",
     "subtask_weights": "Mapping[str, float]",
 }
@@ -105,7 +107,11 @@ def source() -> str:
 def _line(name: str, typed: str) -> str:
     """Return the line of an option, with a long type in brackets, as the formatter writes it."""
     line = f"    {name}: {typed}"
-    return line if len(line) <= _WIDTH else f"    {name}: (\n        {typed}\n    )"
+    if len(line) <= _WIDTH:
+        return line
+    if len(typed) + 8 > _WIDTH:
+        typed = typed.replace(" | ", "\n        | ")
+    return f"    {name}: (\n        {typed}\n    )"
 
 
 def _typed(name: str, hint: object) -> str:

@@ -266,6 +266,8 @@ WRONG = {
     "--features": ("embeddings", "Did you mean 'embedding'?"),
     "--clusterer": ("k-means", "Did you mean 'kmeans'?"),
     "--policy": ("ucb3", "Did you mean 'ucb'?"),
+    "--target-format": ("alpacca", "Did you mean 'alpaca'?"),
+    "--target-columns": ("question", "prompt=question,completion=answer"),
     "--roles": ("Advisor", "Advisor=assistant,Client=user"),
     "--learn": ("first", "one of all, last"),
     "--ids": ("line", "one of content, column, file"),

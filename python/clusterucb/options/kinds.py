@@ -17,6 +17,7 @@ from clusterucb.filenames import EXPORTS
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
 from clusterucb.samples.shapes import IDS, LEARN, SHAPES
 
+AUTO = "auto"  # the shape of a row follows from its keys
 # Metadata of a field that affects no computed number: its value may change when a run is resumed.
 FREE = {"decides": False}
 # Metadata of a field whose text holds several values with commas between them. Python and files may give a list.
@@ -96,6 +97,7 @@ def offered(choices: Iterable[str]) -> Parameter:
 Autocast = Annotated[str | None, offered(AUTOCASTS)]
 Dtype = Annotated[str, offered(DTYPES)]
 Format = Annotated[str | None, offered(SHAPES), ROWS]
+TargetFormat = Annotated[str | None, offered((AUTO, *SHAPES)), ROWS]
 Ids = Annotated[str | None, offered(IDS), ROWS]
 Learn = Annotated[str | None, offered(LEARN), ROWS]
 Preconditioner = Annotated[str, offered(PRECONDITIONERS)]

@@ -130,7 +130,7 @@ def examine_files(
     if model is not None:
         check_model(model)
     read = read_pool(pool, settings.layout, limit=FIRST)
-    held_out = None if target is None else read_target(target, settings.layout, limit=FIRST)
+    held_out = None if target is None else read_target(target, settings.target_layout, limit=FIRST)
     pools = [read, *([held_out] if held_out else [])]
     subtasks = {sample.subtask for sample in held_out.samples} if held_out else set()
     if len(subtasks) > 1 and settings.rule != ROUND_ROBIN:

@@ -9,7 +9,7 @@ Decisions:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -103,11 +103,11 @@ def prepare(
     reading = partial(_read, settings=settings, observer=observer)
     aim = None if target is None else reading(read_target, target)
     read = reading(read_pool, pool)
-    if (unseen := read.unseen & (aim or read).unseen) and not isinstance(pool, Pool):
-        raise OptionError(
-            f"--columns names {', '.join(sorted(unseen))}, which no row has; the columns of the first row are "
-            f"{', '.join(decode(read.samples[0].raw))}"
-        )
+    if not isinstance(pool, Pool):
+        own = settings.target_columns is not None
+        _check_columns("--columns", read, read.unseen if own else read.unseen & (aim or read).unseen)
+        if aim and own:
+            _check_columns("--target-columns", aim, aim.unseen)
     source, device, tokenizer = opened or _opened(model, settings, observer)
 
     from clusterucb.samples.encode import Encoder
@@ -136,6 +136,14 @@ def prepare(
     }
     material = encode(read, aim, encoder, strict=settings.strict, observer=observer)
     return Prepared(material, source, device, contents, encoder, judging)
+
+
+def _check_columns(option: str, read: Pool, unseen: Collection[str]) -> None:
+    if unseen:
+        raise OptionError(
+            f"{option} names {', '.join(sorted(unseen))}, which no row has; the columns of the first row are "
+            f"{', '.join(decode(read.samples[0].raw))}"
+        )
 
 
 def _refuse_known(target: Pool, judges: Pool) -> None:
@@ -197,7 +205,8 @@ def _read(
     """Read a pool or a target and report the contents of each file. A `Pool` was already read, and is returned."""
     if isinstance(given, Pool):
         return given
-    pool = read(given, settings.layout, strict=settings.strict, observer=observer)
+    layout = settings.layout if read is read_pool else settings.target_layout
+    pool = read(given, layout, strict=settings.strict, observer=observer)
     by_file = pool.rejected.by_file()
     for file, shapes in list(pool.shapes.items())[:_LISTED]:
         found = [f"{count:,} of {shape}" for shape, count in shapes.most_common()]
