@@ -2,7 +2,8 @@
 
 Decisions:
     - Labels are the content of each answer that is learnt and the end-of-turn token after it. A blank answer has no
-      labels. Nothing is predicted after the last learnt answer that is not blank, so later turns are left out.
+      labels. Of a turn with calls or thoughts, all that the model writes is learnt
+      (`clusterucb.samples.tool_template`).
     - The text is tokenised once, as a whole, so that the tokens are those that a trainer would see.
     - A token with characters of both header and content belongs to the content: the content cannot be produced
       without predicting this token.
@@ -20,11 +21,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,8 +32,17 @@ from numpy.typing import NDArray
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.samples.chat import ChatTemplate
 from clusterucb.samples.encoded import Encoded, surrounded, truncated
-from clusterucb.samples.message import TEXT, TOOLS, Message
+from clusterucb.samples.message import TOOLS, Message
 from clusterucb.samples.pieces import Kind, Piece, Unusable
+from clusterucb.samples.texts import (
+    BREAK,
+    Text,
+    is_text,
+    prompt_and_answer,
+    shortened,
+    up_to_last_answer,
+    without_controls,
+)
 from clusterucb.wording import counted
 
 if TYPE_CHECKING:
@@ -42,32 +51,10 @@ if TYPE_CHECKING:
 # The version of the encoding rules. Raise it when a change gives other tokens or labels for the same conversation.
 _RULES = 1
 
-# A private-use character, inserted into the spelling of a control token in a content so that the spelling stays text.
-_BREAK = "\ue000"
-
 
 _LISTED = 12  # tokens that a message names
 
 _Result = TypeVar("_Result")
-
-
-class Text(NamedTuple):
-    """A conversation before it is tokenised.
-
-    Attributes:
-        text: all of it.
-        kinds: u8[len(text)], the `Kind` of each character.
-        end: the end-of-turn token; "" if there is none.
-        before, after: tokens that surround those of the text; the latter are predicted.
-        plain: whether it is a text without turns.
-    """
-
-    text: str
-    kinds: NDArray[np.uint8]
-    end: str
-    before: Sequence[int]
-    after: Sequence[int]
-    plain: bool = False
 
 
 class Encoder:
@@ -148,20 +135,18 @@ class Encoder:
     def texts(self, conversations: Iterable[Sequence[Message]]) -> list[Text | Unusable]:
         """Return conversations as texts: the first step of `batch`."""
         cut = [self._attempt(self._cut, messages) for messages in conversations]
-        chats = [
-            messages for messages in cut if not isinstance(messages, Unusable) and not _is_text(messages)
-        ]
+        chats = [messages for messages in cut if not isinstance(messages, Unusable) and not is_text(messages)]
         rendered = iter(self._template.render(chats) if self._template else [""] * len(chats))
         return [
             messages
             if isinstance(messages, Unusable)
-            else self._attempt(self._text, messages, "" if _is_text(messages) else next(rendered))
+            else self._attempt(self._text, messages, "" if is_text(messages) else next(rendered))
             for messages in cut
         ]
 
     def _cut(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Return a conversation up to its last answer, as the template can write it."""
-        cut = _up_to_last_answer(messages)
+        cut = up_to_last_answer(messages)
         if self._template:
             cut = self._template.tools.fitted(cut)
         for message in cut:
@@ -239,14 +224,20 @@ class Encoder:
         """Return the text of a conversation, every character of a known kind."""
         if isinstance(rendered, Unusable):
             raise rendered
-        if _is_text(messages):
+        return self._shortened(self._whole_text(messages, rendered))
+
+    def _shortened(self, text: Text) -> Text:
+        return shortened(text, self._max_length, self._tokenizer.bos_token or "")
+
+    def _whole_text(self, messages: Sequence[Message], rendered: str) -> Text:
+        if is_text(messages):
             whole = self._joined([Piece(messages[0].content, Kind.ANSWER)], "", before=self._bos)
             return whole._replace(plain=True)
         if self._template:
             return self._joined(*self._template.pieces(messages, rendered))
         eos = [self._tokenizer.eos_token_id]
         return self._joined(
-            _prompt_and_answer(messages), self._tokenizer.eos_token, before=self._bos, after=eos
+            prompt_and_answer(messages), self._tokenizer.eos_token, before=self._bos, after=eos
         )
 
     def _joined(
@@ -258,7 +249,7 @@ class Encoder:
         said = "\0".join(piece.text for piece in pieces if piece.kind in (Kind.CONTENT, Kind.ANSWER))
         if spelt := [control for control in controls if control in said]:
             self._spelt.update(spelt)
-        parts = [part for piece in pieces for part in _without_controls(piece, spelt)]
+        parts = [part for piece in pieces for part in without_controls(piece, spelt)]
         kinds = np.repeat(
             np.array([part.kind for part in parts], np.uint8), [len(part.text) for part in parts]
         )
@@ -277,7 +268,12 @@ class Encoder:
                 if text.plain or len(encoded) - len(text.after) == 1
                 else "chat template: the template or the tokenizer removes the whole answer"
             )
-        return truncated(encoded, self._max_length, self._tokenizer.bos_token_id)
+        cut, window = truncated(encoded, self._max_length, self._tokenizer.bos_token_id)
+        before, after = text.margins
+        if text.whole and (window.start < before or window.stop > len(encoded) - after):
+            whole = [text.whole]
+            return self._encoded(text.whole, next(self._labelled(whole, list(self.tokenised(whole)))))
+        return cut
 
     @property
     def max_length(self) -> int:
@@ -374,47 +370,5 @@ class Encoder:
 
 
 def _spelt_out(text: str, start: int, end: int) -> Unusable:
-    near = text[max(start - 8, 0) : end + 8].replace(_BREAK, "")
+    near = text[max(start - 8, 0) : end + 8].replace(BREAK, "")
     return Unusable(f"control token: a turn contains one that cannot be encoded as text, near {near!r}")
-
-
-def _is_text(messages: Sequence[Message]) -> bool:
-    return len(messages) == 1 and messages[0].role == TEXT
-
-
-def _up_to_last_answer(messages: Sequence[Message]) -> Sequence[Message]:
-    """Return a conversation without the turns after its last answer that says something; a plain text as it is."""
-    if _is_text(messages):
-        if not messages[0].content.strip():
-            raise Unusable("empty answer: the text is blank")
-        return messages
-    answers = [at for at, message in enumerate(messages) if message.learnt]
-    if not answers:
-        raise Unusable("no assistant turn")
-    answered = [at for at in answers if not messages[at].blank]
-    if not answered:
-        raise Unusable("empty answer")
-    return messages[: answered[-1] + 1]
-
-
-def _prompt_and_answer(messages: Sequence[Message]) -> list[Piece]:
-    """Return a prompt and its answer, or an answer alone, as pieces without any template."""
-    roles = tuple(message.role for message in messages)
-    if roles not in (("user", "assistant"), ("assistant",)):
-        raise Unusable(
-            "chat template: the tokenizer has none, and a conversation of several turns needs one "
-            f"({', '.join(roles)}); expected one prompt and its answer"
-        )
-    *prompt, answer = messages
-    return [*(Piece(turn.content, Kind.CONTENT) for turn in prompt), Piece(answer.content, Kind.ANSWER)]
-
-
-def _without_controls(piece: Piece, controls: Iterable[str]) -> list[Piece]:
-    """Return a piece in parts, with a character to drop inside each control token that a content spells out."""
-    text, kind = piece
-    if kind not in (Kind.CONTENT, Kind.ANSWER) or not any(control in text for control in controls):
-        return [piece]
-    spelt = "|".join(re.escape(control) for control in sorted(controls, key=len, reverse=True))
-    cuts = [0, *(match.start() + 1 for match in re.finditer(spelt, text)), len(text)]
-    parts = ((Piece(text[start:end], kind), Piece(_BREAK, Kind.DROPPED)) for start, end in pairwise(cuts))
-    return [part for pair in parts for part in pair][:-1]
