@@ -74,7 +74,9 @@ class PoolFeatures(Stage):
             computed = shards.fill(
                 lambda: self._fit(feature),
                 lambda rows, fitted: checked_blocks(
-                    feature, blamed(feature.compute)(self._batch(rows, fitted)), len(rows)
+                    feature,
+                    blamed(feature.compute)(self._batch(rows, fitted)),
+                    self._material.samples[rows.start : rows.stop],
                 ),
             )
         if computed:
@@ -116,7 +118,7 @@ class PoolFeatures(Stage):
                 checked_blocks(
                     feature,
                     blamed(feature.compute)(self._batch_of(material.target_samples[name], encoded, fitted)),
-                    len(encoded),
+                    material.target_samples[name],
                 )
                 for name, encoded in material.target.items()
             ]
@@ -151,7 +153,7 @@ class PoolFeatures(Stage):
             for start in range(0, n_samples, SHARD):
                 rows = range(start, min(start + SHARD, n_samples))
                 found = blamed(feature.compute)(self._batch(rows, fitted))
-                shards.append(checked_blocks(feature, found, len(rows)))
+                shards.append(checked_blocks(feature, found, self._material.samples[rows.start : rows.stop]))
         return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
     def _fit(self, feature: Feature) -> dict[str, NDArray[Any]]:
