@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 import clusterucb as cu
@@ -74,6 +76,95 @@ def test_an_adapter_that_changes_weights_of_its_base_is_refused_by_their_name(jo
         ModelError, match=r"changes the base model \(the weight model.embed_tokens.weight is another"
     ):
         cu.select(**files(job), model=job / "model", adapter=job / "adapter", **OPTIONS)
+
+
+def test_a_resized_vocabulary_comes_with_its_adapter(job, monkeypatch):
+    """The adapter's embeddings take the place of the model's, as in a model that was saved with them."""
+    tokenizer = AutoTokenizer.from_pretrained(job / "model")
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<new>"]})
+    base = base_of(job)
+    base.resize_token_embeddings(len(tokenizer))
+    base.save_pretrained(job / "resized")
+    tokenizer.save_pretrained(job / "resized")
+    lora = with_lora(base)
+    lora.save_pretrained(job / "adapter")
+    tokenizer.save_pretrained(job / "adapter")
+    new = [{**row, "prompt": f"<new>{row['prompt']}"} for row in rows(12)]
+    write_rows(job / "pool.jsonl", new)
+    options = {**OPTIONS, "special_tokens": "<new>"}
+    cu.select(**files(job), model=job / "model", adapter=job / "adapter", out=job / "run", **options)
+    cu.select(**files(job), model=job / "resized", adapter=job / "adapter", out=job / "whole", **options)
+    assert scores(job / "run") == scores(job / "whole")
+    cu.select(**files(job), model=lora, tokenizer=tokenizer, out=job / "memory", **options)
+    assert scores(job / "memory") == pytest.approx(scores(job / "run"), abs=1e-6)
+    plain = [
+        cu.select(**files(job), model=job / "model", out=job / "plain", **{**OPTIONS, "warmup_steps": 1})
+    ]
+    assert plain[0].rows is not None  # the cached features of the two bases are not mixed up
+
+
+def test_embeddings_of_the_output_must_come_too(job):
+    base = base_of(job)
+    base.resize_token_embeddings(base.config.vocab_size + 8)
+    with_lora(base).save_pretrained(job / "adapter")
+    path = job / "adapter" / "adapter_model.safetensors"
+    kept = {name: values for name, values in load_file(path).items() if "lm_head" not in name}
+    save_file(kept, path)
+    with pytest.raises(ModelError, match=r"and no weights of lm_head\.weight; expected both"):
+        cu.select(**files(job), model=job / "model", adapter=job / "adapter", **OPTIONS)
+
+
+@pytest.mark.parametrize("change", [1, 1e-6])
+def test_a_single_value_of_the_base_that_loading_changes_is_found(job, monkeypatch, change):
+    with_lora(base_of(job)).save_pretrained(job / "adapter")
+    load = PeftModel.from_pretrained
+
+    def changing(model, *arguments, **options):
+        with torch.no_grad():
+            model.model.layers[1].mlp.down_proj.weight[3, 5] += change
+        return load(model, *arguments, **options)
+
+    monkeypatch.setattr(PeftModel, "from_pretrained", changing)
+    with pytest.raises(ModelError, match=r"the weight model.layers.1.mlp.down_proj.weight is another one"):
+        cu.select(**files(job), model=job / "model", adapter=job / "adapter", **OPTIONS)
+
+
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    return nullcontext()
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda: default_dtype(torch.float64),
+        lambda: default_dtype(torch.bfloat16),
+        lambda: torch.autocast("cpu", torch.bfloat16),
+        lambda: torch.device("meta"),
+        torch.inference_mode,
+        torch.no_grad,
+    ],
+    ids=["float64", "bfloat16", "autocast", "device", "inference", "no_grad"],
+)
+def test_what_a_caller_sets_for_all_of_torch_changes_nothing(job, around):
+    given = {
+        **files(job),
+        "model": job / "model",
+        **OPTIONS,
+        "warmup_steps": 2,
+        "preconditioner": "adam_less",
+    }
+    cu.select(**given, out=job / "plain")
+    before = torch.get_default_dtype()
+    try:
+        with around():
+            inside = torch.get_default_dtype(), torch.get_default_device(), torch.is_autocast_enabled("cpu")
+            cu.select(**given, out=job / "inside")
+            now = torch.get_default_dtype(), torch.get_default_device(), torch.is_autocast_enabled("cpu")
+    finally:
+        torch.set_default_dtype(before)
+    assert now == inside
+    assert scores(job / "inside") == scores(job / "plain")
 
 
 def test_a_named_adapter_is_found_in_its_folder(job):

@@ -39,6 +39,7 @@ from clusterucb.model.checkpoint_files import adapter_files, optimizer_file, sta
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.model.moments import load_moments
 from clusterucb.model.parameters import ParameterManifest
+from clusterucb.model.vocabulary import has_vocabulary, take_vocabulary
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.progress import Observer
 from clusterucb.run.folder import Run
@@ -110,6 +111,12 @@ class AdaptedModel:
         return load_base(
             self._settings, self._source, self.device, self._material, self._observer, self._run.folder
         )
+
+    @property
+    def own_vocabulary(self) -> bool:
+        """Whether the base model has the embeddings of an adapter's larger vocabulary."""
+        adapter = next((adapter for adapter, _ in self._settings.given_checkpoints if adapter), None)
+        return adapter is not None and has_vocabulary(adapter)
 
     @cached_property
     def passes(self) -> Passes:
@@ -233,6 +240,8 @@ def load_base(
     given = next((adapter for adapter, _ in settings.given_checkpoints if adapter), None)
     layers = adapters.adapted_layers(given) if given else set()
     model = source.model(settings.dtype, device, layers)
+    if given and isinstance(source, model_source.ModelSource) and (count := take_vocabulary(model, given)):
+        observer.step(f"Vocabulary: {count:,} tokens, with the embeddings that {given} holds")
     model_source.check_limits(model, longest=material.longest(), largest_token=material.largest_token())
     if settings.given_checkpoints:
         checkpoints = load_checkpoints(settings, model, settings.given_checkpoints)

@@ -46,7 +46,7 @@ _PLAIN_INIT = (
     "orthogonal",
     "eva",
 )  # LoRA initialisations that leave the base unchanged
-_SAMPLED = 1 << 12  # values of each weight that are compared
+_SAMPLED = 1 << 12  # groups of eight bytes of each weight that are compared one by one
 _WRAPPERS = frozenset(
     {"base_layer", "original_module"}
 )  # PEFT's names for a layer of the base inside its own layer
@@ -280,7 +280,7 @@ class BaseState:
 
     Attributes:
         layers: each layer's name, and the name of its class.
-        weights: each weight's name, with shape, dtype and some of its values.
+        weights: each weight's name, with its shape and what reveals a change of its values.
         config: the configuration.
     """
 
@@ -321,12 +321,16 @@ class BaseState:
 
 
 def _some(values: Tensor) -> Tensor:
-    """Return evenly spaced values of a weight after its shape, bytes[n]; NaN equals NaN."""
-    flat = values.detach().reshape(-1)
-    some = flat[:: max(flat.numel() // _SAMPLED, 1)].contiguous().cpu().reshape(-1)
-    return torch.cat(
-        [torch.tensor(values.shape, dtype=torch.int64).view(torch.uint8), some.view(torch.uint8)]
-    )
+    """Return the shape of a weight, the sum of all its bytes in groups of eight, and its values in part, i64[n].
+
+    NaN equals NaN. The sum reveals a change anywhere, the values one that keeps the sum.
+    """
+    data = values.detach().contiguous().reshape(-1).view(torch.uint8)
+    padded = torch.nn.functional.pad(data, (0, -len(data) % 8)) if len(data) % 8 else data
+    words = padded.view(torch.int64)
+    some = words[:: max(len(words) // _SAMPLED, 1)]
+    parts = (torch.tensor(values.shape, dtype=torch.int64), words.sum().reshape(1).cpu(), some.cpu())
+    return torch.cat(parts)
 
 
 def _base(model: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ import functools
 import hashlib
 import inspect
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -121,6 +122,11 @@ def borrowing(job: Function) -> Function:
 
     @functools.wraps(job)
     def call(*arguments: Any, model: Any, tokenizer: Any = None, **options: Any) -> Any:
+        with ExitStack() as undo:
+            plain_torch(undo)
+            return lent(*arguments, model=model, tokenizer=tokenizer, **options)
+
+    def lent(*arguments: Any, model: Any, tokenizer: Any, **options: Any) -> Any:
         if isinstance(model, str | PathLike):
             if tokenizer is None or isinstance(tokenizer, str | PathLike):
                 named = {} if tokenizer is None else {"tokenizer": str(tokenizer)}
@@ -213,6 +219,24 @@ def _errors_naming(names: Mapping[Path, str]) -> Iterator[None]:
         for advice, own in _FOR_FILES.items():
             message = message.replace(advice, own)
         raise type(error)(message) from error
+
+
+def plain_torch(undo: ExitStack) -> None:
+    """Switch off what a caller may have set for all of torch, and let ``undo`` restore it.
+
+    These are a default data type, a default device and autocast. Each would change the numbers of a job, or stop it.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    if (dtype := torch.get_default_dtype()) != torch.float32:
+        torch.set_default_dtype(torch.float32)
+        undo.callback(torch.set_default_dtype, dtype)
+    if torch.get_default_device().type != "cpu":
+        undo.enter_context(torch.device("cpu"))
+    for kind in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(kind):
+            undo.enter_context(torch.autocast(kind, enabled=False))
 
 
 def keep(model: nn.Module, undo: ExitStack) -> None:

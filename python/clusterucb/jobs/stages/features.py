@@ -137,6 +137,7 @@ class PoolFeatures(Stage):
             feature,
             {
                 **{name: contents.get(name) for name in ("pool", "encoding", "model")},
+                **({"vocabulary": contents.get("adapter")} if self._model.own_vocabulary else {}),
                 "dtype": self._settings.dtype,
                 "device": self._model.device.partition(":")[0],
                 "rows": _SHARD,
