@@ -79,6 +79,5 @@ def _weights(adapter: Path, names: set[str]) -> dict[str, Tensor]:
     if not path.is_file():
         return {}
     with explain_errors("adapter", str(adapter)), safe_open(path, "pt") as file:
-        return {
-            canonical_name(key): file.get_tensor(key) for key in file.keys() if canonical_name(key) in names
-        }
+        own = {canonical_name(key): key for key in list(file.keys())}
+        return {name: file.get_tensor(own[name]) for name in names & own.keys()}
