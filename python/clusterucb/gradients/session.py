@@ -39,7 +39,7 @@ from clusterucb.model.checkpoint_files import adapter_files, optimizer_file, sta
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.model.moments import load_moments
 from clusterucb.model.parameters import ParameterManifest
-from clusterucb.model.vocabulary import has_vocabulary, take_vocabulary
+from clusterucb.model.vocabulary import take_vocabulary
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.progress import Observer
 from clusterucb.run.folder import Run
@@ -111,12 +111,6 @@ class AdaptedModel:
         return load_base(
             self._settings, self._source, self.device, self._material, self._observer, self._run.folder
         )
-
-    @property
-    def own_vocabulary(self) -> bool:
-        """Whether the base model has the embeddings of an adapter's larger vocabulary."""
-        adapter = next((adapter for adapter, _ in self._settings.given_checkpoints if adapter), None)
-        return adapter is not None and has_vocabulary(adapter)
 
     @cached_property
     def passes(self) -> Passes:
@@ -237,17 +231,15 @@ def load_base(
         OptionError: the job needs more memory or more disk space than there is.
     """
     observer.step(f"Loading {source.name} on {device}")
-    given = next((adapter for adapter, _ in settings.given_checkpoints if adapter), None)
-    layers = adapters.adapted_layers(given) if given else set()
-    model = source.model(settings.dtype, device, layers)
+    given = settings.first_adapter
+    model = source.model(settings.dtype, device, adapters.adapted_layers(given) if given else set())
     if given and isinstance(source, model_source.ModelSource) and (count := take_vocabulary(model, given)):
         observer.step(f"Vocabulary: {count:,} tokens, with the embeddings that {given} holds")
     model_source.check_limits(model, longest=material.longest(), largest_token=material.largest_token())
     if settings.given_checkpoints:
         checkpoints = load_checkpoints(settings, model, settings.given_checkpoints)
         say_how_states_match(checkpoints, settings.given_checkpoints, material, device, observer)
-        first = checkpoints[0].gradients
-        if left_out := adapters.left_out(first.model, first.manifest):
+        if left_out := adapters.left_out(checkpoints[0].gradients.model, checkpoints[0].gradients.manifest):
             observer.step(
                 f"Left out of the gradients: {counted(len(left_out), 'trained weight')} of the adapter, such as "
                 f"{left_out[0]} (--lora-only, or no text reaches it)"
@@ -256,8 +248,8 @@ def load_base(
         lora = fresh_lora(settings, model)
         if settings.target_layers is None and not adapters.knows_default(model):
             observer.step(
-                f"LoRA on {adapters.described_targets(lora)}: the projections that every token reaches (PEFT has no "
-                f"choice for {model.config.model_type}). Name others with --lora-targets"
+                f"LoRA on {adapters.described_targets(lora)}: the projections that every token reaches (PEFT has no choice "
+                f"for {model.config.model_type}). Name others with --lora-targets"
             )
         checkpoints = [at_checkpoint(settings, lora)]
     limit = settings.batch_tokens or CPU_TOKENS

@@ -274,6 +274,11 @@ class GradientSettings(ReadSettings):
         return [(adapter, self.optimizer or (adapter and optimizer_file(adapter))) for adapter in adapters]
 
     @property
+    def first_adapter(self) -> Path | None:
+        """The adapter's folder of the first checkpoint; None if there is none."""
+        return next((adapter for adapter, _ in self.given_checkpoints if adapter), None)
+
+    @property
     def parsed_tokens(self) -> list[str]:
         """The tokens in ``special_tokens``."""
         return [token for token in (self.special_tokens or "").split(",") if token]

@@ -28,6 +28,7 @@ from clusterucb.features.base import (
 from clusterucb.features.similarity import similarity
 from clusterucb.gradients.accumulate import Accumulator, unit_sketches
 from clusterucb.jobs.stages.opening import Session, Stage
+from clusterucb.model.vocabulary import has_vocabulary
 from clusterucb.options.search import ScoringSettings
 from clusterucb.run.feature_cache import feature_key, home
 from clusterucb.run.feature_shards import CACHED, Shards
@@ -132,12 +133,12 @@ class PoolFeatures(Stage):
         return Shards(self._run.path(folder), len(self._material.samples), size, fits=feature.fit_samples > 0)
 
     def _cache_key(self, feature: Feature) -> str | None:
-        contents = self._run.manifest.identity.contents
+        contents, adapter = self._run.manifest.identity.contents, self._settings.first_adapter
         return feature_key(
             feature,
             {
                 **{name: contents.get(name) for name in ("pool", "encoding", "model")},
-                **({"vocabulary": contents.get("adapter")} if self._model.own_vocabulary else {}),
+                **({"vocabulary": contents.get("adapter")} if adapter and has_vocabulary(adapter) else {}),
                 "dtype": self._settings.dtype,
                 "device": self._model.device.partition(":")[0],
                 "rows": _SHARD,

@@ -183,8 +183,8 @@ def _opened(
     model: Model, settings: GradientSettings, observer: Observer
 ) -> tuple[ModelSource | LoadedModel, str, PreTrainedTokenizerBase]:
     """Return a model's source, the device and the tokenizer."""
+    from clusterucb.jobs.stages.tokenizer import tokenizer_for, with_given_template
     from clusterucb.model import source as checkpoint
-    from clusterucb.model.tokenizer import tokenizer_for, with_given_template
 
     if isinstance(model, LoadedModel):
         return model, model.device(settings.device), with_given_template(model.tokenizer(), settings)
