@@ -248,8 +248,8 @@ def load_base(
         lora = fresh_lora(settings, model)
         if settings.target_layers is None and not adapters.knows_default(model):
             observer.step(
-                f"LoRA on {adapters.described_targets(lora)}: the projections that every token reaches (PEFT has no choice "
-                f"for {model.config.model_type}). Name others with --lora-targets"
+                f"LoRA on {adapters.described_targets(lora)}: the projections that every token reaches. PEFT has no "
+                f"choice for {model.config.model_type}. Name others with --lora-targets"
             )
         checkpoints = [at_checkpoint(settings, lora)]
     limit = settings.batch_tokens or CPU_TOKENS
