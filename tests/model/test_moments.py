@@ -27,8 +27,7 @@ import make_optimizer_states as made
 
 MLP = "model.layers.*.mlp.*"
 PARTS = (
-    r"Expected one file with the whole state: save with FSDP's FULL_STATE_DICT, .*dcp_to_torch_save "
-    r".*--optimizer, .*preconditioner"
+    r"Expected one file with the whole state .*FSDP's folder with \.metadata .*--optimizer, .*preconditioner"
 )
 
 

@@ -17,9 +17,8 @@ from clusterucb.errors import ModelError
 _NAMES = ("optimizer.pt", "optimizer.bin")  # the Hugging Face Trainer's; accelerate's, and so LESS's
 WITHOUT = "use --preconditioner sgd, which needs none"
 PARTS = (
-    "Expected one file with the whole state: save with FSDP's FULL_STATE_DICT, or join the folder of .distcp files "
-    "with torch.distributed.checkpoint.format_utils.dcp_to_torch_save and give the joined file with --optimizer, or "
-    f"{WITHOUT}"
+    "Expected one file with the whole state (FSDP's FULL_STATE_DICT), or FSDP's folder with .metadata and all .distcp "
+    f"files (SHARDED_STATE_DICT): give it with --optimizer, or {WITHOUT}"
 )
 DEEPSPEED = (
     "Expected the folder with the files of all processes (*_optim_states.pt and *_model_states.pt), such as "
@@ -54,14 +53,14 @@ def adapter_folder(folder: Path) -> Path:
 def optimizer_file(folder: Path) -> Path:
     """Return the path of the optimiser state in a checkpoint's folder, or ``optimizer.pt`` if there is no state.
 
-    The state of a named adapter lies beside its sub-folder. That of DeepSpeed's ZeRO is a folder in the checkpoint's.
+    The state of a named adapter lies beside its sub-folder. That of DeepSpeed or FSDP is a folder in the checkpoint's.
     """
     folders = [folder] if folder == (own := adapter_folder(folder)) else [folder, own]
     if (folder.parent / "trainer_state.json").is_file():  # the sub-folder itself is given
         folders.append(folder.parent)
     files = [place / name for place in folders for name in _NAMES]
     found = (file for file in files if file.is_file())
-    joined = (inner for place in folders if (inner := deepspeed_folder(place)))
+    joined = (inner for place in folders if (inner := deepspeed_folder(place) or dcp_folder(place)))
     return next(found, None) or next(joined, files[0])
 
 
@@ -83,14 +82,30 @@ def deepspeed_folder(path: Path) -> Path | None:
     return inner[0] if len(inner) == 1 else None
 
 
+def dcp_folder(path: Path) -> Path | None:
+    """Return the folder that FSDP wrote an optimiser state to, or None if there is none.
+
+    Args:
+        path: that folder itself, with ``.metadata`` and ``*.distcp``, or one that holds it as ``optimizer*``.
+    """
+    if not path.is_dir():
+        return None
+    if (path / ".metadata").is_file():
+        return path
+    inner = sorted(file.parent for file in path.glob("optim*/.metadata"))
+    return inner[0] if len(inner) == 1 else None
+
+
 def state_files(path: Path) -> list[Path]:
-    """Return the files of an optimiser state, which is a file or DeepSpeed's folder.
+    """Return the files of an optimiser state, which is a file, or a folder of DeepSpeed or FSDP.
 
     Raises:
         ModelError: there is no state.
     """
     if folder := deepspeed_folder(path):
         return sorted([*folder.glob(_OF_PROCESSES), *folder.glob("*_model_states.pt")])
+    if folder := dcp_folder(path):
+        return [folder / ".metadata", *sorted(folder.glob("*.distcp"))]
     if not path.is_file():
         raise missing_state(path)
     return [path]

@@ -26,8 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from clusterucb.errors import ModelError
-from clusterucb.model.checkpoint_files import DEEPSPEED, PARTS, WITHOUT, deepspeed_folder, missing_state
-from clusterucb.model.states import deepspeed, factored, safe
+from clusterucb.model.checkpoint_files import (
+    DEEPSPEED,
+    PARTS,
+    WITHOUT,
+    dcp_folder,
+    deepspeed_folder,
+    missing_state,
+)
+from clusterucb.model.states import dcp, deepspeed, factored, safe
 from clusterucb.model.states.entries import damaged
 from clusterucb.model.states.kinds import EXPECTED, Kind, as_adam
 
@@ -78,6 +85,8 @@ def read_state(path: Path) -> OptimizerState:
     """
     if folder := deepspeed_folder(path):
         return _of_deepspeed(folder)
+    if folder := dcp_folder(path):
+        return _of_fsdp(folder)
     state, groups = _parts(path, _load(path))
     members = [group["params"] for group in groups]
     keys = list(chain(*members)) if groups else list(state)
@@ -99,6 +108,16 @@ def _of_deepspeed(folder: Path) -> OptimizerState:
     members = [group["params"] for group in groups]
     return OptimizerState(
         members, state, {name: name for name in state}, *_settings(folder, groups), Kind(writer)
+    )
+
+
+def _of_fsdp(folder: Path) -> OptimizerState:
+    state, groups, writer = dcp.read(folder)
+    moments, kind = as_adam(folder, groups, state)
+    settings = _settings(folder, groups) if kind.first else (0.0, 0.0, factored.EPS)
+    members = [group["params"] for group in groups]
+    return OptimizerState(
+        members, moments, {name: name for name in state}, *settings, kind._replace(name=writer)
     )
 
 
