@@ -15,7 +15,7 @@ import clusterucb
 from clusterucb.engine.aggregate import RULES
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
 from clusterucb.options.gradients import GradientSettings, ReadSettings
-from clusterucb.options.kinds import AUTO, AUTOCASTS, DTYPES, SCORERS
+from clusterucb.options.kinds import AUTO, AUTOCASTS, DTYPES, QUANTIZED, SCORERS
 from clusterucb.options.search import (
     CompareSettings,
     DrawSettings,
@@ -38,6 +38,7 @@ _CHOICES = {
     "ids": IDS,
     "learn": LEARN,
     "preconditioner": PRECONDITIONERS,
+    "quantize": QUANTIZED,
     "rule": RULES,
     "scorer": SCORERS,
 }

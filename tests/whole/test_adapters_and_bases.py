@@ -9,10 +9,16 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import clusterucb as cu
-from clusterucb.errors import ModelError
+from clusterucb.errors import ModelError, OptionError
 from clusterucb.model.source import ModelSource
 from helpers.families import TEXT, gemma3, qwen3_5, tiny
 from helpers.models import with_lora
@@ -127,6 +133,36 @@ def test_a_single_value_of_the_base_that_loading_changes_is_found(job, monkeypat
     monkeypatch.setattr(PeftModel, "from_pretrained", changing)
     with pytest.raises(ModelError, match=r"the weight model.layers.1.mlp.down_proj.weight is another one"):
         cu.select(**files(job), model=job / "model", adapter=job / "adapter", **OPTIONS)
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_a_quantised_base_is_that_of_bitsandbytes(job, bits):
+    write_model(job / "model", hidden_size=64, intermediate_size=128)
+    given = {**files(job), **OPTIONS, "warmup_steps": 2, "preconditioner": "adam_less"}
+    cu.select(**given, model=job / "model", quantize=bits, out=job / "run")
+    config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
+    if bits == "4bit":
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        )
+    model = AutoModelForCausalLM.from_pretrained(
+        job / "model", dtype=torch.float32, quantization_config=config
+    )
+    tokenizer = AutoTokenizer.from_pretrained(job / "model")
+    cu.select(**given, model=model, tokenizer=tokenizer, out=job / "memory")
+    cu.select(**given, model=job / "model", out=job / "whole")
+    assert scores(job / "run") == scores(job / "memory") != scores(job / "whole")
+    with pytest.raises(OptionError, match="is given with a loaded model; expected the model's folder"):
+        cu.select(**given, model=model, tokenizer=tokenizer, quantize=bits)
+
+
+def test_quantising_without_bitsandbytes_says_what_to_install(job, monkeypatch):
+    monkeypatch.setattr("clusterucb.model.quantized.find_spec", lambda _: None)
+    with pytest.raises(OptionError, match="pip install bitsandbytes"):
+        cu.select(**files(job), model=job / "model", quantize="4bit", **OPTIONS)
 
 
 def default_dtype(dtype):

@@ -281,6 +281,7 @@ WRONG = {
         "nope",
         "expected --optimizer with the state of the model's training, or --preconditioner sgd",
     ),
+    "--quantize": ("2bit", "one of 4bit, 8bit"),
     "--autocast": ("bf16", "one of bfloat16, float16"),
     "--store": ("/nowhere", "is not a gradient store"),
     "--export": ("llamafactoy", "Did you mean 'llamafactory'?"),

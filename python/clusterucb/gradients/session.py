@@ -26,9 +26,9 @@ from clusterucb.atomic import whole_folder
 from clusterucb.errors import ModelError
 from clusterucb.gradients import memory_needs as fitting
 from clusterucb.gradients.accumulate import Accumulator, Checkpoint
+from clusterucb.gradients.largest_pass import largest_pass, try_passes
 from clusterucb.gradients.order import say_how_states_match
-from clusterucb.gradients.passes import CPU_TOKENS, PaddedBatch, Passes, micro_batches, single_pass
-from clusterucb.gradients.peak_memory import peak_bytes
+from clusterucb.gradients.passes import CPU_TOKENS, Passes
 from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.gradients.warmup import warm_up
 from clusterucb.kernels.preconditioner import Preconditioner
@@ -45,15 +45,11 @@ from clusterucb.progress import Observer
 from clusterucb.run.folder import Run
 from clusterucb.run.gradient_store import kept_adapter
 from clusterucb.run.manifest import Limit
-from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.pool_and_target import Material
-from clusterucb.samples.tokens import EncodedSamples
 from clusterucb.wording import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_LONGEST = 64  # the largest pass is sought among this many of the longest samples
 
 
 class AdaptedModel:
@@ -232,7 +228,9 @@ def load_base(
     """
     observer.step(f"Loading {source.name} on {device}")
     given = settings.first_adapter
-    model = source.model(settings.dtype, device, adapters.adapted_layers(given) if given else set())
+    model = source.model(
+        settings.dtype, device, adapters.adapted_layers(given) if given else set(), settings.quantize
+    )
     if given and isinstance(source, model_source.ModelSource) and (count := take_vocabulary(model, given)):
         observer.step(f"Vocabulary: {count:,} tokens, with the embeddings that {given} holds")
     model_source.check_limits(model, longest=material.longest(), largest_token=material.largest_token())
@@ -256,7 +254,7 @@ def load_base(
     fitting.check(
         checkpoints[0],
         largest_pass(settings, material, limit),
-        _try(checkpoints[0], material.encoded, limit, device),
+        try_passes(checkpoints[0], material.encoded, limit, device),
         folder,
         counts=fitting.Counts.of(settings, material.target),
         device=device,
@@ -266,48 +264,6 @@ def load_base(
     if isinstance(adapted, PeftModel):
         adapters.take_off(adapted)
     return model
-
-
-def largest_pass(
-    settings: GradientSettings, material: Material, limit: int, together: int = _LONGEST
-) -> list[Encoded]:
-    """Return the samples of the pass that takes most memory.
-
-    Args:
-        settings: the options.
-        material: the encoded pool and target.
-        limit: the padded tokens of a pass.
-        together: how many of the pool's longest samples are grouped into passes; the target's are all.
-    """
-    lengths = material.encoded.lengths
-    longest = [material.encoded[int(row)] for row in np.argsort(-lengths, kind="stable")[:together]]
-    if getattr(settings, "free_scores", False):
-        longest = []
-    passes = [
-        [samples[at] for at in batch]
-        for samples in (longest, *material.target.values())
-        for batch in micro_batches([len(sample) for sample in samples], limit)[:1]
-    ]
-    return max(passes, key=lambda samples: len(samples) * max(map(len, samples)))
-
-
-def _try(checkpoint: Checkpoint, encoded: EncodedSamples, limit: int, device: str) -> int:
-    """Compute gradients of the two shortest samples, of different lengths if possible; return the bytes for each token.
-
-    Raises:
-        ModelError: gradients of this model cannot be computed correctly, or memory is too small for them.
-    """
-    order = np.argsort(encoded.lengths, kind="stable")
-    longer = np.flatnonzero(encoded.lengths[order] > encoded.lengths[order[0]])
-    rows = [order[0], *order[longer[:1] if len(longer) else slice(1, 2)]]
-    shared = micro_batches(encoded.lengths[rows], limit)[0]
-
-    def attempt(batch: PaddedBatch) -> int:
-        gradients.backward(batch, lambda *_: None)
-        return peak_bytes(lambda: gradients.backward(batch, lambda *_: None)) // batch.ids.numel()
-
-    with checkpoint.gradients as gradients:
-        return single_pass([encoded[int(rows[at])] for at in shared], device, attempt)
 
 
 def fresh_lora(settings: GradientSettings, base: PreTrainedModel) -> PeftModel:

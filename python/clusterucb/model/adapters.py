@@ -325,6 +325,9 @@ def _some(values: Tensor) -> Tensor:
 
     NaN equals NaN. The sum reveals a change anywhere, the values one that keeps the sum.
     """
+    if hasattr(values, "__tensor_flatten__"):  # a quantised weight: packed values, scales, ...
+        names, _ = values.__tensor_flatten__()
+        return torch.cat([_some(getattr(values, name)) for name in names])
     data = values.detach().contiguous().reshape(-1).view(torch.uint8)
     padded = torch.nn.functional.pad(data, (0, -len(data) % 8)) if len(data) % 8 else data
     words = padded.view(torch.int64)

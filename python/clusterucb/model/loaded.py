@@ -79,17 +79,28 @@ class LoadedModel:
         """Return a copy of the tokenizer; its padding and truncation may be changed."""
         return copy.deepcopy(self._tokenizer)
 
-    def model(self, dtype: str, device: str, layers: Collection[str] = ()) -> PreTrainedModel:  # noqa: ARG002
+    def model(
+        self,
+        dtype: str,
+        device: str,
+        layers: Collection[str] = (),  # noqa: ARG002
+        quantize: str | None = None,
+    ) -> PreTrainedModel:
         """Return the model itself, in evaluation mode.
 
         Args:
             dtype: the expected dtype, or ``auto`` for the model's own.
             device: the expected device, or ``auto`` for the model's own.
             layers: names of layers that an adapter is on; the model is what it is.
+            quantize: None, because the model is what it is.
 
         Raises:
-            OptionError: the model has another dtype, or is on another device.
+            OptionError: the model has another dtype, is on another device, or should be quantised.
         """
+        if quantize:
+            raise OptionError(
+                f"--quantize {quantize} is given with a loaded model; expected the model's folder"
+            )
         self._check("dtype", dtype, str(next(self.given.parameters()).dtype).removeprefix("torch."))
         self.device(device)
         return self.given.eval()

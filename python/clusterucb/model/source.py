@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.model.parameters import of_other_inputs
+from clusterucb.model.quantized import quantization
 from clusterucb.wording import one_line
 
 if TYPE_CHECKING:
@@ -112,12 +113,15 @@ class ModelSource:
         with explain_errors("tokenizer", self.name):
             return AutoTokenizer.from_pretrained(self.name, **self._options())
 
-    def model(self, dtype: str, device: str, layers: Collection[str] = ()) -> PreTrainedModel:
+    def model(
+        self, dtype: str, device: str, layers: Collection[str] = (), quantize: str | None = None
+    ) -> PreTrainedModel:
         """Load the causal language model in evaluation mode.
 
         Args:
             dtype: one of `DTYPES`, or ``auto``: float32 on a CPU, the dtype of the model's files elsewhere.
             device: where to put the model.
+            quantize: ``4bit`` or ``8bit`` to quantise the linear layers (`clusterucb.model.quantized`); None for none.
             layers: names of layers that an adapter is on. If only the checkpoint's own class has them (a model for
                 images and texts, say), that class is loaded, and not the one for texts alone.
 
@@ -125,11 +129,13 @@ class ModelSource:
             ModelError: the model cannot be loaded, or lacks weights.
         """
         automatic = torch.float32 if torch.device(device).type == "cpu" else "auto"
+        quantised = quantization(quantize, DTYPES.get(dtype, automatic), device)
         with explain_errors("model", self.name):
             model, report = self._class(layers).from_pretrained(
                 self.name,
                 dtype=DTYPES.get(dtype, automatic),
                 output_loading_info=True,
+                **quantised,
                 **self._options(),
             )
         if missing := sorted(report["missing_keys"]):
@@ -138,7 +144,7 @@ class ModelSource:
                 "because missing weights would be random. Download it again, or give a model that was saved as a "
                 "causal language model"
             )
-        return model.to(device).eval()
+        return (model if quantize else model.to(device)).eval()
 
     def _class(self, layers: Collection[str]) -> Any:
         """Return the class that loads the model: `AutoModelForCausalLM`, or the checkpoint's own.

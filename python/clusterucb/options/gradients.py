@@ -18,6 +18,7 @@ from clusterucb.options.kinds import (
     FILE,
     FREE,
     LIST,
+    QUANTIZED,
     ROWS,
     Autocast,
     Checked,
@@ -28,6 +29,7 @@ from clusterucb.options.kinds import (
     Learn,
     Paths,
     Preconditioner,
+    Quantize,
     Roles,
     TargetFormat,
     Whole,
@@ -149,6 +151,7 @@ class GradientSettings(ReadSettings):
         device: Device of the model: auto, cpu, cuda, cuda:1, ...
         dtype: Data type of the base model: auto (float32 on a CPU, else the checkpoint's own), float32, bfloat16 or
             float16.
+        quantize: Quantise the base model's linear layers to 4bit (NF4) or 8bit, with bitsandbytes.
         autocast: Compute layers in bfloat16 or float16, for any data type of the weights. Sums stay in float32.
         checkpointing: Store only the inputs of the model's layers, and compute each layer again in the backward pass.
             This takes less memory and a third more time.
@@ -178,6 +181,7 @@ class GradientSettings(ReadSettings):
     batch_tokens: Whole | None = None
     device: str = "auto"
     dtype: Dtype = "auto"
+    quantize: Quantize = None
     autocast: Autocast = None
     checkpointing: bool = False
     compile: bool = False
@@ -198,6 +202,8 @@ class GradientSettings(ReadSettings):
         self.check_choice("preconditioner", PRECONDITIONERS)
         self.check_choice("dtype", DTYPES)
         check_dimension("--sketch-dim", self.sketch_dim)
+        if self.quantize is not None:
+            self.check_choice("quantize", QUANTIZED)
         if self.autocast is not None:
             self.check_choice("autocast", AUTOCASTS)
         self._check_checkpoints()

@@ -86,6 +86,7 @@ Weights = Annotated[dict[str, float], Parameter(converter=weights_of, accepts_ke
 ROWS = Parameter(group=Group("Rows", sort_key=1.5))
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 AUTOCASTS = ("bfloat16", "float16")
+QUANTIZED = ("4bit", "8bit")
 SCORERS = ("auto", "exact", "sketch")
 
 
@@ -101,6 +102,7 @@ TargetFormat = Annotated[str | None, offered((AUTO, *SHAPES)), ROWS]
 Ids = Annotated[str | None, offered(IDS), ROWS]
 Learn = Annotated[str | None, offered(LEARN), ROWS]
 Preconditioner = Annotated[str, offered(PRECONDITIONERS)]
+Quantize = Annotated[str | None, offered(QUANTIZED)]
 Rule = Annotated[str, offered(RULES)]
 Scorer = Annotated[str, offered(SCORERS)]
 Tools = Annotated[str | None, offered(EXPORTS)]

@@ -55,6 +55,7 @@ class GradientOptions(ReadOptions, total=False):
     batch_tokens: int | None
     device: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    quantize: Literal["4bit", "8bit"] | None
     autocast: Literal["bfloat16", "float16"] | None
     checkpointing: bool
     compile: bool

@@ -36,7 +36,7 @@ from clusterucb.run.manifest import read_manifest
 
 SHARD = 256  # rows in one file, the most that a crash can lose
 # Options and contents of a selection that must be the same as those of the store.
-_SAME_OPTIONS = ("preconditioner", "parameters", "max_length", "dtype", "autocast")
+_SAME_OPTIONS = ("preconditioner", "parameters", "max_length", "dtype", "quantize", "autocast")
 _SAME_CONTENTS = {
     "pool": "pool",
     "model": "model",

@@ -173,7 +173,7 @@ def probe(
             device = resolve_device(settings.device)
         observer.step(f"Loading {source.name} on {device}")
         given = next((adapter for adapter, _ in settings.given_checkpoints if adapter), None)
-        base = source.model(settings.dtype, device, adapted_layers(given) if given else ())
+        base = source.model(settings.dtype, device, adapted_layers(given) if given else (), settings.quantize)
         chosen, note = probing_samples(samples, source, settings, base)
         largest = max(int(sample.tokens.max()) for sample in chosen)
         check_limits(base, longest=max(map(len, chosen)), largest_token=largest)

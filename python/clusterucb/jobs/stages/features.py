@@ -142,6 +142,7 @@ class PoolFeatures(Stage):
                 "dtype": self._settings.dtype,
                 "device": self._model.device.partition(":")[0],
                 "rows": _SHARD,
+                **({"quantize": self._settings.quantize} if self._settings.quantize else {}),
             },
         )
 
