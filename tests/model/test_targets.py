@@ -103,3 +103,16 @@ def test_the_layer_that_mamba_does_not_call_is_refused_with_a_remedy():
 )
 def test_inputs_with_every_token_in_order_are_told_from_others(shape, right):
     assert has_every_token(shape, (2, 3)) is right
+
+
+def test_a_model_that_fails_on_a_pass_says_so():
+    class Odd(type(tiny("phi3"))):
+        def forward(self, *arguments, **options):
+            raise KeyError("position table")
+
+    model = tiny("phi3")
+    model.__class__ = Odd
+    with pytest.raises(
+        ModelError, match=r"the model fails on a pass of 3 tokens \(KeyError: 'position table'\)"
+    ):
+        projections(model)

@@ -24,7 +24,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from clusterucb.errors import ModelError
 from clusterucb.model.parameters import of_other_inputs, vocabulary_head
+from clusterucb.wording import one_line
 
 ALL_LINEAR = "all-linear"  # PEFT's name for all linear layers but the vocabulary head
 _ROWS, _TOKENS = 2, 3  # of the pass that shows which layers see every token
@@ -81,7 +83,11 @@ def of_attention(name: str) -> bool:
 
 
 def _called_once(model: nn.Module) -> list[str]:
-    """Return the names of the linear layers that get all tokens of a pass in one call; none if the pass fails."""
+    """Return the names of the linear layers that get all tokens of a pass in one call.
+
+    Raises:
+        ModelError: the pass fails.
+    """
     calls: Counter[str] = Counter()
     whole: set[str] = set()
 
@@ -98,8 +104,12 @@ def _called_once(model: nn.Module) -> list[str]:
         device = next(model.parameters()).device
         try:
             model(input_ids=torch.zeros(_ROWS, _TOKENS, dtype=torch.long, device=device), use_cache=False)
-        except Exception:  # other code's; the gradients' own first pass says what is wrong
-            return []
+        except Exception as error:  # of the model's own code
+            raise ModelError(
+                f"the model fails on a pass of {_TOKENS} tokens ({type(error).__name__}: {one_line(error):.200}), "
+                "which would show what layers a LoRA can go on; expected a causal language model that takes token ids alone. "
+                "Name the layers with --lora-targets if it works otherwise"
+            ) from error
     return [name for name in names if calls[name] == 1 and name in whole]
 
 

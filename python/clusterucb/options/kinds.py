@@ -38,27 +38,25 @@ def whole_number(_: type, tokens: Sequence[Token]) -> int:
 
 
 def columns_of(_: type, tokens: Sequence[Token]) -> dict[str, str]:
-    """Convert ``prompt=question,completion=answer`` to a dictionary.
-
-    Raises:
-        ValueError: the text has another form.
-    """
-    pairs = [pair.partition("=") for pair in tokens[0].value.split(",")]
-    if not all(name.strip() and equals and column.strip() for name, equals, column in pairs):
-        raise ValueError(f"{tokens[0].value!r} is not of the form prompt=question,completion=answer")
-    return {name.strip(): column.strip() for name, _, column in pairs}
+    """Convert ``prompt=question,completion=answer`` to a dictionary."""
+    return _pairs(tokens[0].value, "prompt=question,completion=answer")
 
 
 def roles_of(_: type, tokens: Sequence[Token]) -> dict[str, str]:
-    """Convert ``Advisor=assistant,Client=user`` to a dictionary.
+    """Convert ``Advisor=assistant,Client=user`` to a dictionary."""
+    return _pairs(tokens[0].value, "Advisor=assistant,Client=user")
+
+
+def _pairs(text: str, form: str) -> dict[str, str]:
+    """Convert pairs of a name and a word to a dictionary.
 
     Raises:
         ValueError: the text has another form.
     """
-    pairs = [pair.rpartition("=") for pair in tokens[0].value.split(",")]
-    if not all(name.strip() and equals and role.strip() for name, equals, role in pairs):
-        raise ValueError(f"{tokens[0].value!r} is not of the form Advisor=assistant,Client=user")
-    return {name.strip(): role.strip() for name, _, role in pairs}
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(name.strip() and equals and word.strip() for name, equals, word in pairs):
+        raise ValueError(f"{text!r} is not of the form {form}")
+    return {name.strip(): word.strip() for name, _, word in pairs}
 
 
 def weights_of(_: type, tokens: Sequence[Token]) -> dict[str, float]:

@@ -42,6 +42,7 @@ _ASKED = ("instruction", "query", "question", "prompt", "input", "human", "user"
 _ANSWERED = ("output", "response", "answer", "completion", "assistant")
 _GIVEN = ("input", "context")
 _SYNONYMS = {"conversations": ("conversation",), "system": ("system_prompt",)}
+_OTHER_NAMES = frozenset(other for others in _SYNONYMS.values() for other in others)
 _BESIDE = ("id", "source", "subtask", "label")  # read from rows of every shape
 _UNLEARNT = ("rejected",)  # known, and never learnt
 LEARN = ("all", "last")
@@ -95,6 +96,8 @@ class Layout:
 
     def renamed(self, row: Row) -> Row:
         """Return a row with its named columns under the fields' names. A missing or null column changes nothing."""
+        if not self.columns and row.keys().isdisjoint(_OTHER_NAMES):
+            return row
         added = {name: row[column] for name, column in self.columns.items() if row.get(column) is not None}
         for name, others in _SYNONYMS.items():
             if row.get(name) is None and name not in added:
@@ -111,7 +114,7 @@ class Layout:
         shape = SHAPES[name]
         if missing := shape.missing(row):
             raise Unreadable(f"no conversation: {missing}, which {name} needs{_keys(row)}")
-        if not self.drop_unsupported:
+        if not self.drop_unsupported and not row.keys().isdisjoint(_ROW_EXTRAS):
             for key in _ROW_EXTRAS:
                 if tools.has(row, key):
                     raise Unreadable(
@@ -143,9 +146,11 @@ class Layout:
 
     def _unread(self, row: Row, shape: _Shape) -> tuple[str, ...]:
         """Return the columns with a value that no field is read from."""
-        own = row.own if isinstance(row, _Renamed) else row
         extras = _ROW_EXTRAS if self.drop_unsupported else ()
-        read = {*shape.reads, *_BESIDE, *_UNLEARNT, *tools.DEFINED, *extras}
+        if not isinstance(row, _Renamed):
+            left = row.keys() - shape.known
+            return tuple(key for key in row if key in left and key not in extras and row[key] not in _NOTHING)
+        own, read = row.own, {*shape.known, *extras}
         replaced = {
             name
             for name in read
@@ -271,6 +276,11 @@ class _Shape:
         """All fields that may be read."""
         return frozenset((*(name for names in self.needs for name in names), *self.optional))
 
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """All fields of a row that may be read, or are known and not needed."""
+        return self.reads | {*_BESIDE, *_UNLEARNT, *tools.DEFINED}
+
     def fits(self, present: set[str]) -> bool:
         """Return whether a row with these fields has all that the shape needs."""
         return all(not present.isdisjoint(names) for names in self.needs)
@@ -299,14 +309,14 @@ SHAPES: dict[str, _Shape] = {
 }
 _EMPTY: tuple[object, ...] = ("", [])  # the values of a table's empty cells
 _NOTHING: tuple[object, ...] = (None, "", [], {})
-_NEEDED = tuple(dict.fromkeys(name for shape in SHAPES.values() for names in shape.needs for name in names))
+_NEEDED = dict.fromkeys(name for shape in SHAPES.values() for names in shape.needs for name in names).keys()
 # The fields that --columns may name: those of the shapes, and those besides a conversation.
 FIELDS = (*_NEEDED, "context", "system", "history", "rejected", "id", "source", "subtask")
 
 
 def _shape_of(row: Row, named: Mapping[str, str]) -> str:
     """Return a row's shape. Shapes with a named column come first, and fields with a value before empty ones."""
-    present = {key for key in _NEEDED if row.get(key) is not None}
+    present = {key for key in row.keys() & _NEEDED if row[key] is not None}
     filled = {key for key in present if row[key] not in _EMPTY}
     if "input" in filled:
         filled |= {"instruction"} & present  # the input of an empty instruction

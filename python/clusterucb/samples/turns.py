@@ -35,6 +35,7 @@ _ROLES = {
 }
 _LEARNT = ("train", "training", "loss", "loss_weight", "weight")  # 0 or false: context
 _SPANS = ("train_detail", "training_detail")  # axolotl's marks of parts of an answer
+_USUAL = ("user", "assistant", "system")
 _CALLING = "calling"  # of a turn that is nothing but calls of tools
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"))  # both turns in one object
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -64,6 +65,8 @@ class TurnReader:
             Unreadable: it is something else, or a turn cannot be used.
         """
         turns = listed(row[key])
+        if isinstance(turns, list) and turns and not self.roles and all(map(_is_usual, turns)):
+            return [Message(turn["role"], turn["content"]) for turn in turns]
         if not isinstance(turns, list) or not turns:
             text = ", which is not JSON" if isinstance(turns, str) and turns.lstrip()[:1] == "[" else ""
             raise Unreadable(f"wrong type: `{key}` is {kind_of(turns)}{text}; expected a list of turns")
@@ -190,6 +193,16 @@ class TurnReader:
         if self.drop_unsupported:
             raise _EmptyTurn
         raise Unreadable(f"unsupported content: {what}; expected text (--drop-unsupported removes it)")
+
+
+def _is_usual(turn: object) -> bool:
+    """Return whether a turn is what most are: a known role and a text, and nothing else. Such turns need no reading."""
+    return (
+        type(turn) is dict
+        and len(turn) == 2
+        and turn.get("role") in _USUAL
+        and type(turn.get("content")) is str
+    )
 
 
 def _calls_together(messages: Iterator[Message]) -> list[Message]:
