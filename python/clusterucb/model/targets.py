@@ -107,8 +107,8 @@ def _called_once(model: nn.Module) -> list[str]:
         except Exception as error:  # of the model's own code
             raise ModelError(
                 f"the model fails on a pass of {_TOKENS} tokens ({type(error).__name__}: {one_line(error):.200}), "
-                "which would show what layers a LoRA can go on; expected a causal language model that takes token ids alone. "
-                "Name the layers with --lora-targets if it works otherwise"
+                "which would show what layers a LoRA can go on; expected a causal language model that takes token "
+                "ids alone. Name the layers with --lora-targets if it works otherwise"
             ) from error
     return [name for name in names if calls[name] == 1 and name in whole]
 
