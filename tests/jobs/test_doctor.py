@@ -48,7 +48,7 @@ def found(job) -> dry_run.DryRun:
 def test_the_first_lines_of_every_file_are_looked_at(job, found) -> None:
     pool, dev = (found.files[str(job / name)] for name in ("pool.jsonl", "dev.jsonl"))
     assert pool.read == FIRST
-    assert pool.shapes == {"prompt-completion": FIRST - 1}
+    assert pool.shapes == {"prompt-completion": FIRST - 2}  # what is neither rejected nor a duplicate
     assert pool.rejected == {"duplicate": 1, "no conversation": 1}
     assert pool.total == pytest.approx(N + 2, rel=0.05)
     assert (dev.read, dev.total, dev.rejected) == (7, 7, {})
@@ -193,7 +193,7 @@ def test_the_screen_colours_what_is_predicted(found) -> None:
 
 def test_one_is_said_as_one() -> None:
     found = dry_run.DryRun(
-        files={"a.jsonl": dry_run.FileFacts(1, 1, {"text": 1}, {})},
+        files={"a.jsonl": dry_run.FileFacts(1, 1, {"text": 1}, {}, [])},
         duplicates=0,
         overlap=None,
         sources={},

@@ -302,7 +302,9 @@ def test_what_does_not_fit_is_refused(job, model, tokenizer, tmp_path: Path) -> 
 
     refused(OptionError, "model is 5; expected the path of a model's folder", model=5)
     refused(OptionError, "given without its tokenizer; expected tokenizer=", model=model, tokenizer=None)
-    refused(OptionError, "a tokenizer is given with the path of a model", model=job / "model")
+    refused(
+        OptionError, "given with the path of a model; expected the path of a tokenizer", model=job / "model"
+    )
     refused(
         OptionError,
         "dtype is 'bfloat16', but the given model's dtype is float32; expected auto or float32",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +12,6 @@ from clusterucb.kernels.preconditioner import PRECONDITIONERS
 from clusterucb.kernels.projection import Sketch, check_dimension
 from clusterucb.model.checkpoint_files import optimizer_file
 from clusterucb.options.kinds import (
-    AUTO,
     AUTOCASTS,
     DTYPES,
     FILE,
@@ -31,13 +30,12 @@ from clusterucb.options.kinds import (
     Preconditioner,
     Quantize,
     Roles,
-    TargetFormat,
     Whole,
+    check_columns,
     option_name,
 )
 from clusterucb.samples.message import ROLES
-from clusterucb.samples.shapes import FIELDS, IDS, LEARN, SHAPES, Layout
-from clusterucb.wording import did_you_mean
+from clusterucb.samples.shapes import IDS, LEARN, SHAPES, Layout
 
 _FRESH_LORA = ("lora_rank", "lora_alpha", "lora_targets", "warmup_steps", "warmup_lr")
 
@@ -51,8 +49,6 @@ class ReadSettings(Checked):
             By default, the keys of each row decide.
         columns: Columns to read instead of the usual ones, such as prompt=question,completion=answer; id, source and
             subtask can be replaced too.
-        target_format: Shape of the target's rows, if it is another than that of the pool's; auto lets the keys decide.
-        target_columns: Columns of the target's rows, if they are others than those of the pool's.
         roles: Further names of roles, such as Advisor=assistant,Client=user.
         learn: Answers of a conversation that are learnt: all, or the last. By default, marks of the turns and the
             shape of the row decide.
@@ -65,8 +61,6 @@ class ReadSettings(Checked):
 
     format: Format = field(default=None, metadata=FREE)
     columns: Annotated[Columns | None, ROWS] = field(default=None, metadata=FREE)
-    target_format: TargetFormat = field(default=None, metadata=FREE)
-    target_columns: Annotated[Columns | None, ROWS] = field(default=None, metadata=FREE)
     roles: Annotated[Roles | None, ROWS] = field(default=None, metadata=FREE)
     learn: Learn = field(default=None, metadata=FREE)
     ids: Ids = field(default=None, metadata=FREE)
@@ -76,10 +70,7 @@ class ReadSettings(Checked):
     def __post_init__(self) -> None:
         if self.format is not None:
             self.check_choice("format", tuple(SHAPES))
-        if self.target_format is not None:
-            self.check_choice("target_format", (AUTO, *SHAPES))
-        self._check_columns("columns")
-        self._check_columns("target_columns")
+        check_columns("columns", self.columns)
         for name, role in (self.roles or {}).items():
             if role not in ROLES:
                 raise OptionError(
@@ -89,14 +80,6 @@ class ReadSettings(Checked):
             self.check_choice("learn", LEARN)
         if self.ids is not None:
             self.check_choice("ids", IDS)
-
-    def _check_columns(self, option: str) -> None:
-        for name, column in (getattr(self, option) or {}).items():
-            if name not in FIELDS or not isinstance(column, str):
-                raise OptionError(
-                    f"{option_name(option)} has {name}={column}; expected the name of a column for one of "
-                    f"{', '.join(FIELDS)}.{did_you_mean(name, FIELDS)}"
-                )
 
     @property
     def layout(self) -> Layout:
@@ -108,9 +91,7 @@ class ReadSettings(Checked):
     @property
     def target_layout(self) -> Layout:
         """The layout by which samples are read from the target's rows, and from those of judges."""
-        shape = self.target_format or self.format
-        columns = self.columns if self.target_columns is None else self.target_columns
-        return replace(self.layout, shape=None if shape == AUTO else shape, columns=columns or {})
+        return self.layout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,8 @@ from clusterucb.engine.aggregate import RULES
 from clusterucb.errors import OptionError, check_choice
 from clusterucb.filenames import EXPORTS
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
-from clusterucb.samples.shapes import IDS, LEARN, SHAPES
+from clusterucb.samples.shapes import FIELDS, IDS, LEARN, SHAPES
+from clusterucb.wording import did_you_mean
 
 AUTO = "auto"  # the shape of a row follows from its keys
 # Metadata of a field that affects no computed number: its value may change when a run is resumed.
@@ -57,6 +58,20 @@ def _pairs(text: str, form: str) -> dict[str, str]:
     if not all(name.strip() and equals and word.strip() for name, equals, word in pairs):
         raise ValueError(f"{text!r} is not of the form {form}")
     return {name.strip(): word.strip() for name, _, word in pairs}
+
+
+def check_columns(option: str, columns: object) -> None:
+    """Check names of columns that were given for the fields of a shape.
+
+    Raises:
+        OptionError: a field is unknown, or a name is no text.
+    """
+    for name, column in columns.items() if isinstance(columns, dict) else ():
+        if name not in FIELDS or not isinstance(column, str):
+            raise OptionError(
+                f"{option_name(option)} has {name}={column}; expected the name of a column for one of "
+                f"{', '.join(FIELDS)}.{did_you_mean(name, FIELDS)}"
+            )
 
 
 def weights_of(_: type, tokens: Sequence[Token]) -> dict[str, float]:

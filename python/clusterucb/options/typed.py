@@ -20,11 +20,6 @@ class ReadOptions(TypedDict, total=False):
         Literal["messages", "conversations", "prompt-completion", "alpaca", "chosen", "pair", "text"] | None
     )
     columns: Mapping[str, str] | None
-    target_format: (
-        Literal["auto", "messages", "conversations", "prompt-completion", "alpaca", "chosen", "pair", "text"]
-        | None
-    )
-    target_columns: Mapping[str, str] | None
     roles: Mapping[str, str] | None
     learn: Literal["all", "last"] | None
     ids: Literal["content", "column", "file"] | None
@@ -69,6 +64,11 @@ class ScoreOptions(TypedDict, total=False):
 
     scorer: Literal["auto", "exact", "sketch"]
     store: _Path | None
+    target_format: (
+        Literal["auto", "messages", "conversations", "prompt-completion", "alpaca", "chosen", "pair", "text"]
+        | None
+    )
+    target_columns: Mapping[str, str] | None
 
 
 class DrawOptions(ScoreOptions, total=False):

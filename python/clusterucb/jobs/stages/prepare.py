@@ -104,7 +104,7 @@ def prepare(
     aim = None if target is None else reading(read_target, target)
     read = reading(read_pool, pool)
     if not isinstance(pool, Pool):
-        own = settings.target_columns is not None
+        own = settings.target_layout.columns != settings.layout.columns
         _check_columns("--columns", read, read.unseen if own else read.unseen & (aim or read).unseen)
         if aim and own:
             _check_columns("--target-columns", aim, aim.unseen)
