@@ -291,3 +291,18 @@ def test_the_command_probes_a_model_without_a_pool(job, capsys) -> None:
     found = json.loads(capsys.readouterr().out)["probed"]
     assert found["dtype"] == "float32"
     assert all(finding["fine"] for finding in found["findings"])
+
+
+def test_samples_that_the_model_cannot_take_are_counted_with_the_reason(tmp_path: Path) -> None:
+    write_model(tmp_path / "model")
+    called = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    tool = {"messages": [{"role": "user", "content": "q"}, called]}
+    write_rows(tmp_path / "pool.jsonl", [*rows(4), tool])
+    found = dry_run.examine_files([tmp_path / "pool.jsonl"], None, tmp_path / "model", Settings(), Silent())
+    (reason,) = found.unusable
+    assert found.unusable[reason] == 1
+    assert reason.startswith("chat template: it has no place for tool calls")
+    console = Console(width=200)
+    with console.capture() as captured:
+        doctor.show_dry_run(found, console)
+    assert f"1 sample: {reason}" in captured.get()

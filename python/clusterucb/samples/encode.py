@@ -276,6 +276,11 @@ class Encoder:
         return cut
 
     @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with the chat template in use."""
+        return self._tokenizer
+
+    @property
     def max_length(self) -> int:
         """The largest number of tokens of a sample."""
         return self._max_length

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from clusterucb.samples.encoded import Encoded
 
 FIRST = 200  # lines that are read of every file
+_REASONS = 5  # reasons that are listed
 
 
 class FileFacts(msgspec.Struct):
@@ -103,6 +104,8 @@ class DryRun(msgspec.Struct):
         duplicates: the number of duplicates among the lines read.
         overlap: the number of pool samples that are also in the target; None without a target.
         sources: the number of samples from each source of the pool.
+        unusable: why the model's chat template or tokenizer cannot take some samples that were read, and how many;
+            empty without a model.
         lengths: the token counts of the pool and of the target; empty without a model.
         sample: a sample as the model sees it, as pieces of text, each with its kind: ``template``, ``content`` or
             ``label``. Empty without a model.
@@ -113,6 +116,7 @@ class DryRun(msgspec.Struct):
     duplicates: int
     overlap: int | None
     sources: dict[str, int]
+    unusable: dict[str, int] = {}
     lengths: dict[str, Lengths] = {}
     sample: list[tuple[str, str]] = []
     expected: Expected | None = None
@@ -148,12 +152,16 @@ def examine_files(
         return found
     prepared = prepare(read, held_out, model, settings, observer)
     material = prepared.material
+    read_before = {(line.file, line.line) for one in pools for line in one.rejected}
+    refused = (*material.pool_rejected, *material.target_rejected)
+    reasons = Counter(line.reason for line in refused if (line.file, line.line) not in read_before)
+    found.unusable = dict(reasons.most_common(_REASONS))
     found.lengths["pool"] = _lengths(list(material.encoded), settings.max_length)
     if held_out:
         targets = [sample for samples in material.target.values() for sample in samples]
         found.lengths["target"] = _lengths(targets, settings.max_length)
     median = int(np.argsort(material.encoded.lengths)[len(material.encoded) // 2])
-    found.sample = _pieces(material.encoded[median], prepared.source.tokenizer())
+    found.sample = _pieces(material.encoded[median], prepared.encoder.tokenizer)
     if held_out:
         totals = [found.files[file].total for file in read.files]
         share = len(material.samples) / sum(found.files[file].read for file in read.files)

@@ -126,6 +126,8 @@ def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
     yield "duplicates", f"{found.duplicates:,}"
     if found.overlap is not None:
         yield "in pool and target", f"{found.overlap:,}"
+    for reason, count in found.unusable.items():
+        yield "cannot be used", f"{counted(count, 'sample')}: {reason}"
     for what, lengths in found.lengths.items():
         cut = f"; {counted(lengths.at_limit, 'reaches', 'reach')} --max-length" if lengths.at_limit else ""
         yield (
