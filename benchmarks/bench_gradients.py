@@ -46,9 +46,10 @@ from clusterucb.gradients.passes import PaddedBatch, micro_batches
 from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
+from clusterucb.model.adapters import attach_lora
 from clusterucb.model.moments import Moments
 from clusterucb.model.parameters import ParameterManifest
-from clusterucb.model.source import ModelSource, attach_lora
+from clusterucb.model.source import ModelSource
 from clusterucb.progress import Screen
 from clusterucb.samples.encode import Encoder
 from clusterucb.samples.encoded import Encoded

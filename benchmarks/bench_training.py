@@ -45,7 +45,8 @@ from clusterucb.jobs.stages.prepare import prepare
 from clusterucb.jobs.trial.cells import order_of
 from clusterucb.jobs.trial.statistics import Difference, differences
 from clusterucb.jobs.trial.training import Trainer
-from clusterucb.model.source import ModelSource, load_adapter
+from clusterucb.model.adapters import load_adapter
+from clusterucb.model.source import ModelSource
 from clusterucb.options.search import Settings
 from clusterucb.progress import Screen
 from replay import scores_of, subtasks_of

@@ -6,11 +6,12 @@ Messages, tables and pages all call these functions, so that they write the same
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+_NAMED = 6  # names that a list shows
 _WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -27,6 +28,13 @@ _WORDS: dict[Any, str] = {
 def printable(text: str) -> str:
     """Return text that is safe to print on a terminal: control characters other than line breaks become �."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
+
+
+def listed_names(names: Collection[str]) -> str:
+    """Return names in alphabetical order, the first six of them, safe to print."""
+    first, more = sorted(names)[:_NAMED], len(names) - _NAMED
+    shown = [f"{one_line(printable(name)):.40}" for name in first]
+    return ", ".join([*shown, f"and {more:,} more"] if more > 0 else shown)
 
 
 def one_line(value: object) -> str:

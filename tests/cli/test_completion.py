@@ -52,7 +52,7 @@ def scripts(capsys):
         (["select", "--budg"], {"--budget"}),
         (["compare", "--budg"], {"--budgets"}),
         (["select", "--con"], {"--config"}),
-        (["select", "--lora-"], {"--lora-rank", "--lora-alpha", "--lora-targets"}),
+        (["select", "--lora-"], {"--lora-rank", "--lora-alpha", "--lora-targets", "--lora-only"}),
         (["sketch", "--targ"], set()),
         (["select", "poo"], {"pool.jsonl", "poor.jsonl"}),
         (["select", "pool.jsonl", "--target", "poor"], {"poor.jsonl"}),
@@ -64,7 +64,7 @@ def scripts(capsys):
         (["select", "--features", "emb"], {"embedding"}),
         (
             ["select", "--format", ""],
-            {"messages", "conversations", "prompt-completion", "alpaca", "chosen", "text"},
+            {"messages", "conversations", "prompt-completion", "alpaca", "chosen", "pair", "text"},
         ),
         (["sketch", "--preconditioner", ""], {"adam_less", "adam", "second_moment", "sgd"}),
         (["compare", "--dtype", "f"], {"float32", "float16"}),

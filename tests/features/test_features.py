@@ -157,8 +157,6 @@ def test_a_column_is_taken_as_it_stands():
         ({"v": [1, "2"]}, "holds a list with a string in it"),
         ({"v": [1, True]}, "holds a list with true or false in it"),
         ({"v": [1, [2]]}, "holds a list with a list in it"),
-        ({"v": [1, 1e300]}, "holds a number too large for 32 bits; expected numbers that float32 can hold"),
-        ({"v": [1, 10**400]}, "holds a number too large for 32 bits"),
         ({"v": [1]}, "holds 1 numbers; expected 2, as in other rows"),
         ({"v": [1, 2, 3]}, "holds 3 numbers; expected 2, as in other rows"),
     ],

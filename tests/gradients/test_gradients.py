@@ -13,53 +13,13 @@ from clusterucb.errors import ModelError
 from clusterucb.gradients import compiled
 from clusterucb.gradients import per_sample as gradients_module
 from clusterucb.gradients.loss import sample_losses
-from clusterucb.gradients.passes import PaddedBatch
 from clusterucb.gradients.peak_memory import peak_bytes
 from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.model.parameters import ParameterManifest
-from clusterucb.samples.encoded import Encoded
+from helpers.gradients import batch_of, batch_of_one, flat_gradients, relative, samples_of
 from helpers.models import VOCABULARY, tiny_gpt2, tiny_llama, tiny_qwen3, with_lora
 
 EVERY_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-def samples_of(seed, lengths):
-    """Return (tokens, labels) of each length, with labels in random places."""
-    generator = torch.Generator().manual_seed(seed)
-    samples = []
-    for length in lengths:
-        labels = torch.rand(length, generator=generator) < 0.5
-        labels[0], labels[-1] = False, True
-        samples.append((torch.randint(VOCABULARY, (length,), generator=generator), labels))
-    return samples
-
-
-def batch_of(samples):
-    return PaddedBatch.of([Encoded(ids.numpy(), labels.numpy(), ~labels.numpy()) for ids, labels in samples])
-
-
-def batch_of_one(model, manifest, ids, labels):
-    """Return one sample's gradient in the flat space, by autograd on full logits with an attention mask."""
-    model.zero_grad()
-    logits = model(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None]).logits[0]
-    cross_entropy(logits[:-1].float()[labels[1:]], ids[1:][labels[1:]]).backward()
-    flat = torch.zeros(manifest.size)
-    for one in manifest:
-        flat[one.offset : one.offset + one.size] = model.get_parameter(one.torch_name).grad.flatten()
-    return flat
-
-
-def flat_gradients(gradients, manifest, batch):
-    flat = torch.zeros(len(batch.lengths), manifest.size)
-
-    def sink(offset, gradient):
-        flat[:, offset : offset + gradient.shape[1]] += gradient
-
-    return flat, gradients.backward(batch, sink)
-
-
-def relative(got, expected):
-    return ((got - expected).norm() / expected.norm()).item()
 
 
 @pytest.mark.parametrize(
@@ -169,8 +129,8 @@ def test_the_manifest_does_not_depend_on_the_name_of_the_adapter():
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
-        ({"use_dora": True}, "DoRA is not supported"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save is not supported"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save.* out with --lora-only"),
+        ({"trainable_token_indices": {"embed_tokens": [1, 2]}}, "trainable_token_indices.* --lora-only"),
         ({"bias": "all"}, "expected only the A and B matrices"),
         ({"lora_bias": True}, "a bias of LoRA is not supported"),
         ({"target_modules": ["embed_tokens"]}, "LoRA on embeddings is not supported"),
@@ -415,7 +375,8 @@ def test_lora_of_a_model_with_experts_is_right_beside_them_and_refused_on_them(c
         flat, _ = flat_gradients(gradients, manifest, batch_of(samples))
     assert max(map(relative, flat, expected)) < 1e-4
     experts = with_lora(tiny_moe(), target_modules=[], target_parameters=["experts.gate_up_proj"])
-    refused(experts, r"experts\S* (do not add up|runs? )")
+    with pytest.raises(ModelError, match=r"LoRA is on experts \(model.layers.0.mlp.experts.gate_up_proj\)"):
+        ParameterManifest.of(experts)
 
 
 class Shuffling(torch.nn.Module):

@@ -31,7 +31,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (b"{}", "no conversation: expected `messages`, `conversations`, `prompt` and `completion`, "),
     (b"{}", "; it has no keys"),
     (b'{"prompt": "q", "text": "t"}', "or `text`; its keys are `prompt`, `text`"),
-    (b'{"question": "q", "answer": "t"}', "; its keys are `question`, `answer`"),
+    (b'{"topic": "q", "reply": "t"}', "; its keys are `topic`, `reply`"),
     (b'{"prompt": 5, "completion": "a"}', "wrong type: `prompt` is a number; expected a string"),
     (b'{"prompt": "q", "completion": null}', "no conversation: expected"),
     (b'{"prompt": "q", "completion": {"a": 1}}', "wrong type: `completion` is an object; expected a string"),
@@ -48,8 +48,8 @@ BAD_LINES: list[tuple[bytes, str]] = [
     ),
     (b'{"messages": [{"role": "user"}]}', "wrong type: the content of turn 1 is null; expected a string"),
     (
-        b'{"messages": [{"role": "bot", "content": "a"}]}',
-        "unknown role: 'bot' in turn 1; expected system, user, as",
+        b'{"messages": [{"role": "boss", "content": "a"}]}',
+        "unknown role: 'boss' in turn 1; expected system, user, as",
     ),
     (
         b'{"messages": [{"role": ["user"], "content": "a"}]}',
@@ -93,15 +93,15 @@ BAD_LINES: list[tuple[bytes, str]] = [
     ),
     (
         b'{"messages": [{"role": "assistant", "content": "a", "tool_calls": [{}]}]}',
-        "unsupported content: turn 1 makes 'tool_calls'; expected text",
+        "wrong type: a tool call in turn 1 has no `name`; expected the tool's name and `arguments`",
     ),
     (
-        b'{"messages": [{"role": "assistant", "content": "a", "reasoning_content": "Hm."}]}',
-        "unsupported content: turn 1 has 'reasoning_content'; expected text (--drop-unsupported removes it)",
+        b'{"messages": [{"role": "tool_call", "content": "f(x)"}, {"role": "assistant", "content": "a"}]}',
+        "not JSON: the tool call in turn 1 is a text that is no JSON; expected an object or a list",
     ),
     (
-        b'{"messages": [{"role": "tool", "content": "5"}, {"role": "assistant", "content": "a"}]}',
-        "unsupported content: turn 1 is of role 'tool'; expected text",
+        b'{"tools": "weather", "messages": [{"role": "assistant", "content": "a"}]}',
+        "not JSON: `tools` is a text that is no JSON; expected an object or a list",
     ),
     (
         b'{"images": ["a.png"], "prompt": "q", "completion": "a"}',

@@ -67,6 +67,25 @@ THOUGHTLESS = (
     "{{ eos_token if m['role'] == 'assistant' }}{% endfor %}"
 )
 
+# With tools, calls and results as Mistral's third version writes them. There is no prompt for an answer.
+MISTRAL = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set turns = messages[1:] %}"
+    "{% set preface = messages[0]['content'] + '\n\n' %}"
+    "{% else %}{% set turns = messages %}{% set preface = '' %}{% endif %}"
+    "{% for m in turns %}"
+    "{% if m['role'] == 'user' %}"
+    "{% if loop.first and tools %}[AVAILABLE_TOOLS] {{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}"
+    "[INST] {{ (preface if loop.first else '') + m['content'] }}[/INST]"
+    "{% elif m['role'] == 'tool' %}"
+    "[TOOL_RESULTS] {{ {'content': m['content'], 'call_id': m['tool_call_id']} | tojson }}[/TOOL_RESULTS]"
+    "{% elif m['tool_calls'] is defined %}[TOOL_CALLS] ["
+    "{% for call in m['tool_calls'] %}"
+    "{% if call['id'] | length != 9 %}{{ raise_exception('ids of calls have nine letters and digits') }}{% endif %}"
+    "{{ {'name': call['function']['name'], 'arguments': call['function']['arguments'], 'id': call['id']} | tojson }}"
+    "{{ ', ' if not loop.last }}{% endfor %}]{{ eos_token }}"
+    "{% else %} {{ m['content'] | trim }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -111,6 +130,18 @@ SHAPES = {
         bos="<bos>",
         eos="<eos>",
         system=False,
+    ),
+    "mistral": Shape(
+        MISTRAL,
+        (
+            "<s>",
+            "</s>",
+            *(f"[{end}{name}]" for name in ("INST", "AVAILABLE_TOOLS", "TOOL_RESULTS") for end in ("", "/")),
+            "[TOOL_CALLS]",
+        ),
+        "</s>",
+        bos="<s>",
+        eos="</s>",
     ),
     "zephyr": Shape(ZEPHYR, ("<s>", "</s>"), "</s>", bos="<s>", eos="</s>"),
     "phi-3": Shape(

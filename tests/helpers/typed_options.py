@@ -15,7 +15,7 @@ import clusterucb
 from clusterucb.engine.aggregate import RULES
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
 from clusterucb.options.gradients import GradientSettings, ReadSettings
-from clusterucb.options.kinds import AUTOCASTS, DTYPES, SCORERS
+from clusterucb.options.kinds import AUTO, AUTOCASTS, DTYPES, QUANTIZED, SCORERS
 from clusterucb.options.search import (
     CompareSettings,
     DrawSettings,
@@ -26,14 +26,19 @@ from clusterucb.options.search import (
     SelectSettings,
 )
 from clusterucb.options.trial import TrialSettings
-from clusterucb.samples.shapes import SHAPES
+from clusterucb.samples.shapes import IDS, LEARN, SHAPES
 
 FILE = Path(clusterucb.__file__).parent / "options" / "typed.py"
+_WIDTH = 110
 _CHOICES = {
     "autocast": AUTOCASTS,
     "dtype": DTYPES,
     "format": tuple(SHAPES),
+    "target_format": (AUTO, *SHAPES),
+    "ids": IDS,
+    "learn": LEARN,
     "preconditioner": PRECONDITIONERS,
+    "quantize": QUANTIZED,
     "rule": RULES,
     "scorer": SCORERS,
 }
@@ -44,11 +49,15 @@ _AS_GIVEN = {
     "arms": "str | Sequence[str]",
     "lora_targets": "str | Sequence[str]",
     "parameters": "str | Sequence[str]",
+    "special_tokens": "str | Sequence[str]",
     "checkpoint_weights": "str | Sequence[float]",
     "checkpoint": "Sequence[_Path]",
     "prior": "_Path | Sequence[_Path]",
     "optimizer": "_Path | torch.optim.Optimizer",
+    "tokenizer": "_Path | PreTrainedTokenizerBase",
     "columns": "Mapping[str, str]",
+    "target_columns": "Mapping[str, str]",
+    "roles": "Mapping[str, str]",
     "subtask_weights": "Mapping[str, float]",
 }
 # Each class of options, its bases, and the settings whose fields it adds.
@@ -87,14 +96,23 @@ def source() -> str:
         inherited = set[str]().union(*(known.get(base, set()) for base in bases.split(", ")))
         fields = [field for field in dataclasses.fields(settings) if field.name not in inherited]
         hints = get_type_hints(settings)
-        lines = ["    tokenizer: PreTrainedTokenizerBase | None"] if name == "GradientOptions" else []
-        lines += [f"    {field.name}: {_typed(field.name, hints[field.name])}" for field in fields]
+        lines = [_line(field.name, _typed(field.name, hints[field.name])) for field in fields]
         total = ", total=False" if bases == "TypedDict" or lines else ""
         body = "\n".join(lines)
         doc = f'    """The options of `{settings.__module__}.{settings.__name__}`."""'
         parts.append(f"\n\nclass {name}({bases}{total}):\n{doc}\n" + (f"\n{body}\n" if lines else ""))
         known[name] = inherited | {field.name for field in fields}
     return "".join(parts)
+
+
+def _line(name: str, typed: str) -> str:
+    """Return the line of an option, with a long type in brackets, as the formatter writes it."""
+    line = f"    {name}: {typed}"
+    if len(line) <= _WIDTH:
+        return line
+    if len(typed) + 8 > _WIDTH:
+        typed = typed.replace(" | ", "\n        | ")
+    return f"    {name}: (\n        {typed}\n    )"
 
 
 def _typed(name: str, hint: object) -> str:

@@ -110,7 +110,7 @@ def test_a_store_keeps_what_its_sketches_are_of(job, tmp_path, options):
 def fully_trained(job, folder):
     """Return a model, the optimiser of its full fine-tuning, and the file of its state."""
     model = AutoModelForCausalLM.from_pretrained(job / "model")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9)
+    optimizer = torch.optim.AdamW(model.named_parameters(), lr=1e-9)  # its gradients below confirm no order
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         for weight in model.parameters():
@@ -343,7 +343,7 @@ def test_an_optimiser_of_all_parameters_fits_every_checkpoint(job, tmp_path):
     folders = []
     for number in range(2):
         lora = PeftModel.from_pretrained(model, job / "ab"[number] / "adapter", is_trainable=True)
-        optimizer = torch.optim.AdamW(lora.parameters(), lr=1e-9)  # frozen ones, too
+        optimizer = torch.optim.AdamW(lora.named_parameters(), lr=1e-9)  # frozen ones, too
         for _ in range(2):
             for weight in lora.parameters():
                 weight.grad = torch.ones_like(weight) if weight.requires_grad else None

@@ -48,7 +48,7 @@ def found(job) -> dry_run.DryRun:
 def test_the_first_lines_of_every_file_are_looked_at(job, found) -> None:
     pool, dev = (found.files[str(job / name)] for name in ("pool.jsonl", "dev.jsonl"))
     assert pool.read == FIRST
-    assert pool.shapes == {"prompt-completion": FIRST - 1}
+    assert pool.shapes == {"prompt-completion": FIRST - 2}  # what is neither rejected nor a duplicate
     assert pool.rejected == {"duplicate": 1, "no conversation": 1}
     assert pool.total == pytest.approx(N + 2, rel=0.05)
     assert (dev.read, dev.total, dev.rejected) == (7, 7, {})
@@ -193,7 +193,7 @@ def test_the_screen_colours_what_is_predicted(found) -> None:
 
 def test_one_is_said_as_one() -> None:
     found = dry_run.DryRun(
-        files={"a.jsonl": dry_run.FileFacts(1, 1, {"text": 1}, {})},
+        files={"a.jsonl": dry_run.FileFacts(1, 1, {"text": 1}, {}, [])},
         duplicates=0,
         overlap=None,
         sources={},
@@ -291,3 +291,18 @@ def test_the_command_probes_a_model_without_a_pool(job, capsys) -> None:
     found = json.loads(capsys.readouterr().out)["probed"]
     assert found["dtype"] == "float32"
     assert all(finding["fine"] for finding in found["findings"])
+
+
+def test_samples_that_the_model_cannot_take_are_counted_with_the_reason(tmp_path: Path) -> None:
+    write_model(tmp_path / "model")
+    called = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    tool = {"messages": [{"role": "user", "content": "q"}, called]}
+    write_rows(tmp_path / "pool.jsonl", [*rows(4), tool])
+    found = dry_run.examine_files([tmp_path / "pool.jsonl"], None, tmp_path / "model", Settings(), Silent())
+    (reason,) = found.unusable
+    assert found.unusable[reason] == 1
+    assert reason.startswith("chat template: it has no place for tool calls")
+    console = Console(width=200)
+    with console.capture() as captured:
+        doctor.show_dry_run(found, console)
+    assert f"1 sample: {reason}" in captured.get()

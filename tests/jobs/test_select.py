@@ -634,6 +634,34 @@ class _Faulty:
             return {"x": np.full((len(batch.samples), 1), np.nan)}
 
 
+class _OneNan(cu.Feature):
+    """The lengths of the answers, but for one sample."""
+
+    def compute(self, batch):
+        lengths = np.array([[float(one.n_labels)] for one in batch.encoded])
+        lengths[[sample.line == 8 for sample in batch.samples]] = np.nan
+        return {"x": lengths}
+
+
+def test_a_feature_that_is_not_finite_costs_no_run(job, tmp_path):
+    message = r"_OneNan\.compute: 1 row of block 'x' is not finite, the first of .*pool.jsonl:8;"
+    with pytest.warns(ClusterUCBWarning, match=message):
+        cu.select(**arguments(job, tmp_path / "run", features=_OneNan(), budget="100%"))
+    assert len(read_rows(tmp_path / "run" / "scores.jsonl")) == N
+
+
+@pytest.mark.parametrize("value", [None, 1e300, 10**400])
+def test_a_vector_that_is_not_finite_counts_as_the_mean(job, tmp_path, value):
+    lines = [{**row, "v": [float(at), 1.0]} for at, row in enumerate(rows(N))]
+    lines[3]["v"][0] = value
+    write_rows(tmp_path / "pool.jsonl", lines)
+    given = arguments(job, tmp_path / "run", features=cu.Column("v"), pool=tmp_path / "pool.jsonl")
+    with pytest.warns(
+        ClusterUCBWarning, match=r"1 row of block 'column' is not finite, the first of .*pool.jsonl:4;"
+    ):
+        cu.select(**given)
+
+
 @pytest.mark.parametrize(
     ("strategies", "message"),
     [

@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.jobs.stages.prepare import check_paths
+from clusterucb.model import adapters
 from clusterucb.model import source as checkpoint
 from clusterucb.model.checkpoint_files import checkpoint_fingerprints
 from clusterucb.model.moments import load_moments
@@ -53,7 +54,7 @@ def trained(tmp_path_factory):
 
 
 def loaded(folder):
-    model = checkpoint.load_adapter(tiny_llama(), folder)
+    model = adapters.load_adapter(tiny_llama(), folder)
     return model, ParameterManifest.of(model)
 
 
@@ -85,7 +86,7 @@ def test_an_adapter_is_loaded_exactly_and_trainable(trained):
 def test_missing_files_are_named(tmp_path, trained):
     folder, _ = trained
     with pytest.raises(ModelError, match="expected the folder of a PEFT adapter"):
-        checkpoint.load_adapter(tiny_llama(), tmp_path)
+        adapters.load_adapter(tiny_llama(), tmp_path)
     with pytest.raises(ModelError, match=r"there is no .*adapter_config.json"):
         checkpoint_fingerprints([(tmp_path, None)])
     with pytest.raises(ModelError, match="there is no optimiser state"):
@@ -95,20 +96,20 @@ def test_missing_files_are_named(tmp_path, trained):
 def test_an_adapter_of_another_model_is_refused(trained):
     folder, _ = trained
     with pytest.raises(ModelError, match="cannot load the adapter"):
-        checkpoint.load_adapter(tiny_llama(hidden_size=32), folder)
+        adapters.load_adapter(tiny_llama(hidden_size=32), folder)
     with pytest.raises(ModelError, match="lacks weights"):
-        checkpoint.load_adapter(tiny_llama(num_hidden_layers=4), folder)
+        adapters.load_adapter(tiny_llama(num_hidden_layers=4), folder)
 
 
 def test_a_fresh_lora_depends_on_the_seed_alone():
     torch.manual_seed(1)
     options = {"rank": 4, "alpha": 8.0, "targets": None}
-    one, same, other = (checkpoint.attach_lora(tiny_llama(), **options, seed=seed) for seed in (3, 3, 4))
+    one, same, other = (adapters.attach_lora(tiny_llama(), **options, seed=seed) for seed in (3, 3, 4))
     name = ParameterManifest.of(one).parameters[0].torch_name
     assert torch.equal(one.get_parameter(name), same.get_parameter(name))
     assert not torch.equal(one.get_parameter(name), other.get_parameter(name))
     model, state = tiny_llama(), torch.get_rng_state()
-    checkpoint.attach_lora(model, **options, seed=5)
+    adapters.attach_lora(model, **options, seed=5)
     assert torch.equal(state, torch.get_rng_state())  # the caller's random numbers go on as before
 
 
@@ -116,11 +117,11 @@ def test_layers_that_are_not_there_are_refused_with_those_that_are():
     with pytest.raises(
         ModelError, match=r"got nope; this model's linear layers are down_proj, .*--lora-targets"
     ):
-        checkpoint.attach_lora(tiny_llama(), rank=4, alpha=8, targets=["nope"], seed=0)
+        adapters.attach_lora(tiny_llama(), rank=4, alpha=8, targets=["nope"], seed=0)
 
 
 def test_all_linear_takes_every_layer_but_the_head():
-    model = checkpoint.attach_lora(tiny_llama(), rank=4, alpha=8, targets=["all-linear"], seed=0)
+    model = adapters.attach_lora(tiny_llama(), rank=4, alpha=8, targets=["all-linear"], seed=0)
     assert len(ParameterManifest.of(model).parameters) == 2 * 7 * 3
 
 
@@ -274,5 +275,5 @@ def test_rotary_positions_that_depend_on_the_batch_are_refused(rope):
 def test_a_target_that_matches_no_layer_is_refused_beside_one_that_does():
     model = tiny_llama()
     with pytest.raises(ModelError, match="got foo; this model's linear layers are"):
-        checkpoint.attach_lora(model, rank=2, alpha=4, targets=["q_proj", "foo"], seed=0)
+        adapters.attach_lora(model, rank=2, alpha=4, targets=["q_proj", "foo"], seed=0)
     assert not any("lora" in name for name, _ in model.named_parameters())

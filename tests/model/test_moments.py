@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import pickle
 import sys
 import types
@@ -12,37 +11,24 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.tensor  # with it, a DTensor can be loaded
-import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from peft.optimizers import create_loraplus_optimizer
 
 from clusterucb.errors import ModelError
 from clusterucb.model.checkpoint_files import missing_state, optimizer_file
 from clusterucb.model.moments import decay_groups, load_moments
 from clusterucb.model.parameters import ParameterManifest
 from helpers.models import tiny_llama, with_lora
+from helpers.moments import asked, assert_moments, gradients
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 import make_optimizer_states as made
 
 MLP = "model.layers.*.mlp.*"
 PARTS = (
-    r"Expected one file with the whole state: save with FSDP's FULL_STATE_DICT, .*dcp_to_torch_save "
-    r".*--optimizer, .*preconditioner"
+    r"Expected one file with the whole state .*FSDP's folder with \.metadata .*--optimizer, .*preconditioner"
 )
-
-
-def asked(whole, *patterns):
-    """Return a model of the script's, and a manifest: of its LoRA, or of linear layers by patterns."""
-    model = made.model(whole)
-    return model, ParameterManifest.matching(model, patterns) if whole else ParameterManifest.of(model)
-
-
-@functools.cache
-def gradients(whole):
-    model = made.model(whole)
-    model(input_ids=made.rows(), labels=made.rows()).loss.backward()
-    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
 
 
 def stepped(model, optimizer):
@@ -52,24 +38,6 @@ def stepped(model, optimizer):
             model.get_parameter(name).grad = gradient.clone()
         optimizer.step()
     return optimizer.state_dict()
-
-
-def assert_moments(got, model, manifest, decay=0.0):
-    """Compare with what Adam makes of the same gradient, `made.STEPS` times, computed here."""
-    beta1, beta2 = made.SETTINGS["betas"]
-    assert (got.step, got.beta1, got.beta2, got.eps) == (made.STEPS, beta1, beta2, made.SETTINGS["eps"])
-    m, v = np.zeros(manifest.size), np.zeros(manifest.size)
-    of_model = gradients(whole=not hasattr(model, "peft_config"))
-    for one in manifest:
-        segment = slice(one.offset, one.offset + one.size)
-        weight = model.get_parameter(one.torch_name).detach().numpy()
-        g = (of_model[one.torch_name].numpy() + decay * weight).astype(np.float64).ravel()
-        m[segment] = (1 - beta1**made.STEPS) * g
-        v[segment] = (1 - beta2**made.STEPS) * g**2
-    for here, expected in ((got.m, m), (got.v, v)):
-        assert expected.any()
-        np.testing.assert_allclose(here, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
-        assert not here[expected == 0].any()  # holes
 
 
 @pytest.mark.parametrize("name", [*made.LORA, *made.WHOLE])
@@ -158,7 +126,7 @@ def test_nothing_in_a_file_runs(tmp_path, dump, capfd):
         ),
         (
             "deepspeed",
-            r"holds a state of DeepSpeed \(deepspeed\.fp16\.Scaler\)\. DeepSpeed's states are not supported",
+            r"holds a state of DeepSpeed \(deepspeed\.fp16\.Scaler\)\. Expected the folder with the files of all",
         ),
         (
             "megatron",
@@ -181,15 +149,15 @@ OTHERS = [
     (
         torch.optim.SGD,
         {"momentum": 0.9},
-        "is the state of SGD or Muon: for parameter 0 it has momentum_buffer; expected",
+        r"is the state of SGD with momentum: for parameter 0 it has momentum_buffer; it keeps no second moment\. "
+        r"Use --preconditioner sgd, which needs no state; or .*AdamW, .*--optimizer, and use .* second_moment",
     ),
+    (torch.optim.Muon, {}, r"is the state of Muon: .*; it keeps no second moment\. .*sgd.*second_moment"),
     (torch.optim.RAdam, {}, "is the state of RAdam"),
     (torch.optim.NAdam, {}, "is the state of NAdam: .*mu_product"),
     (torch.optim.Adamax, {}, "is the state of Adamax: .*exp_inf"),
     (torch.optim.RMSprop, {}, "is the state of RMSprop or Adadelta: .*square_avg"),
     (torch.optim.Adagrad, {}, "is the state of Adagrad: .*step, sum"),
-    (torch.optim.Adafactor, {}, "is the state of Adafactor: .*row_var"),
-    (transformers.Adafactor, {}, "is the state of Adafactor: .*exp_avg_sq_row"),
     (torch.optim.AdamW, {"amsgrad": True}, "is the state of an optimiser with amsgrad=True"),
     (torch.optim.Adam, {"maximize": True}, "is the state of an optimiser with maximize=True"),
 ]
@@ -204,19 +172,29 @@ def test_other_optimisers_are_refused_by_name(tmp_path, kind, options, message):
 
 
 # What libraries write that are not at hand here, by their sources.
-EIGHT_BIT = {"step": 1, "state1": torch.zeros(2, 8), "state2": torch.zeros(2, 8)}
+LION = {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0, "params": [0]}  # lion-pytorch, timm
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (
-            {"state": {0: EIGHT_BIT}, "param_groups": [{"params": [0]}]},
-            r"of a bitsandbytes optimiser \(8-bit, .*state1",
+            {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [LION]},
+            "is the state of Lion: for parameter 0 it has exp_avg; it keeps no second moment. Use --preconditioner sgd",
         ),
         (
-            {"state": {0: {"__bnb_optimizer_quant_state__": EIGHT_BIT}}, "param_groups": [{"params": [0]}]},
-            "of a bitsandbytes optimiser",
+            {
+                "state": {0: {"momentum_buffer": torch.zeros(2)}},
+                "param_groups": [{"params": [0], "use_muon": True, "lr": 0.02, "momentum": 0.95}],
+            },
+            "is the state of Muon: for parameter 0 it has momentum_buffer; it keeps no second moment",
+        ),
+        (
+            {
+                "state": {0: {"z": torch.zeros(2), "exp_avg_sq": torch.zeros(2)}},
+                "param_groups": [{"params": [0]}],
+            },
+            "is the state of a schedule-free optimiser: for parameter 0 it has exp_avg_sq, z; expected AdamW's",
         ),
         (
             {"state": {"a": {"max_exp_avg_sq": 0}}},
@@ -228,7 +206,7 @@ EIGHT_BIT = {"step": 1, "state1": torch.zeros(2, 8), "state2": torch.zeros(2, 8)
         ),
         (
             {"optimizer_state_dict": {"zero_stage": 2, "base_optimizer_state": []}, "ds_version": "0.17"},
-            r"holds a state of DeepSpeed \(ds_version\)\. DeepSpeed's states are not supported, and zero_to_fp32 joins",
+            r"holds a state of DeepSpeed \(ds_version\)\. Expected the folder with the files of all .*--optimizer",
         ),
         (
             {"optimizer": {"optimizer": {}, "fp32_from_fp16_params": []}},
@@ -336,6 +314,17 @@ def test_groups_that_differ_are_refused(tmp_path, plain):
     two["param_groups"][0]["eps"] = 1e-8
     with pytest.raises(ModelError, match=r"groups of \[11, 1\] parameters; expected \[12, 0\]"):
         load_moments(save(tmp_path, two), model, manifest)
+
+
+def test_groups_of_lora_plus_are_matched(tmp_path):
+    model, manifest = asked(whole=False)
+    settings = {name: value for name, value in made.SETTINGS.items() if name != "lr"}
+    optimizer = create_loraplus_optimizer(
+        model, torch.optim.AdamW, lr=0.0, loraplus_lr_ratio=16, loraplus_weight_decay=0.1, **settings
+    )
+    got = load_moments(save(tmp_path, stepped(model, optimizer)), model, manifest)
+    assert_moments(got, model, manifest)
+    assert got.matched == "8 parameters matched by position, in LoRA+'s order, A before B"
 
 
 def test_groups_are_those_of_the_trainer():
@@ -476,14 +465,7 @@ def test_a_folders_file_is_the_trainers_or_else_accelerates(tmp_path):
     [
         ("optimizer_0/__0_0.distcp", rf"it is split into parts, such as \S+/__0_0.distcp\. {PARTS}"),
         ("optimizer_0_rank1.bin", rf"it is split into parts, such as \S+/optimizer_0_rank1.bin\. {PARTS}"),
-        (
-            "global_step5/zero_pp_rank_0_mp_rank_00_optim_states.pt",
-            r"such as \S+/global_step5\. DeepSpeed's .*sgd",
-        ),
-        (
-            "pytorch_model/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
-            r"such as \S+_states.pt\. DeepSpeed's",
-        ),
+        ("global_step5/mp_rank_00_model_states.pt", r"such as \S+/global_step5\. Expected the folder .*sgd"),
         ("model.safetensors", r"; give it with --optimizer, or use --preconditioner sgd, which needs none$"),
     ],
 )

@@ -10,6 +10,7 @@ import re
 import sys
 import types
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -32,10 +33,13 @@ from clusterucb.report import scores_table
 from clusterucb.report.annotate import FIELD, annotated
 from clusterucb.report.export import TOOLS, export
 from clusterucb.report.screen import show
+from clusterucb.samples.message import TOOLS as DEFINITIONS
+from clusterucb.samples.message import Call
 from clusterucb.samples.pool import Message, Sample
+from clusterucb.samples.shapes import Layout
 from helpers.tiny import read_rows, rows, write_model, write_rows
 
-ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "text"}
+ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "text", "c": "assistant"}
 NASTY = [
     "plain",
     "two words",
@@ -55,8 +59,10 @@ NASTY = [
 
 
 def sample(letters: str, number: int = 0) -> Sample:
-    """Return a sample whose roles are given by their first letters."""
-    messages = tuple(Message(ROLES[letter], f"{letter}{at}") for at, letter in enumerate(letters))
+    """Return a sample whose roles are given by their first letters; c is an answer that is context."""
+    messages = tuple(
+        Message(ROLES[letter], f"{letter}{at}", context=letter == "c") for at, letter in enumerate(letters)
+    )
     return Sample(messages, f"id-{number}", "source", "", f"{number:064x}", b"{}", "pool.jsonl", number + 1)
 
 
@@ -184,7 +190,7 @@ def test_llamafactory_gets_what_takes_turns_up_to_the_last_answer(tmp_path_facto
 
 
 def test_what_llamafactory_cannot_read_is_counted(tmp_path: Path) -> None:
-    told = "--export llamafactory leaves out 2 of 3 selected samples: it reads only conversations in which user and"
+    told = "--export llamafactory leaves out 2 of 3 selected samples: it reads only conversations in which questions"
     with pytest.warns(ClusterUCBWarning, match=told):
         write(tmp_path, "llamafactory", "uua", "ua", "aua")
 
@@ -194,6 +200,91 @@ def test_nothing_that_a_tool_can_read_leaves_no_training(tmp_path: Path) -> None
         (found,) = write(tmp_path, "llamafactory", "uua")
     assert found.trainings == ()
     assert names(tmp_path) == {"export-llamafactory/dataset_info.json"}
+
+
+def test_axolotl_gets_a_mark_for_each_answer_that_is_context(tmp_path: Path) -> None:
+    write(tmp_path, "axolotl", "ucua", "ua")
+    folder = tmp_path / "export-axolotl"
+    marked = turns("ucua")
+    marked[1]["train"] = False
+    assert lines(folder / "conversations.jsonl") == [{"messages": marked}, {"messages": turns("ua")}]
+    (dataset,) = yaml.safe_load((folder / "axolotl.yaml").read_text())["datasets"]
+    assert dataset["message_field_training"] == "train"
+
+
+def test_tools_without_marks_learn_the_last_answer_alone_or_leave_the_conversation_out(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, "trl,llamafactory", "ucua", "ua")
+    assert lines(tmp_path / "export-trl" / "conversations.jsonl") == [
+        {"prompt": turns("ucua")[:3], "completion": turns("ucua")[3:]},
+        {"prompt": turns("ua")[:1], "completion": turns("ua")[1:]},
+    ]
+    assert yaml.safe_load((tmp_path / "export-llamafactory" / "sft.yaml").read_text())["mask_history"] is True
+    with pytest.warns(ClusterUCBWarning, match="learn some answers of a conversation and not others"):
+        write(tmp_path, "trl,llamafactory", "uauc", "ucua", "uaua")
+    for tool in ("trl", "llamafactory"):
+        assert lines(tmp_path / f"export-{tool}" / "conversations.jsonl") == [{"messages": turns("uaua")}]
+
+
+CALLED = (
+    Message(DEFINITIONS, '[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}]'),
+    Message("user", "u"),
+    Message("assistant", "", thought="Hm.", calls=(Call("f", '{"x":1}', "c1"),)),
+    Message("tool", "5", name="f", call_id="c1"),
+    Message("assistant", "a"),
+)
+
+
+def test_tools_are_exported_in_the_form_that_each_tool_reads(tmp_path: Path) -> None:
+    one = Sample(CALLED, "id", "source", "", "0" * 64, b"{}", "pool.jsonl", 1)
+    settings = settings_from({}, SelectSettings)
+    export(tmp_path, ["trl", "axolotl", "llamafactory"], [one], model="m", settings=settings)
+    found = {tool: lines(tmp_path / f"export-{tool}" / "conversations.jsonl")[0] for tool in TOOLS}
+    called = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    said = [
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "", "reasoning_content": "Hm.", "tool_calls": [called]},
+        {"role": "tool", "content": "5", "name": "f", "tool_call_id": "c1"},
+        {"role": "assistant", "content": "a"},
+    ]
+    assert found["trl"] == {"messages": said, "tools": CALLED[0].content}
+    called["function"] = {"name": "f", "arguments": '{"x":1}'}
+    defined = {"type": "function", "function": {"name": "f", "parameters": '{"type":"object"}'}}
+    assert found["axolotl"] == {"messages": said, "tools": [defined]}
+    assert found["llamafactory"] == {
+        "messages": [
+            {"role": "user", "content": "u"},
+            {
+                "role": "function_call",
+                "content": '<think>\nHm.\n</think>\n\n[{"name": "f", "arguments": {"x":1}}]',
+            },
+            {"role": "observation", "content": "5"},
+            {"role": "assistant", "content": "a"},
+        ],
+        "tools": CALLED[0].content,
+    }
+    info = json.loads((tmp_path / "export-llamafactory" / "dataset_info.json").read_text())["clusterucb"]
+    assert info["columns"] == {"messages": "messages", "tools": "tools"}
+    assert (info["tags"]["function_tag"], info["tags"]["observation_tag"]) == ("function_call", "observation")
+
+
+def test_what_is_exported_is_read_again_as_the_same_conversation(tmp_path: Path) -> None:
+    one = Sample(CALLED, "id", "source", "", "0" * 64, b"{}", "pool.jsonl", 1)
+    export(tmp_path, list(TOOLS), [one], model="m", settings=settings_from({}, SelectSettings))
+    for tool in TOOLS:
+        (row,) = lines(tmp_path / f"export-{tool}" / "conversations.jsonl")
+        found = Layout().conversation(row).messages
+        kept = (
+            [
+                replace(message, call_id="", calls=tuple(replace(call, id="") for call in message.calls))
+                for message in CALLED
+            ]
+            if tool == "llamafactory"
+            else CALLED
+        )
+        assert list(found[1:]) == list(kept[1:])
+        assert found[0].role == DEFINITIONS
 
 
 def test_trl_gets_prompt_and_completion_while_each_conversation_has_one_answer(tmp_path: Path) -> None:
@@ -625,7 +716,7 @@ def test_a_finished_run_given_again_with_output_options_changes_nothing_else(job
     conversations = lines(job["out"] / "export-trl" / "conversations.jsonl")
     kinds = [sample for sample in result.samples if sample.messages[0].role != "text"]
     assert [line["prompt"] + line["completion"] for line in conversations] == [
-        [message._asdict() for message in one.messages] for one in kinds
+        [{"role": role, "content": content} for role, content in one.messages] for one in kinds
     ]
     said = shown(result)
     for name in ("selected.jsonl", "scores.parquet", "export-trl", "export-axolotl"):

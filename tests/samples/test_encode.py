@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clusterucb.errors import ModelError, OptionError
@@ -483,11 +483,16 @@ def test_a_long_text_keeps_its_beginning() -> None:
 
 
 @given(prompt=TEXT, answer=SAID)
+@example(prompt="", answer="<")
 def test_without_a_template_prompt_and_answer_stand_together_and_eos_ends_them(
     prompt: str, answer: str
 ) -> None:
-    encoded = PLAIN([Message("user", prompt), Message("assistant", answer)])
-    tokenizer = PLAIN._tokenizer
+    messages = [Message("user", prompt), Message("assistant", answer)]
+    if len((prompt + answer).encode()) == 1:
+        with pytest.raises(Unusable, match="too short: the text is one token"):
+            PLAIN(messages)
+        return
+    encoded, tokenizer = PLAIN(messages), PLAIN._tokenizer
     assert tokenizer.decode(encoded.tokens) == f"{prompt}{answer}</s>"
     text = [byte_token(tokenizer, byte) for byte in f"{prompt}{answer}".encode()]
     assert encoded.tokens.tolist() == [*text, tokenizer.eos_token_id]
@@ -510,7 +515,7 @@ def test_without_a_template_bos_is_written_if_the_tokenizer_writes_it() -> None:
 def test_without_a_template_an_answer_alone_is_predicted_but_for_its_first_token() -> None:
     encoded = PLAIN([Message("assistant", "Hello.")])
     assert labelled(PLAIN, encoded) == "ello.</s>"
-    with pytest.raises(Unusable, match="removes the whole answer"):
+    with pytest.raises(Unusable, match="too short: the text is one token"):
         PLAIN([Message("assistant", "H")])
 
 
@@ -605,3 +610,46 @@ def test_the_fingerprint_does_not_depend_on_what_the_tokenizer_did_before() -> N
     tokenizer("some text", truncation=True, max_length=3)
     encoder(turns("Hi", "Hello."))
     assert encoder.fingerprint == before
+
+
+@given(
+    prompt=st.integers(0, 60_000),
+    answers=st.lists(st.integers(1, 60_000), min_size=1, max_size=3),
+    word=st.sampled_from(["word ", "x", "日本語 ", "\n", "<|im_end|>", "a b\t"]),
+    max_length=st.sampled_from([2, 8, 64]),
+    name=st.sampled_from(["chatml", "llama-3", "sentencepiece", "none", "text"]),
+)
+@settings(max_examples=60)
+def test_of_a_long_text_only_a_part_is_tokenised_and_the_tokens_are_the_same(
+    prompt: int, answers: list[int], word: str, max_length: int, name: str
+) -> None:
+    def filled(length: int) -> str:
+        return (word * (length // len(word) + 1))[:length] + "."
+
+    messages = [Message("user", filled(prompt)), Message("assistant", filled(answers[0]))]
+    for length in answers[1:] if name != "none" else ():
+        messages += [Message("user", "And?"), Message("assistant", filled(length))]
+    if name == "text":
+        messages = [Message("text", filled(prompt + answers[0]))]
+    shape = (
+        BARE
+        if name == "none"
+        else SHAPES["llama-2" if name == "sentencepiece" else name.replace("text", "chatml")]
+    )
+    make = sentencepiece if name == "sentencepiece" else byte_level
+    encoder = Encoder(make(shape), max_length=max_length)
+    found = encoder(messages)
+    encoder._shortened = lambda text: text
+    expected = encoder(messages)
+    assert found.tokens.tolist() == expected.tokens.tolist()
+    assert found.labels.tolist() == expected.labels.tolist()
+    assert found.content.tolist() == expected.content.tolist()
+
+
+def test_a_text_of_ten_million_characters_takes_no_more_tokens_than_its_part() -> None:
+    encoder = Encoder(SHAPES["chatml"].tokenizer(), max_length=64)
+    seen = []
+    tokenised = encoder.tokenised
+    encoder.tokenised = lambda texts: (seen.extend(len(text.text) for text in texts), tokenised(texts))[1]
+    encoder([Message("user", "word " * 1_000_000), Message("assistant", "answer " * 1_000_000)])
+    assert seen == [2 * 64 * 64]

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.samples.shapes import FIELDS, SHAPES, Layout, Unreadable
+from clusterucb.samples.message import Message, Unreadable
+from clusterucb.samples.shapes import FIELDS, SHAPES, Layout
 
 ASKED, ANSWERED = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 TURNS = (("user", "q"), ("assistant", "a"))
 
 
 def turns(row: dict[str, Any], **options: Any) -> tuple[tuple[str, str], ...]:
-    _, messages = Layout(**options).conversation(row)
-    return tuple(tuple(message) for message in messages)
+    layout = Layout(**options)
+    return plain(layout.conversation(layout.renamed(row)).messages)
+
+
+def plain(messages: Iterable[Message]) -> tuple[tuple[str, ...], ...]:
+    """Return messages as tuples of role and content, and "context" for an answer that is not learnt."""
+    return tuple((*message, *(["context"] if message.context else [])) for message in messages)
 
 
 ALIKE = [
@@ -45,11 +52,11 @@ ALIKE = [
     ("shape", "row"), ALIKE, ids=[f"{shape}-{at}" for at, (shape, _) in enumerate(ALIKE)]
 )
 def test_every_shape_is_found_and_gives_the_same_conversation(shape: str, row: dict) -> None:
-    found, messages = Layout().conversation(row)
+    found, messages, _ = Layout().conversation(Layout().renamed(row))
     assert found == shape
-    assert messages == TURNS
+    assert plain(messages) == TURNS
     if None not in row.values():
-        assert Layout(shape).conversation(row) == (shape, messages)
+        assert Layout(shape).conversation(Layout().renamed(row))[:2] == (shape, messages)
 
 
 def test_an_input_follows_its_instruction_after_a_blank_line() -> None:
@@ -80,7 +87,8 @@ def test_a_system_text_of_the_row_comes_first_unless_there_is_one() -> None:
 
 
 def test_plain_text_is_a_sample_of_its_own_kind() -> None:
-    assert Layout().conversation({"text": "once upon", "meta": 1}) == ("text", (("text", "once upon"),))
+    shape, messages, unread = Layout().conversation({"text": "once upon", "meta": 1, "label": False})
+    assert (shape, plain(messages), unread) == ("text", (("text", "once upon"),), ("meta",))
 
 
 def test_a_richer_shape_is_preferred_and_format_decides_otherwise() -> None:
@@ -106,12 +114,13 @@ def test_a_richer_shape_is_preferred_and_format_decides_otherwise() -> None:
 def test_columns_stand_for_others() -> None:
     layout = Layout(columns={"prompt": "question", "completion": "answer", "source": "topic"})
     row = layout.renamed({"question": "q", "answer": "a", "topic": "maths", "prompt": "no"})
-    assert layout.conversation(row) == ("prompt-completion", TURNS)
+    shape, messages, unread = layout.conversation(row)
+    assert (shape, plain(messages), unread) == ("prompt-completion", TURNS, ("prompt",))
     assert row["source"] == "maths"
     for same in ({"prompt": "q", "completion": "a"}, {"prompt": "q", "completion": "a", "question": None}):
         assert layout.renamed(same) is same
     row = layout.renamed({"question": None, "prompt": "q", "answer": "a"})
-    assert layout.conversation(row) == ("prompt-completion", TURNS)
+    assert plain(layout.conversation(row).messages) == TURNS
 
 
 @pytest.mark.parametrize("own", [{"question": "q", "text": "t"}, {"prompt": None, "question": "q"}])
@@ -125,10 +134,9 @@ def test_the_keys_of_a_row_are_said_to_be_its_own(own: dict) -> None:
 def test_columns_that_are_named_decide_before_a_richer_shape() -> None:
     row = {"messages": [ASKED, ANSWERED], "question": "other", "answer": "b"}
     layout = Layout(columns={"prompt": "question", "completion": "answer"})
-    assert layout.conversation(layout.renamed(row)) == (
-        "prompt-completion",
-        (("user", "other"), ("assistant", "b")),
-    )
+    shape, messages, unread = layout.conversation(layout.renamed(row))
+    assert (shape, unread) == ("prompt-completion", ("messages",))
+    assert plain(messages) == (("user", "other"), ("assistant", "b"))
 
 
 def test_an_empty_field_of_a_table_is_no_field() -> None:
@@ -140,7 +148,12 @@ def test_an_empty_field_of_a_table_is_no_field() -> None:
     ("row", "reason"),
     [
         ({"prompt": "q", "completion": "a", "label": False}, r"the row is marked as a bad answer"),
-        ({"messages": [ASKED, {**ANSWERED, "weight": 0}]}, r"turn 2 has weight 0"),
+        ({"messages": [ASKED, {**ANSWERED, "weight": 0.5}]}, r"turn 2 has weight 0.5; expected 0 or 1"),
+        ({"messages": [ASKED, {**ANSWERED, "loss": "no"}]}, r"turn 2 has loss 'no'; expected 0 or 1"),
+        (
+            {"messages": [ASKED, {**ANSWERED, "train_detail": [{"begin_offset": 0}]}]},
+            r"turn 2 marks parts of the answer \('train_detail'\)",
+        ),
     ],
 )
 def test_what_is_not_to_be_learnt_is_refused_by_name(row: dict, reason: str) -> None:
@@ -168,17 +181,13 @@ def test_unsupported_parts_and_turns_are_left_out_on_request() -> None:
         "tools": [{"name": "f"}],
     }
     assert turns(row, drop_unsupported=True) == TURNS
-    with pytest.raises(Unreadable, match=r"^unsupported content: the row has 'tools'"):
-        turns(row)
     with pytest.raises(Unreadable, match=r"^unsupported content: turn 1 holds a part of type 'image'"):
-        turns({**row, "tools": None})
+        turns(row)
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
-def test_what_a_model_thought_is_no_answer(key: str) -> None:
+def test_what_a_model_thought_is_left_out_on_request(key: str) -> None:
     row = {"conversations": [ASKED, {"from": "gpt", "value": "", key: "Hm."}, {**ANSWERED, key: "Well."}]}
-    with pytest.raises(Unreadable, match=f"^unsupported content: turn 2 has '{key}'; expected text"):
-        turns(row)
     assert turns(row, drop_unsupported=True) == TURNS
 
 
@@ -205,7 +214,14 @@ anything = st.recursive(
 )
 
 
-KINDS = ("no conversation", "no assistant turn", "unknown role", "unsupported content", "wrong type")
+KINDS = (
+    "no conversation",
+    "no assistant turn",
+    "no answer to learn",
+    "unknown role",
+    "unsupported content",
+    "wrong type",
+)
 
 
 @given(
@@ -218,12 +234,14 @@ def test_whatever_a_row_holds_it_is_a_conversation_or_refused(
 ) -> None:
     kind = None
     try:
-        found, messages = Layout(shape, drop_unsupported=drop).conversation(row)
+        layout = Layout(shape, drop_unsupported=drop)
+        found, messages, unread = layout.conversation(layout.renamed(row))
     except Unreadable as error:
         kind = str(error).partition(":")[0]
     if kind is not None:
         assert kind in KINDS
         return
     assert found in SHAPES
-    assert any(message.role in ("assistant", "text") for message in messages)
+    assert any(message.learnt for message in messages)
     assert all(isinstance(text, str) for _, text in messages)
+    assert set(unread) <= row.keys()

@@ -571,6 +571,23 @@ def test_a_foreign_file_is_named_and_not_opened(tmp_path: Path, content: bytes, 
         read_pool(path)
 
 
+@pytest.mark.parametrize("name", ["pool.jsonl", "pool.parquet", "pool.json"])
+def test_a_pointer_of_git_lfs_is_named(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 4096\n")
+    with pytest.raises(InputError, match=rf"{name} is a Git LFS pointer, not the data; .*: git lfs pull$"):
+        read_pool(path)
+
+
+def test_plain_lines_get_the_command_that_makes_rows_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "pool.txt"
+    path.write_text("once upon\na time\n")
+    with pytest.raises(InputError, match=r"is plain text; expected rows.*: jq -Rc '{text: \.}' .*pool.txt >"):
+        read_pool(path)
+    path.write_bytes(LINES)
+    assert len(read_pool(path).samples) == len(ROWS)
+
+
 def test_a_database_is_named(tmp_path: Path) -> None:
     database(tmp_path / "pool.db")
     with pytest.raises(InputError, match=r"pool.db is an SQLite database; expected JSONL, a JSON array, CSV"):
@@ -740,7 +757,7 @@ SPREAD = json.dumps(ROWS[0], indent=2).encode()
         b"\n\n" + SPREAD.replace(b"\n", b"\r\n"),
         SPREAD + b"\n" + LINES,
         b'{\n\t"completion": NaN,\n\t"prompt": "cut o',
-        b'{\n "data": [' + LINES.replace(b"\n", b",") * 20_000 + b"{}]}",
+        b'{\n "more": [' + LINES.replace(b"\n", b",") * 20_000 + b"{}]}",
     ],
     ids=["many", "one", "mixed", "bad", "large"],
 )
@@ -753,6 +770,24 @@ def test_an_object_over_several_lines_is_said_once(tmp_path: Path, content: byte
         f"{path} has a JSON object over several lines; expected an object on each line: "
         f"jq -c . '{path}' > '{path}.jsonl'"
     )
+
+
+@pytest.mark.parametrize("key", ["data", "rows", "instances"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_object_that_holds_a_list_of_rows_is_that_list(
+    tmp_path: Path, key: str, indent: int | None
+) -> None:
+    path = tmp_path / "pool.json"
+    path.write_text(json.dumps({"version": 1.0, "name": "x", key: ROWS}, indent=indent))
+    assert [sample.line for sample in read_pool(path).samples] == [
+        sample.line for sample in sorted(read_pool(ROWS).samples, key=lambda one: one.content_hash)
+    ]
+    line = json.dumps({key: [{"role": "user", "content": "q"}], "prompt": "q", "completion": "a"})
+    path.write_text(f"{line}\n{json.dumps(ROWS[0])}\n")
+    assert len(read_pool(path).samples) == 2
+    path.write_text(json.dumps({key: ROWS, "more": []}))
+    with pytest.raises(InputError, match=rf"several lists \({key}, more\); expected one list of rows: jq -c"):
+        read_pool(path)
 
 
 def test_an_object_over_several_lines_is_mended_where_it_comes_from(tmp_path: Path) -> None:

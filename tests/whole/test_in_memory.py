@@ -206,7 +206,8 @@ def trained(model, steps: int = 2) -> tuple[PeftModel, torch.optim.Optimizer]:
     """Return a model with a LoRA that has been trained for a few steps, and its optimiser."""
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     lora = get_peft_model(model, config)
-    optimizer = torch.optim.AdamW([one for one in lora.parameters() if one.requires_grad], lr=1e-2)
+    named = [(name, one) for name, one in lora.named_parameters() if one.requires_grad]
+    optimizer = torch.optim.AdamW(named, lr=1e-2)
     for seed in range(steps):
         ids = torch.randint(5, 50, (2, 12), generator=torch.Generator().manual_seed(seed))
         lora(input_ids=ids, labels=ids).loss.backward()
@@ -301,7 +302,9 @@ def test_what_does_not_fit_is_refused(job, model, tokenizer, tmp_path: Path) -> 
 
     refused(OptionError, "model is 5; expected the path of a model's folder", model=5)
     refused(OptionError, "given without its tokenizer; expected tokenizer=", model=model, tokenizer=None)
-    refused(OptionError, "a tokenizer is given with the path of a model", model=job / "model")
+    refused(
+        OptionError, "given with the path of a model; expected the path of a tokenizer", model=job / "model"
+    )
     refused(
         OptionError,
         "dtype is 'bfloat16', but the given model's dtype is float32; expected auto or float32",
@@ -353,6 +356,14 @@ def test_errors_name_objects_and_no_file_that_is_gone(model, tokenizer) -> None:
         "the optimizer has no state for base_model.model.model.layers.0.self_attn.q_proj.lora_A"
     )
     assert text.endswith("Give it after at least one step of AdamW or Adam, or use preconditioner='sgd'")
+    weights = [one for one in lora.parameters() if one.requires_grad]
+    muon = torch.optim.Muon(weights)
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    muon.step()
+    text = said(lora, optimizer=muon)
+    assert text.startswith("the optimizer is the state of Muon: for parameter ")
+    assert text.endswith("give that optimizer, and use preconditioner='second_moment'")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.errors import PluginError
+from clusterucb.errors import PluginError, warn
+from clusterucb.wording import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -155,17 +156,22 @@ class _Rows(Sequence[Item]):
         return self._items[int(self._rows[at])]
 
 
-def checked_blocks(feature: Feature, found: object, n_rows: int) -> dict[str, NDArray[np.float32]]:
+def checked_blocks(
+    feature: Feature, found: object, samples: Sequence[Sample]
+) -> dict[str, NDArray[np.float32]]:
     """Check the blocks that a feature computed, and return them as arrays that can be saved.
+
+    A row that is not finite does not stop the job: it is warned of, and gets the mean of the other rows.
 
     Args:
         feature: the feature, for its name in messages.
         found: what `Feature.compute` returned.
-        n_rows: the number of samples in the batch.
+        samples: the samples of the batch.
 
     Raises:
-        PluginError: ``found`` is not a dict of finite blocks f32[n_rows, k].
+        PluginError: ``found`` is not a dict of blocks f32[m, k], or no row of a block is finite.
     """
+    n_rows = len(samples)
     name = f"{type(feature).__name__}.compute"
     expected = f"a dict of blocks of numbers, each f32[{n_rows}, k]"
     if not isinstance(found, Mapping) or not found:
@@ -179,11 +185,28 @@ def checked_blocks(feature: Feature, found: object, n_rows: int) -> dict[str, ND
                 f"{name}: block {key!r} is {block.dtype} of shape {block.shape}; expected {expected}"
             )
         blocks[key] = np.ascontiguousarray(block, np.float32)
-        if not np.isfinite(blocks[key]).all():
+        bad = np.flatnonzero(~np.isfinite(blocks[key]).all(axis=1))
+        if bad.size == n_rows:
             raise PluginError(
                 f"{name}: block {key!r} is not finite; expected {expected}, without NaN or infinity"
             )
+        if bad.size:
+            blocks[key] = _described_by_others(blocks[key], bad)
+            first, others = samples[int(bad[0])], n_rows - bad.size
+            warn(
+                f"{name}: {counted(bad.size, 'row')} of block {key!r} {'is' if bad.size == 1 else 'are'} not finite, "
+                f"the first of {first.file}:{first.line}; the mean of {counted(others, 'other row')} takes its place"
+            )
     return blocks
+
+
+def _described_by_others(block: NDArray[np.float32], bad: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return a block f32[m, k] with the mean of the other rows in place of ``bad`` ones: they are like any sample."""
+    filled = block.copy()
+    good = np.ones(len(block), np.bool_)
+    good[bad] = False
+    filled[bad] = block[good].mean(axis=0, dtype=np.float64).astype(np.float32)
+    return filled
 
 
 def checked_fit(feature: Feature, found: object) -> dict[str, NDArray[Any]]:

@@ -1,7 +1,8 @@
 """Read vectors from a column of the pool's rows: whatever the pool's author knows about them.
 
 `Column.fit` takes the length of the vectors from the first row in canonical order. Every other row, of the pool or of
-the target, must have a vector of that length.
+the target, must have a vector of that length. A vector with a number that is missing or too large for 32 bits is not
+finite, and counts as the mean of others (`clusterucb.features.base.checked_blocks`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import InputError, OptionError
 from clusterucb.features.base import Feature, FeatureBatch, Fitted
-from clusterucb.samples.shapes import kind_of
+from clusterucb.samples.message import kind_of
 
 if TYPE_CHECKING:
     from clusterucb.samples.sample import Sample
@@ -71,16 +72,13 @@ class Column(Feature):
         if not isinstance(values, list) or not values:
             raise self._refusal(sample, "no value" if values is None else kind_of(values), wanted)
         for value in values:
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise self._refusal(sample, f"a list with {kind_of(value)} in it", wanted)
         try:
             with np.errstate(over="ignore"):
-                vector = np.array(values, np.float64).astype(np.float32)
+                return np.array(values, np.float64).astype(np.float32)  # null, a table's NaN, becomes NaN
         except OverflowError:
-            vector = np.array([np.inf], np.float32)
-        if not np.isfinite(vector).all():
-            raise self._refusal(sample, "a number too large for 32 bits", "numbers that float32 can hold")
-        return vector
+            return np.full(len(values), np.inf, np.float32)
 
     def _refusal(self, sample: Sample, got: str, expected: str) -> InputError:
         columns = ", ".join(msgspec.json.decode(sample.raw, type=dict[str, msgspec.Raw]))

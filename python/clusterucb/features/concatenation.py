@@ -70,7 +70,7 @@ class Concatenation(Feature):
         for name, part in self._named().items():
             own = {key: batch.fitted[f"{name}.{key}"] for key in _own(name, batch.fitted)}
             computed = blamed(part.compute)(replace(batch, fitted=own))
-            for key, block in checked_blocks(part, computed, len(batch.samples)).items():
+            for key, block in checked_blocks(part, computed, batch.samples).items():
                 blocks[f"{name}.{key}"] = block
         return blocks
 

@@ -57,7 +57,10 @@ class Training:
         self._checkpointing = checkpointing
         self._limit = limit
         weights = dict(model.named_parameters())
-        groups = [{"params": [weights[name] for name in names]} for names in decay_groups(model)]
+        # With names, the state tells which parameter each entry belongs to.
+        groups = [
+            {"params": [(name, weights[name]) for name in names]} for names in decay_groups(model) if names
+        ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         self._trained = {
             model.get_submodule(name.rpartition(".")[0]) for name in weights if weights[name].requires_grad

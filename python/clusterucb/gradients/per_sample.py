@@ -33,10 +33,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
+from peft.tuners.lora.dora import DoraLinearLayer
 from torch import Tensor, nn
 
 from clusterucb.errors import ModelError
 from clusterucb.gradients.compiled import CompiledParts
+from clusterucb.gradients.dora import magnitude_kept
 from clusterucb.gradients.loss import sample_losses
 from clusterucb.gradients.passes import PaddedBatch
 from clusterucb.gradients.recompute import recomputed_layers
@@ -44,6 +46,7 @@ from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
 from clusterucb.model.parameters import Parameter, ParameterManifest
+from clusterucb.model.targets import has_every_token
 
 Sink = Callable[[int, Tensor], None]
 
@@ -127,7 +130,10 @@ class PerSampleGradients:
             weight.requires_grad_(False)
         for parameter in self.manifest:
             module = self.model.get_submodule(parameter.module)
-            undo.callback(module.register_forward_hook(partial(self._capture, parameter)).remove)
+            if isinstance(module, DoraLinearLayer):
+                undo.enter_context(magnitude_kept(module, partial(self._keep, parameter)))
+            else:
+                undo.callback(module.register_forward_hook(partial(self._capture, parameter)).remove)
         if self._checkpointing:
             undo.enter_context(recomputed_layers(self.model, self._differentiated))
         if self._compiling:
@@ -266,12 +272,15 @@ class PerSampleGradients:
         self, parameter: Parameter, _module: nn.Module, args: tuple[Any, ...], output: Tensor
     ) -> None:
         """Keep a layer's input until the gradient of its output arrives."""
+        self._keep(parameter, args[0] if args else torch.empty(0), output)
+
+    def _keep(self, parameter: Parameter, factor: Tensor, output: Tensor) -> None:
+        """Keep what the gradient of a layer's output is multiplied by, until that gradient arrives."""
         if self._sink is None or not torch.is_grad_enabled():  # a recomputed layer will run again
             return
         rows, columns = self._shape
-        activation = args[0].detach() if args else torch.empty(0)
-        flat = activation.ndim == 2 and len(activation) == rows * columns  # OPT flattens its input
-        if not (flat or activation.shape[:-1] == self._shape) or parameter.name in self._ran:
+        activation = factor.detach()
+        if not has_every_token(activation.shape, self._shape) or parameter.name in self._ran:
             again = parameter.name in self._ran
             what = "runs twice in a pass" if again else f"gets input of shape {tuple(activation.shape)}"
             raise ModelError(
@@ -288,10 +297,14 @@ class PerSampleGradients:
 
         Args:
             parameter: the matrix.
-            activation: [B, T, in], the layer's input.
+            activation: [B, T, in], the layer's input; for a magnitude of DoRA [B, T, out], its factor.
             delta: [B, T, out], the gradient of the loss with respect to the layer's output.
         """
         assert self._sink is not None
+        if parameter.magnitude:
+            product = delta.reshape(*self._shape, -1).float() * activation.reshape(*self._shape, -1).float()
+            self._sink(parameter.offset, product.sum(dim=1))
+            return
         left, right = (delta, activation) if not parameter.transposed else (activation, delta)
         left, right = left.reshape(*self._shape, -1), right.reshape(*self._shape, -1).float()
         n_rows, width = parameter.shape

@@ -26,31 +26,30 @@ from clusterucb.atomic import whole_folder
 from clusterucb.errors import ModelError
 from clusterucb.gradients import memory_needs as fitting
 from clusterucb.gradients.accumulate import Accumulator, Checkpoint
-from clusterucb.gradients.passes import CPU_TOKENS, PaddedBatch, Passes, micro_batches, single_pass
-from clusterucb.gradients.peak_memory import peak_bytes
+from clusterucb.gradients.largest_pass import largest_pass, try_passes
+from clusterucb.gradients.order import say_how_states_match
+from clusterucb.gradients.passes import CPU_TOKENS, Passes
 from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.gradients.warmup import warm_up
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
+from clusterucb.model import adapters
 from clusterucb.model import source as model_source
-from clusterucb.model.checkpoint_files import adapter_files, optimizer_file
+from clusterucb.model.checkpoint_files import adapter_files, optimizer_file, state_files
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.model.moments import load_moments
 from clusterucb.model.parameters import ParameterManifest
+from clusterucb.model.vocabulary import take_vocabulary
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.progress import Observer
 from clusterucb.run.folder import Run
 from clusterucb.run.gradient_store import kept_adapter
 from clusterucb.run.manifest import Limit
-from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.pool_and_target import Material
-from clusterucb.samples.tokens import EncodedSamples
 from clusterucb.wording import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_LONGEST = 64  # the largest pass is sought among this many of the longest samples
 
 
 class AdaptedModel:
@@ -166,7 +165,10 @@ class AdaptedModel:
                 for path in adapter_files(adapter) if adapter else ():
                     shutil.copyfile(path, partial / path.name)
                 if optimizer:
-                    shutil.copyfile(optimizer, partial / "optimizer.pt")
+                    for path in state_files(optimizer):
+                        kept = partial / ("optimizer.pt" if path == optimizer else f"optimizer/{path.name}")
+                        kept.parent.mkdir(exist_ok=True)
+                        shutil.copyfile(path, kept)
 
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:
@@ -200,7 +202,7 @@ class AdaptedModel:
                 checkpointing=settings.checkpointing,
                 advance=advance,
             )
-        lora.unload()
+        adapters.take_off(lora)
         return folder
 
 
@@ -225,17 +227,34 @@ def load_base(
         OptionError: the job needs more memory or more disk space than there is.
     """
     observer.step(f"Loading {source.name} on {device}")
-    model = source.model(settings.dtype, device)
+    given = settings.first_adapter
+    model = source.model(
+        settings.dtype, device, adapters.adapted_layers(given) if given else set(), settings.quantize
+    )
+    if given and isinstance(source, model_source.ModelSource) and (count := take_vocabulary(model, given)):
+        observer.step(f"Vocabulary: {count:,} tokens, with the embeddings that {given} holds")
     model_source.check_limits(model, longest=material.longest(), largest_token=material.largest_token())
     if settings.given_checkpoints:
         checkpoints = load_checkpoints(settings, model, settings.given_checkpoints)
+        say_how_states_match(checkpoints, settings.given_checkpoints, material, device, observer)
+        if left_out := adapters.left_out(checkpoints[0].gradients.model, checkpoints[0].gradients.manifest):
+            observer.step(
+                f"Left out of the gradients: {counted(len(left_out), 'trained weight')} of the adapter, such as "
+                f"{left_out[0]} (--lora-only, or no text reaches it)"
+            )
     else:
-        checkpoints = [at_checkpoint(settings, fresh_lora(settings, model))]
+        lora = fresh_lora(settings, model)
+        if settings.target_layers is None and not adapters.knows_default(model):
+            observer.step(
+                f"LoRA on {adapters.described_targets(lora)}: the projections that every token reaches. PEFT has no "
+                f"choice for {model.config.model_type}. Name others with --lora-targets"
+            )
+        checkpoints = [at_checkpoint(settings, lora)]
     limit = settings.batch_tokens or CPU_TOKENS
     fitting.check(
         checkpoints[0],
         largest_pass(settings, material, limit),
-        _try(checkpoints[0], material.encoded, limit, device),
+        try_passes(checkpoints[0], material.encoded, limit, device),
         folder,
         counts=fitting.Counts.of(settings, material.target),
         device=device,
@@ -243,55 +262,13 @@ def load_base(
     )
     adapted = checkpoints[0].gradients.model
     if isinstance(adapted, PeftModel):
-        adapted.unload()
+        adapters.take_off(adapted)
     return model
-
-
-def largest_pass(
-    settings: GradientSettings, material: Material, limit: int, together: int = _LONGEST
-) -> list[Encoded]:
-    """Return the samples of the pass that takes most memory.
-
-    Args:
-        settings: the options.
-        material: the encoded pool and target.
-        limit: the padded tokens of a pass.
-        together: how many of the pool's longest samples are grouped into passes; the target's are all.
-    """
-    lengths = material.encoded.lengths
-    longest = [material.encoded[int(row)] for row in np.argsort(-lengths, kind="stable")[:together]]
-    if getattr(settings, "free_scores", False):
-        longest = []
-    passes = [
-        [samples[at] for at in batch]
-        for samples in (longest, *material.target.values())
-        for batch in micro_batches([len(sample) for sample in samples], limit)[:1]
-    ]
-    return max(passes, key=lambda samples: len(samples) * max(map(len, samples)))
-
-
-def _try(checkpoint: Checkpoint, encoded: EncodedSamples, limit: int, device: str) -> int:
-    """Compute gradients of the two shortest samples, of different lengths if possible; return the bytes for each token.
-
-    Raises:
-        ModelError: gradients of this model cannot be computed correctly, or memory is too small for them.
-    """
-    order = np.argsort(encoded.lengths, kind="stable")
-    longer = np.flatnonzero(encoded.lengths[order] > encoded.lengths[order[0]])
-    rows = [order[0], *order[longer[:1] if len(longer) else slice(1, 2)]]
-    shared = micro_batches(encoded.lengths[rows], limit)[0]
-
-    def attempt(batch: PaddedBatch) -> int:
-        gradients.backward(batch, lambda *_: None)
-        return peak_bytes(lambda: gradients.backward(batch, lambda *_: None)) // batch.ids.numel()
-
-    with checkpoint.gradients as gradients:
-        return single_pass([encoded[int(rows[at])] for at in shared], device, attempt)
 
 
 def fresh_lora(settings: GradientSettings, base: PreTrainedModel) -> PeftModel:
     """Put a fresh LoRA on the base model."""
-    return model_source.attach_lora(
+    return adapters.attach_lora(
         base,
         rank=settings.lora_rank,
         alpha=settings.lora_alpha,
@@ -320,7 +297,7 @@ def load_checkpoints(
             for weight in base.parameters():  # assume that the optimiser's run trained all parameters
                 weight.requires_grad_(weight.is_floating_point())
         else:
-            model = model_source.load_adapter(model, adapter, number)
+            model = adapters.load_adapter(model, adapter, number)
         checkpoints.append(at_checkpoint(settings, model, optimizer, number))
         first, last = checkpoints[0].gradients.manifest, checkpoints[number].gradients.manifest
         if first.fingerprint() != last.fingerprint():
@@ -353,13 +330,13 @@ def at_checkpoint(
         ModelError: a parameter cannot be differentiated, or the optimiser state does not fit.
     """
     if settings.parameters is None:
-        manifest = ParameterManifest.of(model)
+        manifest = ParameterManifest.of(model, lora_only=settings.lora_only)
     else:
         manifest = ParameterManifest.matching(model, settings.patterns)
     gradients = PerSampleGradients(
         model,
         manifest,
-        adapter=model_source.adapter_name(number) if isinstance(model, PeftModel) else None,
+        adapter=adapters.adapter_name(number) if isinstance(model, PeftModel) else None,
         autocast=model_source.DTYPES.get(settings.autocast or ""),
         checkpointing=settings.checkpointing,
         compiling=settings.compile,
@@ -368,6 +345,11 @@ def at_checkpoint(
     if settings.preconditioner == "sgd" or state is None:
         return Checkpoint(gradients, manifest.size, weight=share, number=number)
     moments = load_moments(state, model, manifest)
+    if not moments.first and settings.preconditioner != "second_moment":
+        raise ModelError(
+            f"{state} has no first moment ({moments.matched}), which --preconditioner {settings.preconditioner} needs; "
+            "expected --preconditioner second_moment, or sgd, which needs no state"
+        )
     preconditioner = Preconditioner(
         settings.preconditioner, moments.beta1, moments.beta2, moments.eps, moments.step
     )

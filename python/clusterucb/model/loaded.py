@@ -18,8 +18,9 @@ import functools
 import hashlib
 import inspect
 import json
+import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
@@ -32,6 +33,17 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_OBJECT = "the optimizer"  # the name of an optimiser's temporary file, since names are shown
+_FOR_FILES = {  # what errors advise for files, and what helps with an object
+    "--preconditioner sgd": "preconditioner='sgd'",
+    "--preconditioner second_moment": "preconditioner='second_moment'",
+    "Save it after": "Give it after",
+    "; save it again": "",
+    "optimizer.pt of a Hugging Face Trainer, optimizer.bin of accelerate, or torch.save(optimizer.state_dict(), ...)": (
+        "AdamW or Adam"
+    ),
+    "give that state with --optimizer": "give that optimizer",
+}
 _SAMPLED = 1 << 16  # a fingerprint takes about this many values of each parameter
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -67,16 +79,28 @@ class LoadedModel:
         """Return a copy of the tokenizer; its padding and truncation may be changed."""
         return copy.deepcopy(self._tokenizer)
 
-    def model(self, dtype: str, device: str) -> PreTrainedModel:
+    def model(
+        self,
+        dtype: str,
+        device: str,
+        layers: Collection[str] = (),  # noqa: ARG002
+        quantize: str | None = None,
+    ) -> PreTrainedModel:
         """Return the model itself, in evaluation mode.
 
         Args:
             dtype: the expected dtype, or ``auto`` for the model's own.
             device: the expected device, or ``auto`` for the model's own.
+            layers: names of layers that an adapter is on; the model is what it is.
+            quantize: None, because the model is what it is.
 
         Raises:
-            OptionError: the model has another dtype, or is on another device.
+            OptionError: the model has another dtype, is on another device, or should be quantised.
         """
+        if quantize:
+            raise OptionError(
+                f"--quantize {quantize} is given with a loaded model; expected the model's folder"
+            )
         self._check("dtype", dtype, str(next(self.given.parameters()).dtype).removeprefix("torch."))
         self.device(device)
         return self.given.eval()
@@ -104,23 +128,30 @@ class LoadedModel:
 def borrowing(job: Function) -> Function:
     """Decorate a job so that ``model`` may also be a loaded model, given with its ``tokenizer``.
 
-    With a PEFT model, ``optimizer`` may be a torch optimiser.
+    With the path of a model, ``tokenizer`` is a path, too. With a PEFT model, ``optimizer`` may be a torch optimiser.
     """
 
     @functools.wraps(job)
     def call(*arguments: Any, model: Any, tokenizer: Any = None, **options: Any) -> Any:
+        with ExitStack() as undo:
+            plain_torch(undo)
+            return lent(*arguments, model=model, tokenizer=tokenizer, **options)
+
+    def lent(*arguments: Any, model: Any, tokenizer: Any, **options: Any) -> Any:
         if isinstance(model, str | PathLike):
-            if tokenizer is not None:
-                raise OptionError(
-                    "a tokenizer is given with the path of a model, which has its own; leave it out"
-                )
-            return job(*arguments, model=model, **options)
+            if tokenizer is None or isinstance(tokenizer, str | PathLike):
+                named = {} if tokenizer is None else {"tokenizer": str(tokenizer)}
+                return job(*arguments, model=model, **named, **options)
+            raise OptionError(
+                f"tokenizer is a {type(tokenizer).__name__}, given with the path of a model; expected the path of a "
+                "tokenizer's folder, or a loaded model"
+            )
         with _lend(model, tokenizer, options) as (source, options_now):
             return job(*arguments, model=source, **options_now)
 
     signature = inspect.signature(job)
-    named = list(signature.parameters.values())
-    at = 1 + list(signature.parameters).index("model")
+    named = [parameter for parameter in signature.parameters.values() if parameter.name != "tokenizer"]
+    at = 1 + [parameter.name for parameter in named].index("model")
     named.insert(
         at, inspect.Parameter("tokenizer", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Any)
     )
@@ -158,8 +189,8 @@ def _lend(
             options_now = dict(options)
             if hasattr(optimizer, "state_dict"):
                 folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="clusterucb-")))
-                options_now["optimizer"] = _save_state(optimizer, model, folder / "optimizer.pt")
-                undo.enter_context(_errors_naming({folder / "optimizer.pt": "the optimizer"}))
+                options_now["optimizer"] = _save_state(optimizer, model, folder / _OBJECT)
+                undo.enter_context(_errors_naming({folder / _OBJECT: _OBJECT}))
             yield LoadedModel(model, tokenizer), options_now
             return
         for name in ("adapter", "checkpoint", "parameters", "store"):
@@ -180,10 +211,8 @@ def _lend(
         options_now = {**options, "adapter": adapter}
         optimizer = options.get("optimizer")
         if hasattr(optimizer, "state_dict"):
-            options_now["optimizer"] = _save_state(optimizer, model, folder / "optimizer.pt")
-        undo.enter_context(
-            _errors_naming({folder / "optimizer.pt": "the optimizer", adapter: "the model's adapter"})
-        )
+            options_now["optimizer"] = _save_state(optimizer, model, folder / _OBJECT)
+        undo.enter_context(_errors_naming({folder / _OBJECT: _OBJECT, adapter: "the model's adapter"}))
         yield LoadedModel(_without_lora(model), tokenizer), options_now
 
 
@@ -198,10 +227,27 @@ def _errors_naming(names: Mapping[Path, str]) -> Iterator[None]:
             message = message.replace(str(path), name)
         if message == str(error):
             raise
-        message = message.replace("--preconditioner sgd", "preconditioner='sgd'").replace(
-            "Save it after", "Give it after"
-        )
+        for advice, own in _FOR_FILES.items():
+            message = message.replace(advice, own)
         raise type(error)(message) from error
+
+
+def plain_torch(undo: ExitStack) -> None:
+    """Switch off what a caller may have set for all of torch, and let ``undo`` restore it.
+
+    These are a default data type, a default device and autocast. Each would change the numbers of a job, or stop it.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    if (dtype := torch.get_default_dtype()) != torch.float32:
+        torch.set_default_dtype(torch.float32)
+        undo.callback(torch.set_default_dtype, dtype)
+    if torch.get_default_device().type != "cpu":
+        undo.enter_context(torch.device("cpu"))
+    for kind in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(kind):
+            undo.enter_context(torch.autocast(kind, enabled=False))
 
 
 def keep(model: nn.Module, undo: ExitStack) -> None:
@@ -244,6 +290,7 @@ def _save_adapter(model: Any, folder: Path) -> Path:
         else value
         for key, value in json.loads(path.read_text()).items()
     }  # PEFT writes sets, whose order varies between processes
+    config["layer_replication"] = None  # the base model in memory has the copied layers already
     config["init_lora_weights"] = True  # PiSSA and the like would subtract from the base model a second time
     path.write_text(json.dumps(config, indent=2, sort_keys=True))
     return adapter
@@ -270,8 +317,9 @@ def _without_lora(model: Any) -> PreTrainedModel:
     """Return the base model of a PEFT model, with every LoRA layer put aside."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    base: PreTrainedModel = model.get_base_model()
-    for name, layer in list(base.named_modules()):
+    from clusterucb.model.adapters import take_off
+
+    for layer in model.get_base_model().modules():
         if isinstance(layer, BaseTunerLayer):
             if layer.merged:
                 raise ModelError(
@@ -279,9 +327,7 @@ def _without_lora(model: Any) -> PreTrainedModel:
                 )
             if layer.disable_adapters:
                 raise ModelError("the adapter is disabled; expected model.enable_adapter_layers() first")
-            parent, _, attribute = name.rpartition(".")
-            setattr(base.get_submodule(parent), attribute, layer.get_base_layer())
-    vars(base).pop("peft_config", None)  # otherwise PEFT warns that the model already has an adapter
+    base = take_off(model)
     _refuse_adapters(base)
     return base
 

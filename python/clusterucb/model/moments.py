@@ -1,27 +1,18 @@
 """Load the checkpoint's Adam moments into the flat parameter space.
 
 Decisions:
-    - An optimiser's state identifies its parameters by name or by position (`optimizer_state`). If a file has names,
-      they decide, however its writer spells wrappers and adapter. A state that has names is never matched by position.
-    - Positions follow the writer's order. The Hugging Face Trainer has two groups: the parameters with weight decay
-      come first, those without come second. Each group has the trainable parameters alone, in the order of
-      `model.named_parameters()`. An optimiser with one group has the trainable parameters, or all parameters, in that
-      order.
-    - The order is rebuilt and then checked. The number of groups, their sizes and the shapes of all entries in the
-      file must fit. This includes entries of parameters that the run trained but the manifest does not ask for.
-    - If the manifest asks for all parameters that the model trains, as with LoRA, the file must have exactly these. If
-      it asks for some parameters of a run that trained more, the file must have these, and may have others that this
-      model lacks.
+    - Which of the file's entries belongs to which parameter: `clusterucb.model.matching`.
+    - The shapes of all entries in the file must fit. This includes entries of parameters that the run trained but the
+      manifest does not ask for.
+    - An entry is read once, and dropped before the next one is read.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,12 +21,12 @@ from torch import nn
 
 from clusterucb.errors import ModelError
 from clusterucb.model.checkpoint_files import PARTS
-from clusterucb.model.optimizer_state import EXPECTED, Key, OptimizerState, read_state
-from clusterucb.model.parameters import ParameterManifest, canonical_name
+from clusterucb.model.matching import Match, decay_groups, matched
+from clusterucb.model.optimizer_state import EXPECTED, OptimizerState, read_state
+from clusterucb.model.parameters import ParameterManifest
+from clusterucb.wording import counted
 
-# The Trainer gives no weight decay to parameters with such names, nor to the parameters of layer norms.
-_NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
-_ANOTHER = "It is the state of another adapter, or of a run that trained other parameters"
+__all__ = ["Moments", "decay_groups", "load_moments"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +38,9 @@ class Moments:
             space's holes.
         step: the number of optimiser steps taken.
         beta1, beta2, eps: the optimiser's settings.
+        first: whether the optimiser keeps a first moment; without one, m is 0.
+        matched: how parameters were found in the file, and what wrote it, as text for the screen.
+        by_position: whether the file has no names, so that the order of the parameters is an assumption.
     """
 
     m: NDArray[np.float32]
@@ -55,23 +49,9 @@ class Moments:
     beta1: float
     beta2: float
     eps: float
-
-
-class _Match(NamedTuple):
-    key: Key
-    how: str
-
-
-def decay_groups(model: nn.Module) -> list[list[str]]:
-    """Return the names of the trainable parameters in the Trainer's two groups: with weight decay, and without."""
-    trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    plain = {
-        name
-        for name in trainable
-        if _NO_DECAY.search(name.lower())
-        or isinstance(model.get_submodule(name.rpartition(".")[0]), nn.LayerNorm)
-    }
-    return [[name for name in trainable if name not in plain], [name for name in trainable if name in plain]]
+    first: bool = True
+    matched: str = ""
+    by_position: bool = False
 
 
 def load_moments(path: Path, model: nn.Module, manifest: ParameterManifest) -> Moments:
@@ -88,32 +68,28 @@ def load_moments(path: Path, model: nn.Module, manifest: ParameterManifest) -> M
         ModelError: the file cannot be read, holds another optimiser's state, or does not fit the model.
     """
     state = read_state(path)
-    wanted = {parameter.torch_name for parameter in manifest}
-    if state.names is None:
-        matches = _by_position(path, state, model)
-    else:
-        matches = _by_name(path, state, state.names, model, wanted)
-    for name, match in matches.items():
-        shape = tuple(model.get_parameter(name).shape)
-        for entry in ("exp_avg", "exp_avg_sq"):
-            if match.key in state.moments:
-                _check(path, entry, state.moments[match.key][entry], name, shape, match.how)
+    matches = matched(path, state, model, manifest)
+    offsets = {parameter.torch_name: parameter.offset for parameter in manifest}
     m, v = np.zeros(manifest.size, np.float32), np.zeros(manifest.size, np.float32)
     steps = set()
-    for parameter in manifest:
-        key, how = matches[parameter.torch_name]
-        if key not in state.moments:
-            raise ModelError(f"{path} has no state for {parameter.torch_name} (matched {how}); {EXPECTED}")
-        entries = state.moments[key]
-        segment = slice(parameter.offset, parameter.offset + parameter.size)
-        m[segment] = entries["exp_avg"].float().flatten().numpy()
-        v[segment] = entries["exp_avg_sq"].float().flatten().numpy()
-        if not (np.isfinite(m[segment]).all() and np.isfinite(v[segment]).all() and (v[segment] >= 0).all()):
-            raise ModelError(
-                f"{path} has moments for {parameter.torch_name} that are not finite, or negative squares (matched "
-                f"{how}); expected the state of a run that did not diverge"
-            )
-        steps.add(_step(path, entries["step"], parameter.torch_name))
+    for name, match in matches.items():
+        if match.key not in state.moments:
+            if name in offsets:
+                raise ModelError(f"{path} has no state for {name} (matched {match.how}); {EXPECTED}")
+            continue
+        entries = state.moments[match.key]
+        shape = tuple(model.get_parameter(name).shape)
+        for entry, moments in (
+            (("exp_avg", m), ("exp_avg_sq", v)) if state.kind.first else (("exp_avg_sq", v),)
+        ):
+            values = entries[entry]
+            _check(path, entry, values, name, shape, match.how)
+            if name in offsets:
+                flat = values.float().flatten().numpy()
+                _check_numbers(path, flat, name, match.how, squares=moments is v)
+                moments[offsets[name] : offsets[name] + flat.size] = flat
+        if name in offsets:
+            steps.add(_step(path, entries["step"], name))
     if len(steps) > 1:
         raise ModelError(
             f"{path} has different step counts {sorted(steps)}; expected the state of one finished optimiser step"
@@ -123,7 +99,30 @@ def load_moments(path: Path, model: nn.Module, manifest: ParameterManifest) -> M
             f"{path} has the same numbers in exp_avg and exp_avg_sq, so one of them is lost; expected different "
             "ones. Save the state again, with FullOptimStateDictConfig(offload_to_cpu=False) if FSDP trained on a CPU"
         )
-    return Moments(m, v, steps.pop(), state.beta1, state.beta2, state.eps)
+    settings = state.beta1, state.beta2, state.eps
+    return Moments(
+        m, v, steps.pop(), *settings, state.kind.first, _told(state, matches, offsets), state.names is None
+    )
+
+
+def _told(state: OptimizerState, matches: Mapping[str, Match], wanted: Collection[str]) -> str:
+    """Return how the parameters were matched, and what wrote the state, in a few words."""
+    order = next(iter(matches.values())).order
+    kind = f"; {state.kind.name}" if state.kind.name else ""
+    return f"{counted(len(wanted), 'parameter')} matched {order}{kind}"
+
+
+def _check_numbers(path: Path, flat: NDArray[np.float32], name: str, how: str, *, squares: bool) -> None:
+    """Check that moments are finite, and squares not negative.
+
+    Raises:
+        ModelError: they are not.
+    """
+    if not np.isfinite(flat).all() or (squares and not (flat >= 0).all()):
+        raise ModelError(
+            f"{path} has moments for {name} that are not finite, or negative squares (matched {how}); expected the "
+            "state of a run that did not diverge"
+        )
 
 
 def _check(path: Path, entry: str, values: Any, name: str, shape: tuple[int, ...], how: str) -> None:
@@ -163,77 +162,3 @@ def _step(path: Path, value: object, name: str) -> int:
             f"{path} has step {value!r} for {name}; expected the state after at least one optimiser step"
         )
     return step
-
-
-def _by_name(
-    path: Path, state: OptimizerState, names: Mapping[Key, str], model: nn.Module, wanted: Collection[str]
-) -> dict[str, _Match]:
-    """Match the model's trainable parameters to the file's keys by name; leave out those that the file lacks.
-
-    Raises:
-        ModelError: a parameter of ``wanted`` is not in the file, the file names one twice, or has too many.
-    """
-    known = {canonical_name(name): name for name, weight in model.named_parameters() if weight.requires_grad}
-    written: dict[str, Key] = {}
-    for key, spelt in names.items():
-        name = canonical_name(spelt)
-        if name in written:
-            raise ModelError(f"{path} names {name} twice; expected the state of one adapter. {_ANOTHER}")
-        if name in known or key in state.moments:  # a frozen parameter given to the optimiser has no moments
-            written[name] = key
-    needed = {name for name, own in known.items() if own in wanted}
-    if lacking := needed - written.keys():
-        raise ModelError(
-            f"{path} names {len(written)} parameters, but not {min(lacking)}; expected all {len(needed)} parameters to "
-            f"differentiate. {_ANOTHER}"
-        )
-    if needed == known.keys() and (surplus := written.keys() - needed):
-        raise ModelError(
-            f"{path} names {len(written)} parameters, including {min(surplus)}; expected only the {len(needed)} that "
-            f"the model trains. {_ANOTHER}"
-        )
-    return {
-        known[name]: _Match(key, f"by name, {names[key]}") for name, key in written.items() if name in known
-    }
-
-
-def _by_position(path: Path, state: OptimizerState, model: nn.Module) -> dict[str, _Match]:
-    """Match the parameters that the run's optimiser was given to the file's keys by position.
-
-    Raises:
-        ModelError: the sizes of the file's groups do not fit, or the file has moments of a frozen parameter.
-    """
-    trainable = [name for name, weight in model.named_parameters() if weight.requires_grad]
-    own = {canonical_name(name) for name in trainable}
-    everything = [
-        name
-        for name, weight in model.named_parameters()
-        if weight.requires_grad or canonical_name(name) not in own  # leave out other checkpoints' adapters
-    ]
-    orders = {
-        "in the order of model.named_parameters(), trainable ones": [trainable],
-        "in the order of model.named_parameters(), frozen ones too": [everything],
-    }
-    filled = {number: group for number, group in enumerate(state.groups) if group}
-    if len(filled) > 1:
-        orders = {"in the Trainer's order": decay_groups(model)}
-    sizes = [len(group) for group in filled.values()]
-    order = next((how for how in orders if [len(group) for group in orders[how] if group] == sizes), None)
-    if order is None:
-        expected = [len(group) for group in next(iter(orders.values()))]
-        raise ModelError(
-            f"{path} has groups of {[*map(len, state.groups)]} parameters; expected {expected} for this model and "
-            f"adapter. {_ANOTHER}"
-        )
-    places = [
-        _Match(key, f"by position {place} of group {number}, {order}")
-        for number, group in filled.items()
-        for place, key in enumerate(group)
-    ]
-    matches = dict(zip(chain(*orders[order]), places, strict=True))
-    for name, match in matches.items():
-        if match.key in state.moments and not model.get_parameter(name).requires_grad:
-            raise ModelError(
-                f"{path} has a state for {name} (matched {match.how}), which is frozen. {_ANOTHER}"
-            )
-    return matches

@@ -1,4 +1,4 @@
-"""Read a file with the state of Adam or AdamW; this needs no model.
+"""Read the state of Adam or AdamW from a file; this needs no model.
 
 Every writer keeps ``state`` (the optimiser's entries for each parameter) and ``param_groups`` (the parameters in
 order, and the settings). Writers differ in how they identify a parameter:
@@ -11,19 +11,13 @@ order, and the settings). Writers differ in how they identify a parameter:
 Decisions:
     - A dict that has the state under ``optimizer`` is accepted too: ``dcp_to_torch_save`` makes one from accelerate's
       folder.
-    - Files are loaded with ``weights_only``, and no further class is allowed, so that no code in a file runs. If a file
-      cannot be loaded this way, the error names the classes that it asks for.
-    - Adam and AdamW are recognised by their entries, which are exactly ``exp_avg``, ``exp_avg_sq`` and ``step``. This
-      holds for fused, capturable, foreach and plain variants, with coupled or decoupled weight decay.
-    - With Adam's coupled weight decay (L2), the moments are those of the gradient plus the decay. They are used as they
-      are, because that optimiser steps along them.
-    - RAdam has the same entries. It is recognised by its settings, which lack ``amsgrad``; in a file without settings
-      it cannot be recognised.
+    - No code in a file runs (`clusterucb.model.states.safe`). If a file cannot be loaded this way, the error names the
+      classes that it asks for.
+    - What counts as Adam, and what is refused by name: `clusterucb.model.states.kinds`.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,31 +25,22 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from clusterucb.errors import ModelError
-from clusterucb.model.checkpoint_files import DEEPSPEED, PARTS, WITHOUT, missing_state
-from clusterucb.wording import one_line
+from clusterucb.model.checkpoint_files import (
+    DEEPSPEED,
+    PARTS,
+    WITHOUT,
+    dcp_folder,
+    deepspeed_folder,
+    missing_state,
+)
+from clusterucb.model.states import dcp, deepspeed, factored, safe
+from clusterucb.model.states.entries import damaged
+from clusterucb.model.states.kinds import EXPECTED, Kind, as_adam
+
+__all__ = ["EXPECTED", "Key", "OptimizerState", "read_state"]
 
 Key = Hashable  # a file's key for a parameter: its position or its name
-ENTRIES = frozenset({"exp_avg", "exp_avg_sq", "step"})
-EXPECTED = (
-    "expected AdamW's exp_avg, exp_avg_sq and step. Save it after at least one step of AdamW or Adam, or use "
-    "--preconditioner sgd"
-)
-_BITSANDBYTES = "a bitsandbytes optimiser (8-bit, 32-bit or paged)"
-_OTHER_ENTRIES = {  # entries that only other optimisers keep for a parameter
-    "state1": _BITSANDBYTES,
-    "__bnb_optimizer_quant_state__": _BITSANDBYTES,
-    "max_exp_avg_sq": "Adam with amsgrad",
-    "mu_product": "NAdam",
-    "exp_inf": "Adamax",
-    "exp_avg_sq_row": "Adafactor",
-    "row_var": "Adafactor",
-    "momentum_buffer": "SGD or Muon",
-    "square_avg": "RMSprop or Adadelta",
-    "sum": "Adagrad",
-}
 _OTHER_FORMS = {  # classes and keys that reveal a file of another form: what the file is, and the remedy
     r".*\.(DTensor|ShardedTensor)": ("one process's part of a state", PARTS),
     r"deepspeed\..*|ds_version|zero_stage|base_optimizer_state": ("a state of DeepSpeed", DEEPSPEED),
@@ -64,6 +49,10 @@ _OTHER_FORMS = {  # classes and keys that reveal a file of another form: what th
         f"Megatron's states are not supported: train with another library, or {WITHOUT}",
     ),
 }
+_FILES = (
+    "optimizer.pt of a Hugging Face Trainer, optimizer.bin of accelerate, or "
+    "torch.save(optimizer.state_dict(), ...)"
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +64,7 @@ class OptimizerState:
         moments: ``exp_avg``, ``exp_avg_sq`` and ``step`` of each parameter that the optimiser has stepped.
         names: each parameter's name in the writer's model; None if the file has positions alone.
         beta1, beta2, eps: the optimiser's settings; PyTorch's defaults if the file has none.
+        kind: how the file keeps the moments. Without a first moment, the entries lack ``exp_avg``.
     """
 
     groups: Sequence[Sequence[Key]]
@@ -83,6 +73,7 @@ class OptimizerState:
     beta1: float
     beta2: float
     eps: float
+    kind: Kind
 
 
 def read_state(path: Path) -> OptimizerState:
@@ -92,13 +83,42 @@ def read_state(path: Path) -> OptimizerState:
         ModelError: the file is missing, cannot be read, is damaged, holds one part of a state, or holds the state of
             another optimiser.
     """
+    if folder := deepspeed_folder(path):
+        return _of_deepspeed(folder)
+    if folder := dcp_folder(path):
+        return _of_fsdp(folder)
     state, groups = _parts(path, _load(path))
     members = [group["params"] for group in groups]
     keys = list(chain(*members)) if groups else list(state)
     names = _names(path, keys, groups)
-    moments = {key: state[key] for key in keys if state.get(key)}
-    _refuse_others(path, groups, moments)
-    return OptimizerState(members, moments, names, *_settings(path, groups))
+    moments, kind = as_adam(path, groups, {key: state[key] for key in keys if state.get(key)})
+    # Adafactor corrects no bias, as Adam would with a beta2 of 0.
+    settings = _settings(path, groups) if kind.first else (0.0, 0.0, factored.EPS)
+    return OptimizerState(members, moments, names, *settings, kind)
+
+
+def _of_deepspeed(folder: Path) -> OptimizerState:
+    _, partition = as_adam(folder, *deepspeed.sample(folder))
+    if partition.name:
+        raise ModelError(
+            f"{folder} has a state of {partition.name} in parts; expected AdamW or Adam of torch or DeepSpeed. Train "
+            f"with one, or {WITHOUT}"
+        )
+    state, groups, writer = deepspeed.read(folder)
+    members = [group["params"] for group in groups]
+    return OptimizerState(
+        members, state, {name: name for name in state}, *_settings(folder, groups), Kind(writer)
+    )
+
+
+def _of_fsdp(folder: Path) -> OptimizerState:
+    state, groups, writer = dcp.read(folder)
+    moments, kind = as_adam(folder, groups, state)
+    settings = _settings(folder, groups) if kind.first else (0.0, 0.0, factored.EPS)
+    members = [group["params"] for group in groups]
+    return OptimizerState(
+        members, moments, {name: name for name in state}, *settings, kind._replace(name=writer)
+    )
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -106,21 +126,11 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise missing_state(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = safe.load(path)
     except Exception as error:  # torch.load raises many kinds; none of them is a bug of ours
-        classes = _classes(path)
-        _refuse_other_forms(path, classes)
-        reason = f"{type(error).__name__}: {one_line(error):.200}"
-        if classes:
-            reason = f"it needs {', '.join(classes)}, and code from a file is never run"
-        elif isinstance(
-            error, pickle.UnpicklingError
-        ):  # torch's own text advises to run the code in the file
-            reason = "it is damaged or holds more than tensors and numbers, and code from a file is never run"
-        raise ModelError(
-            f"{path} cannot be read as an optimiser state ({reason}); expected optimizer.pt of a Hugging Face Trainer, "
-            "optimizer.bin of accelerate, or torch.save(optimizer.state_dict(), ...)"
-        ) from error
+        needed = safe.classes(path)
+        _refuse_other_forms(path, needed)
+        raise safe.unreadable(path, error, needed, _FILES) from error
     content = _dict(content)
     inner = _dict(content.get("optimizer"))
     holder = content if "state" in content else inner
@@ -132,14 +142,6 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _dict(value: Any) -> dict[Any, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _classes(path: Path) -> list[str]:
-    """Return the classes and functions, other than tensors, that a file asks for, without importing them."""
-    try:
-        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except Exception:  # torch.save did not write the file
-        return []
 
 
 def _refuse_other_forms(path: Path, marks: Iterable[str]) -> None:
@@ -174,16 +176,12 @@ def _parts(path: Path, content: Mapping[str, Any]) -> tuple[dict[Any, dict[str, 
         and _distinct([key for group in groups for key in group["params"]])
     )
     if not sound:
-        raise _damaged(path, "`state` or `param_groups` does not have torch's format")
+        raise damaged(path, "`state` or `param_groups` does not have torch's format")
     return state, groups
 
 
 def _distinct(keys: Sequence[Any]) -> bool:
     return all(isinstance(key, int | str) for key in keys) and len(set(keys)) == len(keys)
-
-
-def _damaged(path: Path, fault: str) -> ModelError:
-    return ModelError(f"{path} is damaged: {fault}; save it again")
 
 
 def _names(path: Path, keys: list[Key], groups: Sequence[Mapping[str, Any]]) -> dict[Key, str] | None:
@@ -194,36 +192,8 @@ def _names(path: Path, keys: list[Key], groups: Sequence[Mapping[str, Any]]) -> 
         return None
     flat = list(chain(*(names for names in spelt if isinstance(names, list))))
     if len(flat) != len(keys) or not all(isinstance(name, str) for name in flat):
-        raise _damaged(path, "`param_names` does not have torch's format")
+        raise damaged(path, "`param_names` does not have torch's format")
     return dict(zip(keys, flat, strict=True))
-
-
-def _refuse_others(
-    path: Path, groups: Sequence[Mapping[str, Any]], moments: Mapping[Key, Mapping[str, Any]]
-) -> None:
-    """Refuse the state of an optimiser that is neither Adam nor AdamW, or that steps in another direction.
-
-    Raises:
-        ModelError: the state is of such an optimiser.
-    """
-    for variant, group in product(("amsgrad", "maximize"), groups):
-        if group.get(variant):
-            raise ModelError(
-                f"{path} is the state of an optimiser with {variant}=True; expected plain AdamW or Adam"
-            )
-    for key, entries in moments.items():
-        if entries.keys() != ENTRIES:
-            kind = next(
-                (name for entry, name in _OTHER_ENTRIES.items() if entry in entries), "another optimiser"
-            )
-            raise ModelError(
-                f"{path} is the state of {kind}: for parameter {key} it has {', '.join(sorted(map(str, entries)))}; "
-                f"{EXPECTED}"
-            )
-    if any("decoupled_weight_decay" in group and "amsgrad" not in group for group in groups):
-        raise ModelError(
-            f"{path} is the state of RAdam; expected AdamW or Adam. Train with one, or {WITHOUT}"
-        )
 
 
 def _settings(path: Path, groups: Sequence[Mapping[str, Any]]) -> tuple[float, float, float]:

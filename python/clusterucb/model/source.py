@@ -1,7 +1,7 @@
-"""Load the tokenizer, the base model and the LoRA adapter that gradients are computed with.
+"""Load the tokenizer and the base model that gradients are computed with.
 
-Nothing is substituted silently. A dtype or device that the user did not ask for, another model's tokenizer, or an
-adapter whose weights do not all fit is an error, because the scores would be those of another model.
+Nothing is substituted silently. A dtype or device that the user did not ask for, or
+another model's tokenizer is an error, because the scores would be those of another model.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,26 +17,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from clusterucb.errors import ModelError, OptionError
+from clusterucb.model.parameters import of_other_inputs
+from clusterucb.model.quantized import quantization
 from clusterucb.wording import one_line
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16")}
 _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|\w*position\w*)$")
-_PLAIN_INIT = (
-    True,
-    False,
-    "gaussian",
-    "orthogonal",
-)  # LoRA initialisations that leave the base model unchanged
 _BLOCK = 1 << 20  # bytes of each block of a weight file that enters its fingerprint
 _BLOCKS = 16  # such blocks of each file
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".gguf")
@@ -89,7 +85,7 @@ class ModelSource:
         """
         folder = Path(self.name)
         if not folder.is_dir():
-            with _explain_errors("model", self.name):
+            with explain_errors("model", self.name):
                 commit = AutoConfig.from_pretrained(self.name, **self._options())._commit_hash
             if commit is None:
                 raise ModelError(
@@ -104,31 +100,42 @@ class ModelSource:
                 digest.update(block)
         return digest.hexdigest()
 
+    def named(self, name: str) -> ModelSource:
+        """Return another folder or hub id, with the same permission to run code."""
+        return ModelSource(name, trust_remote_code=self.trust_remote_code)
+
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer.
 
         Raises:
             ModelError: the tokenizer cannot be loaded.
         """
-        with _explain_errors("tokenizer", self.name):
+        with explain_errors("tokenizer", self.name):
             return AutoTokenizer.from_pretrained(self.name, **self._options())
 
-    def model(self, dtype: str, device: str) -> PreTrainedModel:
+    def model(
+        self, dtype: str, device: str, layers: Collection[str] = (), quantize: str | None = None
+    ) -> PreTrainedModel:
         """Load the causal language model in evaluation mode.
 
         Args:
             dtype: one of `DTYPES`, or ``auto``: float32 on a CPU, the dtype of the model's files elsewhere.
             device: where to put the model.
+            quantize: ``4bit`` or ``8bit`` to quantise the linear layers (`clusterucb.model.quantized`); None for none.
+            layers: names of layers that an adapter is on. If only the checkpoint's own class has them (a model for
+                images and texts, say), that class is loaded, and not the one for texts alone.
 
         Raises:
             ModelError: the model cannot be loaded, or lacks weights.
         """
         automatic = torch.float32 if torch.device(device).type == "cpu" else "auto"
-        with _explain_errors("model", self.name):
-            model, report = AutoModelForCausalLM.from_pretrained(
+        quantised = quantization(quantize, DTYPES.get(dtype, automatic), device)
+        with explain_errors("model", self.name):
+            model, report = self._class(layers).from_pretrained(
                 self.name,
                 dtype=DTYPES.get(dtype, automatic),
                 output_loading_info=True,
+                **quantised,
                 **self._options(),
             )
         if missing := sorted(report["missing_keys"]):
@@ -137,7 +144,32 @@ class ModelSource:
                 "because missing weights would be random. Download it again, or give a model that was saved as a "
                 "causal language model"
             )
-        return model.to(device).eval()
+        return (model if quantize else model.to(device)).eval()
+
+    def _class(self, layers: Collection[str]) -> Any:
+        """Return the class that loads the model: `AutoModelForCausalLM`, or the checkpoint's own.
+
+        Raises:
+            ModelError: the model is an encoder-decoder model.
+        """
+        config = AutoConfig.from_pretrained(self.name, **self._options())
+        if getattr(config, "is_encoder_decoder", False):
+            raise ModelError(
+                f"the model {self.name!r} is an encoder-decoder model ({config.model_type}); expected a causal "
+                "language model, which has a decoder alone"
+            )
+        own = getattr(transformers, next(iter(config.architectures or []), ""), None)
+        if not layers or own is None or own.__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+            return AutoModelForCausalLM
+        for kind, build in (
+            (AutoModelForCausalLM, AutoModelForCausalLM.from_config),
+            (own, own._from_config),
+        ):
+            with torch.device("meta"):
+                names = {name for name, _ in build(config).named_modules()}
+            if names.issuperset(layers):
+                return kind
+        return AutoModelForCausalLM
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -192,7 +224,7 @@ def check_limits(model: PreTrainedModel, *, longest: int, largest_token: int) ->
             "own tokenizer, or a model with embeddings resized for the tokenizer"
         )
     for name, layer in model.named_modules():
-        if isinstance(layer, nn.Embedding) and _POSITIONS.search(name):
+        if isinstance(layer, nn.Embedding) and _POSITIONS.search(name) and not of_other_inputs(model, name):
             positions = layer.num_embeddings - getattr(layer, "offset", 0)  # OPT reserves two rows
             if longest > positions:
                 raise ModelError(
@@ -200,7 +232,7 @@ def check_limits(model: PreTrainedModel, *, longest: int, largest_token: int) ->
                     f"at most as many tokens. Use --max-length {positions}"
                 )
 
-    limit = _rotary_limit(model.config)
+    limit = _rotary_limit(model.config.get_text_config())
     if limit is not None and longest > limit:
         raise ModelError(
             f"the longest sample has {longest} tokens; beyond {limit} the model's rotary positions depend on the "
@@ -218,101 +250,6 @@ def _rotary_limit(config: Any) -> int | None:
             original = original or getattr(config, "original_max_position_embeddings", None)
             limits.append(int(original or config.max_position_embeddings))
     return min(limits, default=None)
-
-
-def attach_lora(
-    model: PreTrainedModel, *, rank: int, alpha: float, targets: Sequence[str] | None, seed: int
-) -> PeftModel:
-    """Put a fresh LoRA on a model's linear layers; the same seed gives the same matrices.
-
-    Args:
-        model: the base model.
-        rank, alpha: LoRA's rank and alpha; its update is scaled by alpha / rank.
-        targets: names of linear layers, or ``["all-linear"]``; None takes PEFT's choice for the architecture.
-        seed: the seed of the A matrices; the B matrices begin at zero.
-
-    Raises:
-        ModelError: the model has no such layers.
-    """
-    from peft import LoraConfig, get_peft_model
-
-    chosen = "all-linear" if targets and list(targets) == ["all-linear"] else targets
-    config = LoraConfig(
-        r=rank, lora_alpha=alpha, target_modules=chosen, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
-    )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # PEFT still reads this attribute, which transformers has deprecated.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        torch.manual_seed(seed)
-        try:
-            lora = get_peft_model(model, config)
-        except ValueError as error:
-            raise ModelError(_no_layer(model, targets)) from error
-    adapted = {name.partition(".lora_A.")[0] for name, _ in lora.named_parameters() if ".lora_A." in name}
-    names = [] if targets is None or chosen == "all-linear" else targets
-    for target in names:
-        if not any(name == target or name.endswith(f".{target}") for name in adapted):
-            lora.unload()
-            raise ModelError(_no_layer(model, [target]))
-    return lora
-
-
-def _no_layer(model: nn.Module, targets: Sequence[str] | None) -> str:
-    linear = sorted(
-        {name.rpartition(".")[2] for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    )
-    wanted = "PEFT knows no default for this architecture" if targets is None else f"got {', '.join(targets)}"
-    return (
-        f"LoRA finds no layer to adapt: {wanted}; this model's linear layers are {', '.join(linear)}. Name some of "
-        "them with --lora-targets"
-    )
-
-
-def adapter_name(number: int) -> str:
-    """Return PEFT's name for the adapter of checkpoint ``number``, counted from 0."""
-    return f"checkpoint-{number + 1}" if number else "default"
-
-
-def load_adapter(model: PreTrainedModel | PeftModel, adapter: Path, number: int = 0) -> PeftModel:
-    """Load a PEFT LoRA adapter, trainable and active, in fp32 whatever the base model's dtype.
-
-    Args:
-        model: the base model, or the model with the adapters of earlier checkpoints.
-        adapter: the adapter's folder.
-        number: the checkpoint's number, counted from 0.
-
-    Raises:
-        ModelError: the adapter cannot be loaded, is not plain LoRA, or does not fit the model.
-    """
-    from peft import PeftConfig, PeftModel
-
-    if not (adapter / "adapter_config.json").is_file():
-        raise ModelError(f"{adapter} holds no adapter_config.json; expected the folder of a PEFT adapter")
-    with _explain_errors("adapter", str(adapter)), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        config = PeftConfig.from_pretrained(adapter)
-        kind = getattr(config.peft_type, "value", config.peft_type)
-        if kind != "LORA":
-            raise ModelError(f"{adapter} is an adapter of type {kind}; expected LORA")
-        if config.init_lora_weights not in _PLAIN_INIT:
-            raise ModelError(
-                f"{adapter} was initialised by {config.init_lora_weights!r}, which changes the base model as well; "
-                "expected plain LoRA. Save it with path_initial_model_for_weight_conversion"
-            )
-        with torch.random.fork_rng(devices=[]):  # PEFT draws random weights before it loads the adapter's
-            name = adapter_name(number)
-            if isinstance(model, PeftModel):
-                loaded = model
-                loaded.load_adapter(str(adapter), name, is_trainable=True)
-                loaded.set_adapter(name)
-            else:
-                loaded = PeftModel.from_pretrained(model, adapter, name, is_trainable=True)
-    for warning in caught:
-        if "missing adapter keys" in str(warning.message):
-            raise ModelError(
-                f"{adapter} lacks weights that its configuration names: {warning.message!s:.300}"
-            )
-    return loaded
 
 
 def _spaced_blocks(path: Path) -> Iterator[bytes]:
@@ -337,8 +274,12 @@ def without_bars() -> Iterator[None]:
 
 
 @contextmanager
-def _explain_errors(what: str, name: str) -> Iterator[None]:
+def explain_errors(what: str, name: str) -> Iterator[None]:
     """Turn any error of a library that loads into one clear line, and silence the hub's warnings.
+
+    Args:
+        what: what is loaded: ``model``, ``tokenizer`` or ``adapter``.
+        name: its folder or hub id.
 
     Raises:
         ModelError: the library raised an error.
@@ -360,6 +301,11 @@ def _explain_errors(what: str, name: str) -> Iterator[None]:
 def _fault(what: str, name: str, error: Exception) -> str:
     """Return why loading failed, as far as the files show, and what to do."""
     folder = Path(name)
+    if "trust_remote_code" in str(error):
+        return (
+            "it comes with code of its own, which does not run unless you allow it. Read the code; then allow it with "
+            "--trust-remote-code"
+        )
     if not folder.is_dir():
         return (
             f"there is no such folder, and loading it as a hub id failed: {_reason(error)}. Expected a folder in "

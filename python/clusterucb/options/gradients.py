@@ -17,19 +17,25 @@ from clusterucb.options.kinds import (
     FILE,
     FREE,
     LIST,
+    QUANTIZED,
     ROWS,
     Autocast,
     Checked,
     Columns,
     Dtype,
     Format,
+    Ids,
+    Learn,
     Paths,
     Preconditioner,
+    Quantize,
+    Roles,
     Whole,
+    check_columns,
     option_name,
 )
-from clusterucb.samples.shapes import FIELDS, SHAPES, Layout
-from clusterucb.wording import did_you_mean
+from clusterucb.samples.message import ROLES
+from clusterucb.samples.shapes import IDS, LEARN, SHAPES, Layout
 
 _FRESH_LORA = ("lora_rank", "lora_alpha", "lora_targets", "warmup_steps", "warmup_lr")
 
@@ -39,33 +45,53 @@ class ReadSettings(Checked):
     """Options for reading the rows of the pool and the target.
 
     Attributes:
-        format: Shape of every row: messages, conversations, prompt-completion, alpaca, chosen or text. By default, the
-            keys of each row decide.
+        format: Shape of every row: messages, conversations, prompt-completion, alpaca, chosen, pair or text.
+            By default, the keys of each row decide.
         columns: Columns to read instead of the usual ones, such as prompt=question,completion=answer; id, source and
             subtask can be replaced too.
-        drop_unsupported: Drop images, tool calls and thoughts from rows. By default, such rows are rejected.
+        roles: Further names of roles, such as Advisor=assistant,Client=user.
+        learn: Answers of a conversation that are learnt: all, or the last. By default, marks of the turns and the
+            shape of the row decide.
+        ids: What a sample's id is: column (the column id), file (the same after the name of the file), or content (a
+            hash of the content). By default the column, and after the name of the file if several files share an id.
+        drop_unsupported: Drop images, tools and thoughts from rows. By default, tools and thoughts are read, and rows
+            with images are rejected.
         strict: Stop at the first line that cannot be used.
     """
 
     format: Format = field(default=None, metadata=FREE)
     columns: Annotated[Columns | None, ROWS] = field(default=None, metadata=FREE)
+    roles: Annotated[Roles | None, ROWS] = field(default=None, metadata=FREE)
+    learn: Learn = field(default=None, metadata=FREE)
+    ids: Ids = field(default=None, metadata=FREE)
     drop_unsupported: Annotated[bool, ROWS] = field(default=False, metadata=FREE)
     strict: Annotated[bool, ROWS] = field(default=False, metadata=FREE)
 
     def __post_init__(self) -> None:
         if self.format is not None:
             self.check_choice("format", tuple(SHAPES))
-        for name, column in (self.columns or {}).items():
-            if name not in FIELDS or not isinstance(column, str):
+        check_columns("columns", self.columns)
+        for name, role in (self.roles or {}).items():
+            if role not in ROLES:
                 raise OptionError(
-                    f"--columns has {name}={column}; expected the name of a column for one of {', '.join(FIELDS)}."
-                    f"{did_you_mean(name, FIELDS)}"
+                    f"--roles has {name}={role}; expected one of {', '.join(ROLES)} after the ="
                 )
+        if self.learn is not None:
+            self.check_choice("learn", LEARN)
+        if self.ids is not None:
+            self.check_choice("ids", IDS)
 
     @property
     def layout(self) -> Layout:
-        """The layout by which samples are read from rows."""
-        return Layout(self.format, self.columns or {}, self.drop_unsupported)
+        """The layout by which samples are read from the pool's rows."""
+        return Layout(
+            self.format, self.columns or {}, self.drop_unsupported, self.learn, self.roles or {}, self.ids
+        )
+
+    @property
+    def target_layout(self) -> Layout:
+        """The layout by which samples are read from the target's rows, and from those of judges."""
+        return self.layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,21 +99,30 @@ class GradientSettings(ReadSettings):
     """Options that affect a pool sample's gradient and its sketch.
 
     Attributes:
+        tokenizer: Folder or hub id of the tokenizer. By default, the adapter's if its folder has one, else the model's.
+        chat_template: File with the chat template, in Jinja. By default, the template of the adapter's folder, or of
+            the tokenizer.
+        special_tokens: Special tokens that are read as tokens where a text spells them, comma-separated, such as
+            <ctx>,</ctx>. By default, they are read as text.
         preconditioner: How a gradient becomes an update: adam_less (as in LESS and ClusterUCB), adam (the optimiser's
             true next step), second_moment (the gradient, scaled by the optimiser's second moment), or sgd (the
             gradient itself).
         adapter: Folder of a trained PEFT LoRA adapter. Without it, a fresh LoRA is warmed up.
-        optimizer: File with the optimiser state of the adapter's training (by default, optimizer.pt or optimizer.bin in
-            the adapter's folder). With --parameters, that of the model's training.
+        optimizer: File with the optimiser state of the adapter's training, or DeepSpeed's folder (by default,
+            optimizer.pt, optimizer.bin or DeepSpeed's folder in the adapter's folder). With --parameters, that of the
+            model's training.
         checkpoint: Folder of an adapter with its optimiser state. Repeat the option for several checkpoints of one
             training: a sample's score is the weighted sum of its scores at all of them, and costs a gradient at each.
         checkpoint_weights: Weight of each --checkpoint, comma-separated, such as the learning rates there (as in LESS).
             By default, all weights are equal.
         parameters: Linear layers whose own weights are differentiated instead of a LoRA: layer names, comma-separated,
             with * for any characters, such as model.layers.*.mlp.down_proj.
+        lora_only: Leave fully trained modules and tokens of an adapter out of the gradients (modules_to_save,
+            trainable_token_indices): they are used as trained. By default, such an adapter is refused.
         lora_rank: Rank of a fresh LoRA.
         lora_alpha: Scale of a fresh LoRA: its update is multiplied by alpha / rank.
-        lora_targets: Linear layers of a fresh LoRA, comma-separated, or all-linear. By default, PEFT chooses them.
+        lora_targets: Linear layers of a fresh LoRA, comma-separated, or all-linear: ends of their names, or whole names
+            with * for any characters. By default, PEFT's choice, or else the attention and MLP projections.
         warmup_steps: AdamW steps that warm up a fresh LoRA, on 4 random pool samples each.
         warmup_lr: Learning rate of the warm-up.
         sketch_dim: Dimension of gradient sketches, a power of two of at least 256.
@@ -97,6 +132,7 @@ class GradientSettings(ReadSettings):
         device: Device of the model: auto, cpu, cuda, cuda:1, ...
         dtype: Data type of the base model: auto (float32 on a CPU, else the checkpoint's own), float32, bfloat16 or
             float16.
+        quantize: Quantise the base model's linear layers to 4bit (NF4) or 8bit, with bitsandbytes.
         autocast: Compute layers in bfloat16 or float16, for any data type of the weights. Sums stay in float32.
         checkpointing: Store only the inputs of the model's layers, and compute each layer again in the backward pass.
             This takes less memory and a third more time.
@@ -106,12 +142,16 @@ class GradientSettings(ReadSettings):
         seed: Seed of all random numbers: the same seed gives the same result.
     """
 
+    tokenizer: str | None = field(default=None, metadata=FREE)
+    chat_template: Path | None = field(default=None, metadata=FREE)
+    special_tokens: str | None = field(default=None, metadata={**FREE, **LIST})
     preconditioner: Preconditioner = "adam_less"
     adapter: Path | None = field(default=None, metadata=FILE)
     optimizer: Path | None = field(default=None, metadata=FILE)
     checkpoint: Paths | None = field(default=None, metadata=FILE)
     checkpoint_weights: str | None = field(default=None, metadata=LIST)
     parameters: str | None = field(default=None, metadata=LIST)
+    lora_only: bool = False
     lora_rank: Whole = 8
     lora_alpha: float = 16.0
     lora_targets: str | None = field(default=None, metadata=LIST)
@@ -122,6 +162,7 @@ class GradientSettings(ReadSettings):
     batch_tokens: Whole | None = None
     device: str = "auto"
     dtype: Dtype = "auto"
+    quantize: Quantize = None
     autocast: Autocast = None
     checkpointing: bool = False
     compile: bool = False
@@ -142,6 +183,8 @@ class GradientSettings(ReadSettings):
         self.check_choice("preconditioner", PRECONDITIONERS)
         self.check_choice("dtype", DTYPES)
         check_dimension("--sketch-dim", self.sketch_dim)
+        if self.quantize is not None:
+            self.check_choice("quantize", QUANTIZED)
         if self.autocast is not None:
             self.check_choice("autocast", AUTOCASTS)
         self._check_checkpoints()
@@ -218,13 +261,23 @@ class GradientSettings(ReadSettings):
         return [(adapter, self.optimizer or (adapter and optimizer_file(adapter))) for adapter in adapters]
 
     @property
+    def first_adapter(self) -> Path | None:
+        """The adapter's folder of the first checkpoint; None if there is none."""
+        return next((adapter for adapter, _ in self.given_checkpoints if adapter), None)
+
+    @property
+    def parsed_tokens(self) -> list[str]:
+        """The tokens in ``special_tokens``."""
+        return [token for token in (self.special_tokens or "").split(",") if token]
+
+    @property
     def patterns(self) -> list[str]:
         """The layer names in ``parameters``."""
         return [name.strip() for name in (self.parameters or "").split(",")]
 
     @property
     def target_layers(self) -> list[str] | None:
-        """The layer names in ``lora_targets``, or None if PEFT chooses the layers."""
+        """The layer names in ``lora_targets``, or None for the default choice."""
         return None if self.lora_targets is None else [name.strip() for name in self.lora_targets.split(",")]
 
     @property
@@ -242,6 +295,8 @@ class GradientSettings(ReadSettings):
             sketches: whether gradients are sketched.
         """
         unused = {*(() if self.warms_up else _FRESH_LORA), *(() if sketches else ("sketch_dim",))}
+        if not self.lora_only:  # runs of earlier versions do not have it
+            unused.add("lora_only")
         return {
             option_name(one.name): None
             if one.name in unused or one.metadata.get("file")

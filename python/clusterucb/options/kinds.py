@@ -15,8 +15,10 @@ from clusterucb.engine.aggregate import RULES
 from clusterucb.errors import OptionError, check_choice
 from clusterucb.filenames import EXPORTS
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
-from clusterucb.samples.shapes import SHAPES
+from clusterucb.samples.shapes import FIELDS, IDS, LEARN, SHAPES
+from clusterucb.wording import did_you_mean
 
+AUTO = "auto"  # the shape of a row follows from its keys
 # Metadata of a field that affects no computed number: its value may change when a run is resumed.
 FREE = {"decides": False}
 # Metadata of a field whose text holds several values with commas between them. Python and files may give a list.
@@ -37,15 +39,39 @@ def whole_number(_: type, tokens: Sequence[Token]) -> int:
 
 
 def columns_of(_: type, tokens: Sequence[Token]) -> dict[str, str]:
-    """Convert ``prompt=question,completion=answer`` to a dictionary.
+    """Convert ``prompt=question,completion=answer`` to a dictionary."""
+    return _pairs(tokens[0].value, "prompt=question,completion=answer")
+
+
+def roles_of(_: type, tokens: Sequence[Token]) -> dict[str, str]:
+    """Convert ``Advisor=assistant,Client=user`` to a dictionary."""
+    return _pairs(tokens[0].value, "Advisor=assistant,Client=user")
+
+
+def _pairs(text: str, form: str) -> dict[str, str]:
+    """Convert pairs of a name and a word to a dictionary.
 
     Raises:
         ValueError: the text has another form.
     """
-    pairs = [pair.partition("=") for pair in tokens[0].value.split(",")]
-    if not all(name.strip() and equals and column.strip() for name, equals, column in pairs):
-        raise ValueError(f"{tokens[0].value!r} is not of the form prompt=question,completion=answer")
-    return {name.strip(): column.strip() for name, _, column in pairs}
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(name.strip() and equals and word.strip() for name, equals, word in pairs):
+        raise ValueError(f"{text!r} is not of the form {form}")
+    return {name.strip(): word.strip() for name, _, word in pairs}
+
+
+def check_columns(option: str, columns: object) -> None:
+    """Check names of columns that were given for the fields of a shape.
+
+    Raises:
+        OptionError: a field is unknown, or a name is no text.
+    """
+    for name, column in columns.items() if isinstance(columns, dict) else ():
+        if name not in FIELDS or not isinstance(column, str):
+            raise OptionError(
+                f"{option_name(option)} has {name}={column}; expected the name of a column for one of "
+                f"{', '.join(FIELDS)}.{did_you_mean(name, FIELDS)}"
+            )
 
 
 def weights_of(_: type, tokens: Sequence[Token]) -> dict[str, float]:
@@ -68,10 +94,12 @@ def weights_of(_: type, tokens: Sequence[Token]) -> dict[str, float]:
 Whole = Annotated[int, Parameter(converter=whole_number)]
 Paths = Annotated[tuple[Path, ...], Parameter(json_list=False)]
 Columns = Annotated[dict[str, str], Parameter(converter=columns_of, accepts_keys=False, n_tokens=1)]
+Roles = Annotated[dict[str, str], Parameter(converter=roles_of, accepts_keys=False, n_tokens=1)]
 Weights = Annotated[dict[str, float], Parameter(converter=weights_of, accepts_keys=False, n_tokens=1)]
 ROWS = Parameter(group=Group("Rows", sort_key=1.5))
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 AUTOCASTS = ("bfloat16", "float16")
+QUANTIZED = ("4bit", "8bit")
 SCORERS = ("auto", "exact", "sketch")
 
 
@@ -83,7 +111,11 @@ def offered(choices: Iterable[str]) -> Parameter:
 Autocast = Annotated[str | None, offered(AUTOCASTS)]
 Dtype = Annotated[str, offered(DTYPES)]
 Format = Annotated[str | None, offered(SHAPES), ROWS]
+TargetFormat = Annotated[str | None, offered((AUTO, *SHAPES)), ROWS]
+Ids = Annotated[str | None, offered(IDS), ROWS]
+Learn = Annotated[str | None, offered(LEARN), ROWS]
 Preconditioner = Annotated[str, offered(PRECONDITIONERS)]
+Quantize = Annotated[str | None, offered(QUANTIZED)]
 Rule = Annotated[str, offered(RULES)]
 Scorer = Annotated[str, offered(SCORERS)]
 Tools = Annotated[str | None, offered(EXPORTS)]

@@ -6,11 +6,11 @@ Strategies are not options here: Python passes objects, and only the command lin
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from clusterucb.engine.aggregate import ROUND_ROBIN, RULES
 from clusterucb.errors import OptionError
@@ -26,18 +26,24 @@ from clusterucb.options.amounts import (
 )
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.options.kinds import (
+    AUTO,
     FILE,
     FREE,
     LIST,
+    ROWS,
     SCORERS,
     Checked,
+    Columns,
     Paths,
     Rule,
     Scorer,
+    TargetFormat,
     Tools,
     Weights,
     Whole,
+    check_columns,
 )
+from clusterucb.samples.shapes import SHAPES, Layout
 from clusterucb.wording import did_you_mean
 
 if TYPE_CHECKING:
@@ -56,13 +62,20 @@ class ScoreSettings(Checked):
             if every sample is scored and a store has the sketches, which costs no gradient; else exact).
         store: Folder that clusterucb sketch wrote for this pool and model. Its adapter and sketches are used. In a
             selection with a budget, the sketches rank candidates for exact scoring.
+        target_format: Shape of the target's rows, if it is another than that of the pool's; auto lets the keys decide.
+        target_columns: Columns of the target's rows, if they are others than those of the pool's.
     """
 
     scorer: Scorer = "auto"
     store: Path | None = field(default=None, metadata=FILE)
+    target_format: TargetFormat = field(default=None, metadata=FREE)
+    target_columns: Annotated[Columns | None, ROWS] = field(default=None, metadata=FREE)
 
     def __post_init__(self) -> None:
         self.check_choice("scorer", SCORERS)
+        if self.target_format is not None:
+            self.check_choice("target_format", (AUTO, *SHAPES))
+        check_columns("target_columns", self.target_columns)
 
     @property
     def by_sketch(self) -> bool:
@@ -234,6 +247,13 @@ class ScoringSettings(GradientSettings, ScoreSettings):
     def __post_init__(self) -> None:
         ScoreSettings.__post_init__(self)
         GradientSettings.__post_init__(self)
+
+    @property
+    def target_layout(self) -> Layout:
+        """The layout by which samples are read from the target's rows, and from those of judges."""
+        shape = self.target_format or self.format
+        columns = self.columns if self.target_columns is None else self.target_columns
+        return replace(self.layout, shape=None if shape == AUTO else shape, columns=columns or {})
 
     @property
     def _has_stored_state(self) -> bool:

@@ -16,8 +16,13 @@ _Path = str | PathLike[str]
 class ReadOptions(TypedDict, total=False):
     """The options of `clusterucb.options.gradients.ReadSettings`."""
 
-    format: Literal["messages", "conversations", "prompt-completion", "alpaca", "chosen", "text"] | None
+    format: (
+        Literal["messages", "conversations", "prompt-completion", "alpaca", "chosen", "pair", "text"] | None
+    )
     columns: Mapping[str, str] | None
+    roles: Mapping[str, str] | None
+    learn: Literal["all", "last"] | None
+    ids: Literal["content", "column", "file"] | None
     drop_unsupported: bool
     strict: bool
 
@@ -25,13 +30,16 @@ class ReadOptions(TypedDict, total=False):
 class GradientOptions(ReadOptions, total=False):
     """The options of `clusterucb.options.gradients.GradientSettings`."""
 
-    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer: _Path | PreTrainedTokenizerBase | None
+    chat_template: _Path | None
+    special_tokens: str | Sequence[str] | None
     preconditioner: Literal["adam_less", "adam", "second_moment", "sgd"]
     adapter: _Path | None
     optimizer: _Path | torch.optim.Optimizer | None
     checkpoint: Sequence[_Path] | None
     checkpoint_weights: str | Sequence[float] | None
     parameters: str | Sequence[str] | None
+    lora_only: bool
     lora_rank: int
     lora_alpha: float
     lora_targets: str | Sequence[str] | None
@@ -42,6 +50,7 @@ class GradientOptions(ReadOptions, total=False):
     batch_tokens: int | None
     device: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    quantize: Literal["4bit", "8bit"] | None
     autocast: Literal["bfloat16", "float16"] | None
     checkpointing: bool
     compile: bool
@@ -55,6 +64,11 @@ class ScoreOptions(TypedDict, total=False):
 
     scorer: Literal["auto", "exact", "sketch"]
     store: _Path | None
+    target_format: (
+        Literal["auto", "messages", "conversations", "prompt-completion", "alpaca", "chosen", "pair", "text"]
+        | None
+    )
+    target_columns: Mapping[str, str] | None
 
 
 class DrawOptions(ScoreOptions, total=False):

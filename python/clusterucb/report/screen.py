@@ -17,7 +17,6 @@ from clusterucb.report.annotate import FIELD
 from clusterucb.report.result import EXAMPLES, TABLE, Result
 from clusterucb.run.cost import Cost
 from clusterucb.samples.sample import kinds_in_words
-from clusterucb.samples.shapes import TEXT
 from clusterucb.wording import counted, duration, in_bytes, one_line, printable
 
 if TYPE_CHECKING:
@@ -191,7 +190,7 @@ def _examples(result: Result) -> RenderableType:
     for title, some in (("best", best[:EXAMPLES]), ("last selected", worst)):
         for score, sample in some:
             question = next((m.content for m in reversed(sample.messages) if m.role == "user"), "")
-            answer = next(m.content for m in reversed(sample.messages) if m.role in ("assistant", TEXT))
+            answer = next(m.content for m in reversed(sample.messages) if m.learnt)
             text = Text.assemble((_plain(question), "dim"), "\n", _plain(answer))
             table.add_row(f"{score:+.4f}", title, text)
     return table

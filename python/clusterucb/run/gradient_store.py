@@ -29,13 +29,14 @@ from clusterucb.engine.draws import RowScores
 from clusterucb.errors import OptionError, RunError
 from clusterucb.kernels import ops
 from clusterucb.kernels.projection import VERSION, Sketch
+from clusterucb.model.checkpoint_files import optimizer_file
 from clusterucb.options.keywords import AnySettings
 from clusterucb.options.kinds import option_name
 from clusterucb.run.manifest import read_manifest
 
 SHARD = 256  # rows in one file, the most that a crash can lose
 # Options and contents of a selection that must be the same as those of the store.
-_SAME_OPTIONS = ("preconditioner", "parameters", "max_length", "dtype", "autocast")
+_SAME_OPTIONS = ("preconditioner", "parameters", "max_length", "dtype", "quantize", "autocast")
 _SAME_CONTENTS = {
     "pool": "pool",
     "model": "model",
@@ -156,7 +157,7 @@ class GradientStore:
         first, *others = self._adapters()
         own: dict[str, Any] = {"adapter": first}
         if settings.parameters is not None:
-            state = first / "optimizer.pt"
+            state = optimizer_file(first)
             own = {"optimizer": state if state.exists() else None}
         elif others:
             weights = self.manifest.identity.options["--checkpoint-weights"]

@@ -44,6 +44,9 @@ _JOBS: dict[JobKind, str] = {
 }
 
 
+_CONTENTS = {"encoding": "tokenizer or chat template"}  # in words
+
+
 class Identity(msgspec.Struct, omit_defaults=True):
     """Everything that determines the numbers of a job. A folder resumes only a job that has the same.
 
@@ -68,7 +71,8 @@ class Identity(msgspec.Struct, omit_defaults=True):
             old, new = self.options.get(name), now.options.get(name)
             if old != new and not (name == "--rule" and None in (old, new)):
                 changed.append(f"{name} was {_show(old)}, now {_show(new)}")
-        return [*changed, *(f"the {name} content has changed" for name in self.other_contents(now.contents))]
+        others = (_CONTENTS.get(name, f"{name} content") for name in self.other_contents(now.contents))
+        return [*changed, *(f"the {name} has changed" for name in others)]
 
     def other_contents(self, contents: Mapping[str, Any]) -> list[str]:
         """Return the names of the contents that differ from ``contents``."""

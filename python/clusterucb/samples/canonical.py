@@ -7,6 +7,8 @@ their content and never on their place in the files.
 Decisions:
     - Among samples with the same content (and subtask), the first in canonical order is kept. Among samples with the
       same id and different contents, the sample with the smallest content hash is kept.
+    - Files that are numbered from 0 share ids that mean nothing to each other. So if samples of several files have the
+      same id and different contents, the name of the file comes before the id.
     - Rows are sorted by the first eight bytes of their content hash. A sample is decoded only if its row shares these
       bytes with another row, or if its id is contested (samples with other content have it too). Samples are decoded
       one at a time, so memory does not grow with their number. The exception is many samples with the same content
@@ -29,10 +31,19 @@ from clusterucb.samples.sample import Sample
 _ORDER = ("content_hash", "subtask", "id", "source", "raw")
 
 
-def canonical_order(lines: Lines, rejected: RejectedLines) -> NDArray[np.int64]:
-    """Return the rows in canonical order without duplicates, i64[N], and add the duplicates to ``rejected``."""
+def canonical_order(lines: Lines, rejected: RejectedLines, *, qualify: bool = True) -> NDArray[np.int64]:
+    """Return the rows in canonical order without duplicates, i64[N], and add the duplicates to ``rejected``.
+
+    Args:
+        lines: the lines, closed.
+        rejected: gets the duplicates.
+        qualify: whether an id that several files have is told apart by the files' names.
+    """
     keys = lines.content_keys
     ids = _Ids(lines)
+    if qualify and len(shared := ids.shared_by_files()):
+        lines.qualify(shared)
+        ids = _Ids(lines)
     order = np.argsort(keys, kind="stable")
     same = _equal_to_previous(keys[order])
     doubtful = np.flatnonzero(same | np.roll(same, -1) | ids.contested[order])
@@ -68,6 +79,15 @@ class _Ids:
         self._owners = np.full(len(self._ids), -1)
         self.contested = np.zeros(len(ids), bool)
         self.contested[rows] = np.isin(ids[rows], self._ids)
+
+    def shared_by_files(self) -> NDArray[np.int64]:
+        """Return the rows with a contested id that several files have, i64[k]."""
+        rows = np.flatnonzero(self.contested)
+        ids, origins = self._lines.id_keys[rows], self._lines.origins(rows)
+        first, of_row = np.unique(ids, return_index=True, return_inverse=True)[1:]
+        several = np.zeros(len(first), bool)
+        np.logical_or.at(several, of_row, origins != origins[first[of_row]])
+        return rows[several[of_row]]
 
     def claim(self, row: int, sample: Sample) -> Sample:
         """Return the owner of a row's contested id. The first row that claims an id becomes its owner."""

@@ -21,15 +21,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import date
-from enum import IntEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 
 from clusterucb.errors import ModelError
-from clusterucb.samples.shapes import Message
+from clusterucb.samples.message import TOOLS, Message
+from clusterucb.samples.pieces import Kind, Piece, Unusable
+from clusterucb.samples.tool_template import REFUSALS, Span, ToolTemplate, Turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,40 +40,12 @@ if TYPE_CHECKING:
 _TODAY = date(2024, 7, 26)
 
 
-# Python errors in a template, such as of an index, refuse one conversation.
-_REFUSALS = (TypeError, ValueError, LookupError)
-
-
-class Unusable(Exception):
-    """One sample cannot be encoded. The reason goes into ``rejected.jsonl``."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class Kind(IntEnum):
-    """The kind of a piece of a conversation's text."""
-
-    TEMPLATE = 0
-    CONTENT = 1  # the content of a system or user turn
-    ANSWER = 2  # the content of an assistant turn
-    END = 3  # the end-of-turn token after an answer
-    DROPPED = 4  # text that is tokenised, and whose tokens are then removed
-
-
-class Piece(NamedTuple):
-    """A stretch of text of one kind."""
-
-    text: str
-    kind: Kind
-
-
 class _Slot(NamedTuple):
     """A place where a template writes the content of a message."""
 
     message: int
     whole: bool  # False: the template removes the thinking and writes only the text after it
+    thought: bool = False  # the place is that of the message's thoughts
 
 
 class _Pattern(NamedTuple):
@@ -104,6 +78,7 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._added = [str(token) for token in tokenizer.added_tokens_decoder.values() if str(token).strip()]
         self._patterns: dict[tuple[tuple[str, str], ...], _Pattern] = {}
+        self.tools = ToolTemplate(self._apply, self._added)
 
     def render(self, conversations: Sequence[Sequence[Message]]) -> list[str | Unusable]:
         """Return the text of each conversation; the reason in place of one that the template refuses.
@@ -111,11 +86,15 @@ class ChatTemplate:
         Raises:
             ModelError: the template is not valid.
         """
-        turns = [_turns(messages) for messages in conversations]
+        plain = [messages for messages in conversations if _is_plain(messages)]
         try:
-            return list(self._applied(turns))
-        except (jinja2.TemplateError, *_REFUSALS):  # find out which it is
-            return [self._rendered_alone(messages) for messages in conversations]
+            texts: Iterator[str | Unusable] = iter(self._applied([_turns(messages) for messages in plain]))
+        except REFUSALS:  # find out which it is
+            texts = iter([self._rendered_alone(messages) for messages in plain])
+        return [
+            next(texts) if _is_plain(messages) else self._rendered_alone(messages)
+            for messages in conversations
+        ]
 
     def _rendered_alone(self, messages: Sequence[Message]) -> str | Unusable:
         try:
@@ -127,34 +106,27 @@ class ChatTemplate:
         """Return the text of a conversation in pieces, and the end-of-turn token ("" if there is none).
 
         Raises:
-            Unusable: the template refuses the conversation, or rewrites its contents.
+            Unusable: the template refuses the conversation, rewrites its contents, or leaves calls out.
             ModelError: the template is not valid Jinja.
         """
         pattern = self._pattern(messages)
+        spans = _located(messages, rendered, pattern)
+        if not _is_plain(messages):
+            end = self._pattern([Message("user", "?"), Message("assistant", ".")]).end
+            return self.tools.pieces(messages, rendered, spans, end), end
         pieces = [Piece(pattern.segments[0], Kind.TEMPLATE)]
-        position = len(pattern.segments[0])
-        if not rendered.startswith(pattern.segments[0]):
-            raise Unusable("chat template: it begins with text that depends on the content of the turns")
-        for slot, segment in zip(pattern.slots, pattern.segments[1:], strict=True):
-            turn = messages[slot.message]
-            content = _content_at(rendered, position, segment, _variants(turn.content, slot.whole))
-            if content is None:
-                raise Unusable(
-                    f"chat template: it rewrites turn {slot.message + 1} ({turn.role}), so the content "
-                    "cannot be separated from the template's text"
-                )
-            position += len(content) + len(segment)
-            is_answer = turn.role == "assistant"
-            kind = Kind.ANSWER if is_answer else Kind.CONTENT
+        for span, segment in zip(spans, pattern.segments[1:], strict=True):
+            content, turn = rendered[span.start : span.stop], messages[span.message]
+            kind = Kind.ANSWER if turn.learnt else Kind.CONTENT
             # Blank if, for example, the template removes the thinking and nothing follows it.
             blank = not content.strip()
             pieces.append(Piece(content, Kind.TEMPLATE if blank else kind))
-            pieces.extend(_split_end(segment, pattern.end if is_answer and not blank else ""))
-        if position != len(rendered):
-            raise Unusable("chat template: it ends with text that depends on the content of the turns")
+            pieces.extend(_split_end(segment, pattern.end if turn.learnt and not blank else ""))
         return pieces, pattern.end
 
     def _pattern(self, messages: Sequence[Message]) -> _Pattern:
+        if not _is_plain(messages):
+            return self._find_pattern([_marked(message, at) for at, message in enumerate(messages)])
         # Blank contents get no mark, because a template may leave out a blank turn.
         marks = [
             _mark(at, "</think>" in message.content) if message.content.strip() else message.content
@@ -168,17 +140,25 @@ class ChatTemplate:
     def _find_pattern(self, marked: Sequence[Message]) -> _Pattern:
         rendered = self._render(marked)
         places: list[tuple[int, int, _Slot]] = []
-        for at, (role, mark) in enumerate(marked):
-            if not mark.strip():
-                continue
-            forms = [(text, _Slot(at, whole)) for whole in (True, False) for text in _variants(mark, whole)]
-            text, slot = next(((text, slot) for text, slot in forms if text in rendered), forms[0])
-            if (times := rendered.count(text)) != 1:
-                raise Unusable(
-                    f"chat template: it writes turn {at + 1} ({role}) {times} times; expected once"
-                )
-            start = rendered.index(text)
-            places.append((start, start + len(text), slot))
+        for at, message in enumerate(marked):
+            for thought, mark in ((True, message.thought), (False, message.content)):
+                if not mark.strip() or message.role == TOOLS:
+                    continue
+                forms = [
+                    (text, _Slot(at, whole, thought))
+                    for whole in ((True,) if thought else (True, False))
+                    for text in _variants(mark, whole)
+                ]
+                text, slot = next(((text, slot) for text, slot in forms if text in rendered), forms[0])
+                times = rendered.count(text)
+                if not times and (thought or message.calls):  # the template leaves it out
+                    continue
+                if times != 1:
+                    raise Unusable(
+                        f"chat template: it writes turn {at + 1} ({message.role}) {times} times; expected once"
+                    )
+                start = rendered.index(text)
+                places.append((start, start + len(text), slot))
         places.sort()
         ends = [0, *(end for _, end, _ in places)]
         starts = [*(start for start, _, _ in places), len(rendered)]
@@ -188,20 +168,83 @@ class ChatTemplate:
         end_of_turn = max((token for token in self._added if after.startswith(token)), key=len, default="")
         return _Pattern(segments, slots, end_of_turn)
 
-    def _render(self, messages: Iterable[Message]) -> str:
+    def _render(self, messages: Sequence[Message]) -> str:
         try:
-            (text,) = self._applied([_turns(messages)])
+            if _is_plain(messages):
+                (text,) = self._applied([_turns(messages)])
+            else:
+                text = self._with_tools(messages)
         except jinja2.TemplateSyntaxError as error:
             raise ModelError(
                 f"the tokenizer's chat template is not valid Jinja: {error.message} (line {error.lineno}); "
                 "expected valid Jinja. Correct `chat_template` in its tokenizer_config.json"
             ) from error
-        except (jinja2.TemplateError, *_REFUSALS) as error:
+        except REFUSALS as error:
             raise Unusable(f"chat template: it refuses the conversation: {error}") from error
         return text
 
+    def _with_tools(self, messages: Sequence[Message]) -> str:
+        try:
+            return self._apply(*self.tools.turns(messages), False)
+        except REFUSALS:  # perhaps something is missing
+            turns, tools = self.tools.turns(messages, completed=True)
+            try:
+                return self._apply(turns, tools, False)
+            except REFUSALS:
+                pass
+            raise
+
+    def _apply(self, turns: Turns, tools: list[Any] | None, generation: bool) -> str:
+        text = self._tokenizer.apply_chat_template(
+            turns, tools, chat_template=self.source, tokenize=False, add_generation_prompt=generation
+        )
+        return str(text)
+
     def _applied(self, turns: list[list[dict[str, str]]]) -> list[str]:
         return list(self._tokenizer.apply_chat_template(turns, chat_template=self.source, tokenize=False))
+
+
+def _is_plain(messages: Iterable[Message]) -> bool:
+    return all(message.plain for message in messages)
+
+
+def _marked(message: Message, at: int) -> Message:
+    """Return a turn with marks in place of content and thoughts; the template's text depends on calls, which stay."""
+    if message.role == TOOLS or not (message.content.strip() or message.thought):
+        return message
+    return replace(
+        message,
+        content=_mark(at, "</think>" in message.content) if message.content.strip() else message.content,
+        thought=f"Qz7thoughtsQ{at}zQ" if message.thought else "",
+    )
+
+
+def _located(messages: Sequence[Message], rendered: str, pattern: _Pattern) -> list[Span]:
+    """Return where contents and thoughts stand in the text of a conversation.
+
+    Raises:
+        Unusable: the template refuses the conversation, or rewrites its contents.
+    """
+    if not rendered.startswith(pattern.segments[0]):
+        raise Unusable("chat template: it begins with text that depends on the content of the turns")
+    position = len(pattern.segments[0])
+    spans = []
+    for slot, segment in zip(pattern.slots, pattern.segments[1:], strict=True):
+        turn = messages[slot.message]
+        variants = _variants(turn.thought if slot.thought else turn.content, slot.whole)
+        if turn.role == "tool":
+            variants += [json.dumps(turn.content, ensure_ascii=escaped)[1:-1] for escaped in (False, True)]
+        content = _content_at(rendered, position, segment, variants)
+        if content is None:
+            raise Unusable(
+                f"chat template: it rewrites turn {slot.message + 1} ({turn.role}), so the content "
+                "cannot be separated from the template's text"
+            )
+        spans.append(Span(position, position + len(content), slot.message))
+        position += len(content) + len(segment)
+    if position != len(rendered):
+        raise Unusable("chat template: it ends with text that depends on the content of the turns")
+    return spans
 
 
 def _turns(messages: Iterable[Message]) -> list[dict[str, str]]:

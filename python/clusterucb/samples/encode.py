@@ -1,8 +1,9 @@
 """Encode conversations as tokens, and mark the tokens that are predicted (the labels).
 
 Decisions:
-    - Labels are each answer's content and the end-of-turn token after it. A blank answer has no labels. Nothing
-      is predicted after the last answer that is not blank, so later turns are left out.
+    - Labels are the content of each answer that is learnt and the end-of-turn token after it. A blank answer has no
+      labels. Of a turn with calls or thoughts, all that the model writes is learnt
+      (`clusterucb.samples.tool_template`).
     - The text is tokenised once, as a whole, so that the tokens are those that a trainer would see.
     - A token with characters of both header and content belongs to the content: the content cannot be produced
       without predicting this token.
@@ -20,18 +21,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain, pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.errors import ModelError, OptionError
-from clusterucb.samples.chat import ChatTemplate, Kind, Piece, Unusable
+from clusterucb.samples.chat import ChatTemplate
 from clusterucb.samples.encoded import Encoded, surrounded, truncated
-from clusterucb.samples.shapes import TEXT, Message
+from clusterucb.samples.message import TOOLS, Message
+from clusterucb.samples.pieces import Kind, Piece, Unusable
+from clusterucb.samples.texts import (
+    BREAK,
+    Text,
+    is_text,
+    prompt_and_answer,
+    shortened,
+    up_to_last_answer,
+    without_controls,
+)
+from clusterucb.wording import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,30 +51,10 @@ if TYPE_CHECKING:
 # The version of the encoding rules. Raise it when a change gives other tokens or labels for the same conversation.
 _RULES = 1
 
-# A private-use character, inserted into the spelling of a control token in a content so that the spelling stays text.
-_BREAK = "\ue000"
 
+_LISTED = 12  # tokens that a message names
 
 _Result = TypeVar("_Result")
-
-
-class Text(NamedTuple):
-    """A conversation before it is tokenised.
-
-    Attributes:
-        text: all of it.
-        kinds: u8[len(text)], the `Kind` of each character.
-        end: the end-of-turn token; "" if there is none.
-        before, after: tokens that surround those of the text; the latter are predicted.
-        plain: whether it is a text without turns.
-    """
-
-    text: str
-    kinds: NDArray[np.uint8]
-    end: str
-    before: Sequence[int]
-    after: Sequence[int]
-    plain: bool = False
 
 
 class Encoder:
@@ -71,13 +63,16 @@ class Encoder:
     Args:
         tokenizer: a fast tokenizer from transformers.
         max_length: the largest number of tokens of a sample, at least 2. Longer samples are cut.
+        parsed: special tokens that are tokens where a content spells them. Others stay text there.
 
     Raises:
-        OptionError: ``max_length`` is too small.
+        OptionError: ``max_length`` is too small, or the tokenizer lacks a token of ``parsed``.
         ModelError: the tokenizer has no character offsets, or neither a chat template nor an EOS token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, parsed: Collection[str] = ()
+    ) -> None:
         if max_length < 2:
             raise OptionError(
                 f"max_length is {max_length}; expected at least 2, because each token is predicted from earlier ones"
@@ -100,7 +95,16 @@ class Encoder:
         # Tables of bool by token id: looking a token up is faster than np.isin on every sample.
         numbers = np.arange(max(len(tokenizer), *self._added.values(), 0) + 1)
         self._is_added = np.isin(numbers, list(self._added.values()))
-        self._special = {text for text, number in self._added.items() if added[number].special}
+        if unknown := sorted(set(parsed) - self._added.keys()):
+            raise OptionError(
+                f"--special-tokens names {unknown[0]!r}, which is no token of its own in the tokenizer; expected some "
+                f"of {', '.join(sorted(self._added)[:_LISTED])}{', ...' if len(self._added) > _LISTED else ''}"
+            )
+        self._parsed = frozenset(parsed)
+        self._spelt: Counter[str] = Counter()  # how many conversations spell each special token
+        self._special = {
+            text for text, number in self._added.items() if added[number].special and text not in self._parsed
+        }
         self._is_special = np.isin(numbers, [self._added[text] for text in self._special])
         first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
         self._bos = first if first == [tokenizer.bos_token_id] else []
@@ -130,17 +134,52 @@ class Encoder:
 
     def texts(self, conversations: Iterable[Sequence[Message]]) -> list[Text | Unusable]:
         """Return conversations as texts: the first step of `batch`."""
-        cut = [self._attempt(_up_to_last_answer, messages) for messages in conversations]
-        chats = [
-            messages for messages in cut if not isinstance(messages, Unusable) and not _is_text(messages)
-        ]
+        cut = [self._attempt(self._cut, messages) for messages in conversations]
+        chats = [messages for messages in cut if not isinstance(messages, Unusable) and not is_text(messages)]
         rendered = iter(self._template.render(chats) if self._template else [""] * len(chats))
         return [
             messages
             if isinstance(messages, Unusable)
-            else self._attempt(self._text, messages, "" if _is_text(messages) else next(rendered))
+            else self._attempt(self._text, messages, "" if is_text(messages) else next(rendered))
             for messages in cut
         ]
+
+    def _cut(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Return a conversation up to its last answer, as the template can write it."""
+        cut = up_to_last_answer(messages)
+        if self._template:
+            cut = self._template.tools.fitted(cut)
+        for message in cut:
+            written = (
+                message.content if message.role == TOOLS else "".join(call.text for call in message.calls)
+            )
+            if spelt := next((token for token in self._special if token in written), None):
+                raise Unusable(
+                    f"control token: a tool or a call contains {spelt!r}, which cannot be encoded as text"
+                )
+        return cut
+
+    def notes(self, what: str) -> list[str]:
+        """Return what the user should know about the conversations since the last call, as sentences.
+
+        Args:
+            what: what the conversations are: ``pool``, say.
+        """
+        notes = []
+        if self._template and (count := self._template.tools.without_tools):
+            self._template.tools.without_tools = 0
+            notes.append(
+                f"{counted(count, 'sample')} of the {what} define tools and call none. They are read without the "
+                "definitions, because the model's chat template has no place for them"
+            )
+        if self._spelt:
+            found = [f"{token} in {count:,}" for token, count in self._spelt.most_common(_LISTED)]
+            self._spelt.clear()
+            notes.append(
+                f"samples of the {what} spell special tokens, which are read as text: {', '.join(found)}. To read some "
+                "as tokens, name them: --special-tokens"
+            )
+        return notes
 
     def tokenised(
         self, texts: Iterable[Text | Unusable]
@@ -185,22 +224,32 @@ class Encoder:
         """Return the text of a conversation, every character of a known kind."""
         if isinstance(rendered, Unusable):
             raise rendered
-        if _is_text(messages):
+        return self._shortened(self._whole_text(messages, rendered))
+
+    def _shortened(self, text: Text) -> Text:
+        return shortened(text, self._max_length, self._tokenizer.bos_token or "")
+
+    def _whole_text(self, messages: Sequence[Message], rendered: str) -> Text:
+        if is_text(messages):
             whole = self._joined([Piece(messages[0].content, Kind.ANSWER)], "", before=self._bos)
             return whole._replace(plain=True)
         if self._template:
             return self._joined(*self._template.pieces(messages, rendered))
         eos = [self._tokenizer.eos_token_id]
         return self._joined(
-            _prompt_and_answer(messages), self._tokenizer.eos_token, before=self._bos, after=eos
+            prompt_and_answer(messages), self._tokenizer.eos_token, before=self._bos, after=eos
         )
 
     def _joined(
         self, pieces: Iterable[Piece], end: str, *, before: Sequence[int] = (), after: Sequence[int] = ()
     ) -> Text:
         """Return pieces as one text; ``end`` is the end-of-turn token."""
-        controls = self._special | ({end} & self._added.keys())
-        parts = [part for piece in pieces for part in _without_controls(piece, controls)]
+        controls = (self._special | ({end} & self._added.keys())) - self._parsed
+        pieces = list(pieces)
+        said = "\0".join(piece.text for piece in pieces if piece.kind in (Kind.CONTENT, Kind.ANSWER))
+        if spelt := [control for control in controls if control in said]:
+            self._spelt.update(spelt)
+        parts = [part for piece in pieces for part in without_controls(piece, spelt)]
         kinds = np.repeat(
             np.array([part.kind for part in parts], np.uint8), [len(part.text) for part in parts]
         )
@@ -216,10 +265,20 @@ class Encoder:
         if not (encoded.labels & encoded.content).any():
             raise Unusable(
                 "too short: the text is one token; expected at least two"
-                if text.plain
+                if text.plain or len(encoded) - len(text.after) == 1
                 else "chat template: the template or the tokenizer removes the whole answer"
             )
-        return truncated(encoded, self._max_length, self._tokenizer.bos_token_id)
+        cut, window = truncated(encoded, self._max_length, self._tokenizer.bos_token_id)
+        before, after = text.margins
+        if text.whole and (window.start < before or window.stop > len(encoded) - after):
+            whole = [text.whole]
+            return self._encoded(text.whole, next(self._labelled(whole, list(self.tokenised(whole)))))
+        return cut
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer, with the chat template in use."""
+        return self._tokenizer
 
     @property
     def max_length(self) -> int:
@@ -236,6 +295,7 @@ class Encoder:
             {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()},
             self._template and self._template.source,
             self._max_length,
+            *sorted(self._parsed),
         )
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
@@ -263,8 +323,9 @@ class Encoder:
             return total[ends] > total[starts]
 
         dropped, content = holds(Kind.DROPPED), holds(Kind.CONTENT, Kind.ANSWER)
-        labels = holds(Kind.ANSWER, Kind.END)
-        turn_ends = np.repeat([self._added.get(text.end, -1) for text in texts], lengths)
+        calls, labels = holds(Kind.CALL), holds(Kind.ANSWER, Kind.END, Kind.CALL)
+        ending = [-1 if text.end in self._parsed else self._added.get(text.end, -1) for text in texts]
+        turn_ends = np.repeat(ending, lengths)
         control = self._is_special[tokens] | (tokens == turn_ends)
         control &= tokens != self._tokenizer.unk_token_id  # which stands for whatever has no other token
         faults = (dropped | control) & content
@@ -275,7 +336,7 @@ class Encoder:
                 yield _spelt_out(texts[number].text, starts[at] - begins[number], ends[at] - begins[number])
                 continue
             keep = ~dropped[here]
-            yield Encoded(tokens[here][keep], labels[here][keep], content[here][keep])
+            yield Encoded(tokens[here][keep], labels[here][keep], (content | calls)[here][keep])
 
     def _spans(
         self,
@@ -314,47 +375,5 @@ class Encoder:
 
 
 def _spelt_out(text: str, start: int, end: int) -> Unusable:
-    near = text[max(start - 8, 0) : end + 8].replace(_BREAK, "")
+    near = text[max(start - 8, 0) : end + 8].replace(BREAK, "")
     return Unusable(f"control token: a turn contains one that cannot be encoded as text, near {near!r}")
-
-
-def _is_text(messages: Sequence[Message]) -> bool:
-    return len(messages) == 1 and messages[0].role == TEXT
-
-
-def _up_to_last_answer(messages: Sequence[Message]) -> Sequence[Message]:
-    """Return a conversation without the turns after its last answer that says something; a plain text as it is."""
-    if _is_text(messages):
-        if not messages[0].content.strip():
-            raise Unusable("empty answer: the text is blank")
-        return messages
-    answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
-    if not answers:
-        raise Unusable("no assistant turn")
-    answered = [at for at in answers if messages[at].content.strip()]
-    if not answered:
-        raise Unusable("empty answer")
-    return messages[: answered[-1] + 1]
-
-
-def _prompt_and_answer(messages: Sequence[Message]) -> list[Piece]:
-    """Return a prompt and its answer, or an answer alone, as pieces without any template."""
-    roles = tuple(message.role for message in messages)
-    if roles not in (("user", "assistant"), ("assistant",)):
-        raise Unusable(
-            "chat template: the tokenizer has none, and a conversation of several turns needs one "
-            f"({', '.join(roles)}); expected one prompt and its answer"
-        )
-    *prompt, answer = messages
-    return [*(Piece(turn.content, Kind.CONTENT) for turn in prompt), Piece(answer.content, Kind.ANSWER)]
-
-
-def _without_controls(piece: Piece, controls: Iterable[str]) -> list[Piece]:
-    """Return a piece in parts, with a character to drop inside each control token that a content spells out."""
-    text, kind = piece
-    if kind not in (Kind.CONTENT, Kind.ANSWER) or not any(control in text for control in controls):
-        return [piece]
-    spelt = "|".join(re.escape(control) for control in sorted(controls, key=len, reverse=True))
-    cuts = [0, *(match.start() + 1 for match in re.finditer(spelt, text)), len(text)]
-    parts = ((Piece(text[start:end], kind), Piece(_BREAK, Kind.DROPPED)) for start, end in pairwise(cuts))
-    return [part for pair in parts for part in pair][:-1]

@@ -43,15 +43,18 @@ def surrounded(before: Sequence[int], encoded: Encoded, after: Sequence[int]) ->
     )
 
 
-def truncated(encoded: Encoded, max_length: int, bos: int | None) -> Encoded:
+def truncated(encoded: Encoded, max_length: int, bos: int | None) -> tuple[Encoded, slice]:
     """Cut a sample to ``max_length`` tokens, and keep as much of the answers as possible.
 
     The tokens after the last label are cut first, then those at the start except a BOS token. If the labels span more
     than the window, at most a quarter of ``max_length`` is kept of the tokens before them, and the end of the labels
     is cut.
+
+    Returns:
+        The sample, and where its tokens, but for a BOS token, stood before.
     """
     if len(encoded) <= max_length:
-        return encoded
+        return encoded, slice(0, len(encoded))
     labelled = np.flatnonzero(encoded.labels)
     first, stop = int(labelled[0]), int(labelled[-1]) + 1
     kept = int(encoded.tokens[0] == bos)
@@ -64,4 +67,5 @@ def truncated(encoded: Encoded, max_length: int, bos: int | None) -> Encoded:
     else:
         start = first - min(first - kept, max(max_length // 4, least))
     at = np.concatenate((np.arange(kept), np.arange(start, start + window)))
-    return Encoded(encoded.tokens[at], encoded.labels[at], encoded.content[at])
+    cut = Encoded(encoded.tokens[at], encoded.labels[at], encoded.content[at])
+    return cut, slice(start, start + window)

@@ -8,7 +8,8 @@ Decisions:
       decoded row by row. Parquet and Arrow files need random access and are refused where that is impossible.
     - A JSON object that is spread over several lines is refused as a whole, with the command that converts it: read
       line by line, every line of it would be rejected. Such a file begins with a line that holds only ``{``, and a
-      key follows.
+      key follows. The exception is an object that holds one list of rows, such as ``{"data": [...]}``.
+    - An array of turns is one row, because no turn is a sample.
     - A row that cannot be decoded becomes an `Unreadable` in its place. A file whose compressed data breaks off, or
       that changes while it is read, is an error, because nobody knows what is missing.
 """
@@ -32,7 +33,7 @@ import msgspec
 from clusterucb.errors import InputError
 from clusterucb.progress import Advance
 from clusterucb.samples.files import EXPECTED, ending, explained
-from clusterucb.samples.shapes import Unreadable
+from clusterucb.samples.message import Unreadable
 from clusterucb.samples.tables import (
     Line,
     arrow_lines,
@@ -42,12 +43,16 @@ from clusterucb.samples.tables import (
     saved_lines,
     stream_lines,
 )
+from clusterucb.samples.turns import is_message
 from clusterucb.wording import one_line
 
 LONGEST_LINE = 64 << 20  # bytes; a longer line is not a sample but a file without line breaks
 _LARGEST_ARRAY = 4 << 30  # bytes of a JSON array
 _LINES = re.compile(rb"[\r\n][ \t]*(?:\{\"|\{\}|\[)")  # a line that begins like a JSON value
 _SPREAD = re.compile(rb'\{[ \t\r]*\n\s*"(?:[^"\\\n]|\\.)*"\s*:')  # a JSON object over several lines
+_WRAPPED = re.compile(  # a JSON object whose first list holds rows
+    rb'\{\s*(?:"[^"\\]*"\s*:\s*(?:"[^"\\]*"|[\w.+-]+)\s*,\s*)*"(?:data|rows|examples|instances|items|train)"\s*:\s*\[\s*[\[{]'
+)
 _TOKENS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[\]{},]', re.DOTALL)  # strings, brackets and commas
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _FOREIGN = {
@@ -65,6 +70,7 @@ _FOREIGN = {
     b"\x7fELF": "a program",
     b"GGUF": "a GGUF model",
 }
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _STREAM = b"\xff\xff\xff\xff"  # the first bytes of an Arrow stream
 _BOM = b"\xef\xbb\xbf"
@@ -117,12 +123,51 @@ def _by_content(stream: io.BufferedReader[Any], file: Path, packed: str | None) 
         return _table(stream, file, first)
     if content.startswith(b"["):
         return _array(stream, file, packed)
-    if _SPREAD.match(content):
+    if content.startswith(_LFS_POINTER):
         raise InputError(
-            f"{file} has a JSON object over several lines; expected an object on each line: "
-            f"{_jq('.', file, packed)}"
+            f"{file} is a Git LFS pointer, not the data; expected the file that it points to: git lfs pull"
         )
+    if file.suffix.lower() == ".txt" and not content.startswith(b"{"):
+        raise InputError(
+            f"{file} is plain text; expected rows, such as JSONL. If each of its lines is a text: "
+            f"{_jq('{text: .}', file, packed, raw=True)}"
+        )
+    if _WRAPPED.match(content):
+        return _wrapped(stream, file, packed, first)
+    if _SPREAD.match(content):
+        raise _spread(file, packed)
     return _lines(stream, first)
+
+
+def _spread(file: Path, packed: str | None) -> InputError:
+    return InputError(
+        f"{file} has a JSON object over several lines; expected an object on each line: {_jq('.', file, packed)}"
+    )
+
+
+def _wrapped(stream: IO[bytes], file: Path, packed: str | None, first: int) -> Iterator[Line]:
+    """Yield (number, line) for the rows of a JSON object that holds one list of rows, such as ``{"data": [...]}``.
+
+    A file of several such objects, each on a line, is read line by line.
+    """
+    content = stream.read(_LARGEST_ARRAY + 1).removeprefix(_BOM)
+    if len(content) > _LARGEST_ARRAY:
+        raise InputError(f"{file} is one JSON object of more than 4 GiB; expected JSONL")
+    try:
+        fields = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        if _SPREAD.match(content):
+            raise _spread(file, packed) from None
+        yield from _lines(io.BytesIO(content), first)
+        return
+    lists = [value for value in map(bytes, fields.values()) if value.startswith(b"[")]
+    if len(lists) != 1:
+        raise InputError(
+            f"{file} is a JSON object with several lists ({', '.join(fields)}); expected one list of rows: "
+            f"{_jq(f'.{next(iter(fields))}[]', file, packed)}"
+        )
+    for number, row in enumerate(msgspec.json.decode(lists[0], type=list[msgspec.Raw]), start=1):
+        yield number, _on_one_line(bytes(row))
 
 
 def _skip_blanks(stream: io.BufferedReader[Any]) -> int:
@@ -133,9 +178,9 @@ def _skip_blanks(stream: io.BufferedReader[Any]) -> int:
     return n_line_ends
 
 
-def _jq(program: str, file: Path, packed: str | None) -> str:
-    """Return the command that converts a file to JSONL."""
-    command, name = f"jq -c {shlex.quote(program)}", shlex.quote(str(file))
+def _jq(program: str, file: Path, packed: str | None, *, raw: bool = False) -> str:
+    """Return the command that converts a file to JSONL; ``raw`` for a file of plain lines."""
+    command, name = f"jq -{'R' if raw else ''}c {shlex.quote(program)}", shlex.quote(str(file))
     if not file.is_file():
         return f"{command} before the pipe"
     read = f"{packed} -dc {name} | {command}" if packed else f"{command} {name}"
@@ -182,6 +227,9 @@ def _array(stream: io.BufferedReader, file: Path, packed: str | None) -> Iterato
         for number, part in enumerate(parts, start=1):
             if row := content[part].strip():
                 yield number, _on_one_line(row) if _is_json(row) else row
+        return
+    if rows and _is_json(bytes(rows[0])) and is_message(msgspec.json.decode(rows[0])):
+        yield 1, _on_one_line(content.strip())
         return
     for number, row in enumerate(rows, start=1):
         yield number, _on_one_line(bytes(row))

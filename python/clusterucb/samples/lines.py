@@ -12,21 +12,23 @@ import hashlib
 import mmap
 import tempfile
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.errors import InputError
-from clusterucb.samples.sample import Rejected, Sample, beginning, decode, sample_of
-from clusterucb.samples.shapes import Layout
+from clusterucb.samples.sample import Rejected, Sample, beginning, decode, qualified, sample_of
+from clusterucb.samples.shapes import SHAPES, Layout
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_SHAPES = {name: at for at, name in enumerate(SHAPES)}
 _BATCH = 8192  # lines in one Arrow batch; memory holds 1.7 KB for each batch
 _BATCH_BYTES = 16 << 20  # a batch of fewer lines is written once it has so many bytes
 
@@ -54,15 +56,19 @@ class Lines:
 
     Attributes:
         unseen: the columns that the layout names and that no line had so far.
+        unread: the columns with values that nothing was read from, in the lines of the current origin.
     """
 
     def __init__(self, layout: Layout) -> None:
         import pyarrow as pa
 
         self._layout = layout
+        self._shared: frozenset[int] = frozenset()  # hashes of ids before which the name of the file is put
         self.unseen = set(layout.columns.values())
+        self.unread: set[str] = set()
         self._origins: list[Origin] = []
         self._contents = array("Q")
+        self._shapes = bytearray()  # the place of each line's shape in `SHAPES`
         self._digests = bytearray()  # those that wait to be written
         self._ids = array("Q")
         self._n_lines = 0
@@ -80,25 +86,27 @@ class Lines:
     def begin(self, origin: Origin) -> None:
         """Set the origin of the lines that are read from now on."""
         self._origins.append(origin)
+        self.unread = set()
 
-    def read(self, line: bytes, number: int) -> tuple[str, Sample]:
-        """Return the shape and the sample of a line from the current origin, and keep the line.
+    def read(self, line: bytes, number: int) -> None:
+        """Keep a line from the current origin.
 
         Raises:
             Unreadable: the line is not a sample. It is not kept.
         """
         row = decode(line)
         self.unseen.difference_update(row)
-        shape, sample = self._sample_of(row, line, len(self._origins) - 1, number)
+        shape, unread, sample = self._sample_of(row, line, len(self._origins) - 1, number)
+        self.unread.update(unread)
+        self._shapes.append(_SHAPES[shape])
         self._contents.append(int(sample.content_hash[:16], 16))
         self._digests += sample.digest()
-        self._ids.append(int.from_bytes(hashlib.blake2b(sample.id.encode(), digest_size=8).digest(), "big"))
+        self._ids.append(_id_key(sample.id))
         self._waiting.append((line, len(self._origins) - 1, number))
         self._n_lines += 1
         self._waiting_bytes += len(line)
         if len(self._waiting) == _BATCH or self._waiting_bytes >= _BATCH_BYTES:
             self._write()
-        return shape, sample
 
     def close(self) -> None:
         """Write the remaining lines. From now on lines can be read back, and no more can be added."""
@@ -116,7 +124,7 @@ class Lines:
     def sample(self, at: int) -> Sample:
         """Return the sample of the line that was kept as number ``at``."""
         line, origin, number = self._read_back(at)
-        return self._sample_of(decode(line), line, origin, number)[1]
+        return self._sample_of(decode(line), line, origin, number)[-1]
 
     def rejected(self, at: int, reason: str) -> Rejected:
         """Return the line that was kept as number ``at`` as a rejected line."""
@@ -128,6 +136,15 @@ class Lines:
         """The first eight bytes of the content hashes, u64[n]. They sort in the order of the hashes."""
         return np.frombuffer(self._contents, np.uint64)
 
+    def shapes(self, rows: NDArray[np.int64]) -> dict[str, Counter[str]]:
+        """Return the number of rows of each shape among some samples, for each file."""
+        found: dict[str, Counter[str]] = {origin.file: Counter() for origin in self._origins}
+        names = list(SHAPES)
+        both = self.origins(rows) * len(names) + np.frombuffer(self._shapes, np.uint8)[rows]
+        for code, count in zip(*np.unique(both, return_counts=True), strict=True):
+            found[self._origins[code // len(names)].file][names[code % len(names)]] += int(count)
+        return found
+
     def forget_hashes(self, rows: NDArray[np.int64]) -> str:
         """Return a hex SHA-256 of everything about some samples that a run depends on; drop all hashes of lines."""
         digests = np.memmap(self._digest_file, np.uint8, "r", shape=(len(self), 32)) if len(self) else None
@@ -138,6 +155,7 @@ class Lines:
         del digests
         self._digest_file.close()
         self._contents, self._ids = array("Q"), array("Q")
+        self._shapes = bytearray()
         return whole.hexdigest()
 
     @property
@@ -145,9 +163,26 @@ class Lines:
         """Hashes of the ids, u64[n]. Equal ids have equal hashes."""
         return np.frombuffer(self._ids, np.uint64)
 
-    def _sample_of(self, row: dict[str, Any], line: bytes, origin: int, number: int) -> tuple[str, Sample]:
+    def qualify(self, rows: NDArray[np.int64]) -> None:
+        """Put the names of their files before the ids of some lines, from now on.
+
+        Args:
+            rows: i64[k], all lines with these ids.
+        """
+        self._shared = frozenset(self.id_keys[rows].tolist())
+        for row in rows.tolist():
+            self._ids[row] = _id_key(self.sample(row).id)
+
+    def origins(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of each line's origin, i64[k]."""
+        origins: NDArray[np.uint32] = self._kept[1].to_numpy()
+        return origins[rows].astype(np.int64)
+
+    def _sample_of(
+        self, row: dict[str, Any], line: bytes, origin: int, number: int
+    ) -> tuple[str, tuple[str, ...], Sample]:
         place = self._origins[origin]
-        return sample_of(
+        shape, unread, sample = sample_of(
             row,
             line,
             self._layout,
@@ -156,6 +191,9 @@ class Lines:
             source=place.source,
             subtask=place.subtask,
         )
+        if self._shared and _id_key(sample.id) in self._shared:
+            sample = replace(sample, id=qualified(sample.id, place.source))
+        return shape, unread, sample
 
     def _read_back(self, at: int) -> tuple[bytes, int, int]:
         """Return the bytes, the origin and the number of the line that was kept as number ``at``."""
@@ -172,6 +210,11 @@ class Lines:
         self._digests.clear()
         self._waiting.clear()
         self._waiting_bytes = 0
+
+
+def _id_key(name: str) -> int:
+    """Return a hash of an id, u64."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
 
 
 def _schema() -> pa.Schema:

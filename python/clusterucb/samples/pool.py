@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -23,9 +23,10 @@ from clusterucb.errors import InputError
 from clusterucb.progress import Advance, Observer, Silent
 from clusterucb.samples.canonical import canonical_order
 from clusterucb.samples.lines import Lines, Origin, Samples
+from clusterucb.samples.message import ROLES, Message, Unreadable
 from clusterucb.samples.rejected import RejectedLines
 from clusterucb.samples.sample import Rejected, Sample, beginning, counts_by_kind, kinds_in_words
-from clusterucb.samples.shapes import ROLES, Layout, Message, Unreadable
+from clusterucb.samples.shapes import Layout
 from clusterucb.samples.sources import RowSource, sources_of
 from clusterucb.samples.tables import Line
 from clusterucb.wording import counted
@@ -56,8 +57,9 @@ class Pool:
         content_keys: u64[N], the first eight bytes of the samples' content hashes.
         rejected: the rejected lines in reading order.
         files: the files in reading order.
-        shapes: the number of rows of each shape, for each file.
+        shapes: the number of samples of each shape, for each file.
         unseen: the columns that the layout names and that no row has.
+        unread: the columns with values that nothing is read from, for each file.
         fingerprint: hex SHA-256 of everything about the samples that a run depends on. The order of lines and files
             does not change it.
     """
@@ -68,6 +70,7 @@ class Pool:
     files: tuple[str, ...]
     shapes: Mapping[str, Counter[str]]
     unseen: frozenset[str] = frozenset()
+    unread: Mapping[str, frozenset[str]] = field(default_factory=dict)
     fingerprint: str = ""
 
 
@@ -114,23 +117,27 @@ def _read(
     files = tuple(source.place for source in sources)
     layout = layout or Layout()
     lines, rejected = Lines(layout), RejectedLines(files)
-    shapes: dict[str, Counter[str]] = {}
+    unread: dict[str, frozenset[str]] = {}
     for source in sources:
         lines.begin(Origin(source.place, source.name, source.name if what == "target" else None))
         with _progress(source, limit, observer or Silent()) as advance:
             numbered = islice(source.lines(advance), limit)
-            for line in _keep(numbered, source.place, lines, shapes.setdefault(source.place, Counter())):
+            for line in _keep(numbered, source.place, lines):
                 if strict:
                     raise not_usable(line)
                 rejected.add(line)
+        unread[source.place] = unread.get(source.place, frozenset()) | lines.unread
     lines.close()
-    rows = canonical_order(lines, rejected)
+    rows = canonical_order(lines, rejected, qualify=layout.ids is None)
     if strict and rejected:
         raise not_usable(rejected[0])
     if not len(rows):
         raise InputError(f"the {what} ({_listed(files)}) has {_why_unusable(lines, rejected, layout)}")
-    keys, fingerprint = lines.content_keys[rows], lines.forget_hashes(rows)
-    return Pool(Samples(lines, rows), keys, rejected, files, shapes, frozenset(lines.unseen), fingerprint)
+    shapes, keys = lines.shapes(rows), lines.content_keys[rows]
+    fingerprint = lines.forget_hashes(rows)
+    return Pool(
+        Samples(lines, rows), keys, rejected, files, shapes, frozenset(lines.unseen), unread, fingerprint
+    )
 
 
 def _listed(files: Sequence[str]) -> str:
@@ -162,14 +169,13 @@ def overlap(pool: Pool, target: Pool) -> list[Sample]:
     return [sample for sample in pool.samples.take(np.flatnonzero(likely)) if sample.content_hash in held_out]
 
 
-def _keep(numbered: Iterable[Line], place: str, lines: Lines, shapes: Counter[str]) -> Iterator[Rejected]:
-    """Keep the usable lines of a place in ``lines`` and count their shapes; yield the others as rejected lines."""
+def _keep(numbered: Iterable[Line], place: str, lines: Lines) -> Iterator[Rejected]:
+    """Keep the usable lines of a place in ``lines``; yield the others as rejected lines."""
     for number, line in numbered:
         try:
             if isinstance(line, Unreadable):
                 raise line
-            shape, _ = lines.read(line, number)
-            shapes[shape] += 1
+            lines.read(line, number)
         except Unreadable as error:
             text = "" if isinstance(line, Unreadable) else beginning(line)
             yield Rejected(place, number, str(error), text)

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import InputError, OptionError, warn
 from clusterucb.progress import Observer, Silent
-from clusterucb.samples.chat import Unusable
 from clusterucb.samples.encode import Encoder
 from clusterucb.samples.encoded import Encoded
+from clusterucb.samples.pieces import Unusable
 from clusterucb.samples.pool import Pool, Rejected, Sample, Samples, not_usable, overlap
 from clusterucb.samples.rejected import RejectedLines
 from clusterucb.samples.sample import counts_by_kind, kinds_in_words
@@ -215,6 +215,8 @@ def _encode(
             f"{first.file}:{first.line}: {first.reason}); expected answers with at least one token, and a chat "
             "template that fits them"
         )
+    for note in encoder.notes(what):
+        warn(note)
     pool_tokens = tokens.close()
     if (n_full := int((pool_tokens.lengths >= encoder.max_length).sum())) > _MANY_FULL * len(pool_tokens):
         warn(

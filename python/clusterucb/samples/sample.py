@@ -11,7 +11,9 @@ from typing import Any, NamedTuple, Self
 
 import msgspec
 
-from clusterucb.samples.shapes import TEXT, Layout, Message, Unreadable, kind_of
+from clusterucb.samples.message import Message, Unreadable, kind_of
+from clusterucb.samples.shapes import Layout
+from clusterucb.samples.turns import is_turn
 
 _LONGEST_NAME = 500  # the largest number of characters of a source or subtask
 _START = 200  # the number of characters of a rejected line that are shown
@@ -26,7 +28,7 @@ class Sample:
     """One sample of a pool or a target.
 
     Attributes:
-        messages: the conversation, with at least one assistant turn; or a single `TEXT` message.
+        messages: the conversation, with at least one answer that is learnt; or a single `TEXT` message.
         id: the ``id`` column as a string, so that 1 and "1" are the same id. If it is missing or empty, the content
             hash.
         source: the ``source`` column. If it is missing, the file's name without its ending.
@@ -48,21 +50,21 @@ class Sample:
 
     @property
     def prompt(self) -> str:
-        """The text of all turns except the assistant's; "" for a plain text."""
-        return self._text(answer=False)
+        """The text of all turns that are not learnt; "" for a plain text."""
+        return self._text(learnt=False)
 
     @property
     def answer(self) -> str:
-        """The text of the assistant's turns; for a plain text, the whole text."""
-        return self._text(answer=True)
+        """The text of the assistant's turns that are learnt; for a plain text, the whole text."""
+        return self._text(learnt=True)
 
     def digest(self) -> bytes:
         """Return the SHA-256 of everything about the sample that a run depends on."""
         names = msgspec.json.encode((self.content_hash, self.id, self.source, self.subtask))
         return hashlib.sha256(names + hashlib.sha256(self.raw).digest()).digest()
 
-    def _text(self, *, answer: bool) -> str:
-        return "\n".join(text for role, text in self.messages if (role in ("assistant", TEXT)) is answer)
+    def _text(self, *, learnt: bool) -> str:
+        return "\n".join(message.text for message in self.messages if message.learnt is learnt)
 
 
 class Rejected(NamedTuple):
@@ -112,10 +114,10 @@ def beginning(line: bytes) -> str:
 
 
 def decode(line: bytes) -> dict[str, Any]:
-    """Return the JSON object in a line.
+    """Return the JSON object in a line. A list of turns is the object that has it as its ``messages``.
 
     Raises:
-        Unreadable: the line is not a JSON object.
+        Unreadable: the line is neither.
     """
     try:
         row = msgspec.json.decode(line)
@@ -125,6 +127,8 @@ def decode(line: bytes) -> dict[str, Any]:
         raise Unreadable(f"not UTF-8: byte 0x{error.object[error.start]:02x}") from error
     except msgspec.MsgspecError as error:
         raise Unreadable(f"not JSON: {_why(line, str(error))}") from error
+    if isinstance(row, list) and row and all(map(is_turn, row)):
+        return {"messages": row}
     if not isinstance(row, dict):
         raise Unreadable(f"not an object: the line is {kind_of(row)}")
     return row
@@ -139,8 +143,8 @@ def sample_of(
     number: int,
     source: str,
     subtask: str | None = None,
-) -> tuple[str, Sample]:
-    """Return the shape and the sample of a row.
+) -> tuple[str, tuple[str, ...], Sample]:
+    """Return the shape of a row, its columns that are not read, and its sample.
 
     Args:
         row: a row in one of the shapes of `clusterucb.samples.shapes`, optionally with ``id`` (string or whole
@@ -156,18 +160,28 @@ def sample_of(
         Unreadable: the row cannot be used. The message is the reason.
     """
     row = layout.renamed(row)
-    shape, messages = layout.conversation(row)
-    content_hash = hashlib.sha256(msgspec.json.encode(messages)).hexdigest()
-    return shape, Sample(
-        messages=messages,
-        id=_identity(row.get("id"), content_hash),
-        source=_name(row, "source", source),
-        subtask="" if subtask is None else _name(row, "subtask", subtask),
-        content_hash=content_hash,
-        raw=line,
-        file=file,
-        line=number,
+    shape, messages, unread = layout.conversation(row)
+    content_hash = _content_hash(messages)
+    return (
+        shape,
+        unread,
+        Sample(
+            messages=messages,
+            id=_identity(row.get("id"), content_hash, layout.ids, source),
+            source=_name(row, "source", source),
+            subtask="" if subtask is None else _name(row, "subtask", subtask),
+            content_hash=content_hash,
+            raw=line,
+            file=file,
+            line=number,
+        ),
     )
+
+
+def _content_hash(messages: Iterable[Message]) -> str:
+    """Return the hex SHA-256 of messages. An answer that is context is no longer the same content."""
+    fields = [message.identity() for message in messages]
+    return hashlib.sha256(msgspec.json.encode(fields)).hexdigest()
 
 
 def _why(line: bytes, error: str) -> str:
@@ -184,14 +198,19 @@ def _why(line: bytes, error: str) -> str:
     return error.partition(" - at `")[0]
 
 
-def _identity(value: object, content_hash: str) -> str:
-    if value is None or value == "":
+def qualified(name: str, origin: str) -> str:
+    """Return an id that is unique in its file, after the name of the file."""
+    return f"{origin}:{name}"
+
+
+def _identity(value: object, content_hash: str, ids: str | None, origin: str) -> str:
+    if value is None or value == "" or ids == "content":
         return content_hash
     if isinstance(value, float) and value.is_integer():  # a table with gaps stores whole numbers as floats
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise Unreadable(f"wrong type: `id` is {kind_of(value)}; expected a string or a whole number")
-    return str(value)
+    return qualified(str(value), origin) if ids == "file" else str(value)
 
 
 def _name(row: Mapping[str, Any], key: str, default: str) -> str:

@@ -4,57 +4,51 @@ A row's shape is determined by its own keys, so that a file may mix shapes and t
 If a row fits several shapes, the first in `SHAPES` is used: a conversation holds more than the text that was made
 from it.
 
-Sources: TRL's "dataset formats" (messages, prompt and completion, chosen, text), LLaMA-Factory's data README
-(ShareGPT, Alpaca with ``system`` and ``history``) and OpenAI's chat format (parts of a content, tool calls).
+Sources: TRL's "dataset formats" (messages, prompt and completion, chosen and rejected with or without a prompt, text),
+LLaMA-Factory's data README (ShareGPT, Alpaca with ``system`` and ``history``, preference data), ms-swift's custom data
+sets (``query``, ``response``, ``history``), Dolly (``instruction``, ``context``, ``response``), OpenAI's chat format.
 
 Decisions:
-    - The parts of a content are joined without a separator, as chat templates do.
-    - The ``input`` of an Alpaca row follows its instruction after a blank line.
+    - The ``input`` or ``context`` of a question follows it after a blank line.
     - Columns that the user names take precedence over the row's keys. Fields with a value take precedence over empty
       fields, because every row of a table has every column.
-    - A row that is marked as a bad answer, or a turn that is not to be learnt, is rejected, and the reason names the
-      mark.
+    - In preference data, the chosen answer alone is learnt: what stands before it is its prompt. Without a prompt
+      column, the prompt is what the chosen and the rejected text begin with.
+    - Answers inside a ``prompt`` are context, as in TRL. Those of a ``history`` are learnt, as in LLaMA-Factory and
+      ms-swift. `Layout.learn` changes both.
+    - A row that is marked as a bad answer is rejected, and the reason names the mark. The label of a plain text is a
+      class and no such mark.
     - If a row has a ``text`` and parts of another shape, it is not read as a plain text, because it is more likely
-      an incomplete row of the other shape.
-    - In preference data, the chosen answer is the sample.
-    - A row with content that a text model cannot be given (images, tool calls) is rejected with the content's name,
-      because the rest of the row may make no sense without it. `Layout.drop_unsupported` leaves the content out
-      instead. Both also apply to a model's thoughts before a turn, which are not part of the answer.
+      an incomplete row of the other shape. A message of a tree is no sample either.
+    - A row with content that a text model cannot be given (images, sounds) is rejected with the content's name, because
+      the rest of the row may make no sense without it. `Layout.drop_unsupported` leaves the content out instead, and
+      with it tools, their calls and results, and thoughts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
+from clusterucb.samples import tools
+from clusterucb.samples.message import TEXT, TOOLS, Message, Unreadable
+from clusterucb.samples.turns import TurnReader, listed, text_of
 from clusterucb.wording import printable
 
-ROLES = ("system", "user", "assistant")
-TEXT = "text"  # the role of a plain text, which is not a conversation
-
-_ALIASES = {
-    "human": "user",
-    "developer": "system",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-}
-_TOOL_ROLES = ("tool", "function", "function_call", "observation", "ipython", "tool_call", "tool_response")
-_TOOL_KEYS = ("tool_calls", "function_call")
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-_ROW_EXTRAS = ("tools", "functions", "images", "videos", "audios", "image", "audio")
+_ROW_EXTRAS = ("images", "videos", "audios", "image", "audio")
+_ASKED = ("instruction", "query", "question", "prompt", "input", "human", "user")
+_ANSWERED = ("output", "response", "answer", "completion", "assistant")
+_GIVEN = ("input", "context")
+_SYNONYMS = {"conversations": ("conversation",), "system": ("system_prompt",)}
+_OTHER_NAMES = frozenset(other for others in _SYNONYMS.values() for other in others)
+_BESIDE = ("id", "source", "subtask", "label")  # read from rows of every shape
+_UNLEARNT = ("rejected",)  # known, and never learnt
+LEARN = ("all", "last")
+IDS = ("content", "column", "file")
 
 Row = Mapping[str, Any]
-
-
-class Message(NamedTuple):
-    """One turn of a conversation, or a plain text. ``role`` is one of `ROLES`, or `TEXT` for a plain text."""
-
-    role: str
-    content: str
 
 
 class _Renamed(dict[str, Any]):
@@ -65,12 +59,18 @@ class _Renamed(dict[str, Any]):
         self.own = own
 
 
-class Unreadable(Exception):
-    """One row cannot be used. The message is its reason in ``rejected.jsonl``."""
+class Conversation(NamedTuple):
+    """What a row holds.
 
+    Attributes:
+        shape: one of `SHAPES`.
+        messages: the turns; at least one is learnt.
+        unread: the row's columns with a value that is not read.
+    """
 
-class _EmptyTurn(Exception):
-    """Nothing is left of a turn after its unsupported content was dropped."""
+    shape: str
+    messages: tuple[Message, ...]
+    unread: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -80,197 +80,279 @@ class Layout:
     Attributes:
         shape: one of `SHAPES`, or None to determine the shape from each row's keys.
         columns: maps a field of a shape, ``id``, ``source`` or ``subtask`` to the column that holds it.
-        drop_unsupported: whether to leave out images, tool calls and thoughts instead of rejecting their row.
+        drop_unsupported: whether to leave out images, tools, their calls and results, and thoughts.
+        learn: one of `LEARN`: learn all answers, or only the last, whatever marks and shapes say. None to follow them.
+        roles: further names of roles, each with one of ``system``, ``user`` and ``assistant``.
+        ids: one of `IDS`: a sample's id is the hash of its content, the column ``id``, or this column after the name
+            of its file. None for the column, after the name of the file if files share an id.
     """
 
     shape: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     drop_unsupported: bool = False
+    learn: str | None = None
+    roles: Mapping[str, str] = field(default_factory=dict)
+    ids: str | None = None
 
     def renamed(self, row: Row) -> Row:
         """Return a row with its named columns under the fields' names. A missing or null column changes nothing."""
+        if not self.columns and row.keys().isdisjoint(_OTHER_NAMES):
+            return row
         added = {name: row[column] for name, column in self.columns.items() if row.get(column) is not None}
+        for name, others in _SYNONYMS.items():
+            if row.get(name) is None and name not in added:
+                added.update((name, row[other]) for other in others if row.get(other) is not None)
         return _Renamed(row, added) if added else row
 
-    def conversation(self, row: Row) -> tuple[str, tuple[Message, ...]]:
-        """Return the shape and the turns of a renamed row. At least one turn is an assistant's or a plain text.
+    def conversation(self, row: Row) -> Conversation:
+        """Return the turns of a renamed row.
 
         Raises:
             Unreadable: the row holds no such conversation.
         """
-        shape = self.shape or _shape_of(row, self.columns)
-        missing = [key for key in SHAPES[shape].needs if row.get(key) is None]
-        if missing:
-            raise Unreadable(
-                f"no conversation: {_listed(missing)} {'is' if len(missing) == 1 else 'are'} missing, which {shape} "
-                f"needs{_keys(row)}"
-            )
-        if not self.drop_unsupported:
+        name = self.shape or _shape_of(row, self.columns)
+        shape = SHAPES[name]
+        if missing := shape.missing(row):
+            raise Unreadable(f"no conversation: {missing}, which {name} needs{_keys(row)}")
+        if not self.drop_unsupported and not row.keys().isdisjoint(_ROW_EXTRAS):
             for key in _ROW_EXTRAS:
-                if row.get(key) and row[key] not in ("[]", "{}", "null"):
+                if tools.has(row, key):
                     raise Unreadable(
                         f"unsupported content: the row has {key!r} (--drop-unsupported removes it)"
                     )
-        if row.get("label") is False:
+        if row.get("label") is False and name != TEXT:
             raise Unreadable("unsupported content: the row is marked as a bad answer (`label` is false)")
-        messages = tuple(SHAPES[shape].read(row, self.drop_unsupported))
-        if not any(message.role in ("assistant", TEXT) for message in messages):
-            raise Unreadable("no assistant turn")
-        return shape, messages
+        messages = self._learnt(shape.read(row, self._reader))
+        if not self.drop_unsupported and name != TEXT and (defined := tools.definitions(row)):
+            messages = (Message(TOOLS, defined), *messages)
+        if not any(message.learnt for message in messages):
+            answers = any(message.role == "assistant" for message in messages)
+            raise Unreadable("no answer to learn: all are context" if answers else "no assistant turn")
+        return Conversation(name, messages, self._unread(row, shape))
+
+    @cached_property
+    def _reader(self) -> TurnReader:
+        return TurnReader(self.drop_unsupported, self.roles)
+
+    def _learnt(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        if self.learn is None:
+            return tuple(messages)
+        answers = [at for at, message in enumerate(messages) if message.role == "assistant"]
+        context = set(answers[:-1]) if self.learn == "last" else set()
+        return tuple(
+            replace(message, context=at in context) if message.role == "assistant" else message
+            for at, message in enumerate(messages)
+        )
+
+    def _unread(self, row: Row, shape: _Shape) -> tuple[str, ...]:
+        """Return the columns with a value that no field is read from."""
+        extras = _ROW_EXTRAS if self.drop_unsupported else ()
+        if not isinstance(row, _Renamed):
+            left = row.keys() - shape.known
+            return tuple(key for key in row if key in left and key not in extras and row[key] not in _NOTHING)
+        own, read = row.own, {*shape.known, *extras}
+        replaced = {
+            name
+            for name in read
+            if own.get(self.columns.get(name, name)) is not None and name in self.columns
+        }
+        others = {
+            other for name in read & _SYNONYMS.keys() if own.get(name) is None for other in _SYNONYMS[name]
+        }
+        used = (read - replaced) | {self.columns[name] for name in replaced} | others
+        return tuple(key for key, value in own.items() if key not in used and value not in _NOTHING)
 
 
-def _messages(row: Row, drop: bool) -> list[Message]:
-    return _system(row, _turns(row, "messages", drop))
+def _messages(row: Row, reader: TurnReader) -> list[Message]:
+    return _system(row, reader.turns(row, "messages"), reader)
 
 
-def _conversations(row: Row, drop: bool) -> list[Message]:
-    return _system(row, _turns(row, "conversations", drop))
+def _conversations(row: Row, reader: TurnReader) -> list[Message]:
+    return _system(row, reader.turns(row, "conversations"), reader)
 
 
-def _prompt_completion(row: Row, drop: bool) -> list[Message]:
-    return _system(
-        row, [*_either_form(row, "prompt", "user", drop), *_either_form(row, "completion", "assistant", drop)]
+def _prompt_completion(row: Row, reader: TurnReader) -> list[Message]:
+    asked = _as_context(reader.text_or_turns(row, "prompt", "user"))
+    return _system(row, [*asked, *reader.text_or_turns(row, "completion", "assistant")], reader)
+
+
+def _alpaca(row: Row, reader: TurnReader) -> list[Message]:
+    return _system(row, [*_asked(row, "instruction"), Message("assistant", text_of(row, "output"))], reader)
+
+
+def _pair(row: Row, reader: TurnReader) -> list[Message]:
+    asked, answered = _present(row, _ASKED), _present(row, _ANSWERED)
+    return _system(row, [*_asked(row, asked), *reader.text_or_turns(row, answered, "assistant")], reader)
+
+
+def _plain(row: Row, reader: TurnReader) -> list[Message]:  # noqa: ARG001
+    return [Message(TEXT, text_of(row, "text"))]
+
+
+def _chosen(row: Row, reader: TurnReader) -> list[Message]:
+    """Return the prompt of a row of preference data as context, and its chosen answer."""
+    answer = reader.text_or_turns(row, "chosen", "assistant")
+    if any(message.role == "user" for message in answer):  # the prompt is part of `chosen`
+        bad = listed(row.get("rejected"))
+        other = reader.turns(row, "rejected") if isinstance(bad, list) and bad else []
+        return _system(row, _after_prompt(answer, other), reader)
+    before = next((key for key in ("messages", "conversations") if row.get(key) not in _NOTHING), None)
+    if row.get("prompt") not in (None, []):
+        asked = reader.text_or_turns(row, "prompt", "user")
+    elif before:
+        asked = reader.turns(row, before)
+        if asked[-1].role == "assistant":
+            raise Unreadable(
+                f"no conversation: `{before}` ends with an answer and `chosen` is another one; expected a user's turn "
+                f"at the end. With --format {before}, `chosen` is not read"
+            )
+    elif row.get("instruction") is not None:
+        asked = _asked(row, "instruction")
+    else:
+        return _system(row, _split(row, answer), reader)
+    return _system(row, [*_as_context(asked), *answer], reader)
+
+
+def _after_prompt(chosen: list[Message], rejected: list[Message]) -> list[Message]:
+    """Return a conversation whose answers are context up to where it differs from the rejected one."""
+    same = next(
+        (at for at, pair in enumerate(zip(chosen, rejected, strict=False)) if pair[0] != pair[1]), None
     )
+    last_asked = max(at for at, message in enumerate(chosen) if message.role == "user")
+    first = last_asked + 1 if same is None else same
+    return [*_as_context(chosen[:first]), *chosen[first:]]
 
 
-def _alpaca(row: Row, drop: bool) -> list[Message]:  # noqa: ARG001
-    asked = _text(row, "instruction")
-    given = _text(row, "input") if row.get("input") else ""
-    past = [Message(role, text) for role, text in _history(row)]
-    question = f"{asked}\n\n{given}" if asked and given else asked or given
-    return _system(row, [*past, Message("user", question), Message("assistant", _text(row, "output"))])
+def _split(row: Row, answer: list[Message]) -> list[Message]:
+    """Return what a chosen and a rejected text both begin with as the prompt, and the rest of the chosen as the answer.
 
-
-def _chosen(row: Row, drop: bool) -> list[Message]:
-    answer = _either_form(row, "chosen", "assistant", drop)
-    if any(message.role == "user" for message in answer):
-        return _system(row, answer)  # the prompt is part of `chosen`
-    if row.get("prompt") is None:
+    The prompt ends before a blank, so that no word is cut (TRL's ``extract_prompt`` compares characters).
+    """
+    bad = row.get("rejected")
+    if not (isinstance(bad, str) and isinstance(row["chosen"], str)):
         raise Unreadable("no conversation: `chosen` is only an answer; expected a `prompt` too")
-    return _system(row, [*_either_form(row, "prompt", "user", drop), *answer])
+    text = row["chosen"]
+    alike = next(
+        (at for at, pair in enumerate(zip(text, bad, strict=False)) if pair[0] != pair[1]),
+        min(len(text), len(bad)),
+    )
+    end = max((at for at in range(alike) if text[at].isspace()), default=0)
+    if not text[:end].strip():
+        raise Unreadable(
+            "no conversation: `chosen` is only an answer, and begins differently from `rejected`; expected a `prompt`, "
+            "or texts that both begin with it"
+        )
+    return [Message("user", text[:end]), *(replace(message, content=text[end:]) for message in answer)]
 
 
-def _plain(row: Row, drop: bool) -> list[Message]:  # noqa: ARG001
-    return [Message(TEXT, _text(row, "text"))]
+def _as_context(messages: Sequence[Message]) -> list[Message]:
+    """Return turns whose answers are not learnt."""
+    return [replace(message, context=message.role == "assistant") for message in messages]
+
+
+def _asked(row: Row, key: str) -> list[Message]:
+    """Return earlier pairs of question and answer, and a question with the text that it is about."""
+    given = next((name for name in _GIVEN if name != key and row.get(name)), None)
+    parts = [text for name in (key, given) if name and (text := text_of(row, name))]
+    return [*(Message(role, text) for role, text in _history(row)), Message("user", "\n\n".join(parts))]
 
 
 @dataclass(frozen=True)
 class _Shape:
-    needs: tuple[str, ...]
-    read: Callable[[Row, bool], list[Message]]
+    """A shape of rows.
+
+    Attributes:
+        needs: groups of fields; the row needs one field of each.
+        read: reads the turns.
+        optional: fields that are read if they are there.
+    """
+
+    needs: tuple[tuple[str, ...], ...]
+    read: Callable[[Row, TurnReader], list[Message]]
+    optional: tuple[str, ...] = ("system",)
+
+    @cached_property
+    def reads(self) -> frozenset[str]:
+        """All fields that may be read."""
+        return frozenset((*(name for names in self.needs for name in names), *self.optional))
+
+    @cached_property
+    def known(self) -> frozenset[str]:
+        """All fields of a row that may be read, or are known and not needed."""
+        return self.reads | {*_BESIDE, *_UNLEARNT, *tools.DEFINED}
+
+    def fits(self, present: set[str]) -> bool:
+        """Return whether a row with these fields has all that the shape needs."""
+        return all(not present.isdisjoint(names) for names in self.needs)
+
+    def missing(self, row: Row) -> str:
+        """Return which needed fields a row lacks, in words; "" if it has all."""
+        lacks = [
+            " or ".join(f"`{name}`" for name in names)
+            for names in self.needs
+            if all(row.get(name) is None for name in names)
+        ]
+        return f"{' and '.join(lacks)} {'is' if len(lacks) == 1 else 'are'} missing" if lacks else ""
 
 
+_QUESTION = ("input", "context", "history", "system")
 SHAPES: dict[str, _Shape] = {
-    "messages": _Shape(("messages",), _messages),
-    "conversations": _Shape(("conversations",), _conversations),
-    "prompt-completion": _Shape(("prompt", "completion"), _prompt_completion),
-    "alpaca": _Shape(("instruction", "output"), _alpaca),
-    "chosen": _Shape(("chosen",), _chosen),
-    "text": _Shape(("text",), _plain),
+    "messages": _Shape((("messages",),), _messages),
+    "conversations": _Shape((("conversations",),), _conversations),
+    "prompt-completion": _Shape((("prompt",), ("completion",)), _prompt_completion),
+    "alpaca": _Shape((("instruction",), ("output",)), _alpaca, _QUESTION),
+    "chosen": _Shape(
+        (("chosen",),), _chosen, ("prompt", "messages", "conversations", "instruction", *_QUESTION)
+    ),
+    "pair": _Shape((_ASKED, _ANSWERED), _pair, _QUESTION),
+    TEXT: _Shape((("text",),), _plain, ()),
 }
 _EMPTY: tuple[object, ...] = ("", [])  # the values of a table's empty cells
-_NEEDED = tuple(dict.fromkeys(key for shape in SHAPES.values() for key in shape.needs))
+_NOTHING: tuple[object, ...] = (None, "", [], {})
+_NEEDED = dict.fromkeys(name for shape in SHAPES.values() for names in shape.needs for name in names).keys()
 # The fields that --columns may name: those of the shapes, and those besides a conversation.
-FIELDS = (*_NEEDED, "input", "system", "history", "id", "source", "subtask")
+FIELDS = (*_NEEDED, "context", "system", "history", "rejected", "id", "source", "subtask")
 
 
 def _shape_of(row: Row, named: Mapping[str, str]) -> str:
     """Return a row's shape. Shapes with a named column come first, and fields with a value before empty ones."""
-    present = {key for key in _NEEDED if row.get(key) is not None}
-    shapes = (
-        sorted(SHAPES, key=lambda name: named.keys().isdisjoint(SHAPES[name].needs))
-        if named
-        else list(SHAPES)
-    )
-    for keys in ({key for key in present if row[key] not in _EMPTY}, present):
-        for name in shapes:
-            if keys.issuperset(SHAPES[name].needs) and (
-                name != "text" or name in named or present == {"text"}
-            ):
+    present = {key for key in row.keys() & _NEEDED if row[key] is not None}
+    filled = {key for key in present if row[key] not in _EMPTY}
+    if "input" in filled:
+        filled |= {"instruction"} & present  # the input of an empty instruction
+    if (
+        "chosen" in filled
+        and row.get("rejected") not in _NOTHING
+        and named.keys().isdisjoint(filled - {"chosen"})
+    ):
+        return "chosen"
+    if {"text"} <= present <= {"text"} and isinstance(row.get("role"), str) and "parent_id" in row:
+        raise Unreadable(
+            "no conversation: the row is one message of a tree (`role`, `parent_id`); expected a conversation. Join "
+            "the messages on each path to an answer as `messages`"
+        )
+    names = sorted(SHAPES, key=lambda name: named.keys().isdisjoint(SHAPES[name].reads)) if named else SHAPES
+    for keys in (filled, present):
+        for name in names:
+            if SHAPES[name].fits(keys) and (name != TEXT or name in named or present == {TEXT}):
                 return name
     raise Unreadable(
         f"no conversation: expected `messages`, `conversations`, `prompt` and `completion`, `instruction` and "
-        f"`output`, `chosen` or `text`{_keys(row)}"
+        f"`output`, `question` and `answer`, `chosen` or `text`{_keys(row)}"
     )
 
 
-def _turns(row: Row, key: str, drop: bool) -> list[Message]:
-    turns = row[key]
-    if not isinstance(turns, list) or not turns:
-        raise Unreadable(f"wrong type: `{key}` is {kind_of(turns)}; expected a list of turns")
-    return list(_non_empty_turns(turns, key, drop))
+def _present(row: Row, names: Sequence[str]) -> str:
+    """Return the first of some fields that has a value, or that is there."""
+    filled = (name for name in names if row.get(name) not in _NOTHING)
+    return next(filled, None) or next(name for name in names if row.get(name) is not None)
 
 
-def _non_empty_turns(turns: list[Any], key: str, drop: bool) -> Iterator[Message]:
-    for number, turn in enumerate(turns, start=1):
-        try:
-            yield _message(turn, number, key, drop)
-        except _EmptyTurn:
-            continue
-
-
-def _message(turn: object, number: int, key: str, drop: bool) -> Message:
-    if isinstance(turn, dict) and "from" in turn and turn.get("role") is None:
-        turn = {**turn, "role": turn["from"], "content": turn.get("value")}
-    if not isinstance(turn, dict) or "role" not in turn:
-        raise Unreadable(f"wrong type: turn {number} of `{key}` is not an object with `role` and `content`")
-    role = turn["role"]
-    if isinstance(role, str) and role in _TOOL_ROLES:
-        return _unsupported(f"turn {number} is of role {role!r}", drop)
-    role = _ALIASES.get(role, role) if isinstance(role, str) else role
-    if role not in ROLES:
-        raise Unreadable(f"unknown role: {role!r:.40} in turn {number}; expected {', '.join(ROLES)}")
-    if turn.get("weight") == 0:
-        raise Unreadable(f"unsupported content: turn {number} has weight 0; expected no turn with weight 0")
-    extra = next((name for name in (*_TOOL_KEYS, *_THOUGHTS) if turn.get(name)), None)
-    if extra and not drop:
-        return _unsupported(f"turn {number} {'has' if extra in _THOUGHTS else 'makes'} {extra!r}", drop)
-    content = turn.get("content")
-    if extra and not content:
-        raise _EmptyTurn
-    if isinstance(content, list):
-        content = _join_parts(content, number, drop)
-    if not isinstance(content, str):
-        raise Unreadable(f"wrong type: the content of turn {number} is {kind_of(content)}; expected a string")
-    return Message(role, content)
-
-
-def _join_parts(parts: list[Any], number: int, drop: bool) -> str:
-    texts = []
-    for part in parts:
-        if isinstance(part, str):
-            texts.append(part)
-        elif (
-            isinstance(part, dict)
-            and part.get("type", "text") == "text"
-            and isinstance(part.get("text"), str)
-        ):
-            texts.append(part["text"])
-        elif not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            raise Unreadable(f"wrong type: a part of turn {number} is not an object with `type` and `text`")
-        elif not drop:
-            _unsupported(f"turn {number} holds a part of type {part['type']!r:.40}", drop)
-    if parts and not texts:
-        raise _EmptyTurn
-    return "".join(texts)
-
-
-def _unsupported(what: str, drop: bool) -> Message:
-    if drop:
-        raise _EmptyTurn
-    raise Unreadable(f"unsupported content: {what}; expected text (--drop-unsupported removes it)")
-
-
-def _either_form(row: Row, key: str, role: str, drop: bool) -> list[Message]:
-    """Return a field's turns: its list of turns, or one turn with its text."""
-    return _turns(row, key, drop) if isinstance(row[key], list) else [Message(role, _text(row, key))]
-
-
-def _system(row: Row, messages: list[Message]) -> list[Message]:
+def _system(row: Row, messages: list[Message], reader: TurnReader) -> list[Message]:
     """Return the messages with the row's ``system`` text before them, if it has one and no message is a system turn."""
     if not row.get("system") or any(message.role == "system" for message in messages):
         return messages
-    return [Message("system", _text(row, "system")), *messages]
+    return [Message("system", reader.text(row["system"], "`system`")), *messages]
 
 
 def _history(row: Row) -> Iterator[tuple[str, str]]:
@@ -282,16 +364,6 @@ def _history(row: Row) -> Iterator[tuple[str, str]]:
         yield "assistant", pair[1]
 
 
-def _text(row: Row, key: str) -> str:
-    if not isinstance(row[key], str):
-        raise Unreadable(f"wrong type: `{key}` is {kind_of(row[key])}; expected a string")
-    return str(row[key])
-
-
-def _listed(names: list[str]) -> str:
-    return " and ".join(f"`{name}`" for name in names)
-
-
 def _keys(row: Row) -> str:
     keys = list(row.own if isinstance(row, _Renamed) else row)
     names = [f"`{printable(key):.40}`" for key in keys[:8]]
@@ -300,11 +372,3 @@ def _keys(row: Row) -> str:
         if names
         else "; it has no keys"
     )
-
-
-def kind_of(value: object) -> str:
-    """Return the kind of a JSON value in words, such as ``an object`` or ``empty``."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
-    if value is None:
-        return "null"
-    return names.get(type(value), "a number") if value not in ("", []) else "empty"

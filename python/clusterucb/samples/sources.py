@@ -19,6 +19,7 @@ from clusterucb.errors import InputError, OptionError
 from clusterucb.progress import Advance
 from clusterucb.samples.files import EXPECTED, ending, files_of, is_word, likely, short_names
 from clusterucb.samples.formats import lines_of
+from clusterucb.samples.remote import RemoteFile, local_copy, remote_files, url_of
 from clusterucb.samples.tables import Line, batch_lines, encoded
 from clusterucb.wording import one_line
 
@@ -52,7 +53,8 @@ def sources_of(given: Any, what: str) -> RowSources:
     """Return the sources of a pool or target. `RowSources` are returned unchanged.
 
     Args:
-        given: a path or glob pattern of files or folders, or a list of these; or rows in memory: a list of dicts, a
+        given: a path or glob pattern of files or folders, a URL of an object store, a hub or a web server
+            (`clusterucb.samples.remote`), or a list of these; or rows in memory: a list of dicts, a
             ``datasets.Dataset``, a DataFrame or any other object with the Arrow interface.
         what: ``pool`` or ``target``.
 
@@ -75,11 +77,24 @@ def sources_of(given: Any, what: str) -> RowSources:
         raise InputError(f"a {what} file has an empty name; {EXPECTED}")
     if not given:
         raise InputError(f"the {what} is empty; {_EXPECTED_OBJECTS}")
-    files = [file for path in given for file in files_of(path)]
-    return RowSources(
-        RowSource(str(file), name, _size(file), partial(lines_of, file))
-        for file, name in zip(files, short_names(files), strict=True)
+    found: list[Path | RemoteFile] = []
+    for path in given:
+        found += remote_files(url) if (url := url_of(path)) else files_of(path)
+    names = short_names(
+        [Path("/", file.name.partition("://")[2]) if isinstance(file, RemoteFile) else file for file in found]
     )
+    return RowSources(_source(file, name) for file, name in zip(found, names, strict=True))
+
+
+def _source(file: Path | RemoteFile, name: str) -> RowSource:
+    if isinstance(file, RemoteFile):
+        return RowSource(file.name, name, file.size, partial(_remote_lines, file))
+    return RowSource(str(file), name, _size(file), partial(lines_of, file))
+
+
+def _remote_lines(file: RemoteFile, advance: Advance) -> Iterator[Line]:
+    with local_copy(file) as path:
+        yield from lines_of(path, advance)
 
 
 def _in_memory(rows: Any, what: str) -> Iterator[Line]:

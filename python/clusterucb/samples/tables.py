@@ -11,7 +11,7 @@ import msgspec
 
 from clusterucb.errors import InputError
 from clusterucb.samples.files import explained
-from clusterucb.samples.shapes import Unreadable
+from clusterucb.samples.message import Unreadable
 from clusterucb.wording import one_line
 
 Line = tuple[int, bytes | Unreadable]

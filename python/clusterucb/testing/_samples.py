@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from clusterucb.features.base import Feature, FeatureBatch, Fitted
 from clusterucb.samples.encoded import Encoded
+from clusterucb.samples.message import Message
 from clusterucb.samples.sample import Sample
-from clusterucb.samples.shapes import Message
 
 if TYPE_CHECKING:
     from torch import nn

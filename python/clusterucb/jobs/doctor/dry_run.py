@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from clusterucb.samples.encoded import Encoded
 
 FIRST = 200  # lines that are read of every file
+_REASONS = 5  # reasons that are listed
 
 
 class FileFacts(msgspec.Struct):
@@ -49,12 +50,14 @@ class FileFacts(msgspec.Struct):
             otherwise; None if unknown.
         shapes: the number of rows of each shape.
         rejected: the number of rejected lines for each kind of reason.
+        unread: the columns with values that nothing is read from.
     """
 
     read: int
     total: int | None
     shapes: dict[str, int]
     rejected: dict[str, int]
+    unread: list[str]
 
 
 class Lengths(msgspec.Struct):
@@ -101,6 +104,8 @@ class DryRun(msgspec.Struct):
         duplicates: the number of duplicates among the lines read.
         overlap: the number of pool samples that are also in the target; None without a target.
         sources: the number of samples from each source of the pool.
+        unusable: why the model's chat template or tokenizer cannot take some samples that were read, and how many;
+            empty without a model.
         lengths: the token counts of the pool and of the target; empty without a model.
         sample: a sample as the model sees it, as pieces of text, each with its kind: ``template``, ``content`` or
             ``label``. Empty without a model.
@@ -111,6 +116,7 @@ class DryRun(msgspec.Struct):
     duplicates: int
     overlap: int | None
     sources: dict[str, int]
+    unusable: dict[str, int] = {}
     lengths: dict[str, Lengths] = {}
     sample: list[tuple[str, str]] = []
     expected: Expected | None = None
@@ -128,7 +134,7 @@ def examine_files(
     if model is not None:
         check_model(model)
     read = read_pool(pool, settings.layout, limit=FIRST)
-    held_out = None if target is None else read_target(target, settings.layout, limit=FIRST)
+    held_out = None if target is None else read_target(target, settings.target_layout, limit=FIRST)
     pools = [read, *([held_out] if held_out else [])]
     subtasks = {sample.subtask for sample in held_out.samples} if held_out else set()
     if len(subtasks) > 1 and settings.rule != ROUND_ROBIN:
@@ -146,12 +152,16 @@ def examine_files(
         return found
     prepared = prepare(read, held_out, model, settings, observer)
     material = prepared.material
+    read_before = {(line.file, line.line) for one in pools for line in one.rejected}
+    refused = (*material.pool_rejected, *material.target_rejected)
+    reasons = Counter(line.reason for line in refused if (line.file, line.line) not in read_before)
+    found.unusable = dict(reasons.most_common(_REASONS))
     found.lengths["pool"] = _lengths(list(material.encoded), settings.max_length)
     if held_out:
         targets = [sample for samples in material.target.values() for sample in samples]
         found.lengths["target"] = _lengths(targets, settings.max_length)
     median = int(np.argsort(material.encoded.lengths)[len(material.encoded) // 2])
-    found.sample = _pieces(material.encoded[median], prepared.source.tokenizer())
+    found.sample = _pieces(material.encoded[median], prepared.encoder.tokenizer)
     if held_out:
         totals = [found.files[file].total for file in read.files]
         share = len(material.samples) / sum(found.files[file].read for file in read.files)
@@ -174,6 +184,7 @@ def _files(pool: Pool) -> dict[str, FileFacts]:
             read if read < FIRST else _total(Path(file)),
             dict(pool.shapes[file].most_common()),
             counts_by_kind(rejected[file]),
+            sorted(pool.unread[file]),
         )
         for file in pool.files
     }

@@ -16,10 +16,10 @@ from clusterucb.errors import ModelError
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.model.source import ModelSource
 from clusterucb.options.gradients import GradientSettings
-from clusterucb.samples.chat import Unusable
 from clusterucb.samples.encode import Encoder
 from clusterucb.samples.encoded import Encoded
-from clusterucb.samples.shapes import Message
+from clusterucb.samples.message import Message
+from clusterucb.samples.pieces import Unusable
 from clusterucb.wording import counted, one_line
 
 if TYPE_CHECKING:

@@ -51,6 +51,7 @@ from clusterucb.gradients.session import at_checkpoint, fresh_lora, load_checkpo
 from clusterucb.jobs.doctor.measuring import Autograd, Change, Measured, direction_of, measure
 from clusterucb.jobs.doctor.probe_samples import probing_samples
 from clusterucb.jobs.stages.prepare import Model, check_model
+from clusterucb.model.adapters import adapted_layers, take_off
 from clusterucb.model.loaded import LoadedModel, keep
 from clusterucb.model.source import ModelSource, check_limits, resolve_device
 from clusterucb.options.gradients import GradientSettings
@@ -171,7 +172,8 @@ def probe(
             source = ModelSource(str(model), settings.revision, settings.trust_remote_code)
             device = resolve_device(settings.device)
         observer.step(f"Loading {source.name} on {device}")
-        base = source.model(settings.dtype, device)
+        given = next((adapter for adapter, _ in settings.given_checkpoints if adapter), None)
+        base = source.model(settings.dtype, device, adapted_layers(given) if given else (), settings.quantize)
         chosen, note = probing_samples(samples, source, settings, base)
         largest = max(int(sample.tokens.max()) for sample in chosen)
         check_limits(base, longest=max(map(len, chosen)), largest_token=largest)
@@ -205,7 +207,7 @@ def _at_checkpoint(settings: GradientSettings, base: PreTrainedModel) -> Iterato
         yield checkpoint
     finally:
         if isinstance(checkpoint.gradients.model, PeftModel):
-            checkpoint.gradients.model.unload()
+            take_off(checkpoint.gradients.model)
 
 
 def _drawn(lora: PeftModel, seed: int) -> PeftModel:

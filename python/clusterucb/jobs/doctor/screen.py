@@ -16,7 +16,7 @@ from rich.text import Text
 from clusterucb.jobs.doctor.dry_run import DryRun, FileFacts
 from clusterucb.jobs.doctor.installation import Machine
 from clusterucb.samples.sample import kinds_in_words
-from clusterucb.wording import counted, in_bytes, printable, rounded_duration
+from clusterucb.wording import counted, in_bytes, listed_names, printable, rounded_duration
 
 if TYPE_CHECKING:
     from clusterucb.jobs.doctor.probes import Finding, Probed
@@ -126,6 +126,8 @@ def _facts(found: DryRun) -> Iterator[tuple[str, str]]:
     yield "duplicates", f"{found.duplicates:,}"
     if found.overlap is not None:
         yield "in pool and target", f"{found.overlap:,}"
+    for reason, count in found.unusable.items():
+        yield "cannot be used", f"{counted(count, 'sample')}: {reason}"
     for what, lengths in found.lengths.items():
         cut = f"; {counted(lengths.at_limit, 'reaches', 'reach')} --max-length" if lengths.at_limit else ""
         yield (
@@ -144,7 +146,8 @@ def _file(facts: FileFacts) -> str:
     shapes = ", ".join(f"{count:,} of {shape}" for shape, count in facts.shapes.items()) or "none"
     total = "" if facts.total == facts.read else f" of about {facts.total:,}" if facts.total else " or more"
     refused = f"; rejected: {kinds_in_words(facts.rejected)}" if facts.rejected else ""
-    return f"{counted(facts.read, 'line')}{total}: {shapes}{refused}"
+    unread = f"; columns that are not read: {listed_names(facts.unread)}" if facts.unread else ""
+    return f"{counted(facts.read, 'line')}{total}: {shapes}{refused}{unread}"
 
 
 def _shown(pieces: list[tuple[str, str]]) -> Text:

@@ -28,6 +28,7 @@ from clusterucb.features.base import (
 from clusterucb.features.similarity import similarity
 from clusterucb.gradients.accumulate import Accumulator, unit_sketches
 from clusterucb.jobs.stages.opening import Session, Stage
+from clusterucb.model.vocabulary import has_vocabulary
 from clusterucb.options.search import ScoringSettings
 from clusterucb.run.feature_cache import feature_key, home
 from clusterucb.run.feature_shards import CACHED, Shards
@@ -74,7 +75,9 @@ class PoolFeatures(Stage):
             computed = shards.fill(
                 lambda: self._fit(feature),
                 lambda rows, fitted: checked_blocks(
-                    feature, blamed(feature.compute)(self._batch(rows, fitted)), len(rows)
+                    feature,
+                    blamed(feature.compute)(self._batch(rows, fitted)),
+                    self._material.samples[rows.start : rows.stop],
                 ),
             )
         if computed:
@@ -116,7 +119,7 @@ class PoolFeatures(Stage):
                 checked_blocks(
                     feature,
                     blamed(feature.compute)(self._batch_of(material.target_samples[name], encoded, fitted)),
-                    len(encoded),
+                    material.target_samples[name],
                 )
                 for name, encoded in material.target.items()
             ]
@@ -130,14 +133,16 @@ class PoolFeatures(Stage):
         return Shards(self._run.path(folder), len(self._material.samples), size, fits=feature.fit_samples > 0)
 
     def _cache_key(self, feature: Feature) -> str | None:
-        contents = self._run.manifest.identity.contents
+        contents, adapter = self._run.manifest.identity.contents, self._settings.first_adapter
         return feature_key(
             feature,
             {
                 **{name: contents.get(name) for name in ("pool", "encoding", "model")},
+                **({"vocabulary": contents.get("adapter")} if adapter and has_vocabulary(adapter) else {}),
                 "dtype": self._settings.dtype,
                 "device": self._model.device.partition(":")[0],
                 "rows": _SHARD,
+                **({"quantize": self._settings.quantize} if self._settings.quantize else {}),
             },
         )
 
@@ -151,7 +156,7 @@ class PoolFeatures(Stage):
             for start in range(0, n_samples, SHARD):
                 rows = range(start, min(start + SHARD, n_samples))
                 found = blamed(feature.compute)(self._batch(rows, fitted))
-                shards.append(checked_blocks(feature, found, len(rows)))
+                shards.append(checked_blocks(feature, found, self._material.samples[rows.start : rows.stop]))
         return {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
 
     def _fit(self, feature: Feature) -> dict[str, NDArray[Any]]:

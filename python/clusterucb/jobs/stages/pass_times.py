@@ -30,8 +30,9 @@ from clusterucb.engine.poolview import PoolView
 from clusterucb.features.base import Feature
 from clusterucb.gradients import memory_needs as fitting
 from clusterucb.gradients.accumulate import Accumulator
+from clusterucb.gradients.largest_pass import largest_pass
 from clusterucb.gradients.passes import micro_batches, overhead_of, single_pass
-from clusterucb.gradients.session import AdaptedModel, largest_pass, load_base
+from clusterucb.gradients.session import AdaptedModel, load_base
 from clusterucb.jobs.stages.cost import selection_cost
 from clusterucb.jobs.stages.features import PoolFeatures
 from clusterucb.jobs.stages.opening import Job, Session

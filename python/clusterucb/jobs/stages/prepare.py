@@ -9,7 +9,7 @@ Decisions:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -29,7 +29,7 @@ from clusterucb.samples.hold_out import hold_out, without
 from clusterucb.samples.pool import Pool, overlap, read_pool, read_target
 from clusterucb.samples.sample import decode
 from clusterucb.samples.sources import sources_of
-from clusterucb.wording import counted
+from clusterucb.wording import counted, listed_names
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -103,11 +103,11 @@ def prepare(
     reading = partial(_read, settings=settings, observer=observer)
     aim = None if target is None else reading(read_target, target)
     read = reading(read_pool, pool)
-    if (unseen := read.unseen & (aim or read).unseen) and not isinstance(pool, Pool):
-        raise OptionError(
-            f"--columns names {', '.join(sorted(unseen))}, which no row has; the columns of the first row are "
-            f"{', '.join(decode(read.samples[0].raw))}"
-        )
+    if not isinstance(pool, Pool):
+        own = settings.target_layout.columns != settings.layout.columns
+        _check_columns("--columns", read, read.unseen if own else read.unseen & (aim or read).unseen)
+        if aim and own:
+            _check_columns("--target-columns", aim, aim.unseen)
     source, device, tokenizer = opened or _opened(model, settings, observer)
 
     from clusterucb.samples.encode import Encoder
@@ -121,7 +121,7 @@ def prepare(
         _refuse_known(aim, judging)
     if judging:
         judging = _unseen(read, judging)
-    encoder = Encoder(tokenizer, max_length=settings.max_length)
+    encoder = Encoder(tokenizer, max_length=settings.max_length, parsed=settings.parsed_tokens)
     if tokenizer.chat_template is None:
         observer.step(
             "The tokenizer has no chat template: a sample is a prompt, its answer and EOS; conversations of several "
@@ -136,6 +136,14 @@ def prepare(
     }
     material = encode(read, aim, encoder, strict=settings.strict, observer=observer)
     return Prepared(material, source, device, contents, encoder, judging)
+
+
+def _check_columns(option: str, read: Pool, unseen: Collection[str]) -> None:
+    if unseen:
+        raise OptionError(
+            f"{option} names {', '.join(sorted(unseen))}, which no row has; the columns of the first row are "
+            f"{', '.join(decode(read.samples[0].raw))}"
+        )
 
 
 def _refuse_known(target: Pool, judges: Pool) -> None:
@@ -175,15 +183,16 @@ def _opened(
     model: Model, settings: GradientSettings, observer: Observer
 ) -> tuple[ModelSource | LoadedModel, str, PreTrainedTokenizerBase]:
     """Return a model's source, the device and the tokenizer."""
+    from clusterucb.jobs.stages.tokenizer import tokenizer_for, with_given_template
     from clusterucb.model import source as checkpoint
 
     if isinstance(model, LoadedModel):
-        return model, model.device(settings.device), model.tokenizer()
+        return model, model.device(settings.device), with_given_template(model.tokenizer(), settings)
     device = checkpoint.resolve_device(settings.device)
     if not Path(model).is_dir():
         observer.step(f"There is no folder {model}; looking for a hub id")
     source = checkpoint.ModelSource(str(model), settings.revision, settings.trust_remote_code)
-    return source, device, source.tokenizer()
+    return source, device, tokenizer_for(source, settings, observer)
 
 
 def _read(
@@ -196,12 +205,15 @@ def _read(
     """Read a pool or a target and report the contents of each file. A `Pool` was already read, and is returned."""
     if isinstance(given, Pool):
         return given
-    pool = read(given, settings.layout, strict=settings.strict, observer=observer)
+    layout = settings.layout if read is read_pool else settings.target_layout
+    pool = read(given, layout, strict=settings.strict, observer=observer)
     by_file = pool.rejected.by_file()
     for file, shapes in list(pool.shapes.items())[:_LISTED]:
         found = [f"{count:,} of {shape}" for shape, count in shapes.most_common()]
         refused = [f"{by_file[file]:,} rejected"] if by_file[file] else []
-        observer.step(f"  {file}: rows: {', '.join([*found, *refused]) or 'none'}")
+        unread = pool.unread.get(file)
+        columns = f"; not read: {listed_names(unread)}" if unread else ""
+        observer.step(f"  {file}: rows: {', '.join([*found, *refused]) or 'none'}{columns}")
     if len(pool.shapes) > _LISTED:
         observer.step(f"  and {len(pool.shapes) - _LISTED} more files")
     return pool

@@ -2,9 +2,15 @@
 
 axolotl 0.19 reads what "Conversation" (``type: chat_template``), "Dataset formats" (``type: completion``), "Dataset
 loading" and "Config reference" say (docs.axolotl.ai).
+
+Decisions:
+    - Parameters of tools and arguments of calls are JSON text, which axolotl decodes: as objects, a table would give
+      every tool the parameters of all.
 """
 
 from __future__ import annotations
+
+import msgspec
 
 from clusterucb.filenames import CONVERSATIONS, TEXTS
 from clusterucb.report.export.lora import ALL_LINEAR
@@ -13,14 +19,31 @@ from clusterucb.report.export.training import (
     Row,
     Tool,
     Training,
+    defined_tools,
     output_folder,
     turns,
     yaml_text,
 )
+from clusterucb.samples.message import TOOLS
 
 
 def _messages(conversation: Conversation, _: bool) -> Row:
-    return {"messages": turns(conversation)}
+    said = [message for message in conversation if message.role != TOOLS]
+    marked = [
+        {**turn, "train": False} if message.context else turn
+        for turn, message in zip(turns(said, as_text=True), said, strict=True)
+    ]
+    tools = defined_tools(conversation)
+    return {"messages": marked, **({"tools": _with_texts(tools)} if tools else {})}
+
+
+def _with_texts(tools: str) -> list[Row]:
+    """Return definitions of tools whose parameters are JSON text."""
+    definitions: list[Row] = msgspec.json.decode(tools)
+    for tool in definitions:
+        if "parameters" in tool["function"]:
+            tool["function"]["parameters"] = msgspec.json.encode(tool["function"]["parameters"]).decode()
+    return definitions
 
 
 def _files(training: Training) -> dict[str, str]:
@@ -29,6 +52,7 @@ def _files(training: Training) -> dict[str, str]:
         "field_messages": "messages",
         "roles_to_train": ["assistant"],
         "train_on_eos": "turn",
+        **({"message_field_training": "train"} if training.context else {}),
     }
     datasets = []
     if training.conversations:

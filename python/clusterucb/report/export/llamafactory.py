@@ -8,6 +8,11 @@ Decisions:
     - LLaMA-Factory skips conversations in which user and assistant do not take turns. They are left out here and
       counted, so that nobody believes that they are trained on. Turns after the last answer are cut, because nothing
       is learnt from them.
+    - A call is a turn of its own, ``function_call``, and its result is one ``observation``. So conversations are left
+      out in which a turn says something and calls a tool, or in which several results follow one turn. Thoughts stand
+      in the content, where LLaMA-Factory's templates look for them.
+    - Answers that are context have no mark. If every conversation learns its last answer alone, ``mask_history`` says
+      so. Otherwise, conversations with such answers are left out and counted.
     - ``formatting: openai`` is not used, because it adds "detailed thinking off" to every system message.
     - Packing is off: LLaMA-Factory packs by default, which cuts texts into blocks and drops the rest.
 """
@@ -23,29 +28,48 @@ from clusterucb.report.export.training import (
     Row,
     Tool,
     Training,
+    defined_tools,
+    has_context,
     output_folder,
-    turns,
     yaml_text,
 )
+from clusterucb.samples.message import TOOLS, Message
+
+_CALL, _RESULT = "function_call", "observation"
 
 
-def _alternating(conversation: Conversation, _: bool) -> Row | None:
-    n_kept = max(at for at, message in enumerate(conversation, start=1) if message.role == "assistant")
-    roles = [message.role for message in conversation[:n_kept]]
-    if roles[0] == "system":
-        del roles[0]
-    if roles != ["user", "assistant"] * (len(roles) // 2):
+def _alternating(conversation: Conversation, single: bool) -> Row | None:
+    if not single and has_context(conversation):
         return None
-    return {"messages": turns(conversation[:n_kept])}
+    n_kept = max(at for at, message in enumerate(conversation, start=1) if message.learnt)
+    kept = [message for message in conversation[:n_kept] if message.role != TOOLS]
+    said = kept[1:] if kept[0].role == "system" else kept
+    if any(message.calls and message.content for message in said):
+        return None
+    asked = [message.role in ("user", "tool") for message in said]
+    if asked != [True, False] * (len(said) // 2):
+        return None
+    tools = {"tools": text} if (text := defined_tools(conversation)) else {}
+    return {"messages": [_turn(message) for message in kept], **tools}
+
+
+def _turn(message: Message) -> Row:
+    thought = f"<think>\n{message.thought}\n</think>\n\n" if message.thought else ""
+    if message.calls:
+        return {"role": _CALL, "content": f"{thought}[{', '.join(call.text for call in message.calls)}]"}
+    return {"role": _RESULT if message.role == "tool" else message.role, "content": thought + message.content}
 
 
 def _files(training: Training) -> dict[str, str]:
     tags = {"role_tag": "role", "content_tag": "content"}
     tags |= {f"{role}_tag": role for role in ("user", "assistant", "system")}
+    if training.tools:
+        tags |= {"function_tag": _CALL, "observation_tag": _RESULT}
     known: dict[str, Row] = {}
     files = {}
     if training.conversations:
-        form = {"formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
+        columns = {"messages": "messages", **({"tools": "tools"} if training.tools else {})}
+        form = {"formatting": "sharegpt", "columns": columns, "tags": tags}
         known["clusterucb"] = {"file_name": CONVERSATIONS, **form}
         files["sft.yaml"] = _configuration(training, "sft", "clusterucb")
     if training.texts:
@@ -80,6 +104,7 @@ def _configuration(training: Training, stage: str, dataset: str) -> str:
             "dataset_dir": str(training.folder),
             "dataset": dataset,
             "cutoff_len": training.max_length,
+            "mask_history": (training.context and stage == "sft") or None,
             "packing": False,
             "output_dir": output_folder(training, text=stage == "pt"),
             "logging_steps": 10,

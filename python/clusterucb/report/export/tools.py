@@ -14,9 +14,9 @@ from clusterucb.filenames import CONVERSATIONS, EXPORTS, TEXTS, export_files
 from clusterucb.report.export.axolotl import AXOLOTL
 from clusterucb.report.export.llamafactory import LLAMAFACTORY
 from clusterucb.report.export.lora import lora_of
-from clusterucb.report.export.training import Conversation, Training
+from clusterucb.report.export.training import Conversation, Training, has_context, has_tools
 from clusterucb.report.export.trl import TRL
-from clusterucb.samples.shapes import TEXT
+from clusterucb.samples.message import TEXT
 
 if TYPE_CHECKING:
     from clusterucb.options.search import Settings
@@ -80,7 +80,8 @@ def _export(run: Path, name: str, samples: Sequence[Sample], model: str, setting
     if left_out := len(conversations) - len(rows):
         warnings.warn(
             f"--export {name} leaves out {left_out} of {len(samples)} selected samples: it reads only conversations in "
-            "which user and assistant take turns",
+            "which questions and answers take turns, and cannot be told to learn some answers of a conversation and "
+            "not others",
             ClusterUCBWarning,
             stacklevel=5,
         )
@@ -93,6 +94,8 @@ def _export(run: Path, name: str, samples: Sequence[Sample], model: str, setting
         conversations=bool(rows),
         texts=bool(texts),
         single=single,
+        context=any(map(has_context, conversations)),
+        tools=any(map(has_tools, conversations)),
     )
     try:
         folder.mkdir(exist_ok=True)
@@ -111,6 +114,6 @@ def _export(run: Path, name: str, samples: Sequence[Sample], model: str, setting
 
 
 def _single(conversation: Conversation) -> bool:
-    """Return whether a conversation ends with its only answer, after at least one other turn."""
-    roles = [message.role for message in conversation]
-    return len(roles) > 1 and roles.index("assistant") == len(roles) - 1
+    """Return whether a conversation ends with the only answer that is learnt, after at least one other turn."""
+    learnt = [message.learnt for message in conversation]
+    return len(learnt) > 1 and learnt.index(True) == len(learnt) - 1

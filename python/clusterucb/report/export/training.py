@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from clusterucb.report.export.lora import Lora
-from clusterucb.samples.shapes import Message
+from clusterucb.samples.message import TOOLS, Message
 
 WRITTEN_BY = "Written by clusterucb. Every selection overwrites this file: copy it before you change it."
 
@@ -29,7 +31,9 @@ class Training:
         lora: the LoRA that is trained.
         conversations: whether there are conversations.
         texts: whether there are plain texts.
-        single: whether each conversation ends with its only answer.
+        single: whether each conversation ends with the only answer that is learnt.
+        context: whether some answer is context, and not learnt.
+        tools: whether some conversation has tools, calls or their results.
     """
 
     folder: Path
@@ -40,6 +44,8 @@ class Training:
     conversations: bool
     texts: bool
     single: bool
+    context: bool
+    tools: bool
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ class Tool:
 
     Attributes:
         reads: turns a conversation into its line; gets the conversation, and whether each of the export's
-            conversations ends with its only answer. Returns None if the tool cannot read the conversation.
+            conversations ends with the only answer that is learnt. Returns None if the tool cannot read the
+            conversation, or would learn an answer that is context.
         files: returns the text of every file but the samples, by name.
         program: the command that takes a configuration's path.
         globs: whether the tool reads a path as a pattern, too.
@@ -60,9 +67,50 @@ class Tool:
     globs: bool
 
 
-def turns(conversation: Conversation) -> list[Row]:
-    """Return the turns of a conversation as dicts of role and content."""
-    return [message._asdict() for message in conversation]
+def turns(conversation: Conversation, *, as_text: bool = False) -> list[Row]:
+    """Return the turns of a conversation in OpenAI's form, with thoughts as ``reasoning_content``.
+
+    Args:
+        conversation: the turns, perhaps after definitions of tools, which are left out.
+        as_text: whether the arguments of calls are JSON text, and not objects.
+    """
+    return [_turn(message, as_text) for message in conversation if message.role != TOOLS]
+
+
+def _turn(message: Message, as_text: bool) -> Row:
+    turn: Row = {"role": message.role, "content": message.content}
+    beside = {
+        "reasoning_content": message.thought,
+        "tool_calls": [
+            {
+                **({"id": call.id} if call.id else {}),
+                "type": "function",
+                "function": {
+                    "name": call.name,
+                    "arguments": call.arguments if as_text else msgspec.json.decode(call.arguments),
+                },
+            }
+            for call in message.calls
+        ],
+        "name": message.name,
+        "tool_call_id": message.call_id,
+    }
+    return turn | {name: value for name, value in beside.items() if value}
+
+
+def defined_tools(conversation: Conversation) -> str:
+    """Return the definitions of a conversation's tools, a JSON list; "" if there are none."""
+    return conversation[0].content if conversation[0].role == TOOLS else ""
+
+
+def has_tools(conversation: Conversation) -> bool:
+    """Return whether a conversation has tools, calls or their results."""
+    return any(message.calls or message.role in ("tool", TOOLS) for message in conversation)
+
+
+def has_context(conversation: Conversation) -> bool:
+    """Return whether an answer of a conversation is context, and not learnt."""
+    return any(message.context for message in conversation)
 
 
 def output_folder(training: Training, *, text: bool) -> str:

@@ -5,8 +5,10 @@ TRL 1.16 reads, according to "Dataset formats" and "SFT Trainer" (huggingface.co
 
 Decisions:
     - TRL trains on all answers of a conversation only if it knows the model's chat template, or if the template marks
-      the answers. So conversations with one answer, the usual case, are written as prompt and completion, which need
-      neither. Only if a conversation has several answers are all conversations written as ``messages``.
+      the answers. So conversations with one answer to learn, the usual case, are written as prompt and completion,
+      which need neither. Only if a conversation has several are all conversations written as ``messages``.
+    - ``tools`` are JSON text, which TRL decodes: as objects, a table would give every tool the parameters of all.
+    - ``messages`` have no mark for answers that are context. Conversations with some are then left out and counted.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from clusterucb.report.export.training import (
     Row,
     Tool,
     Training,
+    defined_tools,
+    has_context,
     output_folder,
     turns,
 )
@@ -28,10 +32,11 @@ _ANSWERS_ONLY = """assistant_only_loss needs a chat template with {% generation 
 of models. For others, add it to the template, or set False to train on the questions too."""
 
 
-def _prompt_completion(conversation: Conversation, single: bool) -> Row:
+def _prompt_completion(conversation: Conversation, single: bool) -> Row | None:
+    tools = {"tools": text} if (text := defined_tools(conversation)) else {}
     if not single:
-        return {"messages": turns(conversation)}
-    return {"prompt": turns(conversation[:-1]), "completion": turns(conversation[-1:])}
+        return None if has_context(conversation) else {"messages": turns(conversation), **tools}
+    return {"prompt": turns(conversation[:-1]), "completion": turns(conversation[-1:]), **tools}
 
 
 def _files(training: Training) -> dict[str, str]:

@@ -1,0 +1,165 @@
+"""Read tools, their calls and their results, and thoughts, in the forms in which data sets have them.
+
+Sources: OpenAI's chat format (``tools``, ``tool_calls``, ``function_call``, turns of role ``tool`` and ``function``),
+LLaMA-Factory's ShareGPT form (turns ``function_call`` and ``observation``, ``tools`` as JSON text), ms-swift's turns
+``tool_call`` and ``tool_response``, DeepSeek's ``reasoning_content``.
+
+Decisions:
+    - Definitions of tools become those of OpenAI, ``{"type": "function", "function": {...}}``, since templates expect
+      them so. A list in a text is decoded.
+    - The arguments of a call become a JSON object, which templates write in their own way. Arguments that are no object
+      are refused.
+    - Calls that a content spells out (Hermes writes ``<tool_call>{...}</tool_call>``) stay part of the content.
+    - The result of a tool that does not name the tool belongs to the call with its id, or else to the calls before it,
+      one after the other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from clusterucb.samples.message import Call, Message, Unreadable, kind_of
+
+RESULTS = ("tool", "function", "observation", "ipython", "tool_response", "tool_result", "tool_results")
+CALLS = (
+    "function_call",
+    "tool_call",
+    "tool_calls",
+)  # roles of turns that are calls, and fields of turns
+DEFINED = ("tools", "functions")  # columns of a row with the definitions
+THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought")  # fields of turns, and types of parts
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+_EMPTY: tuple[object, ...] = (None, "", [], {}, "[]", "{}", "null")
+
+
+def has(fields: Mapping[str, Any], name: str) -> bool:
+    """Return whether a row or a turn has a field with a value."""
+    return fields.get(name) not in _EMPTY
+
+
+def definitions(row: Mapping[str, Any]) -> str:
+    """Return the definitions of tools in a row as a JSON list in OpenAI's form; "" if there are none.
+
+    Raises:
+        Unreadable: they are no list of objects with names.
+    """
+    name = next((name for name in DEFINED if has(row, name)), None)
+    if name is None:
+        return ""
+    given = _decoded(row[name], f"`{name}`")
+    tools = [_wrapped(tool) for tool in (given if isinstance(given, list) else [given])]
+    if not all(isinstance(tool, dict) and isinstance(_function(tool).get("name"), str) for tool in tools):
+        raise Unreadable(
+            f"wrong type: `{name}` is no list of objects with `name`; expected definitions of tools"
+        )
+    return _json(tools)
+
+
+def _wrapped(tool: object) -> object:
+    if isinstance(tool, dict) and "function" not in tool and "name" in tool:
+        return {"type": "function", "function": tool}
+    return tool
+
+
+def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = tool.get("function")
+    return inner if isinstance(inner, dict) else {}
+
+
+def calls_of(turn: Mapping[str, Any], what: str) -> tuple[Call, ...]:
+    """Return the calls in the fields of a turn.
+
+    Raises:
+        Unreadable: they have no names, or arguments that are no object.
+    """
+    name = next((name for name in CALLS if has(turn, name)), None)
+    return () if name is None else read_calls(turn[name], what)
+
+
+def read_calls(value: object, what: str) -> tuple[Call, ...]:
+    """Return calls: an object, a list of objects, or one of these as JSON text.
+
+    Raises:
+        Unreadable: they have no names, or arguments that are no object.
+    """
+    given = _decoded(value, f"the tool call in {what}")
+    return tuple(_call(one, what) for one in (given if isinstance(given, list) else [given]))
+
+
+def _call(given: object, what: str) -> Call:
+    outer = given if isinstance(given, dict) else {}
+    inner = outer["function"] if isinstance(outer.get("function"), dict) else outer
+    if not isinstance(inner.get("name"), str) or not inner["name"]:
+        raise Unreadable(
+            f"wrong type: a tool call in {what} has no `name`; expected the tool's name and `arguments`"
+        )
+    written: object = next(
+        (inner[key] for key in ("arguments", "parameters") if inner.get(key) is not None), {}
+    )
+    arguments = _decoded(written, f"`arguments` in {what}") if written != "" else {}
+    if not isinstance(arguments, dict):
+        raise Unreadable(f"wrong type: `arguments` in {what} is {kind_of(arguments)}; expected an object")
+    return Call(inner["name"], _json(arguments), str(outer.get("id") or ""))
+
+
+def _decoded(value: object, what: str) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return msgspec.json.decode(value)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise Unreadable(
+            f"not JSON: {what} is a text that is no JSON; expected an object or a list"
+        ) from error
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def result_text(value: object) -> object:
+    """Return the content of a tool's result: an object or a list of other things than parts becomes JSON text."""
+    parts = isinstance(value, list) and all(isinstance(part, dict) and "type" in part for part in value)
+    return _json(value) if isinstance(value, dict | list) and not parts else value
+
+
+def thought_of(turn: Mapping[str, Any], parts: Iterable[object]) -> str:
+    """Return an assistant's thoughts, in fields of its turn or in parts of its content; "" for none."""
+    for name in THOUGHTS:
+        if isinstance(turn.get(name), str) and turn[name].strip():
+            return str(turn[name])
+    found: list[str] = []
+    for part in parts:
+        if isinstance(part, dict) and part.get("type") in THOUGHTS:
+            texts = (part.get(name) for name in (*THOUGHTS, "text", "content", "value"))
+            found += [text for text in texts if isinstance(text, str)][:1]
+    return "\n".join(text for text in found if text.strip())
+
+
+def without_thought(content: object) -> tuple[str, object]:
+    """Return the thoughts that a content of calls begins with, as in LLaMA-Factory's data, and the rest."""
+    found = _THOUGHT.match(content) if isinstance(content, str) else None
+    return (found[1].strip("\n"), str(content)[found.end() :]) if found else ("", content)
+
+
+def with_names(messages: Sequence[Message]) -> list[Message]:
+    """Return turns in which results have the names and ids of the calls that they answer."""
+    named: list[Message] = []
+    open_calls: list[Call] = []
+    for message in messages:
+        if message.role != "tool":
+            open_calls = [*message.calls] if message.calls else open_calls
+            named.append(message)
+            continue
+        call = next((call for call in open_calls if message.call_id and call.id == message.call_id), None)
+        call = call or next(iter(open_calls), None)
+        if call in open_calls:
+            open_calls.remove(call)
+        name, call_id = (call.name, call.id) if call else ("", "")
+        named.append(replace(message, name=message.name or name, call_id=message.call_id or call_id))
+    return named

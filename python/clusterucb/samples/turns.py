@@ -1,0 +1,299 @@
+"""Read the turns of a conversation: roles, contents, and marks that say which answers are learnt.
+
+Sources: OpenAI's chat format (``weight``, parts of a content), axolotl's ``train`` and ``training``, ms-swift's
+``loss``, LLaMA-Factory's ``loss_weight``; ShareGPT's ``from`` and ``value``; xtuner's pairs of ``input`` and
+``output``.
+
+Decisions:
+    - Roles are compared without regard to case. `_ROLES` holds the names that data sets use for the three roles.
+    - The parts of a content are joined without a separator, as chat templates do.
+    - A mark matters on an assistant's turn alone: other turns are never learnt. An answer that is marked as not to be
+      learnt stays in the conversation as context. A fraction is refused, because an answer is learnt or not.
+    - A table may hold a list as JSON text. A field that should be a list of turns is decoded; one that may be a text
+      is decoded only if it is a list of turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from clusterucb.samples import tools
+from clusterucb.samples.message import ROLES, Call, Message, Unreadable, kind_of
+
+_ROLES = {
+    **{role: role for role in ROLES if role != "tool"},
+    "developer": "system",
+    "context": "system",
+    "human": "user",
+    "prompter": "user",
+    "instruction": "user",
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "bot", "chatbot", "ai"), "assistant"),
+}
+_LEARNT = ("train", "training", "loss", "loss_weight", "weight")  # 0 or false: context
+_SPANS = ("train_detail", "training_detail")  # axolotl's marks of parts of an answer
+_USUAL = ("user", "assistant", "system")
+_CALLING = "calling"  # of a turn that is nothing but calls of tools
+_PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"))  # both turns in one object
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_CONTENTS = ("content", "value", "text")
+
+
+class _EmptyTurn(Exception):
+    """Nothing is left of a turn after its unsupported content was dropped."""
+
+
+@dataclass(frozen=True)
+class TurnReader:
+    """Reads turns.
+
+    Attributes:
+        drop_unsupported: whether to leave out images, tools, their calls and results, and thoughts.
+        roles: further names of roles, each with one of `ROLES`.
+    """
+
+    drop_unsupported: bool = False
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+    def turns(self, row: Mapping[str, Any], key: str) -> list[Message]:
+        """Return the turns in a field, which is a list of turns, one turn, or one of these as JSON text.
+
+        Raises:
+            Unreadable: it is something else, or a turn cannot be used.
+        """
+        turns = listed(row[key])
+        if isinstance(turns, list) and turns and not self.roles and all(map(_is_usual, turns)):
+            return [Message(turn["role"], turn["content"]) for turn in turns]
+        if not isinstance(turns, list) or not turns:
+            text = ", which is not JSON" if isinstance(turns, str) and turns.lstrip()[:1] == "[" else ""
+            raise Unreadable(f"wrong type: `{key}` is {kind_of(turns)}{text}; expected a list of turns")
+        return tools.with_names(_calls_together(self._non_empty(turns, key)))
+
+    def text_or_turns(self, row: Mapping[str, Any], key: str, role: str) -> list[Message]:
+        """Return the turns in a field, or one turn of ``role`` with the field's text."""
+        value = listed(row[key])
+        if isinstance(value, list):
+            return self.turns(row, key)
+        return [Message(role, text_of(row, key))]
+
+    def text(self, value: object, what: str) -> str:
+        """Return a content as one text: a string, or parts.
+
+        Args:
+            value: the content.
+            what: what it is, for messages.
+
+        Raises:
+            Unreadable: it is neither, or a part is no text and must not be dropped.
+            _EmptyTurn: all parts were dropped.
+        """
+        if isinstance(value, list):
+            return self._joined(value, what)
+        if isinstance(value, dict):
+            return self._joined([value], what)
+        if not isinstance(value, str):
+            raise Unreadable(f"wrong type: the content of {what} is {kind_of(value)}; expected a string")
+        return value
+
+    def _non_empty(self, turns: list[Any], key: str) -> Iterator[Message]:
+        for number, turn in enumerate(turns, start=1):
+            for one in _unpaired(turn):
+                try:
+                    yield self._message(one, number, key)
+                except _EmptyTurn:
+                    continue
+
+    def _message(self, turn: object, number: int, key: str) -> Message:
+        if isinstance(turn, dict) and "from" in turn and turn.get("role") is None:
+            turn = {**turn, "role": turn["from"]}
+        if not isinstance(turn, dict) or "role" not in turn:
+            raise Unreadable(
+                f"wrong type: turn {number} of `{key}` is not an object with `role` and `content`"
+            )
+        role, what = self._role(turn["role"], number), f"turn {number}"
+        content = next((turn[name] for name in _CONTENTS if turn.get(name) is not None), None)
+        if role == _CALLING:
+            return self._calling(turn, content, what)
+        if role == "tool":
+            return self._result(turn, content, what)
+        thought = ""
+        calls: tuple[Call, ...] = ()
+        if role == "assistant" and self.drop_unsupported:
+            if not content and any(tools.has(turn, name) for name in (*tools.CALLS, *tools.THOUGHTS)):
+                raise _EmptyTurn
+        elif role == "assistant":
+            calls = tools.calls_of(turn, what)
+            thought = tools.thought_of(turn, content if isinstance(content, list) else ())
+        text = "" if content is None and calls else self.text(content, what)
+        return Message(role, text, role == "assistant" and _is_context(turn, what), thought, calls)
+
+    def _calling(self, turn: Mapping[str, Any], content: object, what: str) -> Message:
+        """Return a turn that is nothing but calls."""
+        if self.drop_unsupported:
+            raise _EmptyTurn
+        thought, calls = tools.thought_of(turn, ()), tools.calls_of(turn, what)
+        if not calls:
+            inline, content = tools.without_thought(content)
+            thought, calls = thought or inline, tools.read_calls(content, what)
+        return Message("assistant", "", _is_context(turn, what), thought, calls)
+
+    def _result(self, turn: Mapping[str, Any], content: object, what: str) -> Message:
+        """Return the result of a tool."""
+        if self.drop_unsupported:
+            raise _EmptyTurn
+        name, call_id = turn.get("name"), turn.get("tool_call_id")
+        return Message(
+            "tool",
+            self.text(tools.result_text(content), what),
+            name=name if isinstance(name, str) else "",
+            call_id=call_id if isinstance(call_id, str) else "",
+        )
+
+    def _role(self, role: object, number: int) -> str:
+        if isinstance(role, str):
+            if role in self.roles:
+                return self.roles[role]
+            for names, known in ((tools.RESULTS, "tool"), (tools.CALLS, _CALLING)):
+                if role.lower() in names:
+                    return known
+            if role.lower() in _ROLES:
+                return _ROLES[role.lower()]
+        raise Unreadable(
+            f"unknown role: {role!r:.40} in turn {number}; expected {', '.join(ROLES)}. If it has another name for one "
+            "of these, give it: --roles NAME=assistant"
+        )
+
+    def _joined(self, parts: list[Any], what: str) -> str:
+        texts: list[str] = []
+        thoughts = False
+        for part in parts:
+            if isinstance(part, str):
+                texts.append(part)
+                continue
+            kind = part.get("type", "text") if isinstance(part, dict) else None
+            if not isinstance(kind, str):
+                raise Unreadable(f"wrong type: a part of {what} is not an object with `type` and `text`")
+            words = next((part[name] for name in _CONTENTS if isinstance(part.get(name), str)), None)
+            if kind in _TEXT_PARTS and words is not None:
+                texts.append(words)
+            elif kind in _TEXT_PARTS:
+                raise Unreadable(f"wrong type: a part of {what} has no text; expected a string in its `text`")
+            elif kind in tools.THOUGHTS:
+                thoughts = True
+            elif not self.drop_unsupported:
+                self._unsupported(f"{what} holds a part of type {kind!r:.40}")
+        if parts and not texts and not (thoughts and not self.drop_unsupported):
+            raise _EmptyTurn
+        return "".join(texts)
+
+    def _unsupported(self, what: str) -> None:
+        if self.drop_unsupported:
+            raise _EmptyTurn
+        raise Unreadable(f"unsupported content: {what}; expected text (--drop-unsupported removes it)")
+
+
+def _is_usual(turn: object) -> bool:
+    """Return whether a turn is what most are: a known role and a text, and nothing else. Such turns need no reading."""
+    return (
+        type(turn) is dict
+        and len(turn) == 2
+        and turn.get("role") in _USUAL
+        and type(turn.get("content")) is str
+    )
+
+
+def _calls_together(messages: Iterator[Message]) -> list[Message]:
+    """Return turns in which calls that follow each other, each in a turn of its own, are one turn."""
+    together: list[Message] = []
+    for message in messages:
+        before = together[-1] if together else None
+        if before and _only_calls(before) and _only_calls(message) and before.context == message.context:
+            together[-1] = replace(before, calls=(*before.calls, *message.calls))
+        else:
+            together.append(message)
+    return together
+
+
+def _only_calls(message: Message) -> bool:
+    return bool(message.calls) and not message.content and not message.thought
+
+
+def _unpaired(turn: object) -> list[Any]:
+    """Return an object that holds a question and its answer as two turns, perhaps after a system turn."""
+    if isinstance(turn, dict) and turn.get("role") is None and turn.get("from") is None:
+        for asked, answered in _PAIRS:
+            if isinstance(turn.get(asked), str) and isinstance(turn.get(answered), str):
+                system = [{"role": "system", "content": turn["system"]}] if turn.get("system") else []
+                marks = {
+                    name: value for name, value in turn.items() if name not in (asked, answered, "system")
+                }
+                question = [{"role": "user", "content": turn[asked]}] if turn[asked] else []
+                return [*system, *question, {**marks, "role": "assistant", "content": turn[answered]}]
+    return [turn]
+
+
+def _is_context(turn: Mapping[str, Any], what: str) -> bool:
+    """Return whether an answer is marked as not to be learnt.
+
+    Raises:
+        Unreadable: a mark is no yes or no, or marks a part of the answer.
+    """
+    for name in _SPANS:
+        if turn.get(name):
+            raise Unreadable(
+                f"unsupported content: {what} marks parts of the answer ({name!r}); expected a mark of the "
+                "whole answer"
+            )
+    context = False
+    for name in (*_LEARNT, "masked"):
+        value = turn.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, bool | int | float) or value not in (0, 1):
+            raise Unreadable(
+                f"unsupported content: {what} has {name} {value!r:.40}; expected 0 or 1 (false or true), "
+                "because an answer is learnt or not"
+            )
+        context = context or bool(value) == (name == "masked")
+    return context
+
+
+def listed(value: object) -> object:
+    """Return a list of turns that is written as JSON text, or that is a single turn, as a list; else the value."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            decoded = msgspec.json.decode(value)
+        except (msgspec.MsgspecError, RecursionError):
+            return value
+        turns = decoded if isinstance(decoded, list) else [decoded]
+        return turns if turns and all(map(is_turn, turns)) else value
+    return [value] if is_turn(value) else value
+
+
+def is_turn(value: object) -> bool:
+    """Return whether a JSON value looks like a turn, or like a question with its answer."""
+    return is_message(value) or len(_unpaired(value)) > 1
+
+
+def is_message(value: object) -> bool:
+    """Return whether a JSON value looks like a turn: a role and a content, but no parent, as a row of a tree has."""
+    return (
+        isinstance(value, dict)
+        and ("role" in value or "from" in value)
+        and any(name in value for name in (*_CONTENTS, *tools.CALLS))
+        and "parent_id" not in value
+    )
+
+
+def text_of(row: Mapping[str, Any], key: str) -> str:
+    """Return a field's text.
+
+    Raises:
+        Unreadable: it is not a string.
+    """
+    if not isinstance(row[key], str):
+        raise Unreadable(f"wrong type: `{key}` is {kind_of(row[key])}; expected a string")
+    return str(row[key])

@@ -1,0 +1,161 @@
+"""What of a row is learnt: marks of turns, prompts, histories, preference data, and what the user asks for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterucb.samples.message import Unreadable
+from clusterucb.samples.shapes import Layout
+
+
+def learnt(row: dict[str, Any], **options: Any) -> list[str]:
+    """Return the contents of a row, those that are learnt with a star."""
+    layout = Layout(**options)
+    messages = layout.conversation(layout.renamed(row)).messages
+    return [f"{message.content}*" if message.learnt else message.content for message in messages]
+
+
+def asked(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def said(text: str, **marks: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text, **marks}
+
+
+CONTEXT = [
+    {"train": False},
+    {"training": False},
+    {"loss": False},
+    {"loss": 0},
+    {"loss_weight": 0.0},
+    {"weight": 0},
+    {"masked": True},
+    {"train": True, "weight": 0},
+]
+LEARNT = [
+    {"train": True},
+    {"loss": None},
+    {"loss_weight": 1.0},
+    {"weight": 1},
+    {"masked": False},
+    {"train_detail": []},
+]
+
+
+@pytest.mark.parametrize("key", ["messages", "conversations"])
+@pytest.mark.parametrize(("mark", "star"), [*((m, "") for m in CONTEXT), *((m, "*") for m in LEARNT)])
+def test_a_marked_answer_is_context(key: str, mark: dict, star: str) -> None:
+    row = {key: [asked("q"), said("a", **mark), asked("r"), said("b")]}
+    assert learnt(row) == ["q", f"a{star}", "r", "b*"]
+    sharegpt = {key: [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a", **mark}, said("b")]}
+    assert learnt(sharegpt) == ["q", f"a{star}", "b*"]
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["train", "training", "loss", "loss_weight", "weight", "masked"]),
+        st.sampled_from([0, 1, True, False, None, 0.0, 1.0]),
+    )
+)
+def test_an_answer_is_context_if_any_mark_says_so(marks: dict) -> None:
+    row = {"messages": [asked("q"), said("a", **marks), asked("r"), said("b")]}
+    unlearnt = any(value is not None and bool(value) == (name == "masked") for name, value in marks.items())
+    assert learnt(row) == ["q", "a" if unlearnt else "a*", "r", "b*"]
+
+
+def test_marks_of_other_turns_change_nothing() -> None:
+    marks = {"train": False, "loss": 0.3, "weight": 0, "masked": True}
+    row = {"messages": [{"role": "system", "content": "s", **marks}, {**asked("q"), **marks}, said("a")]}
+    assert learnt(row) == ["s", "q", "a*"]
+
+
+def test_a_row_without_an_answer_to_learn_is_refused() -> None:
+    with pytest.raises(Unreadable, match=r"^no answer to learn: all are context$"):
+        learnt({"messages": [asked("q"), said("a", train=False)]})
+
+
+def test_answers_inside_a_prompt_are_context() -> None:
+    prompt = [asked("q"), said("a"), asked("r")]
+    assert learnt({"prompt": prompt, "completion": [said("b")]}) == ["q", "a", "r", "b*"]
+    assert learnt({"prompt": prompt, "completion": "b"}) == ["q", "a", "r", "b*"]
+    assert learnt({"prompt": prompt, "chosen": [said("b")], "rejected": [said("c")]}) == ["q", "a", "r", "b*"]
+    assert learnt({"prompt": [said("a")], "completion": "b"}) == ["a", "b*"]
+
+
+def test_answers_of_a_history_are_learnt() -> None:
+    row = {"instruction": "r", "output": "b", "history": [["q", "a"]]}
+    assert learnt(row) == ["q", "a*", "r", "b*"]
+    assert learnt({"query": "r", "response": "b", "history": [["q", "a"]]}) == ["q", "a*", "r", "b*"]
+
+
+HISTORY = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}, {"from": "human", "value": "r"}]
+GOOD, BAD = {"from": "gpt", "value": "b"}, {"from": "gpt", "value": "c"}
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"conversations": HISTORY, "chosen": GOOD, "rejected": BAD}, ["q", "a", "r", "b*"]),
+        ({"messages": HISTORY, "chosen": [GOOD], "rejected": [BAD]}, ["q", "a", "r", "b*"]),
+        ({"conversations": HISTORY[:1], "chosen": "b", "rejected": "c"}, ["q", "b*"]),
+        ({"conversations": HISTORY[:1], "chosen": GOOD, "rejected": BAD, "system": "s"}, ["s", "q", "b*"]),
+        ({"instruction": "q", "input": "i", "chosen": "b", "rejected": "c"}, ["q\n\ni", "b*"]),
+        (
+            {"instruction": "r", "history": [["q", "a"]], "chosen": "b", "rejected": "c"},
+            ["q", "a", "r", "b*"],
+        ),
+        ({"chosen": [*HISTORY, GOOD], "rejected": [*HISTORY, BAD]}, ["q", "a", "r", "b*"]),
+        ({"chosen": [*HISTORY, GOOD], "rejected": [HISTORY[0], BAD]}, ["q", "a*", "r", "b*"]),
+        ({"chosen": [*HISTORY, GOOD]}, ["q", "a", "r", "b*"]),
+        (
+            {
+                "prompt": "q",
+                "messages": [asked("q"), said("b")],
+                "chosen": [asked("q"), said("b")],
+                "rejected": [asked("q"), said("c")],
+            },
+            ["q", "b*"],
+        ),
+        (
+            {"chosen": "Human: q Assistant: yes it is", "rejected": "Human: q Assistant: no"},
+            ["Human: q Assistant:", " yes it is*"],
+        ),
+        (
+            {"chosen": "\n\nHuman: q\n\nAssistant: Sure", "rejected": "\n\nHuman: q\n\nAssistant: Sorry"},
+            ["\n\nHuman: q\n\nAssistant:", " Sure*"],
+        ),
+        ({"question": "q", "chosen": "b", "rejected": "c", "prompt": "q"}, ["q", "b*"]),
+    ],
+)
+def test_of_preference_data_the_good_answer_alone_is_learnt(row: dict, expected: list[str]) -> None:
+    assert learnt(row) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"chosen": "yes", "rejected": "no"}, "begins differently from `rejected`; expected a `prompt`"),
+        ({"chosen": "yes"}, "`chosen` is only an answer; expected a `prompt` too"),
+        (
+            {"messages": [*HISTORY, BAD], "chosen": "b", "rejected": "c"},
+            "`messages` ends with an answer and `chosen`",
+        ),
+    ],
+)
+def test_preference_data_without_a_clear_prompt_is_refused(row: dict, reason: str) -> None:
+    with pytest.raises(Unreadable, match=f"^no conversation: .*{reason}"):
+        learnt(row)
+
+
+def test_the_user_may_have_all_answers_learnt_or_the_last() -> None:
+    marked = {"messages": [asked("q"), said("a", weight=0), asked("r"), said("b"), asked("t")]}
+    assert learnt(marked, learn="all") == ["q", "a*", "r", "b*", "t"]
+    assert learnt(marked, learn="last") == ["q", "a", "r", "b*", "t"]
+    prompt = {"prompt": [asked("q"), said("a"), asked("r")], "completion": "b"}
+    assert learnt(prompt, learn="all") == ["q", "a*", "r", "b*"]
+    assert learnt({"text": "t"}, learn="last") == ["t*"]

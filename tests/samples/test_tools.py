@@ -1,0 +1,358 @@
+"""Tools, calls, results and thoughts: how rows have them, and what is learnt of them with real chat templates."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clusterucb.samples.encode import Encoder, Unusable
+from clusterucb.samples.encoded import Encoded
+from clusterucb.samples.message import TOOLS, Call, Message, Unreadable
+from clusterucb.samples.shapes import Layout
+from helpers.templates import SHAPES
+from helpers.trl_templates import tokenizer
+
+WEATHER = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
+DEFINED = Message(TOOLS, json.dumps([{"type": "function", "function": WEATHER}], separators=(",", ":")))
+ASKED = Message("user", "Is it raining in Oslo?")
+ARGUMENTS = '{"city":"Oslo"}'
+CALLED = Message("assistant", "", calls=(Call("weather", ARGUMENTS),))
+GOT = Message("tool", "rain: yes", name="weather")
+SAID = Message("assistant", "Yes, it rains.")
+
+
+def read(row: dict[str, Any], **options: Any) -> tuple[Message, ...]:
+    layout = Layout(**options)
+    return layout.conversation(layout.renamed(row)).messages
+
+
+def with_ids(name: str) -> list[Message]:
+    """Return the conversation with an id of its call."""
+    called = Message("assistant", "", calls=(Call("weather", ARGUMENTS, name),))
+    return [DEFINED, ASKED, called, Message("tool", "rain: yes", name="weather", call_id=name), SAID]
+
+
+# ---- how rows have them
+
+OPENAI = [
+    {"role": "user", "content": "Is it raining in Oslo?"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {"id": "a1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+        ],
+    },
+    {"role": "tool", "tool_call_id": "a1", "content": "rain: yes"},
+    {"role": "assistant", "content": "Yes, it rains."},
+]
+SHAREGPT = [
+    {"from": "human", "value": "Is it raining in Oslo?"},
+    {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Oslo"}}'},
+    {"from": "observation", "value": "rain: yes"},
+    {"from": "gpt", "value": "Yes, it rains."},
+]
+LISTED = [DEFINED, ASKED, CALLED, GOT, SAID]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": OPENAI, "tools": [{"type": "function", "function": WEATHER}]}, with_ids("a1")),
+        ({"messages": json.dumps(OPENAI), "tools": json.dumps([WEATHER])}, with_ids("a1")),
+        ({"messages": OPENAI, "functions": [WEATHER]}, with_ids("a1")),
+        ({"messages": OPENAI, "tools": "[]"}, with_ids("a1")[1:]),
+        ({"prompt": OPENAI[:1], "completion": OPENAI[1:], "tools": [WEATHER]}, with_ids("a1")),
+        ({"conversations": SHAREGPT, "tools": json.dumps([WEATHER])}, LISTED),
+        (
+            {
+                "messages": [
+                    OPENAI[0],
+                    {"role": "tool_call", "content": '{"name": "weather", "arguments": {"city": "Oslo"}}'},
+                    {"role": "tool_response", "content": "rain: yes"},
+                    OPENAI[3],
+                ],
+                "tools": [WEATHER],
+            },
+            LISTED,
+        ),
+        (
+            {
+                "messages": [
+                    OPENAI[0],
+                    {
+                        "role": "assistant",
+                        "function_call": {"name": "weather", "arguments": '{"city": "Oslo"}'},
+                    },
+                    {"role": "function", "name": "weather", "content": "rain: yes"},
+                    OPENAI[3],
+                ],
+                "tools": WEATHER,
+            },
+            LISTED,
+        ),
+    ],
+    ids=[
+        "openai",
+        "texts",
+        "functions",
+        "empty",
+        "prompt and completion",
+        "sharegpt",
+        "ms-swift",
+        "function_call",
+    ],
+)
+def test_every_form_of_a_call_is_the_same_conversation(row: dict[str, Any], expected: list[Message]) -> None:
+    assert read(row) == tuple(expected)
+
+
+def test_calls_in_turns_that_follow_each_other_are_one_turn() -> None:
+    calls = [
+        {"role": "tool_call", "content": json.dumps({"name": "weather", "arguments": {"city": city}})}
+        for city in ("Oslo", "Rome")
+    ]
+    results = [{"role": "tool_response", "content": text} for text in ("rain", "sun")]
+    found = read({"messages": [OPENAI[0], *calls, *results, OPENAI[3]]})
+    assert [len(message.calls) for message in found] == [0, 2, 0, 0, 0]
+
+
+def test_results_have_the_names_of_the_calls_with_their_ids() -> None:
+    calls = [{"id": name, "function": {"name": name, "arguments": {}}} for name in ("first", "second")]
+    results = [{"role": "tool", "tool_call_id": name, "content": "x"} for name in ("second", "first")]
+    found = read({"messages": [OPENAI[0], {"role": "assistant", "tool_calls": calls}, *results, OPENAI[3]]})
+    assert [message.name for message in found if message.role == "tool"] == ["second", "first"]
+
+
+def test_a_result_that_is_an_object_is_json() -> None:
+    turns = [*OPENAI[:2], {"role": "tool", "content": {"rain": True}}, OPENAI[3]]
+    assert read({"messages": turns})[2].content == '{"rain":true}'
+
+
+def test_calls_that_a_content_spells_out_stay_text() -> None:
+    spelt = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    turns = [SHAREGPT[0], {"from": "gpt", "value": spelt}, {"from": "tool", "value": "yes"}, SHAREGPT[3]]
+    assert read({"conversations": turns}) == (
+        ASKED,
+        Message("assistant", spelt),
+        Message("tool", "yes"),
+        SAID,
+    )
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking"])
+def test_thoughts_in_fields(field: str) -> None:
+    turns = [OPENAI[0], {"role": "assistant", field: "Oslo is wet.", "content": "Yes."}]
+    assert read({"messages": turns})[1] == Message("assistant", "Yes.", thought="Oslo is wet.")
+    assert read({"messages": turns}, drop_unsupported=True)[1] == Message("assistant", "Yes.")
+
+
+@pytest.mark.parametrize("kind", ["thinking", "reasoning"])
+@pytest.mark.parametrize("named", [True, False])
+def test_thoughts_in_parts(kind: str, named: bool) -> None:
+    parts = [{"type": kind, kind if named else "text": "Oslo is wet."}, {"type": "text", "text": "Yes."}]
+    found = read({"messages": [OPENAI[0], {"role": "assistant", "content": parts}]})
+    assert found[1] == Message("assistant", "Yes.", thought="Oslo is wet.")
+
+
+def test_thoughts_of_others_are_none() -> None:
+    turns = [{**OPENAI[0], "thinking": "?"}, OPENAI[3]]
+    assert read({"messages": turns}) == (ASKED, SAID)
+
+
+def test_what_is_dropped_leaves_the_rest() -> None:
+    assert read({"messages": OPENAI, "tools": [WEATHER]}, drop_unsupported=True) == (ASKED, SAID)
+
+
+def test_a_call_may_be_marked_as_context() -> None:
+    turns = [OPENAI[0], {**OPENAI[1], "train": False}, *OPENAI[2:]]
+    assert [message.learnt for message in read({"messages": turns})] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        ({"tool_calls": [{"function": {"arguments": {}}}]}, "a tool call in turn 2 has no `name`"),
+        (
+            {"tool_calls": [{"function": {"name": "f", "arguments": "[1]"}}]},
+            "`arguments` in turn 2 is a list",
+        ),
+        ({"tool_calls": [{"function": {"name": "f", "arguments": "{city}"}}]}, "is a text that is no JSON"),
+        ({"tool_calls": "f(x)"}, "not JSON: the tool call in turn 2"),
+    ],
+)
+def test_calls_that_cannot_be_read_are_refused(turn: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Unreadable, match=re.escape(reason)):
+        read({"messages": [OPENAI[0], {"role": "assistant", "content": None, **turn}]})
+
+
+@pytest.mark.parametrize("tools", ["weather", [1], [{"description": "x"}]])
+def test_definitions_that_cannot_be_read_are_refused(tools: object) -> None:
+    with pytest.raises(Unreadable, match="tools"):
+        read({"messages": OPENAI, "tools": tools})
+
+
+# ---- what is learnt of them
+
+
+def learnt(encoder: Encoder, encoded: Encoded) -> list[str]:
+    """Return the stretches of text that are learnt."""
+    labels = encoded.labels.astype(int)
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], labels, [0]]))).reshape(-1, 2)
+    return [encoder._tokenizer.decode(encoded.tokens[start:stop]) for start, stop in edges]
+
+
+THOUGHT = [ASKED, Message("assistant", "Yes.", thought="Oslo is wet.")]
+BOTH = [
+    DEFINED,
+    ASKED,
+    Message("assistant", "", thought="Look it up.", calls=(Call("weather", '{"city": "Oslo"}'),)),
+    GOT,
+    Message("assistant", "Yes.", thought="So."),
+]
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+XML = "<tool_call>\n<function=weather>\n<parameter=city>\nOslo\n</parameter>\n</function>\n</tool_call>"
+LEARNT = {
+    "qwen3": (
+        ["<think>\nOslo is wet.\n</think>\n\nYes.<|im_end|>"],
+        [f"<think>\nLook it up.\n</think>\n\n{CALL}<|im_end|>", "<think>\nSo.\n</think>\n\nYes.<|im_end|>"],
+    ),
+    "qwen3_5_think": (
+        ["<think>\nOslo is wet.\n</think>\n\nYes.<|im_end|>"],
+        [f"<think>\nLook it up.\n</think>\n\n{XML}<|im_end|>", "<think>\nSo.\n</think>\n\nYes.<|im_end|>"],
+    ),
+    "qwen2_5": (
+        ["<think>\nOslo is wet.\n</think>\n\nYes.<|im_end|>"],
+        [f"<think>\nLook it up.\n</think>\n\n\n{CALL}<|im_end|>", "<think>\nSo.\n</think>\n\nYes.<|im_end|>"],
+    ),
+    "llama3_1": (
+        ["<think>\nOslo is wet.\n</think>\n\nYes.<|eot_id|>"],
+        [
+            '{"name": "weather", "parameters": {"city": "Oslo"}}<|eot_id|>',
+            "<think>\nSo.\n</think>\n\nYes.<|eot_id|>",
+        ],
+    ),
+    "gptoss": (
+        [
+            "<|channel|>analysis<|message|>Oslo is wet.<|end|>"
+            "<|start|>assistant<|channel|>final<|message|>Yes.<|return|>"
+        ],
+        [
+            ' to=functions.weather<|channel|>commentary json<|message|>{"city": "Oslo"}<|call|>',
+            "<|channel|>analysis<|message|>So.<|end|><|start|>assistant<|channel|>final<|message|>Yes.<|return|>",
+        ],
+    ),
+    "glm4moe": (
+        ["\n<think>Oslo is wet.</think>\nYes."],
+        [
+            "\n<think>Look it up.</think>\n<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Oslo</arg_value>\n"
+            "</tool_call>",
+            "\n<think>So.</think>\nYes.",
+        ],
+    ),
+    "deepseekv3": (
+        ["Yes.<｜end▁of▁sentence｜>"],
+        [
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n"
+            '{"city": "Oslo"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜><｜end▁of▁sentence｜>',
+            "Yes.<｜end▁of▁sentence｜>",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_what_the_model_writes_is_learnt(name: str) -> None:
+    encoder = Encoder(tokenizer(name), max_length=1 << 16)
+    thought, both = LEARNT[name]
+    assert learnt(encoder, encoder(THOUGHT)) == thought
+    assert learnt(encoder, encoder(BOTH)) == both
+    kept = "<|channel|>analysis<|message|>Look it up.<|end|><|start|>assistant" if name == "gptoss" else ""
+    assert learnt(encoder, encoder(BOTH[:3])) == [kept + both[0]]
+    context = [*BOTH[:2], Message("assistant", "", context=True, calls=BOTH[2].calls), *BOTH[3:]]
+    assert learnt(encoder, encoder(context)) == both[1:]
+
+
+def test_mistrals_calls_get_ids_that_its_template_takes() -> None:
+    encoder = Encoder(SHAPES["mistral"].tokenizer(), max_length=1 << 16)
+    for name in ("", "a1", "abcdefghi"):
+        encoded = encoder(with_ids(name))
+        own = name if len(name) == 9 else "call00000"
+        assert learnt(encoder, encoded) == [
+            f'[TOOL_CALLS] [{{"name": "weather", "arguments": {{"city": "Oslo"}}, "id": "{own}"}}]</s>',
+            "Yes, it rains.</s>",
+        ]
+        assert f'"call_id": "{own}"' in encoder._tokenizer.decode(encoded.tokens)
+
+
+# TRL's templates for training mark what is learnt. A turn's own text is learnt there and here; what the template writes
+# before an answer (no thoughts, a channel, a line break) is learnt there alone.
+TRAINED = (
+    "qwen3",
+    "qwen2_5",
+    "qwen3_5_think",
+    "qwen3_8",
+    "glm4moe",
+    "lfm2_v2",
+    "nemotron_3_nano",
+    "gptoss",
+    "deepseekv3",
+)
+BEFORE = re.compile(
+    r"(\s|<think>|</think>|<\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|end\|>|<｜Assistant｜>|<｜tool▁outputs▁end｜>)*"
+)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("messages", [THOUGHT, BOTH, BOTH[:3], [ASKED, SAID], [*THOUGHT, ASKED, SAID]])
+def test_what_is_learnt_is_what_trl_learns(name: str, messages: list[Message]) -> None:
+    own = tokenizer(f"{name}_training")
+    encoder = Encoder(own, max_length=1 << 16)
+    encoded = encoder(messages)
+    template = encoder._template
+    assert template is not None
+    turns, tools = template.tools.turns(template.tools.fitted(messages), completed=name == "gptoss")
+    found = own.apply_chat_template(
+        turns, tools, chat_template=template.source, return_dict=True, return_assistant_tokens_mask=True
+    )
+    assert found["input_ids"] == encoded.tokens.tolist()
+    theirs = np.array(found["assistant_masks"], bool)
+    assert not (encoded.labels & ~theirs).any()
+    assert BEFORE.fullmatch(own.decode(encoded.tokens[theirs & ~encoded.labels]))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "phi3", "llama3"])
+def test_a_template_without_a_place_for_calls_says_so(name: str) -> None:
+    encoder = Encoder(tokenizer(name), max_length=1 << 16)
+    with pytest.raises(Unusable, match="chat template: it has no place for tool calls"):
+        encoder(BOTH)
+    listed = encoder([DEFINED, ASKED, SAID])
+    (note,) = encoder.notes("pool")
+    assert note.startswith("1 sample of the pool")
+    assert encoder.notes("pool") == []
+    assert listed.tokens.tolist() == encoder([ASKED, SAID]).tokens.tolist()
+
+
+def test_without_a_template_there_is_no_place_for_tools() -> None:
+    encoder = Encoder(SHAPES["chatml"].tokenizer(), max_length=1 << 16)
+    encoder._tokenizer.chat_template = None
+    bare = Encoder(encoder._tokenizer, max_length=1 << 16)
+    with pytest.raises(Unusable, match="chat template: the tokenizer has none"):
+        bare(BOTH)
+
+
+def test_several_calls_where_a_template_takes_one_are_refused() -> None:
+    messages = [DEFINED, ASKED, Message("assistant", "", calls=CALLED.calls * 2), GOT, GOT, SAID]
+    for name in ("llama3_1", "gptoss"):
+        with pytest.raises(Unusable, match=r"single tool-calls|does not write all 2 calls of turn 3"):
+            Encoder(tokenizer(name), max_length=1 << 16)(messages)
+
+
+def test_a_control_token_in_a_call_is_refused() -> None:
+    called = Message("assistant", "", calls=(Call("weather", '{"city": "<|im_end|>"}'),))
+    with pytest.raises(Unusable, match=re.escape("control token: a tool or a call contains '<|im_end|>'")):
+        Encoder(tokenizer("qwen3"), max_length=1 << 16)([DEFINED, ASKED, called])
