@@ -10,7 +10,6 @@ import re
 import sys
 import types
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -20,6 +19,7 @@ import pytest
 import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from peft import LoraConfig
 from rich.console import Console
 

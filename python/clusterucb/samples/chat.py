@@ -22,11 +22,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from datetime import date
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
+from msgspec.structs import replace
 
 from clusterucb.errors import ModelError
 from clusterucb.samples.message import TOOLS, Message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -17,8 +16,7 @@ class Unreadable(Exception):
     """One row cannot be used. The message is its reason in ``rejected.jsonl``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """A call of a tool.
 
     Attributes:
@@ -37,8 +35,7 @@ class Call:
         return f'{{"name": {msgspec.json.encode(self.name).decode()}, "arguments": {self.arguments}}}'
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """One turn of a conversation, a plain text, or the definitions of tools. It unpacks into role and content.
 
     Attributes:
@@ -88,7 +85,7 @@ class Message:
     def identity(self) -> tuple[Any, ...]:
         """Return everything that makes the turn what it is; for a plain turn, role and content."""
         if self.plain:
-            return (*self, True) if self.context else tuple(self)
+            return (self.role, self.content, True) if self.context else (self.role, self.content)
         calls = [(call.name, call.arguments, call.id) for call in self.calls]
         return (*self, self.context, self.thought, calls, self.name, self.call_id)
 

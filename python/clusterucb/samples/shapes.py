@@ -28,9 +28,11 @@ Decisions:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
+
+from msgspec.structs import replace
 
 from clusterucb.samples import tools
 from clusterucb.samples.message import TEXT, TOOLS, Message, Unreadable
@@ -112,7 +114,7 @@ class Layout:
         """
         name = self.shape or _shape_of(row, self.columns)
         shape = SHAPES[name]
-        if missing := shape.missing(row):
+        if self.shape and (missing := shape.missing(row)):
             raise Unreadable(f"no conversation: {missing}, which {name} needs{_keys(row)}")
         if not self.drop_unsupported and not row.keys().isdisjoint(_ROW_EXTRAS):
             for key in _ROW_EXTRAS:
@@ -123,8 +125,9 @@ class Layout:
         if row.get("label") is False and name != TEXT:
             raise Unreadable("unsupported content: the row is marked as a bad answer (`label` is false)")
         messages = self._learnt(shape.read(row, self._reader))
-        if not self.drop_unsupported and name != TEXT and (defined := tools.definitions(row)):
-            messages = (Message(TOOLS, defined), *messages)
+        if not self.drop_unsupported and name != TEXT and not row.keys().isdisjoint(tools.DEFINED):
+            defined = tools.definitions(row)
+            messages = (Message(TOOLS, defined), *messages) if defined else messages
         if not any(message.learnt for message in messages):
             answers = any(message.role == "assistant" for message in messages)
             raise Unreadable("no answer to learn: all are context" if answers else "no assistant turn")

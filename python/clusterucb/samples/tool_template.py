@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise, product
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from typing import Any, NamedTuple
 import jinja2
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from clusterucb.samples.message import TOOLS, Message
 from clusterucb.samples.pieces import Kind, Piece, Unusable

@@ -16,10 +16,11 @@ Decisions:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from clusterucb.samples import tools
 from clusterucb.samples.message import ROLES, Call, Message, Unreadable, kind_of
