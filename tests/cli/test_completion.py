@@ -64,7 +64,7 @@ def scripts(capsys):
         (["select", "--features", "emb"], {"embedding"}),
         (
             ["select", "--format", ""],
-            {"messages", "conversations", "prompt-completion", "alpaca", "chosen", "pair", "text"},
+            {"messages", "conversations", "prompt-completion", "alpaca", "chosen", "calls", "pair", "text"},
         ),
         (["sketch", "--preconditioner", ""], {"adam_less", "adam", "second_moment", "sgd"}),
         (["compare", "--dtype", "f"], {"float32", "float16"}),

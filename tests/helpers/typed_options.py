@@ -111,7 +111,11 @@ def _line(name: str, typed: str) -> str:
     if len(line) <= _WIDTH:
         return line
     if len(typed) + 8 > _WIDTH:
-        typed = typed.replace(" | ", "\n        | ")
+        first, *others = typed.split(" | ")
+        if len(first) + 8 > _WIDTH:
+            choices = first.removeprefix("Literal[").removesuffix("]").split(", ")
+            first = "\n".join(["Literal[", *(f"            {choice}," for choice in choices), "        ]"])
+        typed = "\n        | ".join([first, *others])
     return f"    {name}: (\n        {typed}\n    )"
 
 

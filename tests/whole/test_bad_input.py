@@ -248,7 +248,7 @@ WRONG = {
     "--subtask-weights": ("food", "'food' is not of the form food=2,words=0.5"),
     "--format": (
         "alpacca",
-        "one of messages, conversations, prompt-completion, alpaca, chosen, pair, text. Did you mean",
+        "one of messages, conversations, prompt-completion, alpaca, chosen, calls, pair, text. Did you mean",
     ),
     "--columns": ("question", "prompt=question,completion=answer"),
     "--preconditioner": ("adamw", "one of adam_less, adam, second_moment, sgd"),

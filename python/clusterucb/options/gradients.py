@@ -45,7 +45,7 @@ class ReadSettings(Checked):
     """Options for reading the rows of the pool and the target.
 
     Attributes:
-        format: Shape of every row: messages, conversations, prompt-completion, alpaca, chosen, pair or text.
+        format: Shape of every row: messages, conversations, prompt-completion, alpaca, chosen, calls, pair or text.
             By default, the keys of each row decide.
         columns: Columns to read instead of the usual ones, such as prompt=question,completion=answer; id, source and
             subtask can be replaced too.

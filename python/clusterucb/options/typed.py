@@ -17,7 +17,8 @@ class ReadOptions(TypedDict, total=False):
     """The options of `clusterucb.options.gradients.ReadSettings`."""
 
     format: (
-        Literal["messages", "conversations", "prompt-completion", "alpaca", "chosen", "pair", "text"] | None
+        Literal["messages", "conversations", "prompt-completion", "alpaca", "chosen", "calls", "pair", "text"]
+        | None
     )
     columns: Mapping[str, str] | None
     roles: Mapping[str, str] | None
@@ -65,7 +66,17 @@ class ScoreOptions(TypedDict, total=False):
     scorer: Literal["auto", "exact", "sketch"]
     store: _Path | None
     target_format: (
-        Literal["auto", "messages", "conversations", "prompt-completion", "alpaca", "chosen", "pair", "text"]
+        Literal[
+            "auto",
+            "messages",
+            "conversations",
+            "prompt-completion",
+            "alpaca",
+            "chosen",
+            "calls",
+            "pair",
+            "text",
+        ]
         | None
     )
     target_columns: Mapping[str, str] | None

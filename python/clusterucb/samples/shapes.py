@@ -6,7 +6,8 @@ from it.
 
 Sources: TRL's "dataset formats" (messages, prompt and completion, chosen and rejected with or without a prompt, text),
 LLaMA-Factory's data README (ShareGPT, Alpaca with ``system`` and ``history``, preference data), ms-swift's custom data
-sets (``query``, ``response``, ``history``), Dolly (``instruction``, ``context``, ``response``), OpenAI's chat format.
+sets (``query``, ``response``, ``history``), Dolly (``instruction``, ``context``, ``response``), OpenAI's chat format,
+xLAM (``query``, ``tools``, ``answers``).
 
 Decisions:
     - The ``input`` or ``context`` of a question follows it after a blank line.
@@ -188,6 +189,13 @@ def _pair(row: Row, reader: TurnReader) -> list[Message]:
     return _system(row, [*_asked(row, asked), *reader.text_or_turns(row, answered, "assistant")], reader)
 
 
+def _called(row: Row, reader: TurnReader) -> list[Message]:
+    """Return a question and the calls that answer it (xLAM)."""
+    calls = () if reader.drop_unsupported else tools.read_calls(row["answers"], "`answers`")
+    answer = [Message("assistant", "", calls=calls)] if calls else []
+    return _system(row, [*_asked(row, _present(row, _ASKED)), *answer], reader)
+
+
 def _plain(row: Row, reader: TurnReader) -> list[Message]:  # noqa: ARG001
     return [Message(TEXT, text_of(row, "text"))]
 
@@ -307,6 +315,7 @@ SHAPES: dict[str, _Shape] = {
     "chosen": _Shape(
         (("chosen",),), _chosen, ("prompt", "messages", "conversations", "instruction", *_QUESTION)
     ),
+    "calls": _Shape((_ASKED, ("answers",), ("tools",)), _called, _QUESTION),
     "pair": _Shape((_ASKED, _ANSWERED), _pair, _QUESTION),
     TEXT: _Shape((("text",),), _plain, ()),
 }
