@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
 from clusterucb.samples import tools
@@ -44,10 +45,14 @@ _ROW_EXTRAS = ("images", "videos", "audios", "image", "audio")
 _ASKED = ("instruction", "query", "question", "prompt", "input", "human", "user")
 _ANSWERED = ("output", "response", "answer", "completion", "assistant")
 _GIVEN = ("input", "context")
+_AFTER_INSTRUCTION = ("question", "query", *_GIVEN)  # what an instruction may be about
+_NO = (False, "False", "false", "FALSE")
 _SYNONYMS = {"conversations": ("conversation",), "system": ("system_prompt",)}
 _OTHER_NAMES = frozenset(other for others in _SYNONYMS.values() for other in others)
 _BESIDE = ("id", "source", "subtask", "label")  # read from rows of every shape
-_UNLEARNT = ("rejected",)  # known, and never learnt
+_KNOWN = frozenset(
+    (*_BESIDE, "rejected", "kto_tag", *tools.DEFINED)
+)  # known, and read beside a conversation or never
 LEARN = ("all", "last")
 IDS = ("content", "column", "file")
 
@@ -55,11 +60,17 @@ Row = Mapping[str, Any]
 
 
 class _Renamed(dict[str, Any]):
-    """A row with additional keys for its named columns. ``own`` is the row as it was read."""
+    """A row with additional keys for its named columns.
 
-    def __init__(self, own: Row, added: Row) -> None:
-        super().__init__(own, **added)
+    Attributes:
+        own: the row as it was read.
+        names: the column that each additional key stands for.
+    """
+
+    def __init__(self, own: Row, names: Mapping[str, str]) -> None:
+        super().__init__(own, **{name: own[column] for name, column in names.items()})
         self.own = own
+        self.names = names
 
 
 class Conversation(NamedTuple):
@@ -101,11 +112,11 @@ class Layout:
         """Return a row with its named columns under the fields' names. A missing or null column changes nothing."""
         if not self.columns and row.keys().isdisjoint(_OTHER_NAMES):
             return row
-        added = {name: row[column] for name, column in self.columns.items() if row.get(column) is not None}
+        names = {name: column for name, column in self.columns.items() if row.get(column) is not None}
         for name, others in _SYNONYMS.items():
-            if row.get(name) is None and name not in added:
-                added.update((name, row[other]) for other in others if row.get(other) is not None)
-        return _Renamed(row, added) if added else row
+            if row.get(name) is None and name not in names:
+                names.update((name, other) for other in others if row.get(other) is not None)
+        return _Renamed(row, names) if names else row
 
     def conversation(self, row: Row) -> Conversation:
         """Return the turns of a renamed row.
@@ -123,8 +134,8 @@ class Layout:
                     raise Unreadable(
                         f"unsupported content: the row has {key!r} (--drop-unsupported removes it)"
                     )
-        if row.get("label") is False and name != TEXT:
-            raise Unreadable("unsupported content: the row is marked as a bad answer (`label` is false)")
+        _refuse_bad(row, name)
+        self._reader.begin()
         messages = self._learnt(shape.read(row, self._reader))
         if not self.drop_unsupported and name != TEXT and not row.keys().isdisjoint(tools.DEFINED):
             defined = tools.definitions(row)
@@ -132,7 +143,7 @@ class Layout:
         if not any(message.learnt for message in messages):
             answers = any(message.role == "assistant" for message in messages)
             raise Unreadable("no answer to learn: all are context" if answers else "no assistant turn")
-        return Conversation(name, messages, self._unread(row, shape))
+        return Conversation(name, messages, self._unread(row))
 
     @cached_property
     def _reader(self) -> TurnReader:
@@ -148,23 +159,33 @@ class Layout:
             for at, message in enumerate(messages)
         )
 
-    def _unread(self, row: Row, shape: _Shape) -> tuple[str, ...]:
-        """Return the columns with a value that no field is read from."""
+    def _unread(self, row: Row) -> tuple[str, ...]:
+        """Return the columns with a value, and the fields of turns, that nothing was read from."""
         extras = _ROW_EXTRAS if self.drop_unsupported else ()
-        if not isinstance(row, _Renamed):
-            left = row.keys() - shape.known
-            return tuple(key for key in row if key in left and key not in extras and row[key] not in _NOTHING)
-        own, read = row.own, {*shape.known, *extras}
-        replaced = {
-            name
-            for name in read
-            if own.get(self.columns.get(name, name)) is not None and name in self.columns
-        }
-        others = {
-            other for name in read & _SYNONYMS.keys() if own.get(name) is None for other in _SYNONYMS[name]
-        }
-        used = (read - replaced) | {self.columns[name] for name in replaced} | others
-        return tuple(key for key, value in own.items() if key not in used and value not in _NOTHING)
+        own, used = row, self._reader.used | _KNOWN
+        if isinstance(row, _Renamed):
+            own, used = row.own, {row.names.get(name, name) for name in used}
+        left = own.keys() - used
+        if not left and not self._reader.unread:
+            return ()
+        columns = [key for key in own if key in left and key not in extras and own[key] not in _NOTHING]
+        return (*columns, *sorted(self._reader.unread))
+
+
+def _refuse_bad(row: Row, shape: str) -> None:
+    """Refuse a row that is marked as a bad answer (TRL's ``label``, LLaMA-Factory's ``kto_tag``).
+
+    Raises:
+        Unreadable: the row is marked so. The label of a plain text is a class, and so is a number outside of the
+            prompts and completions of unpaired preference data.
+    """
+    if shape == TEXT:
+        return
+    for name in ("label", "kto_tag"):
+        value = row.get(name)
+        number = shape == "prompt-completion" and not isinstance(value, bool) and value in (0, "0")
+        if number or (value in _NO and not isinstance(value, int | float)) or value is False:
+            raise Unreadable(f"unsupported content: the row is marked as a bad answer (`{name}` is false)")
 
 
 def _messages(row: Row, reader: TurnReader) -> list[Message]:
@@ -181,22 +202,32 @@ def _prompt_completion(row: Row, reader: TurnReader) -> list[Message]:
 
 
 def _alpaca(row: Row, reader: TurnReader) -> list[Message]:
-    return _system(row, [*_asked(row, "instruction"), Message("assistant", text_of(row, "output"))], reader)
+    reader.used.add("output")
+    answer = Message("assistant", text_of(row, "output"))
+    return _system(row, [*_asked(row, "instruction", reader), answer], reader)
 
 
 def _pair(row: Row, reader: TurnReader) -> list[Message]:
     asked, answered = _present(row, _ASKED), _present(row, _ANSWERED)
-    return _system(row, [*_asked(row, asked), *reader.text_or_turns(row, answered, "assistant")], reader)
+    return _system(
+        row, [*_asked(row, asked, reader), *reader.text_or_turns(row, answered, "assistant")], reader
+    )
 
 
 def _called(row: Row, reader: TurnReader) -> list[Message]:
     """Return a question and the calls that answer it (xLAM)."""
-    calls = () if reader.drop_unsupported else tools.read_calls(row["answers"], "`answers`")
-    answer = [Message("assistant", "", calls=calls)] if calls else []
-    return _system(row, [*_asked(row, _present(row, _ASKED)), *answer], reader)
+    reader.used.add("answers")
+    given = row["answers"]
+    if isinstance(given, str) and given.strip() and given.lstrip()[0] not in "[{":
+        answer = [Message("assistant", given)]  # no tool fits the question
+    else:
+        calls = () if reader.drop_unsupported else tools.read_calls(given, "`answers`")
+        answer = [Message("assistant", "", calls=calls)] if calls else []
+    return _system(row, [*_asked(row, _present(row, _ASKED), reader), *answer], reader)
 
 
-def _plain(row: Row, reader: TurnReader) -> list[Message]:  # noqa: ARG001
+def _plain(row: Row, reader: TurnReader) -> list[Message]:
+    reader.used.add("text")
     return [Message(TEXT, text_of(row, "text"))]
 
 
@@ -206,10 +237,12 @@ def _chosen(row: Row, reader: TurnReader) -> list[Message]:
     if any(message.role == "user" for message in answer):  # the prompt is part of `chosen`
         bad = listed(row.get("rejected"))
         other = reader.turns(row, "rejected") if isinstance(bad, list) and bad else []
-        return _system(row, _after_prompt(answer, other), reader)
+        return _system(row, [*_prompt_before(row, answer, reader), *_after_prompt(answer, other)], reader)
     before = next((key for key in ("messages", "conversations") if row.get(key) not in _NOTHING), None)
     if row.get("prompt") not in (None, []):
         asked = reader.text_or_turns(row, "prompt", "user")
+        if isinstance(row["prompt"], str) and row["prompt"]:
+            asked = _asked(row, "prompt", reader)
     elif before:
         asked = reader.turns(row, before)
         if asked[-1].role == "assistant":
@@ -217,11 +250,26 @@ def _chosen(row: Row, reader: TurnReader) -> list[Message]:
                 f"no conversation: `{before}` ends with an answer and `chosen` is another one; expected a user's turn "
                 f"at the end. With --format {before}, `chosen` is not read"
             )
-    elif row.get("instruction") is not None:
-        asked = _asked(row, "instruction")
+    elif any(row.get(name) for name in _ASKED):
+        asked = _asked(row, _present(row, _ASKED), reader)
     else:
         return _system(row, _split(row, answer), reader)
     return _system(row, [*_as_context(asked), *answer], reader)
+
+
+def _prompt_before(row: Row, chosen: list[Message], reader: TurnReader) -> list[Message]:
+    """Return the turns of a ``prompt`` that the chosen conversation does not begin with, as context."""
+    if row.get("prompt") in (None, [], ""):
+        return []
+    asked = reader.text_or_turns(row, "prompt", "user")
+    if (
+        asked == chosen[: len(asked)]
+        or [one for one in asked if one.role != "system"] == chosen[: len(asked) - 1]
+    ):
+        return [one for one in asked if one.role == "system" and one not in chosen]
+    if all(one.role == "user" and one.content in chosen[0].content for one in asked):
+        return []
+    return _as_context(asked)
 
 
 def _after_prompt(chosen: list[Message], rejected: list[Message]) -> list[Message]:
@@ -261,10 +309,12 @@ def _as_context(messages: Sequence[Message]) -> list[Message]:
     return [replace(message, context=message.role == "assistant") for message in messages]
 
 
-def _asked(row: Row, key: str) -> list[Message]:
+def _asked(row: Row, key: str, reader: TurnReader) -> list[Message]:
     """Return earlier pairs of question and answer, and a question with the text that it is about."""
-    given = next((name for name in _GIVEN if name != key and row.get(name)), None)
-    parts = [text for name in (key, given) if name and (text := text_of(row, name))]
+    names = _AFTER_INSTRUCTION if key == "instruction" else _GIVEN
+    given = [name for name in names if name != key and row.get(name)]
+    reader.used.update((key, *given, *(["history"] if row.get("history") else [])))
+    parts = [text for name in (key, *given) if (text := text_of(row, name))]
     return [*(Message(role, text) for role, text in _history(row)), Message("user", "\n\n".join(parts))]
 
 
@@ -287,11 +337,6 @@ class _Shape:
         """All fields that may be read."""
         return frozenset((*(name for names in self.needs for name in names), *self.optional))
 
-    @cached_property
-    def known(self) -> frozenset[str]:
-        """All fields of a row that may be read, or are known and not needed."""
-        return self.reads | {*_BESIDE, *_UNLEARNT, *tools.DEFINED}
-
     def fits(self, present: set[str]) -> bool:
         """Return whether a row with these fields has all that the shape needs."""
         return all(not present.isdisjoint(names) for names in self.needs)
@@ -312,9 +357,7 @@ SHAPES: dict[str, _Shape] = {
     "conversations": _Shape((("conversations",),), _conversations),
     "prompt-completion": _Shape((("prompt",), ("completion",)), _prompt_completion),
     "alpaca": _Shape((("instruction",), ("output",)), _alpaca, _QUESTION),
-    "chosen": _Shape(
-        (("chosen",),), _chosen, ("prompt", "messages", "conversations", "instruction", *_QUESTION)
-    ),
+    "chosen": _Shape((("chosen",),), _chosen, ("messages", "conversations", *_ASKED, *_QUESTION)),
     "calls": _Shape((_ASKED, ("answers",), ("tools",)), _called, _QUESTION),
     "pair": _Shape((_ASKED, _ANSWERED), _pair, _QUESTION),
     TEXT: _Shape((("text",),), _plain, ()),
@@ -364,11 +407,17 @@ def _system(row: Row, messages: list[Message], reader: TurnReader) -> list[Messa
     """Return the messages with the row's ``system`` text before them, if it has one and no message is a system turn."""
     if not row.get("system") or any(message.role == "system" for message in messages):
         return messages
+    reader.used.add("system")
     return [Message("system", reader.text(row["system"], "`system`")), *messages]
 
 
 def _history(row: Row) -> Iterator[tuple[str, str]]:
     history = row.get("history") or []
+    if isinstance(history, str) and history.lstrip()[:1] == "[":
+        try:
+            history = msgspec.json.decode(history)
+        except msgspec.MsgspecError:
+            history = [None]
     for pair in history if isinstance(history, list) else [None]:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise Unreadable("wrong type: `history` is not a list of pairs of question and answer")

@@ -32,9 +32,17 @@ CALLS = (
     "tool_calls",
 )  # roles of turns that are calls, and fields of turns
 DEFINED = ("tools", "functions")  # columns of a row with the definitions
-THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought")  # fields of turns, and types of parts
+THOUGHTS = (
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "thought",
+    "reasoning_details",
+)  # fields of turns, and types of parts
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
-_EMPTY: tuple[object, ...] = (None, "", [], {}, "[]", "{}", "null")
+_EMPTY: tuple[object, ...] = (None, "", [], {}, "[]", "{}", "null", "None")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_OF_PARTS = frozenset(("type", "text", "content", "value", "annotations", "cache_control"))
 
 
 def has(fields: Mapping[str, Any], name: str) -> bool:
@@ -52,7 +60,8 @@ def definitions(row: Mapping[str, Any]) -> str:
     if name is None:
         return ""
     given = _decoded(row[name], f"`{name}`")
-    tools = [_wrapped(tool) for tool in (given if isinstance(given, list) else [given])]
+    listed = given if isinstance(given, list) else [given]
+    tools = [_wrapped(_decoded(tool, f"`{name}`")) for tool in listed]
     if not all(isinstance(tool, dict) and isinstance(_function(tool).get("name"), str) for tool in tools):
         raise Unreadable(
             f"wrong type: `{name}` is no list of objects with `name`; expected definitions of tools"
@@ -62,7 +71,7 @@ def definitions(row: Mapping[str, Any]) -> str:
 
 def _wrapped(tool: object) -> object:
     if isinstance(tool, dict) and "function" not in tool and "name" in tool:
-        return {"type": "function", "function": tool}
+        return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
     return tool
 
 
@@ -77,8 +86,15 @@ def calls_of(turn: Mapping[str, Any], what: str) -> tuple[Call, ...]:
     Raises:
         Unreadable: they have no names, or arguments that are no object.
     """
-    name = next((name for name in CALLS if has(turn, name)), None)
+    name = next((name for name in CALLS if has(turn, name) and not _blank(turn[name])), None)
     return () if name is None else read_calls(turn[name], what)
+
+
+def _blank(value: object) -> bool:
+    """Return whether a call is none: every field of it is null, as a table fills it."""
+    if isinstance(value, list | dict) and value:
+        return all(map(_blank, value.values() if isinstance(value, dict) else value))
+    return value is None
 
 
 def read_calls(value: object, what: str) -> tuple[Call, ...]:
@@ -88,7 +104,8 @@ def read_calls(value: object, what: str) -> tuple[Call, ...]:
         Unreadable: they have no names, or arguments that are no object.
     """
     given = _decoded(value, f"the tool call in {what}")
-    return tuple(_call(one, what) for one in (given if isinstance(given, list) else [given]))
+    listed = given if isinstance(given, list) else [given]
+    return tuple(_call(one, what) for one in listed if not _blank(one))
 
 
 def _call(given: object, what: str) -> Call:
@@ -101,7 +118,7 @@ def _call(given: object, what: str) -> Call:
     written: object = next(
         (inner[key] for key in ("arguments", "parameters") if inner.get(key) is not None), {}
     )
-    arguments = _decoded(written, f"`arguments` in {what}") if written != "" else {}
+    arguments = {} if written in _EMPTY else _decoded(written, f"`arguments` in {what}")
     if not isinstance(arguments, dict):
         raise Unreadable(f"wrong type: `arguments` in {what} is {kind_of(arguments)}; expected an object")
     return Call(inner["name"], _json(arguments), str(outer.get("id") or ""))
@@ -123,22 +140,34 @@ def _json(value: object) -> str:
 
 
 def result_text(value: object) -> object:
-    """Return the content of a tool's result: an object or a list of other things than parts becomes JSON text."""
-    parts = isinstance(value, list) and all(isinstance(part, dict) and "type" in part for part in value)
-    return _json(value) if isinstance(value, dict | list) and not parts else value
+    """Return the content of a tool's result as a text or as parts; other values become JSON text, and null nothing."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    parts = isinstance(value, list) and all(
+        isinstance(part, dict) and part.get("type") in _TEXT_PARTS and part.keys() <= _OF_PARTS
+        for part in value
+    )
+    return value if parts and value else _json(value)
 
 
 def thought_of(turn: Mapping[str, Any], parts: Iterable[object]) -> str:
     """Return an assistant's thoughts, in fields of its turn or in parts of its content; "" for none."""
     for name in THOUGHTS:
-        if isinstance(turn.get(name), str) and turn[name].strip():
-            return str(turn[name])
-    found: list[str] = []
-    for part in parts:
-        if isinstance(part, dict) and part.get("type") in THOUGHTS:
-            texts = (part.get(name) for name in (*THOUGHTS, "text", "content", "value"))
-            found += [text for text in texts if isinstance(text, str)][:1]
-    return "\n".join(text for text in found if text.strip())
+        if text := _thought_text(turn.get(name)):
+            return text
+    return _thought_text([part for part in parts if isinstance(part, dict) and part.get("type") in THOUGHTS])
+
+
+def _thought_text(value: object) -> str:
+    """Return thoughts as one text: a text, or the texts in lists and objects of any form; "" for a blank one."""
+    if isinstance(value, str):
+        return value if value.strip() else ""
+    if isinstance(value, list):
+        return "\n".join(text for one in value if (text := _thought_text(one)))
+    if isinstance(value, dict):
+        names = (*THOUGHTS, "text", "content", "value", "summary")
+        return next((text for name in names if (text := _thought_text(value.get(name)))), "")
+    return ""
 
 
 def without_thought(content: object) -> tuple[str, object]:

@@ -24,6 +24,7 @@ from msgspec.structs import replace
 
 from clusterucb.samples import tools
 from clusterucb.samples.message import ROLES, Call, Message, Unreadable, kind_of
+from clusterucb.wording import printable
 
 _ROLES = {
     **{role: role for role in ROLES if role != "tool"},
@@ -34,13 +35,30 @@ _ROLES = {
     "instruction": "user",
     **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "bot", "chatbot", "ai"), "assistant"),
 }
-_LEARNT = ("train", "training", "loss", "loss_weight", "weight")  # 0 or false: context
+_LEARNT = (
+    "train",
+    "training",
+    "trainable",
+    "loss",
+    "loss_weight",
+    "loss_mask",
+    "weight",
+)  # 0 or false: context
 _SPANS = ("train_detail", "training_detail")  # axolotl's marks of parts of an answer
 _USUAL = ("user", "assistant", "system")
 _CALLING = "calling"  # of a turn that is nothing but calls of tools
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"))  # both turns in one object
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _CONTENTS = ("content", "value", "text")
+
+
+_NOTHING: tuple[object, ...] = (None, "", [], {})
+_KNOWN = frozenset(
+    (
+        *("role", "from", "name", "tool_call_id", "id", "type", "refusal", "masked"),
+        *(*_CONTENTS, *_LEARNT, *_SPANS, *tools.CALLS, *tools.THOUGHTS),
+    )
+)
 
 
 class _EmptyTurn(Exception):
@@ -54,10 +72,19 @@ class TurnReader:
     Attributes:
         drop_unsupported: whether to leave out images, tools, their calls and results, and thoughts.
         roles: further names of roles, each with one of `ROLES`.
+        used: the row's columns that were read since `begin`.
+        unread: the fields of turns that were not read since `begin`, such as ``messages[].loss_mask``.
     """
 
     drop_unsupported: bool = False
     roles: Mapping[str, str] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    unread: set[str] = field(default_factory=set)
+
+    def begin(self) -> None:
+        """Begin another row."""
+        self.used.clear()
+        self.unread.clear()
 
     def turns(self, row: Mapping[str, Any], key: str) -> list[Message]:
         """Return the turns in a field, which is a list of turns, one turn, or one of these as JSON text.
@@ -66,6 +93,7 @@ class TurnReader:
             Unreadable: it is something else, or a turn cannot be used.
         """
         turns = listed(row[key])
+        self.used.add(key)
         if isinstance(turns, list) and turns and not self.roles and all(map(_is_usual, turns)):
             return [Message(turn["role"], turn["content"]) for turn in turns]
         if not isinstance(turns, list) or not turns:
@@ -78,6 +106,7 @@ class TurnReader:
         value = listed(row[key])
         if isinstance(value, list):
             return self.turns(row, key)
+        self.used.add(key)
         return [Message(role, text_of(row, key))]
 
     def text(self, value: object, what: str) -> str:
@@ -115,6 +144,11 @@ class TurnReader:
                 f"wrong type: turn {number} of `{key}` is not an object with `role` and `content`"
             )
         role, what = self._role(turn["role"], number), f"turn {number}"
+        self.unread.update(
+            f"{key}[].{printable(name):.40}"
+            for name, value in turn.items()
+            if name not in _KNOWN and value not in _NOTHING
+        )
         content = next((turn[name] for name in _CONTENTS if turn.get(name) is not None), None)
         if role == _CALLING:
             return self._calling(turn, content, what)
@@ -139,7 +173,7 @@ class TurnReader:
         if not calls:
             inline, content = tools.without_thought(content)
             thought, calls = thought or inline, tools.read_calls(content, what)
-        return Message("assistant", "", _is_context(turn, what), thought, calls)
+        return Message("assistant", "", _is_context(turn, what), thought, calls, name=_CALLING)
 
     def _result(self, turn: Mapping[str, Any], content: object, what: str) -> Message:
         """Return the result of a tool."""
@@ -207,19 +241,22 @@ def _is_usual(turn: object) -> bool:
 
 
 def _calls_together(messages: Iterator[Message]) -> list[Message]:
-    """Return turns in which calls that follow each other, each in a turn of its own, are one turn."""
+    """Return turns in which calls in turns of their own belong to the assistant's turn before them, if there is one."""
     together: list[Message] = []
     for message in messages:
         before = together[-1] if together else None
-        if before and _only_calls(before) and _only_calls(message) and before.context == message.context:
+        if message.name != _CALLING:
+            together.append(message)
+        elif (
+            before
+            and before.role == "assistant"
+            and before.context == message.context
+            and not message.thought
+        ):
             together[-1] = replace(before, calls=(*before.calls, *message.calls))
         else:
-            together.append(message)
+            together.append(replace(message, name=""))
     return together
-
-
-def _only_calls(message: Message) -> bool:
-    return bool(message.calls) and not message.content and not message.thought
 
 
 def _unpaired(turn: object) -> list[Any]:
