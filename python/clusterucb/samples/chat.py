@@ -36,6 +36,7 @@ from clusterucb.samples.tool_template import REFUSALS, Span, ToolTemplate, Turns
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_RESULT = ("<tool_response>", "</tool_response>")
 # The date given to templates that ask for today's. It is the date that Llama 3.1's template falls back on.
 _TODAY = date(2024, 7, 26)
 
@@ -113,6 +114,7 @@ class ChatTemplate:
         spans = _located(messages, rendered, pattern)
         if not _is_plain(messages):
             end = self._pattern([Message("user", "?"), Message("assistant", ".")]).end
+            self.tools.check_calls(messages, self._render)
             return self.tools.pieces(messages, rendered, spans, end), end
         pieces = [Piece(pattern.segments[0], Kind.TEMPLATE)]
         for span, segment in zip(spans, pattern.segments[1:], strict=True):
@@ -127,11 +129,7 @@ class ChatTemplate:
     def _pattern(self, messages: Sequence[Message]) -> _Pattern:
         if not _is_plain(messages):
             return self._find_pattern([_marked(message, at) for at, message in enumerate(messages)])
-        # Blank contents get no mark, because a template may leave out a blank turn.
-        marks = [
-            _mark(at, "</think>" in message.content) if message.content.strip() else message.content
-            for at, message in enumerate(messages)
-        ]
+        marks = [_marked_content(message, at) for at, message in enumerate(messages)]
         key = tuple((message.role, mark) for message, mark in zip(messages, marks, strict=True))
         if key not in self._patterns:
             self._patterns[key] = self._find_pattern([Message(*turn) for turn in key])
@@ -214,7 +212,7 @@ def _marked(message: Message, at: int) -> Message:
         return message
     return replace(
         message,
-        content=_mark(at, "</think>" in message.content) if message.content.strip() else message.content,
+        content=_marked_content(message, at),
         thought=f"Qz7thoughtsQ{at}zQ" if message.thought else "",
     )
 
@@ -266,6 +264,19 @@ def _mark(message: int, thinks: bool) -> str:
     mark = f"Qz7contentQ{message}zQ"
     # No template writes so many line breaks. If they come before the mark, they belong to the content.
     return f"<think>\nQz7thoughtQ{message}zQ\n</think>\n\n\n\n\n{mark}" if thinks else mark
+
+
+def _marked_content(message: Message, at: int) -> str:
+    """Return the mark of a message's content; a blank content stays, because a template may leave out a blank turn.
+
+    Templates look for a result of a tool in a user's turn, so its tags stay, too.
+    """
+    content = message.content
+    if not content.strip():
+        return content
+    mark = _mark(at, "</think>" in content)
+    inside = content.startswith(_RESULT[0]) and content.endswith(_RESULT[1]) and message.role != "assistant"
+    return f"{_RESULT[0]}{mark}{_RESULT[1]}" if inside else mark
 
 
 def _variants(content: str, whole: bool) -> list[str]:

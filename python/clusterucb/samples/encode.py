@@ -169,8 +169,8 @@ class Encoder:
         if self._template and (count := self._template.tools.without_tools):
             self._template.tools.without_tools = 0
             notes.append(
-                f"{counted(count, 'sample')} of the {what} define tools and call none. They are read without the "
-                "definitions, because the model's chat template has no place for them"
+                f"{counted(count, 'sample')} of the {what} are read without their definitions of tools, because the "
+                "model's chat template has no place for these"
             )
         if self._spelt:
             found = [f"{token} in {count:,}" for token, count in self._spelt.most_common(_LISTED)]

@@ -28,24 +28,21 @@ Decisions:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import msgspec
 from msgspec.structs import replace
 
 from clusterucb.samples import tools
 from clusterucb.samples.message import TEXT, TOOLS, Message, Unreadable
-from clusterucb.samples.turns import TurnReader, listed, text_of
+from clusterucb.samples.preferences import as_context, chosen
+from clusterucb.samples.questions import ANSWERED, ASKED, NOTHING, Row, present, question_of, with_system
+from clusterucb.samples.turns import TurnReader, text_of
 from clusterucb.wording import printable
 
 _ROW_EXTRAS = ("images", "videos", "audios", "image", "audio")
-_ASKED = ("instruction", "query", "question", "prompt", "input", "human", "user")
-_ANSWERED = ("output", "response", "answer", "completion", "assistant")
-_GIVEN = ("input", "context")
-_AFTER_INSTRUCTION = ("question", "query", *_GIVEN)  # what an instruction may be about
 _NO = (False, "False", "false", "FALSE")
 _SYNONYMS = {"conversations": ("conversation",), "system": ("system_prompt",)}
 _OTHER_NAMES = frozenset(other for others in _SYNONYMS.values() for other in others)
@@ -55,8 +52,6 @@ _KNOWN = frozenset(
 )  # known, and read beside a conversation or never
 LEARN = ("all", "last")
 IDS = ("content", "column", "file")
-
-Row = Mapping[str, Any]
 
 
 class _Renamed(dict[str, Any]):
@@ -168,7 +163,7 @@ class Layout:
         left = own.keys() - used
         if not left and not self._reader.unread:
             return ()
-        columns = [key for key in own if key in left and key not in extras and own[key] not in _NOTHING]
+        columns = [key for key in own if key in left and key not in extras and own[key] not in NOTHING]
         return (*columns, *sorted(self._reader.unread))
 
 
@@ -189,28 +184,28 @@ def _refuse_bad(row: Row, shape: str) -> None:
 
 
 def _messages(row: Row, reader: TurnReader) -> list[Message]:
-    return _system(row, reader.turns(row, "messages"), reader)
+    return with_system(row, reader.turns(row, "messages"), reader)
 
 
 def _conversations(row: Row, reader: TurnReader) -> list[Message]:
-    return _system(row, reader.turns(row, "conversations"), reader)
+    return with_system(row, reader.turns(row, "conversations"), reader)
 
 
 def _prompt_completion(row: Row, reader: TurnReader) -> list[Message]:
-    asked = _as_context(reader.text_or_turns(row, "prompt", "user"))
-    return _system(row, [*asked, *reader.text_or_turns(row, "completion", "assistant")], reader)
+    asked = as_context(reader.text_or_turns(row, "prompt", "user"))
+    return with_system(row, [*asked, *reader.text_or_turns(row, "completion", "assistant")], reader)
 
 
 def _alpaca(row: Row, reader: TurnReader) -> list[Message]:
     reader.used.add("output")
     answer = Message("assistant", text_of(row, "output"))
-    return _system(row, [*_asked(row, "instruction", reader), answer], reader)
+    return with_system(row, [*question_of(row, "instruction", reader), answer], reader)
 
 
 def _pair(row: Row, reader: TurnReader) -> list[Message]:
-    asked, answered = _present(row, _ASKED), _present(row, _ANSWERED)
-    return _system(
-        row, [*_asked(row, asked, reader), *reader.text_or_turns(row, answered, "assistant")], reader
+    asked, answered = present(row, ASKED), present(row, ANSWERED)
+    return with_system(
+        row, [*question_of(row, asked, reader), *reader.text_or_turns(row, answered, "assistant")], reader
     )
 
 
@@ -223,99 +218,12 @@ def _called(row: Row, reader: TurnReader) -> list[Message]:
     else:
         calls = () if reader.drop_unsupported else tools.read_calls(given, "`answers`")
         answer = [Message("assistant", "", calls=calls)] if calls else []
-    return _system(row, [*_asked(row, _present(row, _ASKED), reader), *answer], reader)
+    return with_system(row, [*question_of(row, present(row, ASKED), reader), *answer], reader)
 
 
 def _plain(row: Row, reader: TurnReader) -> list[Message]:
     reader.used.add("text")
     return [Message(TEXT, text_of(row, "text"))]
-
-
-def _chosen(row: Row, reader: TurnReader) -> list[Message]:
-    """Return the prompt of a row of preference data as context, and its chosen answer."""
-    answer = reader.text_or_turns(row, "chosen", "assistant")
-    if any(message.role == "user" for message in answer):  # the prompt is part of `chosen`
-        bad = listed(row.get("rejected"))
-        other = reader.turns(row, "rejected") if isinstance(bad, list) and bad else []
-        return _system(row, [*_prompt_before(row, answer, reader), *_after_prompt(answer, other)], reader)
-    before = next((key for key in ("messages", "conversations") if row.get(key) not in _NOTHING), None)
-    if row.get("prompt") not in (None, []):
-        asked = reader.text_or_turns(row, "prompt", "user")
-        if isinstance(row["prompt"], str) and row["prompt"]:
-            asked = _asked(row, "prompt", reader)
-    elif before:
-        asked = reader.turns(row, before)
-        if asked[-1].role == "assistant":
-            raise Unreadable(
-                f"no conversation: `{before}` ends with an answer and `chosen` is another one; expected a user's turn "
-                f"at the end. With --format {before}, `chosen` is not read"
-            )
-    elif any(row.get(name) for name in _ASKED):
-        asked = _asked(row, _present(row, _ASKED), reader)
-    else:
-        return _system(row, _split(row, answer), reader)
-    return _system(row, [*_as_context(asked), *answer], reader)
-
-
-def _prompt_before(row: Row, chosen: list[Message], reader: TurnReader) -> list[Message]:
-    """Return the turns of a ``prompt`` that the chosen conversation does not begin with, as context."""
-    if row.get("prompt") in (None, [], ""):
-        return []
-    asked = reader.text_or_turns(row, "prompt", "user")
-    if (
-        asked == chosen[: len(asked)]
-        or [one for one in asked if one.role != "system"] == chosen[: len(asked) - 1]
-    ):
-        return [one for one in asked if one.role == "system" and one not in chosen]
-    if all(one.role == "user" and one.content in chosen[0].content for one in asked):
-        return []
-    return _as_context(asked)
-
-
-def _after_prompt(chosen: list[Message], rejected: list[Message]) -> list[Message]:
-    """Return a conversation whose answers are context up to where it differs from the rejected one."""
-    same = next(
-        (at for at, pair in enumerate(zip(chosen, rejected, strict=False)) if pair[0] != pair[1]), None
-    )
-    last_asked = max(at for at, message in enumerate(chosen) if message.role == "user")
-    first = last_asked + 1 if same is None else same
-    return [*_as_context(chosen[:first]), *chosen[first:]]
-
-
-def _split(row: Row, answer: list[Message]) -> list[Message]:
-    """Return what a chosen and a rejected text both begin with as the prompt, and the rest of the chosen as the answer.
-
-    The prompt ends before a blank, so that no word is cut (TRL's ``extract_prompt`` compares characters).
-    """
-    bad = row.get("rejected")
-    if not (isinstance(bad, str) and isinstance(row["chosen"], str)):
-        raise Unreadable("no conversation: `chosen` is only an answer; expected a `prompt` too")
-    text = row["chosen"]
-    alike = next(
-        (at for at, pair in enumerate(zip(text, bad, strict=False)) if pair[0] != pair[1]),
-        min(len(text), len(bad)),
-    )
-    end = max((at for at in range(alike) if text[at].isspace()), default=0)
-    if not text[:end].strip():
-        raise Unreadable(
-            "no conversation: `chosen` is only an answer, and begins differently from `rejected`; expected a `prompt`, "
-            "or texts that both begin with it"
-        )
-    return [Message("user", text[:end]), *(replace(message, content=text[end:]) for message in answer)]
-
-
-def _as_context(messages: Sequence[Message]) -> list[Message]:
-    """Return turns whose answers are not learnt."""
-    return [replace(message, context=message.role == "assistant") for message in messages]
-
-
-def _asked(row: Row, key: str, reader: TurnReader) -> list[Message]:
-    """Return earlier pairs of question and answer, and a question with the text that it is about."""
-    names = _AFTER_INSTRUCTION if key == "instruction" else _GIVEN
-    given = [name for name in names if name != key and row.get(name)]
-    reader.used.update((key, *given, *(["history"] if row.get("history") else [])))
-    parts = [text for name in (key, *given) if (text := text_of(row, name))]
-    return [*(Message(role, text) for role, text in _history(row)), Message("user", "\n\n".join(parts))]
 
 
 @dataclass(frozen=True)
@@ -357,13 +265,12 @@ SHAPES: dict[str, _Shape] = {
     "conversations": _Shape((("conversations",),), _conversations),
     "prompt-completion": _Shape((("prompt",), ("completion",)), _prompt_completion),
     "alpaca": _Shape((("instruction",), ("output",)), _alpaca, _QUESTION),
-    "chosen": _Shape((("chosen",),), _chosen, ("messages", "conversations", *_ASKED, *_QUESTION)),
-    "calls": _Shape((_ASKED, ("answers",), ("tools",)), _called, _QUESTION),
-    "pair": _Shape((_ASKED, _ANSWERED), _pair, _QUESTION),
+    "chosen": _Shape((("chosen",),), chosen, ("messages", "conversations", *ASKED, *_QUESTION)),
+    "calls": _Shape((ASKED, ("answers",), ("tools",)), _called, _QUESTION),
+    "pair": _Shape((ASKED, ANSWERED), _pair, _QUESTION),
     TEXT: _Shape((("text",),), _plain, ()),
 }
 _EMPTY: tuple[object, ...] = ("", [])  # the values of a table's empty cells
-_NOTHING: tuple[object, ...] = (None, "", [], {})
 _NEEDED = dict.fromkeys(name for shape in SHAPES.values() for names in shape.needs for name in names).keys()
 # The fields that --columns may name: those of the shapes, and those besides a conversation.
 FIELDS = (*_NEEDED, "context", "system", "history", "rejected", "id", "source", "subtask")
@@ -377,7 +284,7 @@ def _shape_of(row: Row, named: Mapping[str, str]) -> str:
         filled |= {"instruction"} & present  # the input of an empty instruction
     if (
         "chosen" in filled
-        and row.get("rejected") not in _NOTHING
+        and row.get("rejected") not in NOTHING
         and named.keys().isdisjoint(filled - {"chosen"})
     ):
         return "chosen"
@@ -395,34 +302,6 @@ def _shape_of(row: Row, named: Mapping[str, str]) -> str:
         f"no conversation: expected `messages`, `conversations`, `prompt` and `completion`, `instruction` and "
         f"`output`, `question` and `answer`, `chosen` or `text`{_keys(row)}"
     )
-
-
-def _present(row: Row, names: Sequence[str]) -> str:
-    """Return the first of some fields that has a value, or that is there."""
-    filled = (name for name in names if row.get(name) not in _NOTHING)
-    return next(filled, None) or next(name for name in names if row.get(name) is not None)
-
-
-def _system(row: Row, messages: list[Message], reader: TurnReader) -> list[Message]:
-    """Return the messages with the row's ``system`` text before them, if it has one and no message is a system turn."""
-    if not row.get("system") or any(message.role == "system" for message in messages):
-        return messages
-    reader.used.add("system")
-    return [Message("system", reader.text(row["system"], "`system`")), *messages]
-
-
-def _history(row: Row) -> Iterator[tuple[str, str]]:
-    history = row.get("history") or []
-    if isinstance(history, str) and history.lstrip()[:1] == "[":
-        try:
-            history = msgspec.json.decode(history)
-        except msgspec.MsgspecError:
-            history = [None]
-    for pair in history if isinstance(history, list) else [None]:
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise Unreadable("wrong type: `history` is not a list of pairs of question and answer")
-        yield "user", pair[0]
-        yield "assistant", pair[1]
 
 
 def _keys(row: Row) -> str:

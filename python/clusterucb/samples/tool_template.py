@@ -18,6 +18,7 @@ Decisions:
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise, product
@@ -194,7 +195,9 @@ class ToolTemplate:
                 begin = self._begin(rendered, cursor, own, at)
                 if not message.thought and (empty := _NO_THOUGHT.match(rendered, begin)):
                     begin = empty.end()
-                stop, closing = self._end(rendered, begin, own, message, at)
+                stop, closing = self._end(
+                    rendered, begin, own, message, at, _following(spans, at, len(messages))
+                )
                 whole = kinds[begin:stop]
                 whole[whole == Kind.TEMPLATE] = Kind.CALL if message.learnt else Kind.TEMPLATE
             elif own:
@@ -227,22 +230,61 @@ class ToolTemplate:
         return begin + len(rendered[begin:limit]) - len(rendered[begin:limit].lstrip())
 
     def _end(
-        self, rendered: str, begin: int, own: Sequence[Span], message: Message, at: int
+        self,
+        rendered: str,
+        begin: int,
+        own: Sequence[Span],
+        message: Message,
+        at: int,
+        following: int | None,
     ) -> tuple[int, str]:
-        """Return where the text of a turn ends, and the token that ends the turn."""
+        """Return where the text of a turn ends, and the token that ends the turn.
+
+        ``following`` is where the text of the next turn begins (the largest number after the last turn), or None if the
+        next turn has no text. The token that ends calls may stand inside them, so the last one before it counts.
+        """
         stop = own[-1].stop if own else begin
         if not message.calls:
             place, token = next(self._tokens(rendered, stop, len(rendered)), (stop, ""))
             return (place, token) if not rendered[stop:place].strip() else (stop, "")
         assert self._form is not None
-        for call in message.calls:
-            place = rendered.find(call.name, stop)
-            stop = place + len(call.name)
-            if place < 0 or (end := rendered.find(self._form.end, stop)) < 0:
+        if following is None:  # the next turn has no text to be found by: the first end after the calls
+            for call in message.calls:
+                stop = max(rendered.find(call.name, stop), stop)
+            place = rendered.find(self._form.end, stop)
+        else:
+            place = rendered.rfind(self._form.end, stop, following)
+        if place < 0:
+            raise Unusable(f"chat template: it does not end the calls of turn {at + 1}")
+        return place, self._form.end
+
+    def check_calls(self, messages: Sequence[Message], render: Callable[[Sequence[Message]], str]) -> None:
+        """Check that the template writes every call of turns with several.
+
+        Args:
+            messages: a fitted conversation.
+            render: renders a conversation.
+
+        Raises:
+            Unusable: it leaves one out.
+        """
+        if all(len(message.calls) < 2 for message in messages):
+            return
+        marked = [
+            replace(
+                message,
+                calls=tuple(
+                    replace(call, name=f"Qz7callQ{at}x{n}zQ") for n, call in enumerate(message.calls)
+                ),
+            )
+            for at, message in enumerate(messages)
+        ]
+        text = render(marked)
+        for at, message in enumerate(marked):
+            if not all(call.name in text for call in message.calls):
                 raise Unusable(
                     f"chat template: it does not write all {counted(len(message.calls), 'call')} of turn {at + 1}"
                 )
-        return end, self._form.end
 
     def _tokens(self, text: str, start: int, stop: int) -> Iterator[tuple[int, str]]:
         """Yield the added tokens in a part of a text, and where they stand."""
@@ -321,6 +363,13 @@ class ToolTemplate:
             return self._apply(turns, [_TOOL] if tools else None, generation)
         except REFUSALS:
             return None
+
+
+def _following(spans: Sequence[Span], at: int, n_turns: int) -> int | None:
+    """Return where the text of the turn after ``at`` begins; None if it has none."""
+    if at + 1 == n_turns:
+        return sys.maxsize
+    return next((span.start for span in spans if span.message == at + 1), None)
 
 
 def _with_thought(thought: str, content: str) -> str:

@@ -1,0 +1,90 @@
+"""Read the prompt and the chosen answer of a row of preference data: only the answer is learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
+from clusterucb.samples.message import Message, Unreadable
+from clusterucb.samples.questions import ASKED, NOTHING, Row, present, question_of, with_system
+from clusterucb.samples.turns import TurnReader, listed
+
+
+def chosen(row: Row, reader: TurnReader) -> list[Message]:
+    """Return the prompt of a row of preference data as context, and its chosen answer."""
+    answer = reader.text_or_turns(row, "chosen", "assistant")
+    if any(message.role == "user" for message in answer):  # the prompt is part of `chosen`
+        bad = listed(row.get("rejected"))
+        other = reader.turns(row, "rejected") if isinstance(bad, list) and bad else []
+        return with_system(row, [*_prompt_before(row, answer, reader), *_after_prompt(answer, other)], reader)
+    before = next((key for key in ("messages", "conversations") if row.get(key) not in NOTHING), None)
+    if row.get("prompt") not in (None, []):
+        if isinstance(listed(row["prompt"]), str) and row["prompt"]:
+            asked = question_of(row, "prompt", reader)
+        else:
+            asked = reader.text_or_turns(row, "prompt", "user")
+    elif before:
+        asked = reader.turns(row, before)
+        if asked[-1].role == "assistant":
+            raise Unreadable(
+                f"no conversation: `{before}` ends with an answer and `chosen` is another one; expected a user's turn "
+                f"at the end. With --format {before}, `chosen` is not read"
+            )
+    elif any(row.get(name) for name in ASKED):
+        asked = question_of(row, present(row, ASKED), reader)
+    else:
+        return with_system(row, _split(row, answer), reader)
+    return with_system(row, [*as_context(asked), *answer], reader)
+
+
+def _prompt_before(row: Row, chosen: list[Message], reader: TurnReader) -> list[Message]:
+    """Return the turns of a ``prompt`` that the chosen conversation does not begin with, as context."""
+    if row.get("prompt") in (None, [], ""):
+        return []
+    asked = reader.text_or_turns(row, "prompt", "user")
+    if (
+        asked == chosen[: len(asked)]
+        or [one for one in asked if one.role != "system"] == chosen[: len(asked) - 1]
+    ):
+        return [one for one in asked if one.role == "system" and one not in chosen]
+    if all(one.role == "user" and one.content in chosen[0].content for one in asked):
+        return []
+    return as_context(asked)
+
+
+def _after_prompt(chosen: list[Message], rejected: list[Message]) -> list[Message]:
+    """Return a conversation whose answers are context up to where it differs from the rejected one."""
+    same = next(
+        (at for at, pair in enumerate(zip(chosen, rejected, strict=False)) if pair[0] != pair[1]), None
+    )
+    last_asked = max(at for at, message in enumerate(chosen) if message.role == "user")
+    first = last_asked + 1 if same is None else same
+    return [*as_context(chosen[:first]), *chosen[first:]]
+
+
+def _split(row: Row, answer: list[Message]) -> list[Message]:
+    """Return what a chosen and a rejected text both begin with as the prompt, and the rest of the chosen as the answer.
+
+    The prompt ends before a blank, so that no word is cut (TRL's ``extract_prompt`` compares characters).
+    """
+    bad = row.get("rejected")
+    if not (isinstance(bad, str) and isinstance(row["chosen"], str)):
+        raise Unreadable("no conversation: `chosen` is only an answer; expected a `prompt` too")
+    text = row["chosen"]
+    alike = next(
+        (at for at, pair in enumerate(zip(text, bad, strict=False)) if pair[0] != pair[1]),
+        min(len(text), len(bad)),
+    )
+    end = max((at for at in range(alike) if text[at].isspace()), default=0)
+    if not text[:end].strip():
+        raise Unreadable(
+            "no conversation: `chosen` is only an answer, and begins differently from `rejected`; expected a `prompt`, "
+            "or texts that both begin with it"
+        )
+    return [Message("user", text[:end]), *(replace(message, content=text[end:]) for message in answer)]
+
+
+def as_context(messages: Sequence[Message]) -> list[Message]:
+    """Return turns whose answers are not learnt."""
+    return [replace(message, context=message.role == "assistant") for message in messages]

@@ -1,0 +1,55 @@
+"""Read a question from the columns of a row: the earlier turns, the system text, and the text that it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from clusterucb.samples.message import Message, Unreadable
+from clusterucb.samples.turns import TurnReader, text_of
+
+Row = Mapping[str, Any]
+ASKED = ("instruction", "query", "question", "prompt", "input", "human", "user")
+ANSWERED = ("output", "response", "answer", "completion", "assistant")
+_GIVEN = ("input", "context")
+_AFTER_INSTRUCTION = ("question", "query", *_GIVEN)  # what an instruction may be about
+NOTHING: tuple[object, ...] = (None, "", [], {})
+
+
+def question_of(row: Row, key: str, reader: TurnReader) -> list[Message]:
+    """Return earlier pairs of question and answer, and a question with the text that it is about."""
+    names = _AFTER_INSTRUCTION if key == "instruction" else _GIVEN
+    given = [name for name in names if name != key and row.get(name)]
+    reader.used.update((key, *given, *(["history"] if row.get("history") else [])))
+    parts = [text for name in (key, *given) if (text := text_of(row, name))]
+    return [*(Message(role, text) for role, text in _history(row)), Message("user", "\n\n".join(parts))]
+
+
+def present(row: Row, names: Sequence[str]) -> str:
+    """Return the first of some fields that has a value, or that is there."""
+    filled = (name for name in names if row.get(name) not in NOTHING)
+    return next(filled, None) or next(name for name in names if row.get(name) is not None)
+
+
+def with_system(row: Row, messages: list[Message], reader: TurnReader) -> list[Message]:
+    """Return the messages with the row's ``system`` text before them, if it has one and no message is a system turn."""
+    if not row.get("system") or any(message.role == "system" for message in messages):
+        return messages
+    reader.used.add("system")
+    return [Message("system", reader.text(row["system"], "`system`")), *messages]
+
+
+def _history(row: Row) -> Iterator[tuple[str, str]]:
+    history = row.get("history") or []
+    if isinstance(history, str) and history.lstrip()[:1] == "[":
+        try:
+            history = msgspec.json.decode(history)
+        except msgspec.MsgspecError:
+            history = [None]
+    for pair in history if isinstance(history, list) else [None]:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise Unreadable("wrong type: `history` is not a list of pairs of question and answer")
+        yield "user", pair[0]
+        yield "assistant", pair[1]
