@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from clusterucb.samples.message import Unreadable
 from clusterucb.samples.pool import read_pool
 from clusterucb.samples.shapes import Layout
 
@@ -180,3 +181,92 @@ def test_the_numbers_of_samples_and_of_rejected_lines_add_up(tmp_path: Path) -> 
     pool = read_pool(path)
     assert pool.shapes[str(path)] == {"prompt-completion": 1, "text": 1}
     assert sum(pool.shapes[str(path)].values()) + len(pool.rejected) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer", "unread"),
+    [
+        ({"instruction": "Be exact.", "question": "2+2?", "answer": "4"}, "Be exact.\n\n2+2?", "4", ()),
+        ({"prompt": "p", "question": "q", "answer": "a"}, "q", "a", ("prompt",)),
+        ({"question": "q", "response": "long", "answer": "42"}, "q", "long", ("answer",)),
+        ({"question": "q", "answer": "42", "output": "O"}, "q", "O", ("answer",)),
+        ({"question": "q", "input": "I", "context": "C", "answer": "a"}, "q\n\nI\n\nC", "a", ()),
+        ({"prompt": "p", "input": "I", "chosen": "a", "rejected": "b"}, "p\n\nI", "a", ()),
+        ({"prompt": "p", "instruction": "I", "chosen": "a", "rejected": "b"}, "p", "a", ("instruction",)),
+        ({"system": "S", "question": "q", "chosen": "a", "rejected": "b"}, "S\nq", "a", ()),
+        ({"query": "q", "tools": "[]", "answers": "I cannot."}, "q", "I cannot.", ()),
+        ({"instruction": "q", "output": "a", "history": '[["h", "g"]]'}, "h\nq", "g\na", ()),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": "q"},
+                    {"role": "assistant", "content": "a", "function_calls": "f(x=1)", "trust": None},
+                ],
+                "system": "",
+            },
+            "q",
+            "a",
+            ("messages[].function_calls",),
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": "s", "tools": [{"name": "f"}]},
+                    {"role": "user", "content": "q"},
+                    {"role": "assistant", "content": "a"},
+                ],
+                "system": "other",
+            },
+            "s\nq",
+            "a",
+            ("system", "messages[].tools"),
+        ),
+    ],
+)
+def test_what_a_row_holds_is_read_or_named(
+    row: dict[str, Any], prompt: str, answer: str, unread: tuple[str, ...]
+) -> None:
+    layout = Layout()
+    found = layout.conversation(layout.renamed(row))
+    for learnt, text in ((False, prompt), (True, answer)):
+        assert "\n".join(one.content for one in found.messages if one.learnt is learnt) == text
+    assert found.unread == unread
+
+
+def turns(text: str) -> list[dict[str, str]]:
+    """Return turns: ``S`` is of the system, ``q...`` of the user, others of the assistant."""
+    roles = {"S": "system", "q": "user"}
+    return [{"role": roles.get(word[0], "assistant"), "content": word} for word in text.split()]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "rejected", "expected"),
+    [
+        ("q1", "a1 q2 a2", "b1 q2 b2", "q1 | a1 q2 | a2"),
+        ("S q1", "q1 a1", "q1 b1", "S q1 | | a1"),
+        ("q1", "q1 a1", "q1 b1", "q1 | | a1"),
+        ("S q1", "S q1 a1", "S q1 b1", "S q1 | | a1"),
+    ],
+)
+def test_a_prompt_beside_a_chosen_conversation_is_lost_in_no_case(
+    prompt: str, chosen: str, rejected: str, expected: str
+) -> None:
+    row = {"prompt": turns(prompt), "chosen": turns(chosen), "rejected": turns(rejected)}
+    found = Layout().conversation(row).messages
+    assert [one.content for one in found] == expected.replace("| ", "").split()
+    assert found[-1].learnt
+
+
+@pytest.mark.parametrize("label", [False, 0, "False", "false", "0"])
+def test_a_bad_answer_is_refused_however_its_label_is_spelt(label: object) -> None:
+    good = {"prompt": "q", "completion": "a"}
+    with pytest.raises(Unreadable, match="marked as a bad answer"):
+        Layout().conversation({**good, "label": label})
+    with pytest.raises(Unreadable, match=r"bad answer \(`kto_tag` is false\)"):
+        Layout().conversation({**good, "kto_tag": False})
+    for fine in (True, 1, "True", None):
+        assert Layout().conversation({**good, "label": fine}).messages[-1].learnt
+    assert Layout().conversation({"text": "t", "label": label}).messages[-1].learnt
+    assert (
+        Layout().conversation({"instruction": "q", "output": "a", "label": 0}).messages[-1].learnt
+    )  # a class

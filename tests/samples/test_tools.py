@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clusterucb.samples.encode import Encoder, Unusable
 from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.message import TOOLS, Call, Message, Unreadable
+from clusterucb.samples.pool import read_pool
 from clusterucb.samples.shapes import Layout
 from helpers.templates import SHAPES
 from helpers.trl_templates import tokenizer
@@ -356,3 +360,150 @@ def test_a_control_token_in_a_call_is_refused() -> None:
     called = Message("assistant", "", calls=(Call("weather", '{"city": "<|im_end|>"}'),))
     with pytest.raises(Unusable, match=re.escape("control token: a tool or a call contains '<|im_end|>'")):
         Encoder(tokenizer("qwen3"), max_length=1 << 16)([DEFINED, ASKED, called])
+
+
+def called(*calls: tuple[str, str]) -> Message:
+    return Message("assistant", "", calls=tuple(Call(name, arguments) for name, arguments in calls))
+
+
+def test_a_call_whose_name_stands_elsewhere_is_not_taken_for_written() -> None:
+    """gpt-oss writes one call a turn; the name of the second stands in the result, and in a later call."""
+    later = called(("weather", '{"city": "Bern"}'))
+    for name in ("weather", "f"):
+        twice = called((name, '{"city": "Oslo"}'), (name, '{"city": "Rome"}'))
+        got = Message("tool", "sun", name=name)
+        messages = [DEFINED, ASKED, twice, got, got, later, GOT, SAID]
+        with pytest.raises(Unusable, match=r"does not write all 2 calls of turn 3"):
+            Encoder(tokenizer("gptoss"), max_length=1 << 16)(messages)
+
+
+@pytest.mark.parametrize("topic", ["weather", "x</tool_call>y"])
+def test_calls_that_stand_in_arguments_do_not_end_a_turn(topic: str) -> None:
+    encoder = Encoder(tokenizer("glm4moe"), max_length=1 << 16)
+    both = called(("search", json.dumps({"topic": topic})), ("weather", '{"city": "Rome"}'))
+    messages = [DEFINED, ASKED, both, Message("tool", "sun", name="search"), GOT, SAID]
+    found, last = learnt(encoder, encoder(messages))
+    assert found.startswith("<tool_call>search")
+    assert found.endswith("<arg_value>Rome</arg_value>\n</tool_call>")
+    assert last == "Yes, it rains."
+
+
+def test_results_without_text_do_not_hide_the_end_of_calls() -> None:
+    encoder = Encoder(tokenizer("qwen3"), max_length=1 << 16)
+    first, last = learnt(encoder, encoder([DEFINED, ASKED, CALLED, Message("tool", ""), SAID]))
+    assert first.endswith("</tool_call><|im_end|>")
+    assert last == "Yes, it rains.<|im_end|>"
+
+
+def test_a_result_in_a_users_turn_is_found_by_templates() -> None:
+    """Qwen 3 keeps the thoughts before a user's turn that is a result, and drops them before another question."""
+    encoder = Encoder(tokenizer("qwen3"), max_length=1 << 16)
+    got = Message("user", "<tool_response>\nrain: yes\n</tool_response>")
+    messages = [ASKED, Message("assistant", "I look.", thought="Hm."), got, SAID]
+    assert learnt(encoder, encoder(messages))[0] == "<think>\nHm.\n</think>\n\nI look.<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {
+            "content": [
+                {"type": "thinking", "thinking": [{"type": "text", "text": "T"}]},
+                {"type": "text", "text": "a"},
+            ]
+        },
+        {"content": "a", "reasoning_content": [{"type": "text", "text": "T"}]},
+        {"content": "a", "thinking": ["T"]},
+        {"content": "a", "reasoning": {"text": "T"}},
+        {"content": "a", "reasoning_details": [{"type": "reasoning.text", "text": "T"}]},
+        {
+            "content": [
+                {"type": "reasoning", "summary": [{"type": "summary_text", "text": "T"}]},
+                {"type": "text", "text": "a"},
+            ]
+        },
+        {"content": [{"type": "reasoning", "reasoning": "", "text": "T"}, {"type": "text", "text": "a"}]},
+    ],
+)
+def test_thoughts_of_every_form(turn: dict[str, Any]) -> None:
+    found = read({"messages": [OPENAI[0], {"role": "assistant", **turn}]})
+    assert found[1] == Message("assistant", "a", thought="T")
+
+
+def test_a_call_after_a_text_is_in_the_same_turn() -> None:
+    turns = [
+        OPENAI[0],
+        {"role": "assistant", "content": "I look."},
+        {"role": "tool_call", "content": '{"name": "weather", "arguments": {"city": "Oslo"}}'},
+        {"role": "tool_response", "content": "rain: yes"},
+        OPENAI[3],
+    ]
+    assert read({"messages": turns}) == (
+        ASKED,
+        Message("assistant", "I look.", calls=CALLED.calls),
+        GOT,
+        SAID,
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, ""),
+        (5, "5"),
+        ([{"type": "restaurant", "name": "X"}], '[{"type":"restaurant","name":"X"}]'),
+        ([{"type": "text", "title": "T", "text": "x"}], '[{"type":"text","title":"T","text":"x"}]'),
+        ([{"type": "text", "text": "x"}], "x"),
+        ([], "[]"),
+    ],
+)
+def test_results_of_every_form(content: object, text: str) -> None:
+    turns = [*OPENAI[:2], {"role": "tool", "content": content}, OPENAI[3]]
+    assert read({"messages": turns})[2].content == text
+
+
+@pytest.mark.parametrize("arguments", [None, "", "{}", {}, "null", [], "[]"])
+def test_no_arguments_are_an_empty_object(arguments: object) -> None:
+    call = {"function": {"name": "f", "arguments": arguments}}
+    (_, found) = read({"messages": [OPENAI[0], {"role": "assistant", "tool_calls": [call]}]})
+    assert found.calls == (Call("f", "{}"),)
+
+
+def test_calls_whose_fields_are_all_null_are_none() -> None:
+    null = {"name": None, "arguments": None}
+    turn = {
+        "role": "assistant",
+        "content": "a",
+        "function_call": null,
+        "tool_calls": [{"function": null, "id": None}],
+    }
+    assert read({"messages": [OPENAI[0], turn]})[1] == Message("assistant", "a")
+    turn |= {"tool_calls": OPENAI[1]["tool_calls"]}
+    assert read({"messages": [OPENAI[0], turn]})[1].calls[0].name == "weather"
+
+
+@pytest.mark.parametrize(
+    "tools", [json.dumps([json.dumps(WEATHER)]), [json.dumps(WEATHER)], {"type": "function", **WEATHER}]
+)
+def test_definitions_of_every_form(tools: object) -> None:
+    assert read({"messages": OPENAI, "tools": tools})[0] == DEFINED
+    assert read({"messages": OPENAI, "tools": "None"})[0].role == "user"
+
+
+def test_a_table_gives_no_call_the_arguments_of_others(tmp_path: Path) -> None:
+    rows = []
+    for name, given, key in (("weather", {"city": "Oslo"}, "city"), ("easter", {"year": 2024}, "year")):
+        call = {"function": {"name": name, "arguments": given}}
+        tool = {"name": name, "parameters": {"properties": {key: {"type": "x"}}}}
+        turns = [
+            {"role": "user", "content": name},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+        ]
+        rows.append({"messages": turns, "tools": [{"type": "function", "function": tool}]})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pool.parquet")
+    found = {
+        sample.messages[1].content: sample.messages for sample in read_pool(tmp_path / "pool.parquet").samples
+    }
+    assert found["weather"][2].calls == (Call("weather", '{"city":"Oslo"}'),)
+    assert "year" not in found["weather"][0].content
+    assert found["easter"][2].calls == (Call("easter", '{"year":2024}'),)

@@ -18,6 +18,9 @@ Line = tuple[int, bytes | Unreadable]
 
 _ROWS = 1024  # the number of rows converted at a time
 
+# Columns that hold turns or tools.
+_NESTED = ("messages", "conversations", "prompt", "completion", "chosen", "rejected", "tools", "functions")
+
 
 def parquet_lines(file: Path) -> Iterator[Line]:
     """Yield (number, line) for the rows of a Parquet file."""
@@ -114,10 +117,25 @@ def _rows(batch: Any) -> list[dict[str, Any] | Unreadable]:
             return [Unreadable(f"not UTF-8: byte 0x{error.object[error.start]:02x}")]
         return [_unwritable(error)]
     for name in batch.schema.names:
+        if name in _NESTED:
+            for row in rows:
+                row[name] = _without_nulls(row[name])
         if name.startswith("__index_level_"):  # the index that pandas adds
             for row in rows:
                 del row[name]
     return list(rows)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value without the fields that are null inside of it.
+
+    A table gives every object in a column the fields of all, so a call of one tool would have the arguments of all.
+    """
+    if isinstance(value, list):
+        return [_without_nulls(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return value
 
 
 def encoded(row: object) -> bytes | Unreadable:
