@@ -63,6 +63,7 @@ FEWEST, TOGETHER = 20, 3  # the fewest judges of a subtask; the subtasks of a ta
 EPOCHS = 2
 RATES = (2e-4, 5e-5)
 ARMS = ("nothing", "random", *RULES)
+KEEPS = ("random", "round-robin")  # what the gain of a search is compared with
 
 
 @dataclass(frozen=True)
@@ -229,6 +230,17 @@ def less(cells: dict[Cell, dict[str, Any]], arm: str, other: str = "random") -> 
     }
 
 
+def kept(cells: dict[Cell, dict[str, Any]], arm: str) -> float:
+    """Return the part of the exhaustive selection's gain over random samples that a search keeps, on the same cells."""
+    own = [
+        cell
+        for cell in cells
+        if cell.arm == arm and {replace(cell, arm=one) for one in KEEPS} <= cells.keys()
+    ]
+    same = {replace(cell, arm=one): cells[replace(cell, arm=one)] for cell in own for one in (arm, *KEEPS)}
+    return round(float(less(same, arm)["mean"] / less(same, "round-robin")["mean"]), 2)
+
+
 def _rounded(found: Difference) -> dict[str, float]:
     return {name: round(value, 4) for name, value in vars(found).items()}
 
@@ -294,6 +306,8 @@ def main() -> None:
         for arm in arms:
             if arm != "random" and "random" in arms:
                 found = {"pools": pools, **less(some, arm)}
+                if arm.startswith("search"):
+                    found["kept"] = kept(some, arm)
                 interval = f"[{found['low']:+.3f}, {found['high']:+.3f}]"
                 print(f"{', '.join(pools)}: {arm} less random {found['mean']:+.3f} {interval}")
                 rows.append(found)
