@@ -51,6 +51,27 @@ def test_tables_of_replays_are_those_of_the_committed_results(kind, bench_replay
         assert bench_replay.table(rows, results["budgets"]) in (BENCHMARKS / "README.md").read_text()
 
 
+def test_the_tables_of_trainings_are_those_of_the_committed_results(bench):
+    tables, page = bench("training_tables"), (BENCHMARKS / "README.md").read_text()
+    rows = json.loads((BENCHMARKS / "results" / "training-smollm2-135m.json").read_text())["rows"]
+    arms = ("paper", "mean", "standardized", "round-robin", "search20", "search10")
+    assert tables.losses(rows, ("nothing", "random", *arms)) in page
+    assert tables.less_random(rows, arms) in page
+    assert tables.kept(rows) in page
+
+
+def test_training_on_the_default_selection_pays_and_a_search_keeps_the_gain():
+    rows = json.loads((BENCHMARKS / "results" / "training-smollm2-135m.json").read_text())["rows"]
+    found = {(*row["pools"], row["arm"]): row for row in rows if "pools" in row}
+    for pool in ("templated", "diverse", "code"):
+        default = found[pool, "round-robin"]
+        assert default["high"] < 0
+        assert found[pool, "search20"]["kept"] >= 0.9
+        assert all(subtask["mean"] < 0.02 for subtask in default["subtasks"].values())
+    assert found["templated", "diverse", "code", "search10"]["kept"] >= 0.75
+    assert min(found[pool, "search10"]["kept"] for pool in ("templated", "diverse")) >= 0.75  # on code .66
+
+
 def test_what_is_said_of_the_recall_covers_the_truth(bench):
     bench_recall = bench("bench_recall")
     found = json.loads((BENCHMARKS / "results" / "recall-smollm2-135m.json").read_text())
