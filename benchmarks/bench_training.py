@@ -304,7 +304,8 @@ def main() -> None:
     for pools in (*[[bench.name] for bench in benches], [bench.name for bench in benches]):
         some = {cell: content for cell, content in cells.items() if cell.pool in pools}
         for arm in arms:
-            if arm != "random" and "random" in arms:
+            trained_on = {cell.pool for cell in some if cell.arm == arm}
+            if arm != "random" and "random" in arms and trained_on == set(pools):
                 found = {"pools": pools, **less(some, arm)}
                 if arm.startswith("search"):
                     found["kept"] = kept(some, arm)
