@@ -388,6 +388,21 @@ def test_calls_that_stand_in_arguments_do_not_end_a_turn(topic: str) -> None:
     assert last == "Yes, it rains."
 
 
+def test_an_answer_before_another_turn_ends_with_its_own_token() -> None:
+    encoder = Encoder(tokenizer("gptoss"), max_length=1 << 16)
+    for earlier in (
+        SAID,
+        Message("assistant", "Yes, it rains.", thought="Hm."),
+    ):  # thoughts before are dropped
+        found = learnt(encoder, encoder([ASKED, earlier, Message("user", "Sure?"), SAID]))
+        assert found == ["Yes, it rains.<|end|>", "Yes, it rains.<|return|>"]
+    for name in LEARNT:
+        if name != "gptoss":
+            own = Encoder(tokenizer(name), max_length=1 << 16)._template
+            assert own is not None
+            assert own.inner_end == ""
+
+
 def test_results_without_text_do_not_hide_the_end_of_calls() -> None:
     encoder = Encoder(tokenizer("qwen3"), max_length=1 << 16)
     first, last = learnt(encoder, encoder([DEFINED, ASKED, CALLED, Message("tool", ""), SAID]))

@@ -10,7 +10,8 @@ Decisions:
       it is wrong for templates that treat the last turn differently from the others. Few templates have
       ``{% generation %}`` marks of their own.
     - The end-of-turn token is the added token that follows the last answer, ignoring whitespace. Before another turn,
-      it could not be distinguished from the token that opens that turn.
+      another token counts only if it ends a user's turn as well; it could not be distinguished otherwise from the token
+      that opens that turn.
     - Some templates remove the thinking (``<think>…</think>``) from an answer. The content is then what the
       template keeps.
     - A template that writes today's date gets a fixed date, so that a run that is resumed tomorrow sees the same
@@ -23,6 +24,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
@@ -115,7 +117,7 @@ class ChatTemplate:
         if not _is_plain(messages):
             end = self._pattern([Message("user", "?"), Message("assistant", ".")]).end
             self.tools.check_calls(messages, self._render)
-            return self.tools.pieces(messages, rendered, spans, end), end
+            return self.tools.pieces(messages, rendered, spans, (end, self.inner_end)), end
         pieces = [Piece(pattern.segments[0], Kind.TEMPLATE)]
         for span, segment in zip(spans, pattern.segments[1:], strict=True):
             content, turn = rendered[span.start : span.stop], messages[span.message]
@@ -123,7 +125,8 @@ class ChatTemplate:
             # Blank if, for example, the template removes the thinking and nothing follows it.
             blank = not content.strip()
             pieces.append(Piece(content, Kind.TEMPLATE if blank else kind))
-            pieces.extend(_split_end(segment, pattern.end if turn.learnt and not blank else ""))
+            ends = (pattern.end, self.inner_end) if turn.learnt and not blank else ()
+            pieces.extend(_split_end(segment, ends))
         return pieces, pattern.end
 
     def _pattern(self, messages: Sequence[Message]) -> _Pattern:
@@ -162,9 +165,29 @@ class ChatTemplate:
         starts = [*(start for start, _, _ in places), len(rendered)]
         segments = tuple(rendered[end:start] for end, start in zip(ends, starts, strict=True))
         slots = tuple(slot for _, _, slot in places)
-        after = segments[-1].lstrip() if slots and slots[-1].message == len(marked) - 1 else ""
-        end_of_turn = max((token for token in self._added if after.startswith(token)), key=len, default="")
-        return _Pattern(segments, slots, end_of_turn)
+        after = segments[-1] if slots and slots[-1].message == len(marked) - 1 else ""
+        return _Pattern(segments, slots, self._first_token(after))
+
+    @cached_property
+    def inner_end(self) -> str:
+        """The token that ends an answer before another turn, if another one ends the last answer; else "".
+
+        It ends the turn of a user, too (gpt-oss's ``<|end|>``). A token that opens the next turn does not.
+        """
+        turns = [Message(role, _mark(at, False)) for at, role in enumerate(("user", "assistant") * 2)]
+        try:
+            pattern = self._find_pattern(turns)
+        except (Unusable, ModelError):
+            return ""
+        if len(pattern.slots) != len(turns):
+            return ""
+        asked, answered = map(self._first_token, pattern.segments[1:3])
+        return asked if asked == answered != pattern.end else ""
+
+    def _first_token(self, text: str) -> str:
+        """Return the added token that a text begins with, ignoring whitespace; "" if there is none."""
+        start = text.lstrip()
+        return max((token for token in self._added if start.startswith(token)), key=len, default="")
 
     def _render(self, messages: Sequence[Message]) -> str:
         try:
@@ -305,10 +328,11 @@ def _content_at(rendered: str, position: int, segment: str, variants: Iterable[s
     return next((text for text in variants if rendered.startswith(text + segment, position)), None)
 
 
-def _split_end(segment: str, end: str) -> list[Piece]:
+def _split_end(segment: str, ends: Iterable[str]) -> list[Piece]:
     """Return the template's text after a turn in pieces, with the end-of-turn token as a piece of its own."""
     blank = len(segment) - len(segment.lstrip())
-    if not end or not segment.startswith(end, blank):
+    end = next((end for end in ends if end and segment.startswith(end, blank)), "")
+    if not end:
         return [Piece(segment, Kind.TEMPLATE)]
     return [
         Piece(segment[:blank], Kind.TEMPLATE),

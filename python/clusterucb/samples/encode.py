@@ -296,6 +296,7 @@ class Encoder:
             self._template and self._template.source,
             self._max_length,
             *sorted(self._parsed),
+            *([self._template.inner_end] if self._template and self._template.inner_end else []),
         )
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 

@@ -172,7 +172,7 @@ class ToolTemplate:
         return {"tool_calls": calls, **({} if message.content else {"content": self._form.empty})}
 
     def pieces(
-        self, messages: Sequence[Message], rendered: str, spans: Sequence[Span], end: str
+        self, messages: Sequence[Message], rendered: str, spans: Sequence[Span], ends: Sequence[str]
     ) -> list[Piece]:
         """Return a text in pieces.
 
@@ -180,7 +180,7 @@ class ToolTemplate:
             messages: a fitted conversation.
             rendered: its text.
             spans: where contents and thoughts stand, in order.
-            end: the end-of-turn token of a plain answer.
+            ends: the tokens that may end a plain answer.
 
         Raises:
             Unusable: a call is missing, or a turn cannot be told from the template's text.
@@ -202,10 +202,8 @@ class ToolTemplate:
                 whole[whole == Kind.TEMPLATE] = Kind.CALL if message.learnt else Kind.TEMPLATE
             elif own:
                 stop = own[-1].stop
-                closing = end
                 blank = len(rendered[stop:]) - len(rendered[stop:].lstrip())
-                if not end or not rendered.startswith(end, stop + blank):
-                    closing = ""
+                closing = next((end for end in ends if end and rendered.startswith(end, stop + blank)), "")
                 stop += blank if closing else 0
             else:
                 continue
