@@ -23,6 +23,7 @@ _ENDS = (
     "<｜end▁of▁sentence｜>",
     "<|user|>",
     "<|end|>",
+    "<turn|>",
 )
 
 

@@ -258,6 +258,14 @@ LEARNT = {
             "\n<think>So.</think>\nYes.",
         ],
     ),
+    "gemma4_v5": (
+        ["<|channel>thought\nOslo is wet.\n<channel|>Yes.<turn|>"],
+        [
+            '<|channel>thought\nLook it up.\n<channel|><|tool_call>call:weather{city:<|"|>Oslo<|"|>}<tool_call|>'
+            "<|tool_response>",
+            "<|channel>thought\nSo.\n<channel|>Yes.<turn|>",
+        ],
+    ),
     "deepseekv3": (
         ["Yes.<｜end▁of▁sentence｜>"],
         [

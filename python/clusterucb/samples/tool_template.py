@@ -70,11 +70,14 @@ class _Form(NamedTuple):
         as_text: whether arguments are JSON text, and not an object.
         empty: the content of a turn with calls alone; `_ABSENT` for none.
         end: the token that ends a turn with calls.
+        after_result: the text between a result and the answer to it, if the model goes on in the same turn (Gemma 4);
+            else "".
     """
 
     as_text: bool
     empty: object
     end: str
+    after_result: str
 
 
 class ToolTemplate:
@@ -220,6 +223,9 @@ class ToolTemplate:
         limit = own[0].start if own else len(rendered)
         if self._prompt:
             place = rendered.find(self._prompt, cursor, limit)
+            after = self._form.after_result if self._form else ""
+            if place < 0 and after and rendered.startswith(after, cursor):
+                return cursor + len(after)
             if place < 0:
                 raise Unusable(f"chat template: the beginning of turn {at + 1} cannot be found in its text")
             return place + len(self._prompt)
@@ -353,7 +359,9 @@ class ToolTemplate:
             if all(word in written for word in (_NAME, _VALUE, _RESULT, _SAID)):
                 last = self._tried(turns, tools=True) or written.partition(_RESULT)[0]
                 tokens = [token for _, token in self._tokens(last, last.rfind(_VALUE), len(last))]
-                return _Form(as_text, empty, tokens[-1]) if tokens else None
+                after = written.partition(_RESULT)[2].partition(_SAID)[0]
+                same_turn = self._prompt and self._prompt not in after
+                return _Form(as_text, empty, tokens[-1], after if same_turn else "") if tokens else None
         return None
 
     def _tried(self, turns: Turns, *, tools: bool = False, generation: bool = False) -> str | None:
