@@ -107,8 +107,10 @@ def test_a_run_with_another_template_is_not_resumed(job: Path) -> None:
 def test_checkpoints_with_different_templates_are_refused(job: Path) -> None:
     shutil.copytree(job / "adapter", job / "second")
     (job / "second" / "chat_template.jinja").write_text(TEMPLATE)
+    given = {"adapter": None, "checkpoint": [job / "adapter", job / "second"]}
     with pytest.raises(ModelError, match="different tokenizers or chat templates"):
-        select(job, adapter=None, checkpoint=[job / "adapter", job / "second"])
+        select(job, **given)
+    assert len(select(job, **given, tokenizer=job / "model")[1]) == 12  # the remedy that the message names
 
 
 @pytest.mark.parametrize(

@@ -42,10 +42,10 @@ def tokenizer_for(
         ModelError: a tokenizer cannot be loaded, or the checkpoints have different ones.
         OptionError: the file of the template cannot be read.
     """
-    folders = _saved_with([adapter for adapter, _ in settings.given_checkpoints if adapter])
     if settings.tokenizer is not None:
-        tokenizer = source.named(settings.tokenizer).tokenizer()
-    elif folder := _first(folders, _TOKENIZER):
+        return with_given_template(source.named(settings.tokenizer).tokenizer(), settings)
+    folders = _saved_with([adapter for adapter, _ in settings.given_checkpoints if adapter])
+    if folder := _first(folders, _TOKENIZER):
         tokenizer = source.named(str(folder)).tokenizer()
         observer.step(f"Tokenizer: the adapter's, in {folder}")
         if tokenizer.chat_template is None:
@@ -53,7 +53,7 @@ def tokenizer_for(
     else:
         tokenizer = source.tokenizer()
     own = _first(folders, (_TEMPLATE,))
-    if own and settings.tokenizer is None and settings.chat_template is None:
+    if own and settings.chat_template is None:
         tokenizer.chat_template = _text(own / _TEMPLATE)
         observer.step(f"Chat template: the adapter's, in {own}")
     return with_given_template(tokenizer, settings)
@@ -77,10 +77,10 @@ def _saved_with(adapters: Sequence[Path]) -> list[Path]:
     places = [
         [adapter, own] if (own := adapter_folder(adapter)) != adapter else [adapter] for adapter in adapters
     ]
-    if len({tuple(_content(folders)) for folders in places}) > 1:
+    if len(places) > 1 and len({tuple(_content(folders)) for folders in places}) > 1:
         raise ModelError(
             "the checkpoints have different tokenizers or chat templates in their folders; expected those of one "
-            "training. Name the one to use: --tokenizer, --chat-template"
+            "training. Name the one to use: --tokenizer, and --chat-template for its template"
         )
     return places[0] if places else []
 
