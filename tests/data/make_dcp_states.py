@@ -7,9 +7,7 @@ Run from the root, with accelerate: python tests/data/make_dcp_states.py
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -24,14 +22,7 @@ KINDS = ("accelerate-fsdp1", "accelerate-fsdp2", "torch", "torch-flat")
 
 
 def _work(rank: int, port: int, folder: Path) -> None:
-    os.environ.update(
-        {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(made.PROCESSES)},
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-    )
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=True)
+    accelerator = made.accelerator_of(rank, port)
     _of_fsdp1(folder, accelerator)
     _of_fsdp2(folder, accelerator)
     torch.distributed.destroy_process_group()
@@ -76,13 +67,10 @@ def _of_fsdp2(folder: Path, accelerator) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as made_in, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
+    with tempfile.TemporaryDirectory() as made_in:
         for kind in KINDS:
             (Path(made_in) / kind).mkdir()
-        torch.multiprocessing.spawn(_work, (port, Path(made_in)), nprocs=made.PROCESSES)
+        made.in_two_processes(_work, Path(made_in))
         for kind in KINDS:
             written = next((Path(made_in) / kind).glob("**/.metadata")).parent
             shutil.rmtree(FOLDER / kind, ignore_errors=True)

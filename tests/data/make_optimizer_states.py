@@ -96,15 +96,16 @@ def write_of_trainer(path: Path) -> None:
         path.write_bytes((Path(folder) / f"checkpoint-{STEPS}" / "optimizer.pt").read_bytes())
 
 
-def write_in_two_processes(folder: Path) -> None:
-    """Write what FSDP makes, by torch itself and by accelerate."""
+def in_two_processes(work, folder: Path) -> None:
+    """Call ``work(rank, port, folder)`` in each of two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_work, (port, folder), nprocs=PROCESSES)
+    torch.multiprocessing.spawn(work, (port, folder), nprocs=PROCESSES)
 
 
-def _work(rank: int, port: int, folder: Path) -> None:
+def accelerator_of(rank: int, port: int):
+    """Return the accelerator of one of the processes."""
     from accelerate import Accelerator
 
     os.environ.update(
@@ -112,7 +113,12 @@ def _work(rank: int, port: int, folder: Path) -> None:
         RANK=str(rank),
         LOCAL_RANK=str(rank),
     )
-    accelerator = Accelerator(cpu=True)
+    return Accelerator(cpu=True)
+
+
+def _work(rank: int, port: int, folder: Path) -> None:
+    """Write what FSDP makes, by torch itself and by accelerate."""
+    accelerator = accelerator_of(rank, port)
     _write_of_fsdp1(folder, accelerator)
     _write_of_fsdp2(folder, accelerator)
     torch.distributed.destroy_process_group()
@@ -184,7 +190,7 @@ def _save(state, path: Path, accelerator) -> None:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as made_in:
         write_in_one_process(Path(made_in))
-        write_in_two_processes(Path(made_in))
+        in_two_processes(_work, Path(made_in))
         FOLDER.mkdir(exist_ok=True)
         for name in (*LORA, *WHOLE, *IN_PARTS):
             (FOLDER / name).write_bytes((Path(made_in) / name).read_bytes())

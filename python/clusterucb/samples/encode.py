@@ -153,7 +153,7 @@ class Encoder:
             written = (
                 message.content if message.role == TOOLS else "".join(call.text for call in message.calls)
             )
-            if spelt := next((token for token in self._special if token in written), None):
+            if written and (spelt := next((token for token in self._special if token in written), None)):
                 raise Unusable(
                     f"control token: a tool or a call contains {spelt!r}, which cannot be encoded as text"
                 )

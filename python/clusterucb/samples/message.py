@@ -9,6 +9,7 @@ import msgspec
 
 ROLES = ("system", "user", "assistant", "tool")
 TEXT = "text"  # the role of a plain text, which is not a conversation
+NOTHING: tuple[object, ...] = (None, "", [], {})  # values of fields that hold nothing
 TOOLS = "tools"  # the role of the definitions of tools, which come before all turns
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
-from clusterucb.samples.message import Message, Unreadable
-from clusterucb.samples.questions import ASKED, NOTHING, Row, present, question_of, with_system
+from clusterucb.samples.message import NOTHING, Message, Unreadable
+from clusterucb.samples.questions import ASKED, Row, present, question_of, with_system
 from clusterucb.samples.turns import TurnReader, listed
 
 
@@ -55,12 +55,16 @@ def _prompt_before(row: Row, chosen: list[Message], reader: TurnReader) -> list[
 
 def _after_prompt(chosen: list[Message], rejected: list[Message]) -> list[Message]:
     """Return a conversation whose answers are context up to where it differs from the rejected one."""
-    same = next(
-        (at for at, pair in enumerate(zip(chosen, rejected, strict=False)) if pair[0] != pair[1]), None
-    )
-    last_asked = max(at for at, message in enumerate(chosen) if message.role == "user")
-    first = last_asked + 1 if same is None else same
+    first = _alike(chosen, rejected)
+    if first == min(len(chosen), len(rejected)):  # they do not differ
+        first = 1 + max(at for at, message in enumerate(chosen) if message.role == "user")
     return [*as_context(chosen[:first]), *chosen[first:]]
+
+
+def _alike(first: Sequence[object], second: Sequence[object]) -> int:
+    """Return how many items two sequences begin with that are the same."""
+    differing = (at for at, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1])
+    return next(differing, min(len(first), len(second)))
 
 
 def _split(row: Row, answer: list[Message]) -> list[Message]:
@@ -72,11 +76,7 @@ def _split(row: Row, answer: list[Message]) -> list[Message]:
     if not (isinstance(bad, str) and isinstance(row["chosen"], str)):
         raise Unreadable("no conversation: `chosen` is only an answer; expected a `prompt` too")
     text = row["chosen"]
-    alike = next(
-        (at for at, pair in enumerate(zip(text, bad, strict=False)) if pair[0] != pair[1]),
-        min(len(text), len(bad)),
-    )
-    end = max((at for at in range(alike) if text[at].isspace()), default=0)
+    end = max((at for at in range(_alike(text, bad)) if text[at].isspace()), default=0)
     if not text[:end].strip():
         raise Unreadable(
             "no conversation: `chosen` is only an answer, and begins differently from `rejected`; expected a `prompt`, "

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from clusterucb.samples.message import Message, Unreadable
+from clusterucb.samples.message import NOTHING, Message, Unreadable
 from clusterucb.samples.turns import TurnReader, text_of
 
 Row = Mapping[str, Any]
@@ -15,7 +15,6 @@ ASKED = ("instruction", "query", "question", "prompt", "input", "human", "user")
 ANSWERED = ("output", "response", "answer", "completion", "assistant")
 _GIVEN = ("input", "context")
 _AFTER_INSTRUCTION = ("question", "query", *_GIVEN)  # what an instruction may be about
-NOTHING: tuple[object, ...] = (None, "", [], {})
 
 
 def question_of(row: Row, key: str, reader: TurnReader) -> list[Message]:

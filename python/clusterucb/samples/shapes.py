@@ -36,14 +36,14 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from clusterucb.samples import tools
-from clusterucb.samples.message import TEXT, TOOLS, Message, Unreadable
+from clusterucb.samples.message import NOTHING, TEXT, TOOLS, Message, Unreadable
 from clusterucb.samples.preferences import as_context, chosen
-from clusterucb.samples.questions import ANSWERED, ASKED, NOTHING, Row, present, question_of, with_system
+from clusterucb.samples.questions import ANSWERED, ASKED, Row, present, question_of, with_system
 from clusterucb.samples.turns import TurnReader, text_of
 from clusterucb.wording import printable
 
 _ROW_EXTRAS = ("images", "videos", "audios", "image", "audio")
-_NO = (False, "False", "false", "FALSE")
+_NO = ("False", "false", "FALSE")
 _SYNONYMS = {"conversations": ("conversation",), "system": ("system_prompt",)}
 _OTHER_NAMES = frozenset(other for others in _SYNONYMS.values() for other in others)
 _BESIDE = ("id", "source", "subtask", "label")  # read from rows of every shape
@@ -178,8 +178,7 @@ def _refuse_bad(row: Row, shape: str) -> None:
         return
     for name in ("label", "kto_tag"):
         value = row.get(name)
-        number = shape == "prompt-completion" and not isinstance(value, bool) and value in (0, "0")
-        if number or (value in _NO and not isinstance(value, int | float)) or value is False:
+        if value is False or value in (*_NO, *((0, "0") if shape == "prompt-completion" else ())):
             raise Unreadable(f"unsupported content: the row is marked as a bad answer (`{name}` is false)")
 
 

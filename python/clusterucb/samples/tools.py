@@ -23,14 +23,10 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from clusterucb.samples.message import Call, Message, Unreadable, kind_of
+from clusterucb.samples.message import NOTHING, Call, Message, Unreadable, kind_of
 
 RESULTS = ("tool", "function", "observation", "ipython", "tool_response", "tool_result", "tool_results")
-CALLS = (
-    "function_call",
-    "tool_call",
-    "tool_calls",
-)  # roles of turns that are calls, and fields of turns
+CALLS = ("function_call", "tool_call", "tool_calls")  # roles of turns that are calls, and fields
 DEFINED = ("tools", "functions")  # columns of a row with the definitions
 THOUGHTS = (
     "reasoning_content",
@@ -40,8 +36,8 @@ THOUGHTS = (
     "reasoning_details",
 )  # fields of turns, and types of parts
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
-_EMPTY: tuple[object, ...] = (None, "", [], {}, "[]", "{}", "null", "None")
-_TEXT_PARTS = ("text", "input_text", "output_text")
+_EMPTY = (*NOTHING, "[]", "{}", "null", "None")
+TEXT_PARTS = ("text", "input_text", "output_text")
 _OF_PARTS = frozenset(("type", "text", "content", "value", "annotations", "cache_control"))
 
 
@@ -144,7 +140,7 @@ def result_text(value: object) -> object:
     if value is None or isinstance(value, str):
         return value or ""
     parts = isinstance(value, list) and all(
-        isinstance(part, dict) and part.get("type") in _TEXT_PARTS and part.keys() <= _OF_PARTS
+        isinstance(part, dict) and part.get("type") in TEXT_PARTS and part.keys() <= _OF_PARTS
         for part in value
     )
     return value if parts and value else _json(value)

@@ -23,7 +23,7 @@ import msgspec
 from msgspec.structs import replace
 
 from clusterucb.samples import tools
-from clusterucb.samples.message import ROLES, Call, Message, Unreadable, kind_of
+from clusterucb.samples.message import NOTHING, ROLES, Call, Message, Unreadable, kind_of
 from clusterucb.wording import printable
 
 _ROLES = {
@@ -48,11 +48,7 @@ _SPANS = ("train_detail", "training_detail")  # axolotl's marks of parts of an a
 _USUAL = ("user", "assistant", "system")
 _CALLING = "calling"  # of a turn that is nothing but calls of tools
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"))  # both turns in one object
-_TEXT_PARTS = ("text", "input_text", "output_text")
 _CONTENTS = ("content", "value", "text")
-
-
-_NOTHING: tuple[object, ...] = (None, "", [], {})
 _KNOWN = frozenset(
     (
         *("role", "from", "name", "tool_call_id", "id", "type", "refusal", "masked"),
@@ -147,7 +143,7 @@ class TurnReader:
         self.unread.update(
             f"{key}[].{printable(name):.40}"
             for name, value in turn.items()
-            if name not in _KNOWN and value not in _NOTHING
+            if name not in _KNOWN and value not in NOTHING
         )
         content = next((turn[name] for name in _CONTENTS if turn.get(name) is not None), None)
         if role == _CALLING:
@@ -212,9 +208,9 @@ class TurnReader:
             if not isinstance(kind, str):
                 raise Unreadable(f"wrong type: a part of {what} is not an object with `type` and `text`")
             words = next((part[name] for name in _CONTENTS if isinstance(part.get(name), str)), None)
-            if kind in _TEXT_PARTS and words is not None:
+            if kind in tools.TEXT_PARTS and words is not None:
                 texts.append(words)
-            elif kind in _TEXT_PARTS:
+            elif kind in tools.TEXT_PARTS:
                 raise Unreadable(f"wrong type: a part of {what} has no text; expected a string in its `text`")
             elif kind in tools.THOUGHTS:
                 thoughts = True
