@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from clusterucb.errors import InputError
 from clusterucb.samples import lines
-from clusterucb.samples.message import Message
+from clusterucb.samples.message import Message, Unreadable
 from clusterucb.samples.pool import Pool, Sample, overlap, read_pool, read_target
-from clusterucb.samples.sample import sample_of
+from clusterucb.samples.sample import decode, sample_of
 from clusterucb.samples.shapes import Layout
 from helpers.bad_lines import BAD_LINES
 
@@ -84,6 +84,21 @@ def test_bad_line_is_rejected_with_its_reason_and_stops_nothing(pool_of, line: b
     assert (Path(got.file).name, got.line) == ("pool.jsonl", 2)
     assert reason in got.reason
     assert got.text == line.decode("utf-8", "replace")[:200]
+
+
+@given(place=st.integers(0, 40), byte=st.integers(0xF8, 0xFF), cut=st.integers(0, 45))
+def test_bytes_that_are_not_text_are_the_reason_wherever_they_stand(place: int, byte: int, cut: int) -> None:
+    line = b'{"prompt": "question", "completion": "an answer"}'
+    bad = line[:place] + bytes([byte]) + line[place : len(line) - cut]
+    with pytest.raises(Unreadable, match=f"^not UTF-8: byte 0x{byte:02x}$"):
+        decode(bad)
+
+
+def test_a_line_cut_inside_a_character_is_incomplete() -> None:
+    whole = '{"prompt": "q", "completion": "naïve 🙂"}'.encode()
+    for end in range(1, len(whole)):
+        with pytest.raises(Unreadable, match="^not JSON: the line is incomplete$"):
+            decode(whole[:end])
 
 
 @given(st.lists(st.binary(max_size=60).filter(lambda line: b"\n" not in line), max_size=5))

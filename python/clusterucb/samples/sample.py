@@ -123,10 +123,8 @@ def decode(line: bytes) -> dict[str, Any]:
         row = msgspec.json.decode(line)
     except RecursionError as error:
         raise Unreadable("not JSON: nested too deeply") from error
-    except UnicodeDecodeError as error:
-        raise Unreadable(f"not UTF-8: byte 0x{error.object[error.start]:02x}") from error
-    except msgspec.MsgspecError as error:
-        raise Unreadable(f"not JSON: {_why(line, str(error))}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise Unreadable(_why(line, str(error))) from error
     if isinstance(row, list) and row and all(map(is_turn, row)):
         return {"messages": row}
     if not isinstance(row, dict):
@@ -185,7 +183,21 @@ def _content_hash(messages: Iterable[Message]) -> str:
 
 
 def _why(line: bytes, error: str) -> str:
-    """Return why a line is not JSON, given msgspec's error; the most common reasons are put in plain words."""
+    """Return why a line is unreadable, given msgspec's error.
+
+    The most common reasons are put in plain words. Those are read from the line, because msgspec's own words, and the
+    class of its error for bytes that are not UTF-8, change with its version.
+    """
+    try:
+        line.decode()
+    except UnicodeDecodeError as wrong:
+        if wrong.reason != "unexpected end of data":
+            return f"not UTF-8: byte 0x{line[wrong.start]:02x}"
+        return "not JSON: the line is incomplete"
+    return f"not JSON: {_malformed(line, error)}"
+
+
+def _malformed(line: bytes, error: str) -> str:
     if ("surrogate" in error or "truncated" in error) and (match := _LONE_SURROGATE.search(line)):
         return f"half of a surrogate pair, {match[0].decode()}"
     at = int(error.rpartition("(byte ")[2].rstrip(")")) if "(byte " in error else len(line)
