@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from clusterucb.jobs.stages.prior import EarlierSketches
 from clusterucb.run.gradient_store import is_store
 from clusterucb.run.ledger import Ledger
-from clusterucb.run.manifest import read_manifest
+from clusterucb.run.manifest_file import read_manifest
 
 
 def scores_of(run: Path) -> dict[str, np.ndarray]:
@@ -32,7 +32,8 @@ def scores_of(run: Path) -> dict[str, np.ndarray]:
     """
     inputs = read_manifest(run).inputs
     n_samples, subtasks = inputs.pool_samples, inputs.subtasks
-    with Ledger(run / "ledger.sqlite", subtasks=subtasks, tokens=np.zeros(n_samples)) as ledger:
+    path, tokens = run / "ledger.sqlite", np.zeros(n_samples, np.int64)
+    with Ledger(path, subtasks=subtasks, tokens=tokens, read_only=True) as ledger:
         scores = ledger.scores()
     if len(rows := np.flatnonzero(np.isnan(scores).all(axis=1))) > n_samples / 100:
         raise SystemExit(

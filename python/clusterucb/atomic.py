@@ -1,7 +1,8 @@
 """Write files and folders so that each is whole or absent, whenever the machine or the program stops; hash files.
 
-Everything is written beside its destination, flushed to the disk and renamed into place. A reader may therefore
-trust every file that exists, and a file's existence means that its stage is done.
+Everything is written beside its destination, flushed to the disk and renamed into place. A file that exists is
+therefore complete, and its existence means that its stage is done. What stands at the name beside the destination is
+removed first, and never written through, because it may be a link to a file elsewhere.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,16 +39,16 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(path.name + _SUFFIX)
     with _as_run_error(path):
+        _remove(partial)
         try:
-            partial.touch()
-            mode = partial.stat().st_mode
+            mode = _create(partial)
             yield partial
             partial.chmod(mode)  # safetensors makes files that only their owner can read, whatever the umask
             _flush(partial)
             partial.replace(path)
             _flush(path.parent)
         finally:
-            partial.unlink(missing_ok=True)
+            _remove(partial)
 
 
 @contextmanager
@@ -58,7 +60,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(path.name + _SUFFIX)
     with _as_run_error(path):
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         partial.mkdir(parents=True)
         try:
             mode = partial.stat().st_mode & 0o666
@@ -68,11 +70,44 @@ def whole_folder(path: Path) -> Iterator[Path]:
                     entry.chmod(mode)
                 _flush(entry)
             _flush(partial)
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
             partial.replace(path)
             _flush(path.parent)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            _remove(partial)
+
+
+def inner_folder(path: Path) -> Path:
+    """Return a folder of ours inside a folder of ours. It is created if it does not exist.
+
+    Raises:
+        RunError: something else is there, such as a link, through which files elsewhere would be written.
+    """
+    with _as_run_error(path):
+        path.mkdir(exist_ok=True)
+    if path.is_symlink():
+        raise RunError(
+            f"{path} is a link; expected a folder of its own. Remove the link and repeat the command"
+        )
+    return path
+
+
+def check_regular(path: Path, *, written: bool = False) -> None:
+    """Check that what stands at a path, if anything does, is a file.
+
+    Args:
+        path: the path.
+        written: whether the file is written in place. Then it must not be a link, which may lead to a file elsewhere.
+
+    Raises:
+        RunError: it is a folder or a link; or a pipe, a socket or a device, which a reader may wait for without end.
+    """
+    try:
+        mode = path.stat(follow_symlinks=not written).st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode):
+        raise RunError(f"{path} is {_kind(mode)}; expected a file. Remove it and repeat the command")
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -98,6 +133,37 @@ def _as_run_error(path: Path) -> Iterator[None]:
             f"cannot write {path}: {reason}. Earlier files are kept: free some space or "
             "repair the folder, then repeat the command"
         ) from error
+
+
+def _create(path: Path) -> int:
+    """Create an empty file where nothing may stand, and return its mode."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    try:
+        return os.fstat(descriptor).st_mode
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove what stands at a path. Of a link, only the link is removed."""
+    try:
+        is_folder = stat.S_ISDIR(path.lstat().st_mode)
+    except OSError:
+        return
+    if is_folder:
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _kind(mode: int) -> str:
+    kinds = {
+        stat.S_IFLNK: "a link",
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFSOCK: "a socket",
+    }
+    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def _flush(path: Path) -> None:

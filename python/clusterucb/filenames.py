@@ -42,6 +42,21 @@ EXPORT_FILES = tuple(name for tool in EXPORTS for name in export_files(tool))
 # recorded only after the other stages.
 AT_ONCE = (f"{LEDGER}*", CONFIG)
 
+# Patterns of the files that a later stage reads.
+KEPT = (
+    f"{ADAPTER}/**/*",
+    f"{ADAPTER}-[0-9]/**/*",
+    f"{ADAPTER}-[0-9][0-9]/**/*",
+    DIRECTIONS,
+    ESTIMATES,
+    "features-*.safetensors",
+    "features-*/*.safetensors",
+    "sketches-*.safetensors",
+    LABELS,
+    SIMILARITY,
+    f"{CELLS}/*.json",
+)
+
 # Patterns of everything that a folder holds besides its manifest and lock. --overwrite removes what they match and
 # nothing else.
 ALL = (

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
 import json
 import multiprocessing
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 import clusterucb as cu
 from clusterucb.errors import ClusterUCBWarning, OptionError
@@ -203,7 +208,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(job, tmp_path, monkeypatch)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CLUSTERUCB_CACHE", str(tmp_path / "file"))
     with pytest.warns(
-        ClusterUCBWarning, match=r"cannot cache the features: .*Set CLUSTERUCB_CACHE to another"
+        ClusterUCBWarning, match=r"cannot use the cache of features: .*Set CLUSTERUCB_CACHE to another"
     ):
         select(job, tmp_path / "a", cu.Lexical(dim=4))
 
@@ -265,7 +270,7 @@ def test_what_has_not_been_used_for_longest_goes_first(tmp_path, kept, monkeypat
         store.keep(key, files(tmp_path / key, bytes(1000)), 1.0)
         os.utime(kept / key / "entry.json", (number, number))
     (tmp_path / "out").mkdir()
-    assert store.take("a", tmp_path / "out") == 1.0
+    assert store.take("a", tmp_path / "out", ["f0"]) == 1.0
     monkeypatch.setenv("CLUSTERUCB_CACHE_LIMIT", "0.0000035")
     store = FeatureCache()
     store.keep("d", files(tmp_path / "d", bytes(1000)), 1.0)
@@ -275,9 +280,8 @@ def test_what_has_not_been_used_for_longest_goes_first(tmp_path, kept, monkeypat
     assert store.holds("d")
 
 
-def test_what_a_killed_process_left_goes(tmp_path, kept, monkeypatch):
-    files(kept / "x.partial", bytes(10**6))
-    monkeypatch.setenv("CLUSTERUCB_CACHE_LIMIT", "0.001")
+def test_what_a_killed_process_left_goes(tmp_path, kept):
+    files(kept / "x.partial", b"some")
     FeatureCache().keep("a", files(tmp_path / "a", b"1"), 1.0)
     assert [path.name for path in kept.iterdir() if path.is_dir()] == ["a"]
 
@@ -289,8 +293,125 @@ def test_files_are_copied_where_they_cannot_be_linked(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refuse)
     FeatureCache().keep("a", files(tmp_path / "a", b"one", b"two"), 1.0)
     (tmp_path / "out").mkdir()
-    FeatureCache().take("a", tmp_path / "out")
+    FeatureCache().take("a", tmp_path / "out", ["f0", "f1"])
     assert [path.read_bytes() for path in sorted((tmp_path / "out").iterdir())] == [b"one", b"two"]
+
+
+# A cache that someone else wrote, or that cannot be used ---------------------------------------------------
+
+
+def kept_entry(tmp_path: Path, kept: Path) -> Path:
+    FeatureCache().keep("a", files(tmp_path / "a", b"one", b"two"), 1.0)
+    (tmp_path / "out").mkdir()
+    return kept / "a"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "../manifest.json", "ledger.sqlite", "lock", "f2"])
+def test_an_entry_cannot_name_the_files_that_it_replaces(tmp_path, kept, name):
+    entry = kept_entry(tmp_path, kept)
+    about = json.loads((entry / "entry.json").read_text())
+    (entry / name).write_bytes(b"one")
+    (entry / "entry.json").write_text(
+        json.dumps({**about, "files": {**about["files"], name: about["files"]["f0"]}})
+    )
+    with pytest.warns(ClusterUCBWarning, match=r"an entry of the cache .* is damaged \(it has other files"):
+        assert FeatureCache().take("a", tmp_path / "out", ["f0", "f1"]) is None
+    assert not list((tmp_path / "out").iterdir())
+    assert not entry.exists()
+
+
+def junk(entry: Path, content: bytes) -> None:
+    """Replace the files of an entry by junk that has the recorded hashes."""
+    about = json.loads((entry / "entry.json").read_text())
+    for name in about["files"]:
+        (entry / name).unlink()
+        (entry / name).write_bytes(content)
+        about["files"][name] = hashlib.sha256(content).hexdigest()
+    (entry / "entry.json").write_text(json.dumps(about))
+
+
+def of_another_width() -> bytes:
+    return save({"embedding": np.zeros((40, 3), np.float32), "other": np.zeros((39, 3), np.float32)})
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", of_another_width()], ids=["empty", "junk", "rows"])
+def test_junk_with_a_valid_hash_is_dropped_once(job, tmp_path, kept, content):
+    first, _ = select(job, tmp_path / "a", cu.Lexical(dim=4))
+    (entry,) = (path.parent for path in kept.glob("*/entry.json"))
+    junk(entry, content)
+    with pytest.warns(ClusterUCBWarning, match="is damaged"):
+        second, _ = select(job, tmp_path / "b", cu.Lexical(dim=4))
+    third, said = select(job, tmp_path / "c", cu.Lexical(dim=4))
+    assert first.ids == second.ids == third.ids
+    assert said
+
+
+def test_the_cache_is_private(tmp_path, kept):
+    os.umask(0o022)
+    kept_entry(tmp_path, kept)
+    assert kept.stat().st_mode & 0o777 == 0o700
+    kept.chmod(0o755)
+    FeatureCache().take("a", tmp_path / "out", ["f0", "f1"])
+    assert kept.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_cache_of_another_user_is_not_used(tmp_path, kept, monkeypatch):
+    kept_entry(tmp_path, kept)
+    made = files(tmp_path / "b", b"one")
+    monkeypatch.setattr(os, "geteuid", lambda: kept.stat().st_uid + 1)
+    with pytest.warns(ClusterUCBWarning, match=r"cannot use the cache .* belongs to another user"):
+        assert FeatureCache().take("a", tmp_path / "out", ["f0", "f1"]) is None
+    with pytest.warns(ClusterUCBWarning, match=r"cannot use the cache .* belongs to another user"):
+        FeatureCache().keep("b", made, 1.0)
+    assert not (kept / "b").exists()
+
+
+def test_a_link_is_not_a_cache(tmp_path, kept):
+    entry = kept_entry(tmp_path, kept)
+    moved = entry.parent.rename(tmp_path / "elsewhere")
+    kept.symlink_to(moved)
+    with pytest.warns(ClusterUCBWarning, match="is not a folder of its own"):
+        assert FeatureCache().take("a", tmp_path / "out", ["f0", "f1"]) is None
+
+
+@pytest.mark.parametrize("name", ["lock", "a/f0"])
+def test_a_pipe_in_the_cache_is_not_waited_for(tmp_path, kept, name):
+    kept_entry(tmp_path, kept)
+    (kept / name).unlink()
+    os.mkfifo(kept / name)
+    with pytest.warns(ClusterUCBWarning, match="is a pipe; expected a file"):
+        assert FeatureCache().take("a", tmp_path / "out", ["f0", "f1"]) is None
+
+
+def test_without_a_home_there_is_no_cache(job, tmp_path, monkeypatch):
+    monkeypatch.delenv("CLUSTERUCB_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.warns(ClusterUCBWarning, match=r"no home folder .*; set CLUSTERUCB_CACHE"):
+        select(job, tmp_path / "a", cu.Lexical(dim=4))
+
+
+def test_a_lock_that_is_held_is_not_waited_for_without_end(tmp_path, kept, monkeypatch):
+    kept_entry(tmp_path, kept)
+    monkeypatch.setattr(cache, "_PATIENCE", 0.2)
+    holder = os.open(kept / "lock", os.O_RDWR)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    with pytest.warns(ClusterUCBWarning, match=r"another process has held .*lock"):
+        assert FeatureCache().take("a", tmp_path / "out", ["f0", "f1"]) is None
+    os.close(holder)
+
+
+def test_without_file_locks_the_cache_works(tmp_path, kept, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    kept_entry(tmp_path, kept)
+    assert FeatureCache().take("a", tmp_path / "out", ["f0", "f1"]) == 1.0
 
 
 def use(folder: Path, number: int) -> None:
@@ -299,7 +420,7 @@ def use(folder: Path, number: int) -> None:
         key = f"k{(turn + number) % 3}"
         out = folder / f"out-{number}-{turn}"
         out.mkdir()
-        if store.take(key, out) is None:
+        if store.take(key, out, ["f0", "f1"]) is None:
             store.keep(key, files(folder / f"made-{number}-{turn}", key.encode() * 400, b"x"), 1.0)
         else:
             assert (out / "f0").read_bytes() == key.encode() * 400

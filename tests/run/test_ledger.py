@@ -116,11 +116,15 @@ def test_columns_can_be_read_with_sqlite_alone(tmp_path: Path) -> None:
         ledger.begin(batch_of(1, [5]))
     assert [entry.name for entry in tmp_path.iterdir()] == ["ledger.sqlite"]  # the log is folded in
     db = sqlite3.connect(path)
-    assert db.execute("SELECT * FROM draws").fetchall() == [
-        (1, 0, "policy", 7, 1, None, 21, 1, None, 0.1, 0.2),
-        (2, 0, "policy", 4, 1, None, 12, 1, "row 4 is bad", None, None),
-        (3, 1, "policy", 5, 2, None, 15, 0, None, None, None),
+    *columns, scores = zip(*db.execute("SELECT * FROM draws").fetchall(), strict=True)
+    assert list(zip(*columns, strict=True)) == [
+        (1, 0, "policy", 7, 1, None, 21, 1, None),
+        (2, 0, "policy", 4, 1, None, 12, 1, "row 4 is bad"),
+        (3, 1, "policy", 5, 2, None, 15, 0, None),
     ]
+    assert np.frombuffer(scores[0]).tolist() == [0.1, 0.2]
+    assert np.isnan(np.frombuffer(scores[1])).all()
+    assert scores[2] is None
     assert db.execute("SELECT * FROM subtasks").fetchall() == [(0, "subtask 0"), (1, "subtask 1")]
     db.close()
 
@@ -170,7 +174,7 @@ def test_interrupted_transaction_leaves_nothing(tmp_path: Path) -> None:
 def test_row_is_never_recorded_twice(tmp_path: Path) -> None:
     with open_ledger(tmp_path / "ledger.sqlite") as ledger:
         ledger.begin(batch_of(0, [1, 2]))
-        with pytest.raises(RunError, match="UNIQUE constraint failed"):
+        with pytest.raises(RunError, match=r"UNIQUE constraint failed: draws\.row"):
             ledger.begin(batch_of(1, [3, 2]))
         assert [batch.rows.tolist() for batch in ledger.recorded()] == [[1, 2]]
 
@@ -192,7 +196,7 @@ def test_file_that_is_no_ledger_is_refused(tmp_path: Path, content: bytes) -> No
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(content)
     with pytest.raises(
-        RunError, match=r"cannot use .*ledger.sqlite: file is not a database.*repeat the command"
+        RunError, match=r"ledger.sqlite is damaged \(file is not a database\): restore it .*--overwrite"
     ):
         open_ledger(path)
     assert path.read_bytes() == content
@@ -206,5 +210,141 @@ def test_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_ledger_of_other_subtasks_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "ledger.sqlite"
     open_ledger(path, 1).__exit__(None, None, None)
-    with open_ledger(path, 3) as ledger, pytest.raises(RunError, match="no such column: score_1"):
-        list(ledger.recorded())
+    with pytest.raises(RunError, match=r"damaged \(it has the scores of 1 other subtasks"):
+        open_ledger(path, 3)
+
+
+# A damaged ledger ------------------------------------------------------------------------------------------
+
+DONE = [batch_of(number, [3 * number, 3 * number + 1], [[0.5, number], [0.25, -1.0]]) for number in range(6)]
+
+
+def write_run(path: Path, run: str = "a") -> bytes:
+    """Write a ledger with five finished batches and one that is begun, and return the file's content."""
+    with Ledger(path, subtasks=["x", "y"], tokens=TOKENS, run=run) as ledger:
+        for batch in DONE:
+            ledger.begin(batch)
+            if batch is not DONE[-1]:
+                ledger.finish(batch)
+    return path.read_bytes()
+
+
+def read(
+    path: Path, *, read_only: bool = False
+) -> tuple[list[Batch], list[tuple[int, str]], tuple[int, int]]:
+    options = {"run": "a", "begun": True, "n_draws": 10, "read_only": read_only}
+    with Ledger(path, subtasks=["x", "y"], tokens=TOKENS, **options) as ledger:
+        return list(ledger.recorded()), ledger.failures(), ledger.totals()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return write_run(tmp_path_factory.mktemp("whole") / "ledger.sqlite")
+
+
+@given(data=st.data(), read_only=st.booleans())
+def test_damage_changes_nothing_or_is_named(
+    tmp_path_factory: pytest.TempPathFactory, whole: bytes, data: st.DataObject, read_only: bool
+) -> None:
+    path = tmp_path_factory.mktemp("run") / "ledger.sqlite"
+    content = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        piece = data.draw(st.binary(min_size=1, max_size=4))
+        content[at : at + len(piece)] = piece
+    path.write_bytes(content[: data.draw(st.sampled_from([len(whole), len(whole), 4096, 100]))])
+    try:
+        recorded, failures, totals = read(path, read_only=read_only)
+    except RunError:
+        return
+    assert totals == (10, int(TOKENS[[row for batch in DONE[:5] for row in batch.rows]].sum()))
+    assert failures == []
+    for got, expected in zip(recorded, DONE, strict=True):
+        equal(got, expected if expected is not DONE[-1] else replace(expected, scores=None))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE draws SET scores = x'0000' WHERE draw = 3",
+        "UPDATE draws SET scores = 'text' WHERE draw = 3",
+        "UPDATE draws SET scores = 5 WHERE draw = 3",
+        "UPDATE draws SET row = 999 WHERE draw = 3",
+        "UPDATE draws SET row = 999 WHERE draw = 12",
+        "UPDATE draws SET arm = 'x' WHERE draw = 3",
+        "UPDATE draws SET probability = 'x' WHERE draw = 3",
+        "UPDATE draws SET tokens = 1 WHERE draw = 3",
+        "UPDATE draws SET phase = 'cold' WHERE draw = 3",
+        "UPDATE draws SET done = 0 WHERE draw = 3",
+        "UPDATE draws SET done = 1 WHERE draw > 10",
+        "UPDATE draws SET draw = 100 WHERE draw = 3",
+        "UPDATE draws SET failure = x'ff' WHERE draw = 3",
+        "DELETE FROM draws WHERE draw = 3",
+        "DELETE FROM draws WHERE batch = 2",
+        "DELETE FROM draws",
+        "DELETE FROM batches",
+        "DROP TABLE draws",
+        "DROP TABLE batches",
+        "UPDATE run SET token = 'b'",
+        "DELETE FROM run",
+        "UPDATE subtasks SET name = 'z' WHERE number = 0",
+    ],
+)
+def test_every_change_is_noticed(tmp_path: Path, change: str) -> None:
+    path = tmp_path / "ledger.sqlite"
+    write_run(path)
+    db = sqlite3.connect(path)
+    db.execute(change)
+    db.commit()
+    db.close()
+    with pytest.raises(RunError, match=r"ledger\.sqlite"):
+        read(path)
+
+
+def test_the_ledger_of_another_run_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "ledger.sqlite", run="b")
+    with pytest.raises(RunError, match=r"damaged \(it belongs to another run"):
+        read(tmp_path / "ledger.sqlite")
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_a_ledger_that_was_removed_or_emptied_is_not_begun_anew(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    path = tmp_path / "ledger.sqlite"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RunError, match=r"restore it from a copy, or start again with --overwrite"):
+        read(path)
+
+
+@pytest.mark.parametrize("beside", ["", "-wal", "-shm"])
+def test_links_are_not_written_through(tmp_path: Path, beside: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"mine")
+    path = tmp_path / "ledger.sqlite"
+    path.with_name(path.name + beside).symlink_to(elsewhere)
+    with pytest.raises(RunError, match=rf"ledger\.sqlite{beside} is a link; expected a file"):
+        open_ledger(path)
+    assert elsewhere.read_bytes() == b"mine"
+
+
+def test_a_ledger_is_read_where_nothing_can_be_written(tmp_path: Path, whole: bytes) -> None:
+    folder = tmp_path / "run?é #%"
+    folder.mkdir()
+    (folder / "ledger.sqlite").write_bytes(whole)
+    assert read(folder / "ledger.sqlite", read_only=True)[2][0] == 10
+    assert [entry.name for entry in folder.iterdir()] == ["ledger.sqlite"]
+
+
+@pytest.mark.parametrize("n_subtasks", [1_999, 10_000])
+def test_subtasks_are_not_limited_by_columns(tmp_path: Path, n_subtasks: int) -> None:
+    scores = np.arange(2.0 * n_subtasks).reshape(2, n_subtasks)
+    for _ in range(2):
+        with open_ledger(tmp_path / "ledger.sqlite", n_subtasks) as ledger:
+            if not ledger.totals()[0]:
+                ledger.begin(batch_of(0, [1, 2]))
+                ledger.finish(batch_of(0, [1, 2], scores.tolist()))
+            (batch,) = ledger.recorded()
+            assert batch.scores is not None
+            assert np.array_equal(batch.scores, scores)

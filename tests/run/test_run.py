@@ -317,7 +317,7 @@ def test_what_may_be_a_run_is_let_pass_and_left_alone(tmp_path: Path, held: list
 def test_broken_manifest_is_refused_and_can_be_overwritten(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "manifest.json").write_bytes(content)
     with pytest.raises(
-        RunError, match=r"manifest.json cannot be read \(.*\); use --overwrite to start again"
+        RunError, match=r"manifest.json is damaged \(.*\): restore it, or use --overwrite to start again"
     ):
         open_run(tmp_path)
     assert (tmp_path / "manifest.json").read_bytes() == content

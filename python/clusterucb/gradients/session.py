@@ -158,10 +158,10 @@ class AdaptedModel:
     def keep_checkpoints(self) -> None:
         """Copy the given adapters and optimiser states into the run's folder, for `clusterucb.run.gradient_store`."""
         for number, (adapter, optimizer) in enumerate(self._settings.given_checkpoints):
-            folder = self._run.path(kept_adapter(number))
-            if folder.exists():
+            name = kept_adapter(number)
+            if self._run.files.find_folder(name) is not None:
                 continue
-            with whole_folder(folder) as partial:
+            with whole_folder(self._run.path(name)) as partial:
                 for path in adapter_files(adapter) if adapter else ():
                     shutil.copyfile(path, partial / path.name)
                 if optimizer:
@@ -169,6 +169,7 @@ class AdaptedModel:
                         kept = partial / ("optimizer.pt" if path == optimizer else f"optimizer/{path.name}")
                         kept.parent.mkdir(exist_ok=True)
                         shutil.copyfile(path, kept)
+            self._run.files.record_folder(name)
 
     @cached_property
     def checkpoints(self) -> list[Checkpoint]:
@@ -183,9 +184,10 @@ class AdaptedModel:
 
     def _warmed_up(self) -> Path:
         """Return the folder of the run's own adapter, training it if there is none yet."""
-        folder = self._run.path("adapter")
-        if folder.exists():
-            return folder
+        name = kept_adapter(0)
+        if (kept := self._run.files.find_folder(name)) is not None:
+            return kept
+        folder = self._run.path(name)
         settings = self._settings
         lora = fresh_lora(settings, self.base)
         steps = self._material.warmup_rows(settings.warmup_steps, settings.seed)
@@ -203,6 +205,7 @@ class AdaptedModel:
                 advance=advance,
             )
         adapters.take_off(lora)
+        self._run.files.record_folder(name)
         return folder
 
 

@@ -16,10 +16,8 @@ from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 from clusterucb import filenames
-from clusterucb.atomic import whole_file
 from clusterucb.engine import Budget, Schedule, Selection, SideInformation, search
 from clusterucb.engine.arms import check_labels, default_cold_start, is_guided
 from clusterucb.engine.blame import blamed
@@ -285,12 +283,12 @@ class _KeptClusterer(Clusterer):
         self._run = run
 
     def fit_predict(self, pool: PoolView, rng: np.random.Generator) -> NDArray[np.int64]:
-        path = self._run.path(filenames.LABELS)
-        if path.exists():
-            return np.asarray(load_file(path)["labels"])
+        files = self._run.files
+        kept = files.arrays(filenames.LABELS, {"labels": (np.int64, (len(pool),))})
+        if kept is not None:
+            return check_labels(self._clusterer, kept["labels"], len(pool))
         with self._run.phase("clusters"):
             found = blamed(self._clusterer.fit_predict)(pool, rng)
         labels = check_labels(self._clusterer, found, len(pool))
-        with whole_file(path) as partial_file:
-            save_file({"labels": labels}, partial_file)
+        files.write_arrays(filenames.LABELS, {"labels": labels})
         return labels

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Unpack
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from clusterucb import filenames
-from clusterucb.atomic import whole_file
 from clusterucb.jobs.stages.config_yaml import resolved
 from clusterucb.jobs.stages.cost import store_cost
 from clusterucb.jobs.stages.opening import Session, open_job
@@ -25,8 +23,7 @@ from clusterucb.options.gradients import GradientSettings
 from clusterucb.options.keywords import settings_from, spelt_out
 from clusterucb.options.typed import GradientOptions
 from clusterucb.progress import AnyObserver
-from clusterucb.run.folder import Run
-from clusterucb.run.gradient_store import SHARD, GradientStore, failures, shard_path
+from clusterucb.run.gradient_store import SHARD, GradientStore, failures, shard_name, with_failures
 from clusterucb.run.manifest import Inputs
 from clusterucb.samples.rejected import write_rejected
 
@@ -66,8 +63,8 @@ def sketch(
         run = session.run
         job.observer.step(run.progress_line("gradient store"))
         _sketch_missing(session)
-        shards = [_shard(run, start) for start in range(0, len(job.material.samples), SHARD)]
-        failed = {row: reason for shard in shards for row, reason in failures(shard).items()}
+        shards = [shard_name(start // SHARD) for start in range(0, len(job.material.samples), SHARD)]
+        failed = {row: reason for shard in shards for row, reason in failures(run.path(shard)).items()}
         material = job.material
         rejected = write_rejected(
             run.path(filenames.REJECTED), material.pool_rejected, material.rejected_rows(failed.items())
@@ -84,7 +81,7 @@ def _sketch_missing(session: Session[GradientSettings]) -> None:
 
     run, adapted, material = session.run, session.model, session.material
     starts = range(0, len(material.samples), SHARD)
-    missing = [start for start in starts if not _shard(run, start).exists()]
+    missing = [start for start in starts if run.files.find(shard_name(start // SHARD)) is None]
     if not missing:
         return
     adapted.base  # noqa: B018  (loading checks the checkpoints before they are kept)
@@ -100,10 +97,6 @@ def _sketch_missing(session: Session[GradientSettings]) -> None:
                 f"sketches from {start}",
                 advance=advance,
             )
-            reasons = {str(start + at): fault for at, fault in enumerate(faults) if fault}
-            with whole_file(_shard(run, start)) as partial:
-                save_file({"sketches": sketches.astype(np.float16)}, partial, metadata=reasons)
-
-
-def _shard(run: Run, start: int) -> Path:
-    return shard_path(run.folder, start // SHARD)
+            reasons = {start + at: fault for at, fault in enumerate(faults) if fault}
+            arrays = {"sketches": sketches.astype(np.float16)}
+            run.files.write_arrays(shard_name(start // SHARD), arrays, with_failures(reasons))

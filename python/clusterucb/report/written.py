@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from clusterucb.samples.pool_and_target import Material
 
 
+_WRITTEN = (filenames.SELECTED, filenames.SCORES, filenames.REJECTED)
+
+
 def finish(
     run: Run,
     material: Material,
@@ -76,6 +79,7 @@ def finish(
         out=run.folder,
         exports=export(run.folder, settings.tools, samples, model=model, settings=settings),
     )
+    run.files.forget(*_WRITTEN)
     result.write(run.path(filenames.SELECTED), annotate=settings.annotate)
     write_lines(run.path(filenames.SCORES), _score_lines(selection, material))
     if settings.scores_parquet or run.path(TABLE).exists():  # else a table of an earlier selection would stay
@@ -84,6 +88,7 @@ def finish(
     rejected = write_rejected(
         run.path(filenames.REJECTED), material.pool_rejected, material.target_rejected, failed
     )
+    run.files.record(*_WRITTEN)
     outcome = _outcome(selection, material, samples, len(failures), settings, planned)
     run.finish(Inputs.of(material, rejected, judges), cost=cost, outcome=outcome)
     if outcome.served and outcome.captured_by:

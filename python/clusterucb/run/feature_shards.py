@@ -11,17 +11,18 @@ cache in the meantime). Such a run reports the cost of computing everything.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
-from clusterucb.atomic import whole_file, write_whole
+from clusterucb.atomic import inner_folder, write_whole
+from clusterucb.errors import RunError
 from clusterucb.run.feature_cache import FeatureCache
+from clusterucb.run.kept_files import KeptFiles, check_arrays, load_arrays
 
 CACHED = "features-cached.json"  # marks features from the cache
 
@@ -32,22 +33,25 @@ class Shards:
     """The files with the features of N samples.
 
     Args:
-        folder: the folder of the files. It is created if it does not exist.
+        files: the files of the run folder.
+        folder: the folder of the shards inside the run folder, or "" for the run folder itself. It is created if it
+            does not exist.
         n_samples: N.
         size: the number of rows in one shard.
         fits: whether the feature learns something from the pool first.
     """
 
-    def __init__(self, folder: Path, n_samples: int, size: int, *, fits: bool) -> None:
-        folder.mkdir(exist_ok=True)
-        starts = range(0, n_samples, size)
-        self._fit = folder / "features-fit.safetensors"
+    def __init__(self, files: KeptFiles, folder: str, n_samples: int, size: int, *, fits: bool) -> None:
+        inside = f"{folder}/" if folder else ""
+        self._kept = files
+        self._folder = inner_folder(files.folder / folder) if folder else files.folder
+        self._fit = f"{inside}features-fit.safetensors"
         self._rows = {
-            folder / f"features-{number:05}.safetensors": range(start, min(start + size, n_samples))
-            for number, start in enumerate(starts)
+            f"{inside}features-{number:05}.safetensors": range(start, min(start + size, n_samples))
+            for number, start in enumerate(range(0, n_samples, size))
         }
-        self._files = [*([self._fit] if fits else []), *self._rows]
-        self._mark = folder / CACHED
+        self._names = [*([self._fit] if fits else []), *self._rows]
+        self._mark = self._folder / CACHED
 
     def take(self, key: str | None) -> float | None:
         """Take the features from the cache, unless some were computed already.
@@ -59,12 +63,25 @@ class Shards:
         Returns:
             The seconds that computing the features once took; None if they were not taken from the cache.
         """
-        begun = any(path.exists() for path in self._files) and not self._mark.exists()
-        if self._complete or begun or not key or not (cache := FeatureCache()).holds(key):
+        paths = [self._kept.folder / name for name in self._names]
+        begun = any(path.exists() for path in paths) and not self._mark.exists()
+        if self._complete or begun or not key or not self._cache.holds(key):
             return None
         write_whole(self._mark, msgspec.json.encode({"cache": key}))
-        seconds = cache.take(key, self._mark.parent)
-        return seconds if self._complete else None
+        seconds = self._cache.take(key, self._folder, [path.name for path in paths])
+        if seconds is None:
+            return None
+        self._kept.record(*self._names)
+        try:
+            for _ in self._loaded():
+                pass
+        except RunError as error:
+            self._kept.forget(*self._names)
+            for path in paths:
+                path.unlink()
+            self._cache.drop(key, error)
+            return None
+        return seconds
 
     def fill(
         self,
@@ -83,46 +100,60 @@ class Shards:
         if self._complete:
             return False
         self._mark.unlink(missing_ok=True)
-        if self._fit in self._files and not self._fit.exists():
-            _save(self._fit, fit())
+        if self._fit in self._names and self._kept.find(self._fit) is None:
+            self._kept.write_arrays(self._fit, fit())
         learnt = self.fitted()
-        for path, rows in self._rows.items():
-            if not path.exists():
-                _save(path, compute(rows, learnt))
+        for name, rows in self._rows.items():
+            if self._kept.find(name) is None:
+                self._kept.write_arrays(name, compute(rows, learnt))
         return True
 
     def keep(self, key: str | None, seconds: float) -> None:
         """Keep the features, which took ``seconds`` to compute, in the cache if they have a key."""
         if key:
-            FeatureCache().keep(key, self._files, seconds)
+            self._cache.keep(key, [self._kept.folder / name for name in self._names], seconds)
 
     def fitted(self) -> Arrays:
         """Return what the feature learnt from the pool, as read-only arrays; empty if it learns nothing or not yet."""
-        arrays: Arrays = load_file(self._fit) if self._fit.exists() else {}
+        arrays = (self._kept.arrays(self._fit) if self._fit in self._names else None) or {}
         for array in arrays.values():
             array.flags.writeable = False
         return arrays
 
     def blocks(self) -> dict[str, NDArray[np.float32]]:
         """Return the blocks of all samples, each f32[N, k] and read-only. Beside them, one file is held at a time."""
-        first, n_samples = next(iter(self._rows)), max(rows.stop for rows in self._rows.values())
-        blocks = {
-            name: np.empty((n_samples, *part.shape[1:]), part.dtype)
-            for name, part in load_file(first).items()
-        }
-        for path, rows in self._rows.items():
-            shard = load_file(path)
-            for name, block in blocks.items():
-                np.concatenate([shard[name]], out=block[rows.start : rows.stop])  # refuses another width
+        n_samples = max(rows.stop for rows in self._rows.values())
+        blocks: dict[str, NDArray[np.float32]] = {}
+        for rows, shard in self._loaded():
+            for name, part in shard.items():
+                if name not in blocks:
+                    blocks[name] = np.empty((n_samples, part.shape[1]), part.dtype)
+                blocks[name][rows.start : rows.stop] = part
         for block in blocks.values():
             block.flags.writeable = False
         return blocks
 
+    @cached_property
+    def _cache(self) -> FeatureCache:
+        return FeatureCache()
+
+    def _loaded(self) -> Iterator[tuple[range, Arrays]]:
+        """Yield the rows and the blocks of each shard. All have the same blocks.
+
+        Raises:
+            RunError: a file is damaged.
+        """
+        widths: dict[str, int] = {}
+        for name, rows in self._rows.items():
+            path = self._kept.find(name) or self._kept.folder / name
+            try:
+                arrays = load_arrays(path)
+                widths = widths or {block: part.shape[-1] for block, part in arrays.items() if part.ndim}
+                check_arrays(arrays, {block: (np.float32, (len(rows), k)) for block, k in widths.items()})
+            except ValueError as error:
+                raise self._kept.damaged(path, error) from error
+            yield rows, arrays
+
     @property
     def _complete(self) -> bool:
-        return all(path.exists() for path in self._files)
-
-
-def _save(path: Path, arrays: Arrays) -> None:
-    with whole_file(path) as partial:
-        save_file(arrays, partial)
+        return all(self._kept.find(name) is not None for name in self._names)

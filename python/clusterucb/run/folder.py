@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -25,10 +26,13 @@ from typing import Self
 import msgspec
 
 from clusterucb import filenames
-from clusterucb.atomic import write_whole
+from clusterucb.atomic import check_regular, write_whole
 from clusterucb.errors import RunError, warn
 from clusterucb.run.cost import Cost, PhaseCost
-from clusterucb.run.manifest import Asked, Identity, Inputs, Manifest, RunOutcome, read_manifest
+from clusterucb.run.kept_files import KeptFiles
+from clusterucb.run.locks import lock
+from clusterucb.run.manifest import Asked, Identity, Inputs, Manifest, RunOutcome
+from clusterucb.run.manifest_file import read_manifest, write_manifest
 from clusterucb.versions import recorded_versions
 
 # The file that marks a folder without manifest.json in which a run is being created or removed.
@@ -67,9 +71,12 @@ class Run:
             # as it will be read from the manifest, so that both can be compared
             identity = msgspec.json.decode(msgspec.json.encode(identity), type=Identity)
             self.manifest, self.resumed = self._opened(identity, asked)
+            self.files = self._kept_files()
             self.save()
             if config is not None:
+                self.files.forget(filenames.CONFIG)
                 write_whole(self.path(filenames.CONFIG), config)
+                self.files.record(filenames.CONFIG)
         except BaseException:
             os.close(self._lock)
             raise
@@ -104,8 +111,7 @@ class Run:
 
     def save(self) -> None:
         """Write ``manifest.json``."""
-        content = msgspec.json.format(msgspec.json.encode(self.manifest), indent=2)
-        write_whole(self.path(filenames.MANIFEST), content + b"\n")
+        write_manifest(self.folder, self.manifest)
 
     def seconds(self, phase: str) -> float:
         """Return the time spent in a phase so far, over all sessions."""
@@ -139,7 +145,7 @@ class Run:
         Raises:
             RunError: the folder holds a run with other settings, or its manifest cannot be read.
         """
-        fresh = Manifest(identity, asked, versions=recorded_versions())
+        fresh = Manifest(identity, asked, versions=recorded_versions(), token=secrets.token_hex(8))
         try:
             manifest = read_manifest(self.folder)
         except FileNotFoundError:
@@ -157,6 +163,16 @@ class Run:
         if manifest.asked != asked:
             manifest.asked, manifest.status, manifest.search.spent = asked, "running", False
         return manifest, True
+
+    def _kept_files(self) -> KeptFiles:
+        """Return the files that the folder keeps. Those of a folder without records are recorded as they are."""
+        had_records = self.manifest.files is not None
+        self.manifest.files = self.manifest.files or {}
+        files = KeptFiles(self.folder, self.manifest.files, self.save)
+        if self.resumed and not had_records:
+            paths = (path for name in filenames.KEPT for path in self.folder.glob(name) if path.is_file())
+            files.record(*(path.relative_to(self.folder).as_posix() for path in paths))
+        return files
 
     def _warn_of_versions(self, then: Mapping[str, str], now: Mapping[str, str]) -> None:
         if then != now:
@@ -200,15 +216,18 @@ def _lock(folder: Path) -> int:
     check_folder(folder)
     with _writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / filenames.LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        check_regular(folder / filenames.LOCK, written=True)
+        descriptor = os.open(folder / filenames.LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if lock(descriptor, fcntl.LOCK_EX):
+            return descriptor
     except OSError as error:
         os.close(descriptor)
         raise RunError(
-            f"{folder} is in use by another process; wait for it, or choose another --out"
+            f"{folder} cannot be locked: {error.strerror}; choose another --out, on a file system with locks"
         ) from error
-    return descriptor
+    os.close(descriptor)
+    raise RunError(f"{folder} is in use by another process; wait for it, or choose another --out")
 
 
 def _remove_run(folder: Path) -> None:

@@ -23,7 +23,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file
 
 from clusterucb.engine.draws import RowScores
 from clusterucb.errors import OptionError, RunError
@@ -32,8 +31,12 @@ from clusterucb.kernels.projection import VERSION, Sketch
 from clusterucb.model.checkpoint_files import optimizer_file
 from clusterucb.options.keywords import AnySettings
 from clusterucb.options.kinds import option_name
-from clusterucb.run.manifest import read_manifest
+from clusterucb.run.kept_files import KeptFiles
+from clusterucb.run.manifest_file import read_manifest
 
+_FAILURES = "failures"
+_REPEAT = "repeat the `clusterucb sketch` that made the store"
+_REMEDY = f"remove it and {_REPEAT}, which computes it again"
 SHARD = 256  # rows in one file, the most that a crash can lose
 # Options and contents of a selection that must be the same as those of the store.
 _SAME_OPTIONS = ("preconditioner", "parameters", "max_length", "dtype", "quantize", "autocast")
@@ -79,6 +82,7 @@ class GradientStore:
                 f"the gradient store {folder} has sketches of version {projection['version']}, this clusterucb "
                 f"makes version {VERSION}; sketch the pool again"
             )
+        self._files = KeptFiles(folder, self.manifest.files, remedy=_REMEDY)
         self.sketch = Sketch(options["--sketch-dim"], projection["nonzeros"], options["--seed"])
 
     def __len__(self) -> int:
@@ -98,7 +102,7 @@ class GradientStore:
 
     def shards(self) -> Iterator[NDArray[np.float16]]:
         """Yield the sketches of all samples, one shard f16[m, d] at a time."""
-        return map(self._shard, range(-(-len(self) // SHARD)))
+        return map(self._shard, range(self._n_shards))
 
     def scores(
         self, targets: NDArray[np.float32], advance: Callable[[int], None] = lambda _: None
@@ -129,8 +133,16 @@ class GradientStore:
 
     def failures(self) -> dict[int, str]:
         """Return why rows have no sketch, by row."""
-        shards = sorted(self.folder.glob("sketches-*.safetensors"))
-        return {row: reason for shard in shards for row, reason in failures(shard).items()}
+        found: dict[int, str] = {}
+        for number in range(self._n_shards):
+            path = self._files.find(shard_name(number))
+            if path is None:
+                raise self._missing(shard_name(number))
+            try:
+                found |= failures(path)
+            except (OSError, SafetensorError, ValueError, msgspec.MsgspecError) as error:
+                raise self._files.damaged(path, error) from error
+        return found
 
     def applied_to(self, settings: AnySettings) -> AnySettings:
         """Return a selection's settings with the store's checkpoint and sketch dimension.
@@ -166,9 +178,12 @@ class GradientStore:
 
     def _adapters(self) -> list[Path]:
         """Return the folders with the store's checkpoints, at least one."""
-        folders = [self.folder / kept_adapter(0)]
-        while (following := self.folder / kept_adapter(len(folders))).is_dir():
-            folders.append(following)
+        folders: list[Path] = []
+        while (self.folder / (name := kept_adapter(len(folders)))).exists() or not folders:
+            found = self._files.find_folder(name)
+            if found is None:
+                raise self._missing(name)
+            folders.append(found)
         return folders
 
     def check(self, contents: Mapping[str, Any]) -> None:
@@ -188,14 +203,21 @@ class GradientStore:
                 )
 
     def _shard(self, number: int) -> NDArray[np.float16]:
-        path = shard_path(self.folder, number)
-        try:
-            sketches: NDArray[np.float16] = load_file(path)["sketches"]
-        except (OSError, SafetensorError, KeyError) as error:
-            raise RunError(
-                f"{path} of the gradient store cannot be read ({error}); repeat the `clusterucb sketch` that made it"
-            ) from error
-        return sketches
+        rows = min(SHARD, len(self) - number * SHARD)
+        shapes = {"sketches": (np.float16, (rows, self.sketch.dimension))}
+        arrays = self._files.arrays(shard_name(number), shapes)
+        if arrays is None:
+            raise self._missing(shard_name(number))
+        return arrays["sketches"]
+
+    def _missing(self, name: str) -> RunError:
+        return RunError(
+            f"{self.folder / name} of the gradient store is missing; {_REPEAT}, which computes it again"
+        )
+
+    @property
+    def _n_shards(self) -> int:
+        return -(-len(self) // SHARD)
 
 
 def is_store(folder: Path) -> bool:
@@ -208,15 +230,23 @@ def kept_adapter(number: int) -> str:
     return f"adapter-{number + 1}" if number else "adapter"
 
 
-def shard_path(folder: Path, number: int) -> Path:
-    """Return the path of a store's shard."""
-    return folder / f"sketches-{number:05}.safetensors"
+def shard_name(number: int) -> str:
+    """Return the file name of a store's shard."""
+    return f"sketches-{number:05}.safetensors"
+
+
+def with_failures(reasons: Mapping[int, str]) -> dict[str, str] | None:
+    """Return a shard's header that says why rows have no sketch. One entry holds all: several have no fixed order."""
+    return {_FAILURES: msgspec.json.encode(reasons).decode()} if reasons else None
 
 
 def failures(shard: Path) -> dict[int, str]:
     """Return why rows of a shard have no sketch, by the row's number in the pool."""
     with safe_open(shard, "np") as file:
-        return {int(row): reason for row, reason in (file.metadata() or {}).items()}
+        header = file.metadata() or {}
+    if _FAILURES in header:
+        return msgspec.json.decode(header[_FAILURES], type=dict[int, str])
+    return {int(row): reason for row, reason in header.items()}  # before format 3: an entry for each row
 
 
 class StoredScores:

@@ -4,7 +4,6 @@ Decisions:
     - The manifest has a part for each stage, and one stage writes it: the run folder writes `Identity` and `Asked`, the
       reading stage `Inputs`, the search `SearchState`, the passes of the model `PassLimits`, and the end of the job
       `Cost` and `RunOutcome`.
-    - `read_manifest` also reads format 1 (version 0.1), where all fields lay side by side.
     - A gradient store's fingerprint is computed from the names of format 1, so that runs that used an older store can
       resume.
 """
@@ -12,16 +11,12 @@ Decisions:
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import msgspec
 
-from clusterucb import filenames
-from clusterucb.engine.aggregate import MEAN, PAPER, STANDARDIZED
-from clusterucb.errors import RunError
+from clusterucb.engine.aggregate import PAPER
 from clusterucb.options.amounts import parse_budget
-from clusterucb.plugins import renewed
 from clusterucb.run.cost import Cost
 from clusterucb.versions import __version__
 
@@ -31,9 +26,8 @@ if TYPE_CHECKING:
     from clusterucb.samples.pool_and_target import Material
     from clusterucb.samples.sample import Sample
 
-_FORMAT = 2
-_STORE = {"what the folder holds": "a gradient store"}  # marks a store in format 1
-_FORMER_RULES = {"max": PAPER, "mean": MEAN, "standardized": STANDARDIZED}  # of --aggregate in version 0.1
+FORMAT = 3
+STORE = {"what the folder holds": "a gradient store"}  # marks a store in format 1
 JobKind = Literal["select", "score", "sketch", "compare", "try"]
 _JOBS: dict[JobKind, str] = {
     "select": "a selection",
@@ -87,27 +81,11 @@ class Identity(msgspec.Struct, omit_defaults=True):
             flat |= {
                 "sketch version": self.projection["version"],
                 "nonzeros": self.projection["nonzeros"],
-                **_STORE,
+                **STORE,
             }
         elif self.job != "select":
             flat["job"] = self.job
         return hashlib.sha256(msgspec.json.encode(flat, order="sorted")).hexdigest()
-
-    @classmethod
-    def of_format_1(cls, settings: dict[str, Any]) -> Self:
-        """Return the identity that a manifest of format 1 recorded as ``settings``."""
-        ending = " content"
-        job: Any = "sketch" if _STORE.items() <= settings.items() else settings.get("job", "select")
-        return cls(
-            options={name: value for name, value in settings.items() if name.startswith("--")},
-            contents={
-                name.removesuffix(ending): value for name, value in settings.items() if name.endswith(ending)
-            },
-            job=job,
-            projection={"version": settings["sketch version"], "nonzeros": settings["nonzeros"]}
-            if job == "sketch"
-            else {},
-        )
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -193,11 +171,13 @@ class SearchState(msgspec.Struct):
         cold_start: the share of every arm that the cold start draws; None before the search begins.
         seconds_per_token: the estimated time to draw and score a token, measured for a time budget; else None.
         spent: whether the search came to its end with the amounts in `Asked`.
+        begun: whether the ledger exists.
     """
 
     cold_start: float | None = None
     seconds_per_token: float | None = None
     spent: bool = False
+    begun: bool = False
 
 
 class Limit(msgspec.Struct, frozen=True):
@@ -285,79 +265,24 @@ class Manifest(msgspec.Struct):
         clusterucb: the version of clusterucb that began the run.
         versions: the versions of the packages that affect numbers.
         status: ``finished`` once all results are written.
+        token: a random name of the run, by which its ledger is known; None in format 1 and 2.
+        files: the hex SHA-256 of each file that a later stage reads, by its path in the folder; None in format 1 and 2.
         inputs, search, passes, cost, outcome: the parts that the stages write.
     """
 
     identity: Identity
     asked: Asked = Asked()
-    format: int = _FORMAT
+    format: int = FORMAT
     clusterucb: str = __version__
     versions: dict[str, str] = {}
     status: Literal["running", "finished"] = "running"
+    token: str | None = None
+    files: dict[str, str] | None = None
     inputs: Inputs = msgspec.field(default_factory=Inputs)
     search: SearchState = msgspec.field(default_factory=SearchState)
     passes: PassLimits = msgspec.field(default_factory=PassLimits)
     cost: Cost = msgspec.field(default_factory=Cost)
     outcome: RunOutcome | None = None
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a run folder, also one of format 1.
-
-    Raises:
-        FileNotFoundError: the folder has no manifest.
-        RunError: the file cannot be read, or was written by another version in another format.
-    """
-    path = folder / filenames.MANIFEST
-    try:
-        content = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-        if content.get("format") == 1:
-            content = _from_format_1(content)
-        elif content.get("format", _FORMAT) != _FORMAT:
-            raise RunError(
-                f"{folder} was written by clusterucb {content.get('clusterucb')} in another format; choose another "
-                "--out, or start again with --overwrite"
-            )
-        manifest = msgspec.convert(content, Manifest)
-    except FileNotFoundError:
-        raise
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} cannot be read ({error}); use --overwrite to start again") from error
-    options = renewed(manifest.identity.options)
-    if former := options.pop("--aggregate", None):
-        options["--rule"] = _FORMER_RULES[former]
-    manifest.identity.options = options
-    return manifest
-
-
-def _from_format_1(flat: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest of format 1 in the present form, as JSON values."""
-
-    def part(kind: type[msgspec.Struct]) -> dict[str, Any]:
-        return {name: flat[name] for name in kind.__struct_fields__ if name in flat}
-
-    outcome, spent = flat.get("outcome"), flat.get("spent")
-    budget, until = flat.get("budget"), (spent or "").partition(" until ")[2] or None
-    settings = flat.get("settings")
-    if not isinstance(settings, dict):
-        raise msgspec.ValidationError("it has no settings")
-    try:
-        identity = Identity.of_format_1(settings)
-    except KeyError as error:
-        raise msgspec.ValidationError(f"its settings have no {error}") from error
-    return {
-        **part(Manifest),
-        "format": _FORMAT,
-        "identity": msgspec.to_builtins(identity),
-        "asked": {"budget": budget, "select": flat.get("select"), "until": until},
-        "inputs": part(Inputs),
-        "search": {
-            **part(SearchState),
-            "spent": bool(budget) and spent in (budget, f"{budget} until {until}"),
-        },
-        "passes": part(PassLimits),
-        "outcome": outcome and {**part(RunOutcome), **outcome},
-    }
 
 
 def _show(value: object) -> str:

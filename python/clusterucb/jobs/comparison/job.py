@@ -40,7 +40,8 @@ from clusterucb.progress import AnyObserver
 from clusterucb.report.page import render
 from clusterucb.run.cost import Cost
 from clusterucb.run.ledger import Ledger
-from clusterucb.run.manifest import Asked, Inputs, Manifest, read_manifest
+from clusterucb.run.manifest import Asked, Inputs, Manifest
+from clusterucb.run.manifest_file import read_manifest
 from clusterucb.versions import __version__
 
 if TYPE_CHECKING:
@@ -306,7 +307,15 @@ class _Recorded:
                 "expected a run of the same pool and model, with all subtasks of the target"
             )
         n_samples, subtasks = len(material.samples), manifest.inputs.subtasks
-        with Ledger(folder / filenames.LEDGER, subtasks=subtasks, tokens=material.encoded.lengths) as ledger:
+        ledger = Ledger(
+            folder / filenames.LEDGER,
+            subtasks=subtasks,
+            tokens=material.encoded.lengths,
+            run=manifest.token,
+            begun=True,
+            read_only=True,
+        )
+        with ledger:
             n_scored, scores = ledger.totals()[0], ledger.scores()
         if n_scored < n_samples:
             raise RunError(

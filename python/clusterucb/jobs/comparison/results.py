@@ -69,6 +69,7 @@ def take_up_former(run: Run, features: Iterable[Feature]) -> None:
         former, now = _hashed(describe(feature, import_path)), folder_of(feature)
         if run.path(former).is_dir() and not run.path(now).exists():
             run.path(former).rename(run.path(now))
+            run.files.renamed(former, now)
             phases = run.manifest.cost.phases
             if former in phases:
                 phases[now] = phases.pop(former)

@@ -11,10 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 from clusterucb import filenames
-from clusterucb.atomic import whole_file
 from clusterucb.engine.blame import blamed
 from clusterucb.errors import OptionError
 from clusterucb.features.base import (
@@ -109,9 +107,11 @@ class PoolFeatures(Stage):
             blocks: the pool's feature blocks, from `blocks`.
             folder: as in `blocks`.
         """
-        path = self._run.path(folder) / filenames.SIMILARITY
-        if path.exists():
-            return np.asarray(load_file(path)["similarity"])
+        name = f"{folder}/{filenames.SIMILARITY}" if folder else filenames.SIMILARITY
+        shape = (len(self._material.samples),)
+        kept = self._run.files.arrays(name, {"similarity": (np.float64, shape)})
+        if kept is not None:
+            return kept["similarity"]
         fitted = self._shards(feature, folder).fitted()
         material = self._material
         with self._run.phase(folder or "features"):
@@ -124,13 +124,14 @@ class PoolFeatures(Stage):
                 for name, encoded in material.target.items()
             ]
             found = similarity({name: blocks[name] for name in feature.compared(blocks)}, targets)
-        with whole_file(path) as partial:
-            save_file({"similarity": found}, partial)
+        self._run.files.write_arrays(name, {"similarity": found})
         return found
 
     def _shards(self, feature: Feature, folder: str) -> Shards:
         size = SHARD if feature.gradients else _SHARD
-        return Shards(self._run.path(folder), len(self._material.samples), size, fits=feature.fit_samples > 0)
+        return Shards(
+            self._run.files, folder, len(self._material.samples), size, fits=feature.fit_samples > 0
+        )
 
     def _cache_key(self, feature: Feature) -> str | None:
         contents, adapter = self._run.manifest.identity.contents, self._settings.first_adapter

@@ -6,17 +6,14 @@ that a gradient store holds are not computed at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
 
 from clusterucb import filenames
-from clusterucb.atomic import whole_file
 from clusterucb.engine.budget import Allowance, NothingLeft
 from clusterucb.engine.draws import RowScores
 from clusterucb.engine.poolview import ESTIMATES
@@ -44,12 +41,24 @@ class Influence(Stage):
         self._spending: Spending | None = None
 
     def ledger(self) -> Ledger:
-        """Return the run's ledger. The caller opens and closes it."""
-        return Ledger(
+        """Return the run's ledger. The caller opens and closes it.
+
+        Raises:
+            RunError: it was removed, is damaged or belongs to another run.
+        """
+        manifest = self._run.manifest
+        ledger = Ledger(
             self._run.path(filenames.LEDGER),
             subtasks=list(self._material.target),
             tokens=self._material.encoded.lengths,
+            run=manifest.token,
+            begun=manifest.search.begun,
+            n_draws=manifest.outcome.n_scored if manifest.outcome else 0,
         )
+        if not manifest.search.begun:
+            manifest.search.begun = True
+            self._run.save()
+        return ledger
 
     def estimates(self) -> dict[str, NDArray[np.float32]]:
         """Return the scores that the store's sketches estimate, as a block f32[N, S]; 0 where a gradient failed.
@@ -58,14 +67,15 @@ class Influence(Stage):
         """
         if self._store is None or self._settings.by_sketch:
             return {}
-        path = self._run.path(filenames.ESTIMATES)
-        if not path.exists():
+        shapes = {ESTIMATES: (np.float32, (len(self._store), len(self._material.target)))}
+        stored = self._run.files.arrays(filenames.ESTIMATES, shapes)
+        if stored is None:
             targets = self._sketched_directions()
             title = "Reading the store's sketches"
             with self._run.phase("features"), self._observer.count(title, len(self._store)) as advance:
                 found = self._store.scores(targets, advance)
-            _save(path, {ESTIMATES: np.nan_to_num(found, nan=0.0).astype(np.float32)})
-        stored: dict[str, NDArray[np.float32]] = load_file(path)
+            stored = {ESTIMATES: np.nan_to_num(found, nan=0.0).astype(np.float32)}
+            self._run.files.write_arrays(filenames.ESTIMATES, stored)
         return stored
 
     @contextmanager
@@ -137,14 +147,14 @@ class Influence(Stage):
 
     def _directions(self) -> list[NDArray[np.float32]]:
         """Return the directions of the S subtasks, f32[S, P] for each checkpoint."""
-        path = self._run.path(filenames.DIRECTIONS)
         names = [
             f"directions-{number + 1}" if number else "directions" for number in range(self._n_checkpoints)
         ]
-        if path.exists():
-            stored = load_file(path)
-            return [stored[name] for name in names]
         target = self._material.target
+        shapes = {name: (np.float32, (len(target), None)) for name in names}
+        stored = self._run.files.arrays(filenames.DIRECTIONS, shapes)
+        if stored is not None:
+            return [stored[name] for name in names]
         title = f"Target gradients ({counted(len(target), 'subtask')})"
         found = []
         failures: dict[str, list[str]] = {}
@@ -164,10 +174,5 @@ class Influence(Stage):
                     f"{counted(len(reasons), 'target sample was', 'target samples were')} left out of subtask "
                     f"{subtask!r}: {reasons[0]}"
                 )
-        _save(path, dict(zip(names, found, strict=True)))
+        self._run.files.write_arrays(filenames.DIRECTIONS, dict(zip(names, found, strict=True)))
         return found
-
-
-def _save(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
-    with whole_file(path) as partial:
-        save_file(dict(arrays), partial)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,15 +30,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb import filenames
+from clusterucb.atomic import check_regular
 from clusterucb.engine.gaussian import SPREAD, principal
 from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import PoolView
 from clusterucb.engine.regression import Regression
 from clusterucb.errors import OptionError, RunError
 from clusterucb.run.gradient_store import GradientStore, is_store
+from clusterucb.run.kept_files import KeptFiles
+from clusterucb.run.manifest_file import read_manifest
 from clusterucb.wording import counted
 
 _SCORES = filenames.SCORES
+_REPEAT = "repeat the command of that run, which writes the file again"
 
 Blocks = Mapping[str, NDArray[np.float32]]
 Columns = Mapping[str, NDArray[np.generic]]
@@ -63,6 +68,20 @@ class _Line(msgspec.Struct):
     subtasks: dict[str, float]
 
 
+def _found(folder: Path) -> Path:
+    """Return the path of an earlier run's scores, which are verified if the run recorded them.
+
+    Raises:
+        RunError: the scores, or the manifest, are damaged.
+    """
+    path = folder / _SCORES
+    with suppress(FileNotFoundError):
+        files = KeptFiles(folder, read_manifest(folder).files, remedy=_REPEAT)
+        return files.find(_SCORES) or path
+    check_regular(path)
+    return path
+
+
 class EarlierScores:
     """The scores of an earlier run.
 
@@ -79,19 +98,24 @@ class EarlierScores:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        path = _found(folder)
         try:
-            content = (folder / _SCORES).read_bytes()
+            content = path.read_bytes()
             lines = [msgspec.json.decode(line, type=_Line) for line in content.splitlines()]
-        except (OSError, msgspec.MsgspecError) as error:
+        except OSError as error:
             raise RunError(
-                f"--prior {folder} holds neither scores of a selection nor a gradient store ({error}); expected the "
-                "--out of an earlier job"
+                f"--prior {folder} holds neither scores of a selection nor a gradient store ({error.strerror}); "
+                "expected the --out of an earlier job"
             ) from error
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise RunError(f"{path} is damaged ({error}); {_REPEAT}") from error
         if not lines:
             raise RunError(f"--prior {folder} has scored nothing; expected a run with scores")
         self.fingerprint = hashlib.sha256(content).hexdigest()
         self.subtasks = list(lines[0].subtasks)
-        self._scores = {line.id: list(line.subtasks.values()) for line in lines}
+        if any(line.subtasks.keys() != lines[0].subtasks.keys() for line in lines):
+            raise RunError(f"{path} is damaged (its lines have different subtasks); {_REPEAT}")
+        self._scores = {line.id: [line.subtasks[name] for name in self.subtasks] for line in lines}
 
     def of_pool(self, ids: Sequence[str], contents: Mapping[str, Any]) -> Known:  # noqa: ARG002
         """Return the prior of a pool.

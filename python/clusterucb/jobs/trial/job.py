@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb import filenames
-from clusterucb.atomic import write_whole
 from clusterucb.errors import OptionError, RunError, warn
 from clusterucb.jobs.comparison.replay import Terms, Truth
 from clusterucb.jobs.score import score_all
@@ -274,17 +273,18 @@ class _Trying:
     def cells(self) -> dict[str, dict[tuple[int, int], Cell]]:
         """Return the cells of every arm, by the number of the rate and the seed. Finished cells are read."""
         planned = [
-            (name, number, seed, order, self._session.run.path(filenames.CELLS) / f"{key}.json")
+            (name, number, seed, order, f"{filenames.CELLS}/{key}.json")
             for name, arm in self.arms.items()
             for number, seed, order, key in self._planned(arm)
         ]
-        missing = sum(len(order) for *_, order, path in planned if not path.exists())
+        run = self._session.run
+        missing = sum(len(order) for *_, order, file in planned if not run.path(file).exists())
         total = sum(len(order) for *_, order, _ in planned)
         cells: dict[str, dict[tuple[int, int], Cell]] = {name: {} for name in self.arms}
         with self._session.observer.count("Training", total, done=total - missing) as advance:
-            for name, number, seed, order, path in planned:
+            for name, number, seed, order, file in planned:
                 rate = self._settings.rates[number]
-                cells[name][number, seed] = self._cell(path, order, rate, advance)
+                cells[name][number, seed] = self._cell(file, order, rate, advance)
         return cells
 
     def _planned(self, arm: Arm) -> Iterator[tuple[int, int, NDArray[np.int64], str]]:
@@ -301,20 +301,18 @@ class _Trying:
             for number, rate in enumerate(self._settings.rates):
                 yield number, seed, order, f"{key}-seed-{seed}-rate-{rate:g}"
 
-    def _cell(
-        self, path: Path, order: NDArray[np.int64], rate: float, advance: Callable[[int], None]
-    ) -> Cell:
+    def _cell(self, name: str, order: NDArray[np.int64], rate: float, advance: Callable[[int], None]) -> Cell:
         """Return a cell from its file, or train and write it."""
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=Cell)
-        except FileNotFoundError:
-            pass
-        except msgspec.MsgspecError as error:
-            raise RunError(f"{path} is damaged ({error}); remove it, and the training is repeated") from error
+        files = self._session.run.files
+        if (kept := files.find(name)) is not None:
+            try:
+                return msgspec.json.decode(kept.read_bytes(), type=Cell)
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                raise files.damaged(kept, error) from error
         with self._session.run.phase("training"):
             cell = self._trainer.trained(order, rate, advance) if len(order) else self._trainer.untrained()
-        path.parent.mkdir(exist_ok=True)
-        write_whole(path, msgspec.json.encode(cell))
+        with files.written(name) as partial:
+            partial.write_bytes(msgspec.json.encode(cell))
         return cell
 
     @cached_property

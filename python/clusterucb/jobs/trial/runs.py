@@ -19,7 +19,12 @@ from clusterucb.options.keywords import settings_from
 from clusterucb.options.kinds import Checked, field_names
 from clusterucb.options.search import ScoringSettings, SearchSettings
 from clusterucb.run.gradient_store import GradientStore
-from clusterucb.run.manifest import Manifest, read_manifest
+from clusterucb.run.kept_files import KeptFiles
+from clusterucb.run.manifest import Manifest
+from clusterucb.run.manifest_file import read_manifest
+
+_REPEAT = "repeat the run's command, which writes it again"
+_REMEDY = f"remove it and {_REPEAT}"
 
 
 class _Line(msgspec.Struct):
@@ -37,11 +42,13 @@ class SelectedRun:
         folder: the run folder.
         manifest: its manifest.
         options: the options in its ``config.yaml``, by name.
+        files: its files.
     """
 
     folder: Path
     manifest: Manifest
     options: dict[str, Any]
+    files: KeptFiles
 
     @classmethod
     def of(cls, folder: Path) -> SelectedRun:
@@ -58,16 +65,15 @@ class SelectedRun:
             raise RunError(f"{folder} holds no selection; expected the --out of `clusterucb select`")
         if manifest.status != "finished":
             raise RunError(f"the run in {folder} is not finished; repeat its command, then try it")
-        path = folder / filenames.CONFIG
+        files = KeptFiles(folder, manifest.files, remedy=_REMEDY)
+        path = files.find(filenames.CONFIG) or folder / filenames.CONFIG
         try:
             options = yaml.safe_load(path.read_bytes())
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RunError(
-                f"{path} cannot be read; repeat the run's command, which writes it again"
-            ) from error
+            raise RunError(f"{path} cannot be read; {_REPEAT}") from error
         if not isinstance(options, dict):
-            raise RunError(f"{path} holds no options; repeat the run's command, which writes it again")
-        return cls(folder, manifest, options)
+            raise RunError(f"{path} holds no options; {_REPEAT}")
+        return cls(folder, manifest, options, files)
 
     def given(self, name: str, instead: Any) -> Any:
         """Return the run's pool, target or model, unless the caller gives another object ``instead``.
@@ -90,7 +96,11 @@ class SelectedRun:
         given = settings_from(self._options(ScoringSettings), ScoringSettings)
         if given.store:
             given = GradientStore(given.store).applied_to(given)
-        adapter = self.folder / filenames.ADAPTER if given.warms_up else given.adapter
+        adapter = given.adapter
+        if given.warms_up:
+            adapter = self.files.find_folder(filenames.ADAPTER)
+            if adapter is None:
+                raise RunError(f"{self.folder / filenames.ADAPTER} is missing; {_REPEAT}")
         return replace(given, store=None, scorer="exact", adapter=adapter)
 
     @cached_property
@@ -129,13 +139,11 @@ class SelectedRun:
         Raises:
             RunError: the file is damaged.
         """
-        path = self.folder / filenames.SCORES
+        path = self.files.find(filenames.SCORES) or self.folder / filenames.SCORES
         try:
             lines = [msgspec.json.decode(line, type=_Line) for line in path.read_bytes().splitlines()]
         except (OSError, msgspec.MsgspecError) as error:
-            raise RunError(
-                f"{path} cannot be read; repeat the run's command, which writes it again"
-            ) from error
+            raise RunError(f"{path} cannot be read; {_REPEAT}") from error
         return [line.id for line in lines if line.selected]
 
 
