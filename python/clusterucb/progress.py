@@ -27,6 +27,7 @@ from rich.table import Column
 from rich.text import Text
 
 from clusterucb.errors import OptionError
+from clusterucb.terminal import Terminal
 from clusterucb.wording import clock, printable
 
 Advance = Callable[[int], None]
@@ -124,7 +125,7 @@ def observer_of(given: AnyObserver | None) -> Observer:
         OptionError: ``given`` is neither an observer nor a function of (text, done, total).
     """
     if given is None:
-        return Screen() if Console().is_jupyter else Silent()
+        return Screen() if Terminal().is_jupyter else Silent()
     if isinstance(given, Observer) and not isinstance(given, type):
         return given
     if callable(given) and (signature := _other_signature(given)) is None:
@@ -157,12 +158,12 @@ class Screen:
     """
 
     def __init__(self, console: Console | None = None, seconds_between_lines: float = 10.0) -> None:
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or Terminal(stderr=True)
         self._seconds = seconds_between_lines
 
     def step(self, text: str) -> None:
         """Print one line."""
-        self._console.print(Text(printable(text)), soft_wrap=True)
+        self._console.print(Text(text), soft_wrap=True)
 
     def count(
         self, text: str, total: int, *, done: int = 0, unit: str = "samples", note: Note = _nothing
@@ -182,7 +183,7 @@ class Screen:
             _Status(wording),
         )
         with Progress(*columns, console=self._console) as progress:
-            task = progress.add_task(printable(text), total=total, completed=done)
+            task = progress.add_task(text, total=total, completed=done)
             progress.reset(task, total=total, completed=done)
             yield lambda n: progress.advance(task, n)
 
@@ -191,7 +192,7 @@ class Screen:
         from IPython.display import display
 
         def line(status: str) -> dict[str, str]:
-            return {"text/plain": status}
+            return {"text/plain": printable(status)}
 
         shown = display(line(f"{text}: {wording.status(done, total)}"), raw=True, display_id=True)
         with self._count_in_lines(

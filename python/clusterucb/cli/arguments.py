@@ -18,6 +18,7 @@ from clusterucb.errors import OptionError
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.options.kinds import Whole
 from clusterucb.options.search import OutputSettings, SearchSettings
+from clusterucb.terminal import Terminal
 
 if TYPE_CHECKING:
     from clusterucb.progress import Observer
@@ -99,7 +100,7 @@ class JobArguments:
         if self.json:
             print_json(summary)
         elif not self.quiet:
-            show(Console(highlight=False, emoji=False))
+            show(Terminal())
 
 
 Outputs = Annotated[OutputSettings, Parameter(group=OUTPUT), SETTINGS]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -12,7 +11,6 @@ from cyclopts import (
     ArgumentCollection,
     Parameter,
 )
-from rich.console import Console
 
 from clusterucb.cli.arguments import (
     FILES,
@@ -37,6 +35,7 @@ from clusterucb.options.gradients import GradientSettings
 from clusterucb.options.kinds import values_of
 from clusterucb.options.search import DrawSettings, OutputSettings, SearchSettings
 from clusterucb.options.trial import TrialSettings
+from clusterucb.terminal import Terminal, write
 from clusterucb.versions import __version__
 
 JOBS = ("select", "plan", "sketch", "compare")  # the commands that take --config
@@ -313,7 +312,7 @@ def doctor(
         from clusterucb.jobs.doctor.probes import probe
 
         probed = probe(model, settings, observer)
-    console = Console(highlight=False, emoji=False)
+    console = Terminal()
     if json:
         parts = {"machine": examine_machine(), "dry_run": files, "probed": probed}
         print_json({name: to_builtins(part) for name, part in parts.items()})
@@ -360,7 +359,7 @@ def completion(
         shell: Name of the shell.
         debug: Show tracebacks and the libraries' warnings.
     """
-    sys.stdout.write(app.generate_completion(shell=shell))
+    write(app.generate_completion(shell=shell))
 
 
 for _command in (*JOBS, "try", "doctor", "demo", "plugins", "completion"):

@@ -1,8 +1,10 @@
 """Run the command line: read the options, print the summary, and report each error in one line.
 
 Results go to standard output; progress and messages go to standard error. Exit codes: 0 success; 2 the request cannot
-be fulfilled (one line says why); 130 interrupted (one line says how to resume); 141 nobody reads the output; 1 a bug in
-clusterucb. Only ``--debug`` shows tracebacks.
+be fulfilled (one line says why); 130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP (one line says how to
+resume); 141 nobody reads the output; 1 a bug in clusterucb. Only ``--debug`` shows tracebacks.
+
+Messages that cannot be written are dropped, because a full disk under a log must not end hours of work.
 """
 
 from __future__ import annotations
@@ -10,10 +12,14 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import TextIO
 
 from cyclopts import (
@@ -29,7 +35,8 @@ from rich.text import Text
 from clusterucb.cli.commands import JOBS, app
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
 from clusterucb.options import config_file as config
-from clusterucb.wording import in_words, printable
+from clusterucb.terminal import Droppable, Terminal
+from clusterucb.wording import in_words
 
 _BROKEN_PIPE = 141  # the exit code of a program that SIGPIPE ends
 
@@ -42,12 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code."""
     debug = "--debug" in arguments
-    messages = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True, markup=False)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _droppable_messages(), _signals() as received:
+        messages = Terminal(stderr=True, soft_wrap=True)
         _show_warnings(messages, debug)
         try:
             app(list(arguments), exit_on_error=False, print_error=False)
-            sys.stdout.flush()
+            if sys.stdout is not None:
+                sys.stdout.flush()
         except (ClusterUCBError, CycloptsError) as error:
             text = _usage_message(error, arguments) if isinstance(error, CycloptsError) else str(error)
             _complain(messages, config.placed(text, arguments), debug)
@@ -57,9 +65,9 @@ def run(arguments: Sequence[str]) -> int:
             messages.print(
                 f"\nInterrupted; finished work is saved. To resume: {shlex.join(['clusterucb', *again])}"
             )
-            return 130
+            return 128 + (received[0] if received else signal.SIGINT)
         except (BrokenPipeError, SystemExit):  # nobody reads the output; rich turns this into an exit
-            _discard(sys.stdout, sys.stderr)
+            _discard(sys.stdout)
             return _BROKEN_PIPE
         except Exception as error:  # any other exception is a bug of ours
             if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
@@ -107,11 +115,56 @@ def _usage_message(error: CycloptsError, arguments: Sequence[str]) -> str:
     return text
 
 
-def _discard(*streams: TextIO) -> None:
-    """Discard the streams' buffered output, so that the interpreter can exit without an error."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in streams:
-        os.dup2(nowhere, stream.fileno())
+@contextmanager
+def _droppable_messages() -> Iterator[None]:
+    """Drop what cannot be written to standard error while the block runs, and when the interpreter exits."""
+    stream = sys.stderr
+    if stream is None:  # it is closed
+        yield
+        return
+    sys.stderr = Droppable(stream)
+    try:
+        yield
+    finally:
+        sys.stderr = stream
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            _discard(stream)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Let SIGTERM and SIGHUP interrupt the block as Ctrl-C does; a second signal ends the process at once.
+
+    Yields the list of the signals received.
+    """
+    received: list[int] = []
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        if received:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        received.append(number)
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                before[number] = signal.signal(number, interrupt)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _discard(stream: TextIO | None) -> None:
+    """Discard a stream's buffered output, so that the interpreter can exit without an error."""
+    if stream is not None:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _show_warnings(console: Console, debug: bool) -> None:
@@ -128,7 +181,7 @@ def _show_warnings(console: Console, debug: bool) -> None:
         place = (
             "" if issubclass(category, ClusterUCBWarning) else f"{filename}:{lineno}: {category.__name__}: "
         )
-        console.print(Text(printable(f"warning: {place}{message}"), style="yellow"))
+        console.print(Text(f"warning: {place}{message}", style="yellow"))
 
     warnings.showwarning = show
     if not debug:
@@ -139,4 +192,4 @@ def _show_warnings(console: Console, debug: bool) -> None:
 def _complain(console: Console, text: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    console.print(Text.assemble(("error: ", "bold red"), printable(text)))
+    console.print(Text.assemble(("error: ", "bold red"), text))

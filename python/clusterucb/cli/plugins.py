@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 from cyclopts import App, Group, Parameter
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from clusterucb.errors import OptionError, PluginError
+from clusterucb.terminal import Terminal, write
 
 OUTPUT = Group("Output", sort_key=4)
 STRATEGIES = Group("Strategies", sort_key=1)
@@ -67,7 +66,7 @@ def list_plugins(
             package = f"{'   ' if options else ''}{strategy.provider} {strategy.version}"
             about = Text.assemble(strategy.summary, "\n", (options, "cyan"), (package, "dim"))
             table.add_row(Text(f"  {strategy.name}"), about)
-    console = Console(highlight=False, emoji=False)
+    console = Terminal()
     console.print(table)
     for plugin in installed.broken:
         package = f"{plugin.provider} {plugin.version}".rstrip()
@@ -91,7 +90,7 @@ def new_plugin(
     """
     from clusterucb.plugins.scaffold import create
 
-    console = Console(highlight=False, emoji=False)
+    console = Terminal()
     for path in create(name, kind):
         console.print(Text(str(path)), soft_wrap=True)
     console.print(
@@ -116,7 +115,7 @@ def check_plugin(
     """
     from clusterucb.testing.installed import check
 
-    console = Console(highlight=False, emoji=False)
+    console = Terminal()
     found = check(name, key_values("-o", option))
     for one in found:
         mark = ("passed ", "green") if one.passed else ("FAILED ", "bold red")
@@ -154,4 +153,4 @@ def key_values(option: str, pairs: Sequence[str]) -> dict[str, str]:
 
 def print_json(value: object) -> None:
     """Print a value as JSON on standard output, for other programs."""
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write(json.dumps(value, indent=2, allow_nan=False) + "\n")

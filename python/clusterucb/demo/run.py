@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from clusterucb.demo import model, sources
@@ -16,6 +15,7 @@ from clusterucb.policies.random import Random
 from clusterucb.progress import Screen
 from clusterucb.report.result import Result
 from clusterucb.report.screen import show
+from clusterucb.terminal import Terminal
 
 _BUDGET = "20%"
 _SELECT = "5%"
@@ -35,7 +35,7 @@ def demo(*, out: Path, exhaustive: bool = False) -> Result:
     Raises:
         ClusterUCBError: something cannot be downloaded, read or written.
     """
-    screen, console = Screen(), Console(highlight=False, emoji=False)
+    screen, console = Screen(), Terminal()
     pool, target, judges = demo_pool(screen)
     base = demo_model(screen)
     console.print(_terms())

@@ -17,7 +17,7 @@ from clusterucb.report.annotate import FIELD
 from clusterucb.report.result import EXAMPLES, TABLE, Result
 from clusterucb.run.cost import Cost
 from clusterucb.samples.sample import kinds_in_words
-from clusterucb.wording import counted, duration, in_bytes, one_line, printable
+from clusterucb.wording import counted, duration, in_bytes, one_line
 
 if TYPE_CHECKING:
     from clusterucb.report.plan import Plan
@@ -85,9 +85,9 @@ def _show_files(result: Result, out: Path, console: Console) -> None:
         Text.assemble("Written to ", (str(out / filenames.SELECTED), "bold"), annotated), soft_wrap=True
     )
     if (table := out / TABLE).exists():
-        console.print(f"Written to {table}", soft_wrap=True, markup=False)
+        console.print(f"Written to {table}", soft_wrap=True)
     for exported in result.exports:
-        console.print(f"Written to {exported.folder}", soft_wrap=True, markup=False)
+        console.print(f"Written to {exported.folder}", soft_wrap=True)
         for program, file in exported.trainings:
             command = f"{program} {shlex.quote(str(file))}"
             console.print(Text.assemble("  to train: ", (command, "bold")), soft_wrap=True)
@@ -198,5 +198,5 @@ def _examples(result: Result) -> RenderableType:
 
 def _plain(text: str, width: int = _WIDTH) -> str:
     """Return text on one line of at most ``width`` characters, without control sequences."""
-    line = printable(one_line(text))
+    line = one_line(text)
     return line if len(line) <= width else line[: width - 1] + "…"

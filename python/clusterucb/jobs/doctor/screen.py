@@ -16,7 +16,7 @@ from rich.text import Text
 from clusterucb.jobs.doctor.dry_run import DryRun, FileFacts
 from clusterucb.jobs.doctor.installation import Machine
 from clusterucb.samples.sample import kinds_in_words
-from clusterucb.wording import counted, in_bytes, listed_names, printable, rounded_duration
+from clusterucb.wording import counted, in_bytes, listed_names, rounded_duration
 
 if TYPE_CHECKING:
     from clusterucb.jobs.doctor.probes import Finding, Probed
@@ -94,7 +94,7 @@ def show_probed(probed: Probed, console: Console) -> None:
     for finding in probed.findings:
         style = _BAD if finding.fine is False else ""
         texts = _change(finding.score), _change(finding.gradient), _verdict(finding)
-        table.add_row(finding.name, *(Text(printable(text), style=style) for text in texts))
+        table.add_row(finding.name, *(Text(text, style=style) for text in texts))
     console.print(table)
 
 
@@ -153,7 +153,7 @@ def _file(facts: FileFacts) -> str:
 def _shown(pieces: list[tuple[str, str]]) -> Text:
     text = Text()
     for piece, kind in pieces:
-        text.append(printable(piece), _STYLES[kind])
+        text.append(piece, _STYLES[kind])
     if len(text) > _TEXT:
         text.truncate(_TEXT, overflow="ellipsis")
     return text
@@ -165,5 +165,5 @@ def _table(lines: dict[str, str]) -> Table:
     table.add_column(overflow="fold")
     for name, value in lines.items():
         bad = value.startswith(("none: the compiled", "cannot be loaded"))
-        table.add_row(Text(printable(name)), Text(printable(value), style=_BAD if bad else ""))
+        table.add_row(Text(name), Text(value, style=_BAD if bad else ""))
     return table
