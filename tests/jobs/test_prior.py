@@ -141,11 +141,23 @@ def test_a_run_learns_from_another_and_goes_on_to_the_same_bytes(job, tmp_path, 
         selected("ucb", policy=cu.UCB())
 
 
-@pytest.mark.parametrize("content", [None, "", "not json\n", '{"id": "a"}\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"not json\n",
+        b'{"id": "a"}\n',
+        b'{"id": "a\xff", "subtasks": {"x": 1.0}}\n',
+        b'{"id": "a", "subtasks": {"x": 1.0}}\n{"id": "b", "subtasks": {"y": 1.0}}\n',
+        b'{"id": "a", "subtasks": {"x": "1.0"}}\n',
+        b"[" * 100_000,
+    ],
+)
 def test_what_is_no_run_is_refused(job, tmp_path, content):
     if content is not None:
-        (tmp_path / "scores.jsonl").write_text(content)
-    with pytest.raises(RunError, match=r"expected the --out of an earlier job|has scored nothing"):
+        (tmp_path / "scores.jsonl").write_bytes(content)
+    with pytest.raises(RunError, match=r"expected the --out of an earlier job|has scored nothing|is damaged"):
         cu.select(**arguments(job, tmp_path / "run", prior=tmp_path))
     assert not (tmp_path / "run").exists()
 

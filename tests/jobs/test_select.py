@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import math
+import os
 import random
 import shutil
 import sqlite3
@@ -19,9 +21,11 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import clusterucb as cu
+from clusterucb import atomic
 from clusterucb.errors import ClusterUCBWarning, InputError, ModelError, OptionError, PluginError, RunError
 from clusterucb.jobs.stages import features, influence
 from clusterucb.model import source as checkpoint
+from clusterucb.run.manifest_file import read_manifest, write_manifest
 from helpers.selections import N, arguments, results, write_job
 from helpers.tiny import TOPICS, interrupt, read_rows, rows, write_rows
 
@@ -388,9 +392,9 @@ def test_other_content_is_refused(job, run, tmp_path):
 
 
 def test_other_versions_are_warned_of(job, run):
-    manifest = json.loads((run / "manifest.json").read_text())
-    manifest["versions"]["torch"] = "1.0"
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    manifest = read_manifest(run)
+    manifest.versions["torch"] = "1.0"
+    write_manifest(run, manifest)
     with pytest.warns(ClusterUCBWarning, match=r"started with other versions \(torch 1.0\)"):
         cu.select(**arguments(job, run))
 
@@ -483,7 +487,7 @@ def test_the_ledger_holds_every_draw(job):
     assert {draw["phase"] for draw in draws} == {"cold", "policy"}
     for draw, line in zip(draws, read_rows(job / "done" / "scores.jsonl"), strict=True):
         assert draw["done"] == 1
-        assert [draw[f"score_{at}"] for at in range(4)] == [line["subtasks"][name] for name in sorted(TOPICS)]
+        assert np.frombuffer(draw["scores"]).tolist() == [line["subtasks"][name] for name in sorted(TOPICS)]
 
 
 def test_pool_samples_that_stand_in_the_target_are_warned_of(job, tmp_path):
@@ -717,3 +721,26 @@ def test_a_result_fits_a_line(job):
     assert repr(result).startswith("<Result: 4 of 90 samples selected, 18 scored, cost ")
     assert "\n" not in repr(result) + repr(result.selection)
     assert len(repr(result.selection)) < 100
+
+
+def test_a_finished_run_is_shown_where_nothing_can_be_written(job, tmp_path, monkeypatch):
+    shutil.copytree(job / "done", tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    first = cu.select(**arguments(job, tmp_path / "run"))
+    access = os.access
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and access(path, mode))
+    for owner, name in ((atomic, "_create"), (Path, "mkdir"), (Path, "unlink"), (Path, "replace")):
+        monkeypatch.setattr(owner, name, refuse)
+    shown = cu.select(**arguments(job, tmp_path / "run"))
+    assert (shown.ids, shown.scores.tolist()) == (first.ids, first.scores.tolist())
+    with pytest.raises(RunError, match="cannot be written, and these options ask for more"):
+        cu.select(**arguments(job, tmp_path / "run", budget="90%"))
+    with pytest.raises(RunError, match=r"other settings: --seed was 0, now 1"):
+        cu.select(**arguments(job, tmp_path / "run", seed=1))
+    monkeypatch.undo()
+    after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert {path.name for path in before} == {path.name for path in after}

@@ -21,6 +21,9 @@ from clusterucb.errors import ClusterUCBWarning, OptionError, RunError
 from clusterucb.gradients import per_sample as gradients
 from clusterucb.jobs import sketch as sketching
 from clusterucb.run import gradient_store as store
+from clusterucb.run.gradient_store import with_failures
+from clusterucb.run.kept_files import KeptFiles
+from clusterucb.run.manifest_file import read_manifest, write_manifest
 from helpers import warm
 from helpers.selections import results
 from helpers.tiny import interrupt, read_rows, rows, write_model, write_rows
@@ -252,11 +255,13 @@ def test_a_given_adapter_is_kept_in_the_store(job, tmp_path):
 
 def test_a_sample_whose_gradient_fails_is_named_and_never_selected(job, tmp_path, monkeypatch):
     made = make_store(job, tmp_path / "store")
-    path = made.folder / "sketches-00000.safetensors"
-    sketches = load_file(path)["sketches"]
+    name, reasons = "sketches-00000.safetensors", {7: "the gradient is zero"}
+    sketches = load_file(made.folder / name)["sketches"]
     sketches[7] = np.nan
-    store_failure = {"7": "the gradient is zero"}
-    sketching.save_file({"sketches": sketches}, path, metadata=store_failure)
+    manifest = read_manifest(made.folder)
+    files = KeptFiles(made.folder, manifest.files, lambda: write_manifest(made.folder, manifest))
+    files.forget(name)
+    files.write_arrays(name, {"sketches": sketches}, with_failures(reasons))
     result = select(job, tmp_path / "run", store=made.folder, scorer="sketch", select="50%")
     assert result.outcome.n_failed == 1
     assert 7 not in result.rows
@@ -307,7 +312,7 @@ def test_what_is_no_store_is_refused(job, tmp_path):
         make_store(job, "store", sketch_dim=512)
     shutil.copytree(job / "store", tmp_path / "broken")
     (tmp_path / "broken" / "sketches-00000.safetensors").write_bytes(b"\0" * 9)
-    with pytest.raises(RunError, match="cannot be read"):
+    with pytest.raises(RunError, match=r"sketches-00000\.safetensors is damaged"):
         select(job, tmp_path / "again", store=tmp_path / "broken")
 
 

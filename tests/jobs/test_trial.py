@@ -185,7 +185,7 @@ def test_what_is_no_finished_selection_is_refused(job, tmp_path):
         kept = (run / name).read_bytes()
         for damaged in (b"[1", b"\xff\x00", b"3"):
             (run / name).write_bytes(damaged)
-            refused(job, rf"{name} (cannot be read|holds no options)", run=run)
+            refused(job, rf"{name} is damaged .*: remove it and repeat the run's command", run=run)
         (run / name).write_bytes(kept)
     changed = write_rows(tmp_path / "pool.jsonl", rows(80, seed=3))
     refused(job, "is a run of another pool, or the files have changed since", run=run, pool=changed)
@@ -235,7 +235,7 @@ def test_a_damaged_cell_is_named_with_a_remedy(job, tmp_path):
     cu.trial(job / "done", **asked)
     cell = next((tmp_path / "trial" / filenames.CELLS).iterdir())
     cell.write_bytes(cell.read_bytes()[:40])
-    with pytest.raises(cu.ClusterUCBError, match=r"is damaged .*; remove it, and the training is repeated"):
+    with pytest.raises(cu.ClusterUCBError, match=r"is damaged .*: remove it, and it is computed again"):
         cu.trial(job / "done", **asked)
     cell.unlink()
     cu.trial(job / "done", **asked)

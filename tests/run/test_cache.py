@@ -174,7 +174,7 @@ def test_a_run_that_has_begun_to_compute_takes_nothing(job, tmp_path, monkeypatc
     monkeypatch.setattr(features, "_SHARD", 15)
     select(job, tmp_path / "a", cu.Hidden(depth=1))
     select(job, tmp_path / "b", cu.Hidden(depth=1), seed=1)
-    for name in ("features-cached.json", "features-00002.safetensors", "labels.safetensors", "ledger.sqlite"):
+    for name in ("features-cached.json", "features-00002.safetensors", "labels.safetensors"):
         (tmp_path / "b" / name).unlink()
     again, said = select(job, tmp_path / "b", cu.Hidden(depth=1), seed=1)
     assert not said

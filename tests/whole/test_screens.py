@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from clusterucb.cli import main as cli
+from helpers.terminals import EVERYTHING, obeyed
 from helpers.tiny import interrupt, read_rows, rows, write_job, write_rows
-from test_terminal import EVERYTHING, obeyed
 
 HOSTILE = EVERYTHING.replace("\0", "").replace("/", "") + "\x1b]0;title\x07\x1b[2J"
 SMALL = ["--warmup-steps", "2", "--batch-size", "4"]

@@ -50,7 +50,7 @@ def finish(
     planned: tuple[int, int],
     judges: Iterable[Sample] = (),
 ) -> Result:
-    """Write a run's files, and mark the run as finished.
+    """Write a run's files, and mark the run as finished. Of a run that is only read, nothing is written.
 
     Args:
         run: the run.
@@ -77,8 +77,12 @@ def finish(
         selection=selection,
         manifest=run.manifest,
         out=run.folder,
-        exports=export(run.folder, settings.tools, samples, model=model, settings=settings),
+        exports=[]
+        if run.read_only
+        else export(run.folder, settings.tools, samples, model=model, settings=settings),
     )
+    if run.read_only:
+        return result
     run.files.forget(*_WRITTEN)
     result.write(run.path(filenames.SELECTED), annotate=settings.annotate)
     write_lines(run.path(filenames.SCORES), _score_lines(selection, material))

@@ -8,13 +8,14 @@ Decisions:
     - Inputs are compared by content (fingerprints), not by path or time.
     - Stages are files: a file that exists is complete and is never computed again (`atomic`).
     - One process at a time may write. It holds an advisory lock, which the system releases when the process dies.
+    - A finished run in a folder that cannot be written is opened read-only, without a lock, so that its result can be
+      shown.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,9 @@ class Run:
         config: the content of ``config.yaml``, which affects no result.
         overwrite: remove the files of an earlier run from the folder, and start again.
 
+    Attributes:
+        read_only: whether the folder holds a finished run and cannot be written.
+
     Raises:
         RunError: the folder holds something else than a run, or a run with other settings; or another process uses it;
             or it cannot be written.
@@ -64,7 +68,8 @@ class Run:
         overwrite: bool = False,
     ) -> None:
         self.folder = folder
-        self._lock = _lock(folder)
+        self.read_only = not overwrite and _shown_only(folder)
+        self._lock = None if self.read_only else _lock(folder)
         try:
             if overwrite or not self.path(filenames.MANIFEST).exists():
                 _remove_run(folder)
@@ -72,13 +77,17 @@ class Run:
             identity = msgspec.json.decode(msgspec.json.encode(identity), type=Identity)
             self.manifest, self.resumed = self._opened(identity, asked)
             self.files = self._kept_files()
+            if self.read_only and not self.finished:
+                raise RunError(
+                    f"{folder} cannot be written, and these options ask for more than it holds; choose another --out"
+                )
             self.save()
-            if config is not None:
+            if config is not None and not self.read_only:
                 self.files.forget(filenames.CONFIG)
                 write_whole(self.path(filenames.CONFIG), config)
                 self.files.record(filenames.CONFIG)
         except BaseException:
-            os.close(self._lock)
+            self._unlock()
             raise
 
     def __enter__(self) -> Self:
@@ -92,6 +101,10 @@ class Run:
         try:
             self.save()
         finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
             os.close(self._lock)
 
     @property
@@ -110,8 +123,9 @@ class Run:
         return self.folder / name
 
     def save(self) -> None:
-        """Write ``manifest.json``."""
-        write_manifest(self.folder, self.manifest)
+        """Write ``manifest.json``, unless the folder cannot be written."""
+        if not self.read_only:
+            write_manifest(self.folder, self.manifest)
 
     def seconds(self, phase: str) -> float:
         """Return the time spent in a phase so far, over all sessions."""
@@ -145,13 +159,13 @@ class Run:
         Raises:
             RunError: the folder holds a run with other settings, or its manifest cannot be read.
         """
-        fresh = Manifest(identity, asked, versions=recorded_versions(), token=secrets.token_hex(8))
+        fresh = Manifest(identity, asked, versions=recorded_versions(), token=identity.fingerprint)
         try:
             manifest = read_manifest(self.folder)
         except FileNotFoundError:
             return fresh, False
         changed = [*manifest.identity.changes(identity), *manifest.asked.refusal(asked)]
-        if changed and not self._holds_results():
+        if changed and not self.read_only and not self._holds_results():
             _remove(self.folder)
             return fresh, False
         if changed:
@@ -166,6 +180,8 @@ class Run:
 
     def _kept_files(self) -> KeptFiles:
         """Return the files that the folder keeps. Those of a folder without records are recorded as they are."""
+        if self.read_only:
+            return KeptFiles(self.folder, self.manifest.files)
         had_records = self.manifest.files is not None
         self.manifest.files = self.manifest.files or {}
         files = KeptFiles(self.folder, self.manifest.files, self.save)
@@ -201,6 +217,16 @@ def check_folder(folder: Path) -> None:
         raise RunError(
             f"{folder} is not a run folder and not empty (it holds {min(names)!r}); choose another --out"
         )
+
+
+def _shown_only(folder: Path) -> bool:
+    """Return whether a folder holds a finished run and cannot be written."""
+    if os.access(folder, os.W_OK) or not folder.is_dir():
+        return False
+    try:
+        return read_manifest(folder).status == "finished"
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

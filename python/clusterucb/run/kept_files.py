@@ -168,9 +168,9 @@ class KeptFiles:
             return None
         if self._digests is None:
             return folder
-        if not recorded:
-            return None
         present = set(self._inside(folder))
+        if present and not recorded:
+            return None
         for file in sorted(present ^ recorded):
             what = "does not belong to the run" if file in present else "is missing"
             raise self.damaged(folder, f"{file} {what}")

@@ -175,6 +175,8 @@ class Ledger:
         """Record the scores of ``batch`` and mark it done."""
         assert batch.scores is not None
         with self._using(), self._transaction():
+            if not self._has_blobs:
+                self._rewrite()
             updated = self._db.executemany(
                 "UPDATE draws SET done = 1, failure = ?, scores = ? WHERE row = ?",
                 [

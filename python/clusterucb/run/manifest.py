@@ -265,7 +265,7 @@ class Manifest(msgspec.Struct):
         clusterucb: the version of clusterucb that began the run.
         versions: the versions of the packages that affect numbers.
         status: ``finished`` once all results are written.
-        token: a random name of the run, by which its ledger is known; None in format 1 and 2.
+        token: the fingerprint of the identity that began the run, by which its ledger is known; None in format 1 and 2.
         files: the hex SHA-256 of each file that a later stage reads, by its path in the folder; None in format 1 and 2.
         inputs, search, passes, cost, outcome: the parts that the stages write.
     """

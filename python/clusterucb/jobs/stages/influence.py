@@ -54,6 +54,7 @@ class Influence(Stage):
             run=manifest.token,
             begun=manifest.search.begun,
             n_draws=manifest.outcome.n_scored if manifest.outcome else 0,
+            read_only=self._run.read_only,
         )
         if not manifest.search.begun:
             manifest.search.begun = True

@@ -311,6 +311,7 @@ class _Trying:
                 raise files.damaged(kept, error) from error
         with self._session.run.phase("training"):
             cell = self._trainer.trained(order, rate, advance) if len(order) else self._trainer.untrained()
+        files.forget(name)  # a cell that is trained again has other seconds
         with files.written(name) as partial:
             partial.write_bytes(msgspec.json.encode(cell))
         return cell
