@@ -22,6 +22,7 @@ __all__ = [
     "PluginError",
     "RunError",
     "check_choice",
+    "check_utf8",
     "warn",
 ]
 
@@ -61,6 +62,23 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     if value not in choices:
         hint = did_you_mean(str(value), choices)
         raise OptionError(f"{name} is {value!r}; expected one of {', '.join(choices)}.{hint}")
+
+
+def check_utf8(what: str, path: object, kind: type[ClusterUCBError] = OptionError) -> None:
+    """Check that a path can be written into files and passed to libraries, which take UTF-8 alone.
+
+    Args:
+        what: what the path names, for the message.
+        path: the path, or anything else, which is let pass.
+        kind: the class of the error.
+
+    Raises:
+        ClusterUCBError: the path is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise kind(f"{what} {str(path)!r:.300} is not UTF-8; expected a name in UTF-8: rename it") from error
 
 
 class ClusterUCBWarning(UserWarning):

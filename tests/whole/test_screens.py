@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import clusterucb as cu
 from clusterucb.cli import main as cli
 from helpers.terminals import EVERYTHING, obeyed
 from helpers.tiny import interrupt, read_rows, rows, write_job, write_rows
@@ -118,6 +119,7 @@ def test_an_interrupt_says_how_to_go_on(job, capsys, monkeypatch):
 
 SLOW = """
 import sys, time
+import clusterucb as cu
 from clusterucb.cli import main as cli
 from clusterucb.gradients.accumulate import Accumulator
 compute = Accumulator.__call__
@@ -213,3 +215,39 @@ def test_a_reader_that_leaves_ends_nothing(plain):
     os.close(write)
     assert process.wait(timeout=300) == 0
     assert (folder / "run" / "selected.jsonl").exists()
+
+
+# Names that are not UTF-8 ----------------------------------------------------------------------------------
+
+
+def test_names_that_are_not_utf_8_are_refused_before_anything_is_computed(plain, capsys, monkeypatch):
+    folder, arguments = plain
+    monkeypatch.chdir(folder)
+    odd = os.fsdecode(b"odd\xff")
+    for name in ("pool.jsonl", "dev.jsonl"):
+        shutil.copy(name, odd + name)
+    (folder / "inside").mkdir()
+    shutil.copy("pool.jsonl", f"inside/{odd}.jsonl")
+    shutil.copytree("model", f"{odd}model")
+    for wrong, right in {
+        f"{odd}pool.jsonl": "pool.jsonl",
+        "inside": "pool.jsonl",
+        "inside/*.jsonl": "pool.jsonl",
+        f"{odd}dev.jsonl": "dev.jsonl",
+        f"{odd}model": "model",
+        f"{odd}run": "run",
+    }.items():
+        shown = screen([wrong if one == right else one for one in arguments], capsys, 2)
+        assert "is not UTF-8; expected a name in UTF-8: rename it" in shown
+    screen(["doctor", "--pool", "inside"], capsys, 2)
+    screen(["try", odd], capsys, 2)
+    assert not (folder / "run").exists()
+    options = {"pool": "pool.jsonl", "target": "dev.jsonl", "model": "model", "out": "run", "warmup_steps": 2}
+    for name, value in {
+        "pool": f"{odd}pool.jsonl",
+        "target": "inside",
+        "model": f"{odd}model",
+        "out": odd,
+    }.items():
+        with pytest.raises(cu.ClusterUCBError, match="is not UTF-8"):
+            cu.select(**{**options, name: value})

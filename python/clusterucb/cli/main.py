@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.text import Text
 
 from clusterucb.cli.commands import JOBS, app
-from clusterucb.errors import ClusterUCBError, ClusterUCBWarning
+from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, check_utf8
 from clusterucb.options import config_file as config
 from clusterucb.terminal import Droppable, Terminal
 from clusterucb.wording import in_words
@@ -53,6 +53,8 @@ def run(arguments: Sequence[str]) -> int:
         messages = Terminal(stderr=True, soft_wrap=True)
         _show_warnings(messages, debug)
         try:
+            for argument in arguments:
+                check_utf8("the argument", argument)
             app(list(arguments), exit_on_error=False, print_error=False)
             if sys.stdout is not None:
                 sys.stdout.flush()

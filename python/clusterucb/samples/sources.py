@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clusterucb.errors import InputError, OptionError
+from clusterucb.errors import InputError, OptionError, check_utf8
 from clusterucb.progress import Advance
 from clusterucb.samples.files import EXPECTED, ending, files_of, is_word, likely, short_names
 from clusterucb.samples.formats import lines_of
@@ -80,6 +80,8 @@ def sources_of(given: Any, what: str) -> RowSources:
     found: list[Path | RemoteFile] = []
     for path in given:
         found += remote_files(url) if (url := url_of(path)) else files_of(path)
+    for file in found:
+        check_utf8(f"the name of the {what} file", file, InputError)
     names = short_names(
         [Path("/", file.name.partition("://")[2]) if isinstance(file, RemoteFile) else file for file in found]
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from clusterucb.errors import ModelError, OptionError, warn
+from clusterucb.errors import ModelError, OptionError, check_utf8, warn
 from clusterucb.model.checkpoint_files import checkpoint_fingerprints
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.options.gradients import GradientSettings
@@ -227,6 +227,7 @@ def check_paths(model: object, out: object, *, needed: bool = False, target: obj
     if (out is not None or needed) and (not isinstance(out, str | PathLike) or not str(out)):
         raise OptionError(f"out is {out!r}; expected the path of a folder")
     if isinstance(out, str | PathLike):
+        check_utf8("the name of out", out)
         check_folder(Path(out))
 
 
@@ -234,6 +235,8 @@ def check_model(model: object) -> None:
     """Refuse a model that is neither a folder, nor a hub id, nor a loaded model."""
     if not isinstance(model, str | PathLike | LoadedModel) or not str(model):
         raise OptionError(f"model is {model!r}; expected a path, a hub id or a loaded model")
+    if not isinstance(model, LoadedModel):
+        check_utf8("the name of the model", model)
     if not isinstance(model, LoadedModel) and not Path(model).is_dir() and not _HUB_ID.fullmatch(str(model)):
         raise ModelError(f"there is no folder {str(model)!r}; expected a model's folder, or a hub id")
 
