@@ -6,6 +6,7 @@ MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 LEDGER = "ledger.sqlite"
 LOCK = "lock"
+LEASE = "lease"  # stands for the lock where the file system has none
 ADAPTER = "adapter"
 DIRECTIONS = "directions.safetensors"
 ESTIMATES = "estimates.safetensors"

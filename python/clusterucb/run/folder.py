@@ -14,7 +14,6 @@ Decisions:
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import time
@@ -27,11 +26,11 @@ from typing import Self
 import msgspec
 
 from clusterucb import filenames
-from clusterucb.atomic import check_regular, write_whole
+from clusterucb.atomic import write_whole
 from clusterucb.errors import RunError, warn
 from clusterucb.run.cost import Cost, PhaseCost
 from clusterucb.run.kept_files import KeptFiles
-from clusterucb.run.locks import lock
+from clusterucb.run.locks import FolderLock
 from clusterucb.run.manifest import Asked, Identity, Inputs, Manifest, RunOutcome
 from clusterucb.run.manifest_file import read_manifest, write_manifest
 from clusterucb.versions import recorded_versions
@@ -49,6 +48,7 @@ class Run:
         asked: the budget, the number to select and the recall to reach, as the user wrote them.
         config: the content of ``config.yaml``, which affects no result.
         overwrite: remove the files of an earlier run from the folder, and start again.
+        lock: whether to lock the folder; if not, the caller is certain that no other process uses it.
 
     Attributes:
         read_only: whether the folder holds a finished run and cannot be written.
@@ -66,10 +66,11 @@ class Run:
         asked: Asked = Asked(),
         config: bytes | None = None,
         overwrite: bool = False,
+        lock: bool = True,
     ) -> None:
         self.folder = folder
         self.read_only = not overwrite and _shown_only(folder)
-        self._lock = None if self.read_only else _lock(folder)
+        self._lock = None if self.read_only else _lock(folder, wanted=lock)
         try:
             if overwrite or not self.path(filenames.MANIFEST).exists():
                 _remove_run(folder)
@@ -105,7 +106,7 @@ class Run:
 
     def _unlock(self) -> None:
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
 
     @property
     def finished(self) -> bool:
@@ -212,7 +213,11 @@ def check_folder(folder: Path) -> None:
     with _writable(folder):
         if folder.exists() and not folder.is_dir():
             raise RunError(f"--out {folder} is a file; expected a folder, new or existing")
-        names = {entry.name for entry in folder.iterdir()} - {filenames.LOCK} if folder.is_dir() else set()
+        names = (
+            {entry.name for entry in folder.iterdir()} - {filenames.LOCK, filenames.LEASE}
+            if folder.is_dir()
+            else set()
+        )
     if names and not names & {filenames.MANIFEST, _UNSETTLED}:
         raise RunError(
             f"{folder} is not a run folder and not empty (it holds {min(names)!r}); choose another --out"
@@ -237,23 +242,12 @@ def _writable(folder: Path) -> Iterator[None]:
         raise RunError(f"cannot write to {folder}: {error.strerror}; choose another --out") from error
 
 
-def _lock(folder: Path) -> int:
-    """Lock a folder that is empty or holds a run, and return the lock's file descriptor."""
+def _lock(folder: Path, *, wanted: bool) -> FolderLock:
+    """Lock a folder that is empty or holds a run."""
     check_folder(folder)
     with _writable(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        check_regular(folder / filenames.LOCK, written=True)
-        descriptor = os.open(folder / filenames.LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    try:
-        if lock(descriptor, fcntl.LOCK_EX):
-            return descriptor
-    except OSError as error:
-        os.close(descriptor)
-        raise RunError(
-            f"{folder} cannot be locked: {error.strerror}; choose another --out, on a file system with locks"
-        ) from error
-    os.close(descriptor)
-    raise RunError(f"{folder} is in use by another process; wait for it, or choose another --out")
+        return FolderLock(folder, wanted=wanted)
 
 
 def _remove_run(folder: Path) -> None:
