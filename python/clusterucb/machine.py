@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,11 @@ def memory() -> tuple[int, int]:
         used = int((_CGROUP / "memory.current").read_text()) - int(statistics["file"])
         total, free = min(total, limit), min(free, max(limit - used, 0))
     return total, free
+
+
+def resident_memory() -> int:
+    """Return how many bytes of memory this process uses now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def free_disk(place: Path) -> int:

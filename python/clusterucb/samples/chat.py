@@ -34,10 +34,13 @@ from clusterucb.errors import ModelError
 from clusterucb.samples.message import TOOLS, Message
 from clusterucb.samples.pieces import Kind, Piece, Unusable
 from clusterucb.samples.tool_template import REFUSALS, Span, ToolTemplate, Turns
+from clusterucb.samples.watch import TooMuch, limited
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_SECONDS = 10  # the longest time that a template may take
+_PATIENCE = 3  # conversations that may take longer
 _RESULT = ("<tool_response>", "</tool_response>")
 # The date given to templates that ask for today's. It is the date that Llama 3.1's template falls back on.
 _TODAY = date(2024, 7, 26)
@@ -80,6 +83,7 @@ class ChatTemplate:
         self.source = _with_fixed_date(source)
         self._tokenizer = tokenizer
         self._added = [str(token) for token in tokenizer.added_tokens_decoder.values() if str(token).strip()]
+        self._too_much = 0
         self._patterns: dict[tuple[tuple[str, str], ...], _Pattern] = {}
         self.tools = ToolTemplate(self._apply, self._added)
 
@@ -200,8 +204,18 @@ class ChatTemplate:
                 f"the tokenizer's chat template is not valid Jinja: {error.message} (line {error.lineno}); "
                 "expected valid Jinja. Correct `chat_template` in its tokenizer_config.json"
             ) from error
+        except TooMuch as error:
+            self._too_much += 1
+            if self._too_much >= _PATIENCE:
+                raise ModelError(
+                    f"the tokenizer's chat template takes more than {_SECONDS} s or 1 GB for a conversation, "
+                    f"{_PATIENCE} times; expected milliseconds. It may loop: correct it, or give another one with "
+                    "--chat-template"
+                ) from error
+            raise Unusable(f"chat template: it takes more than {_SECONDS} s or 1 GB") from error
         except REFUSALS as error:
-            raise Unusable(f"chat template: it refuses the conversation: {error}") from error
+            reason = str(error) or type(error).__name__
+            raise Unusable(f"chat template: it refuses the conversation: {reason}") from error
         return text
 
     def _with_tools(self, messages: Sequence[Message]) -> str:
@@ -216,13 +230,23 @@ class ChatTemplate:
             raise
 
     def _apply(self, turns: Turns, tools: list[Any] | None, generation: bool) -> str:
-        text = self._tokenizer.apply_chat_template(
-            turns, tools, chat_template=self.source, tokenize=False, add_generation_prompt=generation
-        )
-        return str(text)
+        with limited(_SECONDS):
+            text = str(
+                self._tokenizer.apply_chat_template(
+                    turns, tools, chat_template=self.source, tokenize=False, add_generation_prompt=generation
+                )
+            )
+        text.encode()  # refuses half of a surrogate pair
+        return text
 
     def _applied(self, turns: list[list[dict[str, str]]]) -> list[str]:
-        return list(self._tokenizer.apply_chat_template(turns, chat_template=self.source, tokenize=False))
+        with limited(_SECONDS):
+            texts = list(
+                self._tokenizer.apply_chat_template(turns, chat_template=self.source, tokenize=False)
+            )
+        for text in texts:
+            text.encode()
+        return texts
 
 
 def _is_plain(messages: Iterable[Message]) -> bool:

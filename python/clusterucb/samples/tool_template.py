@@ -31,10 +31,21 @@ from msgspec.structs import replace
 
 from clusterucb.samples.message import TOOLS, Message
 from clusterucb.samples.pieces import Kind, Piece, Unusable
+from clusterucb.samples.watch import TooMuch
 from clusterucb.wording import counted
 
 # Python errors in a template, such as of an index, refuse one conversation.
-REFUSALS = (jinja2.TemplateError, TypeError, ValueError, LookupError)
+REFUSALS = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    TooMuch,
+)
 
 Turns = list[dict[str, Any]]
 _ABSENT = object()

@@ -11,7 +11,6 @@ Decisions:
 
 from __future__ import annotations
 
-import os
 import resource
 import tempfile
 import time
@@ -37,7 +36,7 @@ from clusterucb.jobs.stages.cost import selection_cost
 from clusterucb.jobs.stages.features import PoolFeatures
 from clusterucb.jobs.stages.opening import Job, Session
 from clusterucb.jobs.stages.strategies import ChosenStrategies
-from clusterucb.machine import free_disk
+from clusterucb.machine import free_disk, resident_memory
 from clusterucb.options.amounts import Seconds
 from clusterucb.options.search import Settings
 from clusterucb.progress import Observer, Silent
@@ -102,7 +101,7 @@ def estimate(job: Job[Settings], strategies: ChosenStrategies, *, began: float, 
         set_up=set_up,
         cost=selection_cost(timed, settings, material, found.drawn, features, policy, passes=found.passes),
         memory=max(found.resident + max(beside, with_gradients), _peak()),
-        memory_free=fitting.available("cpu") + _resident(),
+        memory_free=fitting.available("cpu") + resident_memory(),
         device_memory=found.needs.total if on_gpu else None,
         device_free=fitting.available(prepared.device) if on_gpu else None,
         disk=found.kept + found.needs.directions + described + scores + round(n_select * lines),
@@ -152,7 +151,7 @@ class _Measured(NamedTuple):
 def _measure(session: Session[Settings], material: Material, features: Feature) -> _Measured:
     """Measure the time and memory of a job. The session's model works on a few of the samples of ``material``."""
     settings, adapted = session.settings, session.model
-    checkpoints, resident = adapted.checkpoints, _resident()
+    checkpoints, resident = adapted.checkpoints, resident_memory()
     layout = _Layout(settings, material, adapted)
     together = SHARD if features.gradients else max(settings.batch_size, WARMUP_BATCH)
     needs = fitting.needs(
@@ -322,11 +321,6 @@ def _clustering(
         if not traced:
             tracemalloc.stop()
     return seconds * (n_pool / part) ** 1.5, peak * n_pool // part
-
-
-def _resident() -> int:
-    """Return the bytes of memory that this process uses now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _peak() -> int:

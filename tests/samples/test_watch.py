@@ -1,0 +1,137 @@
+"""Code that comes with a model ends when it takes too much, and only that code."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+
+import pytest
+
+from clusterucb.errors import ModelError
+from clusterucb.samples import chat, watch
+from clusterucb.samples.chat import ChatTemplate
+from clusterucb.samples.message import Message
+from clusterucb.samples.pieces import Unusable
+from clusterucb.samples.watch import TooMuch, limited
+from helpers.templates import SHAPES, byte_level
+
+
+def loop() -> None:
+    while True:
+        pass
+
+
+def test_a_loop_is_ended() -> None:
+    with pytest.raises(TooMuch), limited(0.2):
+        loop()
+
+
+def test_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_MEMORY", 50_000_000)
+    kept: list[bytearray] = []
+
+    def grow() -> None:
+        while True:
+            kept.append(bytearray(os.urandom(1_000_000)))
+
+    with pytest.raises(TooMuch), limited(60):
+        grow()
+    assert len(kept) < 1_000
+
+
+def test_nothing_is_raised_after_the_block() -> None:
+    for _ in range(200):
+        with limited(0):
+            pass
+    end = time.monotonic() + 3 * watch._INTERVAL
+    while time.monotonic() < end:
+        pass
+
+
+def test_other_threads_are_left_alone() -> None:
+    found: list[str] = []
+
+    def work() -> None:
+        for _ in range(200_000):
+            pass
+        found.append("done")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    with pytest.raises(TooMuch), limited(0.1):
+        loop()
+    thread.join()
+    assert found == ["done"]
+
+
+def test_a_forked_process_watches_anew() -> None:
+    with limited(60):
+        child = os.fork()
+        if not child:
+            try:
+                with limited(0.1):
+                    loop()
+            except TooMuch:
+                os._exit(7)
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+TURNS = [Message("user", "q"), Message("assistant", "a")]
+BAD = [Message("user", "bad"), Message("assistant", "a")]
+
+
+def with_fault(fault: str) -> ChatTemplate:
+    """Return a template with a fault in conversations that begin with ``bad``."""
+    tokenizer = byte_level(SHAPES["chatml"])
+    tokenizer.chat_template = "{% if messages[0].content == 'bad' %}" + fault + "{% endif %}" + CHATML
+    return ChatTemplate(tokenizer)
+
+
+FAULTS = {
+    "overflow": "{{ 2.0 ** 10000 }}",
+    "division": "{{ 1 / 0 }}",
+    "recursion": "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+    "surrogate": r"{{ '\ud800' }}",
+    "attribute": "{{ messages.nothing.more }}",
+    "type": "{{ 'a' + 1 }}",
+    "index": "{{ messages[100].content.x }}",
+    "format": "{{ '%d' % 'x' }}",
+    "raised": "{{ raise_exception('no') }}",
+    "range": "{{ range(10 ** 9) }}",
+    "unsafe": "{{ messages.__class__.__mro__ }}",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_an_error_of_a_template_belongs_to_the_row(fault: str) -> None:
+    template = with_fault(fault)
+    good, bad, again = template.render([TURNS, BAD, TURNS])
+    assert good == again
+    assert isinstance(good, str)
+    assert isinstance(bad, Unusable)
+    assert str(bad).startswith("chat template: it refuses the conversation: ")
+
+
+LOOPS = {
+    "loop": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "memory": "{% set n = namespace(x='abcdefgh') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("fault", LOOPS.values(), ids=LOOPS)
+def test_a_template_that_takes_too_much_rejects_the_row_and_then_ends_the_job(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "_SECONDS", 1)
+    monkeypatch.setattr(watch, "_MEMORY", 100_000_000)
+    template = with_fault(fault)
+    good, bad = template.render([TURNS, BAD])
+    assert isinstance(good, str)
+    assert str(bad) == "chat template: it takes more than 1 s or 1 GB"
+    with pytest.raises(
+        ModelError, match=r"takes more than 1 s or 1 GB for a conversation, 3 times; .*--chat-template"
+    ):
+        template.render([BAD, BAD, BAD])
