@@ -220,6 +220,18 @@ def test_a_bug_is_exit_code_1_and_shows_a_traceback_with_debug_alone(command, ca
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), MemoryError("1 TiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_too_little_memory_is_no_bug(command, capsys, failing, error):
+    failing(error)
+    assert cli.run(command) == 2
+    err = capsys.readouterr().err
+    assert "error: memory ran out (" in err
+    assert "clusterucb plan estimates what a job needs" in err
+    assert "bug" not in err
+
+
 def test_a_mistake_shows_its_traceback_with_debug(command, capsys):
     assert cli.run([*command, "--policy", "ubc", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err

@@ -244,6 +244,8 @@ def test_finished_sketches_estimate_cosines(sketch):
     [
         ({"dimension": 5000}, "dimension is 5000; expected a power of two, such as 4096 or 8192"),
         ({"dimension": 128}, "expected a power of two of at least 256"),
+        ({"dimension": 2**23}, "dimension is 8388608; expected at most 4194304"),
+        ({"dimension": 2**60}, "expected at most 4194304"),
         ({"nonzeros": 3}, "nonzeros is 3; expected one of 1, 2, 4"),
         ({"seed": -1}, "seed is -1"),
         ({"seed": 2**63}, "below 2\\^63"),

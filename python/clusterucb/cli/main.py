@@ -36,8 +36,9 @@ from clusterucb.cli.commands import JOBS, app
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, check_utf8
 from clusterucb.options import config_file as config
 from clusterucb.terminal import Droppable, Terminal
-from clusterucb.wording import in_words
+from clusterucb.wording import in_words, one_line
 
+_NO_MEMORY = "can't allocate memory"  # words of torch's error on a CPU
 _BROKEN_PIPE = 141  # the exit code of a program that SIGPIPE ends
 
 
@@ -77,6 +78,14 @@ def run(arguments: Sequence[str]) -> int:
                 _complain(
                     messages,
                     "cannot write to standard output: no space left; free some space and repeat the command",
+                    debug,
+                )
+                return 2
+            if isinstance(error, MemoryError) or _NO_MEMORY in str(error):
+                _complain(
+                    messages,
+                    f"memory ran out ({one_line(error) or 'MemoryError'}): clusterucb plan estimates what a job needs. "
+                    "Use a machine with more memory, or smaller numbers. Finished work is saved: repeat the command",
                     debug,
                 )
                 return 2

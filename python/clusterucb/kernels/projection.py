@@ -23,7 +23,7 @@ from clusterucb.errors import OptionError, check_choice
 VERSION = 1  # raise it whenever the matrix changes: sketches of two versions cannot be compared
 SKETCHES = ("sjlt", "rademacher")
 _NONZEROS = (1, 2, 4)
-_SMALLEST = 256
+_SMALLEST, _LARGEST = 256, 1 << 22
 _MASK = 2**64 - 1
 _APART = 0x51ED270B9F4A7C15  # the distance between the seeds of two checkpoints
 
@@ -103,6 +103,10 @@ def check_dimension(name: str, dimension: int, kind: str = "sjlt") -> None:
     elif dimension & (dimension - 1):
         below = 1 << (dimension.bit_length() - 1)
         raise OptionError(f"{name} is {dimension}; expected a power of two, such as {below} or {2 * below}")
+    if dimension > _LARGEST:
+        raise OptionError(
+            f"{name} is {dimension}; expected at most {_LARGEST}: a LoRA has fewer parameters than that"
+        )
 
 
 def _mix(word: int) -> int:
