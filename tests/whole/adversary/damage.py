@@ -31,7 +31,7 @@ from clusterucb.cli import main as cli
 from helpers.tiny import rows, write_model, write_rows
 
 _LIMIT = 120  # seconds after which a use counts as a hang
-_OUTPUTS = ("selected.jsonl", "scores.jsonl", "rejected.jsonl", "comparison.json", "trial.json")
+OUTPUTS = ("selected.jsonl", "scores.jsonl", "rejected.jsonl", "comparison.json", "trial.json")
 _TIMES = ("seconds", "total_seconds", "cost", "phases")
 _FILES = ["pool.jsonl", "--target", "dev.jsonl", "--model", "model"]
 _SMALL = ["--warmup-steps", "2"]
@@ -263,7 +263,7 @@ def used(
     arguments, out = USES[name][use]
     code, shown = command([part.format("work") for part in arguments])
     written = Path(out.format("work"))
-    found = {file: written / file for file in _OUTPUTS}
+    found = {file: written / file for file in OUTPUTS}
     return code, shown, {file: comparable(path) for file, path in found.items() if path.is_file()}
 
 

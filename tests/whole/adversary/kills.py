@@ -1,0 +1,136 @@
+"""Kill every command before and after each of its file-system events, and repeat it.
+
+    python tests/whole/adversary/kills.py [EVERY [FIRST]]
+
+An event is a call that changes what is on the disk: a file created, flushed, renamed or removed, a folder made or
+removed, or a transaction of the ledger. A process of its own kills itself at the k-th point; points lie before and
+after each event. The same command then runs to its end. Its results must be those of a command that nobody killed, byte
+for byte, and nothing half-written may be left. Visits the points FIRST, FIRST + EVERY and so on of every scenario, and
+prints the faults.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from clusterucb.cli import main as cli
+from clusterucb.run.ledger import Ledger
+from whole.adversary import damage
+
+# Scenarios by name: the folder to begin with, if any, and the command without --out.
+SCENARIOS: dict[str, tuple[str | None, list[str]]] = {
+    "select": (None, damage.MADE["run"]),
+    "grow": ("run", damage.USES["run"]["grow"][0][:-2]),
+    "overwrite": ("other-run", [*damage.MADE["run"], "--overwrite"]),
+    "sketch": (None, damage.MADE["store"]),
+    "select from a store": (None, damage.USES["store"]["select"][0][:-2]),
+    "compare": (None, damage.MADE["comparison"]),
+    "try": (None, damage.MADE["trial"]),
+}
+_EVENTS: tuple[tuple[Any, str], ...] = (
+    *((os, name) for name in ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir", "link")),
+    (Ledger, "begin"),
+    (Ledger, "finish"),
+)
+
+
+def arguments_of(scenario: str) -> list[str]:
+    """Return the command of a scenario; a store is read from the folder that `damage.build` made."""
+    return [part.replace("{}", "store") for part in SCENARIOS[scenario][1]] + ["--out", "work"]
+
+
+def begin(scenario: str) -> None:
+    """Put the folder of a scenario in place."""
+    shutil.rmtree("work", ignore_errors=True)
+    if (start := SCENARIOS[scenario][0]) is not None:
+        shutil.copytree(start, "work")
+
+
+def killing(function: Callable[..., Any], countdown: Callable[[], None]) -> Callable[..., Any]:
+    """Return the function, with a point before and a point after it."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        countdown()
+        result = function(*arguments, **options)
+        countdown()
+        return result
+
+    return wrapped
+
+
+def run_until(scenario: str, point: int) -> bool:
+    """Run a scenario in a process that kills itself at a point. Returns whether it was killed."""
+    child = os.fork()
+    if not child:
+        left = iter(range(point))
+
+        def countdown() -> None:
+            if next(left, None) is None:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        for owner, name in _EVENTS:
+            setattr(owner, name, killing(getattr(owner, name), countdown))
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        os._exit(cli.run(arguments_of(scenario)))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def results() -> dict[str, bytes]:
+    """Return the results in the folder, without times."""
+    found = (Path("work") / name for name in damage.OUTPUTS)
+    return {path.name: damage.comparable(path) for path in found if path.is_file()}
+
+
+def fault(scenario: str, expected: dict[str, bytes]) -> str:
+    """Repeat a scenario that was killed, and return what is wrong with its outcome; "" for a right outcome."""
+    code, shown = damage.command(arguments_of(scenario))
+    if code:
+        return f"exit {code}: {shown[-600:]}"
+    left = [path.name for path in Path("work").rglob("*.partial*")]
+    found = results()
+    wrong = [name for name in expected if found.get(name) != expected[name]]
+    return f"other results: {wrong}, left: {left}" if wrong or left else ""
+
+
+def kills(every: int, first: int) -> Iterator[tuple[str, int, str]]:
+    """Yield the scenario, the point and the fault ("" for none) of each kill."""
+    for scenario in SCENARIOS:
+        begin(scenario)
+        code, shown = damage.command(arguments_of(scenario))
+        assert code == 0, shown
+        expected, point = results(), first
+        begin(scenario)
+        while run_until(scenario, point):
+            yield scenario, point, fault(scenario, expected)
+            begin(scenario)
+            point += every
+
+
+def main(every: int = 1, first: int = 0) -> int:
+    """Kill at the points and print the faults. Returns their number."""
+    counts: Counter[str] = Counter()
+    with damage.world():
+        for scenario, point, wrong in kills(every, first):
+            counts["faults" if wrong else "right"] += 1
+            if wrong:
+                print(f"{scenario}, killed at {point}: {wrong}", flush=True)
+    print(f"{counts['right']:,} right, {counts['faults']:,} faults")
+    return counts["faults"]
+
+
+if __name__ == "__main__":
+    os.environ["CLUSTERUCB_CACHE_LIMIT"] = "0"
+    sys.exit(bool(main(*map(int, sys.argv[1:]))))
