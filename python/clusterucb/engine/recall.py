@@ -58,6 +58,7 @@ VARIANCE = 0.1  # the learnt constant in the variance of the estimate by regress
 _NEIGHBOURS = 20  # the fewest draws whose residuals are used for a row
 _AROUND = 0.1  # in deviations of the residuals: all draws with predictions this near count as neighbours
 _RESIDUALS = 2048  # the most draws whose residuals are used
+_SUBTASKS = 256  # the most subtasks whose recall is estimated while a search runs, evenly spaced among all
 _PARTS = 256  # parts of the undrawn rows, in order of prediction; the rows of a part have the same neighbours
 
 Floats = NDArray[np.float64]
@@ -118,7 +119,7 @@ class RecallEstimator:
         """
         if len(draws.rows) == len(self._pool):
             return Recall(1.0, 1.0, 1.0)
-        found = self.evidence(draws, reward)
+        found = self._evidence(draws, reward, in_turn=self._pool.rules.in_turn, most=_SUBTASKS)
         return averaged(found) if found else None
 
     def served(self, draws: Draws, chosen: NDArray[np.bool_], reward: Reward) -> Floats | None:
@@ -149,7 +150,10 @@ class RecallEstimator:
         """
         return self._evidence(draws, reward, in_turn=self._pool.rules.in_turn)
 
-    def _evidence(self, draws: Draws, reward: Reward, *, in_turn: bool) -> list[Evidence]:
+    def _evidence(
+        self, draws: Draws, reward: Reward, *, in_turn: bool, most: int | None = None
+    ) -> list[Evidence]:
+        """Return both estimates, for each subtask if they select ``in_turn``, but for ``most`` of them at most."""
         rows, scores, chance = draws
         rewards = reward(scores)
         regression = self._regression = self._regression or Regression(self._pool, scores.shape[1])
@@ -171,10 +175,15 @@ class RecallEstimator:
         values = self._predicted
         if not in_turn:
             values = rewards[good, None], reward(values[1])[:, None], reward(values[2])[:, None]
-        wanted = self._pool.rules.seats(self._pool.n_select, values[0].shape[1]).tolist()
+        n_columns = values[0].shape[1]
+        seats = self._pool.rules.seats(self._pool.n_select, n_columns)
+        some = np.arange(n_columns)
+        if most is not None and most < n_columns:
+            some = np.arange(most) * n_columns // most
+        known, left_out, predicted = values
         return [
-            _evidence(known, left_out, predicted, chance[good], n_best)
-            for known, left_out, predicted, n_best in zip(*(each.T for each in values), wanted, strict=True)
+            _evidence(known[:, at], left_out[:, at], predicted[:, at], chance[good], float(seats[at]))
+            for at in some.tolist()
         ]
 
 

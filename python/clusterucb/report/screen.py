@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from clusterucb.run.gradient_store import GradientStore
 
 _ENDS = {"exhausted": "; the pool is exhausted", "recall": "; the wanted recall is reached"}
+_SUBTASKS = 20  # subtasks that are listed
 _WIDTH = 100  # characters of a sample's text on the screen
 
 
@@ -50,8 +51,7 @@ def show(result: Result, console: Console) -> None:
             soft_wrap=True,
         )
     if outcome.served is not None:
-        shares = ", ".join(f"{one_line(name)} {share:.0%}" for name, share in outcome.served.items())
-        console.print(Text(f"Of each subtask's own best: {shares}"), soft_wrap=True)
+        console.print(Text(f"Of each subtask's own best: {_shares(outcome.served)}"), soft_wrap=True)
     console.print(Group(_sources(result), Text(), cost_table(result.cost), Text(), _examples(result)))
     if manifest.identity.options.get("--scorer") == "sketch":
         error = manifest.identity.options["--sketch-dim"] ** -0.5
@@ -66,6 +66,14 @@ def show(result: Result, console: Console) -> None:
         )
     if result.out is not None:
         _show_files(result, result.out, console)
+
+
+def _shares(served: Mapping[str, float]) -> str:
+    """Return the share of each subtask's own best samples; of many subtasks, of those that are served least."""
+    least = sorted(served, key=lambda name: served[name])[:_SUBTASKS]
+    shown = served if len(served) <= _SUBTASKS else {name: served[name] for name in least}
+    more = f", and at least that of {len(served) - len(shown):,} more" if len(served) > len(shown) else ""
+    return ", ".join(f"{one_line(name)} {share:.0%}" for name, share in shown.items()) + more
 
 
 def _favoured(correlation: float, n_scores: int) -> str:
