@@ -20,6 +20,7 @@ from clusterucb.report.export.training import (
     Tool,
     Training,
     defined_tools,
+    last_alone,
     output_folder,
     turns,
     yaml_text,
@@ -88,4 +89,11 @@ def _files(training: Training) -> dict[str, str]:
     return {"axolotl.yaml": yaml_text(values, notes)} if datasets else {}
 
 
-AXOLOTL = Tool(reads=_messages, files=_files, program="axolotl train", globs=True)
+AXOLOTL = Tool(
+    reads=_messages,
+    files=_files,
+    program="axolotl train",
+    globs=True,
+    cannot="",  # it reads all conversations, with marks
+    last=last_alone,
+)

@@ -9,6 +9,7 @@ Decisions:
       which need neither. Only if a conversation has several are all conversations written as ``messages``.
     - ``tools`` are JSON text, which TRL decodes: as objects, a table would give every tool the parameters of all.
     - ``messages`` have no mark for answers that are context. Conversations with some are then left out and counted.
+      Turns after the last answer that is learnt are cut if one of them is such an answer.
 """
 
 from __future__ import annotations
@@ -24,25 +25,28 @@ from clusterucb.report.export.training import (
     Training,
     defined_tools,
     has_context,
+    last_alone,
     output_folder,
     turns,
+    up_to_last_learnt,
 )
 
 _ANSWERS_ONLY = """assistant_only_loss needs a chat template with {% generation %}; TRL has one for the common families
 of models. For others, add it to the template, or set False to train on the questions too."""
 
 
-def _prompt_completion(conversation: Conversation, single: bool) -> Row | None:
+def _prompt_completion(conversation: Conversation, last: bool) -> Row | None:
     tools = {"tools": text} if (text := defined_tools(conversation)) else {}
-    if not single:
-        return None if has_context(conversation) else {"messages": turns(conversation), **tools}
+    if not last:
+        kept = up_to_last_learnt(conversation) if has_context(conversation) else conversation
+        return None if has_context(kept) else {"messages": turns(kept), **tools}
     return {"prompt": turns(conversation[:-1]), "completion": turns(conversation[-1:]), **tools}
 
 
 def _files(training: Training) -> dict[str, str]:
     files = {}
     if training.conversations:
-        loss = {} if training.single else {"assistant_only_loss": True}
+        loss = {} if training.last else {"assistant_only_loss": True}
         files["sft.py"] = _script(training, CONVERSATIONS, loss)
     if training.texts:
         files["text.py"] = _script(training, TEXTS, {})
@@ -97,4 +101,12 @@ def _keywords(values: Row) -> str:
     return "".join(f"\n        {key}={value!r}," for key, value in values.items()) + "\n    "
 
 
-TRL = Tool(reads=_prompt_completion, files=_files, program="python", globs=False)
+TRL = Tool(
+    reads=_prompt_completion,
+    files=_files,
+    program="python",
+    globs=False,
+    cannot="some selected conversation has several answers to learn, so TRL gets `messages` and learns all answers in "
+    "them; it cannot be told to learn some answers of a conversation and not others",
+    last=last_alone,
+)
