@@ -33,11 +33,13 @@ from clusterucb.report import scores_table
 from clusterucb.report.annotate import FIELD, annotated
 from clusterucb.report.export import TOOLS, export
 from clusterucb.report.screen import show
+from clusterucb.samples.encode import Encoder
 from clusterucb.samples.message import TOOLS as DEFINITIONS
 from clusterucb.samples.message import Call
 from clusterucb.samples.pool import Message, Sample
 from clusterucb.samples.shapes import Layout
 from helpers.tiny import read_rows, rows, write_model, write_rows
+from helpers.trl_templates import tokenizer
 
 ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "text", "c": "assistant"}
 NASTY = [
@@ -358,6 +360,21 @@ def test_what_is_exported_is_read_again_as_the_same_conversation(tmp_path: Path)
         )
         assert list(found[1:]) == list(kept[1:])
         assert found[0].role == DEFINITIONS
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen2_5"])
+@pytest.mark.parametrize("thought", ["Hm.", "Hm.\n", "\n\nHm.\n", " Hm. "])
+def test_an_exported_thought_has_the_tokens_that_were_scored(
+    tmp_path: Path, name: str, thought: str
+) -> None:
+    encoder = Encoder(tokenizer(name), max_length=1 << 16)
+    scored = (Message("user", "u"), Message("assistant", "a", thought=thought))
+    one = Sample(scored, "id", "source", "", "0" * 64, b"{}", "pool.jsonl", 1)
+    export(tmp_path, list(TOOLS), [one], model="m", settings=settings_from({}, SelectSettings))
+    for tool in TOOLS:
+        (row,) = lines(tmp_path / f"export-{tool}" / "conversations.jsonl")
+        found = encoder(Layout().conversation(row).messages)
+        assert found.tokens.tolist() == encoder(scored).tokens.tolist()
 
 
 def test_trl_gets_prompt_and_completion_while_each_conversation_has_one_answer(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from msgspec.structs import replace
 
 from clusterucb.samples.message import TOOLS, Message
 from clusterucb.samples.pieces import Kind, Piece, Unusable
+from clusterucb.samples.tools import with_thought
 from clusterucb.wording import counted
 
 # Python errors in a template, such as of an index, refuse one conversation.
@@ -120,7 +121,7 @@ class ToolTemplate:
         if not message.thought:
             return message
         content = (
-            _with_thought(message.thought.strip("\n"), message.content)
+            with_thought(message.thought, message.content)
             if self._keeps_inline
             else message.content
         )
@@ -327,7 +328,7 @@ class ToolTemplate:
         """Whether the template keeps thoughts that a content begins with."""
         turns = [
             {"role": "user", "content": _ASKED},
-            {"role": "assistant", "content": _with_thought(_VALUE, _SAID)},
+            {"role": "assistant", "content": with_thought(_VALUE, _SAID)},
         ]
         return _VALUE in (self._tried(turns) or "")
 
@@ -376,7 +377,3 @@ def _following(spans: Sequence[Span], at: int, n_turns: int) -> int | None:
     if at + 1 == n_turns:
         return sys.maxsize
     return next((span.start for span in spans if span.message == at + 1), None)
-
-
-def _with_thought(thought: str, content: str) -> str:
-    return f"<think>\n{thought}\n</think>\n\n{content}"

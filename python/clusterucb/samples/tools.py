@@ -172,6 +172,12 @@ def without_thought(content: object) -> tuple[str, object]:
     return (found[1].strip("\n"), str(content)[found.end() :]) if found else ("", content)
 
 
+def with_thought(thought: str, content: str) -> str:
+    """Return a content that begins with thoughts, in the form in which templates look for them there."""
+    thought = thought.strip("\n")
+    return f"<think>\n{thought}\n</think>\n\n{content}"
+
+
 def with_names(messages: Sequence[Message]) -> list[Message]:
     """Return turns in which results have the names and ids of the calls that they answer."""
     named: list[Message] = []

@@ -38,6 +38,7 @@ from clusterucb.report.export.training import (
     yaml_text,
 )
 from clusterucb.samples.message import TOOLS, Message
+from clusterucb.samples.tools import with_thought
 
 _CALL, _RESULT = "function_call", "observation"
 
@@ -71,7 +72,7 @@ def _alternating(conversation: Conversation, last: bool) -> Row | None:
 
 
 def _turn(message: Message) -> Row:
-    thought = f"<think>\n{message.thought}\n</think>\n\n" if message.thought else ""
+    thought = with_thought(message.thought, "") if message.thought else ""
     if message.calls:
         return {"role": _CALL, "content": f"{thought}[{', '.join(call.text for call in message.calls)}]"}
     return {"role": _RESULT if message.role == "tool" else message.role, "content": thought + message.content}
