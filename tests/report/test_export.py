@@ -364,9 +364,7 @@ def test_what_is_exported_is_read_again_as_the_same_conversation(tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen2_5"])
 @pytest.mark.parametrize("thought", ["Hm.", "Hm.\n", "\n\nHm.\n", " Hm. "])
-def test_an_exported_thought_has_the_tokens_that_were_scored(
-    tmp_path: Path, name: str, thought: str
-) -> None:
+def test_an_exported_thought_has_the_tokens_that_were_scored(tmp_path: Path, name: str, thought: str) -> None:
     encoder = Encoder(tokenizer(name), max_length=1 << 16)
     scored = (Message("user", "u"), Message("assistant", "a", thought=thought))
     one = Sample(scored, "id", "source", "", "0" * 64, b"{}", "pool.jsonl", 1)

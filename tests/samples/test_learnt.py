@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -130,10 +131,49 @@ GOOD, BAD = {"from": "gpt", "value": "b"}, {"from": "gpt", "value": "c"}
             ["\n\nHuman: q\n\nAssistant:", " Sure*"],
         ),
         ({"question": "q", "chosen": "b", "rejected": "c", "prompt": "q"}, ["q", "b*"]),
+        (
+            {"prompt": HISTORY[:2], "chosen": [asked("r"), said("b")], "rejected": [asked("r"), said("c")]},
+            ["q", "a", "r", "b*"],
+        ),
+        (
+            {"prompt": "other", "chosen": [asked("q"), said("b")], "rejected": [asked("q"), said("c")]},
+            ["q", "b*"],
+        ),
     ],
 )
 def test_of_preference_data_the_good_answer_alone_is_learnt(row: dict, expected: list[str]) -> None:
     assert learnt(row) == expected
+
+
+SYSTEM = {"role": "system", "content": "s"}
+BEFORE = [SYSTEM, asked("Why?"), said("a"), asked(" Which one?\n")]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "Which one?",
+        "Which one?  ",
+        [asked("Which one?")],
+        [asked("Why?"), said("a"), asked("Which one?")],
+        [SYSTEM, asked("Why?"), said("a"), asked("Which one?\n")],
+        "<|user|>\nWhy?</s>\n<|assistant|>\na</s>\n<|user|>\nWhich one?</s>\n<|assistant|>\n",
+        json.dumps([asked("Which one?")]),
+        asked("Which one?"),
+    ],
+)
+def test_a_prompt_that_the_chosen_conversation_holds_is_not_repeated(first: int, prompt: object) -> None:
+    before = BEFORE[first:]
+    row = {"prompt": prompt, "chosen": [*before, said("b")], "rejected": [*before, said("c")]}
+    system = ["s"] if not first or (isinstance(prompt, list) and prompt[0] == SYSTEM) else []
+    assert learnt(row) == [*system, "Why?", "a", " Which one?\n", "b*"]
+    assert Layout().conversation(row).unread == ()
+
+
+def test_a_prompt_that_the_chosen_conversation_does_not_hold_is_named() -> None:
+    row = {"prompt": "x", "chosen": [asked("q"), said("b")], "rejected": [asked("q"), said("c")]}
+    assert Layout().conversation(row).unread == ("prompt",)
 
 
 @pytest.mark.parametrize(

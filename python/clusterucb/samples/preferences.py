@@ -39,18 +39,36 @@ def chosen(row: Row, reader: TurnReader) -> list[Message]:
 
 
 def _prompt_before(row: Row, chosen: list[Message], reader: TurnReader) -> list[Message]:
-    """Return the turns of a ``prompt`` that the chosen conversation does not begin with, as context."""
+    """Return the turns of a ``prompt`` that belong before a chosen conversation, which mostly holds its prompt itself.
+
+    These are system turns, if the conversation has none, and earlier turns that end with an answer. A question is not
+    put before another question: if the conversation does not have it, the ``prompt`` is named as not read.
+    """
     if row.get("prompt") in (None, [], ""):
         return []
     asked = reader.text_or_turns(row, "prompt", "user")
-    if (
-        asked == chosen[: len(asked)]
-        or [one for one in asked if one.role != "system"] == chosen[: len(asked) - 1]
-    ):
-        return [one for one in asked if one.role == "system" and one not in chosen]
-    if all(one.role == "user" and one.content in chosen[0].content for one in asked):
-        return []
-    return as_context(asked)
+    system = [] if chosen[0].role == "system" else [one for one in asked if one.role == "system"]
+    said = [one for one in asked if one.role != "system"]
+    if not said or _holds([one for one in chosen if one.role != "system"], said):
+        return system
+    if said[-1].role == "assistant":
+        return as_context([*system, *said])
+    reader.used.discard("prompt")
+    return []
+
+
+def _holds(chosen: Sequence[Message], asked: Sequence[Message]) -> bool:
+    """Return whether the turns of a prompt stand in a conversation, one after the other, but for whitespace.
+
+    A prompt that is one text may also be the conversation's question as a template writes it, or a part of it.
+    """
+    wanted = [(one.role, one.content.strip()) for one in asked]
+    turns = [(one.role, one.content.strip()) for one in chosen]
+    if any(turns[at : at + len(wanted)] == wanted for at in range(len(turns))):
+        return True
+    questions = [content for role, content in turns if role == "user" and content]
+    text = wanted[0][1]
+    return len(asked) == 1 and any(question in text or text in question for question in questions)
 
 
 def _after_prompt(chosen: list[Message], rejected: list[Message]) -> list[Message]:

@@ -120,11 +120,7 @@ class ToolTemplate:
         """Return a turn with its thoughts as a part of its content; without them, if the template drops them there."""
         if not message.thought:
             return message
-        content = (
-            with_thought(message.thought, message.content)
-            if self._keeps_inline
-            else message.content
-        )
+        content = with_thought(message.thought, message.content) if self._keeps_inline else message.content
         return replace(message, content=content, thought="")
 
     def turns(
