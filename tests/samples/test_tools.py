@@ -194,7 +194,9 @@ def test_calls_that_cannot_be_read_are_refused(turn: dict[str, Any], reason: str
         read({"messages": [OPENAI[0], {"role": "assistant", "content": None, **turn}]})
 
 
-@pytest.mark.parametrize("tools", ["weather", [1], [{"description": "x"}]])
+@pytest.mark.parametrize(
+    "tools", ["weather", [1], [{"description": "x"}], [{"name": "f", "parameters": "city"}]]
+)
 def test_definitions_that_cannot_be_read_are_refused(tools: object) -> None:
     with pytest.raises(Unreadable, match="tools"):
         read({"messages": OPENAI, "tools": tools})
@@ -506,7 +508,16 @@ def test_calls_whose_fields_are_all_null_are_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "tools", [json.dumps([json.dumps(WEATHER)]), [json.dumps(WEATHER)], {"type": "function", **WEATHER}]
+    "tools",
+    [
+        json.dumps([json.dumps(WEATHER)]),
+        [json.dumps(WEATHER)],
+        {"type": "function", **WEATHER},
+        [{**WEATHER, "parameters": json.dumps(WEATHER["parameters"])}],
+        [{"type": "function", "function": {**WEATHER, "parameters": json.dumps(WEATHER["parameters"])}}],
+        [{"type": "function", "function": json.dumps(WEATHER)}],
+        json.dumps([json.dumps({**WEATHER, "parameters": json.dumps(WEATHER["parameters"])})]),
+    ],
 )
 def test_definitions_of_every_form(tools: object) -> None:
     assert read({"messages": OPENAI, "tools": tools})[0] == DEFINED

@@ -6,7 +6,8 @@ LLaMA-Factory's ShareGPT form (turns ``function_call`` and ``observation``, ``to
 
 Decisions:
     - Definitions of tools become those of OpenAI, ``{"type": "function", "function": {...}}``, since templates expect
-      them so. A list in a text is decoded.
+      them so. A list in a text is decoded, and so are a tool and its ``parameters`` (axolotl's form, in which a table
+      gives no tool the parameters of others).
     - The arguments of a call become a JSON object, which templates write in their own way. Arguments that are no object
       are refused.
     - Calls that a content spells out (Hermes writes ``<tool_call>{...}</tool_call>``) stay part of the content.
@@ -57,7 +58,7 @@ def definitions(row: Mapping[str, Any]) -> str:
         return ""
     given = _decoded(row[name], f"`{name}`")
     listed = given if isinstance(given, list) else [given]
-    tools = [_wrapped(_decoded(tool, f"`{name}`")) for tool in listed]
+    tools = [_wrapped(_decoded(tool, f"`{name}`"), name) for tool in listed]
     if not all(isinstance(tool, dict) and isinstance(_function(tool).get("name"), str) for tool in tools):
         raise Unreadable(
             f"wrong type: `{name}` is no list of objects with `name`; expected definitions of tools"
@@ -65,10 +66,22 @@ def definitions(row: Mapping[str, Any]) -> str:
     return _json(tools)
 
 
-def _wrapped(tool: object) -> object:
-    if isinstance(tool, dict) and "function" not in tool and "name" in tool:
-        return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
-    return tool
+def _wrapped(tool: object, column: str) -> object:
+    """Return a definition in OpenAI's form, with its parts that are JSON text decoded."""
+    if not isinstance(tool, dict):
+        return tool
+    if isinstance(tool.get("function"), str):
+        tool = {**tool, "function": _decoded(tool["function"], f"a `function` in `{column}`")}
+    elif "function" not in tool and "name" in tool:
+        tool = {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+    function = _function(tool)
+    if not isinstance(function.get("parameters"), str):
+        return tool
+    written = function["parameters"]
+    decoded = (
+        {} if written.strip() in _EMPTY else _decoded(written, f"the `parameters` of a tool in `{column}`")
+    )
+    return {**tool, "function": {**function, "parameters": decoded}}
 
 
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
