@@ -7,10 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 from clusterucb.samples.encode import Encoder, Unusable
 from clusterucb.samples.encoded import Encoded
@@ -20,6 +23,7 @@ from clusterucb.samples.shapes import Layout
 from helpers.templates import SHAPES
 from helpers.trl_templates import tokenizer
 
+Row = dict[str, Any]
 WEATHER = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
 DEFINED = Message(TOOLS, json.dumps([{"type": "function", "function": WEATHER}], separators=(",", ":")))
 ASKED = Message("user", "Is it raining in Oslo?")
@@ -522,6 +526,66 @@ def test_calls_whose_fields_are_all_null_are_none() -> None:
 def test_definitions_of_every_form(tools: object) -> None:
     assert read({"messages": OPENAI, "tools": tools})[0] == DEFINED
     assert read({"messages": OPENAI, "tools": "None"})[0].role == "user"
+
+
+def in_tables(rows: list[Row], folder: Path) -> dict[str, Any]:
+    """Return rows in every kind of table."""
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, folder / "pool.parquet")
+    feather.write_feather(table, folder / "pool.arrow", compression="uncompressed")
+    dataset = datasets.Dataset.from_list(rows)
+    dataset.save_to_disk(folder / "saved")
+    return {
+        "Parquet": folder / "pool.parquet",
+        "Arrow": folder / "pool.arrow",
+        "saved": folder / "saved",
+        "table": table,
+        "frame": pd.DataFrame(rows),
+        "Dataset": dataset,
+        "shuffled": dataset.shuffle(seed=1),
+        "streamed": dataset.to_iterable_dataset(),
+    }
+
+
+def calling(column: str, name: str, given: Row) -> Row:
+    """Return a row that asks for the call of a tool, in one of the columns that people have."""
+    call = {"function": {"name": name, "arguments": given}}
+    said = [{"role": "user", "content": name}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    if column == "answers":
+        return {
+            "query": name,
+            "answers": [{"name": name, "arguments": given}],
+            "tools": [{"name": name, "parameters": {key: {"type": "x"} for key in given}}],
+        }
+    return {column: said[1:], "prompt": name} if column in ("completion", "chosen") else {column: said}
+
+
+@pytest.mark.parametrize(
+    "column", ["messages", "conversations", "conversation", "dialog", "completion", "chosen", "answers"]
+)
+def test_no_kind_of_table_and_no_column_gives_a_call_the_arguments_of_others(
+    tmp_path: Path, column: str
+) -> None:
+    calls = {"weather": {"city": "Oslo", "near": {"lake": "x"}}, "easter": {"year": 2024}}
+    rows = [calling(column, name, given) for name, given in calls.items()]
+    layout = Layout(columns={"messages": "dialog"}) if column == "dialog" else None
+    for kind, table in in_tables(rows, tmp_path).items():
+        found = {
+            call.name: json.loads(call.arguments)
+            for sample in read_pool(table, layout).samples
+            for message in sample.messages
+            for call in message.calls
+        }
+        assert found == calls, kind
+
+
+def test_nulls_outside_of_turns_and_nulls_in_lines_stay(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{at}", "completion": "a", "about": [{"n": n}]} for at, n in enumerate((1, None))]
+    for kind, table in in_tables(rows, tmp_path).items():
+        kept = sorted(json.dumps(json.loads(sample.raw)["about"]) for sample in read_pool(table).samples)
+        assert kept == ['[{"n": 1}]', '[{"n": null}]'], kind
+    (sample,) = read_pool([calling("messages", "f", {"x": None})]).samples
+    assert sample.messages[1].calls[0].arguments == '{"x":null}'
 
 
 def test_a_table_gives_no_call_the_arguments_of_others(tmp_path: Path) -> None:
