@@ -36,6 +36,7 @@ CONTEXT = [
     {"loss_weight": 0.0},
     {"weight": 0},
     {"masked": True},
+    {"output_with_loss": False},
     {"train": True, "weight": 0},
 ]
 LEARNT = [
@@ -67,6 +68,25 @@ def test_an_answer_is_context_if_any_mark_says_so(marks: dict) -> None:
     row = {"messages": [asked("q"), said("a", **marks), asked("r"), said("b")]}
     unlearnt = any(value is not None and bool(value) == (name == "masked") for name, value in marks.items())
     assert learnt(row) == ["q", "a" if unlearnt else "a*", "r", "b*"]
+
+
+def test_pairs_have_the_marks_of_their_answers() -> None:
+    pair = {"system": "", "input": "q", "output": "a", "output_with_loss": False}
+    row = {"conversation": [pair, {"input": "r", "output": "b", "output_with_loss": True}]}
+    assert learnt(row) == ["q", "a", "r", "b*"]
+    assert Layout().conversation(Layout().renamed(row)).unread == ()
+
+
+UNCLEAR = [{"weight": 0.5}, {"train": "false"}, {"weight": 2}, {"train_detail": [{"begin_offset": 0}]}]
+
+
+@pytest.mark.parametrize("mark", UNCLEAR)
+def test_what_the_user_says_counts_whatever_marks_say(mark: dict) -> None:
+    row = {"messages": [asked("q"), said("a", **mark), asked("r"), said("b", weight=0)]}
+    with pytest.raises(Unreadable, match="--learn all or --learn last sets marks aside"):
+        learnt(row)
+    assert learnt(row, learn="all") == ["q", "a*", "r", "b*"]
+    assert learnt(row, learn="last") == ["q", "a", "r", "b*"]
 
 
 def test_marks_of_other_turns_change_nothing() -> None:

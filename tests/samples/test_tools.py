@@ -167,6 +167,56 @@ def test_thoughts_in_parts(kind: str, named: bool) -> None:
     assert found[1] == Message("assistant", "Yes.", thought="Oslo is wet.")
 
 
+def on(channel: str, content: object, **fields: Any) -> Row:
+    return {"role": "assistant", "channel": channel, "content": content, **fields}
+
+
+TO_WEATHER = on("commentary", ARGUMENTS, recipient="functions.weather", content_type="<|constrain|>json")
+RESULT = {"role": "tool", "name": "functions.weather", "content": "rain: yes"}
+
+
+def test_channels_are_thoughts_calls_and_answers() -> None:
+    turns = [
+        OPENAI[0],
+        on("analysis", "Hm."),
+        on("analysis", [{"type": "text", "text": "Look."}]),
+        TO_WEATHER,
+        RESULT,
+        on("analysis", "So."),
+        on("final", "Yes, it rains."),
+    ]
+    called = Message("assistant", "", calls=CALLED.calls, thought="Hm.\nLook.")
+    answer = Message("assistant", "Yes, it rains.", thought="So.")
+    assert read({"messages": turns}) == (ASKED, called, GOT, answer)
+    assert read({"messages": turns}, drop_unsupported=True) == (ASKED, SAID)
+    conversation = Layout().conversation({"messages": [OPENAI[0], on("final", "a", recipient="all")]})
+    assert conversation.unread == ()
+    other = Layout().conversation({"messages": [OPENAI[0], on("web", "a", recipient="Ann")]})
+    assert set(other.unread) == {"messages[].channel", "messages[].recipient"}
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([on("analysis", "Hm.")], "no answer follows a turn on the channel 'analysis'.* Remove the turn"),
+        ([on("analysis", "Hm."), OPENAI[0], on("final", "a")], "no answer follows a turn on the channel"),
+        (
+            [on("commentary", "I look."), on("final", "a")],
+            "'commentary', but no call; expected a `recipient`",
+        ),
+        ([on("analysis", "1 + 1", recipient="python"), on("final", "a")], "turn 2 is sent to 'python'"),
+        (
+            [on("commentary", "x", recipient="functions.f"), on("final", "a")],
+            "`arguments` in turn 2 is a text",
+        ),
+        ([on("analysis", "Hm.", weight=0), on("final", "a", weight=1)], "different marks.* --learn all"),
+    ],
+)
+def test_channels_that_are_no_answer_are_refused(turns: list[Row], reason: str) -> None:
+    with pytest.raises(Unreadable, match=reason):
+        read({"messages": [OPENAI[0], *turns]})
+
+
 def test_thoughts_of_others_are_none() -> None:
     turns = [{**OPENAI[0], "thinking": "?"}, OPENAI[3]]
     assert read({"messages": turns}) == (ASKED, SAID)

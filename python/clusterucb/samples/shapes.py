@@ -142,7 +142,7 @@ class Layout:
 
     @cached_property
     def _reader(self) -> TurnReader:
-        return TurnReader(self.drop_unsupported, self.roles)
+        return TurnReader(self.drop_unsupported, self.roles, self.learn is None)
 
     def _learnt(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         if self.learn is None:

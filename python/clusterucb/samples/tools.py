@@ -205,5 +205,7 @@ def with_names(messages: Sequence[Message]) -> list[Message]:
         if call in open_calls:
             open_calls.remove(call)
         name, call_id = (call.name, call.id) if call else ("", "")
-        named.append(replace(message, name=message.name or name, call_id=message.call_id or call_id))
+        if name and message.name != f"functions.{name}":  # as harmony writes it
+            name = message.name or name
+        named.append(replace(message, name=name or message.name, call_id=message.call_id or call_id))
     return named

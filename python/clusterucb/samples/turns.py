@@ -1,14 +1,11 @@
-"""Read the turns of a conversation: roles, contents, and marks that say which answers are learnt.
+"""Read the turns of a conversation: roles, contents, calls and thoughts.
 
-Sources: OpenAI's chat format (``weight``, parts of a content), axolotl's ``train`` and ``training``, ms-swift's
-``loss``, LLaMA-Factory's ``loss_weight``; ShareGPT's ``from`` and ``value``; xtuner's pairs of ``input`` and
-``output``.
+Sources: OpenAI's chat format (parts of a content), ShareGPT's ``from`` and ``value``, xtuner's pairs of ``input`` and
+``output``. `marks` says which answers are learnt, `harmony` reads channels.
 
 Decisions:
     - Roles are compared without regard to case. `_ROLES` holds the names that data sets use for the three roles.
     - The parts of a content are joined without a separator, as chat templates do.
-    - A mark matters on an assistant's turn alone: other turns are never learnt. An answer that is marked as not to be
-      learnt stays in the conversation as context. A fraction is refused, because an answer is learnt or not.
     - A table may hold a list as JSON text. A field that should be a list of turns is decoded; one that may be a text
       is decoded only if it is a list of turns.
 """
@@ -22,7 +19,8 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from clusterucb.samples import tools
+from clusterucb.samples import harmony, tools
+from clusterucb.samples.marks import MARKS, is_context
 from clusterucb.samples.message import NOTHING, ROLES, Call, Message, Unreadable, kind_of
 from clusterucb.wording import printable
 
@@ -35,24 +33,14 @@ _ROLES = {
     "instruction": "user",
     **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "bot", "chatbot", "ai"), "assistant"),
 }
-_LEARNT = (
-    "train",
-    "training",
-    "trainable",
-    "loss",
-    "loss_weight",
-    "loss_mask",
-    "weight",
-)  # 0 or false: context
-_SPANS = ("train_detail", "training_detail")  # axolotl's marks of parts of an answer
 _USUAL = ("user", "assistant", "system")
 _CALLING = "calling"  # of a turn that is nothing but calls of tools
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"))  # both turns in one object
 _CONTENTS = ("content", "value", "text")
 _KNOWN = frozenset(
     (
-        *("role", "from", "name", "tool_call_id", "id", "type", "refusal", "masked"),
-        *(*_CONTENTS, *_LEARNT, *_SPANS, *tools.CALLS, *tools.THOUGHTS),
+        *("role", "from", "name", "tool_call_id", "id", "type", "refusal"),
+        *(*_CONTENTS, *MARKS, *tools.CALLS, *tools.THOUGHTS),
     )
 )
 
@@ -68,12 +56,14 @@ class TurnReader:
     Attributes:
         drop_unsupported: whether to leave out images, tools, their calls and results, and thoughts.
         roles: further names of roles, each with one of `ROLES`.
+        marks: whether marks of turns say which answers are learnt; if not, all are.
         used: the row's columns that were read since `begin`.
         unread: the fields of turns that were not read since `begin`, such as ``messages[].loss_mask``.
     """
 
     drop_unsupported: bool = False
     roles: Mapping[str, str] = field(default_factory=dict)
+    marks: bool = True
     used: set[str] = field(default_factory=set)
     unread: set[str] = field(default_factory=set)
 
@@ -95,7 +85,7 @@ class TurnReader:
         if not isinstance(turns, list) or not turns:
             text = ", which is not JSON" if isinstance(turns, str) and turns.lstrip()[:1] == "[" else ""
             raise Unreadable(f"wrong type: `{key}` is {kind_of(turns)}{text}; expected a list of turns")
-        return tools.with_names(_calls_together(self._non_empty(turns, key)))
+        return tools.with_names(_calls_together(harmony.with_thoughts(self._non_empty(turns, key))))
 
     def text_or_turns(self, row: Mapping[str, Any], key: str, role: str) -> list[Message]:
         """Return the turns in a field, or one turn of ``role`` with the field's text."""
@@ -140,16 +130,19 @@ class TurnReader:
                 f"wrong type: turn {number} of `{key}` is not an object with `role` and `content`"
             )
         role, what = self._role(turn["role"], number), f"turn {number}"
+        channels = harmony.FIELDS if harmony.has_channel(turn) else ()
         self.unread.update(
             f"{key}[].{printable(name):.40}"
             for name, value in turn.items()
-            if name not in _KNOWN and value not in NOTHING
+            if name not in _KNOWN and name not in channels and value not in NOTHING
         )
         content = next((turn[name] for name in _CONTENTS if turn.get(name) is not None), None)
         if role == _CALLING:
             return self._calling(turn, content, what)
         if role == "tool":
             return self._result(turn, content, what)
+        if role == "assistant" and channels and (special := self._on_channel(turn, content, what)):
+            return special
         thought = ""
         calls: tuple[Call, ...] = ()
         if role == "assistant" and self.drop_unsupported:
@@ -159,7 +152,7 @@ class TurnReader:
             calls = tools.calls_of(turn, what)
             thought = tools.thought_of(turn, content if isinstance(content, list) else ())
         text = "" if content is None and calls else self.text(content, what)
-        return Message(role, text, role == "assistant" and _is_context(turn, what), thought, calls)
+        return Message(role, text, role == "assistant" and self._is_context(turn, what), thought, calls)
 
     def _calling(self, turn: Mapping[str, Any], content: object, what: str) -> Message:
         """Return a turn that is nothing but calls."""
@@ -169,7 +162,23 @@ class TurnReader:
         if not calls:
             inline, content = tools.without_thought(content)
             thought, calls = thought or inline, tools.read_calls(content, what)
-        return Message("assistant", "", _is_context(turn, what), thought, calls, name=_CALLING)
+        return Message("assistant", "", self._is_context(turn, what), thought, calls, name=_CALLING)
+
+    def _on_channel(self, turn: Mapping[str, Any], content: object, what: str) -> Message | None:
+        """Return an assistant's turn that is a thought or a call on a channel of harmony; None for an answer."""
+        content = self.text(content, what) if isinstance(content, list) else content
+        call = harmony.call_of(turn, content, what)
+        if call is None and not harmony.is_thought(turn):
+            return None
+        if self.drop_unsupported:
+            raise _EmptyTurn
+        context = self._is_context(turn, what)
+        if call is not None:
+            return Message("assistant", "", context, tools.thought_of(turn, ()), (call,), name=_CALLING)
+        return Message("assistant", "", context, self.text(content, what), name=harmony.THINKING)
+
+    def _is_context(self, turn: Mapping[str, Any], what: str) -> bool:
+        return self.marks and is_context(turn, what)
 
     def _result(self, turn: Mapping[str, Any], content: object, what: str) -> Message:
         """Return the result of a tool."""
@@ -267,32 +276,6 @@ def _unpaired(turn: object) -> list[Any]:
                 question = [{"role": "user", "content": turn[asked]}] if turn[asked] else []
                 return [*system, *question, {**marks, "role": "assistant", "content": turn[answered]}]
     return [turn]
-
-
-def _is_context(turn: Mapping[str, Any], what: str) -> bool:
-    """Return whether an answer is marked as not to be learnt.
-
-    Raises:
-        Unreadable: a mark is no yes or no, or marks a part of the answer.
-    """
-    for name in _SPANS:
-        if turn.get(name):
-            raise Unreadable(
-                f"unsupported content: {what} marks parts of the answer ({name!r}); expected a mark of the "
-                "whole answer"
-            )
-    context = False
-    for name in (*_LEARNT, "masked"):
-        value = turn.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, bool | int | float) or value not in (0, 1):
-            raise Unreadable(
-                f"unsupported content: {what} has {name} {value!r:.40}; expected 0 or 1 (false or true), "
-                "because an answer is learnt or not"
-            )
-        context = context or bool(value) == (name == "masked")
-    return context
 
 
 def listed(value: object) -> object:
