@@ -197,6 +197,47 @@ def test_a_prompt_that_the_chosen_conversation_does_not_hold_is_named() -> None:
 
 
 @pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"messages": [*HISTORY, GOOD], "rejected_response": "c"}, ["q", "a", "r", "b*"]),
+        ({"messages": [SYSTEM, asked("q"), said("b")], "rejected_response": "c"}, ["s", "q", "b*"]),
+        (
+            {"messages": [*HISTORY, said("b")], "rejected_messages": [*HISTORY, said("c")]},
+            ["q", "a", "r", "b*"],
+        ),
+        (
+            {
+                "messages": [SYSTEM, *HISTORY, said("b"), asked("t"), said("d")],
+                "rejected_messages": [*HISTORY, said("c"), asked("t"), said("d")],
+            },
+            ["s", "q", "a", "r", "b*", "t", "d*"],
+        ),
+        (
+            {
+                "messages": [asked("q"), said("a", loss=False), asked("r"), said("b"), asked("t"), said("d")],
+                "rejected_messages": [asked("q"), said("a"), asked("r"), said("b"), asked("t"), said("e")],
+            },
+            ["q", "a", "r", "b", "t", "d*"],
+        ),
+        ({"messages": [*HISTORY, GOOD], "rejected_messages": [asked("x"), BAD]}, ["q", "a*", "r", "b*"]),
+        (
+            {"query": "r", "response": "b", "history": [["q", "a"]], "rejected_response": "c"},
+            ["q", "a", "r", "b*"],
+        ),
+        (
+            {"instruction": "r", "output": "b", "history": [["q", "a"]], "rejected_response": "c"},
+            ["q", "a", "r", "b*"],
+        ),
+        ({"messages": [*HISTORY, GOOD], "rejected_response": None}, ["q", "a*", "r", "b*"]),
+        ({"messages": [*HISTORY, GOOD], "rejected_messages": []}, ["q", "a*", "r", "b*"]),
+    ],
+)
+def test_beside_a_bad_answer_the_good_one_alone_is_learnt(row: dict, expected: list[str]) -> None:
+    assert learnt(row) == expected
+    assert Layout().conversation(row).unread == ()
+
+
+@pytest.mark.parametrize(
     ("row", "reason"),
     [
         ({"chosen": "yes", "rejected": "no"}, "begins differently from `rejected`; expected a `prompt`"),

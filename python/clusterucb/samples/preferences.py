@@ -1,4 +1,4 @@
-"""Read the prompt and the chosen answer of a row of preference data: only the answer is learnt."""
+"""Read the prompt and the good answer of a row of preference data: only the answer is learnt."""
 
 from __future__ import annotations
 
@@ -38,6 +38,28 @@ def chosen(row: Row, reader: TurnReader) -> list[Message]:
     return with_system(row, [*as_context(asked), *answer], reader)
 
 
+REJECTED = ("rejected_response", "rejected_messages")  # ms-swift's columns beside a whole conversation
+
+
+def good_alone(row: Row, messages: list[Message], reader: TurnReader) -> list[Message]:
+    """Return a conversation with its earlier answers as context, if the row has a bad answer beside it (ms-swift).
+
+    ``rejected_messages`` is another conversation: what differs from it is learnt. ``rejected_response`` is a bad answer
+    in place of the last one.
+    """
+    names = [name for name in REJECTED if row.get(name) not in NOTHING]
+    if not names or not any(message.role == "assistant" for message in messages):
+        return messages
+    reader.used.update(names)
+    if "rejected_messages" in names and any(message.role == "user" for message in messages):
+        bad = reader.turns(row, "rejected_messages")
+        said = [message for message in messages if message.role != "system"]
+        start = len(messages) - len(said)
+        return [*messages[:start], *_after_prompt(said, [one for one in bad if one.role != "system"])]
+    last = max(at for at, message in enumerate(messages) if message.role == "assistant")
+    return [*as_context(messages[:last]), *messages[last:]]
+
+
 def _prompt_before(row: Row, chosen: list[Message], reader: TurnReader) -> list[Message]:
     """Return the turns of a ``prompt`` that belong before a chosen conversation, which mostly holds its prompt itself.
 
@@ -73,7 +95,7 @@ def _holds(chosen: Sequence[Message], asked: Sequence[Message]) -> bool:
 
 def _after_prompt(chosen: list[Message], rejected: list[Message]) -> list[Message]:
     """Return a conversation whose answers are context up to where it differs from the rejected one."""
-    first = _alike(chosen, rejected)
+    first = _alike(as_context(chosen), as_context(rejected))  # marks make no difference
     if first == min(len(chosen), len(rejected)):  # they do not differ
         first = 1 + max(at for at, message in enumerate(chosen) if message.role == "user")
     return [*as_context(chosen[:first]), *chosen[first:]]

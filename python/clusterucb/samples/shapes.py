@@ -37,7 +37,7 @@ from msgspec.structs import replace
 
 from clusterucb.samples import tools
 from clusterucb.samples.message import NOTHING, TEXT, TOOLS, Message, Unreadable
-from clusterucb.samples.preferences import as_context, chosen
+from clusterucb.samples.preferences import REJECTED, as_context, chosen, good_alone
 from clusterucb.samples.questions import ANSWERED, ASKED, Row, present, question_of, with_system
 from clusterucb.samples.turns import TurnReader, text_of
 from clusterucb.wording import printable
@@ -131,7 +131,7 @@ class Layout:
                     )
         _refuse_bad(row, name)
         self._reader.begin()
-        messages = self._learnt(shape.read(row, self._reader))
+        messages = self._learnt(_read(shape, name, row, self._reader))
         if not self.drop_unsupported and name != TEXT and not row.keys().isdisjoint(tools.DEFINED):
             defined = tools.definitions(row)
             messages = (Message(TOOLS, defined), *messages) if defined else messages
@@ -165,6 +165,14 @@ class Layout:
             return ()
         columns = [key for key in own if key in left and key not in extras and own[key] not in NOTHING]
         return (*columns, *sorted(self._reader.unread))
+
+
+def _read(shape: _Shape, name: str, row: Row, reader: TurnReader) -> list[Message]:
+    """Return a row's turns. Of a row that also has a bad answer, only the good one is learnt."""
+    messages = shape.read(row, reader)
+    if name == TEXT or row.keys().isdisjoint(REJECTED):
+        return messages
+    return good_alone(row, messages, reader)
 
 
 def _refuse_bad(row: Row, shape: str) -> None:
