@@ -197,6 +197,35 @@ def test_a_prompt_that_the_chosen_conversation_does_not_hold_is_named() -> None:
 
 
 @pytest.mark.parametrize(
+    ("row", "expected", "unread"),
+    [
+        ({"question": "q", "solution": "2 + 2 is 4", "answer": "4"}, ["q", "2 + 2 is 4*"], ("answer",)),
+        ({"question": "q", "solution": "4", "answer": "2 + 2 is 4"}, ["q", "2 + 2 is 4*"], ("solution",)),
+        ({"question": "q", "completion": "2 + 2 is 4", "answer": "4"}, ["q", "2 + 2 is 4*"], ("answer",)),
+        ({"question": "q", "solution": "", "answer": "4"}, ["q", "4*"], ()),
+        ({"question": "q", "solution": None, "answer": "4"}, ["q", "4*"], ()),
+        ({"question": "q", "solution": ["2 + 2"], "answer": "4"}, ["q", "4*"], ("solution",)),
+        (
+            {"question": "q", "solution": "2 + 2 is 4", "response": "a", "answer": "4"},
+            ["q", "a*"],
+            ("solution", "answer"),
+        ),
+    ],
+)
+def test_of_a_solution_and_its_result_the_solution_is_learnt(
+    row: dict, expected: list[str], unread: tuple[str, ...]
+) -> None:
+    assert learnt(row) == expected
+    assert Layout().conversation(row).unread == unread
+
+
+def test_an_answer_that_the_user_names_is_learnt_beside_a_solution() -> None:
+    row = {"problem": "q", "solution": "2 + 2 is 4", "final": "4"}
+    assert learnt(row, columns={"question": "problem", "answer": "final"}) == ["q", "4*"]
+    assert learnt(row, columns={"question": "problem", "answer": "solution"}) == ["q", "2 + 2 is 4*"]
+
+
+@pytest.mark.parametrize(
     ("row", "expected"),
     [
         ({"messages": [*HISTORY, GOOD], "rejected_response": "c"}, ["q", "a", "r", "b*"]),

@@ -13,6 +13,7 @@ from clusterucb.samples.turns import TurnReader, text_of
 Row = Mapping[str, Any]
 ASKED = ("instruction", "query", "question", "prompt", "input", "human", "user")
 ANSWERED = ("output", "response", "answer", "completion", "assistant")
+_LEADING = ("solution", "completion", "assistant")  # what may lead to an ``answer``, beside it
 _GIVEN = ("input", "context")
 _AFTER_INSTRUCTION = ("question", "query", *_GIVEN)  # what an instruction may be about
 
@@ -24,6 +25,19 @@ def question_of(row: Row, key: str, reader: TurnReader) -> list[Message]:
     reader.used.update((key, *given, *(["history"] if row.get("history") else [])))
     parts = [text for name in (key, *given) if (text := text_of(row, name))]
     return [*(Message(role, text) for role, text in _history(row)), Message("user", "\n\n".join(parts))]
+
+
+def answered(row: Row) -> str:
+    """Return the column of a row's answer.
+
+    Data sets of problems have an ``answer`` that is only the result, beside a text that leads to it. The longer one is
+    what trainers are given. An ``answer`` that the user names is the answer.
+    """
+    name = present(row, ANSWERED)
+    if name != "answer" or name in getattr(row, "names", ()):
+        return name
+    texts = [key for key in (name, *_LEADING) if isinstance(row.get(key), str)]
+    return max(texts, key=lambda key: len(row[key].strip()), default=name)
 
 
 def present(row: Row, names: Sequence[str]) -> str:

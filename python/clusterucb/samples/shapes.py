@@ -17,6 +17,7 @@ Decisions:
       column, the prompt is what the chosen and the rejected text begin with.
     - Answers inside a ``prompt`` are context, as in TRL. Those of a ``history`` are learnt, as in LLaMA-Factory and
       ms-swift. `Layout.learn` changes both.
+    - Of an ``answer`` and a ``solution``, the longer one is learnt: the other is the bare result (LIMO), or nothing.
     - A row that is marked as a bad answer is rejected, and the reason names the mark. The label of a plain text is a
       class and no such mark.
     - If a row has a ``text`` and parts of another shape, it is not read as a plain text, because it is more likely
@@ -38,7 +39,7 @@ from msgspec.structs import replace
 from clusterucb.samples import tools
 from clusterucb.samples.message import NOTHING, TEXT, TOOLS, Message, Unreadable
 from clusterucb.samples.preferences import REJECTED, as_context, chosen, good_alone
-from clusterucb.samples.questions import ANSWERED, ASKED, Row, present, question_of, with_system
+from clusterucb.samples.questions import ANSWERED, ASKED, Row, answered, present, question_of, with_system
 from clusterucb.samples.turns import TurnReader, text_of
 from clusterucb.wording import printable
 
@@ -210,10 +211,8 @@ def _alpaca(row: Row, reader: TurnReader) -> list[Message]:
 
 
 def _pair(row: Row, reader: TurnReader) -> list[Message]:
-    asked, answered = present(row, ASKED), present(row, ANSWERED)
-    return with_system(
-        row, [*question_of(row, asked, reader), *reader.text_or_turns(row, answered, "assistant")], reader
-    )
+    answer = reader.text_or_turns(row, answered(row), "assistant")
+    return with_system(row, [*question_of(row, present(row, ASKED), reader), *answer], reader)
 
 
 def _called(row: Row, reader: TurnReader) -> list[Message]:
