@@ -185,6 +185,14 @@ def test_unsupported_parts_and_turns_are_left_out_on_request() -> None:
         turns(row)
 
 
+@pytest.mark.parametrize("key", [f"{kind}{s}" for kind in ("image", "video", "audio") for s in ("", "s")])
+def test_a_row_with_images_or_sounds_is_refused_by_the_name_of_the_column(key: str) -> None:
+    row = {"conversations": [ASKED, ANSWERED], key: "x.mp4" if not key.endswith("s") else ["x.mp4"]}
+    with pytest.raises(Unreadable, match=rf"^unsupported content: the row has '{key}' \(--drop-unsupported"):
+        turns(row)
+    assert turns(row, drop_unsupported=True) == turns({**row, key: None}) == TURNS
+
+
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
 def test_what_a_model_thought_is_left_out_on_request(key: str) -> None:
     row = {"conversations": [ASKED, {"from": "gpt", "value": "", key: "Hm."}, {**ANSWERED, key: "Well."}]}

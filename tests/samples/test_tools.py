@@ -167,6 +167,28 @@ def test_thoughts_in_parts(kind: str, named: bool) -> None:
     assert found[1] == Message("assistant", "Yes.", thought="Oslo is wet.")
 
 
+def test_tools_in_a_system_turn_and_a_call_named_by_metadata() -> None:
+    called = {"role": "assistant", "metadata": "weather", "content": ARGUMENTS}
+    turns = [OPENAI[0], called, {"role": "observation", "content": "rain: yes"}, OPENAI[3]]
+    for tools in ([{"type": "function", "function": WEATHER}], [WEATHER], json.dumps([WEATHER])):
+        system = {"role": "system", "content": "", "tools": tools}
+        assert read({"messages": [system, *turns]}) == tuple(LISTED)
+        assert read({"messages": [system, *turns], "tools": None}) == tuple(LISTED)
+        assert Layout().conversation({"messages": [system, *turns]}).unread == ()
+        assert read({"messages": [system, *turns]}, drop_unsupported=True) == (ASKED, SAID)
+        spoken = read({"messages": [{**system, "content": "Be brief."}, *turns]})
+        assert spoken == (DEFINED, Message("system", "Be brief."), *LISTED[1:])
+
+
+@pytest.mark.parametrize(
+    ("metadata", "content"), [("weather", "Yes."), ("in a hurry", "{}"), ({"a": 1}, "{}")]
+)
+def test_other_metadata_are_none(metadata: object, content: str) -> None:
+    turns = [OPENAI[0], {"role": "assistant", "metadata": metadata, "content": content}]
+    assert read({"messages": turns}) == (ASKED, Message("assistant", content))
+    assert Layout().conversation({"messages": turns}).unread == ("messages[].metadata",)
+
+
 def on(channel: str, content: object, **fields: Any) -> Row:
     return {"role": "assistant", "channel": channel, "content": content, **fields}
 

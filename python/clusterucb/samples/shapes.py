@@ -43,7 +43,7 @@ from clusterucb.samples.questions import ANSWERED, ASKED, Row, answered, present
 from clusterucb.samples.turns import TurnReader, text_of
 from clusterucb.wording import printable
 
-_ROW_EXTRAS = ("images", "videos", "audios", "image", "audio")
+_ROW_EXTRAS = ("images", "videos", "audios", "image", "video", "audio")
 _NO = ("False", "false", "FALSE")
 _SYNONYMS = {"conversations": ("conversation",), "system": ("system_prompt",)}
 _OTHER_NAMES = frozenset(other for others in _SYNONYMS.values() for other in others)
@@ -133,9 +133,8 @@ class Layout:
         _refuse_bad(row, name)
         self._reader.begin()
         messages = self._learnt(_read(shape, name, row, self._reader))
-        if not self.drop_unsupported and name != TEXT and not row.keys().isdisjoint(tools.DEFINED):
-            defined = tools.definitions(row)
-            messages = (Message(TOOLS, defined), *messages) if defined else messages
+        if not self.drop_unsupported and name != TEXT:
+            messages = self._with_tools(row, messages)
         if not any(message.learnt for message in messages):
             answers = any(message.role == "assistant" for message in messages)
             raise Unreadable("no answer to learn: all are context" if answers else "no assistant turn")
@@ -144,6 +143,13 @@ class Layout:
     @cached_property
     def _reader(self) -> TurnReader:
         return TurnReader(self.drop_unsupported, self.roles, self.learn is None)
+
+    def _with_tools(self, row: Row, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """Return turns after the definitions of tools, which stand in a column, or in one of the turns."""
+        for place in (row, self._reader.tools):
+            if not place.keys().isdisjoint(tools.DEFINED) and (defined := tools.definitions(place)):
+                return (Message(TOOLS, defined), *messages)
+        return messages
 
     def _learnt(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         if self.learn is None:

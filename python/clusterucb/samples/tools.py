@@ -2,7 +2,7 @@
 
 Sources: OpenAI's chat format (``tools``, ``tool_calls``, ``function_call``, turns of role ``tool`` and ``function``),
 LLaMA-Factory's ShareGPT form (turns ``function_call`` and ``observation``, ``tools`` as JSON text), ms-swift's turns
-``tool_call`` and ``tool_response``, DeepSeek's ``reasoning_content``.
+``tool_call`` and ``tool_response``, DeepSeek's ``reasoning_content``, GLM-4's ``metadata``.
 
 Decisions:
     - Definitions of tools become those of OpenAI, ``{"type": "function", "function": {...}}``, since templates expect
@@ -37,6 +37,7 @@ THOUGHTS = (
     "reasoning_details",
 )  # fields of turns, and types of parts
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+_TOOL_NAME = re.compile(r"[\w.-]{1,64}")
 _EMPTY = (*NOTHING, "[]", "{}", "null", "None")
 TEXT_PARTS = ("text", "input_text", "output_text")
 _OF_PARTS = frozenset(("type", "text", "content", "value", "annotations", "cache_control"))
@@ -97,6 +98,21 @@ def calls_of(turn: Mapping[str, Any], what: str) -> tuple[Call, ...]:
     """
     name = next((name for name in CALLS if has(turn, name) and not _blank(turn[name])), None)
     return () if name is None else read_calls(turn[name], what)
+
+
+def calls_by_metadata(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the call in a turn whose ``metadata`` is the tool's name and whose content the arguments; [] for none.
+
+    Other data sets have other metadata, so the name has to be one, and the arguments an object.
+    """
+    name, content = turn["metadata"], turn.get("content")
+    if not (isinstance(name, str) and _TOOL_NAME.fullmatch(name.strip()) and isinstance(content, str)):
+        return []
+    try:
+        arguments = msgspec.json.decode(content, type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError):
+        return []
+    return [{"name": name.strip(), "arguments": arguments}]
 
 
 def _blank(value: object) -> bool:

@@ -59,6 +59,7 @@ class TurnReader:
         marks: whether marks of turns say which answers are learnt; if not, all are.
         used: the row's columns that were read since `begin`.
         unread: the fields of turns that were not read since `begin`, such as ``messages[].loss_mask``.
+        tools: the definitions of tools in a turn that was read since `begin`, as a row has them.
     """
 
     drop_unsupported: bool = False
@@ -66,11 +67,13 @@ class TurnReader:
     marks: bool = True
     used: set[str] = field(default_factory=set)
     unread: set[str] = field(default_factory=set)
+    tools: dict[str, Any] = field(default_factory=dict)
 
     def begin(self) -> None:
         """Begin another row."""
         self.used.clear()
         self.unread.clear()
+        self.tools.clear()
 
     def turns(self, row: Mapping[str, Any], key: str) -> list[Message]:
         """Return the turns in a field, which is a list of turns, one turn, or one of these as JSON text.
@@ -130,6 +133,7 @@ class TurnReader:
                 f"wrong type: turn {number} of `{key}` is not an object with `role` and `content`"
             )
         role, what = self._role(turn["role"], number), f"turn {number}"
+        turn = self._in_openais_form(turn, role)
         channels = harmony.FIELDS if harmony.has_channel(turn) else ()
         self.unread.update(
             f"{key}[].{printable(name):.40}"
@@ -153,6 +157,18 @@ class TurnReader:
             thought = tools.thought_of(turn, content if isinstance(content, list) else ())
         text = "" if content is None and calls else self.text(content, what)
         return Message(role, text, role == "assistant" and self._is_context(turn, what), thought, calls)
+
+    def _in_openais_form(self, turn: dict[str, Any], role: str) -> dict[str, Any]:
+        """Return a turn of GLM-4's data, with tools in a system turn or a call's name as ``metadata``, in OpenAI's form."""
+        if role == "system" and tools.has(turn, "tools"):
+            self.tools.setdefault("tools", turn["tools"])
+            turn = {name: value for name, value in turn.items() if name != "tools"}
+            if not any(turn.get(name) for name in _CONTENTS):
+                raise _EmptyTurn
+        if role == "assistant" and turn.get("metadata") and (calls := tools.calls_by_metadata(turn)):
+            turn = {name: value for name, value in turn.items() if name != "metadata"}
+            turn |= {"content": None, "tool_calls": calls}
+        return turn
 
     def _calling(self, turn: Mapping[str, Any], content: object, what: str) -> Message:
         """Return a turn that is nothing but calls."""
