@@ -245,6 +245,10 @@ def turns(text: str) -> list[dict[str, str]]:
         ("q1", "a1 q2 a2", "b1 q2 b2", "q1 | a1 q2 | a2"),
         ("S q1", "q1 a1", "q1 b1", "S q1 | | a1"),
         ("q1", "q1 a1", "q1 b1", "q1 | | a1"),
+        ("q", "a1 q2 a2", "b1 q2 b2", "q | a1 q2 | a2"),
+        ("q1 a1", "q2 a2", "q2 b2", "q1 | a1 q2 | a2"),
+        ("S q1 a1", "q2 a2", "q2 b2", "S q1 | a1 q2 | a2"),
+        ("q2", "a1 q2 a2", "a1 q2 b2", "a1 q2 | | a2"),
         ("S q1", "S q1 a1", "S q1 b1", "S q1 | | a1"),
     ],
 )

@@ -14,6 +14,7 @@ from clusterucb.samples.turns import TurnReader, listed
 def chosen(row: Row, reader: TurnReader) -> list[Message]:
     """Return the prompt of a row of preference data as context, and its chosen answer."""
     answer = reader.text_or_turns(row, "chosen", "assistant")
+    reader.used.add("rejected")
     if any(message.role == "user" for message in answer):  # the prompt is part of `chosen`
         bad = listed(row.get("rejected"))
         other = reader.turns(row, "rejected") if isinstance(bad, list) and bad else []
@@ -63,17 +64,19 @@ def good_alone(row: Row, messages: list[Message], reader: TurnReader) -> list[Me
 def _prompt_before(row: Row, chosen: list[Message], reader: TurnReader) -> list[Message]:
     """Return the turns of a ``prompt`` that belong before a chosen conversation, which mostly holds its prompt itself.
 
-    These are system turns, if the conversation has none, and earlier turns that end with an answer. A question is not
-    put before another question: if the conversation does not have it, the ``prompt`` is named as not read.
+    These are system turns, if the conversation has none, the question to an answer that the conversation begins with, and
+    earlier turns that end with an answer. A question is not put before another question: if the conversation does not
+    have it, the ``prompt`` is named as not read.
     """
     if row.get("prompt") in (None, [], ""):
         return []
     asked = reader.text_or_turns(row, "prompt", "user")
     system = [] if chosen[0].role == "system" else [one for one in asked if one.role == "system"]
     said = [one for one in asked if one.role != "system"]
-    if not said or _holds([one for one in chosen if one.role != "system"], said):
+    first = [one for one in chosen if one.role != "system"]
+    if not said or _holds(first, said):
         return system
-    if said[-1].role == "assistant":
+    if said[-1].role == "assistant" or first[0].role == "assistant":
         return as_context([*system, *said])
     reader.used.discard("prompt")
     return []
@@ -82,7 +85,7 @@ def _prompt_before(row: Row, chosen: list[Message], reader: TurnReader) -> list[
 def _holds(chosen: Sequence[Message], asked: Sequence[Message]) -> bool:
     """Return whether the turns of a prompt stand in a conversation, one after the other, but for whitespace.
 
-    A prompt that is one text may also be the conversation's question as a template writes it, or a part of it.
+    A prompt that is one text may also be one of the conversation's questions as a template writes it, or a part of it.
     """
     wanted = [(one.role, one.content.strip()) for one in asked]
     turns = [(one.role, one.content.strip()) for one in chosen]
@@ -90,7 +93,8 @@ def _holds(chosen: Sequence[Message], asked: Sequence[Message]) -> bool:
         return True
     questions = [content for role, content in turns if role == "user" and content]
     text = wanted[0][1]
-    return len(asked) == 1 and any(question in text or text in question for question in questions)
+    is_question = len(asked) == 1 and turns[0][0] == "user"
+    return is_question and any(question in text or text in question for question in questions)
 
 
 def _after_prompt(chosen: list[Message], rejected: list[Message]) -> list[Message]:
