@@ -88,7 +88,7 @@ def test_a_system_text_of_the_row_comes_first_unless_there_is_one() -> None:
 
 def test_plain_text_is_a_sample_of_its_own_kind() -> None:
     shape, messages, unread = Layout().conversation({"text": "once upon", "meta": 1, "label": False})
-    assert (shape, plain(messages), unread) == ("text", (("text", "once upon"),), ("meta",))
+    assert (shape, plain(messages), unread) == ("text", (("text", "once upon"),), ("meta", "label"))
 
 
 def test_a_richer_shape_is_preferred_and_format_decides_otherwise() -> None:

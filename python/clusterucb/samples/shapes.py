@@ -44,13 +44,12 @@ from clusterucb.samples.turns import TurnReader, text_of
 from clusterucb.wording import printable
 
 _ROW_EXTRAS = ("images", "videos", "audios", "image", "video", "audio")
-_NO = ("False", "false", "FALSE")
+_YES, _NO = ("True", "true", "TRUE"), ("False", "false", "FALSE")
+_VERDICTS = ("label", "kto_tag")  # whether an answer is good: TRL's column and LLaMA-Factory's
 _SYNONYMS = {"conversations": ("conversation",), "system": ("system_prompt",)}
 _OTHER_NAMES = frozenset(other for others in _SYNONYMS.values() for other in others)
-_BESIDE = ("id", "source", "subtask", "label")  # read from rows of every shape
-_KNOWN = frozenset(
-    (*_BESIDE, "rejected", "kto_tag", *tools.DEFINED)
-)  # known, and read beside a conversation or never
+_BESIDE = frozenset(("id", "source", "subtask"))  # read from rows of every shape
+_WITH_TURNS = frozenset((*_BESIDE, *tools.DEFINED))
 LEARN = ("all", "last")
 IDS = ("content", "column", "file")
 
@@ -130,15 +129,15 @@ class Layout:
                     raise Unreadable(
                         f"unsupported content: the row has {key!r} (--drop-unsupported removes it)"
                     )
-        _refuse_bad(row, name)
         self._reader.begin()
+        self._reader.used.update(_verdicts(row, name))
         messages = self._learnt(_read(shape, name, row, self._reader))
         if not self.drop_unsupported and name != TEXT:
             messages = self._with_tools(row, messages)
         if not any(message.learnt for message in messages):
             answers = any(message.role == "assistant" for message in messages)
             raise Unreadable("no answer to learn: all are context" if answers else "no assistant turn")
-        return Conversation(name, messages, self._unread(row))
+        return Conversation(name, messages, self._unread(row, name))
 
     @cached_property
     def _reader(self) -> TurnReader:
@@ -161,10 +160,10 @@ class Layout:
             for at, message in enumerate(messages)
         )
 
-    def _unread(self, row: Row) -> tuple[str, ...]:
+    def _unread(self, row: Row, shape: str) -> tuple[str, ...]:
         """Return the columns with a value, and the fields of turns, that nothing was read from."""
         extras = _ROW_EXTRAS if self.drop_unsupported else ()
-        own, used = row, self._reader.used | _KNOWN
+        own, used = row, self._reader.used | (_BESIDE if shape == TEXT else _WITH_TURNS)
         if isinstance(row, _Renamed):
             own, used = row.own, {row.names.get(name, name) for name in used}
         left = own.keys() - used
@@ -182,19 +181,28 @@ def _read(shape: _Shape, name: str, row: Row, reader: TurnReader) -> list[Messag
     return good_alone(row, messages, reader)
 
 
-def _refuse_bad(row: Row, shape: str) -> None:
-    """Refuse a row that is marked as a bad answer (TRL's ``label``, LLaMA-Factory's ``kto_tag``).
+def _verdicts(row: Row, shape: str) -> list[str]:
+    """Return the columns that mark a row as a good answer. Other labels, such as classes, are not read.
 
     Raises:
-        Unreadable: the row is marked so. The label of a plain text is a class, and so is a number outside of the
-            prompts and completions of unpaired preference data.
+        Unreadable: the row is marked as a bad answer. The label of a plain text is a class, and so is a number outside
+            of the prompts and answers of unpaired preference data.
     """
-    if shape == TEXT:
-        return
-    for name in ("label", "kto_tag"):
+    good: list[str] = []
+    if shape == TEXT or row.keys().isdisjoint(_VERDICTS):
+        return good
+    numbers = shape in ("prompt-completion", "pair")
+    for name in _VERDICTS:
         value = row.get(name)
-        if value is False or value in (*_NO, *((0, "0") if shape == "prompt-completion" else ())):
-            raise Unreadable(f"unsupported content: the row is marked as a bad answer (`{name}` is false)")
+        if value is False or value in (*_NO, *((0, "0") if numbers else ())):
+            said = "false" if value is False else printable(str(value))
+            raise Unreadable(
+                f"unsupported content: the row is marked as a bad answer (`{name}` is {said}); expected a good one. If "
+                f"`{name}` is a class, rename the column"
+            )
+        if value is True or value in (*_YES, *((1, "1") if numbers else ())):
+            good.append(name)
+    return good
 
 
 def _messages(row: Row, reader: TurnReader) -> list[Message]:

@@ -183,6 +183,22 @@ def thought_of(turn: Mapping[str, Any], parts: Iterable[object]) -> str:
     return _thought_text([part for part in parts if isinstance(part, dict) and part.get("type") in THOUGHTS])
 
 
+def filled(turn: Mapping[str, Any]) -> list[str]:
+    """Return the fields of a turn that have thoughts or calls."""
+    thoughts = [name for name in THOUGHTS if _thought_text(turn.get(name))]
+    return thoughts + [name for name in CALLS if has(turn, name) and not _blank(turn[name])]
+
+
+def left_over(turn: Mapping[str, Any]) -> list[str]:
+    """Return the fields with other thoughts or calls than those that are read."""
+    names = filled(turn)
+    thoughts = [name for name in names if name in THOUGHTS]
+    calls = names[len(thoughts) :]
+    return [name for name in thoughts if _thought_text(turn[name]) != _thought_text(turn[thoughts[0]])] + [
+        name for name in calls[1:] if turn[name] != turn[calls[0]]
+    ]
+
+
 def _thought_text(value: object) -> str:
     """Return thoughts as one text: a text, or the texts in lists and objects of any form; "" for a blank one."""
     if isinstance(value, str):

@@ -39,7 +39,7 @@ _PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"))  #
 _CONTENTS = ("content", "value", "text")
 _KNOWN = frozenset(
     (
-        *("role", "from", "name", "tool_call_id", "id", "type", "refusal"),
+        *("role", "from", "name", "tool_call_id", "id", "type"),
         *(*_CONTENTS, *MARKS, *tools.CALLS, *tools.THOUGHTS),
     )
 )
@@ -141,6 +141,7 @@ class TurnReader:
             if name not in _KNOWN and name not in channels and value not in NOTHING
         )
         content = next((turn[name] for name in _CONTENTS if turn.get(name) is not None), None)
+        self.unread.update(f"{key}[].{name}" for name in self._left_over(turn, role, content))
         if role == _CALLING:
             return self._calling(turn, content, what)
         if role == "tool":
@@ -158,8 +159,18 @@ class TurnReader:
         text = "" if content is None and calls else self.text(content, what)
         return Message(role, text, role == "assistant" and self._is_context(turn, what), thought, calls)
 
+    def _left_over(self, turn: Mapping[str, Any], role: str, content: object) -> Iterator[str]:
+        """Yield the fields of a turn that say something else than the field of their kind that is read."""
+        for name in _CONTENTS:
+            if turn.get(name) not in NOTHING and turn[name] != content:
+                yield name
+        if self.drop_unsupported:
+            return
+        speaks = role in ("assistant", _CALLING)
+        yield from tools.left_over(turn) if speaks else tools.filled(turn)
+
     def _in_openais_form(self, turn: dict[str, Any], role: str) -> dict[str, Any]:
-        """Return a turn of GLM-4's data, with tools in a system turn or a call's name as ``metadata``, in OpenAI's form."""
+        """Return a turn of GLM-4's data, with tools in a system turn or a call's ``metadata``, in OpenAI's form."""
         if role == "system" and tools.has(turn, "tools"):
             self.tools.setdefault("tools", turn["tools"])
             turn = {name: value for name, value in turn.items() if name != "tools"}
