@@ -268,7 +268,9 @@ def test_a_bad_answer_is_refused_however_its_label_is_spelt(label: object) -> No
         Layout().conversation({**good, "label": label})
     with pytest.raises(Unreadable, match=r"bad answer \(`kto_tag` is false\)"):
         Layout().conversation({**good, "kto_tag": False})
-    with pytest.raises(Unreadable, match="marked as a bad answer.* If `label` is a class, rename the column"):
+    with pytest.raises(
+        Unreadable, match=r"marked as a bad answer.* If `label` is a class, rename the column"
+    ):
         Layout().conversation({"prompt": "q", "response": "a", "label": label})
     for fine in (True, 1, "True", None):
         for row in (good, {"prompt": "q", "response": "a"}):

@@ -64,9 +64,9 @@ def good_alone(row: Row, messages: list[Message], reader: TurnReader) -> list[Me
 def _prompt_before(row: Row, chosen: list[Message], reader: TurnReader) -> list[Message]:
     """Return the turns of a ``prompt`` that belong before a chosen conversation, which mostly holds its prompt itself.
 
-    These are system turns, if the conversation has none, the question to an answer that the conversation begins with, and
-    earlier turns that end with an answer. A question is not put before another question: if the conversation does not
-    have it, the ``prompt`` is named as not read.
+    These are system turns, if the conversation has none; the question to an answer that the conversation begins with;
+    and earlier turns that end with an answer. A question is not put before another question: if the conversation does
+    not have it, the ``prompt`` is named as not read.
     """
     if row.get("prompt") in (None, [], ""):
         return []
