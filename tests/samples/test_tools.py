@@ -427,6 +427,34 @@ def test_a_template_without_a_place_for_calls_says_so(name: str) -> None:
     assert listed.tokens.tolist() == encoder([ASKED, SAID]).tokens.tolist()
 
 
+SPELT = [ASKED, Message("assistant", "[weather(city='Oslo')]"), GOT, SAID]
+
+
+@pytest.mark.parametrize("name", ["gemma3", "phi3", "gptoss", "mistral"])
+def test_a_template_without_a_place_for_results_says_so(name: str) -> None:
+    own = SHAPES["mistral"].tokenizer() if name == "mistral" else tokenizer(name)
+    with pytest.raises(
+        Unusable, match=r"^chat template: it has no place for results of tools that no tool call asks"
+    ):
+        Encoder(own, max_length=1 << 16)(SPELT)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "llama3_1"])
+def test_a_result_of_a_call_that_a_content_spells_out_is_context(name: str) -> None:
+    encoder = Encoder(tokenizer(name), max_length=1 << 16)
+    first, second = learnt(encoder, encoder(SPELT))
+    assert first.startswith("[weather(city='Oslo')]")
+    assert second.startswith("Yes, it rains.")
+
+
+def test_a_second_system_turn_that_a_template_leaves_out_is_refused_by_name() -> None:
+    turns = [Message("system", "You are x."), Message("system", "Be brief."), ASKED, SAID]
+    with pytest.raises(
+        Unusable, match=r"^chat template: it leaves out turn 2 \(system\); expected one system turn"
+    ):
+        Encoder(tokenizer("gptoss"), max_length=1 << 16)(turns)
+
+
 def test_without_a_template_there_is_no_place_for_tools() -> None:
     encoder = Encoder(SHAPES["chatml"].tokenizer(), max_length=1 << 16)
     encoder._tokenizer.chat_template = None

@@ -33,7 +33,7 @@ from msgspec.structs import replace
 from clusterucb.errors import ModelError
 from clusterucb.samples.message import TOOLS, Message
 from clusterucb.samples.pieces import Kind, Piece, Unusable
-from clusterucb.samples.tool_template import REFUSALS, Span, ToolTemplate, Turns
+from clusterucb.samples.tool_template import NO_RESULTS, REFUSALS, Span, ToolTemplate, Turns, has_lone_results
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -154,6 +154,12 @@ class ChatTemplate:
                 times = rendered.count(text)
                 if not times and (thought or message.calls):  # the template leaves it out
                     continue
+                if not times and message.role == "system" and at:
+                    raise Unusable(
+                        f"chat template: it leaves out turn {at + 1} (system); expected one system turn, the first"
+                    )
+                if not times and has_lone_results(marked[at : at + 1]):
+                    raise Unusable(NO_RESULTS)
                 if times != 1:
                     raise Unusable(
                         f"chat template: it writes turn {at + 1} ({message.role}) {times} times; expected once"
@@ -201,6 +207,8 @@ class ChatTemplate:
                 "expected valid Jinja. Correct `chat_template` in its tokenizer_config.json"
             ) from error
         except REFUSALS as error:
+            if has_lone_results(messages):
+                raise Unusable(NO_RESULTS) from error
             raise Unusable(f"chat template: it refuses the conversation: {error}") from error
         return text
 

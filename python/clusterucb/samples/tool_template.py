@@ -56,6 +56,19 @@ _TOOL = {
 }
 
 
+NO_RESULTS = (
+    "chat template: it has no place for results of tools that no tool call asks for; expected the template of a model "
+    "for tools, or calls as `tool_calls`"
+)
+
+
+def has_lone_results(messages: Sequence[Message]) -> bool:
+    """Return whether a conversation has results of tools, but no calls: a content may spell them out."""
+    return any(message.role == "tool" for message in messages) and not any(
+        message.calls for message in messages
+    )
+
+
 class Span(NamedTuple):
     """Where a part of a message stands in a text."""
 
