@@ -108,6 +108,11 @@ CASES: dict[str, tuple[dict[str, Any], list[Any], list[tuple[str, str]]]] = {
         [{"messages": [{"role": "Client", "content": "Sell?"}, {"role": "Advisor", "content": "No."}]}],
         [("Sell?", "No.")],
     ),
+    "roles that the user names, in another case": (
+        {"roles": {"Advisor": "assistant", "client": "user"}},
+        [{"messages": [{"role": "CLIENT", "content": "Sell?"}, {"role": "advisor", "content": "No."}]}],
+        [("Sell?", "No.")],
+    ),
     "turns as JSON text": (
         {},
         [

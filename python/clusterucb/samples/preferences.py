@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from clusterucb.samples.message import NOTHING, Message, Unreadable
-from clusterucb.samples.questions import ASKED, Row, present, question_of, with_system
+from clusterucb.samples.questions import ASKED, Row, as_context, present, question_of, with_system
 from clusterucb.samples.turns import TurnReader, listed
 
 
@@ -127,8 +127,3 @@ def _split(row: Row, answer: list[Message]) -> list[Message]:
             "or texts that both begin with it"
         )
     return [Message("user", text[:end]), *(replace(message, content=text[end:]) for message in answer)]
-
-
-def as_context(messages: Sequence[Message]) -> list[Message]:
-    """Return turns whose answers are not learnt."""
-    return [replace(message, context=message.role == "assistant") for message in messages]

@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
+from clusterucb.samples.fields import text_of
 from clusterucb.samples.message import NOTHING, Message, Unreadable
-from clusterucb.samples.turns import TurnReader, text_of
+from clusterucb.samples.turns import TurnReader, listed
 
 Row = Mapping[str, Any]
 ASKED = ("instruction", "query", "question", "prompt", "input", "human", "user")
@@ -19,12 +21,24 @@ _AFTER_INSTRUCTION = ("question", "query", *_GIVEN)  # what an instruction may b
 
 
 def question_of(row: Row, key: str, reader: TurnReader) -> list[Message]:
-    """Return earlier pairs of question and answer, and a question with the text that it is about."""
+    """Return earlier pairs of question and answer, and a question with the text that it is about.
+
+    A question may be a list of turns, whose answers are context, as in a prompt.
+    """
+    if isinstance(listed(row[key]), list):
+        reader.used.update(["history"] if row.get("history") else [])
+        before = [Message(role, text) for role, text in _history(row)]
+        return [*before, *as_context(reader.turns(row, key))]
     names = _AFTER_INSTRUCTION if key == "instruction" else _GIVEN
     given = [name for name in names if name != key and row.get(name)]
     reader.used.update((key, *given, *(["history"] if row.get("history") else [])))
     parts = [text for name in (key, *given) if (text := text_of(row, name))]
     return [*(Message(role, text) for role, text in _history(row)), Message("user", "\n\n".join(parts))]
+
+
+def as_context(messages: Sequence[Message]) -> list[Message]:
+    """Return turns whose answers are not learnt."""
+    return [replace(message, context=message.role == "assistant") for message in messages]
 
 
 def answered(row: Row) -> str:

@@ -7,7 +7,7 @@ from it.
 Sources: TRL's "dataset formats" (messages, prompt and completion, chosen and rejected with or without a prompt, text),
 LLaMA-Factory's data README (ShareGPT, Alpaca with ``system`` and ``history``, preference data), ms-swift's custom data
 sets (``query``, ``response``, ``history``), Dolly (``instruction``, ``context``, ``response``), OpenAI's chat format,
-xLAM (``query``, ``tools``, ``answers``).
+xLAM (``query``, ``tools``, ``answers``). `schemas` has others, whose fields are nested.
 
 Decisions:
     - The ``input`` or ``context`` of a question follows it after a blank line.
@@ -36,18 +36,28 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from clusterucb.samples import tools
+from clusterucb.samples import schemas, tools
+from clusterucb.samples.fields import text_of
 from clusterucb.samples.message import NOTHING, TEXT, TOOLS, Message, Unreadable
-from clusterucb.samples.preferences import REJECTED, as_context, chosen, good_alone
-from clusterucb.samples.questions import ANSWERED, ASKED, Row, answered, present, question_of, with_system
-from clusterucb.samples.turns import TurnReader, text_of
+from clusterucb.samples.preferences import REJECTED, chosen, good_alone
+from clusterucb.samples.questions import (
+    ANSWERED,
+    ASKED,
+    Row,
+    answered,
+    as_context,
+    present,
+    question_of,
+    with_system,
+)
+from clusterucb.samples.turns import TurnReader
 from clusterucb.wording import printable
 
 _ROW_EXTRAS = ("images", "videos", "audios", "image", "video", "audio")
 _YES, _NO = ("True", "true", "TRUE"), ("False", "false", "FALSE")
 _VERDICTS = ("label", "kto_tag")  # whether an answer is good: TRL's column and LLaMA-Factory's
 _SYNONYMS = {"conversations": ("conversation",), "system": ("system_prompt",)}
-_OTHER_NAMES = frozenset(other for others in _SYNONYMS.values() for other in others)
+_OTHER_NAMES = schemas.KEYS.union(*_SYNONYMS.values())
 _BESIDE = frozenset(("id", "source", "subtask"))  # read from rows of every shape
 _WITH_TURNS = frozenset((*_BESIDE, *tools.DEFINED))
 LEARN = ("all", "last")
@@ -62,8 +72,8 @@ class _Renamed(dict[str, Any]):
         names: the column that each additional key stands for.
     """
 
-    def __init__(self, own: Row, names: Mapping[str, str]) -> None:
-        super().__init__(own, **{name: own[column] for name, column in names.items()})
+    def __init__(self, own: Row, names: Mapping[str, str], values: Mapping[str, Any]) -> None:
+        super().__init__(own, **values)
         self.own = own
         self.names = names
 
@@ -104,14 +114,23 @@ class Layout:
     ids: str | None = None
 
     def renamed(self, row: Row) -> Row:
-        """Return a row with its named columns under the fields' names. A missing or null column changes nothing."""
+        """Return a row with its named columns under the fields' names. A missing or null column changes nothing.
+
+        Raises:
+            Unreadable: the row has a known schema, but no answer.
+        """
         if not self.columns and row.keys().isdisjoint(_OTHER_NAMES):
             return row
         names = {name: column for name, column in self.columns.items() if row.get(column) is not None}
         for name, others in _SYNONYMS.items():
             if row.get(name) is None and name not in names:
                 names.update((name, other) for other in others if row.get(other) is not None)
-        return _Renamed(row, names) if names else row
+        values = {name: row[column] for name, column in names.items()}
+        if not row.keys().isdisjoint(schemas.KEYS - {*self.columns.values()}):
+            for name, (column, value) in schemas.nested(row).items():
+                names.setdefault(name, column)
+                values.setdefault(name, value)
+        return _Renamed(row, names, values) if names else row
 
     def conversation(self, row: Row) -> Conversation:
         """Return the turns of a renamed row.
@@ -136,7 +155,7 @@ class Layout:
             messages = self._with_tools(row, messages)
         if not any(message.learnt for message in messages):
             answers = any(message.role == "assistant" for message in messages)
-            raise Unreadable("no answer to learn: all are context" if answers else "no assistant turn")
+            raise Unreadable("no answer to learn: all are context" if answers else _no_answer(name))
         return Conversation(name, messages, self._unread(row, name))
 
     @cached_property
@@ -290,6 +309,10 @@ SHAPES: dict[str, _Shape] = {
     "pair": _Shape((ASKED, ANSWERED), _pair, _QUESTION),
     TEXT: _Shape((("text",),), _plain, ()),
 }
+NO_SHAPE = (
+    "no conversation: expected `messages`, `conversations`, `prompt` and `completion`, `instruction` and `output`, "
+    "`question` and `answer`, `chosen` or `text`"
+)
 _EMPTY: tuple[object, ...] = ("", [])  # the values of a table's empty cells
 _NEEDED = dict.fromkeys(name for shape in SHAPES.values() for names in shape.needs for name in names).keys()
 # The fields that --columns may name: those of the shapes, and those besides a conversation.
@@ -318,9 +341,16 @@ def _shape_of(row: Row, named: Mapping[str, str]) -> str:
         for name in names:
             if SHAPES[name].fits(keys) and (name != TEXT or name in named or present == {TEXT}):
                 return name
-    raise Unreadable(
-        f"no conversation: expected `messages`, `conversations`, `prompt` and `completion`, `instruction` and "
-        f"`output`, `question` and `answer`, `chosen` or `text`{_keys(row)}"
+    own = row.own if isinstance(row, _Renamed) else row
+    raise Unreadable(f"{NO_SHAPE}{_keys(row)}{schemas.advice(own)}")
+
+
+def _no_answer(shape: str) -> str:
+    if shape not in ("messages", "conversations"):
+        return "no assistant turn: the row has no answer; expected one"
+    return (
+        "no assistant turn: no turn is an answer; expected one. If its role has another name: --roles NAME=assistant. "
+        f"If the answer is in a column: --columns prompt={shape},completion=COLUMN"
     )
 
 

@@ -155,8 +155,12 @@ def _decoded(value: object, what: str) -> object:
     try:
         return msgspec.json.decode(value)
     except (msgspec.MsgspecError, RecursionError) as error:
+        if value.lstrip()[:1] in ("[", "{") and "'" in value and '"' not in value.partition("'")[0]:
+            notation = " It looks like Python's notation: write it with json.dumps instead of str"
+        else:
+            notation = ""
         raise Unreadable(
-            f"not JSON: {what} is a text that is no JSON; expected an object or a list"
+            f"not JSON: {what} is a text that is no JSON; expected an object or a list.{notation}".rstrip(".")
         ) from error
 
 

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from clusterucb.samples import harmony, tools
+from clusterucb.samples.fields import refuse_python, text_of
 from clusterucb.samples.marks import MARKS, is_context
 from clusterucb.samples.message import NOTHING, ROLES, Call, Message, Unreadable, kind_of
 from clusterucb.wording import printable
@@ -86,6 +88,7 @@ class TurnReader:
         if isinstance(turns, list) and turns and not self.roles and all(map(_is_usual, turns)):
             return [Message(turn["role"], turn["content"]) for turn in turns]
         if not isinstance(turns, list) or not turns:
+            refuse_python(turns, key)
             text = ", which is not JSON" if isinstance(turns, str) and turns.lstrip()[:1] == "[" else ""
             raise Unreadable(f"wrong type: `{key}` is {kind_of(turns)}{text}; expected a list of turns")
         return tools.with_names(_calls_together(harmony.with_thoughts(self._non_empty(turns, key))))
@@ -93,7 +96,7 @@ class TurnReader:
     def text_or_turns(self, row: Mapping[str, Any], key: str, role: str) -> list[Message]:
         """Return the turns in a field, or one turn of ``role`` with the field's text."""
         value = listed(row[key])
-        if isinstance(value, list):
+        if isinstance(value, list) and not (value and isinstance(value[0], str)):
             return self.turns(row, key)
         self.used.add(key)
         return [Message(role, text_of(row, key))]
@@ -156,6 +159,11 @@ class TurnReader:
         elif role == "assistant":
             calls = tools.calls_of(turn, what)
             thought = tools.thought_of(turn, content if isinstance(content, list) else ())
+        if content is None and not calls and turn.get("refusal"):
+            raise Unreadable(
+                f"wrong type: {what} has no content, but a `refusal`; expected a content. To learn the refusal, write "
+                "it there"
+            )
         text = "" if content is None and calls else self.text(content, what)
         return Message(role, text, role == "assistant" and self._is_context(turn, what), thought, calls)
 
@@ -221,8 +229,8 @@ class TurnReader:
 
     def _role(self, role: object, number: int) -> str:
         if isinstance(role, str):
-            if role in self.roles:
-                return self.roles[role]
+            if named := self.roles.get(role) or self._roles_in_lower_case.get(role.lower()):
+                return named
             for names, known in ((tools.RESULTS, "tool"), (tools.CALLS, _CALLING)):
                 if role.lower() in names:
                     return known
@@ -232,6 +240,10 @@ class TurnReader:
             f"unknown role: {role!r:.40} in turn {number}; expected {', '.join(ROLES)}. If it has another name for one "
             "of these, give it: --roles NAME=assistant"
         )
+
+    @cached_property
+    def _roles_in_lower_case(self) -> dict[str, str]:
+        return {name.lower(): role for name, role in self.roles.items()}
 
     def _joined(self, parts: list[Any], what: str) -> str:
         texts: list[str] = []
@@ -306,15 +318,25 @@ def _unpaired(turn: object) -> list[Any]:
 
 
 def listed(value: object) -> object:
-    """Return a list of turns that is written as JSON text, or that is a single turn, as a list; else the value."""
+    """Return turns as a list that are written as JSON text, as a single turn, or as columns; else the value."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             decoded = msgspec.json.decode(value)
         except (msgspec.MsgspecError, RecursionError):
             return value
-        turns = decoded if isinstance(decoded, list) else [decoded]
-        return turns if turns and all(map(is_turn, turns)) else value
-    return [value] if is_turn(value) else value
+        turns = decoded if isinstance(decoded, list) else listed(decoded)
+        return turns if isinstance(turns, list) and turns and all(map(is_turn, turns)) else value
+    if isinstance(value, dict) and is_turn(value):
+        return _transposed(value) or [value]
+    return value
+
+
+def _transposed(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return turns whose fields are lists, as ``datasets`` stores a sequence of objects; [] if they are no lists."""
+    lengths = {len(value) if isinstance(value, list) else -1 for value in columns.values()}
+    if len(lengths) != 1 or lengths == {-1}:
+        return []
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def is_turn(value: object) -> bool:
@@ -330,14 +352,3 @@ def is_message(value: object) -> bool:
         and any(name in value for name in (*_CONTENTS, *tools.CALLS))
         and "parent_id" not in value
     )
-
-
-def text_of(row: Mapping[str, Any], key: str) -> str:
-    """Return a field's text.
-
-    Raises:
-        Unreadable: it is not a string.
-    """
-    if not isinstance(row[key], str):
-        raise Unreadable(f"wrong type: `{key}` is {kind_of(row[key])}; expected a string")
-    return str(row[key])
