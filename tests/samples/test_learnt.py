@@ -112,6 +112,10 @@ def test_answers_of_a_history_are_learnt() -> None:
     row = {"instruction": "r", "output": "b", "history": [["q", "a"]]}
     assert learnt(row) == ["q", "a*", "r", "b*"]
     assert learnt({"query": "r", "response": "b", "history": [["q", "a"]]}) == ["q", "a*", "r", "b*"]
+    for history in ([asked("q"), said("a")], json.dumps([asked("q"), said("a")])):
+        assert learnt({"query": "r", "response": "b", "history": history}) == ["q", "a*", "r", "b*"]
+    with pytest.raises(Unreadable, match="expected such pairs, or turns"):
+        learnt({"query": "r", "response": "b", "history": ["q", "a"]})
 
 
 HISTORY = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}, {"from": "human", "value": "r"}]

@@ -211,18 +211,35 @@ anything = st.recursive(
     | st.integers()
     | st.floats()
     | st.text(max_size=4)
-    | st.sampled_from(["user", "gpt", "tool"]),
+    | st.sampled_from(["user", "gpt", "tool", "system", "analysis", "functions.f", "{}", "[{'role': 1"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["role", "from", "content", "value", "type", "text", "tool_calls"]), inner
+            st.sampled_from(
+                [
+                    *("role", "from", "content", "value", "type", "text", "tool_calls", "name", "arguments"),
+                    *("channel", "recipient", "metadata", "tools", "reasoning", "refusal", "weight", "parts"),
+                ]
+            ),
+            inner,
         )
     ),
     max_leaves=8,
 )
 
 
+BESIDE = (
+    "tools",
+    "solution",
+    "rejected_messages",
+    "rejected_response",
+    "contents",
+    "preferred_output",
+    "label",
+)
 KINDS = (
+    "empty answer",
+    "not JSON",
     "no conversation",
     "no assistant turn",
     "no answer to learn",
@@ -233,7 +250,7 @@ KINDS = (
 
 
 @given(
-    row=st.dictionaries(st.sampled_from([*FIELDS, "tools"]), anything, max_size=5),
+    row=st.dictionaries(st.sampled_from([*FIELDS, *BESIDE]), anything, max_size=5),
     shape=st.sampled_from([None, *SHAPES]),
     drop=st.booleans(),
 )

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from clusterucb.samples.fields import text_of
 from clusterucb.samples.message import NOTHING, Message, Unreadable
-from clusterucb.samples.turns import TurnReader, listed
+from clusterucb.samples.turns import TurnReader, is_message, listed
 
 Row = Mapping[str, Any]
 ASKED = ("instruction", "query", "question", "prompt", "input", "human", "user")
@@ -27,13 +27,12 @@ def question_of(row: Row, key: str, reader: TurnReader) -> list[Message]:
     """
     if isinstance(listed(row[key]), list):
         reader.used.update(["history"] if row.get("history") else [])
-        before = [Message(role, text) for role, text in _history(row)]
-        return [*before, *as_context(reader.turns(row, key))]
+        return [*_earlier(row, reader), *as_context(reader.turns(row, key))]
     names = _AFTER_INSTRUCTION if key == "instruction" else _GIVEN
     given = [name for name in names if name != key and row.get(name)]
     reader.used.update((key, *given, *(["history"] if row.get("history") else [])))
     parts = [text for name in (key, *given) if (text := text_of(row, name))]
-    return [*(Message(role, text) for role, text in _history(row)), Message("user", "\n\n".join(parts))]
+    return [*_earlier(row, reader), Message("user", "\n\n".join(parts))]
 
 
 def as_context(messages: Sequence[Message]) -> list[Message]:
@@ -68,6 +67,14 @@ def with_system(row: Row, messages: list[Message], reader: TurnReader) -> list[M
     return [Message("system", reader.text(row["system"], "`system`")), *messages]
 
 
+def _earlier(row: Row, reader: TurnReader) -> list[Message]:
+    """Return the turns of a ``history``, which holds pairs of question and answer, or turns."""
+    turns = listed(row.get("history"))
+    if isinstance(turns, list) and turns and all(map(is_message, turns)):
+        return reader.turns(row, "history")
+    return [Message(role, text) for role, text in _history(row)]
+
+
 def _history(row: Row) -> Iterator[tuple[str, str]]:
     history = row.get("history") or []
     if isinstance(history, str) and history.lstrip()[:1] == "[":
@@ -77,6 +84,8 @@ def _history(row: Row) -> Iterator[tuple[str, str]]:
             history = [None]
     for pair in history if isinstance(history, list) else [None]:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
-            raise Unreadable("wrong type: `history` is not a list of pairs of question and answer")
+            raise Unreadable(
+                "wrong type: `history` is not a list of pairs of question and answer; expected such pairs, or turns"
+            )
         yield "user", pair[0]
         yield "assistant", pair[1]
