@@ -246,6 +246,19 @@ def test_llamafactory_learns_last_answers_alone_only_if_all_that_it_gets_is_scor
     assert len(lines(folder / "conversations.jsonl")) == 3
 
 
+def test_trl_leaves_out_fewer_conversations(tmp_path: Path) -> None:
+    with pytest.warns(
+        ClusterUCBWarning, match=r"leaves out 1 of 3 selected samples: it learns either the last answer"
+    ):
+        write(tmp_path, "trl", "ucua", "uaua", "sucua")
+    folder = tmp_path / "export-trl"
+    assert [len(line["prompt"]) for line in lines(folder / "conversations.jsonl")] == [3, 4]
+    assert "assistant_only_loss" not in (folder / "sft.py").read_text()
+    with pytest.warns(ClusterUCBWarning, match=r"leaves out 1 of 3"):
+        write(tmp_path, "trl", "ucua", "uaua", "ua")
+    assert lines(folder / "conversations.jsonl") == [{"messages": turns("uaua")}, {"messages": turns("ua")}]
+
+
 def taught(folder: Path, tool: str) -> dict[str, tuple[bool, ...]]:
     """Return which turns of each exported conversation a tool learns, by the conversation's letters."""
     rows = lines(folder / "conversations.jsonl") if (folder / "conversations.jsonl").exists() else []

@@ -20,7 +20,6 @@ from clusterucb.report.export.training import (
     Tool,
     Training,
     defined_tools,
-    last_alone,
     output_folder,
     turns,
     yaml_text,
@@ -95,5 +94,5 @@ AXOLOTL = Tool(
     program="axolotl train",
     globs=True,
     cannot="",  # it reads all conversations, with marks
-    last=last_alone,
+    last=lambda _: False,  # each answer has its own mark
 )

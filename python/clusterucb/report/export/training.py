@@ -70,11 +70,6 @@ class Tool:
     last: Callable[[Sequence[Conversation]], bool]
 
 
-def last_alone(conversations: Sequence[Conversation]) -> bool:
-    """Return whether each conversation ends with the only answer that is learnt, after at least one other turn."""
-    return all(map(learns_last_alone, conversations))
-
-
 def learns_last_alone(conversation: Conversation) -> bool:
     """Return whether a conversation ends with the only answer that is learnt, after at least one other turn."""
     learnt = [message.learnt for message in conversation]
