@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
+from rich.markdown import Markdown
 
 import clusterucb as cu
 from clusterucb.cli import main as cli
@@ -168,6 +171,30 @@ def test_the_help_of_an_option_names_every_choice(option, choices):
 
 def test_the_help_says_how_long_lines_stay_annotated():
     assert "later call without this option writes plain lines again" in help_of("--annotate")
+
+
+def test_a_help_text_is_shown_with_all_its_characters():
+    """The help is Markdown, which would take <this> for a tag and *this* for emphasis."""
+
+    def shown(text: str) -> str:
+        console = Console(width=10_000, file=io.StringIO(), color_system=None)
+        console.print(Markdown(text))
+        return characters(console.file.getvalue())
+
+    def characters(text: str) -> str:
+        return re.sub(r"[\s`]", "", text)
+
+    commands = [cli.app[name] for name in cli.app if not name.startswith("-")]
+    texts = [
+        argument.parameter.help
+        for command in commands
+        for argument in command.assemble_argument_collection(parse_docstring=True)
+        if argument.parameter.help
+    ]
+    assert len(texts) > 200
+    assert "`<ctx>,</ctx>`" in help_of("--special-tokens")
+    for text in (*texts, *(command.help for command in commands)):
+        assert shown(text) == characters(text)
 
 
 def help_of(option: str) -> str:

@@ -33,11 +33,13 @@ from clusterucb.report import scores_table
 from clusterucb.report.annotate import FIELD, annotated
 from clusterucb.report.export import TOOLS, export
 from clusterucb.report.screen import show
+from clusterucb.samples.encode import Encoder
 from clusterucb.samples.message import TOOLS as DEFINITIONS
 from clusterucb.samples.message import Call
 from clusterucb.samples.pool import Message, Sample
 from clusterucb.samples.shapes import Layout
 from helpers.tiny import read_rows, rows, write_model, write_rows
+from helpers.trl_templates import tokenizer
 
 ROLES = {"s": "system", "u": "user", "a": "assistant", "t": "text", "c": "assistant"}
 NASTY = [
@@ -224,7 +226,79 @@ def test_tools_without_marks_learn_the_last_answer_alone_or_leave_the_conversati
     with pytest.warns(ClusterUCBWarning, match="learn some answers of a conversation and not others"):
         write(tmp_path, "trl,llamafactory", "uauc", "ucua", "uaua")
     for tool in ("trl", "llamafactory"):
-        assert lines(tmp_path / f"export-{tool}" / "conversations.jsonl") == [{"messages": turns("uaua")}]
+        assert lines(tmp_path / f"export-{tool}" / "conversations.jsonl") == [
+            {"messages": turns("ua")},
+            {"messages": turns("uaua")},
+        ]
+
+
+def test_llamafactory_learns_last_answers_alone_only_if_all_that_it_gets_is_scored_so(tmp_path: Path) -> None:
+    with pytest.warns(ClusterUCBWarning, match="leaves out 1 of 2"):
+        write(tmp_path, "llamafactory", "ucua", "uaua")
+    folder = tmp_path / "export-llamafactory"
+    assert "mask_history" not in yaml.safe_load((folder / "sft.yaml").read_text())
+    with pytest.warns(ClusterUCBWarning, match="leaves out 1 of 3"):
+        write(tmp_path, "llamafactory", "ucua", "ucsua", "ua")
+    assert yaml.safe_load((folder / "sft.yaml").read_text())["mask_history"] is True
+    with pytest.warns(ClusterUCBWarning, match="leaves out 2 of 5"):
+        write(tmp_path, "llamafactory", "ucua", "ucucua", "uaua", "ua", "uaucua")
+    assert yaml.safe_load((folder / "sft.yaml").read_text())["mask_history"] is True
+    assert len(lines(folder / "conversations.jsonl")) == 3
+
+
+def test_trl_leaves_out_fewer_conversations(tmp_path: Path) -> None:
+    with pytest.warns(
+        ClusterUCBWarning, match=r"leaves out 1 of 3 selected samples: it learns either the last answer"
+    ):
+        write(tmp_path, "trl", "ucua", "uaua", "sucua")
+    folder = tmp_path / "export-trl"
+    assert [len(line["prompt"]) for line in lines(folder / "conversations.jsonl")] == [3, 4]
+    assert "assistant_only_loss" not in (folder / "sft.py").read_text()
+    with pytest.warns(ClusterUCBWarning, match=r"leaves out 1 of 3"):
+        write(tmp_path, "trl", "ucua", "uaua", "ua")
+    assert lines(folder / "conversations.jsonl") == [{"messages": turns("uaua")}, {"messages": turns("ua")}]
+
+
+def taught(folder: Path, tool: str) -> dict[str, tuple[bool, ...]]:
+    """Return which turns of each exported conversation a tool learns, by the conversation's letters."""
+    rows = lines(folder / "conversations.jsonl") if (folder / "conversations.jsonl").exists() else []
+    found = {}
+    for row in rows:
+        said = row.get("messages") or [*row["prompt"], *row["completion"]]
+        learnt = [turn["role"] == "assistant" and turn.get("train", True) for turn in said]
+        if "prompt" in row:
+            learnt[: len(row["prompt"])] = [False] * len(row["prompt"])
+        if tool == "llamafactory" and yaml.safe_load((folder / "sft.yaml").read_text()).get("mask_history"):
+            learnt[:-1] = [False] * (len(learnt) - 1)
+        found[" ".join(turn["content"] for turn in said)] = tuple(learnt)
+    return found
+
+
+@given(
+    st.lists(
+        st.text("suac", min_size=1, max_size=5).filter(lambda letters: "a" in letters),
+        max_size=4,
+        unique=True,
+    )
+)
+def test_every_tool_learns_the_answers_that_were_scored(tmp_path_factory, conversations: list[str]) -> None:
+    folder = tmp_path_factory.mktemp("export")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write(folder, ",".join(TOOLS), *conversations)
+    scored = {
+        " ".join(f"{letter}{at}" for at, letter in enumerate(letters)): tuple(one == "a" for one in letters)
+        for letters in conversations
+    }
+    for tool in TOOLS:
+        for content, learnt in taught(folder / f"export-{tool}", tool).items():
+            assert any(
+                f"{whole} ".startswith(f"{content} ")
+                and learnt + (False,) * (len(flags) - len(learnt)) == flags
+                for whole, flags in scored.items()
+            )
+        if tool == "axolotl":
+            assert len(taught(folder / f"export-{tool}", tool)) == len(conversations)
 
 
 CALLED = (
@@ -234,6 +308,20 @@ CALLED = (
     Message("tool", "5", name="f", call_id="c1"),
     Message("assistant", "a"),
 )
+
+
+def test_the_column_of_tools_is_named_only_if_some_exported_conversation_has_tools(tmp_path: Path) -> None:
+    left_out = Sample((*CALLED[:4], *CALLED[3:]), "id", "source", "", "0" * 64, b"{}", "pool.jsonl", 1)
+    with pytest.warns(ClusterUCBWarning):
+        export(
+            tmp_path,
+            ["llamafactory"],
+            [left_out, sample("ua")],
+            model="m",
+            settings=settings_from({}, SelectSettings),
+        )
+    info = json.loads((tmp_path / "export-llamafactory" / "dataset_info.json").read_text())["clusterucb"]
+    assert info["columns"] == {"messages": "messages"}
 
 
 def test_tools_are_exported_in_the_form_that_each_tool_reads(tmp_path: Path) -> None:
@@ -283,8 +371,20 @@ def test_what_is_exported_is_read_again_as_the_same_conversation(tmp_path: Path)
             if tool == "llamafactory"
             else CALLED
         )
-        assert list(found[1:]) == list(kept[1:])
-        assert found[0].role == DEFINITIONS
+        assert list(found) == list(kept)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen2_5"])
+@pytest.mark.parametrize("thought", ["Hm.", "Hm.\n", "\n\nHm.\n", " Hm. "])
+def test_an_exported_thought_has_the_tokens_that_were_scored(tmp_path: Path, name: str, thought: str) -> None:
+    encoder = Encoder(tokenizer(name), max_length=1 << 16)
+    scored = (Message("user", "u"), Message("assistant", "a", thought=thought))
+    one = Sample(scored, "id", "source", "", "0" * 64, b"{}", "pool.jsonl", 1)
+    export(tmp_path, list(TOOLS), [one], model="m", settings=settings_from({}, SelectSettings))
+    for tool in TOOLS:
+        (row,) = lines(tmp_path / f"export-{tool}" / "conversations.jsonl")
+        found = encoder(Layout().conversation(row).messages)
+        assert found.tokens.tolist() == encoder(scored).tokens.tolist()
 
 
 def test_trl_gets_prompt_and_completion_while_each_conversation_has_one_answer(tmp_path: Path) -> None:

@@ -108,6 +108,11 @@ CASES: dict[str, tuple[dict[str, Any], list[Any], list[tuple[str, str]]]] = {
         [{"messages": [{"role": "Client", "content": "Sell?"}, {"role": "Advisor", "content": "No."}]}],
         [("Sell?", "No.")],
     ),
+    "roles that the user names, in another case": (
+        {"roles": {"Advisor": "assistant", "client": "user"}},
+        [{"messages": [{"role": "CLIENT", "content": "Sell?"}, {"role": "advisor", "content": "No."}]}],
+        [("Sell?", "No.")],
+    ),
     "turns as JSON text": (
         {},
         [
@@ -211,7 +216,7 @@ def test_the_numbers_of_samples_and_of_rejected_lines_add_up(tmp_path: Path) -> 
         (
             {
                 "messages": [
-                    {"role": "system", "content": "s", "tools": [{"name": "f"}]},
+                    {"role": "system", "content": "s", "tool_choice": [{"name": "f"}]},
                     {"role": "user", "content": "q"},
                     {"role": "assistant", "content": "a"},
                 ],
@@ -219,7 +224,7 @@ def test_the_numbers_of_samples_and_of_rejected_lines_add_up(tmp_path: Path) -> 
             },
             "s\nq",
             "a",
-            ("system", "messages[].tools"),
+            ("system", "messages[].tool_choice"),
         ),
     ],
 )
@@ -245,6 +250,10 @@ def turns(text: str) -> list[dict[str, str]]:
         ("q1", "a1 q2 a2", "b1 q2 b2", "q1 | a1 q2 | a2"),
         ("S q1", "q1 a1", "q1 b1", "S q1 | | a1"),
         ("q1", "q1 a1", "q1 b1", "q1 | | a1"),
+        ("q", "a1 q2 a2", "b1 q2 b2", "q | a1 q2 | a2"),
+        ("q1 a1", "q2 a2", "q2 b2", "q1 | a1 q2 | a2"),
+        ("S q1 a1", "q2 a2", "q2 b2", "S q1 | a1 q2 | a2"),
+        ("q2", "a1 q2 a2", "a1 q2 b2", "a1 q2 | | a2"),
         ("S q1", "S q1 a1", "S q1 b1", "S q1 | | a1"),
     ],
 )
@@ -264,9 +273,52 @@ def test_a_bad_answer_is_refused_however_its_label_is_spelt(label: object) -> No
         Layout().conversation({**good, "label": label})
     with pytest.raises(Unreadable, match=r"bad answer \(`kto_tag` is false\)"):
         Layout().conversation({**good, "kto_tag": False})
+    with pytest.raises(
+        Unreadable, match=r"marked as a bad answer.* If `label` is a class, rename the column"
+    ):
+        Layout().conversation({"prompt": "q", "response": "a", "label": label})
     for fine in (True, 1, "True", None):
-        assert Layout().conversation({**good, "label": fine}).messages[-1].learnt
-    assert Layout().conversation({"text": "t", "label": label}).messages[-1].learnt
-    assert (
-        Layout().conversation({"instruction": "q", "output": "a", "label": 0}).messages[-1].learnt
-    )  # a class
+        for row in (good, {"prompt": "q", "response": "a"}):
+            found = Layout().conversation({**row, "label": fine})
+            assert found.messages[-1].learnt
+            assert found.unread == ()
+
+
+@pytest.mark.parametrize(
+    ("row", "unread"),
+    [
+        ({"text": "t", "label": False}, ("label",)),
+        ({"text": "t", "label": "toxic", "kto_tag": False, "rejected": "x", "tools": [{}]}, None),
+        ({"instruction": "q", "output": "a", "label": 0}, ("label",)),
+        ({"instruction": "q", "output": "a", "label": "toxic"}, ("label",)),
+        ({"instruction": "q", "output": "a", "label": True}, ()),
+        ({"instruction": "q", "output": "a", "rejected": "b"}, ("rejected",)),
+        ({"prompt": "q", "completion": "a", "label": 3}, ("label",)),
+        ({"prompt": "q", "chosen": "a", "rejected": "b", "label": "x"}, ("label",)),
+    ],
+)
+def test_a_class_and_an_answer_that_is_not_read_are_named(row: dict, unread: tuple[str, ...] | None) -> None:
+    layout = Layout("text" if unread is None else None)
+    assert layout.conversation(row).unread == (tuple(row)[1:] if unread is None else unread)
+
+
+@pytest.mark.parametrize(
+    ("fields", "unread"),
+    [
+        ({"reasoning_content": "t", "reasoning": "t"}, ()),
+        ({"reasoning_content": "t", "reasoning": "u"}, ("reasoning",)),
+        ({"reasoning": "t", "reasoning_details": [{"type": "reasoning.text", "text": "t"}]}, ()),
+        ({"value": "a"}, ()),
+        ({"value": "b", "text": ""}, ("value",)),
+        ({"refusal": "no"}, ("refusal",)),
+        ({"refusal": None}, ()),
+        ({"tool_calls": [{"name": "f"}], "function_call": {"name": "g"}}, ("tool_calls",)),
+    ],
+)
+def test_fields_of_turns_that_say_something_else_are_named(fields: dict, unread: tuple[str, ...]) -> None:
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", **fields}]}
+    names = Layout().conversation(row).unread
+    assert set(names) == {f"messages[].{name}" for name in unread}
+    asked = {"messages": [{"role": "user", "content": "q", "thinking": "t"}, {"from": "gpt", "value": "a"}]}
+    assert Layout().conversation(asked).unread == ("messages[].thinking",)
+    assert Layout(drop_unsupported=True).conversation(asked).unread == ()

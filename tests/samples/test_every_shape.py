@@ -170,7 +170,28 @@ def swift(messages: list[Message]) -> Row:
     return with_tools(messages, {"messages": turns})
 
 
-@pytest.mark.parametrize("shaped", [openai, axolotl, parts, sharegpt, swift])
+def channels(messages: list[Message]) -> Row:
+    """Harmony's channels: a thought, a call and an answer are turns of their own."""
+    turns: list[Row] = []
+    for message in said(messages):
+        turn: Row = {"role": message.role, "content": message.content}
+        if message.role == "assistant":
+            turn |= {"channel": "final", "train": message.learnt}
+        if message.thought:
+            turns.append({**turn, "channel": "analysis", "content": message.thought})
+        for call in message.calls:
+            turn |= {
+                "channel": "commentary",
+                "recipient": f"functions.{call.name}",
+                "content": call.arguments,
+            }
+        if message.role == "tool":
+            turn |= {"name": f"functions.{message.name}", "channel": "commentary", "recipient": "assistant"}
+        turns.append(turn)
+    return with_tools(messages, {"messages": turns})
+
+
+@pytest.mark.parametrize("shaped", [openai, axolotl, parts, sharegpt, swift, channels])
 @given(messages=conversations())
 def test_turns_are_the_same_in_every_shape(
     shaped: Callable[[list[Message]], Row], messages: list[Message]

@@ -88,7 +88,7 @@ def test_a_system_text_of_the_row_comes_first_unless_there_is_one() -> None:
 
 def test_plain_text_is_a_sample_of_its_own_kind() -> None:
     shape, messages, unread = Layout().conversation({"text": "once upon", "meta": 1, "label": False})
-    assert (shape, plain(messages), unread) == ("text", (("text", "once upon"),), ("meta",))
+    assert (shape, plain(messages), unread) == ("text", (("text", "once upon"),), ("meta", "label"))
 
 
 def test_a_richer_shape_is_preferred_and_format_decides_otherwise() -> None:
@@ -185,6 +185,14 @@ def test_unsupported_parts_and_turns_are_left_out_on_request() -> None:
         turns(row)
 
 
+@pytest.mark.parametrize("key", [f"{kind}{s}" for kind in ("image", "video", "audio") for s in ("", "s")])
+def test_a_row_with_images_or_sounds_is_refused_by_the_name_of_the_column(key: str) -> None:
+    row = {"conversations": [ASKED, ANSWERED], key: "x.mp4" if not key.endswith("s") else ["x.mp4"]}
+    with pytest.raises(Unreadable, match=rf"^unsupported content: the row has '{key}' \(--drop-unsupported"):
+        turns(row)
+    assert turns(row, drop_unsupported=True) == turns({**row, key: None}) == TURNS
+
+
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
 def test_what_a_model_thought_is_left_out_on_request(key: str) -> None:
     row = {"conversations": [ASKED, {"from": "gpt", "value": "", key: "Hm."}, {**ANSWERED, key: "Well."}]}
@@ -203,18 +211,35 @@ anything = st.recursive(
     | st.integers()
     | st.floats()
     | st.text(max_size=4)
-    | st.sampled_from(["user", "gpt", "tool"]),
+    | st.sampled_from(["user", "gpt", "tool", "system", "analysis", "functions.f", "{}", "[{'role': 1"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["role", "from", "content", "value", "type", "text", "tool_calls"]), inner
+            st.sampled_from(
+                [
+                    *("role", "from", "content", "value", "type", "text", "tool_calls", "name", "arguments"),
+                    *("channel", "recipient", "metadata", "tools", "reasoning", "refusal", "weight", "parts"),
+                ]
+            ),
+            inner,
         )
     ),
     max_leaves=8,
 )
 
 
+BESIDE = (
+    "tools",
+    "solution",
+    "rejected_messages",
+    "rejected_response",
+    "contents",
+    "preferred_output",
+    "label",
+)
 KINDS = (
+    "empty answer",
+    "not JSON",
     "no conversation",
     "no assistant turn",
     "no answer to learn",
@@ -225,7 +250,7 @@ KINDS = (
 
 
 @given(
-    row=st.dictionaries(st.sampled_from([*FIELDS, "tools"]), anything, max_size=5),
+    row=st.dictionaries(st.sampled_from([*FIELDS, *BESIDE]), anything, max_size=5),
     shape=st.sampled_from([None, *SHAPES]),
     drop=st.booleans(),
 )

@@ -785,9 +785,25 @@ def test_an_object_that_holds_a_list_of_rows_is_that_list(
     line = json.dumps({key: [{"role": "user", "content": "q"}], "prompt": "q", "completion": "a"})
     path.write_text(f"{line}\n{json.dumps(ROWS[0])}\n")
     assert len(read_pool(path).samples) == 2
-    path.write_text(json.dumps({key: ROWS, "more": []}))
-    with pytest.raises(InputError, match=rf"several lists \({key}, more\); expected one list of rows: jq -c"):
+    for more in ({"more": []}, {"more": [1]}):
+        path.write_text(json.dumps({"version": 1, key: ROWS, **more}))
+        told = rf"several lists \({key}, more\); expected one list of rows: jq -c '\.{key}\[\]'"
+        with pytest.raises(InputError, match=told):
+            read_pool(path)
+
+
+@pytest.mark.parametrize("key", ["data", "items"])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_an_object_that_holds_a_list_of_turns_is_one_row(
+    tmp_path: Path, key: str, indent: int | None
+) -> None:
+    path = tmp_path / "pool.json"
+    turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    path.write_text(json.dumps({"id": "x", key: turns}, indent=indent))
+    with pytest.raises(InputError, match=f"1 line .*`{key}` holds turns: --columns messages={key}"):
         read_pool(path)
+    (sample,) = read_pool(path, Layout(columns={"messages": key})).samples
+    assert (sample.id, sample.prompt, sample.answer) == ("x", "q", "a")
 
 
 def test_an_object_over_several_lines_is_mended_where_it_comes_from(tmp_path: Path) -> None:

@@ -7,10 +7,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyarrow import feather
 
 from clusterucb.samples.encode import Encoder, Unusable
 from clusterucb.samples.encoded import Encoded
@@ -20,6 +23,7 @@ from clusterucb.samples.shapes import Layout
 from helpers.templates import SHAPES
 from helpers.trl_templates import tokenizer
 
+Row = dict[str, Any]
 WEATHER = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
 DEFINED = Message(TOOLS, json.dumps([{"type": "function", "function": WEATHER}], separators=(",", ":")))
 ASKED = Message("user", "Is it raining in Oslo?")
@@ -163,6 +167,78 @@ def test_thoughts_in_parts(kind: str, named: bool) -> None:
     assert found[1] == Message("assistant", "Yes.", thought="Oslo is wet.")
 
 
+def test_tools_in_a_system_turn_and_a_call_named_by_metadata() -> None:
+    called = {"role": "assistant", "metadata": "weather", "content": ARGUMENTS}
+    turns = [OPENAI[0], called, {"role": "observation", "content": "rain: yes"}, OPENAI[3]]
+    for tools in ([{"type": "function", "function": WEATHER}], [WEATHER], json.dumps([WEATHER])):
+        system = {"role": "system", "content": "", "tools": tools}
+        assert read({"messages": [system, *turns]}) == tuple(LISTED)
+        assert read({"messages": [system, *turns], "tools": None}) == tuple(LISTED)
+        assert Layout().conversation({"messages": [system, *turns]}).unread == ()
+        assert read({"messages": [system, *turns]}, drop_unsupported=True) == (ASKED, SAID)
+        spoken = read({"messages": [{**system, "content": "Be brief."}, *turns]})
+        assert spoken == (DEFINED, Message("system", "Be brief."), *LISTED[1:])
+
+
+@pytest.mark.parametrize(
+    ("metadata", "content"), [("weather", "Yes."), ("in a hurry", "{}"), ({"a": 1}, "{}")]
+)
+def test_other_metadata_are_none(metadata: object, content: str) -> None:
+    turns = [OPENAI[0], {"role": "assistant", "metadata": metadata, "content": content}]
+    assert read({"messages": turns}) == (ASKED, Message("assistant", content))
+    assert Layout().conversation({"messages": turns}).unread == ("messages[].metadata",)
+
+
+def on(channel: str, content: object, **fields: Any) -> Row:
+    return {"role": "assistant", "channel": channel, "content": content, **fields}
+
+
+TO_WEATHER = on("commentary", ARGUMENTS, recipient="functions.weather", content_type="<|constrain|>json")
+RESULT = {"role": "tool", "name": "functions.weather", "content": "rain: yes"}
+
+
+def test_channels_are_thoughts_calls_and_answers() -> None:
+    turns = [
+        OPENAI[0],
+        on("analysis", "Hm."),
+        on("analysis", [{"type": "text", "text": "Look."}]),
+        TO_WEATHER,
+        RESULT,
+        on("analysis", "So."),
+        on("final", "Yes, it rains."),
+    ]
+    called = Message("assistant", "", calls=CALLED.calls, thought="Hm.\nLook.")
+    answer = Message("assistant", "Yes, it rains.", thought="So.")
+    assert read({"messages": turns}) == (ASKED, called, GOT, answer)
+    assert read({"messages": turns}, drop_unsupported=True) == (ASKED, SAID)
+    conversation = Layout().conversation({"messages": [OPENAI[0], on("final", "a", recipient="all")]})
+    assert conversation.unread == ()
+    other = Layout().conversation({"messages": [OPENAI[0], on("web", "a", recipient="Ann")]})
+    assert set(other.unread) == {"messages[].channel", "messages[].recipient"}
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ([on("analysis", "Hm.")], "no answer follows a turn on the channel 'analysis'.* Remove the turn"),
+        ([on("analysis", "Hm."), OPENAI[0], on("final", "a")], "no answer follows a turn on the channel"),
+        (
+            [on("commentary", "I look."), on("final", "a")],
+            "'commentary', but no call; expected a `recipient`",
+        ),
+        ([on("analysis", "1 + 1", recipient="python"), on("final", "a")], "turn 2 is sent to 'python'"),
+        (
+            [on("commentary", "x", recipient="functions.f"), on("final", "a")],
+            "`arguments` in turn 2 is a text",
+        ),
+        ([on("analysis", "Hm.", weight=0), on("final", "a", weight=1)], "different marks.* --learn all"),
+    ],
+)
+def test_channels_that_are_no_answer_are_refused(turns: list[Row], reason: str) -> None:
+    with pytest.raises(Unreadable, match=reason):
+        read({"messages": [OPENAI[0], *turns]})
+
+
 def test_thoughts_of_others_are_none() -> None:
     turns = [{**OPENAI[0], "thinking": "?"}, OPENAI[3]]
     assert read({"messages": turns}) == (ASKED, SAID)
@@ -194,7 +270,9 @@ def test_calls_that_cannot_be_read_are_refused(turn: dict[str, Any], reason: str
         read({"messages": [OPENAI[0], {"role": "assistant", "content": None, **turn}]})
 
 
-@pytest.mark.parametrize("tools", ["weather", [1], [{"description": "x"}]])
+@pytest.mark.parametrize(
+    "tools", ["weather", [1], [{"description": "x"}], [{"name": "f", "parameters": "city"}]]
+)
 def test_definitions_that_cannot_be_read_are_refused(tools: object) -> None:
     with pytest.raises(Unreadable, match="tools"):
         read({"messages": OPENAI, "tools": tools})
@@ -347,6 +425,34 @@ def test_a_template_without_a_place_for_calls_says_so(name: str) -> None:
     assert note.startswith("1 sample of the pool")
     assert encoder.notes("pool") == []
     assert listed.tokens.tolist() == encoder([ASKED, SAID]).tokens.tolist()
+
+
+SPELT = [ASKED, Message("assistant", "[weather(city='Oslo')]"), GOT, SAID]
+
+
+@pytest.mark.parametrize("name", ["gemma3", "phi3", "gptoss", "mistral"])
+def test_a_template_without_a_place_for_results_says_so(name: str) -> None:
+    own = SHAPES["mistral"].tokenizer() if name == "mistral" else tokenizer(name)
+    with pytest.raises(
+        Unusable, match=r"^chat template: it has no place for results of tools that no tool call asks"
+    ):
+        Encoder(own, max_length=1 << 16)(SPELT)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3", "llama3_1"])
+def test_a_result_of_a_call_that_a_content_spells_out_is_context(name: str) -> None:
+    encoder = Encoder(tokenizer(name), max_length=1 << 16)
+    first, second = learnt(encoder, encoder(SPELT))
+    assert first.startswith("[weather(city='Oslo')]")
+    assert second.startswith("Yes, it rains.")
+
+
+def test_a_second_system_turn_that_a_template_leaves_out_is_refused_by_name() -> None:
+    turns = [Message("system", "You are x."), Message("system", "Be brief."), ASKED, SAID]
+    with pytest.raises(
+        Unusable, match=r"^chat template: it leaves out turn 2 \(system\); expected one system turn"
+    ):
+        Encoder(tokenizer("gptoss"), max_length=1 << 16)(turns)
 
 
 def test_without_a_template_there_is_no_place_for_tools() -> None:
@@ -506,11 +612,80 @@ def test_calls_whose_fields_are_all_null_are_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "tools", [json.dumps([json.dumps(WEATHER)]), [json.dumps(WEATHER)], {"type": "function", **WEATHER}]
+    "tools",
+    [
+        json.dumps([json.dumps(WEATHER)]),
+        [json.dumps(WEATHER)],
+        {"type": "function", **WEATHER},
+        [{**WEATHER, "parameters": json.dumps(WEATHER["parameters"])}],
+        [{"type": "function", "function": {**WEATHER, "parameters": json.dumps(WEATHER["parameters"])}}],
+        [{"type": "function", "function": json.dumps(WEATHER)}],
+        json.dumps([json.dumps({**WEATHER, "parameters": json.dumps(WEATHER["parameters"])})]),
+    ],
 )
 def test_definitions_of_every_form(tools: object) -> None:
     assert read({"messages": OPENAI, "tools": tools})[0] == DEFINED
     assert read({"messages": OPENAI, "tools": "None"})[0].role == "user"
+
+
+def in_tables(rows: list[Row], folder: Path) -> dict[str, Any]:
+    """Return rows in every kind of table."""
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, folder / "pool.parquet")
+    feather.write_feather(table, folder / "pool.arrow", compression="uncompressed")
+    dataset = datasets.Dataset.from_list(rows)
+    dataset.save_to_disk(folder / "saved")
+    return {
+        "Parquet": folder / "pool.parquet",
+        "Arrow": folder / "pool.arrow",
+        "saved": folder / "saved",
+        "table": table,
+        "frame": pd.DataFrame(rows),
+        "Dataset": dataset,
+        "shuffled": dataset.shuffle(seed=1),
+        "streamed": dataset.to_iterable_dataset(),
+    }
+
+
+def calling(column: str, name: str, given: Row) -> Row:
+    """Return a row that asks for the call of a tool, in one of the columns that people have."""
+    call = {"function": {"name": name, "arguments": given}}
+    said = [{"role": "user", "content": name}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    if column == "answers":
+        return {
+            "query": name,
+            "answers": [{"name": name, "arguments": given}],
+            "tools": [{"name": name, "parameters": {key: {"type": "x"} for key in given}}],
+        }
+    return {column: said[1:], "prompt": name} if column in ("completion", "chosen") else {column: said}
+
+
+@pytest.mark.parametrize(
+    "column", ["messages", "conversations", "conversation", "dialog", "completion", "chosen", "answers"]
+)
+def test_no_kind_of_table_and_no_column_gives_a_call_the_arguments_of_others(
+    tmp_path: Path, column: str
+) -> None:
+    calls = {"weather": {"city": "Oslo", "near": {"lake": "x"}}, "easter": {"year": 2024}}
+    rows = [calling(column, name, given) for name, given in calls.items()]
+    layout = Layout(columns={"messages": "dialog"}) if column == "dialog" else None
+    for kind, table in in_tables(rows, tmp_path).items():
+        found = {
+            call.name: json.loads(call.arguments)
+            for sample in read_pool(table, layout).samples
+            for message in sample.messages
+            for call in message.calls
+        }
+        assert found == calls, kind
+
+
+def test_nulls_outside_of_turns_and_nulls_in_lines_stay(tmp_path: Path) -> None:
+    rows = [{"prompt": f"q{at}", "completion": "a", "about": [{"n": n}]} for at, n in enumerate((1, None))]
+    for kind, table in in_tables(rows, tmp_path).items():
+        kept = sorted(json.dumps(json.loads(sample.raw)["about"]) for sample in read_pool(table).samples)
+        assert kept == ['[{"n": 1}]', '[{"n": null}]'], kind
+    (sample,) = read_pool([calling("messages", "f", {"x": None})]).samples
+    assert sample.messages[1].calls[0].arguments == '{"x":null}'
 
 
 def test_a_table_gives_no_call_the_arguments_of_others(tmp_path: Path) -> None:

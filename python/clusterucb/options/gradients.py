@@ -103,7 +103,7 @@ class GradientSettings(ReadSettings):
         chat_template: File with the chat template, in Jinja. By default, the template of the adapter's folder, or of
             the tokenizer.
         special_tokens: Special tokens that are read as tokens where a text spells them, comma-separated, such as
-            <ctx>,</ctx>. By default, they are read as text.
+            `<ctx>,</ctx>`. By default, they are read as text.
         preconditioner: How a gradient becomes an update: adam_less (as in LESS and ClusterUCB), adam (the optimiser's
             true next step), second_moment (the gradient, scaled by the optimiser's second moment), or sgd (the
             gradient itself).

@@ -33,7 +33,7 @@ from msgspec.structs import replace
 from clusterucb.errors import ModelError
 from clusterucb.samples.message import TOOLS, Message
 from clusterucb.samples.pieces import Kind, Piece, Unusable
-from clusterucb.samples.tool_template import REFUSALS, Span, ToolTemplate, Turns
+from clusterucb.samples.tool_template import NO_RESULTS, REFUSALS, Span, ToolTemplate, Turns, has_lone_results
 from clusterucb.samples.watch import TooMuch, limited
 
 if TYPE_CHECKING:
@@ -158,6 +158,12 @@ class ChatTemplate:
                 times = rendered.count(text)
                 if not times and (thought or message.calls):  # the template leaves it out
                     continue
+                if not times and message.role == "system" and at:
+                    raise Unusable(
+                        f"chat template: it leaves out turn {at + 1} (system); expected one system turn, the first"
+                    )
+                if not times and has_lone_results(marked[at : at + 1]):
+                    raise Unusable(NO_RESULTS)
                 if times != 1:
                     raise Unusable(
                         f"chat template: it writes turn {at + 1} ({message.role}) {times} times; expected once"
@@ -214,6 +220,8 @@ class ChatTemplate:
                 ) from error
             raise Unusable(f"chat template: it takes more than {_SECONDS} s or 1 GB") from error
         except REFUSALS as error:
+            if has_lone_results(messages):
+                raise Unusable(NO_RESULTS) from error
             reason = str(error) or type(error).__name__
             raise Unusable(f"chat template: it refuses the conversation: {reason}") from error
         return text

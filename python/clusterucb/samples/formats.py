@@ -160,13 +160,18 @@ def _wrapped(stream: IO[bytes], file: Path, packed: str | None, first: int) -> I
             raise _spread(file, packed) from None
         yield from _lines(io.BytesIO(content), first)
         return
-    lists = [value for value in map(bytes, fields.values()) if value.startswith(b"[")]
+    lists = {name: bytes(value) for name, value in fields.items() if bytes(value).startswith(b"[")}
     if len(lists) != 1:
+        likely = next((name for name, value in lists.items() if value[1:].lstrip()[:1] in (b"{", b"[")), None)
         raise InputError(
-            f"{file} is a JSON object with several lists ({', '.join(fields)}); expected one list of rows: "
-            f"{_jq(f'.{next(iter(fields))}[]', file, packed)}"
+            f"{file} is a JSON object with several lists ({', '.join(lists)}); expected one list of rows: "
+            f"{_jq(f'.{likely or next(iter(lists))}[]', file, packed)}"
         )
-    for number, row in enumerate(msgspec.json.decode(lists[0], type=list[msgspec.Raw]), start=1):
+    rows = msgspec.json.decode(next(iter(lists.values())), type=list[msgspec.Raw])
+    if rows and is_message(msgspec.json.decode(rows[0])):  # turns: the object is a row
+        yield 1, _on_one_line(content.strip())
+        return
+    for number, row in enumerate(rows, start=1):
         yield number, _on_one_line(bytes(row))
 
 

@@ -26,7 +26,7 @@ from clusterucb.samples.lines import Lines, Origin, Samples
 from clusterucb.samples.message import ROLES, Message, Unreadable
 from clusterucb.samples.rejected import RejectedLines
 from clusterucb.samples.sample import Rejected, Sample, beginning, counts_by_kind, kinds_in_words
-from clusterucb.samples.shapes import Layout
+from clusterucb.samples.shapes import NO_SHAPE, Layout
 from clusterucb.samples.sources import RowSource, sources_of
 from clusterucb.samples.tables import Line
 from clusterucb.wording import counted
@@ -156,6 +156,8 @@ def _why_unusable(lines: Lines, rejected: RejectedLines, layout: Layout) -> str:
         advice = f". --columns names {', '.join(sorted(lines.unseen))}, which no row has"
     elif layout.shape:
         advice = f". --format {layout.shape} accepts only rows of that shape; leave it out"
+    elif not first.reason.startswith(NO_SHAPE) or ". " in first.reason[len(NO_SHAPE) :]:
+        advice = ""  # the reason has some
     else:
         advice = ". If the columns have other names, give them: --columns prompt=question,completion=answer"
     read = f"{counted(len(rejected), 'line')} ({kinds_in_words(kinds)})"

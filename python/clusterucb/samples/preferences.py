@@ -1,4 +1,4 @@
-"""Read the prompt and the chosen answer of a row of preference data: only the answer is learnt."""
+"""Read the prompt and the good answer of a row of preference data: only the answer is learnt."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from msgspec.structs import replace
 
 from clusterucb.samples.message import NOTHING, Message, Unreadable
-from clusterucb.samples.questions import ASKED, Row, present, question_of, with_system
+from clusterucb.samples.questions import ASKED, Row, as_context, present, question_of, with_system
 from clusterucb.samples.turns import TurnReader, listed
 
 
 def chosen(row: Row, reader: TurnReader) -> list[Message]:
     """Return the prompt of a row of preference data as context, and its chosen answer."""
     answer = reader.text_or_turns(row, "chosen", "assistant")
+    reader.used.add("rejected")
     if any(message.role == "user" for message in answer):  # the prompt is part of `chosen`
         bad = listed(row.get("rejected"))
         other = reader.turns(row, "rejected") if isinstance(bad, list) and bad else []
@@ -38,24 +39,67 @@ def chosen(row: Row, reader: TurnReader) -> list[Message]:
     return with_system(row, [*as_context(asked), *answer], reader)
 
 
+REJECTED = ("rejected_response", "rejected_messages")  # ms-swift's columns beside a whole conversation
+
+
+def good_alone(row: Row, messages: list[Message], reader: TurnReader) -> list[Message]:
+    """Return a conversation with its earlier answers as context, if the row has a bad answer beside it (ms-swift).
+
+    ``rejected_messages`` is another conversation: what differs from it is learnt. ``rejected_response`` is a bad answer
+    in place of the last one.
+    """
+    names = [name for name in REJECTED if row.get(name) not in NOTHING]
+    if not names or not any(message.role == "assistant" for message in messages):
+        return messages
+    reader.used.update(names)
+    if "rejected_messages" in names and any(message.role == "user" for message in messages):
+        bad = reader.turns(row, "rejected_messages")
+        said = [message for message in messages if message.role != "system"]
+        start = len(messages) - len(said)
+        return [*messages[:start], *_after_prompt(said, [one for one in bad if one.role != "system"])]
+    last = max(at for at, message in enumerate(messages) if message.role == "assistant")
+    return [*as_context(messages[:last]), *messages[last:]]
+
+
 def _prompt_before(row: Row, chosen: list[Message], reader: TurnReader) -> list[Message]:
-    """Return the turns of a ``prompt`` that the chosen conversation does not begin with, as context."""
+    """Return the turns of a ``prompt`` that belong before a chosen conversation, which mostly holds its prompt itself.
+
+    These are system turns, if the conversation has none; the question to an answer that the conversation begins with;
+    and earlier turns that end with an answer. A question is not put before another question: if the conversation does
+    not have it, the ``prompt`` is named as not read.
+    """
     if row.get("prompt") in (None, [], ""):
         return []
     asked = reader.text_or_turns(row, "prompt", "user")
-    if (
-        asked == chosen[: len(asked)]
-        or [one for one in asked if one.role != "system"] == chosen[: len(asked) - 1]
-    ):
-        return [one for one in asked if one.role == "system" and one not in chosen]
-    if all(one.role == "user" and one.content in chosen[0].content for one in asked):
-        return []
-    return as_context(asked)
+    system = [] if chosen[0].role == "system" else [one for one in asked if one.role == "system"]
+    said = [one for one in asked if one.role != "system"]
+    first = [one for one in chosen if one.role != "system"]
+    if not said or _holds(first, said):
+        return system
+    if said[-1].role == "assistant" or first[0].role == "assistant":
+        return as_context([*system, *said])
+    reader.used.discard("prompt")
+    return []
+
+
+def _holds(chosen: Sequence[Message], asked: Sequence[Message]) -> bool:
+    """Return whether the turns of a prompt stand in a conversation, one after the other, but for whitespace.
+
+    A prompt that is one text may also be one of the conversation's questions as a template writes it, or a part of it.
+    """
+    wanted = [(one.role, one.content.strip()) for one in asked]
+    turns = [(one.role, one.content.strip()) for one in chosen]
+    if any(turns[at : at + len(wanted)] == wanted for at in range(len(turns))):
+        return True
+    questions = [content for role, content in turns if role == "user" and content]
+    text = wanted[0][1]
+    is_question = len(asked) == 1 and turns[0][0] == "user"
+    return is_question and any(question in text or text in question for question in questions)
 
 
 def _after_prompt(chosen: list[Message], rejected: list[Message]) -> list[Message]:
     """Return a conversation whose answers are context up to where it differs from the rejected one."""
-    first = _alike(chosen, rejected)
+    first = _alike(as_context(chosen), as_context(rejected))  # marks make no difference
     if first == min(len(chosen), len(rejected)):  # they do not differ
         first = 1 + max(at for at, message in enumerate(chosen) if message.role == "user")
     return [*as_context(chosen[:first]), *chosen[first:]]
@@ -83,8 +127,3 @@ def _split(row: Row, answer: list[Message]) -> list[Message]:
             "or texts that both begin with it"
         )
     return [Message("user", text[:end]), *(replace(message, content=text[end:]) for message in answer)]
-
-
-def as_context(messages: Sequence[Message]) -> list[Message]:
-    """Return turns whose answers are not learnt."""
-    return [replace(message, context=message.role == "assistant") for message in messages]

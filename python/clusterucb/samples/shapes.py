@@ -7,7 +7,7 @@ from it.
 Sources: TRL's "dataset formats" (messages, prompt and completion, chosen and rejected with or without a prompt, text),
 LLaMA-Factory's data README (ShareGPT, Alpaca with ``system`` and ``history``, preference data), ms-swift's custom data
 sets (``query``, ``response``, ``history``), Dolly (``instruction``, ``context``, ``response``), OpenAI's chat format,
-xLAM (``query``, ``tools``, ``answers``).
+xLAM (``query``, ``tools``, ``answers``). `schemas` has others, whose fields are nested.
 
 Decisions:
     - The ``input`` or ``context`` of a question follows it after a blank line.
@@ -17,6 +17,7 @@ Decisions:
       column, the prompt is what the chosen and the rejected text begin with.
     - Answers inside a ``prompt`` are context, as in TRL. Those of a ``history`` are learnt, as in LLaMA-Factory and
       ms-swift. `Layout.learn` changes both.
+    - Of an ``answer`` and a ``solution``, the longer one is learnt: the other is the bare result (LIMO), or nothing.
     - A row that is marked as a bad answer is rejected, and the reason names the mark. The label of a plain text is a
       class and no such mark.
     - If a row has a ``text`` and parts of another shape, it is not read as a plain text, because it is more likely
@@ -35,21 +36,30 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from clusterucb.samples import tools
+from clusterucb.samples import schemas, tools
+from clusterucb.samples.fields import text_of
 from clusterucb.samples.message import NOTHING, TEXT, TOOLS, Message, Unreadable
-from clusterucb.samples.preferences import as_context, chosen
-from clusterucb.samples.questions import ANSWERED, ASKED, Row, present, question_of, with_system
-from clusterucb.samples.turns import TurnReader, text_of
+from clusterucb.samples.preferences import REJECTED, chosen, good_alone
+from clusterucb.samples.questions import (
+    ANSWERED,
+    ASKED,
+    Row,
+    answered,
+    as_context,
+    present,
+    question_of,
+    with_system,
+)
+from clusterucb.samples.turns import TurnReader
 from clusterucb.wording import printable
 
-_ROW_EXTRAS = ("images", "videos", "audios", "image", "audio")
-_NO = ("False", "false", "FALSE")
+_ROW_EXTRAS = ("images", "videos", "audios", "image", "video", "audio")
+_YES, _NO = ("True", "true", "TRUE"), ("False", "false", "FALSE")
+_VERDICTS = ("label", "kto_tag")  # whether an answer is good: TRL's column and LLaMA-Factory's
 _SYNONYMS = {"conversations": ("conversation",), "system": ("system_prompt",)}
-_OTHER_NAMES = frozenset(other for others in _SYNONYMS.values() for other in others)
-_BESIDE = ("id", "source", "subtask", "label")  # read from rows of every shape
-_KNOWN = frozenset(
-    (*_BESIDE, "rejected", "kto_tag", *tools.DEFINED)
-)  # known, and read beside a conversation or never
+_OTHER_NAMES = schemas.KEYS.union(*_SYNONYMS.values())
+_BESIDE = frozenset(("id", "source", "subtask"))  # read from rows of every shape
+_WITH_TURNS = frozenset((*_BESIDE, *tools.DEFINED))
 LEARN = ("all", "last")
 IDS = ("content", "column", "file")
 
@@ -62,8 +72,8 @@ class _Renamed(dict[str, Any]):
         names: the column that each additional key stands for.
     """
 
-    def __init__(self, own: Row, names: Mapping[str, str]) -> None:
-        super().__init__(own, **{name: own[column] for name, column in names.items()})
+    def __init__(self, own: Row, names: Mapping[str, str], values: Mapping[str, Any]) -> None:
+        super().__init__(own, **values)
         self.own = own
         self.names = names
 
@@ -104,14 +114,23 @@ class Layout:
     ids: str | None = None
 
     def renamed(self, row: Row) -> Row:
-        """Return a row with its named columns under the fields' names. A missing or null column changes nothing."""
+        """Return a row with its named columns under the fields' names. A missing or null column changes nothing.
+
+        Raises:
+            Unreadable: the row has a known schema, but no answer.
+        """
         if not self.columns and row.keys().isdisjoint(_OTHER_NAMES):
             return row
         names = {name: column for name, column in self.columns.items() if row.get(column) is not None}
         for name, others in _SYNONYMS.items():
             if row.get(name) is None and name not in names:
                 names.update((name, other) for other in others if row.get(other) is not None)
-        return _Renamed(row, names) if names else row
+        values = {name: row[column] for name, column in names.items()}
+        if not row.keys().isdisjoint(schemas.KEYS - {*self.columns.values()}):
+            for name, (column, value) in schemas.nested(row).items():
+                names.setdefault(name, column)
+                values.setdefault(name, value)
+        return _Renamed(row, names, values) if names else row
 
     def conversation(self, row: Row) -> Conversation:
         """Return the turns of a renamed row.
@@ -129,20 +148,26 @@ class Layout:
                     raise Unreadable(
                         f"unsupported content: the row has {key!r} (--drop-unsupported removes it)"
                     )
-        _refuse_bad(row, name)
         self._reader.begin()
-        messages = self._learnt(shape.read(row, self._reader))
-        if not self.drop_unsupported and name != TEXT and not row.keys().isdisjoint(tools.DEFINED):
-            defined = tools.definitions(row)
-            messages = (Message(TOOLS, defined), *messages) if defined else messages
+        self._reader.used.update(_verdicts(row, name))
+        messages = self._learnt(_read(shape, name, row, self._reader))
+        if not self.drop_unsupported and name != TEXT:
+            messages = self._with_tools(row, messages)
         if not any(message.learnt for message in messages):
             answers = any(message.role == "assistant" for message in messages)
-            raise Unreadable("no answer to learn: all are context" if answers else "no assistant turn")
-        return Conversation(name, messages, self._unread(row))
+            raise Unreadable("no answer to learn: all are context" if answers else _no_answer(name))
+        return Conversation(name, messages, self._unread(row, name))
 
     @cached_property
     def _reader(self) -> TurnReader:
-        return TurnReader(self.drop_unsupported, self.roles)
+        return TurnReader(self.drop_unsupported, self.roles, self.learn is None)
+
+    def _with_tools(self, row: Row, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+        """Return turns after the definitions of tools, which stand in a column, or in one of the turns."""
+        for place in (row, self._reader.tools):
+            if not place.keys().isdisjoint(tools.DEFINED) and (defined := tools.definitions(place)):
+                return (Message(TOOLS, defined), *messages)
+        return messages
 
     def _learnt(self, messages: Sequence[Message]) -> tuple[Message, ...]:
         if self.learn is None:
@@ -154,10 +179,10 @@ class Layout:
             for at, message in enumerate(messages)
         )
 
-    def _unread(self, row: Row) -> tuple[str, ...]:
+    def _unread(self, row: Row, shape: str) -> tuple[str, ...]:
         """Return the columns with a value, and the fields of turns, that nothing was read from."""
         extras = _ROW_EXTRAS if self.drop_unsupported else ()
-        own, used = row, self._reader.used | _KNOWN
+        own, used = row, self._reader.used | (_BESIDE if shape == TEXT else _WITH_TURNS)
         if isinstance(row, _Renamed):
             own, used = row.own, {row.names.get(name, name) for name in used}
         left = own.keys() - used
@@ -167,19 +192,36 @@ class Layout:
         return (*columns, *sorted(self._reader.unread))
 
 
-def _refuse_bad(row: Row, shape: str) -> None:
-    """Refuse a row that is marked as a bad answer (TRL's ``label``, LLaMA-Factory's ``kto_tag``).
+def _read(shape: _Shape, name: str, row: Row, reader: TurnReader) -> list[Message]:
+    """Return a row's turns. Of a row that also has a bad answer, only the good one is learnt."""
+    messages = shape.read(row, reader)
+    if name == TEXT or row.keys().isdisjoint(REJECTED):
+        return messages
+    return good_alone(row, messages, reader)
+
+
+def _verdicts(row: Row, shape: str) -> list[str]:
+    """Return the columns that mark a row as a good answer. Other labels, such as classes, are not read.
 
     Raises:
-        Unreadable: the row is marked so. The label of a plain text is a class, and so is a number outside of the
-            prompts and completions of unpaired preference data.
+        Unreadable: the row is marked as a bad answer. The label of a plain text is a class, and so is a number outside
+            of the prompts and answers of unpaired preference data.
     """
-    if shape == TEXT:
-        return
-    for name in ("label", "kto_tag"):
+    good: list[str] = []
+    if shape == TEXT or row.keys().isdisjoint(_VERDICTS):
+        return good
+    numbers = shape in ("prompt-completion", "pair")
+    for name in _VERDICTS:
         value = row.get(name)
-        if value is False or value in (*_NO, *((0, "0") if shape == "prompt-completion" else ())):
-            raise Unreadable(f"unsupported content: the row is marked as a bad answer (`{name}` is false)")
+        if value is False or value in (*_NO, *((0, "0") if numbers else ())):
+            said = "false" if value is False else printable(str(value))
+            raise Unreadable(
+                f"unsupported content: the row is marked as a bad answer (`{name}` is {said}); expected a good one. If "
+                f"`{name}` is a class, rename the column"
+            )
+        if value is True or value in (*_YES, *((1, "1") if numbers else ())):
+            good.append(name)
+    return good
 
 
 def _messages(row: Row, reader: TurnReader) -> list[Message]:
@@ -202,10 +244,8 @@ def _alpaca(row: Row, reader: TurnReader) -> list[Message]:
 
 
 def _pair(row: Row, reader: TurnReader) -> list[Message]:
-    asked, answered = present(row, ASKED), present(row, ANSWERED)
-    return with_system(
-        row, [*question_of(row, asked, reader), *reader.text_or_turns(row, answered, "assistant")], reader
-    )
+    answer = reader.text_or_turns(row, answered(row), "assistant")
+    return with_system(row, [*question_of(row, present(row, ASKED), reader), *answer], reader)
 
 
 def _called(row: Row, reader: TurnReader) -> list[Message]:
@@ -269,6 +309,10 @@ SHAPES: dict[str, _Shape] = {
     "pair": _Shape((ASKED, ANSWERED), _pair, _QUESTION),
     TEXT: _Shape((("text",),), _plain, ()),
 }
+NO_SHAPE = (
+    "no conversation: expected `messages`, `conversations`, `prompt` and `completion`, `instruction` and `output`, "
+    "`question` and `answer`, `chosen` or `text`"
+)
 _EMPTY: tuple[object, ...] = ("", [])  # the values of a table's empty cells
 _NEEDED = dict.fromkeys(name for shape in SHAPES.values() for names in shape.needs for name in names).keys()
 # The fields that --columns may name: those of the shapes, and those besides a conversation.
@@ -297,9 +341,16 @@ def _shape_of(row: Row, named: Mapping[str, str]) -> str:
         for name in names:
             if SHAPES[name].fits(keys) and (name != TEXT or name in named or present == {TEXT}):
                 return name
-    raise Unreadable(
-        f"no conversation: expected `messages`, `conversations`, `prompt` and `completion`, `instruction` and "
-        f"`output`, `question` and `answer`, `chosen` or `text`{_keys(row)}"
+    own = row.own if isinstance(row, _Renamed) else row
+    raise Unreadable(f"{NO_SHAPE}{_keys(row)}{schemas.advice(own)}")
+
+
+def _no_answer(shape: str) -> str:
+    if shape not in ("messages", "conversations"):
+        return "no assistant turn: the row has no answer; expected one"
+    return (
+        "no assistant turn: no turn is an answer; expected one. If its role has another name: --roles NAME=assistant. "
+        f"If the answer is in a column: --columns prompt={shape},completion=COLUMN"
     )
 
 

@@ -20,7 +20,7 @@ from clusterucb.progress import Advance
 from clusterucb.samples.files import EXPECTED, ending, files_of, is_word, likely, short_names
 from clusterucb.samples.formats import lines_of
 from clusterucb.samples.remote import RemoteFile, local_copy, remote_files, url_of
-from clusterucb.samples.tables import Line, batch_lines, encoded
+from clusterucb.samples.tables import Line, batch_lines, columns_of_turns, encoded, without_nulls
 from clusterucb.wording import one_line
 
 _ARROW = "__arrow_c_stream__"  # the method of DataFrames and other tables with the Arrow interface
@@ -101,11 +101,14 @@ def _remote_lines(file: RemoteFile, advance: Advance) -> Iterator[Line]:
 
 def _in_memory(rows: Any, what: str) -> Iterator[Line]:
     if not hasattr(rows, _ARROW):
+        nested = _nested(rows)
         for number, row in enumerate(rows, start=1):
             if isinstance(row, os.PathLike) or (isinstance(row, str) and is_word(row) and ending(Path(row))):
                 raise OptionError(
                     f"row {number} of the {what} is the path {str(row)!r:.80}; expected only dicts, or only paths"
                 )
+            if nested and isinstance(row, dict):
+                row = {name: without_nulls(one) if name in nested else one for name, one in row.items()}
             yield number, encoded(row)
         return
     import pyarrow as pa
@@ -117,6 +120,12 @@ def _in_memory(rows: Any, what: str) -> Iterator[Line]:
             f"the {what} is a {type(rows).__name__} that cannot be read as a table ({one_line(error):.200}); expected "
             "columns of different names, each with values of one type. Or give a list of dicts: to_dict('records')"
         ) from error
+
+
+def _nested(rows: Any) -> frozenset[str]:
+    """Return the columns of a ``datasets.Dataset`` that hold turns, calls or tools: its schema adds nulls to them."""
+    schema = getattr(getattr(rows, "features", None), "arrow_schema", None)
+    return frozenset() if schema is None else frozenset(columns_of_turns(schema))
 
 
 def _instead(given: object, what: str) -> str:

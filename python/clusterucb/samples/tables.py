@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,21 @@ import msgspec
 from clusterucb.errors import InputError
 from clusterucb.samples.files import explained
 from clusterucb.samples.message import Unreadable
+from clusterucb.samples.tools import CALLS
 from clusterucb.wording import one_line
 
 Line = tuple[int, bytes | Unreadable]
 
 _ROWS = 1024  # the number of rows converted at a time
 
-# Columns that hold turns or tools.
+# Columns that hold turns or tools. So do those with objects that have such fields: turns, questions with their answers,
+# calls, and tools.
 _NESTED = ("messages", "conversations", "prompt", "completion", "chosen", "rejected", "tools", "functions")
+_OF_TURNS = (
+    *product(("role", "from"), ("content", "value", "text", "parts", *CALLS)),
+    *(("input", "output"), ("human", "assistant"), ("user", "assistant")),
+    *(("name", "arguments"), ("name", "parameters")),
+)
 
 
 def parquet_lines(file: Path) -> Iterator[Line]:
@@ -116,25 +124,37 @@ def _rows(batch: Any) -> list[dict[str, Any] | Unreadable]:
         if isinstance(error, UnicodeDecodeError):
             return [Unreadable(f"not UTF-8: byte 0x{error.object[error.start]:02x}")]
         return [_unwritable(error)]
+    for name in columns_of_turns(batch.schema):
+        for row in rows:
+            row[name] = without_nulls(row[name])
     for name in batch.schema.names:
-        if name in _NESTED:
-            for row in rows:
-                row[name] = _without_nulls(row[name])
         if name.startswith("__index_level_"):  # the index that pandas adds
             for row in rows:
                 del row[name]
     return list(rows)
 
 
-def _without_nulls(value: Any) -> Any:
+def columns_of_turns(schema: Any) -> list[str]:
+    """Return the columns of an Arrow schema that hold turns, calls or tools, whatever their names are."""
+    return [field.name for field in schema if field.name in _NESTED or _holds_turns(field.type)]
+
+
+def _holds_turns(type_: Any) -> bool:
+    """Return whether values of an Arrow type are turns, calls or tools, or hold some."""
+    names = {type_.field(at).name for at in range(type_.num_fields)}
+    inner = any(_holds_turns(type_.field(at).type) for at in range(type_.num_fields))
+    return inner or any(names.issuperset(pair) for pair in _OF_TURNS)
+
+
+def without_nulls(value: Any) -> Any:
     """Return a value without the fields that are null inside of it.
 
     A table gives every object in a column the fields of all, so a call of one tool would have the arguments of all.
     """
     if isinstance(value, list):
-        return [_without_nulls(one) for one in value]
+        return [without_nulls(one) for one in value]
     if isinstance(value, dict):
-        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+        return {name: without_nulls(one) for name, one in value.items() if one is not None}
     return value
 
 

@@ -31,6 +31,7 @@ from msgspec.structs import replace
 
 from clusterucb.samples.message import TOOLS, Message
 from clusterucb.samples.pieces import Kind, Piece, Unusable
+from clusterucb.samples.tools import with_thought
 from clusterucb.samples.watch import TooMuch
 from clusterucb.wording import counted
 
@@ -64,6 +65,19 @@ _TOOL = {
         "parameters": {"type": "object", "properties": {_KEY: {"type": "string", "description": "x"}}},
     },
 }
+
+
+NO_RESULTS = (
+    "chat template: it has no place for results of tools that no tool call asks for; expected the template of a model "
+    "for tools, or calls as `tool_calls`"
+)
+
+
+def has_lone_results(messages: Sequence[Message]) -> bool:
+    """Return whether a conversation has results of tools, but no calls: a content may spell them out."""
+    return any(message.role == "tool" for message in messages) and not any(
+        message.calls for message in messages
+    )
 
 
 class Span(NamedTuple):
@@ -130,11 +144,7 @@ class ToolTemplate:
         """Return a turn with its thoughts as a part of its content; without them, if the template drops them there."""
         if not message.thought:
             return message
-        content = (
-            _with_thought(message.thought.strip("\n"), message.content)
-            if self._keeps_inline
-            else message.content
-        )
+        content = with_thought(message.thought, message.content) if self._keeps_inline else message.content
         return replace(message, content=content, thought="")
 
     def turns(
@@ -338,7 +348,7 @@ class ToolTemplate:
         """Whether the template keeps thoughts that a content begins with."""
         turns = [
             {"role": "user", "content": _ASKED},
-            {"role": "assistant", "content": _with_thought(_VALUE, _SAID)},
+            {"role": "assistant", "content": with_thought(_VALUE, _SAID)},
         ]
         return _VALUE in (self._tried(turns) or "")
 
@@ -387,7 +397,3 @@ def _following(spans: Sequence[Span], at: int, n_turns: int) -> int | None:
     if at + 1 == n_turns:
         return sys.maxsize
     return next((span.start for span in spans if span.message == at + 1), None)
-
-
-def _with_thought(thought: str, content: str) -> str:
-    return f"<think>\n{thought}\n</think>\n\n{content}"

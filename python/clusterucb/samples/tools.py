@@ -2,11 +2,12 @@
 
 Sources: OpenAI's chat format (``tools``, ``tool_calls``, ``function_call``, turns of role ``tool`` and ``function``),
 LLaMA-Factory's ShareGPT form (turns ``function_call`` and ``observation``, ``tools`` as JSON text), ms-swift's turns
-``tool_call`` and ``tool_response``, DeepSeek's ``reasoning_content``.
+``tool_call`` and ``tool_response``, DeepSeek's ``reasoning_content``, GLM-4's ``metadata``.
 
 Decisions:
     - Definitions of tools become those of OpenAI, ``{"type": "function", "function": {...}}``, since templates expect
-      them so. A list in a text is decoded.
+      them so. A list in a text is decoded, and so are a tool and its ``parameters`` (axolotl's form, in which a table
+      gives no tool the parameters of others).
     - The arguments of a call become a JSON object, which templates write in their own way. Arguments that are no object
       are refused.
     - Calls that a content spells out (Hermes writes ``<tool_call>{...}</tool_call>``) stay part of the content.
@@ -36,6 +37,7 @@ THOUGHTS = (
     "reasoning_details",
 )  # fields of turns, and types of parts
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+_TOOL_NAME = re.compile(r"[\w.-]{1,64}")
 _EMPTY = (*NOTHING, "[]", "{}", "null", "None")
 TEXT_PARTS = ("text", "input_text", "output_text")
 _OF_PARTS = frozenset(("type", "text", "content", "value", "annotations", "cache_control"))
@@ -57,7 +59,7 @@ def definitions(row: Mapping[str, Any]) -> str:
         return ""
     given = _decoded(row[name], f"`{name}`")
     listed = given if isinstance(given, list) else [given]
-    tools = [_wrapped(_decoded(tool, f"`{name}`")) for tool in listed]
+    tools = [_wrapped(_decoded(tool, f"`{name}`"), name) for tool in listed]
     if not all(isinstance(tool, dict) and isinstance(_function(tool).get("name"), str) for tool in tools):
         raise Unreadable(
             f"wrong type: `{name}` is no list of objects with `name`; expected definitions of tools"
@@ -65,10 +67,22 @@ def definitions(row: Mapping[str, Any]) -> str:
     return _json(tools)
 
 
-def _wrapped(tool: object) -> object:
-    if isinstance(tool, dict) and "function" not in tool and "name" in tool:
-        return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
-    return tool
+def _wrapped(tool: object, column: str) -> object:
+    """Return a definition in OpenAI's form, with its parts that are JSON text decoded."""
+    if not isinstance(tool, dict):
+        return tool
+    if isinstance(tool.get("function"), str):
+        tool = {**tool, "function": _decoded(tool["function"], f"a `function` in `{column}`")}
+    elif "function" not in tool and "name" in tool:
+        tool = {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
+    function = _function(tool)
+    if not isinstance(function.get("parameters"), str):
+        return tool
+    written = function["parameters"]
+    decoded = (
+        {} if written.strip() in _EMPTY else _decoded(written, f"the `parameters` of a tool in `{column}`")
+    )
+    return {**tool, "function": {**function, "parameters": decoded}}
 
 
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -84,6 +98,21 @@ def calls_of(turn: Mapping[str, Any], what: str) -> tuple[Call, ...]:
     """
     name = next((name for name in CALLS if has(turn, name) and not _blank(turn[name])), None)
     return () if name is None else read_calls(turn[name], what)
+
+
+def calls_by_metadata(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the call in a turn whose ``metadata`` is the tool's name and whose content the arguments; [] for none.
+
+    Other data sets have other metadata, so the name has to be one, and the arguments an object.
+    """
+    name, content = turn["metadata"], turn.get("content")
+    if not (isinstance(name, str) and _TOOL_NAME.fullmatch(name.strip()) and isinstance(content, str)):
+        return []
+    try:
+        arguments = msgspec.json.decode(content, type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError):
+        return []
+    return [{"name": name.strip(), "arguments": arguments}]
 
 
 def _blank(value: object) -> bool:
@@ -126,8 +155,12 @@ def _decoded(value: object, what: str) -> object:
     try:
         return msgspec.json.decode(value)
     except (msgspec.MsgspecError, RecursionError) as error:
+        if value.lstrip()[:1] in ("[", "{") and "'" in value and '"' not in value.partition("'")[0]:
+            notation = " It looks like Python's notation: write it with json.dumps instead of str"
+        else:
+            notation = ""
         raise Unreadable(
-            f"not JSON: {what} is a text that is no JSON; expected an object or a list"
+            f"not JSON: {what} is a text that is no JSON; expected an object or a list.{notation}".rstrip(".")
         ) from error
 
 
@@ -154,6 +187,22 @@ def thought_of(turn: Mapping[str, Any], parts: Iterable[object]) -> str:
     return _thought_text([part for part in parts if isinstance(part, dict) and part.get("type") in THOUGHTS])
 
 
+def filled(turn: Mapping[str, Any]) -> list[str]:
+    """Return the fields of a turn that have thoughts or calls."""
+    thoughts = [name for name in THOUGHTS if _thought_text(turn.get(name))]
+    return thoughts + [name for name in CALLS if has(turn, name) and not _blank(turn[name])]
+
+
+def left_over(turn: Mapping[str, Any]) -> list[str]:
+    """Return the fields with other thoughts or calls than those that are read."""
+    names = filled(turn)
+    thoughts = [name for name in names if name in THOUGHTS]
+    calls = names[len(thoughts) :]
+    return [name for name in thoughts if _thought_text(turn[name]) != _thought_text(turn[thoughts[0]])] + [
+        name for name in calls[1:] if turn[name] != turn[calls[0]]
+    ]
+
+
 def _thought_text(value: object) -> str:
     """Return thoughts as one text: a text, or the texts in lists and objects of any form; "" for a blank one."""
     if isinstance(value, str):
@@ -172,6 +221,12 @@ def without_thought(content: object) -> tuple[str, object]:
     return (found[1].strip("\n"), str(content)[found.end() :]) if found else ("", content)
 
 
+def with_thought(thought: str, content: str) -> str:
+    """Return a content that begins with thoughts, in the form in which templates look for them there."""
+    thought = thought.strip("\n")
+    return f"<think>\n{thought}\n</think>\n\n{content}"
+
+
 def with_names(messages: Sequence[Message]) -> list[Message]:
     """Return turns in which results have the names and ids of the calls that they answer."""
     named: list[Message] = []
@@ -186,5 +241,7 @@ def with_names(messages: Sequence[Message]) -> list[Message]:
         if call in open_calls:
             open_calls.remove(call)
         name, call_id = (call.name, call.id) if call else ("", "")
-        named.append(replace(message, name=message.name or name, call_id=message.call_id or call_id))
+        if name and message.name != f"functions.{name}":  # as harmony writes it
+            name = message.name or name
+        named.append(replace(message, name=name or message.name, call_id=message.call_id or call_id))
     return named

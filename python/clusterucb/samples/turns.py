@@ -1,14 +1,11 @@
-"""Read the turns of a conversation: roles, contents, and marks that say which answers are learnt.
+"""Read the turns of a conversation: roles, contents, calls and thoughts.
 
-Sources: OpenAI's chat format (``weight``, parts of a content), axolotl's ``train`` and ``training``, ms-swift's
-``loss``, LLaMA-Factory's ``loss_weight``; ShareGPT's ``from`` and ``value``; xtuner's pairs of ``input`` and
-``output``.
+Sources: OpenAI's chat format (parts of a content), ShareGPT's ``from`` and ``value``, xtuner's pairs of ``input`` and
+``output``. `marks` says which answers are learnt, `harmony` reads channels.
 
 Decisions:
     - Roles are compared without regard to case. `_ROLES` holds the names that data sets use for the three roles.
     - The parts of a content are joined without a separator, as chat templates do.
-    - A mark matters on an assistant's turn alone: other turns are never learnt. An answer that is marked as not to be
-      learnt stays in the conversation as context. A fraction is refused, because an answer is learnt or not.
     - A table may hold a list as JSON text. A field that should be a list of turns is decoded; one that may be a text
       is decoded only if it is a list of turns.
 """
@@ -17,12 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
-from clusterucb.samples import tools
+from clusterucb.samples import harmony, tools
+from clusterucb.samples.fields import refuse_python, text_of
+from clusterucb.samples.marks import MARKS, is_context
 from clusterucb.samples.message import NOTHING, ROLES, Call, Message, Unreadable, kind_of
 from clusterucb.wording import printable
 
@@ -35,24 +35,14 @@ _ROLES = {
     "instruction": "user",
     **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "model", "bot", "chatbot", "ai"), "assistant"),
 }
-_LEARNT = (
-    "train",
-    "training",
-    "trainable",
-    "loss",
-    "loss_weight",
-    "loss_mask",
-    "weight",
-)  # 0 or false: context
-_SPANS = ("train_detail", "training_detail")  # axolotl's marks of parts of an answer
 _USUAL = ("user", "assistant", "system")
 _CALLING = "calling"  # of a turn that is nothing but calls of tools
 _PAIRS = (("human", "assistant"), ("user", "assistant"), ("input", "output"))  # both turns in one object
 _CONTENTS = ("content", "value", "text")
 _KNOWN = frozenset(
     (
-        *("role", "from", "name", "tool_call_id", "id", "type", "refusal", "masked"),
-        *(*_CONTENTS, *_LEARNT, *_SPANS, *tools.CALLS, *tools.THOUGHTS),
+        *("role", "from", "name", "tool_call_id", "id", "type"),
+        *(*_CONTENTS, *MARKS, *tools.CALLS, *tools.THOUGHTS),
     )
 )
 
@@ -68,19 +58,24 @@ class TurnReader:
     Attributes:
         drop_unsupported: whether to leave out images, tools, their calls and results, and thoughts.
         roles: further names of roles, each with one of `ROLES`.
+        marks: whether marks of turns say which answers are learnt; if not, all are.
         used: the row's columns that were read since `begin`.
         unread: the fields of turns that were not read since `begin`, such as ``messages[].loss_mask``.
+        tools: the definitions of tools in a turn that was read since `begin`, as a row has them.
     """
 
     drop_unsupported: bool = False
     roles: Mapping[str, str] = field(default_factory=dict)
+    marks: bool = True
     used: set[str] = field(default_factory=set)
     unread: set[str] = field(default_factory=set)
+    tools: dict[str, Any] = field(default_factory=dict)
 
     def begin(self) -> None:
         """Begin another row."""
         self.used.clear()
         self.unread.clear()
+        self.tools.clear()
 
     def turns(self, row: Mapping[str, Any], key: str) -> list[Message]:
         """Return the turns in a field, which is a list of turns, one turn, or one of these as JSON text.
@@ -93,14 +88,15 @@ class TurnReader:
         if isinstance(turns, list) and turns and not self.roles and all(map(_is_usual, turns)):
             return [Message(turn["role"], turn["content"]) for turn in turns]
         if not isinstance(turns, list) or not turns:
+            refuse_python(turns, key)
             text = ", which is not JSON" if isinstance(turns, str) and turns.lstrip()[:1] == "[" else ""
             raise Unreadable(f"wrong type: `{key}` is {kind_of(turns)}{text}; expected a list of turns")
-        return tools.with_names(_calls_together(self._non_empty(turns, key)))
+        return tools.with_names(_calls_together(harmony.with_thoughts(self._non_empty(turns, key))))
 
     def text_or_turns(self, row: Mapping[str, Any], key: str, role: str) -> list[Message]:
         """Return the turns in a field, or one turn of ``role`` with the field's text."""
         value = listed(row[key])
-        if isinstance(value, list):
+        if isinstance(value, list) and not (value and isinstance(value[0], str)):
             return self.turns(row, key)
         self.used.add(key)
         return [Message(role, text_of(row, key))]
@@ -140,16 +136,21 @@ class TurnReader:
                 f"wrong type: turn {number} of `{key}` is not an object with `role` and `content`"
             )
         role, what = self._role(turn["role"], number), f"turn {number}"
+        turn = self._in_openais_form(turn, role)
+        channels = harmony.FIELDS if harmony.has_channel(turn) else ()
         self.unread.update(
             f"{key}[].{printable(name):.40}"
             for name, value in turn.items()
-            if name not in _KNOWN and value not in NOTHING
+            if name not in _KNOWN and name not in channels and value not in NOTHING
         )
         content = next((turn[name] for name in _CONTENTS if turn.get(name) is not None), None)
+        self.unread.update(f"{key}[].{name}" for name in self._left_over(turn, role, content))
         if role == _CALLING:
             return self._calling(turn, content, what)
         if role == "tool":
             return self._result(turn, content, what)
+        if role == "assistant" and channels and (special := self._on_channel(turn, content, what)):
+            return special
         thought = ""
         calls: tuple[Call, ...] = ()
         if role == "assistant" and self.drop_unsupported:
@@ -158,8 +159,35 @@ class TurnReader:
         elif role == "assistant":
             calls = tools.calls_of(turn, what)
             thought = tools.thought_of(turn, content if isinstance(content, list) else ())
+        if content is None and not calls and turn.get("refusal"):
+            raise Unreadable(
+                f"wrong type: {what} has no content, but a `refusal`; expected a content. To learn the refusal, write "
+                "it there"
+            )
         text = "" if content is None and calls else self.text(content, what)
-        return Message(role, text, role == "assistant" and _is_context(turn, what), thought, calls)
+        return Message(role, text, role == "assistant" and self._is_context(turn, what), thought, calls)
+
+    def _left_over(self, turn: Mapping[str, Any], role: str, content: object) -> Iterator[str]:
+        """Yield the fields of a turn that say something else than the field of their kind that is read."""
+        for name in _CONTENTS:
+            if turn.get(name) not in NOTHING and turn[name] != content:
+                yield name
+        if self.drop_unsupported:
+            return
+        speaks = role in ("assistant", _CALLING)
+        yield from tools.left_over(turn) if speaks else tools.filled(turn)
+
+    def _in_openais_form(self, turn: dict[str, Any], role: str) -> dict[str, Any]:
+        """Return a turn of GLM-4's data, with tools in a system turn or a call's ``metadata``, in OpenAI's form."""
+        if role == "system" and tools.has(turn, "tools"):
+            self.tools.setdefault("tools", turn["tools"])
+            turn = {name: value for name, value in turn.items() if name != "tools"}
+            if not any(turn.get(name) for name in _CONTENTS):
+                raise _EmptyTurn
+        if role == "assistant" and turn.get("metadata") and (calls := tools.calls_by_metadata(turn)):
+            turn = {name: value for name, value in turn.items() if name != "metadata"}
+            turn |= {"content": None, "tool_calls": calls}
+        return turn
 
     def _calling(self, turn: Mapping[str, Any], content: object, what: str) -> Message:
         """Return a turn that is nothing but calls."""
@@ -169,7 +197,23 @@ class TurnReader:
         if not calls:
             inline, content = tools.without_thought(content)
             thought, calls = thought or inline, tools.read_calls(content, what)
-        return Message("assistant", "", _is_context(turn, what), thought, calls, name=_CALLING)
+        return Message("assistant", "", self._is_context(turn, what), thought, calls, name=_CALLING)
+
+    def _on_channel(self, turn: Mapping[str, Any], content: object, what: str) -> Message | None:
+        """Return an assistant's turn that is a thought or a call on a channel of harmony; None for an answer."""
+        content = self.text(content, what) if isinstance(content, list) else content
+        call = harmony.call_of(turn, content, what)
+        if call is None and not harmony.is_thought(turn):
+            return None
+        if self.drop_unsupported:
+            raise _EmptyTurn
+        context = self._is_context(turn, what)
+        if call is not None:
+            return Message("assistant", "", context, tools.thought_of(turn, ()), (call,), name=_CALLING)
+        return Message("assistant", "", context, self.text(content, what), name=harmony.THINKING)
+
+    def _is_context(self, turn: Mapping[str, Any], what: str) -> bool:
+        return self.marks and is_context(turn, what)
 
     def _result(self, turn: Mapping[str, Any], content: object, what: str) -> Message:
         """Return the result of a tool."""
@@ -185,8 +229,8 @@ class TurnReader:
 
     def _role(self, role: object, number: int) -> str:
         if isinstance(role, str):
-            if role in self.roles:
-                return self.roles[role]
+            if named := self.roles.get(role) or self._roles_in_lower_case.get(role.lower()):
+                return named
             for names, known in ((tools.RESULTS, "tool"), (tools.CALLS, _CALLING)):
                 if role.lower() in names:
                     return known
@@ -196,6 +240,10 @@ class TurnReader:
             f"unknown role: {role!r:.40} in turn {number}; expected {', '.join(ROLES)}. If it has another name for one "
             "of these, give it: --roles NAME=assistant"
         )
+
+    @cached_property
+    def _roles_in_lower_case(self) -> dict[str, str]:
+        return {name.lower(): role for name, role in self.roles.items()}
 
     def _joined(self, parts: list[Any], what: str) -> str:
         texts: list[str] = []
@@ -269,42 +317,26 @@ def _unpaired(turn: object) -> list[Any]:
     return [turn]
 
 
-def _is_context(turn: Mapping[str, Any], what: str) -> bool:
-    """Return whether an answer is marked as not to be learnt.
-
-    Raises:
-        Unreadable: a mark is no yes or no, or marks a part of the answer.
-    """
-    for name in _SPANS:
-        if turn.get(name):
-            raise Unreadable(
-                f"unsupported content: {what} marks parts of the answer ({name!r}); expected a mark of the "
-                "whole answer"
-            )
-    context = False
-    for name in (*_LEARNT, "masked"):
-        value = turn.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, bool | int | float) or value not in (0, 1):
-            raise Unreadable(
-                f"unsupported content: {what} has {name} {value!r:.40}; expected 0 or 1 (false or true), "
-                "because an answer is learnt or not"
-            )
-        context = context or bool(value) == (name == "masked")
-    return context
-
-
 def listed(value: object) -> object:
-    """Return a list of turns that is written as JSON text, or that is a single turn, as a list; else the value."""
+    """Return turns as a list that are written as JSON text, as a single turn, or as columns; else the value."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
             decoded = msgspec.json.decode(value)
         except (msgspec.MsgspecError, RecursionError):
             return value
-        turns = decoded if isinstance(decoded, list) else [decoded]
-        return turns if turns and all(map(is_turn, turns)) else value
-    return [value] if is_turn(value) else value
+        turns = decoded if isinstance(decoded, list) else listed(decoded)
+        return turns if isinstance(turns, list) and turns and all(map(is_turn, turns)) else value
+    if isinstance(value, dict) and is_turn(value):
+        return _transposed(value) or [value]
+    return value
+
+
+def _transposed(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return turns whose fields are lists, as ``datasets`` stores a sequence of objects; [] if they are no lists."""
+    lengths = {len(value) if isinstance(value, list) else -1 for value in columns.values()}
+    if len(lengths) != 1 or lengths == {-1}:
+        return []
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def is_turn(value: object) -> bool:
@@ -320,14 +352,3 @@ def is_message(value: object) -> bool:
         and any(name in value for name in (*_CONTENTS, *tools.CALLS))
         and "parent_id" not in value
     )
-
-
-def text_of(row: Mapping[str, Any], key: str) -> str:
-    """Return a field's text.
-
-    Raises:
-        Unreadable: it is not a string.
-    """
-    if not isinstance(row[key], str):
-        raise Unreadable(f"wrong type: `{key}` is {kind_of(row[key])}; expected a string")
-    return str(row[key])

@@ -88,4 +88,11 @@ def _files(training: Training) -> dict[str, str]:
     return {"axolotl.yaml": yaml_text(values, notes)} if datasets else {}
 
 
-AXOLOTL = Tool(reads=_messages, files=_files, program="axolotl train", globs=True)
+AXOLOTL = Tool(
+    reads=_messages,
+    files=_files,
+    program="axolotl train",
+    globs=True,
+    cannot="",  # it reads all conversations, with marks
+    last=lambda _: False,  # each answer has its own mark
+)

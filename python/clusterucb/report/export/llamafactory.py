@@ -11,13 +11,16 @@ Decisions:
     - A call is a turn of its own, ``function_call``, and its result is one ``observation``. So conversations are left
       out in which a turn says something and calls a tool, or in which several results follow one turn. Thoughts stand
       in the content, where LLaMA-Factory's templates look for them.
-    - Answers that are context have no mark. If every conversation learns its last answer alone, ``mask_history`` says
-      so. Otherwise, conversations with such answers are left out and counted.
+    - Answers that are context have no mark. ``mask_history`` learns the last answer of every conversation alone, and
+      without it all answers are learnt. Of the two, that one is chosen which leaves out fewer conversations; what it
+      would learn otherwise than it was scored is left out and counted.
     - ``formatting: openai`` is not used, because it adds "detailed thinking off" to every system message.
     - Packing is off: LLaMA-Factory packs by default, which cuts texts into blocks and drops the rest.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import msgspec
 
@@ -31,30 +34,45 @@ from clusterucb.report.export.training import (
     defined_tools,
     has_context,
     output_folder,
+    up_to_last_learnt,
     yaml_text,
 )
 from clusterucb.samples.message import TOOLS, Message
+from clusterucb.samples.tools import with_thought
 
 _CALL, _RESULT = "function_call", "observation"
 
 
-def _alternating(conversation: Conversation, single: bool) -> Row | None:
-    if not single and has_context(conversation):
-        return None
-    n_kept = max(at for at, message in enumerate(conversation, start=1) if message.learnt)
-    kept = [message for message in conversation[:n_kept] if message.role != TOOLS]
+def _last(conversations: Sequence[Conversation]) -> bool:
+    """Return whether ``mask_history`` leaves out fewer conversations than learning all answers."""
+    known = [kept for one in conversations if (kept := _kept(one)) is not None]
+    return sum(map(_has_one_to_learn, known)) > sum(not has_context(one) for one in known)
+
+
+def _has_one_to_learn(kept: Sequence[Message]) -> bool:
+    return sum(message.learnt for message in kept) == 1
+
+
+def _kept(conversation: Conversation) -> Sequence[Message] | None:
+    """Return a conversation up to its last learnt answer, without tools; None if the turns do not alternate."""
+    kept = [message for message in up_to_last_learnt(conversation) if message.role != TOOLS]
     said = kept[1:] if kept[0].role == "system" else kept
     if any(message.calls and message.content for message in said):
         return None
     asked = [message.role in ("user", "tool") for message in said]
-    if asked != [True, False] * (len(said) // 2):
+    return kept if asked == [True, False] * (len(said) // 2) else None
+
+
+def _alternating(conversation: Conversation, last: bool) -> Row | None:
+    kept = _kept(conversation)
+    if kept is None or not (_has_one_to_learn(kept) if last else not has_context(kept)):
         return None
     tools = {"tools": text} if (text := defined_tools(conversation)) else {}
     return {"messages": [_turn(message) for message in kept], **tools}
 
 
 def _turn(message: Message) -> Row:
-    thought = f"<think>\n{message.thought}\n</think>\n\n" if message.thought else ""
+    thought = with_thought(message.thought, "") if message.thought else ""
     if message.calls:
         return {"role": _CALL, "content": f"{thought}[{', '.join(call.text for call in message.calls)}]"}
     return {"role": _RESULT if message.role == "tool" else message.role, "content": thought + message.content}
@@ -104,7 +122,7 @@ def _configuration(training: Training, stage: str, dataset: str) -> str:
             "dataset_dir": str(training.folder),
             "dataset": dataset,
             "cutoff_len": training.max_length,
-            "mask_history": (training.context and stage == "sft") or None,
+            "mask_history": (training.last and stage == "sft") or None,
             "packing": False,
             "output_dir": output_folder(training, text=stage == "pt"),
             "logging_steps": 10,
@@ -119,4 +137,12 @@ def _configuration(training: Training, stage: str, dataset: str) -> str:
     )
 
 
-LLAMAFACTORY = Tool(reads=_alternating, files=_files, program="llamafactory-cli train", globs=True)
+LLAMAFACTORY = Tool(
+    reads=_alternating,
+    files=_files,
+    program="llamafactory-cli train",
+    globs=True,
+    cannot="it reads only conversations in which questions and answers take turns, and cannot be told to learn some "
+    "answers of a conversation and not others",
+    last=_last,
+)

@@ -14,7 +14,7 @@ from clusterucb.filenames import CONVERSATIONS, EXPORTS, TEXTS, export_files
 from clusterucb.report.export.axolotl import AXOLOTL
 from clusterucb.report.export.llamafactory import LLAMAFACTORY
 from clusterucb.report.export.lora import lora_of
-from clusterucb.report.export.training import Conversation, Training, has_context, has_tools
+from clusterucb.report.export.training import Training, has_context, has_tools
 from clusterucb.report.export.trl import TRL
 from clusterucb.samples.message import TEXT
 
@@ -75,13 +75,12 @@ def _export(run: Path, name: str, samples: Sequence[Sample], model: str, setting
     tool, own, folder = TOOLS[name], EXPORTS[name], run / f"export-{name}"
     conversations = [sample.messages for sample in samples if sample.messages[0].role != TEXT]
     texts = [{"text": sample.messages[0].content} for sample in samples if sample.messages[0].role == TEXT]
-    single = all(map(_single, conversations))
-    rows = [row for turns in conversations if (row := tool.reads(turns, single)) is not None]
+    last = tool.last(conversations)
+    read = [(turns, row) for turns in conversations if (row := tool.reads(turns, last)) is not None]
+    exported, rows = [turns for turns, _ in read], [row for _, row in read]
     if left_out := len(conversations) - len(rows):
         warnings.warn(
-            f"--export {name} leaves out {left_out} of {len(samples)} selected samples: it reads only conversations in "
-            "which questions and answers take turns, and cannot be told to learn some answers of a conversation and "
-            "not others",
+            f"--export {name} leaves out {left_out} of {len(samples)} selected samples: {tool.cannot}",
             ClusterUCBWarning,
             stacklevel=5,
         )
@@ -93,9 +92,9 @@ def _export(run: Path, name: str, samples: Sequence[Sample], model: str, setting
         lora=lora_of(settings),
         conversations=bool(rows),
         texts=bool(texts),
-        single=single,
-        context=any(map(has_context, conversations)),
-        tools=any(map(has_tools, conversations)),
+        last=last,
+        context=any(map(has_context, exported)),
+        tools=any(map(has_tools, exported)),
     )
     try:
         folder.mkdir(exist_ok=True)
@@ -111,9 +110,3 @@ def _export(run: Path, name: str, samples: Sequence[Sample], model: str, setting
             (folder / name).unlink(missing_ok=True)
     started = tuple(name for name in files if name != "dataset_info.json")
     return Exported(folder, tuple((tool.program, folder / name) for name in started))
-
-
-def _single(conversation: Conversation) -> bool:
-    """Return whether a conversation ends with the only answer that is learnt, after at least one other turn."""
-    learnt = [message.learnt for message in conversation]
-    return len(learnt) > 1 and learnt.index(True) == len(learnt) - 1

@@ -31,9 +31,9 @@ class Training:
         lora: the LoRA that is trained.
         conversations: whether there are conversations.
         texts: whether there are plain texts.
-        single: whether each conversation ends with the only answer that is learnt.
-        context: whether some answer is context, and not learnt.
-        tools: whether some conversation has tools, calls or their results.
+        last: whether of each exported conversation only the last answer is learnt, as `Tool.last` decided.
+        context: whether some answer of an exported conversation is context, and not learnt.
+        tools: whether some exported conversation has tools, calls or their results.
     """
 
     folder: Path
@@ -43,7 +43,7 @@ class Training:
     lora: Lora
     conversations: bool
     texts: bool
-    single: bool
+    last: bool
     context: bool
     tools: bool
 
@@ -53,18 +53,32 @@ class Tool:
     """How to write a selection for one tool.
 
     Attributes:
-        reads: turns a conversation into its line; gets the conversation, and whether each of the export's
-            conversations ends with the only answer that is learnt. Returns None if the tool cannot read the
-            conversation, or would learn an answer that is context.
+        reads: turns a conversation into its line; gets the conversation, and what `last` returned. Returns None if
+            the tool cannot read the conversation, or would learn other answers than those that were scored.
         files: returns the text of every file but the samples, by name.
         program: the command that takes a configuration's path.
         globs: whether the tool reads a path as a pattern, too.
+        cannot: what the tool cannot read, for the message that counts what is left out.
+        last: whether the tool is told to learn only the last answer of every conversation, given all of them.
     """
 
     reads: Callable[[Conversation, bool], Row | None]
     files: Callable[[Training], dict[str, str]]
     program: str
     globs: bool
+    cannot: str
+    last: Callable[[Sequence[Conversation]], bool]
+
+
+def learns_last_alone(conversation: Conversation) -> bool:
+    """Return whether a conversation ends with the only answer that is learnt, after at least one other turn."""
+    learnt = [message.learnt for message in conversation]
+    return len(learnt) > 1 and learnt.index(True) == len(learnt) - 1
+
+
+def up_to_last_learnt(conversation: Conversation) -> Conversation:
+    """Return a conversation without the turns after the last answer that is learnt: nothing is learnt from them."""
+    return conversation[: max(at for at, message in enumerate(conversation, start=1) if message.learnt)]
 
 
 def turns(conversation: Conversation, *, as_text: bool = False) -> list[Row]:

@@ -6,14 +6,17 @@ TRL 1.16 reads, according to "Dataset formats" and "SFT Trainer" (huggingface.co
 Decisions:
     - TRL trains on all answers of a conversation only if it knows the model's chat template, or if the template marks
       the answers. So conversations with one answer to learn, the usual case, are written as prompt and completion,
-      which need neither. Only if a conversation has several are all conversations written as ``messages``.
+      which need neither. If some have several, all conversations are written as ``messages``, unless that leaves out
+      more of them.
     - ``tools`` are JSON text, which TRL decodes: as objects, a table would give every tool the parameters of all.
     - ``messages`` have no mark for answers that are context. Conversations with some are then left out and counted.
+      Turns after the last answer that is learnt are cut if one of them is such an answer.
 """
 
 from __future__ import annotations
 
 import glob
+from collections.abc import Sequence
 
 from clusterucb.filenames import CONVERSATIONS, TEXTS
 from clusterucb.report.export.training import (
@@ -24,25 +27,38 @@ from clusterucb.report.export.training import (
     Training,
     defined_tools,
     has_context,
+    learns_last_alone,
     output_folder,
     turns,
+    up_to_last_learnt,
 )
 
 _ANSWERS_ONLY = """assistant_only_loss needs a chat template with {% generation %}; TRL has one for the common families
 of models. For others, add it to the template, or set False to train on the questions too."""
 
 
-def _prompt_completion(conversation: Conversation, single: bool) -> Row | None:
+def _last(conversations: Sequence[Conversation]) -> bool:
+    """Return whether conversations are written as prompt and completion: all fit, or more than fit ``messages``."""
+    alone = sum(map(learns_last_alone, conversations))
+    return alone == len(conversations) or alone > sum(
+        not has_context(up_to_last_learnt(one)) for one in conversations
+    )
+
+
+def _prompt_completion(conversation: Conversation, last: bool) -> Row | None:
     tools = {"tools": text} if (text := defined_tools(conversation)) else {}
-    if not single:
-        return None if has_context(conversation) else {"messages": turns(conversation), **tools}
+    if not last:
+        kept = up_to_last_learnt(conversation) if has_context(conversation) else conversation
+        return None if has_context(kept) else {"messages": turns(kept), **tools}
+    if not learns_last_alone(conversation):
+        return None
     return {"prompt": turns(conversation[:-1]), "completion": turns(conversation[-1:]), **tools}
 
 
 def _files(training: Training) -> dict[str, str]:
     files = {}
     if training.conversations:
-        loss = {} if training.single else {"assistant_only_loss": True}
+        loss = {} if training.last else {"assistant_only_loss": True}
         files["sft.py"] = _script(training, CONVERSATIONS, loss)
     if training.texts:
         files["text.py"] = _script(training, TEXTS, {})
@@ -97,4 +113,12 @@ def _keywords(values: Row) -> str:
     return "".join(f"\n        {key}={value!r}," for key, value in values.items()) + "\n    "
 
 
-TRL = Tool(reads=_prompt_completion, files=_files, program="python", globs=False)
+TRL = Tool(
+    reads=_prompt_completion,
+    files=_files,
+    program="python",
+    globs=False,
+    cannot="it learns either the last answer of every conversation or all answers, and cannot be told to learn some "
+    "answers of a conversation and not others",
+    last=_last,
+)
