@@ -9,7 +9,8 @@ import torch
 
 from clusterucb.errors import ModelError
 from clusterucb.gradients.per_sample import PerSampleGradients
-from clusterucb.model.adapters import attach_lora, knows_default, lora_targets, take_off
+from clusterucb.model.adapters import attach_lora, knows_default, lora_targets
+from clusterucb.model.base_state import take_off
 from clusterucb.model.parameters import ParameterManifest
 from clusterucb.model.targets import has_every_token, projections
 from helpers.families import tiny

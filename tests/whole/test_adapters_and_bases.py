@@ -219,12 +219,24 @@ def test_a_named_adapter_is_found_in_its_folder(job):
         cu.select(**files(job), model=job / "model", adapter=job / "trained", **OPTIONS)
 
 
-@pytest.mark.parametrize("lora", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}])
-def test_dora_and_frozen_modules_select_alike_from_a_folder_and_in_memory(job, lora):
-    only = {"lora_only": "modules_to_save" in lora}
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["mlp", "norm"], "target_modules": "all-linear"},
+        {"trainable_token_indices": [1, 2]},
+        {"trainable_token_indices": {"embed_tokens": [1, 2]}},
+    ],
+)
+def test_what_is_trained_beside_lora_is_used_alike_from_a_folder_and_in_memory(job, lora, tied):
+    if tied:
+        write_model(job / "model", tie_word_embeddings=True)
+    only = {"lora_only": "use_dora" not in lora}
     model = with_lora(base_of(job), **lora)
     for name, weight in model.named_parameters():
-        if "modules_to_save" in name:
+        if "modules_to_save" in name or "trainable_tokens_delta" in name:
             weight.data += 0.05 * torch.randn_like(weight)
     model.save_pretrained(job / "adapter")
     cu.select(**files(job), model=job / "model", adapter=job / "adapter", out=job / "a", **OPTIONS, **only)
@@ -286,7 +298,7 @@ def test_the_screen_names_what_a_lora_is_on_and_what_is_left_out(job):
     with_lora(base_of(job), modules_to_save=["lm_head"]).save_pretrained(job / "adapter")
     given = {"model": job / "model", "adapter": job / "adapter", "lora_only": True}
     cu.select(**files(job), **given, observer=observer, **OPTIONS)
-    assert any(text.startswith("Left out of the gradients: 1 trained weight of the adapter") for text in said)
+    assert any(text.startswith("Left out of the gradients: 1 weight of the adapter") for text in said)
 
 
 def test_a_model_that_cannot_be_read_says_what_to_do(job):

@@ -6,7 +6,7 @@ then fits no base but that one.
 Decisions:
     - The base gets the adapter's embeddings, of the input and of the output, before anything is computed. Only
       embeddings of another size are taken: of the same size, they are a change of the base
-      (`clusterucb.model.adapters.BaseState`).
+      (`clusterucb.model.base_state`).
 """
 
 from __future__ import annotations
@@ -15,15 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
 
 from clusterucb.errors import ModelError
-from clusterucb.model.checkpoint_files import adapter_folder
-from clusterucb.model.parameters import canonical_name
-from clusterucb.model.source import explain_errors
+from clusterucb.model.adapter_weights import AdapterWeights
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -41,7 +38,8 @@ def take_vocabulary(model: PreTrainedModel, adapter: Path) -> int | None:
         ModelError: the adapter's file cannot be read, or lacks the embeddings of the output.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    saved = _weights(adapter, {_name(model, layer) for layer in (embedding, head) if layer is not None})
+    names = {_name(model, layer) for layer in (embedding, head) if layer is not None}
+    saved = AdapterWeights(adapter).read(names)
     given = saved.get(_name(model, embedding))
     if given is None or len(given) == embedding.num_embeddings:
         return None
@@ -61,23 +59,8 @@ def take_vocabulary(model: PreTrainedModel, adapter: Path) -> int | None:
 
 def has_vocabulary(adapter: Path) -> bool:
     """Return whether an adapter's file may hold embeddings: weights that belong to no LoRA matrix."""
-    path = adapter_folder(adapter) / "adapter_model.safetensors"
-    if not path.is_file():
-        return False
-    with explain_errors("adapter", str(adapter)), safe_open(path, "pt") as file:
-        keys = list(file.keys())
-    return any(".lora_" not in key for key in keys)
+    return any(".lora_" not in name for name in AdapterWeights(adapter).shapes)
 
 
 def _name(model: nn.Module, layer: nn.Module) -> str:
     return next(f"{name}.weight" for name, one in model.named_modules() if one is layer)
-
-
-def _weights(adapter: Path, names: set[str]) -> dict[str, Tensor]:
-    """Return weights in an adapter's file, by their names in the base model."""
-    path = adapter_folder(adapter) / "adapter_model.safetensors"
-    if not path.is_file():
-        return {}
-    with explain_errors("adapter", str(adapter)), safe_open(path, "pt") as file:
-        own = {canonical_name(key): key for key in list(file.keys())}
-        return {name: file.get_tensor(own[name]) for name in names & own.keys()}
