@@ -83,6 +83,8 @@ def attach_lora(
         try:
             lora = get_peft_model(model, config)
         except ValueError as error:
+            if not isinstance(chosen, str) and _means_experts(model, chosen):
+                raise ModelError(_experts(model, chosen)) from error
             raise ModelError(_no_layer(model, targets)) from error
     adapted = {name.partition(".lora_A.")[0] for name, _ in lora.named_parameters() if ".lora_A." in name}
     names = [] if targets is None or list(targets) == [ALL_LINEAR] else targets
@@ -93,8 +95,10 @@ def attach_lora(
     return lora
 
 
-def lora_targets(model: PreTrainedModel, targets: Sequence[str] | None) -> Sequence[str] | str | None:
-    """Return the ``target_modules`` of a fresh LoRA for PEFT; None for PEFT's choice.
+def lora_targets(model: PreTrainedModel, targets: Sequence[str] | None) -> Sequence[str] | str:
+    """Return the ``target_modules`` of a fresh LoRA for PEFT.
+
+    PEFT's choice for an architecture is spelt out: without a name, PEFT finds nothing in some of them (Mixtral).
 
     Args:
         model: the base model.
@@ -105,12 +109,16 @@ def lora_targets(model: PreTrainedModel, targets: Sequence[str] | None) -> Seque
     """
     reads_more = any(of_other_inputs(model, name) for name in linear_layers(model))
     if targets is None:
-        known = knows_default(model)
-        if known and not reads_more:
-            return None
+        if not reads_more and (known := _peft_choice(model)):
+            return known
         layers = projections(model)
         if _means_experts(model, short_names(model, layers)):
             layers = [name for name in layers if of_attention(name)]
+            ends = {name.rpartition(".")[2] for name in layers}
+            experts = {
+                end for end in ends if _means_experts(model, [end])
+            }  # attention may have a gate_proj too
+            layers = [name for name in layers if name.rpartition(".")[2] not in experts]
         if not layers:
             raise ModelError(_no_layer(model, None))
         return short_names(model, layers)
@@ -158,9 +166,14 @@ def _means_experts(model: PreTrainedModel, names: Sequence[str]) -> bool:
 
 def knows_default(model: PreTrainedModel) -> bool:
     """Return whether PEFT has a choice of layers for the model's architecture."""
+    return _peft_choice(model) is not None
+
+
+def _peft_choice(model: PreTrainedModel) -> Sequence[str] | str | None:
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as CHOICES
 
-    return getattr(model.config, "model_type", None) in CHOICES
+    choice: Sequence[str] | str | None = CHOICES.get(getattr(model.config, "model_type", None))
+    return choice
 
 
 def described_targets(lora: PeftModel) -> str:
@@ -180,6 +193,15 @@ def _no_layer(model: nn.Module, targets: Sequence[str] | None) -> str:
     return (
         f"LoRA finds no layer to adapt: {wanted}; this model's linear layers are {', '.join(linear)}. Name some of "
         "them with --lora-targets"
+    )
+
+
+def _experts(model: PreTrainedModel, targets: Sequence[str]) -> str:
+    known = [target for target in targets if _means_experts(model, [target])]
+    return (
+        f"in the architecture {model.config.model_type} PEFT takes {', '.join(known)} for projections of experts, each "
+        "of which only some tokens reach; expected layers that every token reaches. Leave "
+        f"{'it' if len(known) == 1 else 'them'} out of --lora-targets"
     )
 
 
