@@ -24,6 +24,7 @@ from clusterucb.model.checkpoint_files import PARTS
 from clusterucb.model.matching import Match, decay_groups, matched
 from clusterucb.model.optimizer_state import EXPECTED, OptimizerState, read_state
 from clusterucb.model.parameters import ParameterManifest
+from clusterucb.model.states.entries import unusable
 from clusterucb.wording import counted
 
 __all__ = ["Moments", "decay_groups", "load_moments"]
@@ -85,7 +86,7 @@ def load_moments(path: Path, model: nn.Module, manifest: ParameterManifest) -> M
             values = entries[entry]
             _check(path, entry, values, name, shape, match.how)
             if name in offsets:
-                flat = values.float().flatten().numpy()
+                flat = values.detach().float().flatten().numpy()
                 _check_numbers(path, flat, name, match.how, squares=moments is v)
                 moments[offsets[name] : offsets[name] + flat.size] = flat
         if name in offsets:
@@ -131,11 +132,15 @@ def _check(path: Path, entry: str, values: Any, name: str, shape: tuple[int, ...
     Raises:
         ModelError: it is not.
     """
-    if type(values) is not torch.Tensor or values.layout != torch.strided or not values.is_floating_point():
-        kind = type(values).__name__
-        if kind in ("DTensor", "ShardedTensor"):
-            raise ModelError(f"{path} has a {kind} as {entry} of {name}, one process's part of it. {PARTS}")
-        kind = f"a {values.layout} tensor of {values.dtype}" if isinstance(values, torch.Tensor) else kind
+    kind = unusable(values)
+    if kind or type(values) is not torch.Tensor or not values.is_floating_point():
+        name_of_type = type(values).__name__
+        if name_of_type in ("DTensor", "ShardedTensor"):
+            raise ModelError(
+                f"{path} has a {name_of_type} as {entry} of {name}, one process's part of it. {PARTS}"
+            )
+        if not kind:
+            kind = f"a tensor of {values.dtype}" if isinstance(values, torch.Tensor) else name_of_type
         raise ModelError(
             f"{path} has {kind} as {entry} of {name} (matched {how}); expected a tensor of floats"
         )
