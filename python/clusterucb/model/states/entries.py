@@ -16,6 +16,7 @@ import torch
 from clusterucb.errors import ModelError
 
 ADAM = frozenset({"exp_avg", "exp_avg_sq", "step"})
+WEIGHTS = "weights"  # the parameter itself, in files that hold it beside the moments
 
 
 class Entries(Mapping[str, Any]):
