@@ -201,7 +201,7 @@ def _entries(
     steps = [group["step"] for group in bases[0]["param_groups"] if "step" in group]
     step = flat["step"] if "step" in flat else steps[0]  # DeepSpeed's FusedAdam had it in the group
     names = ["exp_avg", "exp_avg_sq"]
-    if all(WEIGHTS in bases[piece.process]["state"][piece.flat] for piece in pieces):
+    if all(WEIGHTS in bases[one.process].get("state", {}).get(one.flat, ()) for one in pieces):
         names.append(WEIGHTS)
     return Entries(
         **{entry: partial(_joined, folder, bases, name, shape, pieces, entry) for entry in names},
