@@ -96,6 +96,14 @@ def test_an_adapter_of_another_size_is_refused_in_our_words(tmp_path, form):
         load_adapter(tiny_llama(), tmp_path)
 
 
+def test_a_module_of_another_size_is_refused_in_our_words(tmp_path):
+    saved(tmp_path, tiny_llama(vocab_size=99), modules_to_save=["lm_head"])
+    with pytest.raises(
+        ModelError, match=r"has lm_head.weight of shape \(99, 24\), and the model's is of shape \(97, 24"
+    ):
+        load_adapter(tiny_llama(), tmp_path)
+
+
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
     path = saved(tmp_path) / "adapter_model.safetensors"
     weights = load_file(path)

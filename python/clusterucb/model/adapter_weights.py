@@ -20,12 +20,16 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from clusterucb.errors import ModelError
+from clusterucb.model.base_state import base_of
 from clusterucb.model.checkpoint_files import adapter_folder
 from clusterucb.model.parameters import canonical_name
 from clusterucb.wording import counted, one_line
 
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _MATRIX = re.compile(r"(?P<layer>.+)\.lora_(?P<letter>[AB])")
+_AROUND = re.compile(
+    r"\.(?:modules_to_save|original_module|token_adapter\.base_layer)(?=\.)"
+)  # PEFT's layers
 
 
 class AdapterWeights:
@@ -136,7 +140,15 @@ def misfit(model: nn.Module, adapter: Path, weights: AdapterWeights, config: Any
     from peft.utils.other import get_pattern_key
 
     layers = dict(model.named_modules())
+    own = {name: tuple(values.shape) for name, values in model.named_parameters(remove_duplicate=False)}
     for name, shape in weights.shapes.items():
+        expected_shape = own.get(_AROUND.sub("", name), shape)
+        if ".lora_" not in name and expected_shape != shape:
+            return (
+                f"{adapter} has {name} of shape {shape}, and the model's is of shape {expected_shape}; expected the "
+                "weights of this model. Give the base model that the adapter was trained on, with its resized "
+                "vocabulary if it has one"
+            )
         match = _MATRIX.fullmatch(name)
         size = _sizes(layers.get(match["layer"])) if match else None
         if not match or size is None or len(shape) != 2:
@@ -168,6 +180,31 @@ def _sizes(layer: nn.Module | None) -> tuple[int, int] | None:
     if isinstance(layer, Conv1D):
         sizes = layer.weight.shape
     return None if None in sizes else (int(sizes[0]), int(sizes[1]))
+
+
+def copies(names: Collection[str], model: nn.Module, weights: AdapterWeights) -> set[str]:
+    """Return those of the weights without a place that are copies of others in the file.
+
+    With a resized vocabulary, PEFT writes the trained embeddings a second time, and tokens that were trained for the
+    input also for the output that is tied to it.
+
+    Args:
+        names: names of weights without a place, as PEFT tells them.
+        model: the PEFT model.
+        weights: the weights in the adapter's folder.
+    """
+    layers = dict(base_of(model).named_modules())
+    found = set()
+    for name in names:
+        plain = canonical_name(name)
+        layer, _, last = plain.rpartition(".")
+        holder = layers.get(layer)
+        tied = last == "trainable_tokens_delta" and getattr(holder, "tied_adapter", None) is not None
+        if tied or (
+            ".modules_to_save." in plain and plain.replace(".modules_to_save.", ".") in weights.shapes
+        ):
+            found.add(name)
+    return found
 
 
 def strangers(names: Collection[str], adapter: Path) -> ModelError:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from clusterucb.errors import ModelError
-from clusterucb.model.adapter_weights import AdapterWeights, lacking, misfit, strangers
+from clusterucb.model.adapter_weights import AdapterWeights, copies, lacking, misfit, strangers
 from clusterucb.model.base_state import BaseState, base_of, take_off
 from clusterucb.model.checkpoint_files import FROZEN, adapter_folder
 from clusterucb.model.parameters import ParameterManifest, canonical_name, of_other_inputs, vocabulary_head
@@ -236,7 +236,7 @@ def load_adapter(model: PreTrainedModel | PeftModel, adapter: Path, number: int 
         if fault := misfit(base_of(model), adapter, weights, config):
             raise ModelError(fault)
         before = BaseState.of(model)
-        loaded = _loaded(model, adapter, adapter_name(number))
+        loaded = _loaded(model, adapter, weights, adapter_name(number))
     if change := before.change(loaded):
         raise ModelError(
             f"loading {adapter} changes the base model ({change}), which several checkpoints share; expected an "
@@ -247,7 +247,9 @@ def load_adapter(model: PreTrainedModel | PeftModel, adapter: Path, number: int 
     return loaded
 
 
-def _loaded(model: PreTrainedModel | PeftModel, adapter: Path, name: str) -> PeftModel:
+def _loaded(
+    model: PreTrainedModel | PeftModel, adapter: Path, weights: AdapterWeights, name: str
+) -> PeftModel:
     """Let PEFT load an adapter.
 
     Raises:
@@ -271,8 +273,9 @@ def _loaded(model: PreTrainedModel | PeftModel, adapter: Path, name: str) -> Pef
         raise
     if found.missing_keys:
         raise lacking(found.missing_keys, adapter)
-    if found.unexpected_keys:
-        raise strangers(found.unexpected_keys, adapter)
+    unknown = set(found.unexpected_keys)
+    if unknown := unknown - copies(unknown, loaded, weights):
+        raise strangers(unknown, adapter)
     for own, weight in loaded.named_parameters():
         if of_adapter(own, name) and not weight.isfinite().all():
             raise ModelError(

@@ -221,7 +221,8 @@ def check_limits(model: PreTrainedModel, *, longest: int, largest_token: int) ->
     if largest_token >= tokens:
         raise ModelError(
             f"the tokenizer gives token {largest_token}, but the model embeds {tokens} tokens; expected the model's "
-            "own tokenizer, or a model with embeddings resized for the tokenizer"
+            "own tokenizer, or a model with embeddings resized for the tokenizer. An adapter brings them if it is "
+            "saved with save_embedding_layers=True"
         )
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Embedding) and _POSITIONS.search(name) and not of_other_inputs(model, name):
