@@ -104,6 +104,14 @@ def test_experts_are_refused_by_name(lora):
         ParameterManifest.of(with_lora(tiny("qwen3_moe"), **lora))
 
 
+def test_a_router_is_no_expert():
+    model = with_lora(tiny("mixtral"), target_modules=["q_proj"], target_parameters=["gate.weight"])
+    with pytest.raises(
+        ModelError, match=r"LoRA is on a router \(model.layers.0.mlp.gate.weight\), which chooses"
+    ):
+        ParameterManifest.of(model)
+
+
 @pytest.mark.parametrize("build", [gemma3, qwen3_5])
 def test_an_adapter_of_a_model_for_images_is_exact_on_the_language_model_alone(build):
     model = with_lora(build().eval(), target_modules=["q_proj", "v_proj", "in_proj_qkv"])

@@ -151,3 +151,35 @@ def test_both_forms_of_weights_are_read(tmp_path):
     )
     torch.testing.assert_close(other.read(list(values)), values)
     assert AdapterWeights(tmp_path / "none").shapes == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "LOHA"}, r"adapter of type LOHA; expected LORA\. Train a LoRA on this base, or merge"),
+        (
+            {"alora_invocation_tokens": [1, 2]},
+            r"an activated LoRA \(aLoRA\), .* Train without alora_invocation_tokens",
+        ),
+        (
+            {"use_bdlora": {"target_modules_bd_a": ["q_proj"], "nblocks": 2}},
+            r"a BD-LoRA, whose matrices are block-diagonal \(use_bdlora\), which is not supported",
+        ),
+        ({"init_lora_weights": "olora"}, r"was initialised by 'olora', which changes the base model as well"),
+    ],
+)
+def test_what_is_no_plain_lora_is_refused_by_name(tmp_path, changes, message):
+    saved(tmp_path)
+    configure(tmp_path, **changes)
+    with pytest.raises(ModelError, match=message):
+        load_adapter(tiny_llama(), tmp_path)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_trained_biases_are_named(tmp_path, bias):
+    saved(tmp_path / "with", tiny_llama(attention_bias=True), bias=bias)
+    with pytest.raises(
+        ModelError, match=rf"was trained with bias='{bias}': it holds \d+ biases of the base model, such"
+    ):
+        load_adapter(tiny_llama(attention_bias=True), tmp_path / "with")
+    load_adapter(tiny_llama(), saved(tmp_path / "without", bias=bias))  # there is no bias to train

@@ -35,6 +35,7 @@ from clusterucb.model.targets import (
     projections,
     short_names,
 )
+from clusterucb.wording import counted
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,6 +49,14 @@ _PLAIN_INIT = (
     "eva",
     "mica",
 )  # LoRA initialisations that leave the base unchanged
+
+_VARIANTS = {  # fields of PEFT's configuration that change what a LoRA computes
+    "use_bdlora": "a BD-LoRA, whose matrices are block-diagonal",
+    "alora_invocation_tokens": "an activated LoRA (aLoRA), which only some tokens reach",
+    "monteclora_config": "a MonteCLoRA, which draws its matrices at random",
+    "kasa_config": "a KaSA adapter, which changes the base model",
+    "arrow_config": "an Arrow router of several LoRAs",
+}
 
 
 def attach_lora(
@@ -233,6 +242,13 @@ def load_adapter(model: PreTrainedModel | PeftModel, adapter: Path, number: int 
         config = PeftConfig.from_pretrained(adapter)
         _check_kind(adapter, config)
         weights = AdapterWeights(adapter)
+        biases = [name for name in weights.shapes if name.endswith(".bias") and ".lora_" not in name]
+        if config.bias != "none" and biases:
+            raise ModelError(
+                f"{adapter} was trained with bias={config.bias!r}: it holds {counted(len(biases), 'bias', 'biases')} "
+                f"of the base model, such as {biases[0]}; expected bias='none', which leaves the base as it is. Train "
+                "without biases, or merge these into a base model and give that with --model"
+            )
         if fault := misfit(base_of(model), adapter, weights, config):
             raise ModelError(fault)
         before = BaseState.of(model)
@@ -319,7 +335,16 @@ def _check_kind(adapter: Path, config: Any) -> None:
     """Refuse an adapter that is no LoRA, or that is known to change its base model."""
     kind = getattr(config.peft_type, "value", config.peft_type)
     if kind != "LORA":
-        raise ModelError(f"{adapter} is an adapter of type {kind}; expected LORA")
+        raise ModelError(
+            f"{adapter} is an adapter of type {kind}; expected LORA. Train a LoRA on this base, or merge the adapter into "
+            "the base (merge_and_unload), and give the merged model with --model, for a fresh LoRA"
+        )
+    for field, variant in _VARIANTS.items():
+        if getattr(config, field, None):
+            raise ModelError(
+                f"{adapter} is {variant} ({field}), which is not supported; expected plain LoRA, rsLoRA or DoRA. Train "
+                f"without {field}"
+            )
     if config.init_lora_weights not in _PLAIN_INIT:
         raise ModelError(
             f"{adapter} was initialised by {config.init_lora_weights!r}, which changes the base model as well; "
