@@ -336,8 +336,8 @@ def _check_kind(adapter: Path, config: Any) -> None:
     kind = getattr(config.peft_type, "value", config.peft_type)
     if kind != "LORA":
         raise ModelError(
-            f"{adapter} is an adapter of type {kind}; expected LORA. Train a LoRA on this base, or merge the adapter into "
-            "the base (merge_and_unload), and give the merged model with --model, for a fresh LoRA"
+            f"{adapter} is an adapter of type {kind}; expected LORA. Train a LoRA on this base, or merge the adapter "
+            "into the base (merge_and_unload), and give the merged model with --model, for a fresh LoRA"
         )
     for field, variant in _VARIANTS.items():
         if getattr(config, field, None):
