@@ -9,6 +9,7 @@ import pytest
 from clusterucb.errors import ModelError
 from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.model.adapters import load_adapter
+from clusterucb.model.base_state import take_off
 from clusterucb.model.parameters import ParameterManifest
 from helpers.families import gemma3, qwen3_5, tiny
 from helpers.gradients import batch_of, batch_of_one, flat_gradients, relative, samples_of
@@ -63,6 +64,27 @@ def test_what_is_trained_beside_lora_can_be_left_out(more):
     assert all(".lora_" in one.name for one in manifest)
 
 
+@pytest.mark.parametrize(
+    ("tied", "more"),
+    [
+        (False, {}),
+        (False, {"use_dora": True, "target_modules": "all-linear"}),
+        (False, {"modules_to_save": ["mlp", "norm", "lm_head"], "target_modules": "all-linear"}),
+        (False, {"trainable_token_indices": [1, 2]}),
+        (True, {"trainable_token_indices": [1, 2]}),
+        (True, {"trainable_token_indices": {"embed_tokens": [1], "lm_head": [2]}}),
+        (True, {"target_modules": ["q_proj", "embed_tokens"]}),
+    ],
+)
+def test_a_base_is_as_before_when_its_adapters_are_taken_off(tied, more):
+    base = tiny_llama(tie_word_embeddings=tied)
+    before = [(name, id(layer)) for name, layer in base.named_modules(remove_duplicate=False)]
+    lora = with_lora(base, **more)
+    lora.add_adapter("other", lora.peft_config["default"])
+    assert take_off(lora) is base
+    assert [(name, id(layer)) for name, layer in base.named_modules(remove_duplicate=False)] == before
+
+
 def test_deepseek_s_attention_is_exact():
     for family in ("deepseek_v2", "deepseek_v3"):
         exact(
@@ -82,6 +104,14 @@ def test_experts_are_refused_by_name(lora):
         ParameterManifest.of(with_lora(tiny("qwen3_moe"), **lora))
 
 
+def test_a_router_is_no_expert():
+    model = with_lora(tiny("mixtral"), target_modules=["q_proj"], target_parameters=["gate.weight"])
+    with pytest.raises(
+        ModelError, match=r"LoRA is on a router \(model.layers.0.mlp.gate.weight\), which chooses"
+    ):
+        ParameterManifest.of(model)
+
+
 @pytest.mark.parametrize("build", [gemma3, qwen3_5])
 def test_an_adapter_of_a_model_for_images_is_exact_on_the_language_model_alone(build):
     model = with_lora(build().eval(), target_modules=["q_proj", "v_proj", "in_proj_qkv"])
@@ -95,6 +125,12 @@ def test_a_lora_that_no_text_reaches_is_refused():
     model = with_lora(gemma3(), target_modules=r".*vision_tower.*\.q_proj")
     with pytest.raises(ModelError, match="on layers that no text reaches"):
         ParameterManifest.of(model)
+
+
+def test_mica_trains_its_a_matrices_alone(tmp_path):
+    with_lora(tiny_llama(), init_lora_weights="mica").save_pretrained(tmp_path)
+    manifest = exact(load_adapter(tiny_llama(), tmp_path))
+    assert all(one.name.endswith(".lora_A") for one in manifest)
 
 
 def test_an_adapter_initialised_by_eva_is_exact(tmp_path):

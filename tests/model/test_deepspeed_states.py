@@ -95,6 +95,41 @@ def test_damaged_files_are_refused(tmp_path, stage, change, message):
         load_moments(folder, *asked(whole=False))
 
 
+def swapped(first, second):
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+
+
+def copied(first, second):
+    second.write_bytes(first.read_bytes())
+
+
+@pytest.mark.parametrize("change", [swapped, copied])
+def test_files_under_names_of_others_are_found_by_the_weights_in_them(tmp_path, change):
+    folder = checkpoint(3, tmp_path)
+    paths = sorted((folder / made.TAG).glob("*_optim_states.pt"))
+    change(*paths)
+    with pytest.raises(
+        ModelError,
+        match=r"has other values of base_model\S+ than the model: \d+ of \d+ differ\. .* under their own names",
+    ):
+        load_moments(folder, *asked(whole=False))
+
+
+@pytest.mark.parametrize("stage", made.STAGES)
+def test_the_state_of_another_step_is_refused_and_rounded_weights_are_not(stage):
+    model, manifest = asked(whole=False)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.bfloat16())
+    assert load_moments(checkpoint(stage), model, manifest).m.any()
+    with torch.no_grad():
+        next(weight for weight in model.parameters() if weight.requires_grad)[0, 0] += 0.1
+    with pytest.raises(ModelError, match=r"the model: 1 of 16 differ"):
+        load_moments(checkpoint(stage), model, manifest)
+
+
 @pytest.mark.parametrize("stage", made.STAGES)
 def test_a_missing_process_and_missing_shapes_are_told(tmp_path, stage):
     folder = checkpoint(stage, tmp_path)

@@ -9,7 +9,8 @@ import torch
 
 from clusterucb.errors import ModelError
 from clusterucb.gradients.per_sample import PerSampleGradients
-from clusterucb.model.adapters import attach_lora, knows_default, lora_targets, take_off
+from clusterucb.model.adapters import attach_lora, knows_default, lora_targets
+from clusterucb.model.base_state import take_off
 from clusterucb.model.parameters import ParameterManifest
 from clusterucb.model.targets import has_every_token, projections
 from helpers.families import tiny
@@ -41,15 +42,20 @@ FAMILIES = {
     "seed_oss": SEVEN,
     "ernie4_5": SEVEN,
     "phimoe": ATTENTION,
+    "afmoe": None,
+    "beam": None,
 }
+OF_PEFT = {"mixtral": ["q_proj", "v_proj"], "llama": ["q_proj", "v_proj"], "qwen3": ["q_proj", "v_proj"]}
+OF_PEFT |= {"gemma2": ["q_proj", "v_proj"], "gpt_neox": ["query_key_value"], "opt": ["q_proj", "v_proj"]}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *OF_PEFT])
 def test_every_family_has_a_lora_whose_gradients_are_exact(family):
     model = tiny(family)
-    assert not knows_default(model)
+    assert knows_default(model) == (family in OF_PEFT)
     chosen = lora_targets(model, None)
-    assert chosen == FAMILIES[family] or FAMILIES[family] is None
+    expected = {**FAMILIES, **OF_PEFT}[family]
+    assert chosen == expected or expected is None
     assert not any("head" in name or name.endswith(("gate", "router")) for name in projections(model))
     lora = attach_lora(model, rank=2, alpha=4, targets=None, seed=0)
     with torch.no_grad():
@@ -65,9 +71,15 @@ def test_every_family_has_a_lora_whose_gradients_are_exact(family):
     assert not any("lora" in name for name, _ in take_off(lora).named_modules())
 
 
-def test_peft_s_choice_stands_where_it_has_one():
-    assert lora_targets(tiny_llama(), None) is None
-    assert lora_targets(tiny("mixtral"), None) is None
+@pytest.mark.parametrize("family", ["afmoe", "beam"])
+def test_a_gate_of_attention_is_no_expert_and_is_left_out(family):
+    model = tiny(family)
+    ends = {name.rpartition(".")[2] for name in lora_targets(model, None)}
+    assert ends == {*ATTENTION}
+    with pytest.raises(
+        ModelError, match=r"PEFT takes gate_proj for projections of experts, .* Leave it out of --lora-"
+    ):
+        attach_lora(model, rank=2, alpha=4, targets=["q_proj", "gate_proj"], seed=0)
 
 
 def test_patterns_name_layers():

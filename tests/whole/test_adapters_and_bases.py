@@ -84,29 +84,100 @@ def test_an_adapter_that_changes_weights_of_its_base_is_refused_by_their_name(jo
         cu.select(**files(job), model=job / "model", adapter=job / "adapter", **OPTIONS)
 
 
-def test_a_resized_vocabulary_comes_with_its_adapter(job, monkeypatch):
-    """The adapter's embeddings take the place of the model's, as in a model that was saved with them."""
+NEW = 2  # tokens that are added to the vocabulary
+
+
+def resized(job, tied, more):
+    """Return a PEFT model with new tokens and its tokenizer; write the base, the adapter and a pool that uses them."""
+    if tied:
+        write_model(job / "model", tie_word_embeddings=True)
     tokenizer = AutoTokenizer.from_pretrained(job / "model")
-    tokenizer.add_special_tokens({"extra_special_tokens": ["<new>"]})
+    tokenizer.add_special_tokens({"extra_special_tokens": [f"<new{number}>" for number in range(NEW)]})
     base = base_of(job)
     base.resize_token_embeddings(len(tokenizer))
+    with torch.no_grad():
+        base.get_input_embeddings().weight[-NEW:].normal_()
     base.save_pretrained(job / "resized")
     tokenizer.save_pretrained(job / "resized")
-    lora = with_lora(base)
+    lora = with_lora(base, **more(len(tokenizer)))
+    with torch.no_grad():
+        for name, weight in lora.named_parameters():
+            if weight.requires_grad and ".lora_" not in name:
+                weight.add_(0.05 * torch.randn_like(weight))
     lora.save_pretrained(job / "adapter")
     tokenizer.save_pretrained(job / "adapter")
-    new = [{**row, "prompt": f"<new>{row['prompt']}"} for row in rows(12)]
-    write_rows(job / "pool.jsonl", new)
-    options = {**OPTIONS, "special_tokens": "<new>"}
+    write_rows(job / "pool.jsonl", [{**row, "prompt": f"<new1>{row['prompt']}"} for row in rows(12)])
+    return lora, tokenizer
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "more",
+    [
+        lambda _: {},
+        lambda _: {"modules_to_save": ["embed_tokens", "lm_head"]},
+        lambda _: {"modules_to_save": ["lm_head"]},
+        lambda _: {"modules_to_save": ["embed_tokens"]},
+        lambda size: {"trainable_token_indices": [5, size - 1]},
+        lambda size: {"trainable_token_indices": {"lm_head": [5, size - 1]}},
+    ],
+    ids=["lora", "both", "head", "embeddings", "tokens", "tokens of the head"],
+)
+def test_a_resized_vocabulary_comes_with_its_adapter(job, tied, more):
+    """The adapter's embeddings take the place of the model's, as in a model that was saved with them."""
+    lora, tokenizer = resized(job, tied, more)
+    options = {**OPTIONS, "special_tokens": "<new1>", "lora_only": True}
     cu.select(**files(job), model=job / "model", adapter=job / "adapter", out=job / "run", **options)
     cu.select(**files(job), model=job / "resized", adapter=job / "adapter", out=job / "whole", **options)
     assert scores(job / "run") == scores(job / "whole")
     cu.select(**files(job), model=lora, tokenizer=tokenizer, out=job / "memory", **options)
     assert scores(job / "memory") == pytest.approx(scores(job / "run"), abs=1e-6)
-    plain = [
-        cu.select(**files(job), model=job / "model", out=job / "plain", **{**OPTIONS, "warmup_steps": 1})
-    ]
-    assert plain[0].rows is not None  # the cached features of the two bases are not mixed up
+
+
+def test_features_of_two_vocabularies_are_not_mixed_up(job):
+    resized(job, False, lambda _: {})
+    options = {**OPTIONS, "special_tokens": "<new1>"}
+    cu.select(**files(job), model=job / "model", adapter=job / "adapter", out=job / "run", **options)
+    plain = cu.select(**files(job), model=job / "model", out=job / "plain", **OPTIONS, warmup_steps=1)
+    assert plain.rows is not None
+
+
+@pytest.mark.parametrize(
+    ("tied", "more", "base", "message"),
+    [
+        (
+            False,
+            {"modules_to_save": ["lm_head"]},
+            "resized",
+            r"no weights of the base model's model\.embed_tokens\.",
+        ),
+        (
+            True,
+            {"modules_to_save": ["embed_tokens"]},
+            "resized",
+            r"no weights of the base model's lm_head\.weight",
+        ),
+        (
+            False,
+            {"trainable_token_indices": [5]},
+            "resized",
+            r"the model embeds \d+ tokens; .*save_embedding_layers",
+        ),
+        (False, {}, "model", r"the model embeds \d+ tokens; .*save_embedding_layers=True"),
+    ],
+)
+def test_an_adapter_without_the_embeddings_of_its_base_is_refused(job, tied, more, base, message):
+    """PEFT does not save them if the base was saved with its new tokens, or if it is told not to."""
+    resized(job, tied, lambda _: {})
+    tuned = AutoModelForCausalLM.from_pretrained(job / base, dtype=torch.float32)
+    with_lora(tuned, **more).save_pretrained(
+        job / "adapter", **({} if more else {"save_embedding_layers": False})
+    )
+    options = {**OPTIONS, "special_tokens": "<new1>", "lora_only": True}
+    with pytest.raises(ModelError, match=message):
+        cu.select(**files(job), model=job / "model", adapter=job / "adapter", **options)
+    if more:
+        cu.select(**files(job), model=job / "resized", adapter=job / "adapter", **options)
 
 
 def test_embeddings_of_the_output_must_come_too(job):
@@ -116,7 +187,9 @@ def test_embeddings_of_the_output_must_come_too(job):
     path = job / "adapter" / "adapter_model.safetensors"
     kept = {name: values for name, values in load_file(path).items() if "lm_head" not in name}
     save_file(kept, path)
-    with pytest.raises(ModelError, match=r"and no weights of lm_head\.weight; expected both"):
+    with pytest.raises(
+        ModelError, match=r"and no weights of the base model's lm_head\.weight; expected both"
+    ):
         cu.select(**files(job), model=job / "model", adapter=job / "adapter", **OPTIONS)
 
 
@@ -219,12 +292,24 @@ def test_a_named_adapter_is_found_in_its_folder(job):
         cu.select(**files(job), model=job / "model", adapter=job / "trained", **OPTIONS)
 
 
-@pytest.mark.parametrize("lora", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}])
-def test_dora_and_frozen_modules_select_alike_from_a_folder_and_in_memory(job, lora):
-    only = {"lora_only": "modules_to_save" in lora}
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["mlp", "norm"], "target_modules": "all-linear"},
+        {"trainable_token_indices": [1, 2]},
+        {"trainable_token_indices": {"embed_tokens": [1, 2]}},
+    ],
+)
+def test_what_is_trained_beside_lora_is_used_alike_from_a_folder_and_in_memory(job, lora, tied):
+    if tied:
+        write_model(job / "model", tie_word_embeddings=True)
+    only = {"lora_only": "use_dora" not in lora}
     model = with_lora(base_of(job), **lora)
     for name, weight in model.named_parameters():
-        if "modules_to_save" in name:
+        if "modules_to_save" in name or "trainable_tokens_delta" in name:
             weight.data += 0.05 * torch.randn_like(weight)
     model.save_pretrained(job / "adapter")
     cu.select(**files(job), model=job / "model", adapter=job / "adapter", out=job / "a", **OPTIONS, **only)
@@ -286,7 +371,7 @@ def test_the_screen_names_what_a_lora_is_on_and_what_is_left_out(job):
     with_lora(base_of(job), modules_to_save=["lm_head"]).save_pretrained(job / "adapter")
     given = {"model": job / "model", "adapter": job / "adapter", "lora_only": True}
     cu.select(**files(job), **given, observer=observer, **OPTIONS)
-    assert any(text.startswith("Left out of the gradients: 1 trained weight of the adapter") for text in said)
+    assert any(text.startswith("Left out of the gradients: 1 weight of the adapter") for text in said)
 
 
 def test_a_model_that_cannot_be_read_says_what_to_do(job):

@@ -35,6 +35,8 @@ from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
 from clusterucb.model import adapters
 from clusterucb.model import source as model_source
+from clusterucb.model.adapter_weights import AdapterWeights
+from clusterucb.model.base_state import take_off
 from clusterucb.model.checkpoint_files import adapter_files, optimizer_file, state_files
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.model.moments import load_moments
@@ -204,7 +206,7 @@ class AdaptedModel:
                 checkpointing=settings.checkpointing,
                 advance=advance,
             )
-        adapters.take_off(lora)
+        take_off(lora)
         self._run.files.record_folder(name)
         return folder
 
@@ -230,20 +232,19 @@ def load_base(
         OptionError: the job needs more memory or more disk space than there is.
     """
     observer.step(f"Loading {source.name} on {device}")
-    given = settings.first_adapter
-    model = source.model(
-        settings.dtype, device, adapters.adapted_layers(given) if given else set(), settings.quantize
-    )
-    if given and isinstance(source, model_source.ModelSource) and (count := take_vocabulary(model, given)):
-        observer.step(f"Vocabulary: {count:,} tokens, with the embeddings that {given} holds")
+    model, count = base_for_adapter(settings, source, device)
+    if count:
+        observer.step(
+            f"Vocabulary: {count:,} tokens, with the embeddings that {settings.first_adapter} holds"
+        )
     model_source.check_limits(model, longest=material.longest(), largest_token=material.largest_token())
     if settings.given_checkpoints:
         checkpoints = load_checkpoints(settings, model, settings.given_checkpoints)
         say_how_states_match(checkpoints, settings.given_checkpoints, material, device, observer)
         if left_out := adapters.left_out(checkpoints[0].gradients.model, checkpoints[0].gradients.manifest):
             observer.step(
-                f"Left out of the gradients: {counted(len(left_out), 'trained weight')} of the adapter, such as "
-                f"{left_out[0]} (--lora-only, or no text reaches it)"
+                f"Left out of the gradients: {counted(len(left_out), 'weight')} of the adapter, such as "
+                f"{left_out[0]} (frozen, --lora-only, or no text reaches it)"
             )
     else:
         lora = fresh_lora(settings, model)
@@ -265,8 +266,23 @@ def load_base(
     )
     adapted = checkpoints[0].gradients.model
     if isinstance(adapted, PeftModel):
-        adapters.take_off(adapted)
+        take_off(adapted)
     return model
+
+
+def base_for_adapter(
+    settings: GradientSettings, source: model_source.ModelSource | LoadedModel, device: str
+) -> tuple[PreTrainedModel, int | None]:
+    """Load the base model in the class and with the vocabulary that the first adapter was trained with.
+
+    Returns:
+        The model; and the number of tokens if the adapter changes it, else None.
+    """
+    given = settings.first_adapter
+    layers = AdapterWeights(given).layers() if given else set()
+    model = source.model(settings.dtype, device, layers, settings.quantize)
+    from_files = isinstance(source, model_source.ModelSource)
+    return model, take_vocabulary(model, given) if given and from_files else None
 
 
 def fresh_lora(settings: GradientSettings, base: PreTrainedModel) -> PeftModel:

@@ -1,28 +1,29 @@
-"""Put a LoRA on a base model: a fresh one, or an adapter of a folder. Take it off again, and leave the base as it was.
+"""Put a LoRA on a base model: a fresh one, or an adapter of a folder.
 
 Decisions:
-    - An adapter whose weights do not all fit is an error, because the scores would be those of another model.
-    - The base model must be the same after an adapter is loaded as before: the same layers, the same weights and the
-      same configuration. Several adapters share one base, and a run may load it again. So an adapter that changes its
-      base (copies of layers, an initialisation that subtracts from the weights, embeddings of its own) is refused by
-      the name of what it changes. The base is compared before and after, because PEFT has ever more such options.
-    - PEFT's ``unload`` leaves fully trained modules (``modules_to_save``) in the base; `take_off` does not.
+    - Every weight in an adapter's file must have its place in the model, and every weight of the adapter must be in the
+      file. Otherwise the scores would be those of another model, or of another adapter.
+    - An adapter that changes its base (copies of layers, an initialisation that subtracts from the weights, embeddings
+      of its own) is refused by the name of what it changes (`clusterucb.model.base_state`).
+    - What PEFT freezes stays frozen: MiCA trains the A matrices alone. What a caller froze in memory is in a file
+      of the adapter's folder, because PEFT's own files do not say it.
 """
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from clusterucb.errors import ModelError
-from clusterucb.model.checkpoint_files import adapter_folder
+from clusterucb.model.adapter_weights import AdapterWeights, copies, lacking, misfit, strangers
+from clusterucb.model.base_state import BaseState, base_of, take_off
+from clusterucb.model.checkpoint_files import FROZEN, adapter_folder
 from clusterucb.model.parameters import ParameterManifest, canonical_name, of_other_inputs, vocabulary_head
 from clusterucb.model.source import explain_errors
 from clusterucb.model.targets import (
@@ -34,6 +35,7 @@ from clusterucb.model.targets import (
     projections,
     short_names,
 )
+from clusterucb.wording import counted
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,12 +47,16 @@ _PLAIN_INIT = (
     "gaussian",
     "orthogonal",
     "eva",
+    "mica",
 )  # LoRA initialisations that leave the base unchanged
-_SAMPLED = 1 << 12  # groups of eight bytes of each weight that are compared one by one
-_WRAPPERS = frozenset(
-    {"base_layer", "original_module"}
-)  # PEFT's names for a layer of the base inside its own layer
-_OWN = frozenset({"modules_to_save", "token_adapter"})  # PEFT's names for what it adds, beside lora_...
+
+_VARIANTS = {  # fields of PEFT's configuration that change what a LoRA computes
+    "use_bdlora": "a BD-LoRA, whose matrices are block-diagonal",
+    "alora_invocation_tokens": "an activated LoRA (aLoRA), which only some tokens reach",
+    "monteclora_config": "a MonteCLoRA, which draws its matrices at random",
+    "kasa_config": "a KaSA adapter, which changes the base model",
+    "arrow_config": "an Arrow router of several LoRAs",
+}
 
 
 def attach_lora(
@@ -86,6 +92,8 @@ def attach_lora(
         try:
             lora = get_peft_model(model, config)
         except ValueError as error:
+            if not isinstance(chosen, str) and _means_experts(model, chosen):
+                raise ModelError(_experts(model, chosen)) from error
             raise ModelError(_no_layer(model, targets)) from error
     adapted = {name.partition(".lora_A.")[0] for name, _ in lora.named_parameters() if ".lora_A." in name}
     names = [] if targets is None or list(targets) == [ALL_LINEAR] else targets
@@ -96,8 +104,10 @@ def attach_lora(
     return lora
 
 
-def lora_targets(model: PreTrainedModel, targets: Sequence[str] | None) -> Sequence[str] | str | None:
-    """Return the ``target_modules`` of a fresh LoRA for PEFT; None for PEFT's choice.
+def lora_targets(model: PreTrainedModel, targets: Sequence[str] | None) -> Sequence[str] | str:
+    """Return the ``target_modules`` of a fresh LoRA for PEFT.
+
+    PEFT's choice for an architecture is spelt out: without a name, PEFT finds nothing in some of them (Mixtral).
 
     Args:
         model: the base model.
@@ -108,12 +118,16 @@ def lora_targets(model: PreTrainedModel, targets: Sequence[str] | None) -> Seque
     """
     reads_more = any(of_other_inputs(model, name) for name in linear_layers(model))
     if targets is None:
-        known = knows_default(model)
-        if known and not reads_more:
-            return None
+        if not reads_more and (known := _peft_choice(model)):
+            return known
         layers = projections(model)
         if _means_experts(model, short_names(model, layers)):
             layers = [name for name in layers if of_attention(name)]
+            ends = {name.rpartition(".")[2] for name in layers}
+            experts = {
+                end for end in ends if _means_experts(model, [end])
+            }  # attention may have a gate_proj too
+            layers = [name for name in layers if name.rpartition(".")[2] not in experts]
         if not layers:
             raise ModelError(_no_layer(model, None))
         return short_names(model, layers)
@@ -161,9 +175,14 @@ def _means_experts(model: PreTrainedModel, names: Sequence[str]) -> bool:
 
 def knows_default(model: PreTrainedModel) -> bool:
     """Return whether PEFT has a choice of layers for the model's architecture."""
+    return _peft_choice(model) is not None
+
+
+def _peft_choice(model: PreTrainedModel) -> Sequence[str] | str | None:
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as CHOICES
 
-    return getattr(model.config, "model_type", None) in CHOICES
+    choice: Sequence[str] | str | None = CHOICES.get(getattr(model.config, "model_type", None))
+    return choice
 
 
 def described_targets(lora: PeftModel) -> str:
@@ -186,23 +205,24 @@ def _no_layer(model: nn.Module, targets: Sequence[str] | None) -> str:
     )
 
 
+def _experts(model: PreTrainedModel, targets: Sequence[str]) -> str:
+    known = [target for target in targets if _means_experts(model, [target])]
+    return (
+        f"in the architecture {model.config.model_type} PEFT takes {', '.join(known)} for projections of experts, each "
+        "of which only some tokens reach; expected layers that every token reaches. Leave "
+        f"{'it' if len(known) == 1 else 'them'} out of --lora-targets"
+    )
+
+
 def adapter_name(number: int) -> str:
     """Return PEFT's name for the adapter of checkpoint ``number``, counted from 0."""
     return f"checkpoint-{number + 1}" if number else "default"
 
 
-def adapted_layers(adapter: Path) -> set[str]:
-    """Return the names of the base model's layers that an adapter is on; empty if its weights are no safetensors."""
-    path = adapter_folder(adapter) / "adapter_model.safetensors"
-    if not path.is_file():
-        return set()
-    with explain_errors("adapter", str(adapter)), safe_open(path, "pt") as weights:
-        names = list(weights.keys())
-    return {canonical_name(name).partition(".lora_")[0] for name in names if ".lora_" in name}
-
-
 def load_adapter(model: PreTrainedModel | PeftModel, adapter: Path, number: int = 0) -> PeftModel:
-    """Load a PEFT LoRA adapter, trainable and active, in fp32 whatever the base model's dtype.
+    """Load a PEFT LoRA adapter, active, in fp32 whatever the base model's dtype.
+
+    Its weights are trainable, but for those that PEFT's method or the adapter's folder (`FROZEN`) freezes.
 
     Args:
         model: the base model, or the model with the adapters of earlier checkpoints.
@@ -212,43 +232,119 @@ def load_adapter(model: PreTrainedModel | PeftModel, adapter: Path, number: int 
     Raises:
         ModelError: the adapter cannot be loaded, changes its base model, or does not fit the model.
     """
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig
 
     adapter = adapter_folder(adapter)
     if not (adapter / "adapter_config.json").is_file():
         raise ModelError(f"{adapter} holds no adapter_config.json; expected the folder of a PEFT adapter")
-    with explain_errors("adapter", str(adapter)), warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+    with explain_errors("adapter", str(adapter)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         config = PeftConfig.from_pretrained(adapter)
         _check_kind(adapter, config)
-        before = BaseState.of(model)
-        with torch.random.fork_rng(devices=[]):  # PEFT draws random weights before it loads the adapter's
-            name = adapter_name(number)
-            if isinstance(model, PeftModel):
-                loaded = model
-                loaded.load_adapter(str(adapter), name, is_trainable=True)
-                loaded.set_adapter(name)
-            else:
-                loaded = PeftModel.from_pretrained(model, adapter, name, is_trainable=True)
-    for warning in caught:
-        if "missing adapter keys" in str(warning.message):
+        weights = AdapterWeights(adapter)
+        biases = [name for name in weights.shapes if name.endswith(".bias") and ".lora_" not in name]
+        if config.bias != "none" and biases:
             raise ModelError(
-                f"{adapter} lacks weights that its configuration names: {warning.message!s:.300}"
+                f"{adapter} was trained with bias={config.bias!r}: it holds {counted(len(biases), 'bias', 'biases')} "
+                f"of the base model, such as {biases[0]}; expected bias='none', which leaves the base as it is. Train "
+                "without biases, or merge these into a base model and give that with --model"
             )
+        if fault := misfit(base_of(model), adapter, weights, config):
+            raise ModelError(fault)
+        before = BaseState.of(model)
+        loaded = _loaded(model, adapter, weights, adapter_name(number))
     if change := before.change(loaded):
         raise ModelError(
             f"loading {adapter} changes the base model ({change}), which several checkpoints share; expected an "
             "adapter that leaves its base as it is. Merge what it changes into a base model, save both again, and give "
             "that base with --model"
         )
+    _freeze(loaded, adapter, adapter_name(number))
     return loaded
+
+
+def _loaded(
+    model: PreTrainedModel | PeftModel, adapter: Path, weights: AdapterWeights, name: str
+) -> PeftModel:
+    """Let PEFT load an adapter.
+
+    Raises:
+        ModelError: a weight of the file has no place in the model, or the file lacks a weight.
+    """
+    from peft import PeftModel
+
+    try:
+        with torch.random.fork_rng(devices=[]):  # PEFT draws random weights before it loads the adapter's
+            if isinstance(model, PeftModel):
+                loaded = model
+                found = loaded.load_adapter(str(adapter), name, is_trainable=True)
+                loaded.set_adapter(name)
+            else:
+                loaded = PeftModel.from_pretrained(model, adapter, name, is_trainable=True)
+                # Only this method tells what did not fit. The adapter is there now, so it copies the weights again.
+                found = loaded.load_adapter(str(adapter), name, is_trainable=True)
+    except KeyError as error:  # PEFT looks fully trained modules up in the file, by their names
+        if isinstance(key := error.args[0], str) and key.startswith("base_model."):
+            raise lacking([key], adapter) from error
+        raise
+    if found.missing_keys:
+        raise lacking(found.missing_keys, adapter)
+    unknown = set(found.unexpected_keys)
+    if unknown := unknown - copies(unknown, loaded, weights):
+        raise strangers(unknown, adapter)
+    for own, weight in loaded.named_parameters():
+        if of_adapter(own, name) and not weight.isfinite().all():
+            raise ModelError(
+                f"{adapter} has numbers in {canonical_name(own)} that are not finite; expected the adapter of a "
+                "training that did not diverge. Give an earlier checkpoint"
+            )
+    return loaded
+
+
+def _freeze(model: PeftModel, adapter: Path, name: str) -> None:
+    """Freeze those weights of an adapter that its folder names as frozen (`FROZEN`)."""
+    path = adapter / FROZEN
+    frozen = set(json.loads(path.read_text())) if path.is_file() else set()
+    for own, weight in model.named_parameters():
+        if of_adapter(own, name) and saved_name(own, name) in frozen:
+            weight.requires_grad_(False)
+
+
+def of_adapter(name: str, adapter: str) -> bool:
+    """Return whether a parameter's name in a PEFT model says that it belongs to an adapter.
+
+    Args:
+        name: the parameter's name.
+        adapter: the adapter's name.
+    """
+    return f".{adapter}." in name or name.endswith(f".{adapter}")
+
+
+def saved_name(name: str, adapter: str) -> str:
+    """Return the canonical name of an adapter's weight, without the adapter's name.
+
+    Args:
+        name: the weight's name in a PEFT model.
+        adapter: the adapter's name.
+    """
+    before, mark, after = name.rpartition(f".{adapter}")
+    return canonical_name(f"{before}{after}" if mark and after[:1] in ("", ".") else name)
 
 
 def _check_kind(adapter: Path, config: Any) -> None:
     """Refuse an adapter that is no LoRA, or that is known to change its base model."""
     kind = getattr(config.peft_type, "value", config.peft_type)
     if kind != "LORA":
-        raise ModelError(f"{adapter} is an adapter of type {kind}; expected LORA")
+        raise ModelError(
+            f"{adapter} is an adapter of type {kind}; expected LORA. Train a LoRA on this base, or merge the adapter "
+            "into the base (merge_and_unload), and give the merged model with --model, for a fresh LoRA"
+        )
+    for field, variant in _VARIANTS.items():
+        if getattr(config, field, None):
+            raise ModelError(
+                f"{adapter} is {variant} ({field}), which is not supported; expected plain LoRA, rsLoRA or DoRA. Train "
+                f"without {field}"
+            )
     if config.init_lora_weights not in _PLAIN_INIT:
         raise ModelError(
             f"{adapter} was initialised by {config.init_lora_weights!r}, which changes the base model as well; "
@@ -269,115 +365,6 @@ def left_out(model: nn.Module, manifest: ParameterManifest) -> list[str]:
         model: a model, which may have adapters.
         manifest: the differentiated matrices.
     """
-    known, mark = {parameter.torch_name for parameter in manifest}, f".{adapter_name(0)}"
-    own = [name for name, _ in model.named_parameters() if f"{mark}." in name or name.endswith(mark)]
+    known = {parameter.torch_name for parameter in manifest}
+    own = [name for name, _ in model.named_parameters() if of_adapter(name, adapter_name(0))]
     return [name for name in own if name not in known] if hasattr(model, "peft_config") else []
-
-
-@dataclass(frozen=True)
-class BaseState:
-    """What a base model is, without the layers that PEFT puts around its own.
-
-    Attributes:
-        layers: each layer's name, and the name of its class.
-        weights: each weight's name, with its shape and what reveals a change of its values.
-        config: the configuration.
-    """
-
-    layers: dict[str, str]
-    weights: dict[str, Tensor]
-    config: dict[str, Any]
-
-    @classmethod
-    def of(cls, model: nn.Module) -> BaseState:
-        """Return the state of a base model, which may have adapters."""
-        base = _base(model)
-        layers = {own: type(layer).__name__ for own, layer in _without_peft(base.named_modules())}
-        tensors = [
-            *base.named_parameters(remove_duplicate=False),
-            *base.named_buffers(remove_duplicate=False),
-        ]
-        weights = {own: _some(values) for own, values in _without_peft(tensors)}
-        return cls(layers, weights, base.config.to_dict())  # type: ignore[union-attr,operator]
-
-    def change(self, model: nn.Module) -> str:
-        """Return what is different in a model now, in words; empty if nothing is.
-
-        Args:
-            model: the base model, or a PEFT model of it.
-        """
-        now = BaseState.of(model)
-        if changed := sorted(self.layers.keys() ^ now.layers.keys()):
-            verb = "adds" if changed[0] in now.layers else "removes"
-            return f"it {verb} {len(changed)} layers, such as {changed[0]}"
-        for name, values in self.weights.items():
-            other = now.weights.get(name)
-            if other is None or other.shape != values.shape or not torch.equal(other, values):
-                return f"the weight {name} is another one"
-        for key, value in self.config.items():
-            if now.config.get(key) != value:
-                return f"{key} of its configuration is {now.config.get(key)!r}, and was {value!r}"
-        return ""
-
-
-def _some(values: Tensor) -> Tensor:
-    """Return the shape of a weight, the sum of all its bytes in groups of eight, and its values in part, i64[n].
-
-    NaN equals NaN. The sum reveals a change anywhere, the values one that keeps the sum.
-    """
-    if hasattr(values, "__tensor_flatten__"):  # a quantised weight: packed values, scales, ...
-        names, _ = values.__tensor_flatten__()
-        return torch.cat([_some(getattr(values, name)) for name in names])
-    data = values.detach().contiguous().reshape(-1).view(torch.uint8)
-    padded = torch.nn.functional.pad(data, (0, -len(data) % 8)) if len(data) % 8 else data
-    words = padded.view(torch.int64)
-    some = words[:: max(len(words) // _SAMPLED, 1)]
-    parts = (torch.tensor(values.shape, dtype=torch.int64), words.sum().reshape(1).cpu(), some.cpu())
-    return torch.cat(parts)
-
-
-def _base(model: nn.Module) -> nn.Module:
-    from peft import PeftModel
-
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
-def _without_peft(named: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what belongs to the base model, by its name there."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    for name, value in named:
-        parts = name.split(".")
-        if "token_adapter" in parts and "base_layer" in parts:
-            parts.remove("token_adapter")
-        if any(part in _OWN or part.startswith("lora_") for part in parts):
-            continue
-        if not isinstance(value, BaseTunerLayer | AuxiliaryTrainingWrapper):
-            yield ".".join(part for part in parts if part not in _WRAPPERS), value
-
-
-def take_off(model: PeftModel) -> PreTrainedModel:
-    """Remove all adapters from a PEFT model, and return its base model with its own layers.
-
-    Fully trained modules are removed too: the base gets its original ones back.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    base: PreTrainedModel = model.get_base_model()
-    for name, layer in list(base.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            inner: Any = layer.get_base_layer()
-        elif isinstance(layer, AuxiliaryTrainingWrapper):
-            inner = layer.original_module
-        else:
-            continue
-        parent, _, attribute = name.rpartition(".")
-        holder = base.get_submodule(parent)
-        if not isinstance(holder, BaseTunerLayer | AuxiliaryTrainingWrapper) and not (
-            {*parent.split(".")} & _OWN
-        ):
-            setattr(holder, attribute, inner)
-    vars(base).pop("peft_config", None)  # otherwise PEFT warns that the model already has an adapter
-    return base

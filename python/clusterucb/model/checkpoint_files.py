@@ -14,6 +14,7 @@ from pathlib import Path
 from clusterucb.atomic import file_sha256
 from clusterucb.errors import ModelError
 
+FROZEN = "clusterucb_frozen.json"  # names the weights of an adapter that a caller froze, as canonical names
 _NAMES = ("optimizer.pt", "optimizer.bin")  # the Hugging Face Trainer's; accelerate's, and so LESS's
 WITHOUT = "use --preconditioner sgd, which needs none"
 PARTS = (
@@ -151,7 +152,7 @@ def checkpoint_fingerprints(
 
 
 def adapter_files(adapter: Path) -> list[Path]:
-    """Return the files of an adapter's configuration and weights.
+    """Return the files of an adapter's configuration and weights, and of what is frozen of it.
 
     Raises:
         ModelError: a file is missing.
@@ -162,7 +163,7 @@ def adapter_files(adapter: Path) -> list[Path]:
     if len(files) < 2 or not files[0].is_file():
         missing = files[0] if not files[0].is_file() else weights[0]
         raise ModelError(f"there is no {missing}; expected the folder of a trained PEFT adapter")
-    return files
+    return [*files, adapter / FROZEN] if (adapter / FROZEN).is_file() else files
 
 
 def _hash(files: Sequence[Path]) -> str:

@@ -17,7 +17,6 @@ import copy
 import functools
 import hashlib
 import inspect
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -26,7 +25,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from clusterucb.errors import ClusterUCBError, ModelError, OptionError
+from clusterucb.errors import ClusterUCBError, OptionError
 from clusterucb.wording import one_line
 
 if TYPE_CHECKING:
@@ -167,6 +166,13 @@ def _lend(
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from clusterucb.model.peft_object import refuse_adapters, save_adapter, save_state, without_lora
+
+    if isinstance(inner := getattr(model, "_orig_mod", None), PreTrainedModel | PeftModel):
+        raise OptionError(
+            f"model is a {type(inner).__name__} that torch.compile made; expected the model as it was before, because "
+            "compiled layers have no hooks. Give the model that you compiled (model._orig_mod)"
+        )
     if not isinstance(model, PreTrainedModel | PeftModel):
         raise OptionError(
             f"model is {one_line(repr(model)):.80}; expected the path of a model's folder, a hub id, or a causal "
@@ -179,7 +185,7 @@ def _lend(
     with ExitStack() as undo:
         keep(model, undo)
         if not isinstance(model, PeftModel):
-            _refuse_adapters(model)
+            refuse_adapters(model)
             optimizer = options.get("optimizer")
             whole = options.get("parameters") is not None
             if optimizer is not None and options.get("adapter") is None and not whole:
@@ -189,7 +195,7 @@ def _lend(
             options_now = dict(options)
             if hasattr(optimizer, "state_dict"):
                 folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="clusterucb-")))
-                options_now["optimizer"] = _save_state(optimizer, model, folder / _OBJECT)
+                options_now["optimizer"] = save_state(optimizer, model, folder / _OBJECT)
                 undo.enter_context(_errors_naming({folder / _OBJECT: _OBJECT}))
             yield LoadedModel(model, tokenizer), options_now
             return
@@ -207,13 +213,13 @@ def _lend(
         for config in model.peft_config.values():
             undo.callback(vars(config).update, dict(vars(config)))
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="clusterucb-")))
-        adapter = _save_adapter(model, folder)
+        adapter = save_adapter(model, folder, lora_only=bool(options.get("lora_only")))
         options_now = {**options, "adapter": adapter}
         optimizer = options.get("optimizer")
         if hasattr(optimizer, "state_dict"):
-            options_now["optimizer"] = _save_state(optimizer, model, folder / _OBJECT)
+            options_now["optimizer"] = save_state(optimizer, model, folder / _OBJECT)
         undo.enter_context(_errors_naming({folder / _OBJECT: _OBJECT, adapter: "the model's adapter"}))
-        yield LoadedModel(_without_lora(model), tokenizer), options_now
+        yield LoadedModel(without_lora(model), tokenizer), options_now
 
 
 @contextmanager
@@ -271,80 +277,3 @@ def _put_back(module: nn.Module, attributes: dict[str, Any], containers: dict[st
     for key, content in containers.items():
         attributes[key].clear()
         attributes[key].update(content)
-
-
-def _save_adapter(model: Any, folder: Path) -> Path:
-    """Write the active adapter into a folder, and return the adapter's own folder."""
-    from clusterucb.model.source import without_bars
-
-    name, *others = model.active_adapters
-    if others:
-        raise ModelError(f"the model has the adapters {', '.join([name, *others])} active; expected one")
-    with without_bars():
-        model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
-    adapter = folder if name == "default" else folder / name
-    path = adapter / "adapter_config.json"
-    config = {
-        key: sorted(value)
-        if isinstance(value, list) and all(isinstance(entry, str) for entry in value)
-        else value
-        for key, value in json.loads(path.read_text()).items()
-    }  # PEFT writes sets, whose order varies between processes
-    config["layer_replication"] = None  # the base model in memory has the copied layers already
-    config["init_lora_weights"] = True  # PiSSA and the like would subtract from the base model a second time
-    path.write_text(json.dumps(config, indent=2, sort_keys=True))
-    return adapter
-
-
-def _save_state(optimizer: Any, model: nn.Module, path: Path) -> Path:
-    """Write an optimiser's state with its parameters' names, and return the path."""
-    import torch
-
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    state = optimizer.state_dict()
-    for group, own in zip(state["param_groups"], optimizer.param_groups, strict=True):
-        strangers = sum(id(parameter) not in names for parameter in own["params"])
-        if strangers:
-            raise ModelError(
-                f"{strangers} parameters of the optimizer are not in the model; expected the model's own optimizer"
-            )
-        group["param_names"] = [names[id(parameter)] for parameter in own["params"]]
-    torch.save(state, path)
-    return path
-
-
-def _without_lora(model: Any) -> PreTrainedModel:
-    """Return the base model of a PEFT model, with every LoRA layer put aside."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    from clusterucb.model.adapters import take_off
-
-    for layer in model.get_base_model().modules():
-        if isinstance(layer, BaseTunerLayer):
-            if layer.merged:
-                raise ModelError(
-                    "the adapter is merged into the model; expected model.unmerge_adapter() first"
-                )
-            if layer.disable_adapters:
-                raise ModelError("the adapter is disabled; expected model.enable_adapter_layers() first")
-    base = take_off(model)
-    _refuse_adapters(base)
-    return base
-
-
-def _refuse_adapters(model: nn.Module) -> None:
-    """Refuse a model that holds modules of PEFT; the LoRA layers of a PEFT model are put aside before."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    for name, layer in model.named_modules():
-        if isinstance(layer, AuxiliaryTrainingWrapper):
-            raise ModelError(
-                f"{name} is a {type(layer).__name__} (modules_to_save, or trainable tokens), which is not supported; "
-                "expected LoRA on linear layers only"
-            )
-        if isinstance(layer, BaseTunerLayer):
-            raise ModelError(
-                f"{name} is a layer of PEFT, but the model is not a PEFT model; expected the model that get_peft_model "
-                "returned, or one without adapters"
-            )

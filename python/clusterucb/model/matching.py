@@ -5,8 +5,9 @@ Decisions:
       they decide, however its writer spells wrappers and adapter. A state that has names is never matched by position.
     - Positions follow the writer's order. The Hugging Face Trainer has two groups: the parameters with weight decay
       come first, those without come second. Each group has the trainable parameters alone, in the order of
-      `model.named_parameters()`. LoRA+ (of PEFT and LLaMA-Factory) has the matrices A first, then the matrices B. An
-      optimiser with one group has the trainable parameters, or all parameters, in that order.
+      `model.named_parameters()`. LoRA+ (of PEFT and LLaMA-Factory) has the matrices A first, then the matrices B and
+      all vectors, of which biases and norms may be a group of their own. An optimiser with one group has the trainable
+      parameters, or all parameters, in that order.
     - The order is rebuilt and then checked. The number of groups, their sizes and the shapes of all entries in the
       file must fit (`moments`). What shapes cannot tell apart, gradients can (`clusterucb.gradients.order`).
     - If the manifest asks for all parameters that the model trains, as with LoRA, the file must have exactly these. If
@@ -17,7 +18,7 @@ Decisions:
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -57,6 +58,32 @@ def decay_groups(model: nn.Module) -> list[list[str]]:
         or isinstance(model.get_submodule(name.rpartition(".")[0]), nn.LayerNorm)
     }
     return [[name for name in trainable if name not in plain], [name for name in trainable if name in plain]]
+
+
+def _lora_plus(model: nn.Module, trainable: Sequence[str], *, norms: bool) -> list[list[str]]:
+    """Return the names of trainable parameters in the groups of LoRA+: A, B with weight decay, B without.
+
+    Vectors, such as DoRA's magnitudes, stand with B.
+
+    Args:
+        model: the model.
+        trainable: the names of all its trainable parameters.
+        norms: whether the weights of all norms have no weight decay, as in LLaMA-Factory; in PEFT, those of
+            `torch.nn.LayerNorm` have none.
+    """
+    _, plain = decay_groups(model)
+    if not norms:
+        plain = [
+            name
+            for name in plain
+            if "bias" in name or isinstance(model.get_submodule(name.rpartition(".")[0]), nn.LayerNorm)
+        ]
+    second = [name for name in trainable if ".lora_B." in name or model.get_parameter(name).ndim == 1]
+    return [
+        [name for name in trainable if name not in second],
+        [name for name in second if name not in plain],
+        [name for name in second if name in plain],
+    ]
 
 
 def matched(
@@ -132,10 +159,10 @@ def _by_position(path: Path, state: OptimizerState, model: nn.Module) -> dict[st
     }
     filled = {number: group for number, group in enumerate(state.groups) if group}
     if len(filled) > 1:
-        second = [name for name in trainable if ".lora_B." in name]
         orders = {
             "in the Trainer's order": decay_groups(model),
-            "in LoRA+'s order, A before B": [[name for name in trainable if name not in second], second],
+            "in LoRA+'s order, A before B": _lora_plus(model, trainable, norms=False),
+            "in LoRA+'s order of LLaMA-Factory, A before B": _lora_plus(model, trainable, norms=True),
         }
     sizes = [len(group) for group in filled.values()]
     order = next((how for how in orders if [len(group) for group in orders[how] if group] == sizes), None)

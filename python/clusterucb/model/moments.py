@@ -24,9 +24,12 @@ from clusterucb.model.checkpoint_files import PARTS
 from clusterucb.model.matching import Match, decay_groups, matched
 from clusterucb.model.optimizer_state import EXPECTED, OptimizerState, read_state
 from clusterucb.model.parameters import ParameterManifest
+from clusterucb.model.states.entries import WEIGHTS, unusable
 from clusterucb.wording import counted
 
 __all__ = ["Moments", "decay_groups", "load_moments"]
+
+_ROUNDING, _SMALLEST = 2.0**-7, 1e-7  # the largest relative and absolute difference of a weight and its copy
 
 
 @dataclass(frozen=True)
@@ -85,9 +88,11 @@ def load_moments(path: Path, model: nn.Module, manifest: ParameterManifest) -> M
             values = entries[entry]
             _check(path, entry, values, name, shape, match.how)
             if name in offsets:
-                flat = values.float().flatten().numpy()
+                flat = values.detach().float().flatten().numpy()
                 _check_numbers(path, flat, name, match.how, squares=moments is v)
                 moments[offsets[name] : offsets[name] + flat.size] = flat
+        if WEIGHTS in entries:
+            _check_weights(path, entries[WEIGHTS], model.get_parameter(name), name)
         if name in offsets:
             steps.add(_step(path, entries["step"], name))
     if len(steps) > 1:
@@ -103,6 +108,22 @@ def load_moments(path: Path, model: nn.Module, manifest: ParameterManifest) -> M
     return Moments(
         m, v, steps.pop(), *settings, state.kind.first, _told(state, matches, offsets), state.names is None
     )
+
+
+def _check_weights(path: Path, stored: torch.Tensor, weight: torch.Tensor, name: str) -> None:
+    """Check that a parameter in a file of moments is that of the model, up to the rounding of bfloat16.
+
+    Raises:
+        ModelError: it is another one.
+    """
+    own = weight.detach().cpu().float()
+    same = (own - stored.float()).abs() <= _ROUNDING * own.abs() + _SMALLEST
+    if not same.all():
+        raise ModelError(
+            f"{path} has other values of {name} than the model: {int((~same).sum()):,} of {same.numel():,} differ. "
+            "Expected the state that was saved with this adapter, with the files of all processes under their own "
+            "names. Copy the files again from one checkpoint"
+        )
 
 
 def _told(state: OptimizerState, matches: Mapping[str, Match], wanted: Collection[str]) -> str:
@@ -131,11 +152,15 @@ def _check(path: Path, entry: str, values: Any, name: str, shape: tuple[int, ...
     Raises:
         ModelError: it is not.
     """
-    if type(values) is not torch.Tensor or values.layout != torch.strided or not values.is_floating_point():
-        kind = type(values).__name__
-        if kind in ("DTensor", "ShardedTensor"):
-            raise ModelError(f"{path} has a {kind} as {entry} of {name}, one process's part of it. {PARTS}")
-        kind = f"a {values.layout} tensor of {values.dtype}" if isinstance(values, torch.Tensor) else kind
+    kind = unusable(values)
+    if kind or type(values) is not torch.Tensor or not values.is_floating_point():
+        name_of_type = type(values).__name__
+        if name_of_type in ("DTensor", "ShardedTensor"):
+            raise ModelError(
+                f"{path} has a {name_of_type} as {entry} of {name}, one process's part of it. {PARTS}"
+            )
+        if not kind:
+            kind = f"a tensor of {values.dtype}" if isinstance(values, torch.Tensor) else name_of_type
         raise ModelError(
             f"{path} has {kind} as {entry} of {name} (matched {how}); expected a tensor of floats"
         )

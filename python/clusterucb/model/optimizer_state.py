@@ -88,6 +88,11 @@ def read_state(path: Path) -> OptimizerState:
     if folder := dcp_folder(path):
         return _of_fsdp(folder)
     state, groups = _parts(path, _load(path))
+    if any("exp_avg_B" in entries for entries in state.values()):
+        raise ModelError(
+            f"{path} is the state of PEFT's optimiser for LoRA-FA: its moments are those of projected gradients; "
+            f"{EXPECTED}"
+        )
     members = [group["params"] for group in groups]
     keys = list(chain(*members)) if groups else list(state)
     names = _names(path, keys, groups)

@@ -239,6 +239,11 @@ def _refuse_experts(model: nn.Module, name: str) -> None:
     if stacked or re.search(r"\.experts\.(?:\d+|\w+\.\d+)\.", f"{around}."):
         what = canonical_name(around).replace(".base_layer", "")
         what += f".{layer.parameter_name}" if isinstance(layer, ParamWrapper) else ""
+        if re.search(r"\.(?:gate|router)(?:\.weight)?$", what):
+            raise ModelError(
+                f"the LoRA is on a router ({what}), which chooses the experts of each token; this is not supported. "
+                "Expected a LoRA on layers that every token reaches, such as attention: name them with --lora-targets"
+            )
         raise ModelError(
             f"the LoRA is on experts ({what}), each of which only some tokens reach; this is not supported. Expected a "
             "LoRA on layers that every token reaches, such as attention: name them with --lora-targets, or train the "

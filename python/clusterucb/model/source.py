@@ -221,7 +221,8 @@ def check_limits(model: PreTrainedModel, *, longest: int, largest_token: int) ->
     if largest_token >= tokens:
         raise ModelError(
             f"the tokenizer gives token {largest_token}, but the model embeds {tokens} tokens; expected the model's "
-            "own tokenizer, or a model with embeddings resized for the tokenizer"
+            "own tokenizer, or a model with embeddings resized for the tokenizer. An adapter brings them if it is "
+            "saved with save_embedding_layers=True"
         )
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Embedding) and _POSITIONS.search(name) and not of_other_inputs(model, name):
@@ -324,6 +325,13 @@ def _fault(what: str, name: str, error: Exception) -> str:
     for path in weights:
         if what != "tokenizer" and path.suffix == ".safetensors" and (damage := _damage(path)):
             return f"{path.name} is damaged ({damage}). Expected a complete file: download it again"
+    if "weights_only" in str(error):  # torch's own text advises to run the code in the file
+        return (
+            "its weights are damaged or hold more than tensors, and code from a file is never run. Expected complete "
+            "weights: download them again"
+        )
+    if what == "adapter":
+        return f"{_reason(error)}. Expected the files that PEFT's save_pretrained wrote for an adapter of this model"
     return f"{_reason(error)}. Expected a folder in Hugging Face format"
 
 

@@ -47,11 +47,11 @@ from clusterucb.gradients.accumulate import fault as fault_of
 from clusterucb.gradients.memory_needs import available
 from clusterucb.gradients.passes import out_of_memory
 from clusterucb.gradients.per_sample import PerSampleGradients
-from clusterucb.gradients.session import at_checkpoint, fresh_lora, load_checkpoints
+from clusterucb.gradients.session import at_checkpoint, base_for_adapter, fresh_lora, load_checkpoints
 from clusterucb.jobs.doctor.measuring import Autograd, Change, Measured, direction_of, measure
 from clusterucb.jobs.doctor.probe_samples import probing_samples
 from clusterucb.jobs.stages.prepare import Model, check_model
-from clusterucb.model.adapters import adapted_layers, take_off
+from clusterucb.model.base_state import take_off
 from clusterucb.model.loaded import LoadedModel, keep
 from clusterucb.model.source import ModelSource, check_limits, resolve_device
 from clusterucb.options.gradients import GradientSettings
@@ -172,8 +172,7 @@ def probe(
             source = ModelSource(str(model), settings.revision, settings.trust_remote_code)
             device = resolve_device(settings.device)
         observer.step(f"Loading {source.name} on {device}")
-        given = next((adapter for adapter, _ in settings.given_checkpoints if adapter), None)
-        base = source.model(settings.dtype, device, adapted_layers(given) if given else (), settings.quantize)
+        base, _ = base_for_adapter(settings, source, device)
         chosen, note = probing_samples(samples, source, settings, base)
         largest = max(int(sample.tokens.max()) for sample in chosen)
         check_limits(base, longest=max(map(len, chosen)), largest_token=largest)

@@ -81,7 +81,7 @@ def read(folder: Path) -> tuple[dict[Any, Mapping[str, Any]], list[dict[str, Any
     try:
         entries = _entries(folder)
     except (*_FAULTS, OSError) as error:
-        raise damaged(folder / _METADATA, f"{type(error).__name__}: {error}") from error
+        raise damaged(folder / _METADATA, safe.reason(error)) from error
     files = {piece.file for entry in entries.values() for piece in entry.pieces}
     if missing := sorted(name for name in files if not (folder / name).is_file()):
         raise ModelError(
@@ -162,7 +162,7 @@ def _value(folder: Path, name: str, entry: _Entry) -> Any:
             )
             filled += part.numel()
     except (*_FAULTS, OSError, RuntimeError) as error:
-        raise damaged(folder, f"{name} cannot be read ({type(error).__name__}: {error})") from error
+        raise damaged(folder, f"{name} cannot be read ({safe.reason(error)})") from error
     if filled != whole.numel():
         raise damaged(folder, f"it has {filled} of the {whole.numel()} elements of {name}")
     return whole

@@ -8,6 +8,9 @@ elements; a process's pieces lie end to end in the order of ``param_shapes``, in
 are in a file ``*_model_states.pt``.
 
 Decisions:
+    - In stage 3, nothing in a file says which process wrote it, only the file's name. The files hold the parameters,
+      too (`_OF_WEIGHTS`, in the layout of the moments). They are read with the moments, so that files that were swapped
+      or copied over each other differ from the adapter (`clusterucb.model.moments`).
     - Files are mapped, and only the pieces of a parameter are read when its moments are asked for.
     - DeepSpeed's own objects in the files (a loss scaler, an enumeration, slices) become stand-ins; nothing of them
       runs (`clusterucb.model.states.safe`).
@@ -28,10 +31,11 @@ import torch
 from clusterucb.errors import ModelError
 from clusterucb.model.checkpoint_files import WITHOUT
 from clusterucb.model.states import safe
-from clusterucb.model.states.entries import Entries, damaged
+from clusterucb.model.states.entries import WEIGHTS, Entries, damaged
 from clusterucb.wording import counted
 
 _EXPECTED = "the files of all processes of one DeepSpeed checkpoint (ZeRO stage 1, 2 or 3)"
+_OF_WEIGHTS = ("fp32_flat_groups", "single_partition_of_fp32_groups")  # of stage 3; of stages 1 and 2
 _FAULTS = (KeyError, TypeError, ValueError, AttributeError, IndexError, StopIteration)
 
 
@@ -75,6 +79,8 @@ def read(folder: Path) -> tuple[dict[Any, Mapping[str, Any]], list[dict[str, Any
                 f"{folder} is an elastic checkpoint of DeepSpeed, which is not supported; expected one that was saved "
                 f"with zero_optimization.elastic_checkpoint false. Save it so, or {WITHOUT}"
             )
+        for kept, base in zip(states, bases, strict=True):
+            _add_weights(kept, base)
         pieces = _of_stage_3(bases, shapes) if stage == 3 else _of_stages_1_and_2(states, bases)
         named = {name: torch.Size(shape) for group in shapes for name, shape in group.items()}
         state: dict[Any, Mapping[str, Any]] = {
@@ -174,15 +180,31 @@ def _of_stage_3(
     return pieces
 
 
+def _add_weights(state: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+    """Put a process's parameters beside its moments, if its file has them in the same layout."""
+    moments = base.get("state", {})
+    in_groups = chain.from_iterable(group["params"] for group in base.get("param_groups", ()))
+    stored = next((state[name] for name in _OF_WEIGHTS if name in state), None)
+    keys = [flat for flat in (moments if _OF_WEIGHTS[0] in state else in_groups) if flat in moments]
+    if not isinstance(stored, list) or len(stored) != len(keys):
+        return
+    for flat, weights in zip(keys, stored, strict=True):
+        own = moments[flat].get("exp_avg")
+        if isinstance(weights, torch.Tensor) and weights.shape == getattr(own, "shape", None):
+            moments[flat][WEIGHTS] = weights
+
+
 def _entries(
     folder: Path, bases: Sequence[Mapping[str, Any]], name: str, shape: torch.Size, pieces: Sequence[_Piece]
 ) -> Entries:
     flat = bases[pieces[0].process]["state"][pieces[0].flat]
     steps = [group["step"] for group in bases[0]["param_groups"] if "step" in group]
     step = flat["step"] if "step" in flat else steps[0]  # DeepSpeed's FusedAdam had it in the group
+    names = ["exp_avg", "exp_avg_sq"]
+    if all(WEIGHTS in bases[one.process].get("state", {}).get(one.flat, ()) for one in pieces):
+        names.append(WEIGHTS)
     return Entries(
-        exp_avg=partial(_joined, folder, bases, name, shape, pieces, "exp_avg"),
-        exp_avg_sq=partial(_joined, folder, bases, name, shape, pieces, "exp_avg_sq"),
+        **{entry: partial(_joined, folder, bases, name, shape, pieces, entry) for entry in names},
         step=lambda: step,
     )
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from clusterucb.errors import ModelError
 from clusterucb.model.checkpoint_files import WITHOUT
 from clusterucb.model.states import factored, low_bit
-from clusterucb.model.states.entries import ADAM, damaged
+from clusterucb.model.states.entries import ADAM, check_tensors, damaged
 
 EXPECTED = (
     "expected AdamW's exp_avg, exp_avg_sq and step. Save it after at least one step of AdamW or Adam, or use "
@@ -76,7 +76,7 @@ def as_adam(
         ModelError: the state is of another optimiser, or of one that steps in another direction.
     """
     for variant, group in product(("amsgrad", "maximize"), groups):
-        if group.get(variant):
+        if _is_set(path, variant, group.get(variant)):
             raise ModelError(
                 f"{path} is the state of an optimiser with {variant}=True; expected plain AdamW or Adam"
             )
@@ -85,6 +85,8 @@ def as_adam(
     own = {key: group for group in groups for key in group["params"]}
     for key, kept in state.items():
         entries = low_bit.revealed(kept)
+        if isinstance(entries, dict):  # not those that are computed when they are asked for
+            check_tensors(path, key, entries)
         kind, adam[key] = _one(path, own.get(key, {}), key, entries)
         kinds[kind.name] = kind
     if any("decoupled_weight_decay" in group and "amsgrad" not in group for group in groups):
@@ -93,6 +95,13 @@ def as_adam(
         )
     names = sorted(name for name in kinds if name)
     return adam, Kind(" and ".join(names), all(kind.first for kind in kinds.values()))
+
+
+def _is_set(path: Path, variant: str, value: object) -> bool:
+    try:
+        return bool(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # a tensor without data or of several numbers
+        raise damaged(path, f"{variant} is {type(value).__name__} and not true or false") from error
 
 
 def _one(

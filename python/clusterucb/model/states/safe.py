@@ -79,6 +79,14 @@ def classes(path: Path) -> list[str]:
         return []
 
 
+def reason(error: Exception) -> str:
+    """Return why a file could not be loaded, in few words; torch's own words for a damaged file say nothing of it."""
+    text = one_line(error)
+    if isinstance(error, EOFError) or "PytorchStreamReader" in text or "miniz" in text:
+        return "it is cut short, or not a file of torch.save"
+    return f"{type(error).__name__}: {text:.200}"
+
+
 def unreadable(path: Path, error: Exception, needed: list[str], expected: str) -> ModelError:
     """Return the error for a file that could not be loaded.
 
@@ -88,9 +96,9 @@ def unreadable(path: Path, error: Exception, needed: list[str], expected: str) -
         needed: the classes that the file asks for.
         expected: what the file should have been.
     """
-    reason = f"{type(error).__name__}: {one_line(error):.200}"
+    fault = reason(error)
     if needed:
-        reason = f"it needs {', '.join(needed)}, and code from a file is never run"
+        fault = f"it needs {', '.join(needed)}, and code from a file is never run"
     elif isinstance(error, pickle.UnpicklingError):  # torch's own text advises to run the code in the file
-        reason = "it is damaged or holds more than tensors and numbers, and code from a file is never run"
-    return ModelError(f"{path} cannot be read as an optimiser state ({reason}); expected {expected}")
+        fault = "it is damaged or holds more than tensors and numbers, and code from a file is never run"
+    return ModelError(f"{path} cannot be read as an optimiser state ({fault}); expected {expected}")
