@@ -1,7 +1,7 @@
 """Train on selections and judge them on unseen samples: `make bench-training`.
 
     python benchmarks/bench_training.py [--pools diverse,templated,code] [--arms random,paper] [--seeds 3]
-                                         [--finished] [--json FILE]
+                                         [--shares 0.02,0.05] [--finished] [--json FILE]
 
 The exhaustive scores of the three pools lie in `tests/data`, so no gradient of a pool is computed. A rule turns them
 into a selection of a share of the pool. A LoRA is trained on it, and the loss of the answers is measured on judges:
@@ -246,15 +246,15 @@ def _rounded(found: Difference) -> dict[str, float]:
 
 
 def summary(cells: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row for each pool, target, arm and rate: the losses by subtask, averaged over the seeds."""
+    """Return a row for each pool, target, arm, share and rate: the losses by subtask, averaged over the seeds."""
     rows = []
-    for key in dict.fromkeys((cell.pool, cell.target, cell.arm, cell.rate) for cell in cells):
+    for key in dict.fromkeys(map(_row, cells)):
         found = [content["losses"] for cell, content in cells.items() if key == _row(cell)]
         by_subtask = {name: float(np.mean([np.mean(one[name]) for one in found])) for name in found[0]}
         values = list(by_subtask.values())
         rows.append(
             {
-                **dict(zip(("pool", "target", "arm", "rate"), key, strict=True)),
+                **dict(zip(("pool", "target", "arm", "share", "rate"), key, strict=True)),
                 "seeds": len(found),
                 "subtasks": {name: round(value, 4) for name, value in by_subtask.items()},
                 "mean": round(float(np.mean(values)), 4),
@@ -264,8 +264,28 @@ def summary(cells: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(cell: Cell) -> tuple[str, int, str, float]:
-    return cell.pool, cell.target, cell.arm, cell.rate
+def _row(cell: Cell) -> tuple[str, int, str, float, float]:
+    return cell.pool, cell.target, cell.arm, cell.share, cell.rate
+
+
+def compared(
+    cells: dict[Cell, dict[str, Any]], pools: list[list[str]], arms: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each group of pools, arm, share and rate: the losses less those after random samples."""
+    for share, rate in dict.fromkeys((cell.share, cell.rate) for cell in cells):
+        for group in pools:
+            some = {
+                cell: content
+                for cell, content in cells.items()
+                if cell.pool in group and (cell.share, cell.rate) == (share, rate)
+            }
+            for arm in arms:
+                twins = {
+                    cell.pool for cell in some if cell.arm == arm and replace(cell, arm="random") in some
+                }
+                if arm not in ("random", "nothing") and twins == set(group):
+                    found = {"pools": group, "share": share, "rate": rate, **less(some, arm)}
+                    yield {**found, "kept": kept(some, arm)} if arm.startswith("search") else found
 
 
 def main() -> None:
@@ -275,7 +295,7 @@ def main() -> None:
     parser.add_argument("--pools", default=",".join(SUBTASK_ROWS))
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--rates", default=",".join(map(str, RATES)))
-    parser.add_argument("--share", type=float, default=0.05)
+    parser.add_argument("--shares", default="0.05", help="shares of the pool that are selected")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=cache_folder() / "training")
     parser.add_argument(
@@ -283,17 +303,22 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    arms, rates = options.arms.split(","), [float(rate) for rate in options.rates.split(",")]
+    arms, rates, shares = (
+        options.arms.split(","),
+        [float(rate) for rate in options.rates.split(",")],
+        [float(share) for share in options.shares.split(",")],
+    )
     options.folder.mkdir(parents=True, exist_ok=True)
     benches = [Bench(pool, options.folder) for pool in options.pools.split(",")]
     planned = [
-        (bench, Cell(bench.name, target, arm, options.share, 0 if arm == "nothing" else seed, rate))
+        (bench, Cell(bench.name, target, arm, share, 0 if arm == "nothing" else seed, rate))
         for seed in range(options.seeds)
+        for share in shares
         for rate in rates
         for bench in benches
         for target in bench.targets
         for arm in arms
-        if arm != "nothing" or (seed, rate) == (0, rates[0])  # has neither seed nor rate
+        if arm != "nothing" or (seed, share, rate) == (0, shares[0], rates[0])  # has none of them
     ]
     if options.finished:
         planned = [(bench, cell) for bench, cell in planned if bench.path(cell).exists()]
@@ -301,17 +326,12 @@ def main() -> None:
     rows = summary(cells)
     for row in rows:
         print(row)
-    for pools in (*[[bench.name] for bench in benches], [bench.name for bench in benches]):
-        some = {cell: content for cell, content in cells.items() if cell.pool in pools}
-        for arm in arms:
-            trained_on = {cell.pool for cell in some if cell.arm == arm}
-            if arm != "random" and "random" in arms and trained_on == set(pools):
-                found = {"pools": pools, **less(some, arm)}
-                if arm.startswith("search"):
-                    found["kept"] = kept(some, arm)
-                interval = f"[{found['low']:+.3f}, {found['high']:+.3f}]"
-                print(f"{', '.join(pools)}: {arm} less random {found['mean']:+.3f} {interval}")
-                rows.append(found)
+    names = [bench.name for bench in benches]
+    for row in compared(cells, [*([name] for name in names), names], arms):
+        interval = f"[{row['low']:+.3f}, {row['high']:+.3f}]"
+        where = f"{', '.join(row['pools'])}, {row['share']:.0%} at {row['rate']:g}"
+        print(f"{where}: {row['arm']} less random {row['mean']:+.3f} {interval}")
+        rows.append(row)
     if options.json:
         options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 

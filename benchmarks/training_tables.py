@@ -6,13 +6,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 POOLS = ("templated", "diverse", "code")
+USUAL = {"share": 0.05, "rate": 2e-4}  # the selections and the learning rate of the tables
 Results = Sequence[dict[str, Any]]
+
+
+def usual(rows: Results) -> Results:
+    """Return the results with the share and the learning rate of the tables."""
+    return [row for row in rows if USUAL.items() <= row.items()]
 
 
 def losses(rows: Results, arms: Sequence[str]) -> str:
     """Return the judges' mean losses: a row for each subtask, a column for each arm."""
     found: dict[tuple[str, str], dict[str, float]] = {}
-    for row in rows:
+    for row in usual(rows):
         if "target" in row:
             for name, value in row["subtasks"].items():
                 found.setdefault((row["pool"], name), {})[row["arm"]] = value
@@ -28,7 +34,7 @@ def less_random(rows: Results, arms: Sequence[str]) -> str:
     cells = []
     for pool in POOLS:
         digits = 3 if pool == "code" else 2
-        found = {row["arm"]: row for row in rows if row.get("pools") == [pool]}
+        found = {row["arm"]: row for row in usual(rows) if row.get("pools") == [pool]}
         numbers = ([found[arm][name] for name in ("mean", "low", "high")] for arm in arms)
         cells.append((pool, [_interval(*of_arm, digits) for of_arm in numbers]))
     return _table("", _code(arms), cells)
@@ -36,7 +42,7 @@ def less_random(rows: Results, arms: Sequence[str]) -> str:
 
 def kept(rows: Results) -> str:
     """Return the part of the exhaustive selection's gain that searches keep: a row for each pool and for all."""
-    parts = {(*row["pools"], row["arm"]): row["kept"] for row in rows if "kept" in row}
+    parts = {(*row["pools"], row["arm"]): row["kept"] for row in usual(rows) if "kept" in row}
     places = [*((pool, (pool,)) for pool in POOLS), ("all three", POOLS)]
     cells = (
         (name, [f"{parts[*pools, arm]:.2f}" for arm in ("search20", "search10")]) for name, pools in places
