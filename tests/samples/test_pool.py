@@ -97,7 +97,7 @@ def test_bytes_that_are_not_text_are_the_reason_wherever_they_stand(place: int, 
 def test_a_line_cut_inside_a_character_is_incomplete() -> None:
     whole = '{"prompt": "q", "completion": "naïve 🙂"}'.encode()
     for end in range(1, len(whole)):
-        with pytest.raises(Unreadable, match="^not JSON: the line is incomplete$"):
+        with pytest.raises(Unreadable, match=r"^not JSON: the line is incomplete$"):
             decode(whole[:end])
 
 
