@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -725,6 +726,38 @@ def test_a_bad_value_of_an_array_costs_its_row(tmp_path: Path, bad: bytes, reaso
         assert (line.line, line.reason) == (at + 1, reason)
 
 
+@pytest.mark.parametrize("content", [b"[" * 3_000_000, b"[" * 3_000_000 + b"]" * 3_000_000])
+def test_an_array_that_is_nested_without_end_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "pool.json").write_bytes(content)
+    with pytest.raises(InputError, match="it is nested more than 1000000 deep"):
+        read_pool(tmp_path / "pool.json")
+
+
+def test_a_small_file_does_not_unpack_to_a_large_one(tmp_path: Path) -> None:
+    path = tmp_path / "pool.json.gz"
+    path.write_bytes(gzip.compress(b"[" + b"1," * 40_000_000, 9))
+    with pytest.raises(
+        InputError, match=r"of more than 64.0 MB, 100 times its compressed size; expected JSONL"
+    ):
+        read_pool(path)
+
+
+def test_an_array_of_other_values_takes_little_memory(tmp_path: Path) -> None:
+    path, rows = tmp_path / "pool.json", [json.dumps(row).encode() for row in ROWS]
+    path.write_bytes(b"[" + b",".join([*rows, *[b"1"] * 300_000, b"[1, 2]"]) + b"]")
+    parts = list(formats.lines_of(path, lambda _: None))
+    assert [number for number, _ in parts] == list(range(1, len(ROWS) + 300_002))
+    tracemalloc.start()
+    for _ in formats.lines_of(path, lambda _: None):
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * path.stat().st_size
+    pool = read_pool(path)
+    assert found(pool) == EXPECTED
+    assert len(pool.rejected) == 300_001
+
+
 def test_a_comma_too_many_costs_nothing(tmp_path: Path) -> None:
     path = tmp_path / "pool.json"
     path.write_bytes(json.dumps(ROWS)[:-1].encode() + b",\n]")
@@ -739,12 +772,14 @@ def test_rows_are_split_whatever_their_texts_hold(texts: list[str], data: st.Dat
     content = b" [" + b" ,\n".join(rows) + b"]\n"
     assert [content[part].strip() for part in formats._split_rows(content)] == rows
     cut = data.draw(st.integers(2, len(content.rstrip()) - 1))
-    assert formats._split_rows(content[:cut]) == []
+    with pytest.raises(ValueError, match=r"its end is missing|do not match"):
+        list(formats._split_rows(content[:cut]))
 
 
 @pytest.mark.parametrize("content", [b"[1}", b'[{"a": [1}, {"b": 2]}]', b"[1] 2", b'["a]', b"[[1]"])
 def test_where_brackets_do_not_match_nothing_is_split(content: bytes) -> None:
-    assert formats._split_rows(content) == []
+    with pytest.raises(ValueError, match=r"its end is missing|do not match|something follows"):
+        list(formats._split_rows(content))
 
 
 SPREAD = json.dumps(ROWS[0], indent=2).encode()

@@ -44,10 +44,16 @@ from clusterucb.samples.tables import (
     stream_lines,
 )
 from clusterucb.samples.turns import is_message
-from clusterucb.wording import one_line
+from clusterucb.wording import in_bytes, one_line
 
 LONGEST_LINE = 64 << 20  # bytes; a longer line is not a sample but a file without line breaks
 _LARGEST_ARRAY = 4 << 30  # bytes of a JSON array
+_UNPACKED, _RATIO = (
+    64_000_000,
+    100,
+)  # bytes that a compressed file may unpack to, or times its size, if it is read whole
+_FEW = 64  # in an array of objects, there are at most so many commas for each object
+_DEEPEST = 1_000_000  # brackets inside each other in a JSON array; more are read in vain for minutes
 _LINES = re.compile(rb"[\r\n][ \t]*(?:\{\"|\{\}|\[)")  # a line that begins like a JSON value
 _SPREAD = re.compile(rb'\{[ \t\r]*\n\s*"(?:[^"\\\n]|\\.)*"\s*:')  # a JSON object over several lines
 _WRAPPED = re.compile(  # a JSON object whose first list holds rows
@@ -150,9 +156,7 @@ def _wrapped(stream: IO[bytes], file: Path, packed: str | None, first: int) -> I
 
     A file of several such objects, each on a line, is read line by line.
     """
-    content = stream.read(_LARGEST_ARRAY + 1).removeprefix(_BOM)
-    if len(content) > _LARGEST_ARRAY:
-        raise InputError(f"{file} is one JSON object of more than 4 GiB; expected JSONL")
+    content = _whole(stream, file, packed, "one JSON object", "expected JSONL")
     try:
         fields = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -211,25 +215,27 @@ def _lines(stream: IO[bytes], first: int = 1) -> Iterator[Line]:
 
 
 def _array(stream: io.BufferedReader, file: Path, packed: str | None) -> Iterator[Line]:
-    content = stream.read(_LARGEST_ARRAY + 1).removeprefix(_BOM)
-    if len(content) > _LARGEST_ARRAY:
-        raise InputError(
-            f"{file} is a JSON array of more than 4 GiB; expected JSONL: {_jq('.[]', file, packed)}"
-        )
+    content = _whole(stream, file, packed, "a JSON array", f"expected JSONL: {_jq('.[]', file, packed)}")
     try:
+        if content.count(b"{") * _FEW < content.count(b","):
+            raise ValueError(
+                "most of its values are no objects"
+            )  # as objects of Python, they would take memory
         rows = msgspec.json.decode(content, type=list[msgspec.Raw])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        lines = [line for line in content.splitlines() if line.strip()]
-        if 2 * sum(map(_is_json, lines)) >= len(lines):  # JSONL whose first line is bad
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        good = [_is_json(line) for line in io.BytesIO(content) if line.strip()]
+        if len(good) > 1 and 2 * sum(good) >= len(good):  # JSONL whose first line is bad
             yield from _lines(io.BytesIO(content))
             return
-        parts = _split_rows(content)
-        if not parts:
+        try:  # once before the first row is passed on: rows of an array that is none would be wrong
+            for _ in _split_rows(content):
+                pass
+        except ValueError as wrong:
             raise InputError(
-                f"{file} begins like a JSON array, but is not one ({one_line(error):.120}); expected an array of "
-                "objects, or an object on each line"
+                f"{file} begins like a JSON array, but is not one ({wrong}; {one_line(error):.120}); expected an array "
+                "of objects, or an object on each line"
             ) from error
-        for number, part in enumerate(parts, start=1):
+        for number, part in enumerate(_split_rows(content), start=1):
             if row := content[part].strip():
                 yield number, _on_one_line(row) if _is_json(row) else row
         return
@@ -240,21 +246,50 @@ def _array(stream: io.BufferedReader, file: Path, packed: str | None) -> Iterato
         yield number, _on_one_line(bytes(row))
 
 
-def _split_rows(content: bytes) -> list[slice]:
-    """Return the span of every row of a JSON array, which may hold bad values; [] if its brackets do not match."""
-    rows, begin, open_ = [], content.index(b"[") + 1, bytearray()
+def _whole(stream: IO[bytes], file: Path, packed: str | None, what: str, remedy: str) -> bytes:
+    """Return the content of a file that is read at once.
+
+    Raises:
+        InputError: it is too large, or unpacks to far more than files of samples do.
+    """
+    largest = _LARGEST_ARRAY
+    if packed:
+        largest = min(largest, max(_UNPACKED, _RATIO * file.stat().st_size))
+    kept = io.BytesIO()  # read() of so many bytes would allocate them all
+    while kept.tell() <= largest and (piece := stream.read(1 << 20)):
+        kept.write(piece)
+    content = kept.getvalue()
+    if len(content) > largest:
+        more = f"of more than {in_bytes(largest)}" + (
+            f", {_RATIO} times its compressed size" if packed else ""
+        )
+        raise InputError(f"{file} is {what} {more}; {remedy}")
+    return content.removeprefix(_BOM)
+
+
+def _split_rows(content: bytes) -> Iterator[slice]:
+    """Yield the span of every row of a JSON array, which may hold bad values.
+
+    Raises:
+        ValueError: the brackets do not match, or are nested too deeply.
+    """
+    begin, open_ = content.index(b"[") + 1, bytearray()
     for token in _TOKENS.finditer(content):
         text = token[0]
         if text in (b"[", b"{"):
             open_ += text
+            if len(open_) > _DEEPEST:
+                raise ValueError(f"it is nested more than {_DEEPEST} deep")
         elif text in (b"]", b"}") and open_.pop() != b"[{"[b"]}".index(text)]:
-            return []
+            raise ValueError("its brackets do not match")
         if not open_ or (len(open_) == 1 and text == b","):
-            rows.append(slice(begin, token.start()))
+            yield slice(begin, token.start())
             begin = token.end()
         if not open_:
-            return [] if content[begin:].strip() else rows
-    return []
+            if content[begin:].strip():
+                raise ValueError("something follows its end")
+            return
+    raise ValueError("its end is missing")
 
 
 def _on_one_line(row: bytes) -> bytes:
