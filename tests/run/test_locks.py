@@ -12,11 +12,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import clusterucb as cu
 from clusterucb.errors import ClusterUCBWarning, RunError
 from clusterucb.run import locks
 from clusterucb.run.folder import Run
 from clusterucb.run.locks import FolderLock
 from clusterucb.run.manifest import Identity
+from helpers.tiny import write_job
 
 
 @pytest.fixture
@@ -153,3 +155,16 @@ def test_of_several_processes_one_takes_an_old_lease_over(tmp_path: Path) -> Non
             child.join()
         assert wins.get(timeout=10)
         assert wins.empty()
+
+
+def test_the_option_does_without_a_lock(tmp_path: Path) -> None:
+    write_job(tmp_path)
+    job = {"pool": tmp_path / "pool.jsonl", "target": tmp_path / "dev.jsonl", "model": tmp_path / "model"}
+    (tmp_path / "run").mkdir()
+    held = FolderLock(tmp_path / "run")
+    with pytest.raises(RunError, match="is in use by another process"):
+        cu.select(**job, out=tmp_path / "run", warmup_steps=2)
+    cu.select(**job, out=tmp_path / "run", warmup_steps=2, no_lock=True)
+    cu.select(**job, out=tmp_path / "run", warmup_steps=2, no_lock=True)
+    held.release()
+    cu.select(**job, out=tmp_path / "run", warmup_steps=2)

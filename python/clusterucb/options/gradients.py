@@ -140,6 +140,7 @@ class GradientSettings(ReadSettings):
         revision: Branch, tag or commit of a model from the hub.
         trust_remote_code: Run code that comes with the model.
         seed: Seed of all random numbers: the same seed gives the same result.
+        no_lock: Do not lock the folder of the run. Use it only if no other process uses the folder.
     """
 
     tokenizer: str | None = field(default=None, metadata=FREE)
@@ -169,6 +170,7 @@ class GradientSettings(ReadSettings):
     revision: str | None = None
     trust_remote_code: bool = False
     seed: Whole = 0
+    no_lock: bool = field(default=False, metadata=FREE)
 
     def __post_init__(self) -> None:
         super().__post_init__()

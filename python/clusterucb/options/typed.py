@@ -58,6 +58,7 @@ class GradientOptions(ReadOptions, total=False):
     revision: str | None
     trust_remote_code: bool
     seed: int
+    no_lock: bool
 
 
 class ScoreOptions(TypedDict, total=False):

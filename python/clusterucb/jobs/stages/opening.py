@@ -97,7 +97,14 @@ class Job(Generic[Options]):
         base = load_base(*where, Path(out or gettempdir())) if overwrite else None
         with (
             folder_for(out) as folder,
-            Run(folder, identity, asked=asked, config=config, overwrite=overwrite) as run,
+            Run(
+                folder,
+                identity,
+                asked=asked,
+                config=config,
+                overwrite=overwrite,
+                lock=not self.settings.no_lock,
+            ) as run,
             AdaptedModel(run, *where, base) as model,
         ):
             yield Session(self, run, model)
