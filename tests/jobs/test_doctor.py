@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from rich.console import Console
 
 from clusterucb.cli import main as cli
 from clusterucb.errors import ModelError
@@ -22,6 +21,7 @@ from clusterucb.jobs.doctor.measuring import Change
 from clusterucb.jobs.doctor.probes import Finding, Probed
 from clusterucb.options.search import Settings
 from clusterucb.progress import Silent
+from clusterucb.terminal import Terminal
 from helpers.tiny import rows, write_model, write_rows
 
 N = 450
@@ -180,7 +180,7 @@ def test_kernels_that_cannot_be_used_are_said(monkeypatch: pytest.MonkeyPatch) -
 def test_the_screen_colours_what_is_predicted(found) -> None:
     texts = []
     for colours in ("standard", None):
-        console = Console(force_terminal=True, color_system=colours, width=400, highlight=False)
+        console = Terminal(force_terminal=True, color_system=colours, width=400)
         with console.capture() as captured:
             doctor.show_dry_run(found, console)
         texts.append(captured.get())
@@ -200,7 +200,7 @@ def test_one_is_said_as_one() -> None:
         lengths={"pool": dry_run.Lengths(1, 1, 1, 1, 1)},
         expected=dry_run.Expected(1, True, 2, 0.2, 10**8, 10**6),
     )
-    console = Console(width=200)
+    console = Terminal(width=200)
     with console.capture() as captured:
         doctor.show_dry_run(found, console)
     shown = captured.get()
@@ -222,7 +222,7 @@ FINDINGS = {
 
 def probed_screen(finding: Finding, **console) -> str:
     found = Probed("m\x1b[2J", "cpu", "float32", "bfloat16", "sdpa", "4 samples", 1000, [finding])
-    screen = Console(width=200, highlight=False, **console)
+    screen = Terminal(width=200, **console)
     with screen.capture() as captured:
         doctor.show_probed(found, screen)
     return captured.get()
@@ -302,7 +302,7 @@ def test_samples_that_the_model_cannot_take_are_counted_with_the_reason(tmp_path
     (reason,) = found.unusable
     assert found.unusable[reason] == 1
     assert reason.startswith("chat template: it has no place for tool calls")
-    console = Console(width=200)
+    console = Terminal(width=200)
     with console.capture() as captured:
         doctor.show_dry_run(found, console)
     assert f"1 sample: {reason}" in captured.get()

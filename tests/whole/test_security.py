@@ -81,7 +81,10 @@ def test_a_pickle_in_an_adapter_does_not_run(job, trace: Path, tmp_path: Path, n
         (adapter / "optimizer.pt").write_bytes(b"never reached")
     with (adapter / name).open("wb") as file:
         save({"state": Evil(trace), "param_groups": []}, file)
-    with pytest.raises(ModelError, match=r"cannot load the adapter|cannot be read as an optimiser state"):
+    with pytest.raises(
+        ModelError,
+        match=r"cannot load the adapter|adapter_model\.bin is damaged|cannot be read as an optimiser state",
+    ):
         cu.select(**job, adapter=adapter)
     assert not trace.exists()
 
