@@ -11,7 +11,7 @@ CSRC := CMakeLists.txt $(wildcard csrc/*/*.* csrc/include/clusterucb/*.hpp)
 CLANG_FORMATTED := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh csrc/include/clusterucb/*.hpp tests/simt/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test docs lint format bench-strategies bench-replay bench-training bench-gradients gpu-check wheel clean
+.PHONY: help setup demo test docs lint format bench-strategies bench-replay bench-training bench-gradients gpu-check torture wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,10 @@ format: setup $(VENV)/.lint  ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CLANG_FORMATTED)
+
+torture: setup  ## kill every command at every file-system event, and damage every file that a run reads (an hour)
+	$(BIN)/python tests/whole/adversary/kills.py
+	$(BIN)/python tests/whole/adversary/damage.py
 
 bench-strategies: setup  ## score and sketch two real pools whole, and compare gradient clusters (the first time, some two hours)
 	$(BIN)/python benchmarks/strategies.py $(ARGS)
