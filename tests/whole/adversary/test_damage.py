@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
-
 from whole.adversary import damage
 
 
-@pytest.mark.parametrize("part", range(4))
-def test_no_damage_is_believed(part: int) -> None:
+def test_no_damage_is_believed() -> None:
     with damage.world():
-        wrong = {str(case): damage.fault(case) for case in list(damage.cases())[10 * part :: 40]}
-    assert wrong
+        wrong = {str(case): damage.fault(case) for case in list(damage.cases())[17::40]}
+    assert len(wrong) > 30
     assert {case: fault for case, fault in wrong.items() if fault} == {}
