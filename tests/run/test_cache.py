@@ -405,6 +405,17 @@ def test_a_lock_that_is_held_is_not_waited_for_without_end(tmp_path, kept, monke
     os.close(holder)
 
 
+def test_an_entry_that_cannot_be_dropped_is_a_warning(tmp_path, kept, monkeypatch):
+    entry = kept_entry(tmp_path, kept)
+    monkeypatch.setattr(cache, "_PATIENCE", 0.2)
+    holder = os.open(kept / "lock", os.O_RDWR)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    with pytest.warns(ClusterUCBWarning, match=r"another process has held .*lock"):
+        FeatureCache().drop("a", "junk")
+    os.close(holder)
+    assert entry.exists()
+
+
 def test_without_file_locks_the_cache_works(tmp_path, kept, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")

@@ -176,8 +176,9 @@ class FeatureCache:
         try:
             with self._locked(fcntl.LOCK_EX):
                 self._remove(self._about(key).parent)
-        except OSError as error:
+        except (OSError, ClusterUCBError) as error:
             self._give_up(error)
+            return
         warn(
             f"an entry of the cache {self._folder} is damaged ({reason}): it is removed, and the features are computed"
         )

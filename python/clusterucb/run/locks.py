@@ -180,10 +180,10 @@ class Lease:
         with suppress(FileNotFoundError):
             self._path.rename(given_up)
             if given_up.stat().st_mtime != touched:
-                with suppress(FileExistsError):
-                    os.link(
-                        given_up, self._path
-                    )  # it is the new lease of a process that was faster: put it back
+                with suppress(
+                    FileExistsError
+                ):  # it is the new lease of a process that was faster: put it back
+                    os.link(given_up, self._path)
             given_up.unlink()
 
     def _holder(self) -> _Holder:
@@ -209,6 +209,6 @@ def _lives(process: int) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # it is another user's
+        pass
     return True

@@ -20,7 +20,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -39,50 +39,24 @@ _DRAWS = ["--batch-size", "4", "--select", "3"]
 _SELECT = ["select", *_FILES, *_SMALL, *_DRAWS]
 _RUN = [*_SELECT, "--hold-out", "50%", "--export", "trl", "--scores-parquet", "--budget"]
 
+_STORE = ["sketch", "pool.jsonl", "--model", "model", *_SMALL, "--sketch-dim", "256"]
+_FROM_STORE = ["select", *_FILES, *_DRAWS, "--budget", "25%", "--sketch-dim", "256"]
+_COMPARE = ["compare", *_FILES, *_SMALL, "--budgets", "50%", "--seeds", "1"]
+_TRIAL = ["--seeds", "1", "--epochs", "1"]
+_OTHER = ["--seed", "1"]
+
 # Folders by name: the command that makes them, without --out.
 MADE = {
     "run": [*_RUN, "25%"],
-    "other-run": [*_RUN, "25%", "--seed", "1"],
+    "other-run": [*_RUN, "25%", *_OTHER],
     "whole": [*_SELECT, "--budget", "100%", "--policy", "random"],
-    "other-whole": [*_SELECT, "--budget", "100%", "--policy", "random", "--seed", "1"],
-    "store": ["sketch", "pool.jsonl", "--model", "model", *_SMALL, "--sketch-dim", "256"],
-    "other-store": [
-        "sketch",
-        "pool.jsonl",
-        "--model",
-        "model",
-        *_SMALL,
-        "--sketch-dim",
-        "256",
-        "--seed",
-        "1",
-    ],
-    "comparison": [
-        "compare",
-        *_FILES,
-        *_SMALL,
-        "--budgets",
-        "50%",
-        "--seeds",
-        "1",
-        "--strategies",
-        "random,surrogate",
-    ],
-    "other-comparison": [
-        "compare",
-        *_FILES,
-        *_SMALL,
-        "--budgets",
-        "50%",
-        "--seeds",
-        "1",
-        "--strategies",
-        "random",
-        "--seed",
-        "1",
-    ],
-    "trial": ["try", "run", "--seeds", "1", "--epochs", "1"],
-    "other-trial": ["try", "other-run", "--seeds", "1", "--epochs", "1"],
+    "other-whole": [*_SELECT, "--budget", "100%", "--policy", "random", *_OTHER],
+    "store": _STORE,
+    "other-store": [*_STORE, *_OTHER],
+    "comparison": [*_COMPARE, "--strategies", "random,surrogate"],
+    "other-comparison": [*_COMPARE, "--strategies", "random", *_OTHER],
+    "trial": ["try", "run", *_TRIAL],
+    "other-trial": ["try", "other-run", *_TRIAL],
 }
 # Uses of each folder by name: the command, with {} in place of the folder, and the folder that it writes.
 USES = {
@@ -90,44 +64,12 @@ USES = {
         "repeat": ([*MADE["run"], "--out", "{}"], "{}"),
         "grow": ([*_RUN, "50%", "--out", "{}"], "{}"),
         "prior": ([*_SELECT, "--budget", "20%", "--prior", "{}", "--out", "after"], "after"),
-        "try": (["try", "{}", "--seeds", "1", "--epochs", "1", "--out", "after"], "after"),
+        "try": (["try", "{}", *_TRIAL, "--out", "after"], "after"),
     },
-    "whole": {
-        "scores": (
-            [
-                "compare",
-                *_FILES,
-                *_SMALL,
-                "--budgets",
-                "50%",
-                "--seeds",
-                "1",
-                "--scores",
-                "{}",
-                "--out",
-                "after",
-            ],
-            "after",
-        ),
-    },
+    "whole": {"scores": ([*_COMPARE, "--scores", "{}", "--out", "after"], "after")},
     "store": {
         "repeat": ([*MADE["store"], "--out", "{}"], "{}"),
-        "select": (
-            [
-                "select",
-                *_FILES,
-                *_DRAWS,
-                "--budget",
-                "25%",
-                "--sketch-dim",
-                "256",
-                "--store",
-                "{}",
-                "--out",
-                "after",
-            ],
-            "after",
-        ),
+        "select": ([*_FROM_STORE, "--store", "{}", "--out", "after"], "after"),
     },
     "comparison": {"repeat": ([*MADE["comparison"], "--out", "{}"], "{}")},
     "trial": {"repeat": ([*MADE["trial"], "--out", "{}"], "{}")},
@@ -320,17 +262,21 @@ def world() -> Iterator[None]:
             os.chdir(before)
 
 
-def main(every: int = 1, first: int = 0) -> int:
-    """Run the cases and print the faults. Returns their number."""
+def report(outcomes: Iterable[tuple[str, str]]) -> int:
+    """Print what is wrong with each outcome, and how many are right. Returns the number of faults."""
     counts: Counter[str] = Counter()
-    with world():
-        for case in list(cases())[first::every]:
-            wrong = fault(case)
-            counts["faults" if wrong else "right"] += 1
-            if wrong:
-                print(f"{case}: {wrong}", flush=True)
+    for label, wrong in outcomes:
+        counts["faults" if wrong else "right"] += 1
+        if wrong:
+            print(f"{label}: {wrong}", flush=True)
     print(f"{counts['right']:,} right, {counts['faults']:,} faults")
     return counts["faults"]
+
+
+def main(every: int = 1, first: int = 0) -> int:
+    """Run the cases and print the faults. Returns their number."""
+    with world():
+        return report((str(case), fault(case)) for case in list(cases())[first::every])
 
 
 if __name__ == "__main__":

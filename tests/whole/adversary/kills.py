@@ -16,7 +16,6 @@ import os
 import shutil
 import signal
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -121,14 +120,9 @@ def kills(every: int, first: int) -> Iterator[tuple[str, int, str]]:
 
 def main(every: int = 1, first: int = 0) -> int:
     """Kill at the points and print the faults. Returns their number."""
-    counts: Counter[str] = Counter()
     with damage.world():
-        for scenario, point, wrong in kills(every, first):
-            counts["faults" if wrong else "right"] += 1
-            if wrong:
-                print(f"{scenario}, killed at {point}: {wrong}", flush=True)
-    print(f"{counts['right']:,} right, {counts['faults']:,} faults")
-    return counts["faults"]
+        found = kills(every, first)
+        return damage.report((f"{scenario}, killed at {point}", wrong) for scenario, point, wrong in found)
 
 
 if __name__ == "__main__":
