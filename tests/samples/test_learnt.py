@@ -60,7 +60,7 @@ def test_a_marked_answer_is_context(key: str, mark: dict, star: str) -> None:
 
 @given(
     st.dictionaries(
-        st.sampled_from(["train", "training", "loss", "loss_weight", "weight", "masked"]),
+        st.sampled_from(["train", "training", "loss", "loss_scale", "loss_weight", "weight", "masked"]),
         st.sampled_from([0, 1, True, False, None, 0.0, 1.0]),
     )
 )
@@ -77,7 +77,13 @@ def test_pairs_have_the_marks_of_their_answers() -> None:
     assert Layout().conversation(Layout().renamed(row)).unread == ()
 
 
-UNCLEAR = [{"weight": 0.5}, {"train": "false"}, {"weight": 2}, {"train_detail": [{"begin_offset": 0}]}]
+UNCLEAR = [
+    {"weight": 0.5},
+    {"loss_scale": 2.0},
+    {"train": "false"},
+    {"weight": 2},
+    {"train_detail": [{"begin_offset": 0}]},
+]
 
 
 @pytest.mark.parametrize("mark", UNCLEAR)

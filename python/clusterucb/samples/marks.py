@@ -1,7 +1,7 @@
 """Read the marks of turns that say which answers are learnt.
 
-Sources: OpenAI's ``weight``, axolotl's ``train`` and ``training``, ms-swift's ``loss``, LLaMA-Factory's
-``loss_weight``, xtuner's ``output_with_loss``.
+Sources: OpenAI's ``weight``, axolotl's ``train`` and ``training``, ms-swift's ``loss`` and
+``loss_scale``, LLaMA-Factory's ``loss_weight``, xtuner's ``output_with_loss``.
 
 A mark matters on an assistant's turn alone: other turns are never learnt. An answer that is marked as not to be learnt
 stays in the conversation as context. A fraction is refused, because an answer is learnt or not.
@@ -19,6 +19,7 @@ _LEARNT = (
     "training",
     "trainable",
     "loss",
+    "loss_scale",
     "loss_weight",
     "loss_mask",
     "weight",
