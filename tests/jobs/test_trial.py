@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import clusterucb as cu
 from clusterucb import filenames
+from clusterucb.errors import RunError
+from clusterucb.run.locks import FolderLock
 from helpers.selections import arguments, write_job
 from helpers.tiny import rows, write_rows
 
@@ -118,7 +120,11 @@ def test_an_interrupted_trial_resumes_with_the_same_bytes(job, tried, monkeypatc
         ours, theirs = json.loads(content), json.loads(files_of(tried.out)[name])
         assert (ours["losses"], ours["elsewhere"]) == (theirs["losses"], theirs["elsewhere"])
     monkeypatch.setattr(Trainer, "trained", stopping)
-    finished = cu.trial(job / "done", **asked)
+    held = FolderLock(asked["out"])
+    with pytest.raises(RunError, match="is in use by another process"):
+        cu.trial(job / "done", **asked)
+    finished = cu.trial(job / "done", no_lock=True, **asked)
+    held.release()
     assert [arm["curve"] for arm in finished.content["arms"]] == [
         arm["curve"] for arm in again.content["arms"]
     ]

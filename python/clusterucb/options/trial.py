@@ -23,12 +23,14 @@ class TrialSettings(Checked):
         seeds: Number of trainings of each arm at each learning rate.
         epochs: How often a training goes through the selection. All arms take the same number of steps.
         learning_rate: Largest learning rate of a training. Every arm is also trained with a quarter of it.
+        no_lock: Do not lock the folder of the trial. Use it only if no other process uses the folder.
     """
 
     arms: Annotated[str | None, offered(ARMS)] = field(default=None, metadata=LIST)
     seeds: Whole = 3
     epochs: Whole = 2
     learning_rate: float = 2e-4
+    no_lock: bool = False
 
     def __post_init__(self) -> None:
         self.check_whole("seeds", "epochs")

@@ -130,3 +130,4 @@ class TrialOptions(TypedDict, total=False):
     seeds: int
     epochs: int
     learning_rate: float
+    no_lock: bool

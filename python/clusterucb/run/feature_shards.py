@@ -145,7 +145,7 @@ class Shards:
         """
         widths: dict[str, int] = {}
         for name, rows in self._rows.items():
-            path = self._kept.find(name) or self._kept.folder / name
+            path = self._kept.path(name)
             try:
                 arrays = load_arrays(path)
                 widths = widths or {block: part.shape[-1] for block, part in arrays.items() if part.ndim}

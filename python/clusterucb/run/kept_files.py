@@ -81,6 +81,14 @@ class KeptFiles:
             self._verified.add(name)
         return path
 
+    def path(self, name: str) -> Path:
+        """Return the path of a file that should exist, whether it does or not.
+
+        Raises:
+            RunError: the file is damaged or belongs to another run.
+        """
+        return self.find(name) or self.folder / name
+
     def arrays(self, name: str, shapes: Shapes | None = None) -> dict[str, NDArray[Any]] | None:
         """Return the arrays of a file, or None if the file has to be computed.
 

@@ -77,7 +77,7 @@ def _found(folder: Path) -> Path:
     path = folder / _SCORES
     with suppress(FileNotFoundError):
         files = KeptFiles(folder, read_manifest(folder).files, remedy=_REPEAT)
-        return files.find(_SCORES) or path
+        return files.path(_SCORES)
     check_regular(path)
     return path
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -71,7 +71,7 @@ def trial(
             of the first run.
         overwrite: delete the earlier trial in the folder and start again.
         observer: receives the progress, as in `select`.
-        **options: the options of a trial: ``arms``, ``seeds``, ``epochs`` and ``learning_rate``.
+        **options: the options of a trial: ``arms``, ``seeds``, ``epochs``, ``learning_rate`` and ``no_lock``.
 
     Raises:
         ClusterUCBError: an option, a run, a judge or the folder cannot be used.
@@ -124,7 +124,8 @@ def _opened(pool: Rows, target: Rows, *, model: Model, asked: _Asked, observer: 
     """Read and encode the samples, open the trial's folder, and run the trial."""
     first, settings = asked.first, asked.settings
     check_paths(model, asked.out, needed=True)
-    job = open_job(pool, target, model, first.settings, observer, first.search.held_out, asked.judge)
+    options = replace(first.settings, no_lock=settings.no_lock)
+    job = open_job(pool, target, model, options, observer, first.search.held_out, asked.judge)
     _check_same(asked.runs, job.prepared.contents)
     judges = _judges(job)
     rows = {name: arms_of.rows_of(run, job.material.samples) for name, run in asked.runs.items()}

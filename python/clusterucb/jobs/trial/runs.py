@@ -66,7 +66,7 @@ class SelectedRun:
         if manifest.status != "finished":
             raise RunError(f"the run in {folder} is not finished; repeat its command, then try it")
         files = KeptFiles(folder, manifest.files, remedy=_REMEDY)
-        path = files.find(filenames.CONFIG) or folder / filenames.CONFIG
+        path = files.path(filenames.CONFIG)
         try:
             options = yaml.safe_load(path.read_bytes())
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
@@ -139,7 +139,7 @@ class SelectedRun:
         Raises:
             RunError: the file is damaged.
         """
-        path = self.files.find(filenames.SCORES) or self.folder / filenames.SCORES
+        path = self.files.path(filenames.SCORES)
         try:
             lines = [msgspec.json.decode(line, type=_Line) for line in path.read_bytes().splitlines()]
         except (OSError, msgspec.MsgspecError) as error:
