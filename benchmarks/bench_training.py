@@ -39,7 +39,7 @@ import real_pool
 from clusterucb.atomic import write_whole
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
-from clusterucb.gradients.session import fresh_lora
+from clusterucb.gradients.checkpoints import fresh_lora
 from clusterucb.gradients.warmup import warm_up
 from clusterucb.jobs.stages.prepare import prepare
 from clusterucb.jobs.trial.cells import order_of

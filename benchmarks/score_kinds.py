@@ -22,9 +22,9 @@ import torch
 from bench_training import Bench
 from clusterucb.demo.wheels import cache_folder
 from clusterucb.gradients.accumulate import Checkpoint
+from clusterucb.gradients.checkpoints import at_checkpoint
+from clusterucb.gradients.directions import UnitGradients, compute_directions
 from clusterucb.gradients.passes import CPU_TOKENS, PaddedBatch, Passes
-from clusterucb.gradients.scorer import compute_directions
-from clusterucb.gradients.session import at_checkpoint
 from clusterucb.jobs.stages.prepare import prepare
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import PRECONDITIONERS, Preconditioner
@@ -64,7 +64,7 @@ class Updates:
         checkpoint = checkpoints["adam_less"]
         with Screen().count("Target gradients", sum(map(len, target.values()))) as advance:
             directions, _ = compute_directions(
-                checkpoint,
+                UnitGradients(checkpoint),
                 {subtask: target[subtask] for subtask in subtasks_of(bench.name)},
                 Passes(CPU_TOKENS),
                 advance=advance,

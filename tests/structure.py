@@ -21,7 +21,7 @@ FLOORS = (
     ("samples", "kernels", "engine", "model"),
     ("policies", "clusterers", "features", "options"),
     ("plugins",),
-    ("testing", "run"),
+    ("testing", "run", "workers"),
     ("gradients", "report"),
     ("jobs",),
     ("demo",),

@@ -21,6 +21,7 @@ __all__ = [
     "OptionError",
     "PluginError",
     "RunError",
+    "WorkerError",
     "check_choice",
     "check_utf8",
     "warn",
@@ -51,6 +52,10 @@ class PluginError(ClusterUCBError):
 
 class RunError(ClusterUCBError):
     """A run folder cannot be used: it belongs to other options, is locked, or cannot be written."""
+
+
+class WorkerError(ClusterUCBError):
+    """Workers cannot be started, do not live, or do not see the files of the job."""
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterucb.errors import ModelError, OptionError
-from clusterucb.gradients.passes import PaddedBatch, Passes, micro_batches
+from clusterucb.gradients.passes import Here, PaddedBatch, Passes, micro_batches
 from clusterucb.run.manifest import Limit
 from clusterucb.samples.encoded import Encoded
 
@@ -123,7 +123,7 @@ class Memory:
 def test_memory_that_runs_out_loses_and_repeats_no_sample(lengths, tokens, error):
     memory, recorded = Memory(tokens, error), []
     passes = Passes(400, record=recorded.append)
-    done = [at for rows, _ in passes.over("all", 0, samples_of(lengths), memory) for at in rows]
+    done = [at for rows, _ in passes.over("all", 0, samples_of(lengths), Here(memory)) for at in rows]
     assert sorted(done) == list(range(len(lengths)))
     limits = [limit.tokens for limit in recorded]
     assert limits == sorted(limits, reverse=True)
@@ -143,16 +143,15 @@ def test_a_run_that_is_taken_up_again_makes_the_same_passes(calls, n_parts, firs
     passes = Passes(400, record=limits.append)
     for number, lengths in enumerate(calls):
         samples, call = samples_of(lengths), f"call {number}"
-        memory.made.clear()
+        made = []
         for part in range(n_parts):
-            for _ in passes.over(call, part, samples, memory):
-                n_made += 1
-                if n_made > shrinks_after:
+            for rows, _ in passes.over(call, part, samples, Here(memory)):
+                made.append(rows.tolist())
+                if (n_made := n_made + 1) > shrinks_after:
                     memory.tokens = min(first, later)
-        again, resumed = Memory(10**9), Passes(400, limits=limits)
-        for part in range(n_parts):
-            list(resumed.over(call, part, samples, again))
-        assert again.made == memory.made
+        again, resumed = Here(Memory(10**9)), Passes(400, limits=limits)
+        passed = [resumed.over(call, part, samples, again) for part in range(n_parts)]
+        assert [rows.tolist() for part in passed for rows, _ in part] == made
 
 
 def test_a_limit_is_recorded_before_it_takes_effect():
@@ -161,7 +160,7 @@ def test_a_limit_is_recorded_before_it_takes_effect():
     def record(limit):
         seen.append((limit, list(memory.made)))
 
-    list(Passes(200, record=record).over("all", 0, samples_of([20] * 10), memory))
+    list(Passes(200, record=record).over("all", 0, samples_of([20] * 10), Here(memory)))
     assert seen == [
         (Limit("all", 0, 0, 100), []),
         (Limit("all", 0, 0, 50), []),
@@ -171,7 +170,7 @@ def test_a_limit_is_recorded_before_it_takes_effect():
 
 def test_a_sample_that_does_not_fit_alone_is_an_error_that_says_so():
     with pytest.raises(ModelError, match=r"too small for the gradient of one sample of 30 tokens; expected"):
-        list(Passes(200).over("all", 0, samples_of([30, 5]), Memory(20)))
+        list(Passes(200).over("all", 0, samples_of([30, 5]), Here(Memory(20))))
 
 
 def test_other_failures_are_no_lack_of_memory():
@@ -179,10 +178,10 @@ def test_other_failures_are_no_lack_of_memory():
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError, match="a bug"):
-        list(Passes(200).over("all", 0, samples_of([30]), fail))
+        list(Passes(200).over("all", 0, samples_of([30]), Here(fail)))
 
 
 def test_a_pass_begins_before_the_last_one_is_read():
     memory = Memory(100)
-    for number, _ in enumerate(Passes(40).over("all", 0, samples_of([40, 40, 40]), memory)):
+    for number, _ in enumerate(Passes(40).over("all", 0, samples_of([40, 40, 40]), Here(memory))):
         assert len(memory.made) == min(number + 2, 3)

@@ -11,9 +11,10 @@ from torch.nn.functional import cross_entropy
 
 from clusterucb.errors import InputError
 from clusterucb.gradients.accumulate import Accumulator, Checkpoint, unit_sketches
+from clusterucb.gradients.directions import UnitGradients, compute_directions, sketch_directions
 from clusterucb.gradients.passes import Passes
 from clusterucb.gradients.per_sample import PerSampleGradients
-from clusterucb.gradients.scorer import Scorer, compute_directions, sketch_directions
+from clusterucb.gradients.scorer import Scorer
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import PRECONDITIONERS, Preconditioner
 from clusterucb.kernels.projection import Sketch
@@ -73,7 +74,7 @@ def test_scores_are_mean_cosines_whatever_the_batch(kind, batch_tokens):
     v = (rng.random(MANIFEST.size) * 1e-3).astype(np.float32) * (1 - holes)
     chosen = Preconditioner(kind, step=9)
     checkpoint = at_checkpoint(chosen, Moments(m, v, 9, 0.9, 0.999, 1e-8))
-    directions, failures = compute_directions(checkpoint, TARGET, Passes(batch_tokens))
+    directions, failures = compute_directions(UnitGradients(checkpoint), TARGET, Passes(batch_tokens))
     scorer = Scorer([Accumulator(checkpoint, directions=directions)], POOL, Passes(batch_tokens))
     rows = np.array([3, 0, 5, 1, 4, 2])
     found = scorer(rows)
@@ -88,7 +89,7 @@ def at_checkpoint(*kind, **rest):
 
 def test_scores_do_not_depend_on_the_call():
     checkpoint = at_checkpoint()
-    directions, _ = compute_directions(checkpoint, TARGET, Passes(100))
+    directions, _ = compute_directions(UnitGradients(checkpoint), TARGET, Passes(100))
     scorer = Scorer([Accumulator(checkpoint, directions=directions)], POOL, Passes(100))
     together = scorer(np.arange(6)).values
     assert np.array_equal(scorer(np.arange(6)).values, together)
@@ -107,7 +108,7 @@ def test_sketches_estimate_the_exact_scores(nonzeros, weights):
         at_checkpoint(*kind, weight=weight, number=number)
         for number, (kind, weight) in enumerate(zip(kinds, weights, strict=False))
     ]
-    directions = [compute_directions(one, TARGET, Passes(100))[0] for one in checkpoints]
+    directions = [compute_directions(UnitGradients(one), TARGET, Passes(100))[0] for one in checkpoints]
     exact = Scorer(
         [Accumulator(one, directions=own) for one, own in zip(checkpoints, directions, strict=True)],
         POOL,
@@ -131,7 +132,7 @@ def test_sketches_estimate_the_exact_scores(nonzeros, weights):
 
 def test_scores_of_several_checkpoints_are_their_weighted_sum():
     one, other = at_checkpoint(weight=0.25), at_checkpoint(weight=0.75, number=1)
-    directions, _ = compute_directions(one, TARGET, Passes(100))
+    directions, _ = compute_directions(UnitGradients(one), TARGET, Passes(100))
     done = []
     accumulators = [Accumulator(one, directions=directions), Accumulator(other, directions=2 * directions)]
     both = Scorer(accumulators, POOL, Passes(100), advance=done.append)
@@ -199,7 +200,9 @@ def test_a_gradient_that_is_zero_or_not_finite_fails_and_never_scores(kind, sket
 
 def test_directions_leave_out_target_samples_that_fail():
     directions, failures = compute_directions(
-        Checkpoint(_Gradients(GIVEN), 16), {"x": numbered([0, 1, 3]), "y": numbered([2, 3])}, Passes(100)
+        UnitGradients(Checkpoint(_Gradients(GIVEN), 16)),
+        {"x": numbered([0, 1, 3]), "y": numbered([2, 3])},
+        Passes(100),
     )
     expected = np.zeros((2, 16))
     expected[0, [0, 1, 8]] = [0.3, 0.5, 0.4]
@@ -210,4 +213,6 @@ def test_directions_leave_out_target_samples_that_fail():
 
 def test_a_subtask_without_a_usable_gradient_is_an_error():
     with pytest.raises(InputError, match=r"no target sample of subtask 'x' has a usable gradient .*is zero"):
-        compute_directions(Checkpoint(_Gradients(GIVEN), 16), {"x": numbered([0, 2])}, Passes(100))
+        compute_directions(
+            UnitGradients(Checkpoint(_Gradients(GIVEN), 16)), {"x": numbered([0, 2])}, Passes(100)
+        )

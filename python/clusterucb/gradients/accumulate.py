@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clusterucb.gradients.passes import PaddedBatch, Passes
+from clusterucb.gradients.passes import Here, PaddedBatch, Passes
 from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
@@ -25,6 +26,9 @@ from clusterucb.kernels.projection import Sketch
 from clusterucb.model.moments import Moments
 from clusterucb.progress import Advance
 from clusterucb.samples.encoded import Encoded
+from clusterucb.workers.lane import Lane
+
+Result_co = TypeVar("Result_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,42 @@ class Checkpoint:
     number: int = 0
 
 
+class Step(Protocol[Result_co]):
+    """What is computed on every pass at one checkpoint.
+
+    A context manager: inside it, the model is at that checkpoint.
+
+    Attributes:
+        number: the checkpoint's number, counted from 0.
+        weight: the weight of the checkpoint's scores.
+        size: P, the length of the flat parameter space.
+        n_directions: S, the number of directions.
+        sketch: the projection for this checkpoint; None if there are no sketches.
+    """
+
+    number: int
+    weight: float
+    size: int
+    n_directions: int
+    sketch: Sketch | None
+
+    @property
+    def lane(self) -> Lane[Result_co]:
+        """Computes the passes."""
+
+    def __enter__(self) -> Self:
+        """Put the model at the checkpoint."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Restore the model."""
+
+
 class Accumulated(NamedTuple):
-    """The norms, inner products and sketches of a batch's update directions, on the model's device.
+    """The norms, inner products and sketches of a batch's update directions, tensors on the model's device.
+
+    What workers computed are arrays.
 
     Attributes:
         largest: f32[B], the largest absolute element of each raw gradient. It reveals a gradient of zero, which Adam's
@@ -59,8 +97,8 @@ class Accumulated(NamedTuple):
         sketched: f32[B, d], the sketches, without their scale; None without a sketch.
     """
 
-    largest: torch.Tensor
-    norm2: torch.Tensor
+    largest: Any
+    norm2: Any
     products: Any
     sketched: Any
 
@@ -83,6 +121,10 @@ class Accumulator:
 
     Attributes:
         checkpoint: the checkpoint.
+        number: the checkpoint's number, counted from 0.
+        weight: the weight of the checkpoint's scores.
+        size: P, the length of the flat parameter space.
+        n_directions: S.
         sketch: the projection for this checkpoint; None if there are no sketches.
     """
 
@@ -95,11 +137,18 @@ class Accumulator:
         sketch: Sketch | None = None,
     ) -> None:
         self.checkpoint = checkpoint
+        self.number, self.weight, self.size = checkpoint.number, checkpoint.weight, checkpoint.size
         self._device = device
         moments = checkpoint.moments
         self._moments = (self._tensor(moments.m), self._tensor(moments.v)) if moments else None
+        self.n_directions = 0 if directions is None else len(directions)
         self._directions = None if directions is None else self._tensor(directions)
         self.sketch = sketch and sketch.of_checkpoint(checkpoint.number)
+
+    @cached_property
+    def lane(self) -> Lane[Accumulated]:
+        """Computes passes in this process."""
+        return Here(self, self._device)
 
     def __enter__(self) -> Self:
         """Put the model at the checkpoint."""
@@ -154,7 +203,7 @@ def fault(size: float) -> str | None:
 
 
 def unit_sketches(
-    accumulators: Sequence[Accumulator],
+    accumulators: Sequence[Step[Accumulated]],
     samples: Sequence[Encoded],
     passes: Passes,
     call: str,
@@ -180,21 +229,21 @@ def unit_sketches(
     assert sketch is not None
     sketches = np.zeros((len(samples), sketch.dimension), np.float32)
     faults: list[str | None] = [None] * len(samples)
-    for checkpoint, rows, numbers in over(accumulators, samples, passes, call, faults, advance):
-        root = np.float32(math.sqrt(checkpoint.weight))
+    for weight, rows, numbers in over(accumulators, samples, passes, call, faults, advance):
+        root = np.float32(math.sqrt(weight))
         sketches[rows] += root * ops.finish_sketches(numbers.norm2, numbers.sketched, sketch)
     sketches[[reason is not None for reason in faults]] = np.nan
     return sketches, faults
 
 
 def over(
-    accumulators: Sequence[Accumulator],
+    accumulators: Sequence[Step[Accumulated]],
     samples: Sequence[Encoded],
     passes: Passes,
     call: str,
     faults: list[str | None],
     advance: Advance,
-) -> Iterator[tuple[Checkpoint, NDArray[np.int64], Accumulated]]:
+) -> Iterator[tuple[float, NDArray[np.int64], Accumulated]]:
     """Yield the numbers of m samples, checkpoint by checkpoint and pass by pass.
 
     Args:
@@ -202,13 +251,18 @@ def over(
         faults: one entry for each sample; the first reason why its gradient fails at any checkpoint is written to it.
 
     Yields:
-        The checkpoint, the positions i64[B] of a pass's samples, and the numbers of these B samples.
+        The checkpoint's weight, the positions i64[B] of a pass's samples, and the numbers of these B samples.
     """
+
+    def killed(at: int, how: str) -> None:
+        faults[at] = faults[at] or f"workers die of the sample: {how}"
+
     for accumulator in accumulators:
-        checkpoint = accumulator.checkpoint
         with accumulator:
-            for rows, numbers in passes.over(call, checkpoint.number, samples, accumulator):
-                yield checkpoint, rows, numbers
+            for rows, numbers in passes.over(
+                call, accumulator.number, samples, accumulator.lane, killed=killed
+            ):
+                yield accumulator.weight, rows, numbers
                 for at, reason in zip(rows, numbers.faults(), strict=True):
                     faults[at] = faults[at] or reason
                 if accumulator is accumulators[-1]:

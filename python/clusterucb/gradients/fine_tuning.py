@@ -19,7 +19,7 @@ from peft import PeftModel
 
 from clusterucb.errors import ModelError
 from clusterucb.gradients.loss import sample_losses
-from clusterucb.gradients.passes import PaddedBatch, Passes, memory_for, micro_batches
+from clusterucb.gradients.passes import Here, PaddedBatch, Passes, memory_for, micro_batches
 from clusterucb.gradients.recompute import recomputed_layers
 from clusterucb.model.moments import decay_groups
 from clusterucb.samples.encoded import Encoded
@@ -134,7 +134,7 @@ def answer_losses(
             found: NDArray[np.float32] = sample_losses(model, batch, autocast).cpu().numpy()
         return found
 
-    for rows, found in passes.over("losses", 0, samples, compute):
+    for rows, found in passes.over("losses", 0, samples, Here(compute, passes.device)):
         losses[rows] = found
         advance(len(rows))
     return losses

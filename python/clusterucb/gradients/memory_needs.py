@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 from clusterucb.errors import OptionError
 from clusterucb.gradients.accumulate import Checkpoint
+from clusterucb.gradients.directions import HELD
 from clusterucb.gradients.passes import PaddedBatch, single_pass
 from clusterucb.gradients.peak_memory import peak_bytes
-from clusterucb.gradients.scorer import HELD
 from clusterucb.machine import free_disk, memory
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.samples.encoded import Encoded

@@ -17,15 +17,17 @@ import gc
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Self, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clusterucb.errors import ModelError, OptionError
+from clusterucb.errors import ModelError, OptionError, WorkerError
 from clusterucb.run.manifest import Limit
 from clusterucb.samples.encoded import Encoded
+from clusterucb.workers.lane import Deadly, Lane, NoMemory, Pending
 
 CPU_TOKENS = 1024  # padded tokens of a pass on a CPU; larger passes are not faster
 # The cost of a pass beside its tokens, in tokens: two halves of a pass take that much more than the whole (measured: 24
@@ -151,6 +153,52 @@ def micro_batches(
     return batches[::-1]
 
 
+@dataclass(frozen=True)
+class _Done(Generic[Result]):
+    """A pass that has ended.
+
+    Attributes:
+        found: the result as the only entry, or nothing if memory ran out.
+    """
+
+    found: tuple[Result, ...]
+
+    def result(self) -> Result:
+        if not self.found:
+            raise NoMemory
+        return self.found[0]
+
+    def cancel(self) -> None:
+        pass
+
+
+class Here(Generic[Result]):
+    """Computes passes in this process.
+
+    Args:
+        compute: runs one pass; if it fails, it must leave nothing behind.
+        device: the model's device.
+    """
+
+    ahead = 2  # the device goes on while the caller reads a result
+
+    def __init__(self, compute: Callable[[PaddedBatch], Result], device: str = "cpu") -> None:
+        self._compute = compute
+        self._device = device
+
+    def begin(self, samples: Sequence[Encoded]) -> Pending[Result]:
+        """Run a pass over B samples."""
+        try:
+            return _Done((self._compute(PaddedBatch.of(samples, self._device)),))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+        gc.collect()  # the tensors of the failed pass are freed with its traceback
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return _Done(())
+
+
 class Passes:
     """Groups samples into passes, and repeats a pass smaller if memory runs out.
 
@@ -162,6 +210,7 @@ class Passes:
 
     Attributes:
         limit: the padded tokens of a pass, as given.
+        device: the model's device.
     """
 
     def __init__(
@@ -173,7 +222,7 @@ class Passes:
         record: Callable[[Limit], None] = lambda _: None,
     ) -> None:
         self.limit = limit
-        self._device = device
+        self.device = device
         self._limits = list(limits)
         self._record = record
 
@@ -182,25 +231,28 @@ class Passes:
         call: str,
         part: int,
         samples: Sequence[Encoded],
-        compute: Callable[[PaddedBatch], Result],
+        lane: Lane[Result],
         *,
         most: int | None = None,
+        killed: Callable[[int, str], None] | None = None,
     ) -> Iterator[tuple[NDArray[np.int64], Result]]:
         """Yield the result of each pass over m samples, with the positions of its samples.
 
-        Each pass begins before the result of the previous one is yielded, so that the device does not wait while the
-        caller reads that result.
+        Passes begin and are yielded in one order, whatever the lane. The next passes begin before a result is read.
 
         Args:
             call: a name for this computation that is unique within the run. Its results are kept all together, or
                 computed again.
             part: the number of this part of the computation, counted from 0.
             samples: m samples.
-            compute: runs one pass; if it fails, it must leave nothing behind.
+            lane: computes the passes.
             most: the largest number of samples in a pass; None for no limit.
+            killed: called with the position of a sample that workers die of, and with how they died. Such a sample is
+                in no pass that is yielded. None raises an error instead.
 
         Raises:
             ModelError: memory is too small for a single sample.
+            WorkerError: workers die of a sample.
         """
         lengths = np.array([len(sample) for sample in samples])
         same = [limit for limit in self._limits if limit.call == call]
@@ -209,47 +261,79 @@ class Passes:
         before = self._limits[: self._limits.index(later[0])] if later else self._limits
         tokens = before[-1].tokens if before else self.limit
         batches = self._batches(lengths, np.arange(len(samples)), tokens, most)
-        done = 0
-        finished: tuple[NDArray[np.int64], Result] | None = None
-        while batches:
-            if due and due[0].done == done:
+        begun: deque[tuple[NDArray[np.int64], Pending[Result]]] = deque()
+        n_begun = 0  # samples
+        while batches or begun:
+            if batches and due and due[0].done == n_begun:
                 left = np.sort(np.concatenate(batches))
                 batches = self._batches(lengths, left, due.popleft().tokens, most)
                 continue
-            batch = batches[0]
-            result = self._attempt(compute, [samples[at] for at in batch])
-            if result is None:
-                limit = Limit(call, part, done, _half(len(batch), int(lengths[batch].max())))
-                self._limits.append(limit)
-                self._record(limit)
-                due.append(limit)
+            if batches and len(begun) < lane.ahead:
+                batch = batches.popleft()
+                begun.append((batch, lane.begin([samples[at] for at in batch])))
+                n_begun += len(batch)
                 continue
-            if finished is not None:
-                yield finished
-            finished = batches.popleft(), result[0]
-            done += len(batch)
-        if finished is not None:
-            yield finished
+            batch, pending = begun.popleft()
+            try:
+                result = pending.result()
+            except Deadly as death:
+                deadly = _deadly(lane, samples, batch, death)
+                for at, how in deadly.items():
+                    _report(killed, at, how)
+                rest = np.array([at for at in batch.tolist() if at not in deadly], np.int64)
+                if deadly and len(rest):
+                    begun.appendleft((rest, lane.begin([samples[at] for at in rest])))
+                if deadly:
+                    continue
+            except NoMemory:
+                pass
+            else:
+                yield batch, result
+                continue
+            again = [batch, *(one for one, _ in begun)]
+            n_begun -= sum(map(len, again))
+            for _, pending in begun:
+                pending.cancel()
+            begun.clear()
+            batches.extendleft(reversed(again))
+            limit = Limit(call, part, n_begun, _half(len(batch), int(lengths[batch].max())))
+            self._limits.append(limit)
+            self._record(limit)
+            due.appendleft(limit)
 
     def _batches(
         self, lengths: NDArray[np.int64], left: NDArray[np.int64], tokens: int, most: int | None
     ) -> deque[NDArray[np.int64]]:
-        batches = micro_batches(lengths[left], tokens, overhead_of(self._device, tokens), most)
+        batches = micro_batches(lengths[left], tokens, overhead_of(self.device, tokens), most)
         return deque(left[batch] for batch in batches)
 
-    def _attempt(
-        self, compute: Callable[[PaddedBatch], Result], samples: Sequence[Encoded]
-    ) -> tuple[Result] | None:
-        """Return the result of a pass, or None if memory runs out."""
+
+def _deadly(
+    lane: Lane[Any], samples: Sequence[Encoded], batch: NDArray[np.int64], death: Deadly
+) -> dict[int, str]:
+    """Return the samples of a pass that workers die of, each alone, with how they died.
+
+    There may be none: then the pass as a whole is too much, as if memory had run out.
+    """
+    if len(batch) == 1:
+        return {int(batch[0]): str(death)}
+    deadly = {}
+    for at in batch.tolist():
         try:
-            return (compute(PaddedBatch.of(samples, self._device)),)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-        gc.collect()  # the tensors of the failed pass are freed with its traceback
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        return None
+            lane.begin([samples[at]]).result()
+        except Deadly as alone:
+            deadly[at] = str(alone)
+        except NoMemory:
+            pass
+    return deadly
+
+
+def _report(killed: Callable[[int, str], None] | None, at: int, how: str) -> None:
+    if killed is None:
+        raise WorkerError(
+            f"workers die of a sample, each time it is computed ({how}); expected a sample that they survive"
+        )
+    killed(at, how)
 
 
 def _half(count: int, longest: int) -> int:

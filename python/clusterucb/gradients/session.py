@@ -9,13 +9,14 @@ Decisions:
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -23,32 +24,31 @@ from numpy.typing import NDArray
 from peft import PeftModel
 
 from clusterucb.atomic import whole_folder
-from clusterucb.errors import ModelError
+from clusterucb.errors import OptionError
 from clusterucb.gradients import memory_needs as fitting
-from clusterucb.gradients.accumulate import Accumulator, Checkpoint
+from clusterucb.gradients.accumulate import Accumulated, Checkpoint, Step
+from clusterucb.gradients.checkpoints import at_checkpoint, base_for_adapter, fresh_lora, load_checkpoints
+from clusterucb.gradients.directions import UnitSum
 from clusterucb.gradients.largest_pass import largest_pass, try_passes
 from clusterucb.gradients.order import say_how_states_match
 from clusterucb.gradients.passes import CPU_TOKENS, Passes
-from clusterucb.gradients.per_sample import PerSampleGradients
+from clusterucb.gradients.program import GradientProgram, Origin, Reduction, on_workers
 from clusterucb.gradients.warmup import warm_up
-from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
 from clusterucb.model import adapters
 from clusterucb.model import source as model_source
-from clusterucb.model.adapter_weights import AdapterWeights
 from clusterucb.model.base_state import take_off
 from clusterucb.model.checkpoint_files import adapter_files, optimizer_file, state_files
 from clusterucb.model.loaded import LoadedModel
-from clusterucb.model.moments import load_moments
-from clusterucb.model.parameters import ParameterManifest
-from clusterucb.model.vocabulary import take_vocabulary
 from clusterucb.options.gradients import GradientSettings
+from clusterucb.options.workers import WorkersAsked
 from clusterucb.progress import Observer
 from clusterucb.run.folder import Run
 from clusterucb.run.gradient_store import kept_adapter
 from clusterucb.run.manifest import Limit
 from clusterucb.samples.pool_and_target import Material
 from clusterucb.wording import counted
+from clusterucb.workers.crew import Crew
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -140,22 +140,54 @@ class AdaptedModel:
 
     def accumulators(
         self, *, directions: Sequence[NDArray[np.float32]] | None = None, sketch: Sketch | None = None
-    ) -> list[Accumulator]:
-        """Return an accumulator for each checkpoint.
+    ) -> list[Step[Accumulated]]:
+        """Return what reduces gradients to norms, inner products and sketches, for each checkpoint.
 
         Args:
             directions: f32[S, P] for each checkpoint; None computes no inner products.
             sketch: the projection for the first checkpoint; None computes no sketches.
         """
-        return [
-            Accumulator(
-                checkpoint,
-                device=self.device,
-                directions=None if directions is None else directions[checkpoint.number],
-                sketch=sketch,
+        return self._steps(Reduction(directions=directions, sketch=sketch))
+
+    def unit_gradients(self) -> list[Step[UnitSum]]:
+        """Return what sums unit gradients, for each checkpoint."""
+        return self._steps(Reduction(unit_sums=True))
+
+    def _steps(self, reduction: Reduction) -> list[Step[Any]]:
+        """Return what computes passes, here or on the workers, for each checkpoint."""
+        if self._settings.workers is None:
+            return reduction.steps(self.checkpoints, self.device)
+        crew, origin = self._crew
+        return on_workers(crew, GradientProgram(origin, reduction))
+
+    @cached_property
+    def _crew(self) -> tuple[Crew, Origin]:
+        """The workers, and what they load. The model is loaded and checked here first, and then let go."""
+        from clusterucb.workers.start import start
+
+        settings = self._settings
+        if not isinstance(self._source, model_source.ModelSource):
+            raise OptionError(
+                "--workers is given with a model in memory, which workers cannot load; expected the model's folder or "
+                "hub id"
             )
-            for checkpoint in self.checkpoints
-        ]
+        self.base  # noqa: B018  (loading checks the samples and the checkpoints)
+        origin = Origin.of(settings, self._source, settings.given_checkpoints or [self._own_checkpoint()])
+        self.passes  # noqa: B018  (a GPU's memory is measured with the model)
+        self._let_go()
+        crew = start(WorkersAsked.of(settings.workers or "all"), self.device)
+        self._open.callback(crew.close)
+        self._observer.step(f"Computing on {counted(crew.size, 'worker')}")
+        return crew, origin
+
+    def _let_go(self) -> None:
+        """Free the memory of the model. It is loaded again if it is needed."""
+        self._given = None
+        for name in ("base", "checkpoints"):
+            self.__dict__.pop(name, None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def keep_checkpoints(self) -> None:
         """Copy the given adapters and optimiser states into the run's folder, for `clusterucb.run.gradient_store`."""
@@ -268,108 +300,3 @@ def load_base(
     if isinstance(adapted, PeftModel):
         take_off(adapted)
     return model
-
-
-def base_for_adapter(
-    settings: GradientSettings, source: model_source.ModelSource | LoadedModel, device: str
-) -> tuple[PreTrainedModel, int | None]:
-    """Load the base model in the class and with the vocabulary that the first adapter was trained with.
-
-    Returns:
-        The model; and the number of tokens if the adapter changes it, else None.
-    """
-    given = settings.first_adapter
-    layers = AdapterWeights(given).layers() if given else set()
-    model = source.model(settings.dtype, device, layers, settings.quantize)
-    from_files = isinstance(source, model_source.ModelSource)
-    return model, take_vocabulary(model, given) if given and from_files else None
-
-
-def fresh_lora(settings: GradientSettings, base: PreTrainedModel) -> PeftModel:
-    """Put a fresh LoRA on the base model."""
-    return adapters.attach_lora(
-        base,
-        rank=settings.lora_rank,
-        alpha=settings.lora_alpha,
-        targets=settings.target_layers,
-        seed=settings.seed,
-    )
-
-
-def load_checkpoints(
-    settings: GradientSettings, base: PreTrainedModel, given: Sequence[tuple[Path | None, Path | None]]
-) -> list[Checkpoint]:
-    """Load the checkpoints of a base model; its adapters stay disabled until a checkpoint is entered.
-
-    Args:
-        settings: the options.
-        base: the base model.
-        given: the adapter's folder and the optimiser state's file of each checkpoint; either may be None.
-
-    Raises:
-        ModelError: an adapter or an optimiser state does not fit the model, or two adapters have different LoRAs.
-    """
-    model: PreTrainedModel | PeftModel = base
-    checkpoints: list[Checkpoint] = []
-    for number, (adapter, optimizer) in enumerate(given):
-        if adapter is None:
-            for weight in base.parameters():  # assume that the optimiser's run trained all parameters
-                weight.requires_grad_(weight.is_floating_point())
-        else:
-            model = adapters.load_adapter(model, adapter, number)
-        checkpoints.append(at_checkpoint(settings, model, optimizer, number))
-        first, last = checkpoints[0].gradients.manifest, checkpoints[number].gradients.manifest
-        if first.fingerprint() != last.fingerprint():
-            raise ModelError(
-                f"{adapter} has a LoRA on {_about(last)}, {given[0][0]} on {_about(first)}; expected "
-                "checkpoints of one training, with the same LoRA"
-            )
-    if isinstance(model, PeftModel):
-        model.base_model.disable_adapter_layers()
-    return checkpoints
-
-
-def _about(manifest: ParameterManifest) -> str:
-    layers = sorted({parameter.name.split(".")[-2] for parameter in manifest})
-    return f"{', '.join(layers)} with {manifest.size:,} parameters"
-
-
-def at_checkpoint(
-    settings: GradientSettings, model: PreTrainedModel | PeftModel, state: Path | None = None, number: int = 0
-) -> Checkpoint:
-    """Return the checkpoint of a model in which just the trained parameters require a gradient.
-
-    Args:
-        settings: the options.
-        model: the model.
-        state: the file of the optimiser state; None for no moments.
-        number: the checkpoint's number, counted from 0.
-
-    Raises:
-        ModelError: a parameter cannot be differentiated, or the optimiser state does not fit.
-    """
-    if settings.parameters is None:
-        manifest = ParameterManifest.of(model, lora_only=settings.lora_only)
-    else:
-        manifest = ParameterManifest.matching(model, settings.patterns)
-    gradients = PerSampleGradients(
-        model,
-        manifest,
-        adapter=adapters.adapter_name(number) if isinstance(model, PeftModel) else None,
-        autocast=model_source.DTYPES.get(settings.autocast or ""),
-        checkpointing=settings.checkpointing,
-        compiling=settings.compile,
-    )
-    share = settings.weights[number]
-    if settings.preconditioner == "sgd" or state is None:
-        return Checkpoint(gradients, manifest.size, weight=share, number=number)
-    moments = load_moments(state, model, manifest)
-    if not moments.first and settings.preconditioner != "second_moment":
-        raise ModelError(
-            f"{state} has no first moment ({moments.matched}), which --preconditioner {settings.preconditioner} needs; "
-            "expected --preconditioner second_moment, or sgd, which needs no state"
-        )
-    preconditioner = Preconditioner(
-        settings.preconditioner, moments.beta1, moments.beta2, moments.eps, moments.step
-    )
-    return Checkpoint(gradients, manifest.size, preconditioner, moments, share, number)

@@ -34,6 +34,7 @@ from clusterucb.options.kinds import (
     check_columns,
     option_name,
 )
+from clusterucb.options.workers import WorkersAsked
 from clusterucb.samples.message import ROLES
 from clusterucb.samples.shapes import IDS, LEARN, SHAPES, Layout
 
@@ -130,6 +131,8 @@ class GradientSettings(ReadSettings):
         batch_tokens: Padded tokens in one pass of the model. By default, 1024 on a CPU, elsewhere as many as fit into
             memory.
         device: Device of the model: auto, cpu, cuda, cuda:1, ...
+        workers: Processes that compute gradients, each on a device of its own: a number, all, or the address of a Ray
+            cluster such as ray://head:10001. By default, this process computes. Needs clusterucb[ray].
         dtype: Data type of the base model: auto (float32 on a CPU, else the checkpoint's own), float32, bfloat16 or
             float16.
         quantize: Quantise the base model's linear layers to 4bit (NF4) or 8bit, with bitsandbytes.
@@ -162,6 +165,7 @@ class GradientSettings(ReadSettings):
     max_length: Whole = 1024
     batch_tokens: Whole | None = None
     device: str = "auto"
+    workers: str | None = field(default=None, metadata=FREE)
     dtype: Dtype = "auto"
     quantize: Quantize = None
     autocast: Autocast = None
@@ -189,6 +193,8 @@ class GradientSettings(ReadSettings):
             self.check_choice("quantize", QUANTIZED)
         if self.autocast is not None:
             self.check_choice("autocast", AUTOCASTS)
+        if self.workers is not None:
+            WorkersAsked.of(self.workers)
         self._check_checkpoints()
 
     def _check_checkpoints(self) -> None:

@@ -14,7 +14,7 @@ from clusterucb.options.gradients import GradientSettings
 from clusterucb.options.kinds import Checked, field_names, list_fields
 from clusterucb.wording import did_you_mean, in_words
 
-_COUNTS = ("budget", "select")
+_COUNTS = ("budget", "select", "workers")
 
 AnySettings = TypeVar("AnySettings", bound=GradientSettings)
 AnyChecked = TypeVar("AnyChecked", bound=Checked)
@@ -65,7 +65,7 @@ def _typed(kind: type, name: str, value: object) -> object:
     Raises:
         OptionError: the value has another type.
     """
-    if name in _COUNTS:
+    if name in _COUNTS and value is not None:
         return str(value)  # the user may give a number
     if isinstance(value, list | tuple) and name in list_fields(kind):
         return ",".join(map(str, value)) or None

@@ -50,6 +50,7 @@ class GradientOptions(ReadOptions, total=False):
     max_length: int
     batch_tokens: int | None
     device: str
+    workers: str | int | None
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     quantize: Literal["4bit", "8bit"] | None
     autocast: Literal["bfloat16", "float16"] | None

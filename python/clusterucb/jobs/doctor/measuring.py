@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clusterucb.gradients.accumulate import Accumulator, Checkpoint
+from clusterucb.gradients.directions import UnitGradients, compute_directions
 from clusterucb.gradients.passes import PaddedBatch, Passes
 from clusterucb.gradients.per_sample import PerSampleGradients, Sink
-from clusterucb.gradients.scorer import compute_directions
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
@@ -61,7 +61,9 @@ class Measured(NamedTuple):
 
 def direction_of(checkpoint: Checkpoint, samples: Sequence[Encoded], device: str) -> NDArray[np.float32]:
     """Return the direction, f32[1, P], of a target that consists of ``samples``."""
-    directions, _ = compute_directions(checkpoint, {"probes": samples}, Passes(1, device))
+    directions, _ = compute_directions(
+        UnitGradients(checkpoint, device), {"probes": samples}, Passes(1, device)
+    )
     return directions
 
 

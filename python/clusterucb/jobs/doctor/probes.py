@@ -44,10 +44,10 @@ from peft import PeftModel
 from clusterucb.errors import InputError, ModelError
 from clusterucb.gradients.accumulate import Checkpoint
 from clusterucb.gradients.accumulate import fault as fault_of
+from clusterucb.gradients.checkpoints import at_checkpoint, base_for_adapter, fresh_lora, load_checkpoints
 from clusterucb.gradients.memory_needs import available
 from clusterucb.gradients.passes import out_of_memory
 from clusterucb.gradients.per_sample import PerSampleGradients
-from clusterucb.gradients.session import at_checkpoint, base_for_adapter, fresh_lora, load_checkpoints
 from clusterucb.jobs.doctor.measuring import Autograd, Change, Measured, direction_of, measure
 from clusterucb.jobs.doctor.probe_samples import probing_samples
 from clusterucb.jobs.stages.prepare import Model, check_model

@@ -24,7 +24,7 @@ from clusterucb.features.base import (
     checked_fit,
 )
 from clusterucb.features.similarity import similarity
-from clusterucb.gradients.accumulate import Accumulator, unit_sketches
+from clusterucb.gradients.accumulate import Accumulated, Step, unit_sketches
 from clusterucb.jobs.stages.opening import Session, Stage
 from clusterucb.model.vocabulary import has_vocabulary
 from clusterucb.options.search import ScoringSettings
@@ -200,5 +200,5 @@ class PoolFeatures(Stage):
         return FeatureBatch(samples, encoded, lambda: self._model.base, sketches or none, fitted, device)
 
     @cached_property
-    def _sketchers(self) -> list[Accumulator]:
+    def _sketchers(self) -> list[Step[Accumulated]]:
         return self._model.accumulators(sketch=self._settings.sketch)

@@ -19,7 +19,8 @@ from clusterucb.engine.draws import RowScores
 from clusterucb.engine.poolview import ESTIMATES
 from clusterucb.engine.recall import Recall
 from clusterucb.errors import warn
-from clusterucb.gradients.scorer import Scorer, compute_directions, sketch_directions
+from clusterucb.gradients.directions import compute_directions, sketch_directions
+from clusterucb.gradients.scorer import Scorer
 from clusterucb.jobs.stages.opening import Session, Stage
 from clusterucb.jobs.stages.spending import Spending, spending
 from clusterucb.options.amounts import Seconds, Tokens
@@ -163,10 +164,8 @@ class Influence(Stage):
             self._run.phase("target"),
             self._observer.count(title, self._n_checkpoints * self._material.n_target) as advance,
         ):
-            for checkpoint in self._model.checkpoints:
-                directions, failed = compute_directions(
-                    checkpoint, target, self._model.passes, advance=advance
-                )
+            for step in self._model.unit_gradients():
+                directions, failed = compute_directions(step, target, self._model.passes, advance=advance)
                 found.append(directions)
                 failures = {subtask: failures.get(subtask, []) or failed[subtask] for subtask in failed}
         for subtask, reasons in failures.items():

@@ -107,6 +107,7 @@ class Job(Generic[Options]):
             ) as run,
             AdaptedModel(run, *where, base) as model,
         ):
+            base = None  # the model may free it
             yield Session(self, run, model)
 
 

@@ -320,7 +320,7 @@ class _Trying:
     @cached_property
     def _trainer(self) -> Trainer:
         """The model at the run's last adapter, or with a fresh LoRA if the run differentiated other weights."""
-        from clusterucb.gradients.session import fresh_lora
+        from clusterucb.gradients.checkpoints import fresh_lora
         from clusterucb.jobs.trial.training import Trainer
 
         session, material = self._session, self._session.material

@@ -1,0 +1,1 @@
+"""Internal. Who computes passes: this process, or workers on other devices and machines."""

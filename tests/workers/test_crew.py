@@ -1,0 +1,136 @@
+"""Workers give the same answers in the same order, whoever is slow or dies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clusterucb.errors import ModelError, WorkerError
+from clusterucb.workers.crew import DEATHS, Crew
+from clusterucb.workers.lane import Deadly, NoMemory
+from helpers.simulated_workers import Simulation
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Squares numbers. Some are too large for the memory, and one is refused."""
+
+    def load(self, device: str, shared: dict[str, Any]) -> tuple[str, Any]:
+        return f"squares on {device}", self.square
+
+    def square(self, x: int) -> int:
+        if x == 13:
+            raise ModelError("13 is unlucky")
+        if x == 17:
+            raise ZeroDivisionError("17")
+        if x > 100:
+            raise NoMemory
+        return x * x
+
+
+def crew_of(simulation: Simulation, size: int) -> tuple[Crew, str]:
+    crew = Crew(simulation, size, simulation.clock)
+    key, about = crew.load(Squares())
+    assert about == "squares on cpu"
+    return crew, key
+
+
+def answered(crew: Crew, key: str, xs: list[int], ahead: int) -> list[int]:
+    """Return the answers to many requests, of which some have begun before the first is read."""
+    numbers, found = [], []
+    for x in xs:
+        numbers.append(crew.begin(key, x))
+        if len(numbers) == ahead:
+            found.append(crew.answer(numbers.pop(0)))
+    return found + [crew.answer(number) for number in numbers]
+
+
+@given(
+    size=st.integers(1, 5),
+    xs=st.lists(st.integers(0, 9), max_size=40),
+    ahead=st.integers(1, 20),
+    seconds=st.lists(st.sampled_from([0.0, 0.1, 1.0, 30.0]), min_size=1, max_size=7),
+    deaths=st.sets(st.integers(1, 60)),
+)
+def test_answers_do_not_depend_on_who_computes_them(
+    size: int, xs: list[int], ahead: int, seconds: list[float], deaths: set[int]
+) -> None:
+    taken = iter(range(10**6))
+    simulation = Simulation(
+        lambda method, _: seconds[next(taken) % len(seconds)],
+        # Deaths that do not hit one request again and again: every third computation at most.
+        lambda number, method, _: method == "compute" and number in deaths and number % 3 == 0,
+    )
+    crew, key = crew_of(simulation, size)
+    try:
+        assert answered(crew, key, xs, ahead) == [x * x for x in xs]
+    except Deadly:
+        assert crew.n_deaths >= DEATHS
+    assert simulation.n_started == size + crew.n_deaths
+
+
+@given(size=st.integers(1, 4), at=st.integers(0, 9), n=st.integers(1, 10))
+def test_a_request_that_kills_is_given_up_and_the_others_are_answered(size: int, at: int, n: int) -> None:
+    at %= n
+    simulation = Simulation(kills=lambda _, method, arguments: method == "compute" and arguments[1] == at)
+    crew, key = crew_of(simulation, size)
+    numbers = [crew.begin(key, x) for x in range(n)]
+    for x, number in enumerate(numbers):
+        if x == at:
+            with pytest.raises(Deadly, match="it was killed"):
+                crew.answer(number)
+        else:
+            assert crew.answer(number) == x * x
+    assert crew.n_deaths == DEATHS
+
+
+def test_errors_are_raised_where_their_answer_is_read() -> None:
+    crew, key = crew_of(Simulation(), 3)
+    numbers = [crew.begin(key, x) for x in (1, 13, 17, 101, 2)]
+    assert crew.answer(numbers[4]) == 4
+    with pytest.raises(NoMemory):
+        crew.answer(numbers[3])
+    with pytest.raises(ZeroDivisionError) as caught:
+        crew.answer(numbers[2])
+    (note,) = caught.value.__notes__
+    assert "On the worker at " in note
+    assert "in square" in note
+    with pytest.raises(ModelError, match=r"^13 is unlucky$"):
+        crew.answer(numbers[1])
+    assert crew.answer(numbers[0]) == 1
+
+
+def test_workers_that_never_live_are_an_error() -> None:
+    simulation = Simulation(kills=lambda _, method, __: method == "load")
+    with pytest.raises(WorkerError, match=r"6 workers died before any pass was computed \(it was killed\)"):
+        crew_of(simulation, 2)
+
+
+def test_a_slow_request_is_given_to_another_worker() -> None:
+    slow = iter([1.0, 1.0, 1.0, 1.0, 1000.0])
+    simulation = Simulation(lambda method, _: next(slow, 1.0) if method == "compute" else 0.0)
+    crew, key = crew_of(simulation, 2)
+    assert answered(crew, key, list(range(8)), 8) == [x * x for x in range(8)]
+    assert crew.n_repeated == 1
+    assert simulation.now < 20
+
+
+def test_a_cancelled_request_is_not_answered() -> None:
+    crew, key = crew_of(Simulation(), 1)
+    numbers = [crew.begin(key, x) for x in range(5)]
+    for number in numbers[:4]:
+        crew.cancel(number)
+    assert crew.answer(numbers[4]) == 16
+
+
+@given(st.integers(2, 64))
+def test_workers_of_one_speed_share_the_requests(size: int) -> None:
+    simulation = Simulation(lambda method, _: 1.0 if method == "compute" else 0.0)
+    crew, key = crew_of(simulation, size)
+    answered(crew, key, [1] * (20 * size), 4 * size)
+    assert simulation.now <= 21
+    assert crew.n_repeated == 0
