@@ -33,7 +33,7 @@ class Squares:
 
 
 def crew_of(simulation: Simulation, size: int) -> tuple[Crew, str]:
-    crew = Crew(simulation, size, simulation.clock)
+    crew = Crew(simulation, size, clock=simulation.clock)
     key, about = crew.load(Squares())
     assert about == "squares on cpu"
     return crew, key

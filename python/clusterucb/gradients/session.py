@@ -175,9 +175,8 @@ class AdaptedModel:
         origin = Origin.of(settings, self._source, settings.given_checkpoints or [self._own_checkpoint()])
         self.passes  # noqa: B018  (a GPU's memory is measured with the model)
         self._let_go()
-        crew = start(WorkersAsked.of(settings.workers or "all"), self.device)
+        crew = start(WorkersAsked.of(settings.workers or "all"), self.device, self._observer.step)
         self._open.callback(crew.close)
-        self._observer.step(f"Computing on {counted(crew.size, 'worker')}")
         return crew, origin
 
     def _let_go(self) -> None:

@@ -91,6 +91,7 @@ class Crew:
     Args:
         transport: starts and calls the workers.
         size: the number of workers.
+        say: shows a line to the user.
         clock: returns the time in seconds.
 
     Attributes:
@@ -99,7 +100,15 @@ class Crew:
         n_repeated: how many requests were given to a second worker because the first one was slow.
     """
 
-    def __init__(self, transport: Transport, size: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        size: int,
+        *,
+        say: Callable[[str], None] = lambda _: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._say = say
         self._clock = clock
         self.size = size
         self.n_deaths = self.n_repeated = 0
@@ -205,6 +214,7 @@ class Crew:
         """Replace a worker, and hand its requests out again."""
         self._hands.remove(hand)
         self.n_deaths += 1
+        self._say(f"A worker died ({reason}): another one takes its place")
         self._transport.end(hand.worker)
         held = [number for _, number in hand.calls if self._wanted(number)]
         if held and held[0] == hand.calls[0][1] and not hand.loading:

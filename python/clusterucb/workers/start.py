@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import torch
 
@@ -13,12 +14,13 @@ from clusterucb.workers.crew import Crew
 from clusterucb.workers.ray_transport import RayTransport
 
 
-def start(asked: WorkersAsked, device: str) -> Crew:
+def start(asked: WorkersAsked, device: str, say: Callable[[str], None]) -> Crew:
     """Start workers on this machine, or on the cluster that the option or ``RAY_ADDRESS`` names.
 
     Args:
         asked: the workers.
         device: the device of the job. Each worker has a GPU of its own unless this is the CPU.
+        say: shows a line to the user.
 
     Raises:
         OptionError: Ray is not installed, or there are fewer devices than workers.
@@ -37,7 +39,8 @@ def start(asked: WorkersAsked, device: str) -> Crew:
                 f"--workers is {size}, but there {'is' if there == 1 else 'are'} {counted(there, 'free device')}; "
                 f"expected at most {there}, or all"
             )
-        return Crew(transport, size)
+        say(f"Computing on {counted(size, 'worker')}")
+        return Crew(transport, size, say=say)
     except BaseException:
         transport.close()
         raise
