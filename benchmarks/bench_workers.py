@@ -46,6 +46,7 @@ class Sleeps:
     seconds: float
 
     def load(self, device: str, shared: dict[str, Any]) -> tuple[None, Callable[..., int]]:
+        del device, shared
         return None, self.sleep
 
     def sleep(self, samples: list[Encoded]) -> int:
