@@ -116,6 +116,17 @@ def test_a_selection_has_the_same_bytes_with_workers(
     assert read(tmp_path / "workers") == read(tmp_path / "local")
 
 
+def test_features_have_the_same_bytes_with_workers(
+    job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLUSTERUCB_CACHE_LIMIT", "0")
+    for name, options in (("local", {}), ("workers", {"workers": 2})):
+        cu.select(**job, features=cu.Hidden(), out=tmp_path / name, **options)
+    assert read(tmp_path / "workers") == read(tmp_path / "local")
+    (ours,), (theirs,) = (list((tmp_path / name).glob("features-0*")) for name in ("workers", "local"))
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
 def test_a_store_has_the_same_bytes_with_workers(job: dict[str, Any], tmp_path: Path) -> None:
     asked = {name: job[name] for name in ("pool", "model", "warmup_steps", "batch_tokens")}
     cu.sketch(**asked, sketch_dim=256, out=tmp_path / "local")

@@ -1,4 +1,4 @@
-"""The gradients that workers compute: what a worker loads, and how the driver asks it for passes."""
+"""What workers load to compute gradients and features, and how the driver asks them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clusterucb.errors import ModelError, WorkerError
+from clusterucb.engine.blame import blamed
+from clusterucb.errors import ModelError, PluginError, WorkerError
+from clusterucb.features.base import Feature, FeatureBatch, Fitted
 from clusterucb.gradients.accumulate import Accumulated, Accumulator, Checkpoint, Step
 from clusterucb.gradients.checkpoints import base_for_adapter, load_checkpoints
 from clusterucb.gradients.directions import Summed, UnitGradients
@@ -23,10 +25,15 @@ from clusterucb.kernels.projection import Sketch
 from clusterucb.model.source import ModelSource
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.samples.encoded import Encoded
+from clusterucb.samples.sample import Sample
 from clusterucb.workers.crew import Crew, CrewPending
-from clusterucb.workers.lane import NoMemory
+from clusterucb.workers.lane import Deadly, NoMemory
 
-_CHECKPOINTS, _ENTERED = "checkpoints", "entered"  # what the programs of a worker share
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_BASE, _CHECKPOINTS, _ENTERED = "base", "checkpoints", "entered"  # what the programs of a worker share
+_ROWS = 32  # samples that a worker describes at once
 
 
 @dataclass(frozen=True)
@@ -61,13 +68,28 @@ class Origin:
         ]
         return cls(replace(settings, **paths), replace(source, name=name), pairs)
 
-    def load(self, device: str) -> list[Checkpoint]:
-        """Load the checkpoints.
+    def base(self, device: str, shared: dict[str, Any]) -> PreTrainedModel:
+        """Load the base model, unless another program of the worker has.
 
         Raises:
             WorkerError: this machine does not see a folder or file.
             ModelError: the model cannot be loaded.
         """
+        if _BASE not in shared:
+            self._check_seen()
+            shared[_BASE], _ = base_for_adapter(self.settings, self.source, device)
+        base: PreTrainedModel = shared[_BASE]
+        return base
+
+    def load(self, device: str, shared: dict[str, Any]) -> list[Checkpoint]:
+        """Load the checkpoints, unless another program of the worker has; see `base`."""
+        if _CHECKPOINTS not in shared:
+            base = self.base(device, shared)
+            shared[_CHECKPOINTS] = load_checkpoints(self.settings, base, self.checkpoints)
+        checkpoints: list[Checkpoint] = shared[_CHECKPOINTS]
+        return checkpoints
+
+    def _check_seen(self) -> None:
         paths = [path for pair in self.checkpoints for path in pair if path is not None]
         if Path(self.source.name).is_absolute():
             paths.append(Path(self.source.name))
@@ -77,8 +99,6 @@ class Origin:
                     f"{path} is not there on {platform.node()}, where a worker runs; expected files that every machine "
                     "sees. Put them, and --out, on a disk that all machines share"
                 )
-        base, _ = base_for_adapter(self.settings, self.source, device)
-        return load_checkpoints(self.settings, base, self.checkpoints)
 
 
 @dataclass(frozen=True)
@@ -123,12 +143,41 @@ class GradientProgram:
     reduction: Reduction
 
     def load(self, device: str, shared: dict[str, Any]) -> tuple[list[int], Callable[..., Any]]:
-        """Load the checkpoints, unless another program of the worker has. Return their numbers of parameters."""
-        if _CHECKPOINTS not in shared:
-            shared[_CHECKPOINTS] = self.origin.load(device)
-            shared[_ENTERED] = _Entered()
-        steps = self.reduction.steps(shared[_CHECKPOINTS], device)
-        return [step.size for step in steps], partial(_compute, steps, shared[_ENTERED])
+        """Load the checkpoints, and return their numbers of parameters."""
+        steps = self.reduction.steps(self.origin.load(device, shared), device)
+        return [step.size for step in steps], partial(_compute, steps, _entered(shared))
+
+
+@dataclass(frozen=True)
+class FeatureProgram:
+    """What a worker loads, to describe samples by a feature that runs the base model, or a model of its own.
+
+    Attributes:
+        origin: where the base model is loaded from.
+        feature: the feature. It must not use gradients.
+        fitted: what the feature learnt from the pool.
+    """
+
+    origin: Origin
+    feature: Feature
+    fitted: Fitted
+
+    def load(self, device: str, shared: dict[str, Any]) -> tuple[None, Callable[..., Any]]:
+        """Load nothing yet: the feature says which model it needs."""
+        return None, partial(self._blocks, device, shared)
+
+    def _blocks(
+        self, device: str, shared: dict[str, Any], samples: Sequence[Sample], encoded: Sequence[Encoded]
+    ) -> dict[str, NDArray[np.float32]]:
+        _entered(shared).at(None)
+
+        def none() -> NDArray[np.float32]:
+            raise PluginError("a feature asks for gradients; expected one that declares them")
+
+        batch = FeatureBatch(
+            samples, encoded, lambda: self.origin.base(device, shared), none, self.fitted, device
+        )
+        return dict(blamed(self.feature.compute)(batch))
 
 
 class _Entered:
@@ -138,13 +187,19 @@ class _Entered:
         self._step: Step[Any] | None = None
         self._open = ExitStack()
 
-    def at(self, step: Step[Any]) -> None:
-        """Put the model at the checkpoint of a step."""
+    def at(self, step: Step[Any] | None) -> None:
+        """Put the model at the checkpoint of a step; None leaves all checkpoints."""
         if step is not self._step:
             self._step = None
             self._open.close()
-            self._open.enter_context(step)
+            if step is not None:
+                self._open.enter_context(step)
             self._step = step
+
+
+def _entered(shared: dict[str, Any]) -> _Entered:
+    entered: _Entered = shared.setdefault(_ENTERED, _Entered())
+    return entered
 
 
 def _compute(steps: Sequence[Step[Any]], entered: _Entered, number: int, samples: Sequence[Encoded]) -> Any:
@@ -213,3 +268,28 @@ def on_workers(crew: Crew, program: GradientProgram) -> list[Step[Any]]:
             "memory is too small for the models of all workers; expected more memory, or fewer --workers"
         ) from error
     return [WorkersStep(crew, key, number, program, size) for number, size in enumerate(sizes)]
+
+
+def described_on_workers(
+    crew: Crew, program: FeatureProgram, samples: Sequence[Sample], encoded: Sequence[Encoded]
+) -> dict[str, NDArray[np.float32]]:
+    """Return a feature's blocks of m samples, each f32[m, k].
+
+    A feature's row does not depend on its batch, so the samples are divided as suits the workers.
+
+    Raises:
+        WorkerError: workers die of the samples.
+    """
+    key, _ = crew.load(program)
+    numbers = [
+        crew.begin(key, list(samples[start : start + _ROWS]), list(encoded[start : start + _ROWS]))
+        for start in range(0, len(samples), _ROWS)
+    ]
+    try:
+        parts = [crew.answer(number) for number in numbers]
+    except (NoMemory, Deadly) as error:
+        raise WorkerError(
+            f"workers cannot compute the features ({error or 'memory is too small'}); expected more memory, or fewer "
+            "--workers"
+        ) from error
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

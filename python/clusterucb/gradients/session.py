@@ -25,6 +25,7 @@ from peft import PeftModel
 
 from clusterucb.atomic import whole_folder
 from clusterucb.errors import OptionError
+from clusterucb.features.base import Feature, Fitted
 from clusterucb.gradients import memory_needs as fitting
 from clusterucb.gradients.accumulate import Accumulated, Checkpoint, Step
 from clusterucb.gradients.checkpoints import at_checkpoint, base_for_adapter, fresh_lora, load_checkpoints
@@ -32,7 +33,14 @@ from clusterucb.gradients.directions import UnitSum
 from clusterucb.gradients.largest_pass import largest_pass, try_passes
 from clusterucb.gradients.order import say_how_states_match
 from clusterucb.gradients.passes import CPU_TOKENS, Passes
-from clusterucb.gradients.program import GradientProgram, Origin, Reduction, on_workers
+from clusterucb.gradients.program import (
+    FeatureProgram,
+    GradientProgram,
+    Origin,
+    Reduction,
+    described_on_workers,
+    on_workers,
+)
 from clusterucb.gradients.warmup import warm_up
 from clusterucb.kernels.projection import Sketch
 from clusterucb.model import adapters
@@ -46,7 +54,9 @@ from clusterucb.progress import Observer
 from clusterucb.run.folder import Run
 from clusterucb.run.gradient_store import kept_adapter
 from clusterucb.run.manifest import Limit
+from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.pool_and_target import Material
+from clusterucb.samples.sample import Sample
 from clusterucb.wording import counted
 from clusterucb.workers.crew import Crew
 
@@ -159,6 +169,24 @@ class AdaptedModel:
             return reduction.steps(self.checkpoints, self.device)
         crew, origin = self._crew
         return on_workers(crew, GradientProgram(origin, reduction))
+
+    def start_workers(self) -> None:
+        """Start the workers, unless they run. The LoRA is warmed up before."""
+        self._crew  # noqa: B018
+
+    def describe(
+        self, feature: Feature, samples: Sequence[Sample], encoded: Sequence[Encoded], fitted: Fitted
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return a feature's blocks of m samples, each f32[m, k], computed on the workers.
+
+        Args:
+            feature: the feature; it must not use gradients.
+            samples: the samples.
+            encoded: their tokens.
+            fitted: what the feature learnt from the pool.
+        """
+        crew, origin = self._crew
+        return described_on_workers(crew, FeatureProgram(origin, feature, fitted), samples, encoded)
 
     @cached_property
     def _crew(self) -> tuple[Crew, Origin]:

@@ -65,7 +65,7 @@ class Shards:
         """
         paths = [self._kept.folder / name for name in self._names]
         begun = any(path.exists() for path in paths) and not self._mark.exists()
-        if self._complete or begun or not key or not self._cache.holds(key):
+        if self.complete or begun or not key or not self._cache.holds(key):
             return None
         write_whole(self._mark, msgspec.json.encode({"cache": key}))
         seconds = self._cache.take(key, self._folder, [path.name for path in paths])
@@ -97,7 +97,7 @@ class Shards:
         Returns:
             Whether a file was missing.
         """
-        if self._complete:
+        if self.complete:
             return False
         self._mark.unlink(missing_ok=True)
         if self._fit in self._names and self._kept.find(self._fit) is None:
@@ -155,5 +155,6 @@ class Shards:
             yield rows, arrays
 
     @property
-    def _complete(self) -> bool:
+    def complete(self) -> bool:
+        """Whether no file is missing."""
         return all(self._kept.find(name) is not None for name in self._names)

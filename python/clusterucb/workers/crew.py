@@ -9,7 +9,8 @@ Decisions:
       waits for the driver, and nobody holds what another worker could compute at the end.
     - Workers that die are replaced, and their requests are handed out again, first. A request that was in hand `DEATHS`
       times when a worker died is answered by `Deadly`.
-    - A request that takes `SLOW` times as long as usual is given to a worker that has nothing to do, as well.
+    - A request that takes `SLOW` times as long as usual is given to a worker that has nothing to do, as well, unless
+      a worker has died of it.
     - How processes are started, called and ended is a `Transport`'s matter (`clusterucb.workers.ray_transport`).
 """
 
@@ -263,7 +264,8 @@ class Crew:
         since = self._clock() - SLOW * median(self._seconds)
         for hand in self._hands:
             for place, (_, number) in enumerate(hand.calls):
-                if self._wanted(number) and held[number] == 1 and (place or hand.since < since):
+                alone = held[number] == 1 and not self._deaths[number]
+                if self._wanted(number) and alone and (place or hand.since < since):
                     return number
         return None
 

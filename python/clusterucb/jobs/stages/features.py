@@ -69,12 +69,14 @@ class PoolFeatures(Stage):
         if seconds is not None:
             self._observer.step(f"Reading features from the cache: {home()}")
             self._run.add_seconds(phase, seconds if folder else 0.0)
+        if self._settings.workers is not None and not shards.complete:
+            self._model.start_workers()
         with self._run.phase(phase):
             computed = shards.fill(
                 lambda: self._fit(feature),
                 lambda rows, fitted: checked_blocks(
                     feature,
-                    blamed(feature.compute)(self._batch(rows, fitted)),
+                    self._computed(feature, rows, fitted),
                     self._material.samples[rows.start : rows.stop],
                 ),
             )
@@ -146,6 +148,14 @@ class PoolFeatures(Stage):
                 **({"quantize": self._settings.quantize} if self._settings.quantize else {}),
             },
         )
+
+    def _computed(self, feature: Feature, rows: range, fitted: Fitted) -> Mapping[str, NDArray[np.float32]]:
+        """Return the blocks of some rows, computed on the workers if the feature runs a model."""
+        batch = self._batch(rows, fitted)
+        runs_model = bool(feature.forward_passes) or PASSES in fitted
+        if self._settings.workers is None or feature.gradients or not runs_model:
+            return blamed(feature.compute)(batch)
+        return self._model.describe(feature, batch.samples, batch.encoded, fitted)
 
     def _stored(self, feature: Feature, folder: str) -> dict[str, NDArray[np.float32]]:
         """Return features that are computed from the store's sketches."""
