@@ -76,6 +76,14 @@ def test_a_request_that_kills_is_given_up(crew: Crew) -> None:
 
 
 @pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A cluster that the process has joined already, as in a program that uses Ray itself."""
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = write_job(tmp_path_factory.mktemp("job"))
     return {
@@ -93,6 +101,7 @@ def read(run: Path) -> list[bytes]:
     return [(run / name).read_bytes() for name in OUTPUTS]
 
 
+@pytest.mark.usefixtures("cluster")
 def test_a_selection_has_the_same_bytes_with_workers(
     job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,9 +122,11 @@ def test_a_selection_has_the_same_bytes_with_workers(
     assert read(tmp_path / "workers") == read(tmp_path / "local")
     again = cu.select(**job, out=tmp_path / "workers")
     assert again.outcome is not None
+    assert ray.is_initialized()
     assert read(tmp_path / "workers") == read(tmp_path / "local")
 
 
+@pytest.mark.usefixtures("cluster")
 def test_features_have_the_same_bytes_with_workers(
     job: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,6 +138,7 @@ def test_features_have_the_same_bytes_with_workers(
     assert ours.read_bytes() == theirs.read_bytes()
 
 
+@pytest.mark.usefixtures("cluster")
 def test_a_store_has_the_same_bytes_with_workers(job: dict[str, Any], tmp_path: Path) -> None:
     asked = {name: job[name] for name in ("pool", "model", "warmup_steps", "batch_tokens")}
     cu.sketch(**asked, sketch_dim=256, out=tmp_path / "local")
