@@ -106,7 +106,7 @@ def test_errors_are_raised_where_their_answer_is_read() -> None:
 
 def test_workers_that_never_live_are_an_error() -> None:
     simulation = Simulation(kills=lambda _, method, __: method == "load")
-    with pytest.raises(WorkerError, match=r"6 workers died before any pass was computed \(it was killed\)"):
+    with pytest.raises(WorkerError, match=r"10 workers died before any pass was computed \(it was killed\)"):
         crew_of(simulation, 2)
 
 

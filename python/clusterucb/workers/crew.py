@@ -29,6 +29,9 @@ from clusterucb.workers.lane import Deadly, NoMemory
 from clusterucb.workers.worker import Broken, Failed, Found, OutOfMemory, Program
 
 DEATHS = 3  # deaths on one request, after which it is given up
+STILLBORN = (
+    8  # deaths in a row of workers that have computed nothing, beside one for each worker: the job ends
+)
 SLOW = 3.0  # times the usual duration of a request
 _RECENT = 32  # answers whose duration is the usual one
 _PATIENCE = 5.0  # seconds between two looks at slow workers
@@ -224,7 +227,7 @@ class Crew:
                 self._answers[held.pop(0)] = Deadly(reason)
         elif not hand.computed:
             self._stillborn += 1
-            if self._stillborn >= DEATHS * self.size:
+            if self._stillborn >= STILLBORN + self.size:
                 raise WorkerError(
                     f"{counted(self._stillborn, 'worker')} died before any pass was computed ({reason}); expected "
                     "workers that live. Fewer --workers need less memory"

@@ -250,16 +250,23 @@ def fault(case: Case) -> str:
 
 
 @contextlib.contextmanager
-def world() -> Iterator[None]:
-    """Build the folders in a temporary folder, and work there."""
+def elsewhere() -> Iterator[None]:
+    """Work in a temporary folder."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)
         try:
-            build()
             yield
         finally:
             os.chdir(before)
+
+
+@contextlib.contextmanager
+def world() -> Iterator[None]:
+    """Build the folders in a temporary folder, and work there."""
+    with elsewhere():
+        build()
+        yield
 
 
 def report(outcomes: Iterable[tuple[str, str]]) -> int:
