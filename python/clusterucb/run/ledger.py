@@ -42,6 +42,12 @@ _NO_NUMBER = "its score is not a finite number"
 _OF_THE_DISK = tuple(
     f"SQLITE_{what}" for what in ("FULL", "IOERR", "CANTOPEN", "READONLY", "BUSY", "LOCKED", "PERM", "NOMEM")
 )
+# What every line of the table `draws` is, whatever else the file holds.
+_SOUND = (
+    "typeof(draw) = 'integer' AND typeof(batch) = 'integer' AND typeof(phase) = 'text' AND typeof(row) = 'integer' "
+    "AND typeof(arm) = 'integer' AND typeof(probability) IN ('real', 'null') AND typeof(tokens) = 'integer' "
+    "AND tokens >= 0 AND done IN (0, 1) AND typeof(failure) IN ('text', 'null')"
+)
 _LINE = "draw, batch, phase, row, arm, probability, tokens, done, failure"
 
 
@@ -245,6 +251,9 @@ class Ledger:
         names = [name for (name,) in self._db.execute("SELECT name FROM subtasks ORDER BY number")]
         if names != self._subtasks:
             raise self._damaged(f"it has the scores of {len(names)} other subtasks")
+        (n_odd,) = self._db.execute(f"SELECT count(*) FROM draws WHERE NOT ({_SOUND})").fetchone()
+        if n_odd:
+            raise self._damaged(f"it has {n_odd:,} draws with values of another type or range")
         if run is not None and self._db.execute("SELECT token FROM run").fetchone() != (run,):
             raise self._damaged("it belongs to another run")
         if self.totals()[0] < n_draws:

@@ -17,6 +17,7 @@ import msgspec
 
 from clusterucb.engine.aggregate import PAPER
 from clusterucb.options.amounts import parse_budget
+from clusterucb.plugins import is_description
 from clusterucb.run.cost import Cost
 from clusterucb.versions import __version__
 
@@ -286,7 +287,7 @@ class Manifest(msgspec.Struct):
 
 
 def _show(value: object) -> str:
-    if isinstance(value, dict) and value.keys() >= {"class", "options"}:
+    if isinstance(value, dict) and is_description(value):
         options = ", ".join(f"{key}={_show_option(option)}" for key, option in value["options"].items())
         return f"{value['class'].rpartition('.')[2]}({options})"
     return "unset" if value is None else str(value)
