@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from clusterucb.atomic import check_regular
 from clusterucb.engine.draws import Batch, Phase
 from clusterucb.errors import RunError
-from clusterucb.wording import one_line
+from clusterucb.wording import one_line, printable
 
 _NO_NUMBER = "its score is not a finite number"
 # The beginnings of SQLite's codes for errors that the disk or the folder causes, and not the file's content.
@@ -117,6 +117,7 @@ class Ledger:
         with self._using():
             self._db = _opened(path, read_only=read_only)
             try:
+                self._refuse_programs()
                 if not read_only:
                     with self._transaction():
                         self._create(run, begun=begun)
@@ -238,6 +239,16 @@ class Ledger:
         self._db.executemany("INSERT INTO subtasks VALUES (?, ?)", list(enumerate(self._subtasks)))
         self._db.execute("CREATE TABLE run (token TEXT)")
         self._db.execute("INSERT INTO run VALUES (?)", (run,))
+
+    def _refuse_programs(self) -> None:
+        """Refuse a file with views, triggers or virtual tables: SQLite would run them when a table is used.
+
+        Raises:
+            RunError: the file has one.
+        """
+        for kind, name, text in self._db.execute("SELECT type, name, sql FROM sqlite_master"):
+            if kind not in ("table", "index") or str(text).upper().startswith("CREATE VIRTUAL"):
+                raise self._damaged(f"it has a {kind} {printable(str(name)):.40}, which no ledger has")
 
     def _check(self, run: str | None, n_draws: int) -> None:
         """Check that the file is the ledger of this run.

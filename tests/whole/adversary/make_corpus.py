@@ -117,7 +117,7 @@ def of_priors() -> dict[str, bytes]:
     header = (
         b'{"sketches":{"dtype":"F16","shape":[40,256],"data_offsets":[0,20480]},"__metadata__":{"3":"odd"}}'
     )
-    made = {"scores": b"\0" + lines, "sketches": b"\2\0" + header}
+    made = {"scores": b"\0" + lines, "sketches": b"\2\0" + header, "endless": bytes([4, 0, 0, 0, 1])}
     for kind in (1, 3, 4):
         for seed in range(5):
             made[f"{kind}-{seed}"] = bytes([kind]) + random.Random(seed).randbytes(16 + 4 * seed)

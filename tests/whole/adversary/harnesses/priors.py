@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -135,21 +136,25 @@ def _ledger_values(choices: Choices) -> None:
     with scratch() as folder:
         path = folder / "ledger.sqlite"
         path.write_bytes(_good_ledger())
-        read_only, sealed = choices.flag(), choices.below(4)
+        read_only, sealed, run = choices.flag(), choices.below(4), choices.one_of((RUN, None))
+        endless = choices.below(16) == 1
         db = sqlite3.connect(path, isolation_level=None)
         try:
             while choices:
-                _change(choices, db, columns)
+                with suppress(sqlite3.Error, OverflowError):  # SQLite refuses some values
+                    _change(choices, db, columns)
             if sealed:
                 lines = db.execute(f"SELECT {_LINE}, scores FROM draws ORDER BY batch, draw").fetchall()
                 for number in {line[1] for line in lines}:
                     digest = _digest([line for line in lines if line[1] == number])
                     db.execute("INSERT OR REPLACE INTO batches VALUES (?, ?)", (number, digest))
+            if endless:
+                db.executescript(_ENDLESS)
         except (sqlite3.Error, OverflowError, UnicodeDecodeError):
-            pass  # SQLite refuses some values
+            pass  # its tables are gone, or hold text that is not UTF-8
         finally:
             db.close()
-        _use_ledger(path, read_only=read_only, run=RUN if choices.flag() else None)
+        _use_ledger(path, read_only=read_only, run=run)
 
 
 def _change(choices: Choices, db: sqlite3.Connection, columns: list[str]) -> None:
@@ -172,6 +177,11 @@ def _change(choices: Choices, db: sqlite3.Connection, columns: list[str]) -> Non
         db.execute(choices.one_of(_STATEMENTS))
 
 
+_ENDLESS = (  # a view that SQLite computes without end
+    "ALTER TABLE draws RENAME TO gone; CREATE VIEW draws AS "
+    "WITH RECURSIVE n(draw) AS (SELECT 1 UNION ALL SELECT draw + 1 FROM n) SELECT draw, 0 batch, 'policy' phase, "
+    "0 row, 0 arm, NULL probability, 1 tokens, 1 done, NULL failure, x'00' scores FROM n"
+)
 _STATEMENTS = (
     "DELETE FROM draws WHERE batch = 1",
     "DELETE FROM batches",
