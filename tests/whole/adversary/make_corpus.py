@@ -54,6 +54,7 @@ def of_reading() -> dict[str, bytes]:
         ".parquet": table.getvalue(),
         ".arrow": stream.getvalue(),
         reading.SAVED: json.dumps({"_data_files": [{"filename": "data.arrow"}]}).encode(),
+        "not-utf8.saved": b"\xff",
         "utf16.json": '{"text": "a"}'.encode("utf-16"),
         "gguf": b"GGUF\0\0",
     }
@@ -98,6 +99,13 @@ def of_states() -> dict[str, bytes]:
     return contents | odd
 
 
+_STORE = {
+    "job": "sketch",
+    "projection": {"version": 1, "nonzeros": 2},
+    "options": {"--sketch-dim": 256, "--seed": 0},
+}
+
+
 def of_manifests() -> dict[str, bytes]:
     """Changes of each folder's manifest for each use, and a whole manifest."""
     made = {}
@@ -106,6 +114,15 @@ def of_manifests() -> dict[str, bytes]:
             changes = random.Random(10 * folder + use).randbytes(24)
             made[f"changed-{folder}-{use}"] = bytes([folder, use, 1]) + changes
     settings = {"settings": {"--seed": 0, "pool content": "x"}, "budget": "5", "spent": "5 until recall=0.9"}
+    odd = {
+        "spent": (0, {"format": 1, "settings": {}, "spent": [1]}),
+        "outcome": (0, {"format": 1, "settings": {}, "outcome": "x"}),
+        "rule": (0, {"format": 2, "identity": {"options": {"--aggregate": ["x"]}}}),
+        "strategy": (0, {"format": 2, "identity": {"options": {"--policy": {"class": 5, "options": 3}}}}),
+        "store": (2, {"format": 2, "status": "finished", "inputs": {"pool_samples": -5}, "identity": _STORE}),
+    }
+    for name, (use, content) in odd.items():
+        made[f"odd-{name}"] = bytes([1, use, 0]) + json.dumps(content).encode()
     made["whole"] = bytes([0, 0, 0]) + json.dumps({"format": 1, **settings}).encode()
     made["whole-store"] = bytes([1, 1, 0]) + b'{"format": 2, "identity": {"job": "sketch", "projection": {}}}'
     return made
@@ -118,6 +135,9 @@ def of_priors() -> dict[str, bytes]:
         b'{"sketches":{"dtype":"F16","shape":[40,256],"data_offsets":[0,20480]},"__metadata__":{"3":"odd"}}'
     )
     made = {"scores": b"\0" + lines, "sketches": b"\2\0" + header, "endless": bytes([4, 0, 0, 0, 1])}
+    made["large-scores"] = b"\0" + b'{"id": "a", "subtasks": {"x": 1e39}}'
+    made["negative-tokens"] = bytes([4, 0, 1, 0, 0, 2, *bytes(18), 5, 6])
+    made["failure-of-bytes"] = bytes([4, 1, 1, 0, 0, 0, *bytes(17), 2, 0, 5, 8])
     for kind in (1, 3, 4):
         for seed in range(5):
             made[f"{kind}-{seed}"] = bytes([kind]) + random.Random(seed).randbytes(16 + 4 * seed)
