@@ -8,10 +8,10 @@ PEERS := .venv-peers
 PEERS_PIP := $(PEERS)/bin/python -m pip --disable-pip-version-check
 PLUGINS := $(patsubst %/pyproject.toml,%,$(wildcard plugins/*/pyproject.toml))
 CSRC := CMakeLists.txt $(wildcard csrc/*/*.* csrc/include/clusterucb/*.hpp)
-CLANG_FORMATTED := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh csrc/include/clusterucb/*.hpp tests/simt/*)
+CLANG_FORMATTED := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh csrc/include/clusterucb/*.hpp tests/simt/* tests/whole/adversary/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test docs lint format bench-strategies bench-replay bench-training bench-gradients gpu-check torture wheel clean
+.PHONY: help setup demo test docs lint format bench-strategies bench-replay bench-training bench-gradients gpu-check torture fuzz wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -39,9 +39,13 @@ format: setup $(VENV)/.lint  ## rewrite the sources in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CLANG_FORMATTED)
 
-torture: setup  ## kill every command at every file-system event, and damage every file that a run reads (an hour)
+torture: setup  ## kill every command at every file-system event, damage every file that a run reads, and fuzz (two hours)
 	$(BIN)/python tests/whole/adversary/kills.py
 	$(BIN)/python tests/whole/adversary/damage.py
+	$(MAKE) --no-print-directory fuzz
+
+fuzz: setup $(VENV)/.fuzz  ## fuzz what is read from others, guided by coverage, ten minutes for each of six kinds of input
+	$(BIN)/python tests/whole/adversary/fuzz.py $(ARGS)
 
 bench-strategies: setup  ## score and sketch two real pools whole, and compare gradient clusters (the first time, some two hours)
 	$(BIN)/python benchmarks/strategies.py $(ARGS)
@@ -96,6 +100,12 @@ $(VENV)/.docs: pyproject.toml $(VENV)/.installed
 
 $(VENV)/.lint: pyproject.toml $(VENV)/.torch
 	$(PIP) install -q $(PIP_ARGS) --group lint
+	touch $@
+
+# A recipe of its own, so that the rest of `make torture` runs where atheris has no wheel.
+$(VENV)/.fuzz: pyproject.toml $(VENV)/.pip
+	$(PIP) install -q $(PIP_ARGS) --only-binary atheris --group fuzz || \
+	  { echo "atheris cannot be installed here, so nothing is fuzzed: it needs CPython 3.11 to 3.13 on Linux" >&2; exit 1; }
 	touch $@
 
 $(VENV)/.wheel: pyproject.toml $(VENV)/.pip

@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <limits>
 #include <optional>
 
 #include "clusterucb/kernels.hpp"
@@ -68,6 +69,10 @@ inline Arguments arguments_of(const py::object& gradient, std::int64_t offset, i
   s.constants = {constants[0], constants[1], constants[2], constants[3]};
   s.sketch = sketch_of(sketch);
   if (offset < 0) throw py::value_error("offset is " + std::to_string(offset) + "; expected at least 0");
+  if (s.size > std::numeric_limits<std::int64_t>::max() - offset) {
+    throw py::value_error("the segment of " + std::to_string(s.size) + " elements from " +
+                          std::to_string(offset) + " on ends beyond 2^63; expected a smaller offset");
+  }
   if (s.sketch.blocks && offset % kLanes) {
     throw py::value_error(
         "offset is " + std::to_string(offset) +

@@ -112,7 +112,12 @@ class Tensor {
   }
 
   void borrow_dlpack(const py::object& object) {
-    const auto device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+    std::pair<int, int> device;
+    try {
+      device = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+    } catch (const py::cast_error&) {
+      throw py::value_error(name_ + " has a __dlpack_device__ that does not return two numbers");
+    }
     const bool cpu = device.first == dlpack::cpu || device.first == dlpack::cuda_host;
     // stream=-1 means no synchronisation: the kernels run on the stream that the caller passes.
     capsule_ = cpu ? object.attr("__dlpack__")() : object.attr("__dlpack__")(py::arg("stream") = -1);

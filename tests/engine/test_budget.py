@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterucb.errors import OptionError
-from clusterucb.options.amounts import Seconds, Tokens, parse_budget, parse_count, samples_of
+from clusterucb.options.amounts import Seconds, Tokens, parse_budget, parse_count, parse_until, samples_of
 
 shares = st.decimals(min_value=0, max_value=100, places=6, allow_nan=False).filter(lambda share: share > 0)
 
@@ -115,3 +115,10 @@ def test_other_budgets_are_refused(spec):
         f"--budget is {spec!r}; expected a percentage of the pool such as 20%, or a whole number of samples, tokens "
         "such as 30Mtok, or a time such as 2h or 1h 30min."
     )
+
+
+@pytest.mark.parametrize("spec", ["9" * 5000, "9" * 5000 + "%", "9" * 5000 + "h", "9" * 5000 + "tok"])
+@pytest.mark.parametrize("parse", [parse_count, parse_budget, parse_until])
+def test_a_number_of_thousands_of_digits_is_refused(parse, spec):
+    with pytest.raises(OptionError, match=r"--budget has 5,00\d characters \(9{20}…\); expected an amount"):
+        parse("--budget", spec)

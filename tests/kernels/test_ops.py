@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from clusterucb.errors import ClusterUCBError, OptionError
 from clusterucb.kernels import extension, ops, reference
 from clusterucb.kernels.preconditioner import PRECONDITIONERS, Preconditioner
+from clusterucb.kernels.projection import Sketch
 
 ROOT = Path(__file__).parents[2]
 
@@ -198,6 +199,19 @@ def test_tensors_and_arrays_give_the_same():
         assert np.array_equal(one, other)
 
 
+class Elsewhere:
+    """An array with DLPack's methods, which claims a device."""
+
+    def __init__(self, device):
+        self.array, self.device = np.zeros(2), device
+
+    def __dlpack_device__(self):
+        return self.device
+
+    def __dlpack__(self, **options):
+        return 5 if self.device[0] == 2 else self.array.__dlpack__()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -208,6 +222,9 @@ def test_tensors_and_arrays_give_the_same():
         ({"directions": np.zeros(9, np.float32)}, "directions is float32 of shape"),
         ({"offset": 2}, r"the segment \[2, 10\) is not within"),
         ({"offset": -1}, "offset is -1; expected at least 0"),
+        ({"offset": 2**63 - 8}, r"the segment of 8 elements from 9\d+ on ends beyond 2\^63"),
+        ({"norm2": Elsewhere(("x", 0))}, "norm2 has a __dlpack_device__ that does not return two numbers"),
+        ({"norm2": Elsewhere((10, 0))}, "norm2 is on a device of DLPack's type 10; expected it on cpu"),
         ({"norm2": np.zeros(3)}, r"norm2 .* expected contiguous float64 of shape \[B=2\]"),
         ({"norm2": np.zeros(2, np.float32)}, "norm2 is float32"),
         ({"products": np.zeros((3, 2))}, r"products .* shape \[B=2, S=3\]"),
@@ -229,7 +246,18 @@ def test_wrong_arrays_are_refused_and_nothing_is_written(change, message):
     }
     with pytest.raises(OptionError, match=message):
         ops.accumulate(arguments.pop("gradient"), arguments.pop("offset"), **arguments)
-    assert not arguments["norm2"].any()
+    assert not getattr(arguments["norm2"], "array", arguments["norm2"]).any()
+
+
+def test_an_array_that_claims_a_cuda_device_is_refused():
+    arguments = {"preconditioner": Preconditioner("sgd"), "norm2": np.zeros(2)}
+    with pytest.raises(OptionError, match="of type Elsewhere cannot be used on a CUDA device"):
+        ops.accumulate(Elsewhere((2, 0)), 0, **arguments)
+
+
+def test_the_specification_projects_nothing_to_nothing():
+    for kind in ("sjlt", "rademacher"):
+        assert not reference.project(np.zeros((2, 0)), 0, Sketch(256, kind=kind)).any()
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,33 @@ def test_torch_s_operations_give_the_kernels_numbers(kind, monkeypatch):
     assert ((products - expected[1]).abs() <= 1e-6 * scale).all()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"offset": 97 + TOTAL - SIZE}, "is not within the flat space"),
+        ({"offset": -1}, "is not within the flat space"),
+        ({"norm2": torch.zeros(1)}, r"norm2 is of shape \(1,\) on cpu; expected \(3,\) on cpu"),
+        ({"m": torch.zeros(1)}, "moments m is of shape"),
+        ({"gradient": torch.zeros(SIZE)}, "gradient is of shape"),
+    ],
+)
+def test_torch_s_operations_refuse_arrays_that_do_not_fit(change, message):
+    gradient, m, v, directions = tensors()
+    norm2, products = torch.zeros(3, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64)
+    given = {
+        "gradient": gradient,
+        "m": m,
+        "v": v,
+        "directions": directions,
+        "norm2": norm2,
+        "products": products,
+    }
+    given |= {"sketched": None, **change}
+    offset = given.pop("offset", 96)
+    with pytest.raises(OptionError, match=message):
+        cuda.with_torch(list(given.values()), offset, Preconditioner("adam"))
+
+
 @pytest.fixture
 def without_kernels(monkeypatch):
     """Make an installation whose sources were built without CUDA."""

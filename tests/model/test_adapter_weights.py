@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from clusterucb.errors import ModelError
 from clusterucb.model.adapter_weights import AdapterWeights
 from clusterucb.model.adapters import load_adapter
+from clusterucb.model.checkpoint_files import FROZEN
 from clusterucb.model.vocabulary import has_vocabulary
 from helpers.models import tiny_llama, with_lora
 
@@ -25,6 +26,15 @@ def saved(folder, base=None, **lora):
 def configure(folder, **changes):
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[[]]", b"5", b"[" * 100_000])
+def test_frozen_weights_that_are_not_a_list_of_names_are_refused(tmp_path, content):
+    (saved(tmp_path) / FROZEN).write_bytes(content)
+    with pytest.raises(
+        ModelError, match=f"{FROZEN} is damaged .*expected a list of names. Save the adapter again"
+    ):
+        load_adapter(tiny_llama(), tmp_path)
 
 
 def as_bin(folder):

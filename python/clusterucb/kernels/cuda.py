@@ -23,6 +23,7 @@ from clusterucb.errors import ClusterUCBError, OptionError, warn
 from clusterucb.kernels import extension, reference
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
+from clusterucb.wording import one_line
 
 _CHUNK = (
     1 << 18
@@ -45,9 +46,7 @@ def accumulate(arrays: list[Any], offset: int, preconditioner: Preconditioner, s
         OptionError: an array has a wrong dtype, shape, layout or device, or there is a sketch but no ``_cuda``.
         ClusterUCBError: the kernels cannot run on this device, or give wrong results.
     """
-    tensors: list[Any] = [
-        array if array is None or isinstance(array, Tensor) else from_dlpack(array) for array in arrays
-    ]
+    tensors: list[Any] = list(map(_tensor, arrays))
     device: torch.device = tensors[0].device
     module = _kernels()
     if module:
@@ -59,9 +58,31 @@ def accumulate(arrays: list[Any], offset: int, preconditioner: Preconditioner, s
         with_torch(tensors, offset, preconditioner)
 
 
+def _tensor(array: Any) -> Tensor | None:
+    """Return an array as a tensor, without copying it.
+
+    Raises:
+        OptionError: it does not give its memory to torch.
+    """
+    if array is None or isinstance(array, Tensor):
+        return array
+    try:
+        return from_dlpack(array)
+    except Exception as error:  # the array's own code runs, and torch's asserts what it was built for
+        raise OptionError(
+            f"an array of type {type(array).__name__} cannot be used on a CUDA device ({one_line(error):.200}); "
+            "expected a tensor of torch, or an array with __dlpack__"
+        ) from error
+
+
 def with_torch(tensors: list[Any], offset: int, preconditioner: Preconditioner) -> None:
-    """Accumulate norms and inner products with torch's operations, on any device."""
+    """Accumulate norms and inner products with torch's operations, on any device.
+
+    Raises:
+        OptionError: an array has a wrong shape or device.
+    """
     gradient, m, v, directions, norm2, products, _ = tensors
+    _check_shapes(tensors, offset)
     for begin in range(0, gradient.shape[1], _CHUNK):
         end = min(begin + _CHUNK, gradient.shape[1])
         here = slice(offset + begin, offset + end)
@@ -70,6 +91,36 @@ def with_torch(tensors: list[Any], offset: int, preconditioner: Preconditioner) 
         norm2 += update.square().sum(dim=1, dtype=torch.float64)
         if directions is not None:
             products += (update @ directions[:, here].T).double()
+
+
+def _check_shapes(tensors: list[Any], offset: int) -> None:
+    """Check shapes and devices as the extension does, since torch would broadcast or cut the arrays.
+
+    Raises:
+        OptionError: an array has a wrong shape or device, or the segment is not within the flat space.
+    """
+    gradient, m, v, directions, norm2, products, _ = tensors
+    if gradient.dim() != 2:
+        raise OptionError(f"gradient is of shape {tuple(gradient.shape)}; expected [B, n]")
+    samples, size = gradient.shape
+    total = next(
+        (array.shape[-1] for array in (directions, m) if array is not None and array.dim()), offset + size
+    )
+    n_directions = 0 if directions is None else len(directions)
+    expected = {
+        "moments m": (m, (total,)),
+        "moments v": (v, (total,)),
+        "directions": (directions, (n_directions, total)),
+        "norm2": (norm2, (samples,)),
+        "products": (products, (samples, n_directions)),
+    }
+    for name, (array, shape) in expected.items():
+        if array is not None and (tuple(array.shape) != shape or array.device != gradient.device):
+            raise OptionError(
+                f"{name} is of shape {tuple(array.shape)} on {array.device}; expected {shape} on {gradient.device}"
+            )
+    if not 0 <= offset <= total - size:
+        raise OptionError(f"the segment [{offset}, {offset + size}) is not within the flat space of {total}")
 
 
 @cache

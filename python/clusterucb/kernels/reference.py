@@ -111,7 +111,7 @@ def dense_columns(sketch: Sketch, coordinates: NDArray[np.int64]) -> NDArray[np.
     first, second, *_ = sketch.keys()
     hashed = keyed_hash(counter, (first, second))
     bits = (hashed[..., None] >> np.arange(32, dtype=np.uint32)) & 1
-    return 1 - 2 * bits.reshape(len(coordinates), -1)[:, : sketch.dimension].astype(np.int8)
+    return 1 - 2 * bits.reshape(len(coordinates), 32 * words)[:, : sketch.dimension].astype(np.int8)
 
 
 def project(update: NDArray[np.float64], offset: int, sketch: Sketch) -> NDArray[np.float64]:

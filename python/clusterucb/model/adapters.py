@@ -35,7 +35,7 @@ from clusterucb.model.targets import (
     projections,
     short_names,
 )
-from clusterucb.wording import counted
+from clusterucb.wording import counted, one_line
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -304,7 +304,12 @@ def _loaded(
 def _freeze(model: PeftModel, adapter: Path, name: str) -> None:
     """Freeze those weights of an adapter that its folder names as frozen (`FROZEN`)."""
     path = adapter / FROZEN
-    frozen = set(json.loads(path.read_text())) if path.is_file() else set()
+    try:
+        frozen = set(json.loads(path.read_text())) if path.is_file() else set()
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ModelError(
+            f"{path} is damaged ({one_line(error):.200}); expected a list of names. Save the adapter again"
+        ) from error
     for own, weight in model.named_parameters():
         if of_adapter(own, name) and saved_name(own, name) in frozen:
             weight.requires_grad_(False)

@@ -13,6 +13,7 @@ _NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
 _PERCENT = re.compile(rf"{_NUMBER}\s*%")
 _TOKENS = re.compile(rf"{_NUMBER}\s*([kMG]?)\s*tok(?:ens)?")
 _PERIOD = re.compile(rf"{_NUMBER}\s*(h|min|s)")
+_LONGEST = 40  # characters of an amount; Python refuses to read numbers of thousands of digits
 _THOUSANDS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _SECONDS = {"h": 3600, "min": 60, "s": 1}
 
@@ -42,7 +43,7 @@ def parse_count(option: str, spec: str | int) -> Fraction | int:
     Raises:
         OptionError: ``spec`` is neither. The message for ``0.2`` suggests ``20%``.
     """
-    text = str(spec).strip()
+    text = _short(option, spec)
     if (percent := _PERCENT.fullmatch(text)) and 0 < (share := Fraction(percent[1]) / 100) <= 1:
         return share
     if re.fullmatch(r"\d+", text) and not isinstance(spec, bool) and int(text) > 0:
@@ -62,7 +63,7 @@ def parse_budget(option: str, spec: str | int) -> Amount:
     Raises:
         OptionError: ``spec`` is none of these.
     """
-    text = str(spec).strip()
+    text = _short(option, spec)
     if (tokens := _TOKENS.fullmatch(text)) and (count := int(Fraction(tokens[1]) * _THOUSANDS[tokens[2]])):
         return Tokens(count)
     periods = _PERIOD.findall(text)
@@ -77,13 +78,27 @@ def parse_budget(option: str, spec: str | int) -> Amount:
         raise OptionError(str(error).replace(", or a whole number of samples", others, 1)) from None
 
 
+def _short(option: str, spec: str | int) -> str:
+    """Return an amount as text.
+
+    Raises:
+        OptionError: it is longer than any amount.
+    """
+    text = str(spec).strip()
+    if len(text) > _LONGEST:
+        raise OptionError(
+            f"{option} has {len(text):,} characters ({text:.20}…); expected an amount such as 20%"
+        )
+    return text
+
+
 def parse_until(option: str, spec: str) -> float:
     """Return the recall in ``"recall=0.9"`` or ``"recall=90%"`` as a share of one.
 
     Raises:
         OptionError: ``spec`` has another form, or the recall is not above 0 and at most 1.
     """
-    found = re.fullmatch(rf"recall\s*=\s*{_NUMBER}\s*(%?)", str(spec).strip())
+    found = re.fullmatch(rf"recall\s*=\s*{_NUMBER}\s*(%?)", _short(option, spec))
     share = float(found[1]) / (100 if found[2] else 1) if found else 0.0
     if not 0 < share <= 1:
         raise OptionError(f"{option} is {str(spec)!r}; expected a recall such as recall=0.9 or recall=90%")

@@ -3,8 +3,18 @@
 `load` looks for all of them each time it is called. `Strategies.make` constructs one from its name and options.
 """
 
-from clusterucb.plugins.describe import describe, import_path, renewed
+from clusterucb.plugins.describe import describe, import_path, is_description, renewed
 from clusterucb.plugins.kinds import KINDS
 from clusterucb.plugins.registry import Broken, Strategies, Strategy, load
 
-__all__ = ["KINDS", "Broken", "Strategies", "Strategy", "describe", "import_path", "load", "renewed"]
+__all__ = [
+    "KINDS",
+    "Broken",
+    "Strategies",
+    "Strategy",
+    "describe",
+    "import_path",
+    "is_description",
+    "load",
+    "renewed",
+]

@@ -71,13 +71,22 @@ def import_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def is_description(value: object) -> bool:
+    """Return whether a recorded value is the description of a strategy, as `describe` makes it."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("class"), str)
+        and isinstance(value.get("options"), dict)
+    )
+
+
 def renewed(value: Any) -> Any:
     """Return recorded settings in which strategies have today's identities in place of import paths."""
     if isinstance(value, list):
         return [renewed(item) for item in value]
     if not isinstance(value, dict):
         return value
-    if value.keys() >= {"class", "options"}:
+    if is_description(value):
         path = value["class"]
         if path.startswith("clusterucb."):
             path = f"clusterucb.{path.rpartition('.')[2]}"

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+
+# Values that a manifest may have: others are damage.
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Amount = Annotated[float, msgspec.Meta(ge=0)]
 
 FORWARD = 0.43  # cost of a forward pass in LoRA gradients, measured on a 135M-parameter model
 
@@ -18,10 +24,10 @@ class PhaseCost(msgspec.Struct):
         reused: whether the phase's results came from an earlier run, so that the phase cost nothing.
     """
 
-    gradients: int = 0
-    forward_passes: float = 0
-    tokens: int = 0
-    seconds: float = 0.0
+    gradients: Count = 0
+    forward_passes: Amount = 0
+    tokens: Count = 0
+    seconds: Amount = 0.0
     reused: bool = False
 
 
@@ -36,10 +42,10 @@ class Cost(msgspec.Struct):
             gradients.
     """
 
-    pool_samples: int = 0
+    pool_samples: Count = 0
     phases: dict[str, PhaseCost] = {}
     unit: str = "one gradient of every pool sample"
-    total: float = 0.0
+    total: Amount = 0.0
 
     def share(self, phase: PhaseCost) -> float:
         """Return the cost of a phase, where 1 is one gradient of every pool sample."""

@@ -140,7 +140,7 @@ class GradientStore:
                 raise self._missing(shard_name(number))
             try:
                 found |= failures(path)
-            except (OSError, SafetensorError, ValueError, msgspec.MsgspecError) as error:
+            except (OSError, SafetensorError, ValueError, RecursionError, msgspec.MsgspecError) as error:
                 raise self._files.damaged(path, error) from error
         return found
 

@@ -35,12 +35,18 @@ from numpy.typing import NDArray
 from clusterucb.atomic import check_regular
 from clusterucb.engine.draws import Batch, Phase
 from clusterucb.errors import RunError
-from clusterucb.wording import one_line
+from clusterucb.wording import one_line, printable
 
 _NO_NUMBER = "its score is not a finite number"
 # The beginnings of SQLite's codes for errors that the disk or the folder causes, and not the file's content.
 _OF_THE_DISK = tuple(
     f"SQLITE_{what}" for what in ("FULL", "IOERR", "CANTOPEN", "READONLY", "BUSY", "LOCKED", "PERM", "NOMEM")
+)
+# What every line of the table `draws` is, whatever else the file holds.
+_SOUND = (
+    "typeof(draw) = 'integer' AND typeof(batch) = 'integer' AND typeof(phase) = 'text' AND typeof(row) = 'integer' "
+    "AND typeof(arm) = 'integer' AND typeof(probability) IN ('real', 'null') AND typeof(tokens) = 'integer' "
+    "AND tokens >= 0 AND done IN (0, 1) AND typeof(failure) IN ('text', 'null')"
 )
 _LINE = "draw, batch, phase, row, arm, probability, tokens, done, failure"
 
@@ -111,6 +117,7 @@ class Ledger:
         with self._using():
             self._db = _opened(path, read_only=read_only)
             try:
+                self._refuse_programs()
                 if not read_only:
                     with self._transaction():
                         self._create(run, begun=begun)
@@ -233,6 +240,16 @@ class Ledger:
         self._db.execute("CREATE TABLE run (token TEXT)")
         self._db.execute("INSERT INTO run VALUES (?)", (run,))
 
+    def _refuse_programs(self) -> None:
+        """Refuse a file with views, triggers or virtual tables: SQLite would run them when a table is used.
+
+        Raises:
+            RunError: the file has one.
+        """
+        for kind, name, text in self._db.execute("SELECT type, name, sql FROM sqlite_master"):
+            if kind not in ("table", "index") or str(text).upper().startswith("CREATE VIRTUAL"):
+                raise self._damaged(f"it has a {kind} {printable(str(name)):.40}, which no ledger has")
+
     def _check(self, run: str | None, n_draws: int) -> None:
         """Check that the file is the ledger of this run.
 
@@ -245,6 +262,9 @@ class Ledger:
         names = [name for (name,) in self._db.execute("SELECT name FROM subtasks ORDER BY number")]
         if names != self._subtasks:
             raise self._damaged(f"it has the scores of {len(names)} other subtasks")
+        (n_odd,) = self._db.execute(f"SELECT count(*) FROM draws WHERE NOT ({_SOUND})").fetchone()
+        if n_odd:
+            raise self._damaged(f"it has {n_odd:,} draws with values of another type or range")
         if run is not None and self._db.execute("SELECT token FROM run").fetchone() != (run,):
             raise self._damaged("it belongs to another run")
         if self.totals()[0] < n_draws:

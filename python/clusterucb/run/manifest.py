@@ -11,13 +11,14 @@ Decisions:
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import msgspec
 
 from clusterucb.engine.aggregate import PAPER
 from clusterucb.options.amounts import parse_budget
-from clusterucb.run.cost import Cost
+from clusterucb.plugins import is_description
+from clusterucb.run.cost import Amount, Cost, Count
 from clusterucb.versions import __version__
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 FORMAT = 3
 STORE = {"what the folder holds": "a gradient store"}  # marks a store in format 1
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 JobKind = Literal["select", "score", "sketch", "compare", "try"]
 _JOBS: dict[JobKind, str] = {
     "select": "a selection",
@@ -127,13 +129,13 @@ class Inputs(msgspec.Struct):
 
     pool_files: list[str] = []
     target_files: list[str] = []
-    pool_samples: int = 0
-    pool_rejected: int = 0
-    target_samples: int = 0
-    target_rejected: int = 0
+    pool_samples: Count = 0
+    pool_rejected: Count = 0
+    target_samples: Count = 0
+    target_rejected: Count = 0
     subtasks: list[str] = []
     subtask_contents: dict[str, str] = {}
-    rejected: dict[str, int] = {}
+    rejected: dict[str, Count] = {}
     judges: dict[str, list[str]] = {}
 
     @classmethod
@@ -174,8 +176,8 @@ class SearchState(msgspec.Struct):
         begun: whether the ledger exists.
     """
 
-    cold_start: float | None = None
-    seconds_per_token: float | None = None
+    cold_start: Amount | None = None
+    seconds_per_token: Amount | None = None
     spent: bool = False
     begun: bool = False
 
@@ -192,9 +194,9 @@ class Limit(msgspec.Struct, frozen=True):
     """
 
     call: str
-    part: int
-    done: int
-    tokens: int
+    part: Count
+    done: Count
+    tokens: Size
 
 
 class PassLimits(msgspec.Struct):
@@ -205,7 +207,7 @@ class PassLimits(msgspec.Struct):
         limits: the smaller limits that were set because memory ran out, in order.
     """
 
-    batch_tokens: int | None = None
+    batch_tokens: Size | None = None
     limits: list[Limit] = []
 
 
@@ -236,22 +238,22 @@ class RunOutcome(msgspec.Struct):
         annotated: whether the lines of ``selected.jsonl`` have a field ``clusterucb``.
     """
 
-    n_selected: int
-    n_scored: int
-    n_failed: int
+    n_selected: Count
+    n_scored: Count
+    n_failed: Count
     stopped: str
-    clusters: int
-    draws: list[int]
-    selected_by_source: dict[str, int]
+    clusters: Count
+    draws: list[Count]
+    selected_by_source: dict[str, Count]
     length_correlation: float | None
     standardized: dict[str, list[float]] | None = None
     recall: dict[str, float] | None = None
     served: dict[str, float] | None = None
     captured_by: str | None = None
-    n_budget: int = 0
-    n_select: int = 0
+    n_budget: Count = 0
+    n_select: Count = 0
     rule: str = PAPER
-    max_per_source: int | None = None
+    max_per_source: Size | None = None
     annotated: bool = False
 
 
@@ -286,7 +288,7 @@ class Manifest(msgspec.Struct):
 
 
 def _show(value: object) -> str:
-    if isinstance(value, dict) and value.keys() >= {"class", "options"}:
+    if isinstance(value, dict) and is_description(value):
         options = ", ".join(f"{key}={_show_option(option)}" for key, option in value["options"].items())
         return f"{value['class'].rpartition('.')[2]}({options})"
     return "unset" if value is None else str(value)

@@ -32,7 +32,18 @@ from clusterucb.run.manifest import (
 )
 
 _CHECKSUM = "checksum"
+_OF_SKETCHES = ("version", "nonzeros")  # what a store's projection consists of
 _FORMER_RULES = {"max": PAPER, "mean": MEAN, "standardized": STANDARDIZED}  # of --aggregate in version 0.1
+
+
+class _Format1(msgspec.Struct):
+    """The fields of format 1 that the present form has elsewhere."""
+
+    settings: dict[str, Any]
+    budget: str | None = None
+    select: str | None = None
+    spent: str | None = None
+    outcome: dict[str, Any] | None = None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -59,17 +70,30 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         content = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
         manifest = msgspec.convert(_in_present_format(folder, content), Manifest)
+        manifest.identity.options = _renamed(manifest.identity)
     except FileNotFoundError:
         raise
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError) as error:
         raise RunError(
             f"{path} is damaged ({error}): restore it, or use --overwrite to start again"
         ) from error
-    options = renewed(manifest.identity.options)
-    if former := options.pop("--aggregate", None):
-        options["--rule"] = _FORMER_RULES[former]
-    manifest.identity.options = options
     return manifest
+
+
+def _renamed(identity: Identity) -> dict[str, Any]:
+    """Return the options of an identity under today's names.
+
+    Raises:
+        ValidationError: the identity lacks a value that its job has, or has one that no version wrote.
+    """
+    if identity.job == "sketch" and not identity.projection.keys() >= {*_OF_SKETCHES}:
+        raise msgspec.ValidationError(f"its projection lacks {' or '.join(_OF_SKETCHES)}")
+    options: dict[str, Any] = renewed(identity.options)
+    if former := options.pop("--aggregate", None):
+        if not isinstance(former, str) or former not in _FORMER_RULES:
+            raise msgspec.ValidationError(f"its --aggregate is {former!r:.40}")
+        options["--rule"] = _FORMER_RULES[former]
+    return options
 
 
 def _in_present_format(folder: Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -103,20 +127,18 @@ def _from_format_1(flat: dict[str, Any]) -> dict[str, Any]:
     def part(kind: type[msgspec.Struct]) -> dict[str, Any]:
         return {name: flat[name] for name in kind.__struct_fields__ if name in flat}
 
-    outcome, spent = flat.get("outcome"), flat.get("spent")
-    budget, until = flat.get("budget"), (spent or "").partition(" until ")[2] or None
-    settings = flat.get("settings")
-    if not isinstance(settings, dict):
-        raise msgspec.ValidationError("it has no settings")
+    former = msgspec.convert(flat, _Format1)
+    outcome, spent, budget = former.outcome, former.spent or "", former.budget
+    until = spent.partition(" until ")[2] or None
     try:
-        identity = _identity_of_format_1(settings)
+        identity = _identity_of_format_1(former.settings)
     except KeyError as error:
         raise msgspec.ValidationError(f"its settings have no {error}") from error
     return {
         **part(Manifest),
         "format": FORMAT,
         "identity": msgspec.to_builtins(identity),
-        "asked": {"budget": budget, "select": flat.get("select"), "until": until},
+        "asked": {"budget": budget, "select": former.select, "until": until},
         "inputs": part(Inputs),
         "search": {
             **part(SearchState),

@@ -80,7 +80,7 @@ def _history(row: Row) -> Iterator[tuple[str, str]]:
     if isinstance(history, str) and history.lstrip()[:1] == "[":
         try:
             history = msgspec.json.decode(history)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             history = [None]
     for pair in history if isinstance(history, list) else [None]:
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):

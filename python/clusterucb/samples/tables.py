@@ -78,7 +78,7 @@ def saved_lines(folder: Path) -> Iterator[Line]:
         try:
             files = msgspec.json.decode(state.read_bytes())["_data_files"]
             names = [Path(file["filename"]).name for file in files]
-        except (msgspec.MsgspecError, KeyError, TypeError) as error:
+        except (msgspec.MsgspecError, KeyError, TypeError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(
                 f"{state} does not list a dataset's files; expected a folder written by save_to_disk"
             ) from error

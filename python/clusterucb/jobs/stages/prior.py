@@ -42,6 +42,7 @@ from clusterucb.run.manifest_file import read_manifest
 from clusterucb.wording import counted
 
 _SCORES = filenames.SCORES
+_LARGEST = 1e30  # the largest score; the squares of larger ones are no numbers
 _REPEAT = "repeat the command of that run, which writes the file again"
 
 Blocks = Mapping[str, NDArray[np.float32]]
@@ -115,6 +116,8 @@ class EarlierScores:
         self.subtasks = list(lines[0].subtasks)
         if any(line.subtasks.keys() != lines[0].subtasks.keys() for line in lines):
             raise RunError(f"{path} is damaged (its lines have different subtasks); {_REPEAT}")
+        if not all(abs(score) <= _LARGEST for line in lines for score in line.subtasks.values()):
+            raise RunError(f"{path} is damaged (it has scores above {_LARGEST:g}); {_REPEAT}")
         self._scores = {line.id: [line.subtasks[name] for name in self.subtasks] for line in lines}
 
     def of_pool(self, ids: Sequence[str], contents: Mapping[str, Any]) -> Known:  # noqa: ARG002

@@ -69,7 +69,7 @@ class SelectedRun:
         path = files.path(filenames.CONFIG)
         try:
             options = yaml.safe_load(path.read_bytes())
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
             raise RunError(f"{path} cannot be read; {_REPEAT}") from error
         if not isinstance(options, dict):
             raise RunError(f"{path} holds no options; {_REPEAT}")
@@ -142,7 +142,7 @@ class SelectedRun:
         path = self.files.path(filenames.SCORES)
         try:
             lines = [msgspec.json.decode(line, type=_Line) for line in path.read_bytes().splitlines()]
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise RunError(f"{path} cannot be read; {_REPEAT}") from error
         return [line.id for line in lines if line.selected]
 

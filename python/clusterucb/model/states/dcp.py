@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,10 @@ _SETTINGS = (
     "dampening",
     "ns_steps",
 )
-_FAULTS = (KeyError, TypeError, ValueError, AttributeError, IndexError, EOFError, pickle.UnpicklingError)
+_FAULTS = (*safe.FAULTS, pickle.UnpicklingError, OSError)
+
+
+_NUMBERING = ("PUT", "BINPUT", "LONG_BINPUT")  # opcodes of pickles
 
 
 class _Piece(NamedTuple):
@@ -80,7 +84,7 @@ def read(folder: Path) -> tuple[dict[Any, Mapping[str, Any]], list[dict[str, Any
     """
     try:
         entries = _entries(folder)
-    except (*_FAULTS, OSError) as error:
+    except _FAULTS as error:
         raise damaged(folder / _METADATA, safe.reason(error)) from error
     files = {piece.file for entry in entries.values() for piece in entry.pieces}
     if missing := sorted(name for name in files if not (folder / name).is_file()):
@@ -121,8 +125,9 @@ def read(folder: Path) -> tuple[dict[Any, Mapping[str, Any]], list[dict[str, Any
 
 def _entries(folder: Path) -> dict[str, _Entry]:
     """Return the entries that a folder's metadata names."""
-    content = _Unpickler(io.BytesIO((folder / _METADATA).read_bytes())).load()
-    metadata = content.state
+    content = (folder / _METADATA).read_bytes()
+    _check_memo(content)
+    metadata = _Unpickler(io.BytesIO(content)).load().state
     found = {}
     for name, kept in metadata["state_dict_metadata"].items():
         size = (kept.state or {}).get("size")
@@ -143,6 +148,17 @@ def _entries(folder: Path) -> dict[str, _Entry]:
     return found
 
 
+def _check_memo(content: bytes) -> None:
+    """Check that a pickle numbers its objects by small numbers, because Python allocates room up to the largest.
+
+    Raises:
+        ValueError: a number is larger than the pickle, or the pickle is not valid.
+    """
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in _NUMBERING and argument is not None and argument > len(content):
+            raise ValueError(f"it numbers an object {argument}")
+
+
 def _value(folder: Path, name: str, entry: _Entry) -> Any:
     """Return an entry's tensor, joined from its pieces, or its value if it is no tensor.
 
@@ -161,7 +177,7 @@ def _value(folder: Path, name: str, entry: _Entry) -> Any:
                 part
             )
             filled += part.numel()
-    except (*_FAULTS, OSError, RuntimeError) as error:
+    except _FAULTS as error:
         raise damaged(folder, f"{name} cannot be read ({safe.reason(error)})") from error
     if filled != whole.numel():
         raise damaged(folder, f"it has {filled} of the {whole.numel()} elements of {name}")

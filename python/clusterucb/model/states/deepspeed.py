@@ -36,7 +36,7 @@ from clusterucb.wording import counted
 
 _EXPECTED = "the files of all processes of one DeepSpeed checkpoint (ZeRO stage 1, 2 or 3)"
 _OF_WEIGHTS = ("fp32_flat_groups", "single_partition_of_fp32_groups")  # of stage 3; of stages 1 and 2
-_FAULTS = (KeyError, TypeError, ValueError, AttributeError, IndexError, StopIteration)
+_FAULTS = (*safe.FAULTS, StopIteration)
 
 
 class _Piece(NamedTuple):
@@ -227,7 +227,7 @@ def _joined(
             bases[one.process]["state"][one.flat][entry][one.start : one.start + one.size] for one in pieces
         ]
         whole = torch.cat(parts)[: shape.numel()]
-    except (*_FAULTS, RuntimeError) as error:
+    except _FAULTS as error:
         raise damaged(folder, f"it lacks {entry} of {name} ({type(error).__name__}: {error})") from error
     if whole.numel() != shape.numel():
         raise damaged(folder, f"it has {whole.numel()} of the {shape.numel()} elements of {entry} of {name}")

@@ -20,6 +20,17 @@ from clusterucb.errors import ModelError
 from clusterucb.model.states.low_bit import PackedTensor
 from clusterucb.wording import one_line
 
+# What code that takes a damaged state for a good one may raise.
+FAULTS = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    EOFError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+)
 _OF_TORCHAO = "torchao.optim."
 _OF_DEEPSPEED = "deepspeed."
 
