@@ -39,7 +39,10 @@ format: setup $(VENV)/.lint  ## rewrite the sources in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CLANG_FORMATTED)
 
-torture: setup  ## kill every command at every file-system event, and damage every file that a run reads (an hour)
+torture: setup  ## kill, damage, limit and crowd every command, and give it hostile inputs (hours)
+	$(BIN)/python tests/whole/adversary/hostile.py
+	$(BIN)/python tests/whole/adversary/limits.py
+	$(BIN)/python tests/whole/adversary/crowds.py
 	$(BIN)/python tests/whole/adversary/kills.py
 	$(BIN)/python tests/whole/adversary/damage.py
 

@@ -10,6 +10,7 @@ Messages that cannot be written are dropped, because a full disk under a log mus
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shlex
 import signal
@@ -20,7 +21,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 from cyclopts import (
     CoercionError,
@@ -36,7 +37,7 @@ from clusterucb.cli.commands import JOBS, app
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, check_utf8
 from clusterucb.options import config_file as config
 from clusterucb.terminal import Droppable, Terminal
-from clusterucb.wording import in_words, one_line
+from clusterucb.wording import in_words, one_line, printable
 
 _NO_MEMORY = "can't allocate memory"  # words of torch's error on a CPU
 _BROKEN_PIPE = 141  # the exit code of a program that SIGPIPE ends
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code."""
     debug = "--debug" in arguments
-    with warnings.catch_warnings(), _droppable_messages(), _signals() as received:
+    with warnings.catch_warnings(), _droppable_messages(), _printable_logs(), _signals() as received:
         messages = Terminal(stderr=True, soft_wrap=True)
         _show_warnings(messages, debug)
         try:
@@ -142,6 +143,24 @@ def _droppable_messages() -> Iterator[None]:
             stream.flush()
         except (OSError, ValueError):
             _discard(stream)
+
+
+@contextmanager
+def _printable_logs() -> Iterator[None]:
+    """Show control characters as � in what libraries log while the block runs; it may name what a file holds."""
+    before = logging.getLogRecordFactory()
+
+    def made(*arguments: Any, **options: Any) -> logging.LogRecord:
+        record = before(*arguments, **options)
+        with suppress(Exception):  # a message that does not fit its arguments is the handler's to complain of
+            record.msg, record.args = printable(record.getMessage()), ()
+        return record
+
+    logging.setLogRecordFactory(made)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(before)
 
 
 @contextmanager

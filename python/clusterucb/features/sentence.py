@@ -187,7 +187,7 @@ class SentenceModel:
             return default
         try:
             return json.loads(path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._refusal(f"{path.name} is not JSON ({one_line(error)})", "valid JSON") from error
 
     def _refusal(self, got: str, expected: str) -> ModelError:

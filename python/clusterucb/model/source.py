@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from clusterucb.errors import ModelError, OptionError
 from clusterucb.model.parameters import of_other_inputs
+from clusterucb.model.plausible import check_plausible
 from clusterucb.model.quantized import quantization
 from clusterucb.wording import one_line
 
@@ -86,6 +87,7 @@ class ModelSource:
         folder = Path(self.name)
         if not folder.is_dir():
             with explain_errors("model", self.name):
+                check_plausible(self.name, self._options())
                 commit = AutoConfig.from_pretrained(self.name, **self._options())._commit_hash
             if commit is None:
                 raise ModelError(
@@ -111,6 +113,7 @@ class ModelSource:
             ModelError: the tokenizer cannot be loaded.
         """
         with explain_errors("tokenizer", self.name):
+            check_plausible(self.name, self._options())
             return AutoTokenizer.from_pretrained(self.name, **self._options())
 
     def model(
@@ -131,6 +134,7 @@ class ModelSource:
         automatic = torch.float32 if torch.device(device).type == "cpu" else "auto"
         quantised = quantization(quantize, DTYPES.get(dtype, automatic), device)
         with explain_errors("model", self.name):
+            check_plausible(self.name, self._options())
             model, report = self._class(layers).from_pretrained(
                 self.name,
                 dtype=DTYPES.get(dtype, automatic),

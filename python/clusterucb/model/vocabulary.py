@@ -98,7 +98,13 @@ def _trained_fully(adapter: Path) -> set[str]:
     try:
         config = json.loads((adapter_folder(adapter) / "adapter_config.json").read_text())
         return set(config.get("modules_to_save") or ())
-    except (OSError, ValueError, AttributeError, TypeError):  # `load_adapter` says what is wrong
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+    ):  # `load_adapter` says what is wrong
         return set()
 
 
