@@ -56,7 +56,7 @@ def test_patterns_that_are_matched_pass_and_names_need_no_process(monkeypatch) -
     [
         ('{"num_hidden_layers": 1000000}', r"num_hidden_layers is 1e\+06; expected at most 5,000 layers"),
         ('{"text_config": {"n_layer": 1e999}}', r"n_layer is 1e\+300; expected at most 5,000 layers"),
-        ('{"num_labels": 1' + "0" * 400 + "}", r"num_labels is 1e\+300; expected at most 1,000,000 labels"),
+        ('{"num_labels": 1' + "0" * 400 + "}", r"num_labels is 1e\+300; expected at most 10,000 labels"),
     ],
 )
 def test_numbers_that_no_model_has_are_refused(tmp_path: Path, config: str, message: str) -> None:

@@ -16,7 +16,7 @@ from clusterucb.errors import ModelError
 
 _LARGEST = {  # fields by their names, and the largest number of them
     "layers": (re.compile(r"(?:num|n)_(?:\w+_)?layers?|depth"), 5_000),
-    "labels": (re.compile(r"num_labels|n_labels"), 1_000_000),
+    "labels": (re.compile(r"num_labels|n_labels|id2label|label2id"), 10_000),
 }
 _DEEPEST = 20  # configurations inside each other
 
@@ -46,9 +46,9 @@ def _implausible(config: object, depth: int) -> Iterator[tuple[str, float, str, 
     if not isinstance(config, dict) or depth > _DEEPEST:
         return
     for field, value in config.items():
-        if isinstance(value, int | float):
+        count = len(value) if isinstance(value, dict | list) else value
+        if isinstance(count, int | float):
             for what, (pattern, largest) in _LARGEST.items():
-                if pattern.fullmatch(str(field)) and value > largest:
-                    yield field, float(min(value, 10**300)), what, largest
-        else:
-            yield from _implausible(value, depth + 1)
+                if pattern.fullmatch(str(field)) and count > largest:
+                    yield field, float(min(count, 10**300)), what, largest
+        yield from _implausible(value, depth + 1)

@@ -103,7 +103,7 @@ def _complaints(crowd: Crowd, ended: list[processes.Ended], expected: dict[str, 
             continue
         if not one.clean:
             yield str(one)
-        elif one.code == 2 and (crowd.apart or "in use by" not in one.shown.rpartition("error:")[2]):
+        elif one.code == 2 and (crowd.apart or "in use by" not in one.shown.rpartition("\nerror: ")[2]):
             yield f"refused: {one}"
         elif one.code == 0 and kills.results(folder) != expected:
             yield f"{folder} has other results: {one}"

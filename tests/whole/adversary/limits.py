@@ -252,7 +252,7 @@ def fault(scenario: str, limit: Limit, expected: dict[str, bytes]) -> str:
             wrong = "other results under the limit"
         elif not ended.clean:
             wrong = str(ended)
-        elif ended.code and not any(word in ended.shown.rpartition("error:")[2] for word in limit.words):
+        elif ended.code and not any(word in ended.shown.rpartition("\nerror: ")[2] for word in limit.words):
             wrong = f"says nothing of the limit: {ended}"
         lift()
         again = kills.fault(scenario, expected)
