@@ -45,6 +45,7 @@ torture: setup  ## kill, damage, limit and crowd every command, and give it host
 	$(BIN)/python tests/whole/adversary/crowds.py
 	$(BIN)/python tests/whole/adversary/kills.py
 	$(BIN)/python tests/whole/adversary/damage.py
+	$(BIN)/python tests/whole/adversary/edits.py
 
 bench-strategies: setup  ## score and sketch two real pools whole, and compare gradient clusters (the first time, some two hours)
 	$(BIN)/python benchmarks/strategies.py $(ARGS)
