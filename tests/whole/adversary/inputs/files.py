@@ -101,12 +101,13 @@ def bombs() -> Iterator[Hostile]:
 def _packed(content: tuple[bytes, bytes, bytes], ending: str) -> Callable[[Path], list[str]]:
     def make(folder: Path) -> list[str]:
         path, (begin, middle, end) = folder / f"pool.{ending}", content
-        kind = "gzip" if ending.endswith("gz") else "zstd"
-        with pa.OSFile(str(path), "wb") as raw, pa.CompressedOutputStream(raw, kind) as packed:
-            packed.write(begin)
-            for _ in range((2 << 30) // len(middle)):
-                packed.write(middle)
-            packed.write(end)
+        codec = pa.Codec("gzip" if ending.endswith("gz") else "zstd")
+        many = 32
+        member = codec.compress(middle * ((2 << 30) // many // len(middle)), asbytes=True)
+        ends = [codec.compress(part, asbytes=True) if part else b"" for part in (begin, end)]
+        path.write_bytes(
+            ends[0] + member * many + ends[1]
+        )  # a file of members one after the other is one stream
         return select(path)
 
     return make
