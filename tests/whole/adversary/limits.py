@@ -28,14 +28,15 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from whole.adversary import damage, kills, processes
 
-_FULL = ("No space left", "no space left", "disk full", "disk is full")
+_SQLITE = ("disk I/O error", "unable to open database file", "disk is full")  # SQLite knows no more
+_FULL = (*_SQLITE, "No space left", "no space left", "disk full")
 _POINTS = 15  # calls at which a scenario meets each error
 _ERRORS: dict[str, tuple[int, bool, tuple[str, ...]]] = {  # number, whether it stays, words of the message
     "a full disk": (errno.ENOSPC, True, _FULL),
-    "a quota": (errno.EDQUOT, True, ("quota",)),
-    "a read-only file system": (errno.EROFS, True, ("Read-only",)),
-    "a damaged disk": (errno.EIO, False, ("Input/output",)),
-    "no more descriptors": (errno.EMFILE, False, ("open files",)),
+    "a quota": (errno.EDQUOT, True, ("quota", *_SQLITE)),
+    "a read-only file system": (errno.EROFS, True, ("Read-only", *_SQLITE)),
+    "a damaged disk": (errno.EIO, False, ("Input/output", *_SQLITE)),
+    "no more descriptors": (errno.EMFILE, False, ("open files", *_SQLITE)),
 }
 _CHANGES = {
     "os.rename": 1,
@@ -89,7 +90,7 @@ def descriptors() -> Iterator[Limit]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (highest + more, highest + more))
 
     for more in (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30):
-        yield Limit(f"{more} more descriptors", ("open files",), lambda more=more: prepare(more))
+        yield Limit(f"{more} more descriptors", ("open files", *_SQLITE), lambda more=more: prepare(more))
 
 
 def memory() -> Iterator[Limit]:
