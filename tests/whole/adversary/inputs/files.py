@@ -103,7 +103,7 @@ def _packed(content: tuple[bytes, bytes, bytes], ending: str) -> Callable[[Path]
         path, (begin, middle, end) = folder / f"pool.{ending}", content
         codec = pa.Codec("gzip" if ending.endswith("gz") else "zstd")
         many = 1 if middle.startswith(b"\n") else 32  # each empty line is read
-        member = codec.compress(middle * (64 << 20 >> 20), asbytes=True)
+        member = codec.compress(middle * 64, asbytes=True)
         ends = [codec.compress(part, asbytes=True) if part else b"" for part in (begin, end)]
         path.write_bytes(
             ends[0] + member * many + ends[1]
