@@ -184,7 +184,7 @@ def _printable_logs() -> Iterator[None]:
     def made(*arguments: Any, **options: Any) -> logging.LogRecord:
         record = before(*arguments, **options)
         with suppress(Exception):  # a message that does not fit its arguments is the handler's to complain of
-            record.msg, record.args = printable(record.getMessage()), ()
+            record.msg, record.args = printable(record.getMessage().expandtabs()), ()
         return record
 
     logging.setLogRecordFactory(made)

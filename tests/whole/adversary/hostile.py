@@ -80,6 +80,9 @@ def _audited(own: tuple[str, ...], note: int) -> None:
             and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         ):
             found = f"writes {arguments[0]!r:.200}" if outside(arguments[0]) else ""
+        elif event in ("os.remove", "os.rmdir") and arguments[1] != -1:  # relative to an open folder
+            inside = os.path.join(os.readlink(f"/proc/self/fd/{arguments[1]}"), os.fsdecode(arguments[0]))
+            found = f"{event} {inside!r:.200}" if outside(inside) else ""
         elif event in _WRITES and outside(arguments[0]):
             found = f"{event} {arguments[0]!r:.200}"
         if found:
