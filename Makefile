@@ -39,9 +39,14 @@ format: setup $(VENV)/.lint  ## rewrite the sources in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CLANG_FORMATTED)
 
-torture: setup  ## kill every command at every file-system event, damage every file that a run reads, and fuzz (two hours)
+torture: setup  ## kill, damage, limit and crowd every command, give it hostile inputs, and fuzz what it reads (hours)
+	$(BIN)/python tests/whole/adversary/hostile.py
+	$(BIN)/python tests/whole/adversary/limits.py
+	$(BIN)/python tests/whole/adversary/crowds.py
 	$(BIN)/python tests/whole/adversary/kills.py
+	$(BIN)/python tests/whole/adversary/deaths.py
 	$(BIN)/python tests/whole/adversary/damage.py
+	$(BIN)/python tests/whole/adversary/edits.py
 	$(MAKE) --no-print-directory fuzz
 
 fuzz: setup $(VENV)/.fuzz  ## fuzz what is read from others, guided by coverage, ten minutes for each of six kinds of input

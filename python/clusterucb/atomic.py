@@ -30,6 +30,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+def unreadable(path: Path, error: OSError) -> RunError:
+    """Return the error of a file that the system cannot read now. Its content may be right, so nothing is removed."""
+    return RunError(
+        f"cannot read {path}: {error.strerror or error}. Its content may be right: repeat the command when the file "
+        "can be read"
+    )
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a path to write a file to. The file is moved to ``path`` when the block ends without an error.

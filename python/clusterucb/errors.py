@@ -86,6 +86,11 @@ def check_utf8(what: str, path: object, kind: type[ClusterUCBError] = OptionErro
         raise kind(f"{what} {str(path)!r:.300} is not UTF-8; expected a name in UTF-8: rename it") from error
 
 
+def is_panic(error: BaseException) -> bool:
+    """Return whether an exception is a failure in a Rust library, which is no `Exception` and cannot be imported."""
+    return type(error).__name__ == "PanicException"
+
+
 class ClusterUCBWarning(UserWarning):
     """A problem that a user should know about but that does not stop the work."""
 

@@ -10,6 +10,7 @@ Messages that cannot be written are dropped, because a full disk under a log mus
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shlex
 import signal
@@ -20,7 +21,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
 from cyclopts import (
     CoercionError,
@@ -36,9 +37,21 @@ from clusterucb.cli.commands import JOBS, app
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, check_utf8
 from clusterucb.options import config_file as config
 from clusterucb.terminal import Droppable, Terminal
-from clusterucb.wording import in_words, one_line
+from clusterucb.wording import in_words, one_line, printable
 
 _NO_MEMORY = "can't allocate memory"  # words of torch's error on a CPU
+_NO_THREAD = "can't start new thread"  # words of Python's error
+_MACHINE = {  # what to do about errors of the system, by their numbers
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close programs that have many files open",
+    errno.EAGAIN: "raise the limit on processes (ulimit -u), or free some memory",
+    errno.EIO: "check the disk",
+    errno.ESTALE: "check the connection to the file server",
+    errno.EROFS: "use folders that can be written",
+}
 _BROKEN_PIPE = 141  # the exit code of a program that SIGPIPE ends
 
 
@@ -50,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code."""
     debug = "--debug" in arguments
-    with warnings.catch_warnings(), _droppable_messages(), _signals() as received:
+    with warnings.catch_warnings(), _droppable_messages(), _printable_logs(), _signals() as received:
         messages = Terminal(stderr=True, soft_wrap=True)
         _show_warnings(messages, debug)
         try:
@@ -81,6 +94,9 @@ def run(arguments: Sequence[str]) -> int:
                     debug,
                 )
                 return 2
+            if fault := _of_the_machine(error):
+                _complain(messages, fault, debug)
+                return 2
             if isinstance(error, MemoryError) or _NO_MEMORY in str(error):
                 _complain(
                     messages,
@@ -97,6 +113,22 @@ def run(arguments: Sequence[str]) -> int:
             )
             return 1
     return 0
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """Return a message about an error that says that the machine has too little of something; None for another error.
+
+    Such an error can come from anywhere, as from the import of a library. So it is no bug, wherever nobody caught it.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        remedy = _MACHINE.get(cause.errno or 0) if isinstance(cause, OSError) else None
+        if _NO_THREAD in str(cause):
+            remedy = _MACHINE[errno.EAGAIN]
+        if remedy is not None:
+            return f"{one_line(cause)}: {remedy}. Finished work is saved: then repeat the command"
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None
 
 
 def _usage_message(error: CycloptsError, arguments: Sequence[str]) -> str:
@@ -142,6 +174,24 @@ def _droppable_messages() -> Iterator[None]:
             stream.flush()
         except (OSError, ValueError):
             _discard(stream)
+
+
+@contextmanager
+def _printable_logs() -> Iterator[None]:
+    """Show control characters as � in what libraries log while the block runs; it may name what a file holds."""
+    before = logging.getLogRecordFactory()
+
+    def made(*arguments: Any, **options: Any) -> logging.LogRecord:
+        record = before(*arguments, **options)
+        with suppress(Exception):  # a message that does not fit its arguments is the handler's to complain of
+            record.msg, record.args = printable(record.getMessage().expandtabs()), ()
+        return record
+
+    logging.setLogRecordFactory(made)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(before)
 
 
 @contextmanager

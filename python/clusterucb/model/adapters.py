@@ -11,12 +11,12 @@ Decisions:
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -25,6 +25,7 @@ from clusterucb.model.adapter_weights import AdapterWeights, copies, lacking, mi
 from clusterucb.model.base_state import BaseState, base_of, take_off
 from clusterucb.model.checkpoint_files import FROZEN, adapter_folder
 from clusterucb.model.parameters import ParameterManifest, canonical_name, of_other_inputs, vocabulary_head
+from clusterucb.model.patterns import check_patterns
 from clusterucb.model.source import explain_errors
 from clusterucb.model.targets import (
     ALL_LINEAR,
@@ -241,6 +242,7 @@ def load_adapter(model: PreTrainedModel | PeftModel, adapter: Path, number: int 
         warnings.simplefilter("ignore")
         config = PeftConfig.from_pretrained(adapter)
         _check_kind(adapter, config)
+        check_patterns(base_of(model), adapter, config)
         weights = AdapterWeights(adapter)
         biases = [name for name in weights.shapes if name.endswith(".bias") and ".lora_" not in name]
         if config.bias != "none" and biases:
@@ -302,13 +304,17 @@ def _loaded(
 
 
 def _freeze(model: PeftModel, adapter: Path, name: str) -> None:
-    """Freeze those weights of an adapter that its folder names as frozen (`FROZEN`)."""
+    """Freeze those weights of an adapter that its folder names as frozen (`FROZEN`).
+
+    Raises:
+        ModelError: the file with the names is damaged.
+    """
     path = adapter / FROZEN
     try:
-        frozen = set(json.loads(path.read_text())) if path.is_file() else set()
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        frozen = set(msgspec.json.decode(path.read_bytes(), type=list[str])) if path.is_file() else set()
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(
-            f"{path} is damaged ({one_line(error):.200}); expected a list of names. Save the adapter again"
+            f"{path} is damaged ({one_line(error):.200}); expected a list of names of weights. Save the adapter again"
         ) from error
     for own, weight in model.named_parameters():
         if of_adapter(own, name) and saved_name(own, name) in frozen:

@@ -24,8 +24,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from clusterucb.errors import ModelError, OptionError
+from clusterucb.errors import ModelError, OptionError, is_panic
 from clusterucb.model.parameters import of_other_inputs
+from clusterucb.model.plausible import check_plausible
 from clusterucb.model.quantized import quantization
 from clusterucb.wording import one_line
 
@@ -86,6 +87,7 @@ class ModelSource:
         folder = Path(self.name)
         if not folder.is_dir():
             with explain_errors("model", self.name):
+                check_plausible(self.name, self._options())
                 commit = AutoConfig.from_pretrained(self.name, **self._options())._commit_hash
             if commit is None:
                 raise ModelError(
@@ -111,6 +113,7 @@ class ModelSource:
             ModelError: the tokenizer cannot be loaded.
         """
         with explain_errors("tokenizer", self.name):
+            check_plausible(self.name, self._options())
             return AutoTokenizer.from_pretrained(self.name, **self._options())
 
     def model(
@@ -131,6 +134,7 @@ class ModelSource:
         automatic = torch.float32 if torch.device(device).type == "cpu" else "auto"
         quantised = quantization(quantize, DTYPES.get(dtype, automatic), device)
         with explain_errors("model", self.name):
+            check_plausible(self.name, self._options())
             model, report = self._class(layers).from_pretrained(
                 self.name,
                 dtype=DTYPES.get(dtype, automatic),
@@ -293,13 +297,15 @@ def explain_errors(what: str, name: str) -> Iterator[None]:
             yield
     except ModelError:
         raise
-    except Exception as error:  # libraries raise many types, and all of them concern the user's files
+    except BaseException as error:  # libraries raise many types, and all of them concern the user's files
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         raise ModelError(f"cannot load the {what} {name!r}: {_fault(what, name, error)}") from error
     finally:
         hub.setLevel(level)
 
 
-def _fault(what: str, name: str, error: Exception) -> str:
+def _fault(what: str, name: str, error: BaseException) -> str:
     """Return why loading failed, as far as the files show, and what to do."""
     folder = Path(name)
     if "trust_remote_code" in str(error):
@@ -344,5 +350,5 @@ def _damage(path: Path) -> str:
         return _reason(error)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error):.300}".rstrip(".: ")

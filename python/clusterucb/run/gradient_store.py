@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from clusterucb.atomic import unreadable
 from clusterucb.engine.draws import RowScores
 from clusterucb.errors import OptionError, RunError
 from clusterucb.kernels import ops
@@ -140,7 +141,9 @@ class GradientStore:
                 raise self._missing(shard_name(number))
             try:
                 found |= failures(path)
-            except (OSError, SafetensorError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+            except OSError as error:
+                raise unreadable(path, error) from error
+            except (SafetensorError, ValueError, RecursionError, msgspec.MsgspecError) as error:
                 raise self._files.damaged(path, error) from error
         return found
 

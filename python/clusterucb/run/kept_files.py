@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from clusterucb.atomic import check_regular, file_sha256, inner_folder, whole_file
+from clusterucb.atomic import check_regular, file_sha256, inner_folder, unreadable, whole_file
 from clusterucb.errors import RunError, warn
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -76,7 +76,7 @@ class KeptFiles:
             self._say_removed(path)
             return None
         if name not in self._verified:
-            if file_sha256(path) != recorded:
+            if _digest(path) != recorded:
                 raise self.damaged(path, "its SHA-256 is not the one in manifest.json")
             self._verified.add(name)
         return path
@@ -144,7 +144,7 @@ class KeptFiles:
         Raises:
             RunError: a file was computed again, with another result than before.
         """
-        digests = {name: file_sha256(self.folder / name) for name in names}
+        digests = {name: _digest(self.folder / name) for name in names}
         for name, digest in digests.items():
             self._check_same(name, digest)
         self._record(digests)
@@ -223,15 +223,30 @@ class KeptFiles:
             self._save()
 
 
+def _digest(path: Path) -> str:
+    """Return the hex SHA-256 of a file.
+
+    Raises:
+        RunError: the file cannot be read.
+    """
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
 def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Return the arrays of a file.
 
     Raises:
-        ValueError: the file cannot be read.
+        RunError: the system cannot read the file now.
+        ValueError: the file is damaged.
     """
     try:
         arrays: dict[str, NDArray[Any]] = load_file(path)
-    except (OSError, SafetensorError, KeyError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (SafetensorError, KeyError) as error:
         raise ValueError(error) from error
     return arrays
 

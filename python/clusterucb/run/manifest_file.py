@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from clusterucb import filenames
-from clusterucb.atomic import check_regular, write_whole
+from clusterucb.atomic import check_regular, unreadable, write_whole
 from clusterucb.engine.aggregate import MEAN, PAPER, STANDARDIZED
 from clusterucb.errors import RunError
 from clusterucb.plugins import renewed
@@ -73,7 +73,9 @@ def read_manifest(folder: Path) -> Manifest:
         manifest.identity.options = _renamed(manifest.identity)
     except FileNotFoundError:
         raise
-    except (OSError, msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (msgspec.MsgspecError, UnicodeError, RecursionError, OverflowError) as error:
         raise RunError(
             f"{path} is damaged ({error}): restore it, or use --overwrite to start again"
         ) from error

@@ -43,6 +43,7 @@ from clusterucb.samples.texts import (
     up_to_last_answer,
     without_controls,
 )
+from clusterucb.samples.tokenizing import check_growth, check_ids, tokenizing
 from clusterucb.wording import counted
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class Encoder:
         self._max_length = max_length
         self._template = None if tokenizer.chat_template is None else ChatTemplate(tokenizer)
         added = tokenizer.added_tokens_decoder
+        check_ids(added)
+        check_growth(tokenizer)
         self._added = {str(token): number for number, token in added.items() if str(token).strip()}
         # Tables of bool by token id: looking a token up is faster than np.isin on every sample.
         numbers = np.arange(max(len(tokenizer), *self._added.values(), 0) + 1)
@@ -106,7 +109,8 @@ class Encoder:
             text for text, number in self._added.items() if added[number].special and text not in self._parsed
         }
         self._is_special = np.isin(numbers, [self._added[text] for text in self._special])
-        first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
+        with tokenizing():
+            first = tokenizer("", add_special_tokens=True)["input_ids"][:1]
         self._bos = first if first == [tokenizer.bos_token_id] else []
 
     def __call__(self, messages: Sequence[Message]) -> Encoded:
@@ -191,15 +195,16 @@ class Encoder:
         good = [text.text for text in texts if isinstance(text, Text)]
         if not good:
             return iter(())
-        found = self._tokenizer(
-            good,
-            add_special_tokens=False,
-            split_special_tokens=False,
-            return_offsets_mapping=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # a text longer than the model's window is cut here
-        )
+        with tokenizing():
+            found = self._tokenizer(
+                good,
+                add_special_tokens=False,
+                split_special_tokens=False,
+                return_offsets_mapping=True,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,  # a text longer than the model's window is cut here
+            )
         return zip(found["input_ids"], found["offset_mapping"], strict=True)
 
     def labelled(
@@ -288,7 +293,8 @@ class Encoder:
     @property
     def fingerprint(self) -> str:
         """Hex SHA-256 of everything that determines the tokens and labels of a conversation."""
-        self._tokenizer("")  # resets padding and truncation that another caller may have set
+        with tokenizing():
+            self._tokenizer("")  # resets padding and truncation that another caller may have set
         decisive = (
             _RULES,
             self._tokenizer.backend_tokenizer.to_str(),

@@ -22,9 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from clusterucb.cli import main as cli
 from clusterucb.run.ledger import Ledger
-from whole.adversary import damage
+from whole.adversary import damage, processes
 
 # Scenarios by name: the folder to begin with, if any, and the command without --out.
 SCENARIOS: dict[str, tuple[str | None, list[str]]] = {
@@ -48,11 +47,19 @@ def arguments_of(scenario: str) -> list[str]:
     return [part.replace("{}", "store") for part in SCENARIOS[scenario][1]] + ["--out", "work"]
 
 
-def begin(scenario: str) -> None:
+def begin(scenario: str, folder: str = "work") -> None:
     """Put the folder of a scenario in place."""
-    shutil.rmtree("work", ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
     if (start := SCENARIOS[scenario][0]) is not None:
-        shutil.copytree(start, "work")
+        shutil.copytree(start, folder)
+
+
+def undisturbed(scenario: str) -> dict[str, bytes]:
+    """Run a scenario, and return its results."""
+    begin(scenario)
+    code, shown = damage.command(arguments_of(scenario))
+    assert code == 0, shown
+    return results()
 
 
 def killing(function: Callable[..., Any], countdown: Callable[[], None]) -> Callable[..., Any]:
@@ -68,38 +75,37 @@ def killing(function: Callable[..., Any], countdown: Callable[[], None]) -> Call
     return wrapped
 
 
+def kill_at(point: int) -> None:
+    """Let this process kill itself at a point."""
+    left = iter(range(point))
+
+    def countdown() -> None:
+        if next(left, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    for owner, name in _EVENTS:
+        setattr(owner, name, killing(getattr(owner, name), countdown))
+
+
 def run_until(scenario: str, point: int) -> bool:
     """Run a scenario in a process that kills itself at a point. Returns whether it was killed."""
-    child = os.fork()
-    if not child:
-        left = iter(range(point))
-
-        def countdown() -> None:
-            if next(left, None) is None:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        for owner, name in _EVENTS:
-            setattr(owner, name, killing(getattr(owner, name), countdown))
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        os._exit(cli.run(arguments_of(scenario)))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    ended = processes.run(arguments_of(scenario), lambda: kill_at(point))
+    return ended.code == -signal.SIGKILL
 
 
-def results() -> dict[str, bytes]:
+def results(folder: str = "work") -> dict[str, bytes]:
     """Return the results in the folder, without times."""
-    found = (Path("work") / name for name in damage.OUTPUTS)
+    found = (Path(folder) / name for name in damage.OUTPUTS)
     return {path.name: damage.comparable(path) for path in found if path.is_file()}
 
 
-def fault(scenario: str, expected: dict[str, bytes]) -> str:
-    """Repeat a scenario that was killed, and return what is wrong with its outcome; "" for a right outcome."""
-    code, shown = damage.command(arguments_of(scenario))
+def fault(scenario: str, expected: dict[str, bytes], folder: str = "work") -> str:
+    """Repeat a scenario that was disturbed, and return what is wrong with its outcome; "" for a right outcome."""
+    code, shown = damage.command([*arguments_of(scenario)[:-1], folder])
     if code:
         return f"exit {code}: {shown[-600:]}"
-    left = [path.name for path in Path("work").rglob("*.partial*")]
-    found = results()
+    left = [path.name for path in Path(folder).rglob("*.partial*")]
+    found = results(folder)
     wrong = [name for name in expected if found.get(name) != expected[name]]
     return f"other results: {wrong}, left: {left}" if wrong or left else ""
 
@@ -107,10 +113,7 @@ def fault(scenario: str, expected: dict[str, bytes]) -> str:
 def kills(every: int, first: int) -> Iterator[tuple[str, int, str]]:
     """Yield the scenario, the point and the fault ("" for none) of each kill."""
     for scenario in SCENARIOS:
-        begin(scenario)
-        code, shown = damage.command(arguments_of(scenario))
-        assert code == 0, shown
-        expected, point = results(), first
+        expected, point = undisturbed(scenario), first
         begin(scenario)
         while run_until(scenario, point):
             yield scenario, point, fault(scenario, expected)

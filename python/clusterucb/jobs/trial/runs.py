@@ -11,6 +11,7 @@ import msgspec
 import yaml  # type: ignore[import-untyped]
 
 from clusterucb import filenames, plugins
+from clusterucb.atomic import unreadable
 from clusterucb.errors import OptionError, RunError
 from clusterucb.features.base import Feature
 from clusterucb.features.embedding import Embedding
@@ -69,7 +70,9 @@ class SelectedRun:
         path = files.path(filenames.CONFIG)
         try:
             options = yaml.safe_load(path.read_bytes())
-        except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise RunError(f"{path} cannot be read; {_REPEAT}") from error
         if not isinstance(options, dict):
             raise RunError(f"{path} holds no options; {_REPEAT}")
@@ -142,7 +145,9 @@ class SelectedRun:
         path = self.files.path(filenames.SCORES)
         try:
             lines = [msgspec.json.decode(line, type=_Line) for line in path.read_bytes().splitlines()]
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise RunError(f"{path} cannot be read; {_REPEAT}") from error
         return [line.id for line in lines if line.selected]
 
