@@ -39,8 +39,9 @@ format: setup $(VENV)/.lint  ## rewrite the sources in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CLANG_FORMATTED)
 
-torture: setup  ## kill every command at every file-system event, and damage every file that a run reads (an hour)
+torture: setup  ## kill every command at every file-system event, cut its power there, and damage every file (two hours)
 	$(BIN)/python tests/whole/adversary/kills.py
+	$(BIN)/python tests/whole/adversary/power.py
 	$(BIN)/python tests/whole/adversary/damage.py
 
 bench-strategies: setup  ## score and sketch two real pools whole, and compare gradient clusters (the first time, some two hours)

@@ -20,7 +20,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -172,19 +172,19 @@ def command(arguments: list[str]) -> tuple[int, str]:
         signal.signal(signal.SIGALRM, before)
 
 
-def build() -> None:
-    """Make every folder in the present one, and the expected result of every use."""
+def build(folders: Collection[str] = tuple(MADE)) -> None:
+    """Make folders in the present one, by default all, and the expected result of every use of them."""
     write_model(Path("model"))
     write_rows(Path("pool.jsonl"), rows(24))
     write_rows(
         Path("dev.jsonl"), [{**row, "subtask": str(at % 2)} for at, row in enumerate(rows(12, seed=9))]
     )
     Path("elsewhere").write_bytes(b"mine")
-    for name, arguments in MADE.items():
-        code, shown = command([*arguments, "--out", name])
+    for name in folders:
+        code, shown = command([*MADE[name], "--out", name])
         assert code == 0, shown
-    for name, uses in USES.items():
-        for use in uses:
+    for name in folders:
+        for use in USES.get(name, ()):
             code, shown, found = used(name, use)
             assert code == 0, shown
             expected = Path("expected") / name / use
@@ -250,13 +250,13 @@ def fault(case: Case) -> str:
 
 
 @contextlib.contextmanager
-def world() -> Iterator[None]:
-    """Build the folders in a temporary folder, and work there."""
+def world(folders: Collection[str] = tuple(MADE)) -> Iterator[None]:
+    """Build folders, by default all, in a temporary folder, and work there."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)
         try:
-            build()
+            build(folders)
             yield
         finally:
             os.chdir(before)

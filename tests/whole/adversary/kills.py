@@ -88,9 +88,12 @@ def run_until(scenario: str, point: int) -> bool:
 
 
 def results() -> dict[str, bytes]:
-    """Return the results in the folder, without times."""
+    """Return the results in the folder, without times, and the names of everything in it."""
     found = (Path("work") / name for name in damage.OUTPUTS)
-    return {path.name: damage.comparable(path) for path in found if path.is_file()}
+    names = sorted(str(path) for path in Path("work").rglob("*"))
+    return {path.name: damage.comparable(path) for path in found if path.is_file()} | {
+        "names": "\n".join(names).encode()
+    }
 
 
 def fault(scenario: str, expected: dict[str, bytes]) -> str:
@@ -98,10 +101,10 @@ def fault(scenario: str, expected: dict[str, bytes]) -> str:
     code, shown = damage.command(arguments_of(scenario))
     if code:
         return f"exit {code}: {shown[-600:]}"
-    left = [path.name for path in Path("work").rglob("*.partial*")]
     found = results()
     wrong = [name for name in expected if found.get(name) != expected[name]]
-    return f"other results: {wrong}, left: {left}" if wrong or left else ""
+    names = {*found["names"].split()} ^ {*expected["names"].split()}
+    return f"other results: {wrong}, files: {sorted(names)}" if wrong else ""
 
 
 def kills(every: int, first: int) -> Iterator[tuple[str, int, str]]:
