@@ -39,11 +39,12 @@ format: setup $(VENV)/.lint  ## rewrite the sources in the project's style
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CLANG_FORMATTED)
 
-torture: setup  ## kill, damage, limit and crowd every command, give it hostile inputs, and fuzz what it reads (hours)
+torture: setup  ## kill, cut the power of, damage, limit and crowd every command, give it hostile inputs, and fuzz what it reads (hours)
 	$(BIN)/python tests/whole/adversary/hostile.py
 	$(BIN)/python tests/whole/adversary/limits.py
 	$(BIN)/python tests/whole/adversary/crowds.py
 	$(BIN)/python tests/whole/adversary/kills.py
+	$(BIN)/python tests/whole/adversary/power.py
 	$(BIN)/python tests/whole/adversary/deaths.py
 	$(BIN)/python tests/whole/adversary/damage.py
 	$(BIN)/python tests/whole/adversary/edits.py

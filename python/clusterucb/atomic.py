@@ -3,6 +3,9 @@
 Everything is written beside its destination, flushed to the disk and renamed into place. A file that exists is
 therefore complete, and its existence means that its stage is done. What stands at the name beside the destination is
 removed first, and never written through, because it may be a link to a file elsewhere.
+
+A loss of power takes back names that were not flushed, in any order. So the folder is flushed as well: after a rename,
+after a folder is made, and after a file is removed that would mislead a later session.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +42,13 @@ def unreadable(path: Path, error: OSError) -> RunError:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, apart: bool = False) -> Iterator[Path]:
     """Yield a path to write a file to. The file is moved to ``path`` when the block ends without an error.
+
+    Args:
+        path: the file's path.
+        apart: whether the file is written in a folder of its own. A library may write beside the file first, as
+            safetensors does; what an interrupted one leaves there is then removed by the next attempt.
 
     Raises:
         RunError: the file cannot be written.
@@ -49,12 +57,16 @@ def whole_file(path: Path) -> Iterator[Path]:
     with _as_run_error(path):
         _remove(partial)
         try:
-            mode = _create(partial)
-            yield partial
-            partial.chmod(mode)  # safetensors makes files that only their owner can read, whatever the umask
-            _flush(partial)
-            partial.replace(path)
-            _flush(path.parent)
+            if apart:
+                partial.mkdir()
+            written = partial / path.name if apart else partial
+            mode = _create(written)
+            yield written
+            written.chmod(mode)  # safetensors makes files that only their owner can read, whatever the umask
+            flush(written)
+            written.replace(path)
+            _remove(partial)
+            flush(path.parent)
         finally:
             _remove(partial)
 
@@ -69,20 +81,45 @@ def whole_folder(path: Path) -> Iterator[Path]:
     partial = path.with_name(path.name + _SUFFIX)
     with _as_run_error(path):
         _remove(partial)
-        partial.mkdir(parents=True)
+        make_folder(path.parent)
+        partial.mkdir()
         try:
             mode = partial.stat().st_mode & 0o666
             yield partial
             for entry in partial.rglob("*"):
                 if entry.is_file():
                     entry.chmod(mode)
-                _flush(entry)
-            _flush(partial)
+                flush(entry)
+            flush(partial)
             _remove(path)
             partial.replace(path)
-            _flush(path.parent)
+            flush(path.parent)
         finally:
             _remove(partial)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and those above it, where they do not exist, and flush their names to the disk.
+
+    Raises:
+        OSError: a folder cannot be created.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        with suppress(PermissionError):  # a folder that others own may be writable and not readable
+            flush(folder.parent)
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it exists, and flush the removal to the disk.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    with suppress(FileNotFoundError):
+        path.unlink()
+        flush(path.parent)
 
 
 def inner_folder(path: Path) -> Path:
@@ -92,7 +129,7 @@ def inner_folder(path: Path) -> Path:
         RunError: something else is there, such as a link, through which files elsewhere would be written.
     """
     with _as_run_error(path):
-        path.mkdir(exist_ok=True)
+        make_folder(path)
     if path.is_symlink():
         raise RunError(
             f"{path} is a link; expected a folder of its own. Remove the link and repeat the command"
@@ -174,7 +211,12 @@ def _kind(mode: int) -> str:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Flush a file's content, or the names in a folder, to the disk.
+
+    Raises:
+        OSError: it cannot be flushed.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 MANIFEST = "manifest.json"
+REMOVED = "manifest.json.removed"  # a former run's manifest, until the next run has its own
 CONFIG = "config.yaml"
 LEDGER = "ledger.sqlite"
 LOCK = "lock"

@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from clusterucb.atomic import check_regular, inner_folder, whole_file, whole_folder, write_whole
+from clusterucb.atomic import (
+    check_regular,
+    inner_folder,
+    make_folder,
+    remove_file,
+    whole_file,
+    whole_folder,
+    write_whole,
+)
 from clusterucb.errors import ClusterUCBWarning, RunError
 from clusterucb.run.folder import Run
 from clusterucb.run.kept_files import KeptFiles
@@ -291,3 +299,57 @@ def test_a_file_cannot_be_written_where_a_folder_is(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot write"), whole_file(tmp_path / "file") as partial:
         partial.write_bytes(b"new")
     assert (tmp_path / "file" / "inside").exists()
+
+
+def test_what_a_library_writes_beside_a_file_is_not_left(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(run.iterdir())
+
+    def killed(_: object, path: Path, **__: object) -> None:
+        (path.parent / ".tmpBh6Ahw").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, opened(run) as again:
+        patch.setattr("clusterucb.run.kept_files.save_file", killed)
+        with pytest.raises(KeyboardInterrupt):
+            again.files.write_arrays("similarity.safetensors", ARRAYS)
+    assert sorted(run.iterdir()) == before
+    left = run / "similarity.safetensors.partial"
+    left.mkdir()
+    (left / ".tmpBh6Ahw").write_bytes(b"half")  # after a kill
+    with opened(run) as again:
+        again.files.write_arrays("similarity.safetensors", ARRAYS)
+    assert sorted(run.iterdir()) == sorted([*before, run / "similarity.safetensors"])
+
+
+@pytest.fixture
+def flushed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return a list of what is flushed to the disk from now on."""
+    paths: list[Path] = []
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        paths.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return paths
+
+
+def test_names_that_a_later_session_relies_on_are_flushed(tmp_path: Path, flushed: list[Path]) -> None:
+    make_folder(tmp_path / "a" / "b")
+    assert {*flushed} == {tmp_path, tmp_path / "a"}
+    flushed.clear()
+    make_folder(tmp_path / "a" / "b")
+    assert not flushed
+    (tmp_path / "a" / "x").touch()
+    remove_file(tmp_path / "a" / "x")
+    assert flushed == [tmp_path / "a"]
+    flushed.clear()
+    remove_file(tmp_path / "a" / "x")
+    assert not flushed
+
+
+def test_a_new_run_is_in_its_folder_after_a_loss_of_power(tmp_path: Path, flushed: list[Path]) -> None:
+    with opened(tmp_path / "new" / "run"):
+        pass
+    assert {tmp_path, tmp_path / "new", tmp_path / "new" / "run"} <= {*flushed}

@@ -348,3 +348,16 @@ def test_subtasks_are_not_limited_by_columns(tmp_path: Path, n_subtasks: int) ->
             (batch,) = ledger.recorded()
             assert batch.scores is not None
             assert np.array_equal(batch.scores, scores)
+
+
+def test_tables_and_scores_are_flushed_to_the_disk(tmp_path: Path) -> None:
+    with open_ledger(tmp_path / "ledger.sqlite") as ledger:
+        levels = [ledger._db.execute("PRAGMA synchronous").fetchone()]
+        for record, batch in (
+            (ledger.begin, batch_of(0, [1])),
+            (ledger.finish, batch_of(0, [1], [[1.0, 2.0]])),
+        ):
+            record(batch)
+            levels.append(ledger._db.execute("PRAGMA synchronous").fetchone())
+    normal, full = (1,), (2,)
+    assert levels == [full, normal, full]

@@ -356,7 +356,7 @@ def test_overwrite_does_not_follow_links(tmp_path: Path) -> None:
     assert files(tmp_path / "run") == {"manifest.json"}
 
 
-@pytest.mark.parametrize("removed", range(10))  # of nine files and, last, the manifest
+@pytest.mark.parametrize("removed", range(10))  # of its files
 def test_overwrite_that_was_killed_midway_is_completed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: int
 ) -> None:
@@ -380,6 +380,30 @@ def test_overwrite_that_was_killed_midway_is_completed(
     with open_run(tmp_path) as run:
         assert not run.resumed
     assert files(tmp_path) == {"manifest.json"}
+
+
+def test_a_removal_that_ends_before_the_next_manifest_leaves_a_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with open_run(tmp_path):
+        fill(tmp_path, ["export-trl/sft.py", "export-trl/the user's own"])
+    with monkeypatch.context() as patched:
+        patched.setattr("clusterucb.run.folder.write_manifest", dying)
+        with pytest.raises(KeyboardInterrupt):
+            open_run(tmp_path, overwrite=True)
+    with open_run(tmp_path) as run:
+        assert not run.resumed
+    assert files(tmp_path) == {"manifest.json", "export-trl/the user's own"}
+
+
+def test_a_folder_in_place_of_a_manifest_is_not_overwritten(tmp_path: Path) -> None:
+    fill(tmp_path, ["manifest.json/inside"])
+    with pytest.raises(RunError, match=r"manifest\.json is a folder; expected a file"):
+        open_run(tmp_path, overwrite=True)
+    assert files(tmp_path) == {"manifest.json/inside"}
 
 
 def test_run_that_was_killed_while_beginning_begins_again(tmp_path: Path) -> None:

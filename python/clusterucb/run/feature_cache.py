@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from clusterucb.atomic import check_regular, file_sha256, whole_file, whole_folder, write_whole
+from clusterucb.atomic import check_regular, file_sha256, remove_file, whole_file, whole_folder, write_whole
 from clusterucb.errors import ClusterUCBError, OptionError, RunError, warn
 from clusterucb.features.concatenation import Concatenation
 from clusterucb.plugins import describe
@@ -246,7 +246,7 @@ class FeatureCache:
 
     def _remove(self, folder: Path) -> None:
         # entry.json goes first: a folder whose removal is interrupted is then no entry
-        (folder / "entry.json").unlink(missing_ok=True)
+        remove_file(folder / "entry.json")
         shutil.rmtree(folder, ignore_errors=True)
 
     def _about(self, key: str) -> Path:

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from clusterucb.atomic import inner_folder, write_whole
+from clusterucb.atomic import inner_folder, remove_file, write_whole
 from clusterucb.errors import RunError
 from clusterucb.run.feature_cache import FeatureCache
 from clusterucb.run.kept_files import KeptFiles, check_arrays, load_arrays
@@ -99,7 +99,7 @@ class Shards:
         """
         if self.complete:
             return False
-        self._mark.unlink(missing_ok=True)
+        remove_file(self._mark)
         if self._fit in self._names and self._kept.find(self._fit) is None:
             self._kept.write_arrays(self._fit, fit())
         learnt = self.fitted()

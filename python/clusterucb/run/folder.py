@@ -26,7 +26,7 @@ from typing import Self
 import msgspec
 
 from clusterucb import filenames
-from clusterucb.atomic import write_whole
+from clusterucb.atomic import check_regular, flush, make_folder, remove_file, write_whole
 from clusterucb.errors import RunError, warn
 from clusterucb.run.cost import Cost, PhaseCost
 from clusterucb.run.kept_files import KeptFiles
@@ -35,8 +35,9 @@ from clusterucb.run.manifest import Asked, Identity, Inputs, Manifest, RunOutcom
 from clusterucb.run.manifest_file import read_manifest, write_manifest
 from clusterucb.versions import recorded_versions
 
-# The file that marks a folder without manifest.json in which a run is being created or removed.
-_UNSETTLED = f"{filenames.MANIFEST}.partial"
+# The files that mark a folder without manifest.json in which a run is being created or removed.
+_PARTIAL = f"{filenames.MANIFEST}.partial"
+_UNSETTLED = {_PARTIAL, filenames.REMOVED}
 
 
 class Run:
@@ -83,6 +84,8 @@ class Run:
                     f"{folder} cannot be written, and these options ask for more than it holds; choose another --out"
                 )
             self.save()
+            if not self.read_only:
+                remove_file(self.path(filenames.REMOVED))
             if config is not None and not self.read_only:
                 self.files.forget(filenames.CONFIG)
                 write_whole(self.path(filenames.CONFIG), config)
@@ -218,7 +221,7 @@ def check_folder(folder: Path) -> None:
             if folder.is_dir()
             else set()
         )
-    if names and not names & {filenames.MANIFEST, _UNSETTLED}:
+    if names and not names & {filenames.MANIFEST, *_UNSETTLED}:
         raise RunError(
             f"{folder} is not a run folder and not empty (it holds {min(names)!r}); choose another --out"
         )
@@ -246,19 +249,28 @@ def _lock(folder: Path, *, wanted: bool) -> FolderLock:
     """Lock a folder that is empty or holds a run."""
     check_folder(folder)
     with _writable(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return FolderLock(folder, wanted=wanted)
 
 
 def _remove_run(folder: Path) -> None:
-    """Remove a run's files: rename the manifest first and remove it last, so an interrupted removal can continue."""
-    manifest, unsettled = folder / filenames.MANIFEST, folder / _UNSETTLED
-    if manifest.exists():
-        manifest.replace(unsettled)
-    if not unsettled.exists():
-        return
-    _remove(folder)
-    unsettled.unlink()
+    """Remove a run's files, but for its manifest under another name: an interrupted removal can then continue.
+
+    Whoever writes the next manifest removes that file. Until then, it tells that the folder is ours.
+
+    Raises:
+        RunError: a manifest is no file.
+    """
+    removed = folder / filenames.REMOVED
+    check_regular(removed)
+    for name in (_PARTIAL, filenames.MANIFEST):
+        check_regular(folder / name)
+        if (folder / name).exists():
+            (folder / name).replace(removed)
+            flush(folder)
+    if removed.exists():
+        _remove(folder)
+        flush(folder)
 
 
 def _remove(folder: Path) -> None:

@@ -116,12 +116,17 @@ class KeptFiles:
         return RunError(f"{path} is damaged ({reason}): {self.remedy}")
 
     @contextmanager
-    def written(self, name: str) -> Iterator[Path]:
-        """Yield a path to write a file to, then move the file into place and record it, as `record` does."""
+    def written(self, name: str, *, apart: bool = False) -> Iterator[Path]:
+        """Yield a path to write a file to, then move the file into place and record it, as `record` does.
+
+        Args:
+            name: the file's name.
+            apart: whether it is written in a folder of its own (`clusterucb.atomic.whole_file`).
+        """
         path = self.folder / name
         if path.parent != self.folder:
             inner_folder(path.parent)
-        with whole_file(path) as partial:
+        with whole_file(path, apart=apart) as partial:
             yield partial
             digest = file_sha256(partial)
             self._check_same(name, digest)
@@ -135,7 +140,7 @@ class KeptFiles:
             arrays: the arrays.
             metadata: text for the file's header, with one name at most: several would be written in any order.
         """
-        with self.written(name) as partial:
+        with self.written(name, apart=True) as partial:
             save_file(dict(arrays), partial, metadata=metadata)
 
     def record(self, *names: str) -> None:

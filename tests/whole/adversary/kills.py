@@ -94,9 +94,13 @@ def run_until(scenario: str, point: int) -> bool:
 
 
 def results(folder: str = "work") -> dict[str, bytes]:
-    """Return the results in the folder, without times."""
-    found = (Path(folder) / name for name in damage.OUTPUTS)
-    return {path.name: damage.comparable(path) for path in found if path.is_file()}
+    """Return the results in a folder, without times, and the names of everything in it."""
+    place = Path(folder)
+    found = (place / name for name in damage.OUTPUTS)
+    names = sorted(str(path.relative_to(place)) for path in place.rglob("*"))
+    return {path.name: damage.comparable(path) for path in found if path.is_file()} | {
+        "names": "\n".join(names).encode()
+    }
 
 
 def fault(scenario: str, expected: dict[str, bytes], folder: str = "work") -> str:
@@ -104,10 +108,10 @@ def fault(scenario: str, expected: dict[str, bytes], folder: str = "work") -> st
     code, shown = damage.command([*arguments_of(scenario)[:-1], folder])
     if code:
         return f"exit {code}: {shown[-600:]}"
-    left = [path.name for path in Path(folder).rglob("*.partial*")]
     found = results(folder)
     wrong = [name for name in expected if found.get(name) != expected[name]]
-    return f"other results: {wrong}, left: {left}" if wrong or left else ""
+    names = {*found["names"].split()} ^ {*expected["names"].split()}
+    return f"other results: {wrong}, files: {sorted(names)}" if wrong else ""
 
 
 def kills(every: int, first: int) -> Iterator[tuple[str, int, str]]:

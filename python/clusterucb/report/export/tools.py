@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from clusterucb.atomic import write_lines, write_whole
+from clusterucb.atomic import make_folder, remove_file, write_lines, write_whole
 from clusterucb.errors import ClusterUCBWarning, RunError
 from clusterucb.filenames import CONVERSATIONS, EXPORTS, TEXTS, export_files
 from clusterucb.report.export.axolotl import AXOLOTL
@@ -67,7 +67,7 @@ def export(
                 stacklevel=4,
             )
         for name in (name for tool in those for name in export_files(tool)):
-            (run / name).unlink(missing_ok=True)
+            remove_file(run / name)
     return [_export(run, tool, samples, model, settings) for tool in wanted if tool not in barred]
 
 
@@ -97,16 +97,16 @@ def _export(run: Path, name: str, samples: Sequence[Sample], model: str, setting
         tools=any(map(has_tools, exported)),
     )
     try:
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise RunError(f"cannot create {folder}: {error.strerror}; move or delete the file there") from error
     files = tool.files(training)
     for name, lines in ((CONVERSATIONS, rows), (TEXTS, texts)):
-        write_lines(folder / name, lines) if lines else (folder / name).unlink(missing_ok=True)
+        write_lines(folder / name, lines) if lines else remove_file(folder / name)
     for name in own:
         if name in files:
             write_whole(folder / name, files[name].encode())
         else:
-            (folder / name).unlink(missing_ok=True)
+            remove_file(folder / name)
     started = tuple(name for name in files if name != "dataset_info.json")
     return Exported(folder, tuple((tool.program, folder / name) for name in started))
