@@ -27,7 +27,21 @@ def memory() -> tuple[int, int]:
 
 def resident_memory() -> int:
     """Return how many bytes of memory this process uses now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return _pages(1)
+
+
+def address_space() -> int:
+    """Return how many bytes of address space this process has reserved."""
+    return _pages(0)
+
+
+def _pages(field: int) -> int:
+    """Return a number of pages that the system counts for this process, in bytes."""
+    descriptor = os.open("/proc/self/statm", os.O_RDONLY)
+    try:
+        return int(os.read(descriptor, 128).split()[field]) * os.sysconf("SC_PAGE_SIZE")
+    finally:
+        os.close(descriptor)
 
 
 def free_disk(place: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 
@@ -38,6 +39,34 @@ def test_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TooMuch), limited(60):
         grow()
     assert len(kept) < 1_000
+
+
+def test_a_single_call_cannot_take_all_memory() -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(MemoryError), limited(60):
+        " " * 10**10
+    with limited(60):
+        bytearray(1_000_000)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+def test_the_limit_is_lifted_after_the_last_thread() -> None:
+    before, entered, leave = resource.getrlimit(resource.RLIMIT_AS), threading.Event(), threading.Event()
+
+    def work() -> None:
+        with limited(60):
+            entered.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    entered.wait(60)
+    with limited(60):
+        assert resource.getrlimit(resource.RLIMIT_AS) != before
+    assert resource.getrlimit(resource.RLIMIT_AS) != before
+    leave.set()
+    thread.join()
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_nothing_is_raised_after_the_block() -> None:
