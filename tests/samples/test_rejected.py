@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusterucb.samples.pool import read_pool
 from clusterucb.samples.rejected import RejectedLines, write_rejected
 from clusterucb.samples.sample import Rejected
 
@@ -71,3 +73,16 @@ def test_what_is_written_is_counted_by_kind(tmp_path: Path) -> None:
     assert list(counts.items()) == [("duplicate", 2), ("no assistant turn", 1), ("not JSON", 1)]
     written = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_bytes().splitlines()]
     assert written == [line._asdict() for part in parts for line in part]
+
+
+@pytest.mark.parametrize(
+    "text", ["\n" * 300_000, " " * 300_000 + "[ {", "user: " * 100_000, "[" + "\n" * 300_000]
+)
+def test_texts_that_patterns_might_try_in_many_ways_are_read(tmp_path: Path, text: str) -> None:
+    """A pattern that tries white space twice takes minutes for each of these."""
+    rows = [{"prompt": text, "completion": text}, {"chat": text}, {"messages": text}]
+    path = tmp_path / "pool.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pool = read_pool([path])
+    assert len(pool.samples) == 1
+    assert len(pool.rejected) == 2

@@ -28,7 +28,7 @@ class WorkersAsked:
             OptionError: ``spec`` is none of these.
         """
         text = str(spec).strip()
-        if re.fullmatch(r"\d+", text) and not isinstance(spec, bool) and 0 < int(text) <= 10_000:
+        if re.fullmatch(r"\d{1,5}", text) and not isinstance(spec, bool) and int(text) > 0:
             return cls(int(text))
         if text == "all":
             return cls()

@@ -10,7 +10,8 @@ from clusterucb.samples.message import TEXT, Unreadable, kind_of
 from clusterucb.wording import printable
 
 _CHOICES = ("choices", "options", "endings")  # columns with the texts that an answer's number chooses from
-_PYTHON = re.compile(r"\s*\[?\s*\{\s*'(?:role|from|content|value|tool_calls)'\s*:")  # a list of turns
+# A list of turns in Python's notation. White space is never tried twice: a text may hold a million blanks.
+_PYTHON = re.compile(r"\s*+\[?+\s*+\{\s*+'(?:role|from|content|value|tool_calls)'\s*+:")
 
 
 def text_of(row: Mapping[str, Any], key: str) -> str:

@@ -24,7 +24,8 @@ Row = Mapping[str, Any]
 Fields = dict[str, tuple[str, Any]]  # fields of a usual shape, each with its column and its value
 KEYS = frozenset(("preferred_output", "contents", "answers"))  # the columns of which every such row has one
 _FUNCTIONS = ("functionDeclarations", "function_declarations")
-_SPEAKERS = re.compile(r"\b(?:user|human)\s*:.*\b(?:assistant|gpt|ai)\s*:", re.IGNORECASE | re.DOTALL)
+_ASKS = re.compile(r"\b(?:user|human)\s*+:", re.IGNORECASE)
+_ANSWERS = re.compile(r"\b(?:assistant|gpt|ai)\s*+:", re.IGNORECASE)
 _BY_TURNS = '{role: (if .key % 2 == 0 then "user" else "assistant" end), content: .value}'
 _OF_SHAPES = ("messages", "conversations", "prompt", "instruction", "question", "query")
 _USERS = ("user", "human", "prompter", "instruction")
@@ -114,7 +115,8 @@ def advice(row: Row) -> str:
         return f". `{column}` holds the fields of a row: jq -c '.[\"{column}\"]'"
     texts = [name for name, value in row.items() if isinstance(value, str) and value]
     for name in texts:
-        if name not in _OF_SHAPES and _SPEAKERS.search(row[name]):
+        asks = None if name in _OF_SHAPES else _ASKS.search(row[name])
+        if asks and _ANSWERS.search(row[name], asks.end()):
             column = _shown(name)
             return (
                 f". `{column}` is one text with several speakers: split it into `messages`, or learn all of it: "
