@@ -45,6 +45,7 @@ _CHOICES = {
 _AS_GIVEN = {
     "budget": "str | int",
     "select": "str | int",
+    "workers": "str | int",
     "export": "str | Sequence[str]",
     "arms": "str | Sequence[str]",
     "lora_targets": "str | Sequence[str]",

@@ -32,7 +32,7 @@ def configure(folder, **changes):
 def test_frozen_weights_that_are_not_a_list_of_names_are_refused(tmp_path, content):
     (saved(tmp_path) / FROZEN).write_bytes(content)
     with pytest.raises(
-        ModelError, match=f"{FROZEN} is damaged .*expected a list of names. Save the adapter again"
+        ModelError, match=f"{FROZEN} is damaged .*expected a list of names of weights. Save the adapter again"
     ):
         load_adapter(tiny_llama(), tmp_path)
 

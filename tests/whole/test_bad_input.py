@@ -284,6 +284,7 @@ WRONG = {
     "--quantize": ("2bit", "one of 4bit, 8bit"),
     "--autocast": ("bf16", "one of bfloat16, float16"),
     "--store": ("/nowhere", "is not a gradient store"),
+    "--workers": ("none", "expected a number of workers, all, or the address of a Ray cluster"),
     "--export": ("llamafactoy", "Did you mean 'llamafactory'?"),
     "--config": ("/nowhere.yaml", "No such file"),
 }

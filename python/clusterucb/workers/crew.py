@@ -185,9 +185,9 @@ class Crew:
         """Hand out what waits, wait for an answer, and read all that are there."""
         self._hand_out()
         owners = {reference: hand for hand in self._hands for reference, _ in (*hand.loading, *hand.calls)}
-        for reference in self._transport.wait(list(owners), _PATIENCE):
-            hand = owners[reference]
-            if hand in self._hands:  # it may have died since
+        there = set(self._transport.wait(list(owners), _PATIENCE))
+        for reference, hand in owners.items():  # a worker's answers are read in the order of its calls
+            if reference in there and hand in self._hands:  # it may have died since
                 self._read(hand, reference)
 
     def _read(self, hand: _Hand, reference: Any) -> None:
