@@ -7,6 +7,6 @@ from whole.adversary import damage, power
 
 def test_a_command_whose_power_failed_gives_the_same_bytes_when_it_is_repeated() -> None:
     with damage.world([]):
-        wrong = dict(power.losses(every=97, first=60, scenarios=["select"]))
+        wrong = dict(power.losses(every=193, first=60, scenarios=["select"]))
     assert len(wrong) > 5
     assert {label: fault for label, fault in wrong.items() if fault} == {}
