@@ -124,7 +124,7 @@ def _opened(pool: Rows, target: Rows, *, model: Model, asked: _Asked, observer: 
     """Read and encode the samples, open the trial's folder, and run the trial."""
     first, settings = asked.first, asked.settings
     check_paths(model, asked.out, needed=True)
-    options = replace(first.settings, no_lock=settings.no_lock)
+    options = replace(first.settings, no_lock=settings.no_lock, workers=None)  # it trains in this process
     job = open_job(pool, target, model, options, observer, first.search.held_out, asked.judge)
     _check_same(asked.runs, job.prepared.contents)
     judges = _judges(job)
