@@ -7,10 +7,10 @@ Decisions:
       is thought dead are dropped with the worker.
     - A worker has one request in hand, and a second one while more requests wait than there are workers. So nobody
       waits for the driver, and nobody holds what another worker could compute at the end.
-    - Workers that die are replaced, and their requests are handed out again, first. A request that was in hand `DEATHS`
-      times when a worker died is answered by `Deadly`.
-    - A request that takes `SLOW` times as long as usual is given to a worker that has nothing to do, as well, unless
-      a worker has died of it.
+    - A worker that dies is replaced, and its requests are the next to be handed out. A request that `DEATHS` workers
+      have died of is answered by `Deadly`.
+    - A request that takes `SLOW` times as long as usual is also given to a worker that has nothing to do, unless a
+      worker has died of it.
     - How processes are started, called and ended is a `Transport`'s matter (`clusterucb.workers.ray_transport`).
 """
 
@@ -29,9 +29,7 @@ from clusterucb.workers.lane import Deadly, NoMemory
 from clusterucb.workers.worker import Broken, Failed, Found, OutOfMemory, Program
 
 DEATHS = 3  # deaths on one request, after which it is given up
-STILLBORN = (
-    8  # deaths in a row of workers that have computed nothing, beside one for each worker: the job ends
-)
+STILLBORN = 8  # deaths in a row before anything was computed, beside one for each worker: the job ends
 SLOW = 3.0  # times the usual duration of a request
 _RECENT = 32  # answers whose duration is the usual one
 _PATIENCE = 5.0  # seconds between two looks at slow workers
@@ -70,7 +68,7 @@ class Transport(Protocol):
         """End all workers."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Hand:
     """A worker and what it has in hand.
 
@@ -144,7 +142,7 @@ class Crew:
         return key, self._about[key]
 
     def begin(self, key: str, *request: Any) -> int:
-        """Hand a request to a loaded program out, and return its number.
+        """Hand out a request to a loaded program, and return its number.
 
         Args:
             key: the program's name.
