@@ -118,7 +118,8 @@ def test_an_interrupt_says_how_to_go_on(job, capsys, monkeypatch):
 # Signals and streams ---------------------------------------------------------------------------------------
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever started the tests may have ignored it, as nohup does
 import clusterucb as cu
 from clusterucb.cli import main as cli
 from clusterucb.gradients.accumulate import Accumulator
