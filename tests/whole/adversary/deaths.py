@@ -45,6 +45,7 @@ JOB: dict[str, Any] = {
     "batch_size": 16,
     "batch_tokens": 48,
 }
+SPREAD = 3  # the longest time between two kills, in times that a selection takes
 Killer = Callable[[random.Random], int]
 
 
@@ -101,13 +102,17 @@ def results(out: Path) -> dict[str, bytes]:
 
 def with_kills(kill: Killer, wanted: int, expected: dict[str, bytes]) -> Iterator[tuple[str, str]]:
     """Yield the outcomes of selections, until enough kills have hit them."""
+    shutil.rmtree("work", ignore_errors=True)
+    began = time.monotonic()
+    cu.select(**JOB, out="work", workers=1)
+    longest = SPREAD * (time.monotonic() - began)
     done, number = 0, 0
     while done < wanted:
         number += 1
         rng, over, hits = random.Random(number), threading.Event(), []
 
         def killer(rng: random.Random = rng, over: threading.Event = over, hits: list[int] = hits) -> None:
-            while not over.wait(rng.uniform(0.5, 8)):
+            while not over.wait(rng.uniform(0, longest)):
                 hits.append(kill(rng))
 
         thread = threading.Thread(target=killer)
