@@ -182,6 +182,7 @@ def test_what_cannot_be_judged_is_refused(job):
     refused(job, r"there is no option 'seed'", seed=3)
 
 
+@pytest.mark.usefixtures("tried")  # it makes done/trial
 def test_what_is_no_finished_selection_is_refused(job, tmp_path):
     refused(job, "holds no run", run="nowhere")
     refused(job, "holds no selection; expected the --out of `clusterucb select`", run="done/trial")
