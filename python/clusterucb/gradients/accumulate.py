@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from clusterucb.progress import Advance
 from clusterucb.samples.encoded import Encoded
 from clusterucb.workers.lane import Lane
 
+Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
 
 
@@ -108,45 +109,30 @@ class Accumulated(NamedTuple):
         return [fault(largest) or fault(square) for largest, square in sizes]
 
 
-class Accumulator:
-    """Computes the norms of update directions, and their inner products, sketches or both, at one checkpoint.
+class AtCheckpoint(Generic[Result]):
+    """Computes passes in this process, at one checkpoint.
 
-    A context manager: inside it, the model is at that checkpoint.
+    A context manager: inside it, the model is at that checkpoint. Subclasses run one pass when they are called.
 
     Args:
         checkpoint: the checkpoint.
         device: the model's device.
-        directions: f32[S, P], the directions of the target's subtasks; None computes no inner products.
-        sketch: the projection for the first checkpoint; None computes no sketches.
 
     Attributes:
         checkpoint: the checkpoint.
-        number: the checkpoint's number, counted from 0.
-        weight: the weight of the checkpoint's scores.
-        size: P, the length of the flat parameter space.
-        n_directions: S.
-        sketch: the projection for this checkpoint; None if there are no sketches.
+        number, weight, size, n_directions, sketch: as for `Step`; there are no directions and sketches by default.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        *,
-        device: str = "cpu",
-        directions: NDArray[np.float32] | None = None,
-        sketch: Sketch | None = None,
-    ) -> None:
+    n_directions = 0
+    sketch: Sketch | None = None
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
         self.checkpoint = checkpoint
         self.number, self.weight, self.size = checkpoint.number, checkpoint.weight, checkpoint.size
         self._device = device
-        moments = checkpoint.moments
-        self._moments = (self._tensor(moments.m), self._tensor(moments.v)) if moments else None
-        self.n_directions = 0 if directions is None else len(directions)
-        self._directions = None if directions is None else self._tensor(directions)
-        self.sketch = sketch and sketch.of_checkpoint(checkpoint.number)
 
     @cached_property
-    def lane(self) -> Lane[Accumulated]:
+    def lane(self) -> Lane[Result]:
         """Computes passes in this process."""
         return Here(self, self._device)
 
@@ -160,6 +146,36 @@ class Accumulator:
     ) -> None:
         """Restore the model."""
         self.checkpoint.gradients.__exit__(kind, error, trace)
+
+    def __call__(self, batch: PaddedBatch) -> Result:
+        """Run one pass over B samples."""
+        raise NotImplementedError
+
+
+class Accumulator(AtCheckpoint[Accumulated]):
+    """Computes the norms of update directions, and their inner products, sketches or both, at one checkpoint.
+
+    Args:
+        checkpoint: the checkpoint.
+        device: the model's device.
+        directions: f32[S, P], the directions of the target's subtasks; None computes no inner products.
+        sketch: the projection for the first checkpoint; None computes no sketches.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        device: str = "cpu",
+        directions: NDArray[np.float32] | None = None,
+        sketch: Sketch | None = None,
+    ) -> None:
+        super().__init__(checkpoint, device)
+        moments = checkpoint.moments
+        self._moments = (self._tensor(moments.m), self._tensor(moments.v)) if moments else None
+        self.n_directions = 0 if directions is None else len(directions)
+        self._directions = None if directions is None else self._tensor(directions)
+        self.sketch = sketch and sketch.of_checkpoint(checkpoint.number)
 
     def __call__(self, batch: PaddedBatch) -> Accumulated:
         """Run one backward pass over B samples, and return their numbers."""

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
@@ -18,14 +17,13 @@ import torch
 from numpy.typing import NDArray
 
 from clusterucb.errors import InputError
-from clusterucb.gradients.accumulate import Checkpoint, Step, fault
-from clusterucb.gradients.passes import Here, PaddedBatch, Passes
+from clusterucb.gradients.accumulate import AtCheckpoint, Step, fault
+from clusterucb.gradients.passes import PaddedBatch, Passes
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import Preconditioner
 from clusterucb.kernels.projection import Sketch
 from clusterucb.progress import Advance
 from clusterucb.samples.encoded import Encoded
-from clusterucb.workers.lane import Lane
 
 HELD = 1 << 27  # bytes of a pass's target gradients, which are kept until their norms are known
 
@@ -87,51 +85,13 @@ class Summed:
         return self._parts
 
 
-class UnitGradients:
-    """Sums the unit gradients of passes at one checkpoint.
-
-    A context manager: inside it, the model is at that checkpoint.
-
-    Args:
-        checkpoint: the checkpoint, with P parameters.
-        device: the model's device.
-
-    Attributes:
-        number: the checkpoint's number, counted from 0.
-        weight: the weight of the checkpoint's scores.
-        size: P.
-        n_directions: 0, because there are no inner products.
-        sketch: None, because there are no sketches.
-    """
-
-    n_directions = 0
-    sketch: Sketch | None = None
-
-    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
-        self.number, self.weight, self.size = checkpoint.number, checkpoint.weight, checkpoint.size
-        self._gradients = checkpoint.gradients
-        self._device = device
-
-    @cached_property
-    def lane(self) -> Lane[UnitSum]:
-        """Computes passes in this process."""
-        return Here(self, self._device)
-
-    def __enter__(self) -> Self:
-        """Put the model at the checkpoint."""
-        self._gradients.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Restore the model."""
-        self._gradients.__exit__(kind, error, trace)
+class UnitGradients(AtCheckpoint[UnitSum]):
+    """Sums the unit gradients of passes at one checkpoint."""
 
     def __call__(self, batch: PaddedBatch) -> UnitSum:
         """Run one backward pass over B samples, and return the sum of their unit gradients."""
         pieces: list[tuple[int, torch.Tensor]] = []
-        self._gradients.backward(batch, lambda *piece: pieces.append(piece))
+        self.checkpoint.gradients.backward(batch, lambda *piece: pieces.append(piece))
         return _Pieces(pieces)
 
 
