@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
+import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -43,7 +48,7 @@ def test_memory_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_single_call_cannot_take_all_memory() -> None:
     before = resource.getrlimit(resource.RLIMIT_AS)
-    with pytest.raises(MemoryError), limited(60):
+    with pytest.raises(TooMuch), limited(60):
         " " * 10**10
     with limited(60):
         bytearray(1_000_000)
@@ -78,6 +83,77 @@ def test_nothing_is_raised_after_the_block() -> None:
         pass
 
 
+def raise_at(point: int) -> Iterator[None]:
+    """Raise `TooMuch` at an instruction of this thread while the block is watched, as the watcher does."""
+    left = iter(range(point))
+
+    def trace(frame: FrameType, event: str, _: object) -> Callable[..., Any]:
+        frame.f_trace_opcodes = True
+        if event == "opcode" and (watched := list(watch._WATCHER._watched)) and next(left, None) is None:
+            watch._WATCHER._watched.pop(watched[0])
+            taken.append(watched[0])
+            raise TooMuch
+        return trace
+
+    def close(_: float) -> None:
+        taken[0].closed = taken[0].left
+
+    taken: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "_WATCHER", watch._Watcher())
+        patch.setattr(watch._Watcher, "_run", lambda _: None)
+        patch.setattr(watch.time, "sleep", close)
+        sys.settrace(trace)
+        yield
+
+
+def enter() -> None:
+    with limited(60):
+        pass
+
+
+def test_the_exception_may_be_raised_at_any_instruction() -> None:
+    """In the block, while it begins and while it ends: it is raised once, and nothing stays limited or locked."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    for point in range(1000):
+        points = raise_at(point)
+        next(points)
+        try:
+            with limited(60):
+                sum((1, 2, 3))
+        except TooMuch:
+            ended = False
+        else:
+            ended = True
+        sys.settrace(None)
+        assert resource.getrlimit(resource.RLIMIT_AS) == before
+        other = threading.Thread(target=enter, daemon=True)
+        other.start()
+        other.join(30)
+        assert not other.is_alive()
+        points.close()
+        if ended:
+            break
+    assert 30 < point < 1000
+
+
+def test_code_that_catches_the_exception_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "_AGAIN", 0.1)
+    caught: list[int] = []
+
+    def stubborn() -> None:
+        while len(caught) < 3:
+            try:
+                loop()
+            except TooMuch:
+                caught.append(1)
+        loop()
+
+    with pytest.raises(TooMuch), limited(0.1):
+        stubborn()
+    assert len(caught) == 3
+
+
 def test_other_threads_are_left_alone() -> None:
     found: list[str] = []
 
@@ -95,6 +171,7 @@ def test_other_threads_are_left_alone() -> None:
 
 
 def test_a_forked_process_watches_anew() -> None:
+    code = 70
     with limited(60):
         child = os.fork()
         if not child:
@@ -102,8 +179,11 @@ def test_a_forked_process_watches_anew() -> None:
                 with limited(0.1):
                     loop()
             except TooMuch:
-                os._exit(7)
-            os._exit(0)
+                code = 7
+            finally:
+                signal.alarm(30)  # ends the child if the block that began in its parent cannot be left
+    if not child:
+        os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 

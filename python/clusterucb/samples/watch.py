@@ -10,15 +10,18 @@ from __future__ import annotations
 import ctypes
 import os
 import resource
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 from clusterucb.machine import address_space, resident_memory
 
 _INTERVAL = 0.05  # seconds between two looks
+_AGAIN = 1.0  # seconds after which the exception is raised again in code that has caught it
 _MEMORY = 1 << 30  # bytes that the code may take
 _SLACK = 1 << 28  # bytes of address space beside them, for threads and allocators
 
@@ -27,47 +30,82 @@ class TooMuch(Exception):
     """Watched code took too long, or too much memory."""
 
 
-@dataclass(frozen=True)
-class _Limits:
-    """The limits of a thread: a time of the monotonic clock, and bytes of the process."""
+@dataclass(eq=False)
+class _Block:
+    """A block of code that is watched.
 
+    Attributes:
+        thread: the thread that runs it.
+        until: when its time ends, on the monotonic clock; later, when `TooMuch` is raised again.
+        memory: how many bytes the process may have.
+        left: whether the thread has left the block.
+        closed: whether the watcher raises nothing more for it.
+    """
+
+    thread: int
     until: float
     memory: int
+    left: bool = False
+    closed: bool = False
 
     @property
-    def reached(self) -> bool:
+    def too_much(self) -> bool:
         return time.monotonic() > self.until or resident_memory() > self.memory
 
 
 class _Watcher:
-    """Watches threads, from a thread of its own that is started when it is first needed."""
+    """Watches blocks, from a thread of its own that is started when it is first needed.
+
+    `TooMuch` may be raised at any instruction of a watched thread. So that thread takes no lock, which it might never
+    give back: it shares a dictionary and a queue with the watcher, whose methods cannot be interrupted. `TooMuch` is
+    raised again until the thread has left the block, because a library may catch it.
+    """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._watched: dict[int, _Limits] = {}
+        self._watched: dict[_Block, None] = {}
+        self._begun: SimpleQueue[None] = SimpleQueue()
+        self._starting = threading.Lock()
         self._started = False
 
-    def begin(self, thread: int, limits: _Limits) -> None:
-        with self._changed:
+    def start(self) -> None:
+        with self._starting:
             if not self._started:
                 threading.Thread(target=self._run, name="clusterucb watch", daemon=True).start()
                 self._started = True
-            self._watched[thread] = limits
-            self._changed.notify()
 
-    def end(self, thread: int) -> None:
-        with self._changed:
-            self._watched.pop(thread, None)
+    def begin(self, block: _Block) -> None:
+        self._watched[block] = None
+        self._begun.put(None)
+
+    def end(self, block: _Block) -> None:
+        """Return when nothing is raised for a block any more. It may be called again if `TooMuch` interrupts it."""
+        if self._watched.pop(block, self) is not self:
+            return
+        block.left = True
+        while not block.closed and self is _WATCHER:  # a child process has no watcher of its parent's blocks
+            time.sleep(_INTERVAL / 50)
 
     def _run(self) -> None:
+        raising: list[_Block] = []
         while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._watched)
-            time.sleep(_INTERVAL)
-            with self._changed:
-                for thread in [thread for thread, limits in self._watched.items() if limits.reached]:
-                    del self._watched[thread]
-                    _raise_in(thread, TooMuch)
+            self._begun.get()
+            while raising or self._watched:
+                time.sleep(_INTERVAL)
+                while not self._begun.empty():
+                    self._begun.get()
+                watched = list(self._watched)
+                raising += [b for b in watched if b.too_much and self._watched.pop(b, self) is not self]
+                for block in raising:
+                    self._stop(block)
+                raising = [block for block in raising if not block.closed]
+
+    def _stop(self, block: _Block) -> None:
+        if block.left:
+            block.closed = True
+        elif block.too_much:
+            block.until, block.memory = time.monotonic() + _AGAIN, sys.maxsize
+            exception = ctypes.py_object(TooMuch)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(block.thread), exception)
 
 
 class _AddressSpace:
@@ -113,21 +151,19 @@ os.register_at_fork(after_in_child=_begin_anew)
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Raise `TooMuch` in the block if it takes longer than ``seconds``, or more than a gigabyte of memory.
-
-    Raises:
-        MemoryError: one call asks for more than that.
-    """
-    thread = threading.get_ident()
+    """Raise `TooMuch` in the block if it takes longer than ``seconds``, or more than a gigabyte of memory."""
+    watcher = _WATCHER
     with _SPACE:
-        _WATCHER.begin(thread, _Limits(time.monotonic() + seconds, resident_memory() + _MEMORY))
+        watcher.start()
+        block = _Block(threading.get_ident(), time.monotonic() + seconds, resident_memory() + _MEMORY)
         try:
-            yield
-        finally:
-            _WATCHER.end(thread)
-            _raise_in(thread, None)  # forget an exception that was not raised in time
-
-
-def _raise_in(thread: int, exception: type[Exception] | None) -> None:
-    given = None if exception is None else ctypes.py_object(exception)
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), given)
+            try:
+                watcher.begin(block)
+                yield
+            finally:
+                watcher.end(block)
+        except TooMuch:
+            watcher.end(block)
+            raise
+        except MemoryError as error:
+            raise TooMuch from error
