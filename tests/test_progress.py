@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import partial
 from io import StringIO
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from clusterucb import progress
 from clusterucb.errors import OptionError
-from clusterucb.progress import Calls, Screen, Silent, observer_of
+from clusterucb.progress import Calls, Events, Screen, Silent, observer_of
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -102,3 +103,31 @@ def test_any_function_of_three_is_told(given: object) -> None:
 def test_an_observer_is_taken_as_it_is() -> None:
     silent = Silent()
     assert observer_of(silent) is silent
+
+
+def test_a_program_gets_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    stream = StringIO()
+    events = Events(stream, seconds_between_lines=10)
+    events.step("Loading \x1b[2J")
+    with events.count("Scoring", 160, done=4, unit="draws", note=lambda: "2 workers") as advance:
+        advance(0)
+        for _ in range(12):
+            now += 8
+            advance(13)
+    step, *counts = map(json.loads, stream.getvalue().splitlines())
+    assert step == {"event": "step", "text": "Loading \x1b[2J"}
+    assert "\x1b" not in stream.getvalue()
+    assert [event["done"] for event in counts] == [30, 56, 82, 108, 134, 160]
+    assert counts[0] == {
+        "event": "count",
+        "text": "Scoring",
+        "done": 30,
+        "total": 160,
+        "unit": "draws",
+        "per_second": 1.625,
+        "seconds_left": 80.0,
+        "note": "2 workers",
+    }
+    assert counts[-1]["seconds_left"] == 0

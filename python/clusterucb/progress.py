@@ -2,18 +2,20 @@
 
 A terminal gets bars (rich), a notebook gets one line that is updated, and everything else gets plain lines, at most one
 every few seconds, so that a log stays readable. All three use the same words: how much is done, how much is left,
-the rate and the time to go. Progress is written to standard error, because standard output is for results. A call from
+the rate and the time to go. A program gets lines of JSON. Progress is written to standard error, because standard output is for results. A call from
 Python shows nothing unless it runs in a notebook or passes an observer, which is a function or any `Observer`.
 """
 
 from __future__ import annotations
 
 import inspect
+import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TextIO, runtime_checkable
 
 from rich.console import Console
 from rich.progress import (
@@ -195,32 +197,77 @@ class Screen:
             return {"text/plain": printable(status)}
 
         shown = display(line(f"{text}: {wording.status(done, total)}"), raw=True, display_id=True)
-        with self._count_in_lines(
-            text, total, done, wording, 0.5, lambda status: shown.update(line(status), raw=True)
-        ) as advance:
+
+        def show(count: int, rate: float) -> None:
+            shown.update(line(f"{text}: {wording.status(count, total, rate)}"), raw=True)
+
+        with _now_and_then(total, done, 0.5, show) as advance:
             yield advance
 
-    def _lines(self, text: str, total: int, done: int, wording: _Wording) -> AbstractContextManager[Advance]:
-        return self._count_in_lines(text, total, done, wording, self._seconds, self.step)
+    def _lines(
+        self, text: str, total: int, done: int, wording: _Wording
+    ) -> AbstractContextManager[Advance]:
+        def show(count: int, rate: float) -> None:
+            self.step(f"{text}: {wording.status(count, total, rate)}")
 
-    @contextmanager
-    def _count_in_lines(
-        self, text: str, total: int, done: int, wording: _Wording, seconds: float, show: Callable[[str], None]
-    ) -> Iterator[Advance]:
-        """Show a line at most every ``seconds``, and one when the count is complete."""
-        began = last = time.monotonic()
-        start = count = done
+        return _now_and_then(total, done, self._seconds, show)
 
-        def advance(n: int) -> None:
-            nonlocal count, last
-            count += n
-            now = time.monotonic()
-            if count >= total or now - last >= seconds:
-                last = now
-                rate = (count - start) / max(now - began, 1e-9)
-                show(f"{text}: {wording.status(count, total, rate)}")
 
-        yield advance
+class Events:
+    """An observer that writes a line of JSON for each step, and for each count every few seconds, for programs.
+
+    A step is ``{"event": "step", "text": ...}``. A count is ``{"event": "count", "text": ..., "done": ..., "total": ...,
+    "unit": ..., "per_second": ..., "seconds_left": ..., "note": ...}``.
+
+    Args:
+        stream: the stream to write to. By default, standard error.
+        seconds_between_lines: the shortest time between two lines of one count.
+    """
+
+    def __init__(self, stream: TextIO | None = None, seconds_between_lines: float = 1.0) -> None:
+        self._stream = stream
+        self._seconds = seconds_between_lines
+
+    def step(self, text: str) -> None:
+        """Write the step."""
+        self._write({"event": "step", "text": text})
+
+    def count(
+        self, text: str, total: int, *, done: int = 0, unit: str = "samples", note: Note = _nothing
+    ) -> AbstractContextManager[Advance]:
+        """Write the count at the end of every few seconds, and when it is complete."""
+
+        def show(count: int, rate: float) -> None:
+            rates = {"per_second": round(rate, 3), "seconds_left": round((total - count) / rate, 1)}
+            event = {"event": "count", "text": text, "done": count, "total": total, "unit": unit}
+            self._write({**event, **rates, "note": note()})
+
+        return _now_and_then(total, done, self._seconds, show)
+
+    def _write(self, event: dict[str, object]) -> None:
+        stream = self._stream or sys.stderr
+        if stream is not None:
+            stream.write(json.dumps(event) + "\n")
+            stream.flush()
+
+
+@contextmanager
+def _now_and_then(
+    total: int, done: int, seconds: float, show: Callable[[int, float], None]
+) -> Iterator[Advance]:
+    """Show a count and its rate a second at most every ``seconds``, and when the count is complete."""
+    began = last = time.monotonic()
+    start = count = done
+
+    def advance(n: int) -> None:
+        nonlocal count, last
+        count += n
+        now = time.monotonic()
+        if count > start and (count >= total or now - last >= seconds):
+            last = now
+            show(count, (count - start) / max(now - began, 1e-9))
+
+    yield advance
 
 
 class _Status(ProgressColumn):

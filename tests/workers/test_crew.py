@@ -134,3 +134,29 @@ def test_workers_of_one_speed_share_the_requests(size: int) -> None:
     answered(crew, key, [1] * (20 * size), 4 * size)
     assert simulation.now <= 21
     assert crew.n_repeated == 0
+
+
+def test_the_note_counts_workers_that_are_ready_and_that_died() -> None:
+    seconds = iter([1.0, 100.0])
+    simulation = Simulation(
+        lambda method, _: next(seconds, 1.0) if method == "load" else 1.0,
+        kills=lambda _, method, arguments: method == "compute" and arguments[1] == 7,
+    )
+    crew, key = crew_of(simulation, 2)
+    assert crew.note == "1 ready of 2 workers"
+    assert crew.answer(crew.begin(key, 2)) == 4
+    with pytest.raises(Deadly):
+        crew.answer(crew.begin(key, 7))
+    assert crew.note.endswith(f"2 workers, {DEATHS} died")
+
+
+def test_a_start_that_takes_long_is_said_once() -> None:
+    said: list[str] = []
+    simulation = Simulation(lambda method, _: 300.0 if method == "load" else 1.0)
+    crew = Crew(simulation, 2, say=said.append, clock=simulation.clock)
+    key, _ = crew.load(Squares())
+    assert said == [
+        "No worker is ready after 60 s: they still load the model, or Ray has no room for them (ray status)"
+    ]
+    assert answered(crew, key, [1, 2, 3], 2) == [1, 4, 9]
+    assert crew.note == "2 workers"

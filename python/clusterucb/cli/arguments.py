@@ -78,7 +78,7 @@ class JobArguments:
             overrides it.
         overwrite: Delete the earlier run in the folder and start again.
         quiet: Hide the progress and the summary.
-        json: Print the summary as JSON.
+        json: Print the summary as JSON, and the progress as a line of JSON for each event on standard error.
         debug: Show tracebacks and the libraries' warnings.
     """
 
@@ -91,9 +91,9 @@ class JobArguments:
     @property
     def observer(self) -> Observer:
         """The observer that receives the job's progress."""
-        from clusterucb.progress import Screen, Silent
+        from clusterucb.progress import Events, Screen, Silent
 
-        return Silent() if self.quiet else Screen()
+        return Silent() if self.quiet else Events() if self.json else Screen()
 
     def show(self, summary: object, show: Callable[[Console], None]) -> None:
         """Print a job's summary."""

@@ -32,7 +32,7 @@ from clusterucb.gradients.checkpoints import at_checkpoint, base_for_adapter, fr
 from clusterucb.gradients.directions import UnitSum
 from clusterucb.gradients.largest_pass import largest_pass, try_passes
 from clusterucb.gradients.order import say_how_states_match
-from clusterucb.gradients.passes import CPU_TOKENS, Passes
+from clusterucb.gradients.passes import CPU_TOKENS, Passes, micro_batches, overhead_of
 from clusterucb.gradients.program import (
     FeatureProgram,
     GradientProgram,
@@ -173,6 +173,27 @@ class AdaptedModel:
     def start_workers(self) -> None:
         """Start the workers, unless they run. The LoRA is warmed up before."""
         self._crew  # noqa: B018
+
+    def note(self) -> str:
+        """Return what to show beside the progress: the workers, or "" if there are none."""
+        return self._crew[0].note if "_crew" in self.__dict__ else ""
+
+    def say_idle_workers(self, batch_size: int) -> None:
+        """Say so if a batch of draws makes fewer passes than there are workers.
+
+        Args:
+            batch_size: the samples of a batch of draws.
+        """
+        if self._settings.workers is None:
+            return
+        lengths, limit = self._material.encoded.lengths[:batch_size], self.passes.limit
+        n_passes, (crew, _) = len(micro_batches(lengths, limit, overhead_of(self.device, limit))), self._crew
+        if n_passes < crew.size:
+            enough = batch_size * -(-crew.size // n_passes)
+            self._observer.step(
+                f"A batch of {counted(batch_size, 'draw')} makes {counted(n_passes, 'pass', 'passes')}, so some of the "
+                f"{crew.size} workers wait. --batch-size {enough} would keep them busy; it changes the search"
+            )
 
     def describe(
         self, feature: Feature, samples: Sequence[Sample], encoded: Sequence[Encoded], fitted: Fitted

@@ -137,7 +137,7 @@ class _Selecting:
         if isinstance(settings.limit, Seconds) and state.seconds_per_token is None:
             state.seconds_per_token = seconds_per_token(session.model, settings, material, session.observer)
         self.n_budget, self.n_select = settings.counts(material.encoded.lengths, state.seconds_per_token)
-        self.features, self.influence = PoolFeatures(session), Influence(session)
+        self.features, self.influence = PoolFeatures(session), Influence(session, settings.batch_size)
 
     def prepared_search(self, ledger: Ledger) -> Callable[..., Selection]:
         """Describe the pool, and return the search: a function of a budget and a journal."""

@@ -88,7 +88,8 @@ def _sketch_missing(session: Session[GradientSettings]) -> None:
     adapted.keep_checkpoints()
     accumulators = adapted.accumulators(sketch=session.settings.sketch)
     total, done = len(material.samples), (len(starts) - len(missing)) * SHARD
-    with run.phase("sketches"), session.observer.count("Sketching", total, done=done) as advance:
+    count = session.observer.count("Sketching", total, done=done, note=adapted.note)
+    with run.phase("sketches"), count as advance:
         for start in missing:
             sketches, faults = unit_sketches(
                 accumulators,

@@ -16,6 +16,7 @@ Decisions:
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ STILLBORN = 8  # deaths in a row before anything was computed, beside one for ea
 SLOW = 3.0  # times the usual duration of a request
 _RECENT = 32  # answers whose duration is the usual one
 _PATIENCE = 5.0  # seconds between two looks at slow workers
+_STARTING = 60.0  # seconds without a worker that is ready, after which the user is told
 
 
 class Died(Exception):
@@ -125,6 +127,15 @@ class Crew:
         self._next = 0
         self._stillborn = 0  # deaths in a row of workers that never answered a request
         self._hands = [_Hand(transport.start()) for _ in range(size)]
+        self._ready_at = clock()  # when a worker was last ready
+
+    @property
+    def note(self) -> str:
+        """The number of workers in words, with how many are ready and how many have died."""
+        n_ready = sum(not hand.loading for hand in self._hands)
+        ready = "" if n_ready == self.size else f"{n_ready} ready of "
+        died = f", {self.n_deaths} died" if self.n_deaths else ""
+        return f"{ready}{counted(self.size, 'worker')}{died}"
 
     def load(self, program: Program) -> tuple[str, Any]:
         """Load a program on every worker, and return its name and what it says about itself.
@@ -184,9 +195,22 @@ class Crew:
         self._hand_out()
         owners = {reference: hand for hand in self._hands for reference, _ in (*hand.loading, *hand.calls)}
         there = set(self._transport.wait(list(owners), _PATIENCE))
+        self._look_at_starts()
         for reference, hand in owners.items():  # a worker's answers are read in the order of its calls
             if reference in there and hand in self._hands:  # it may have died since
                 self._read(hand, reference)
+
+    def _look_at_starts(self) -> None:
+        """Tell the user if no worker has become ready for a long time."""
+        now = self._clock()
+        if any(not hand.loading for hand in self._hands):
+            self._ready_at = now
+        elif now - self._ready_at >= _STARTING:
+            self._ready_at = math.inf  # once
+            self._say(
+                f"No worker is ready after {_STARTING:.0f} s: they still load the model, or Ray has no room for them "
+                "(ray status)"
+            )
 
     def _read(self, hand: _Hand, reference: Any) -> None:
         try:

@@ -184,7 +184,7 @@ class PoolFeatures(Stage):
                 title = (
                     f"Gradients of samples {rows.start + 1} to {rows.stop} of {len(self._material.samples)}"
                 )
-                with self._observer.count(title, len(rows)) as advance:
+                with self._observer.count(title, len(rows), note=self._model.note) as advance:
                     found, _ = unit_sketches(
                         self._sketchers,
                         self._material.encoded[here],

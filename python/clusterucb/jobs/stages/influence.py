@@ -35,10 +35,12 @@ class Influence(Stage):
 
     Args:
         session: the job, its run folder and its model.
+        batch_size: the samples of a call to `score`; None if they always suffice for all workers.
     """
 
-    def __init__(self, session: Session[ScoringSettings]) -> None:
+    def __init__(self, session: Session[ScoringSettings], batch_size: int | None = None) -> None:
         super().__init__(session)
+        self._batch_size = batch_size
         self._spending: Spending | None = None
 
     def ledger(self) -> Ledger:
@@ -102,7 +104,9 @@ class Influence(Stage):
             yield None if limit is None else NothingLeft()
             return
         self._scorer  # noqa: B018  (computes what the scorer needs now, because that shows progress of its own)
-        with spending(self._run, self._observer, lengths, limit, budget, done) as self._spending:
+        with spending(
+            self._run, self._observer, lengths, limit, budget, done, self._model.note
+        ) as self._spending:
             yield self._spending.allowance
 
     def score(self, rows: NDArray[np.int64]) -> RowScores:
@@ -135,6 +139,8 @@ class Influence(Stage):
             if self._store is not None:
                 return StoredScores(self._store, targets, advance=self._advance)
             accumulators = self._model.accumulators(sketch=self._settings.sketch)
+        if self._batch_size is not None:
+            self._model.say_idle_workers(self._batch_size)
         return Scorer(
             accumulators,
             self._material.encoded,
@@ -162,7 +168,9 @@ class Influence(Stage):
         failures: dict[str, list[str]] = {}
         with (
             self._run.phase("target"),
-            self._observer.count(title, self._n_checkpoints * self._material.n_target) as advance,
+            self._observer.count(
+                title, self._n_checkpoints * self._material.n_target, note=self._model.note
+            ) as advance,
         ):
             for step in self._model.unit_gradients():
                 directions, failed = compute_directions(step, target, self._model.passes, advance=advance)

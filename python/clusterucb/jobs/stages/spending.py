@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from clusterucb.engine.budget import Allowance, TimeAllowance, TokenAllowance
 from clusterucb.options.amounts import Seconds, Tokens
-from clusterucb.progress import Advance, Observer
+from clusterucb.progress import Advance, Note, Observer
 from clusterucb.run.folder import Run
 
 
@@ -64,6 +64,7 @@ def spending(
     limit: Tokens | Seconds | None,
     budget: int,
     done: tuple[int, int],
+    note: Note,
 ) -> Iterator[Spending]:
     """Time the draws of the block, and show how much of the budget is spent.
 
@@ -74,6 +75,7 @@ def spending(
         limit: the budget if it is a number of tokens or a time; None if it is a number of draws.
         budget: the number of draws, or the expected number.
         done: the number of draws already recorded, and their tokens.
+        note: returns a remark to show after the block's own.
     """
     allowance: Allowance | None = None
     total, before, unit = budget, done[0], "draws"
@@ -87,8 +89,12 @@ def spending(
         total, before, unit = round(limit.most), round(before_now), "seconds"
     before = min(before, total)
     spent = Spending(allowance, unit, total - before)
+
+    def notes() -> str:
+        return "; ".join(filter(None, (spent.note, note())))
+
     with (
-        observer.count("Scoring", total, done=before, unit=unit, note=lambda: spent.note) as spent.count,
+        observer.count("Scoring", total, done=before, unit=unit, note=notes) as spent.count,
         run.phase("draws"),
     ):
         yield spent
