@@ -2,8 +2,9 @@
 
 A terminal gets bars (rich), a notebook gets one line that is updated, and everything else gets plain lines, at most one
 every few seconds, so that a log stays readable. All three use the same words: how much is done, how much is left,
-the rate and the time to go. A program gets lines of JSON. Progress is written to standard error, because standard output is for results. A call from
-Python shows nothing unless it runs in a notebook or passes an observer, which is a function or any `Observer`.
+the rate and the time to go. A program gets lines of JSON. Progress is written to standard error, because standard
+output is for results. A call from Python shows nothing unless it runs in a notebook or passes an observer, which is a
+function or any `Observer`.
 """
 
 from __future__ import annotations
@@ -204,9 +205,7 @@ class Screen:
         with _now_and_then(total, done, 0.5, show) as advance:
             yield advance
 
-    def _lines(
-        self, text: str, total: int, done: int, wording: _Wording
-    ) -> AbstractContextManager[Advance]:
+    def _lines(self, text: str, total: int, done: int, wording: _Wording) -> AbstractContextManager[Advance]:
         def show(count: int, rate: float) -> None:
             self.step(f"{text}: {wording.status(count, total, rate)}")
 
@@ -214,10 +213,10 @@ class Screen:
 
 
 class Events:
-    """An observer that writes a line of JSON for each step, and for each count every few seconds, for programs.
+    """An observer for programs: it writes a line of JSON for each step, and for each count every few seconds.
 
-    A step is ``{"event": "step", "text": ...}``. A count is ``{"event": "count", "text": ..., "done": ..., "total": ...,
-    "unit": ..., "per_second": ..., "seconds_left": ..., "note": ...}``.
+    A step has the keys ``event`` ("step") and ``text``. A count has ``event`` ("count"), ``text``, ``done``, ``total``,
+    ``unit``, ``per_second``, ``seconds_left`` and ``note``.
 
     Args:
         stream: the stream to write to. By default, standard error.

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import re
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import clusterucb as cu
 from clusterucb import machine
@@ -20,8 +25,10 @@ from clusterucb.gradients.passes import PaddedBatch
 from clusterucb.gradients.peak_memory import peak_bytes
 from clusterucb.gradients.per_sample import PerSampleGradients
 from clusterucb.jobs.stages import pass_times as estimate
-from clusterucb.jobs.stages.pass_times import _Work
+from clusterucb.jobs.stages.pass_layout import Rate, Work
 from clusterucb.model.parameters import ParameterManifest
+from clusterucb.report.screen import show_plan
+from clusterucb.terminal import Terminal
 from helpers.encoding import encoded
 from helpers.models import tiny_llama, with_lora
 from helpers.tiny import write_job
@@ -224,7 +231,36 @@ def test_a_container_s_limit_is_the_memory(tmp_path, monkeypatch):
     assert machine.memory() == (1_000_000, 600_000)
 
 
-def test_passes_are_laid_out_as_they_will_be(job):
+def test_passes_are_laid_out_as_they_will_be():
     lengths = np.array([5, 9, 3])
-    work = _Work.of([np.array([0, 1]), np.array([2])], lengths, times=2.0)
-    assert work == (4.0, 2.0 * (2 * 9 + 3))
+    work = Work.of([[np.array([0, 1]), np.array([2])], []], lengths, times=2.0)
+    assert (work.passes, work.tokens, work.widest) == (4.0, 2.0 * (2 * 9 + 3), 2)
+
+
+@given(
+    calls=st.lists(st.lists(st.integers(1, 500), min_size=1, max_size=9), max_size=5),
+    workers=st.integers(1, 12),
+    constant=st.floats(0.001, 1),
+)
+def test_workers_share_the_passes_of_a_call(calls, workers, constant):
+    rate, work = Rate(constant, 0.01), Work([np.array(call) for call in calls], times=3.0)
+    whole, shared = rate.seconds(work), rate.seconds(work, workers)
+    one = [[constant + 0.01 * tokens for tokens in call] for call in calls]
+    least = 3 * sum(max(max(call), sum(call) / workers) for call in one)
+    assert rate.seconds(work, 1) == pytest.approx(whole)
+    assert 0.999 * least <= shared <= 2 * least + 1e-9  # list scheduling takes at most twice the least time
+    useful = rate.useful([work])
+    assert 1 <= useful <= max(work.widest, 1)
+    assert rate.seconds(work, useful) <= 1.05 * rate.seconds(work, 100) + 1e-9
+
+
+def test_a_plan_counts_the_workers(job, capsys):
+    alone, plan = (cu.plan(**arguments(job, batch_tokens=64, **more)) for more in ({}, {"workers": 2}))
+    assert alone.workers is None
+    assert plan.workers.number == 2
+    assert plan.memory >= 2 * plan.workers.memory > alone.memory
+    assert 0 < plan.workers.sent < 10**6
+    assert 1 <= plan.workers.useful <= (os.cpu_count() or 1)
+    assert torch.get_num_threads() == 1
+    show_plan(plan, Terminal())
+    assert re.search(r"2 workers: .* of memory each; .* of samples are sent", capsys.readouterr().out)

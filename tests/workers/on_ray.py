@@ -140,7 +140,9 @@ def test_features_have_the_same_bytes_with_workers(
     job = {**job, "batch_size": 1, "budget": "10%"}
     for name, options in (("local", {}), ("workers", {"workers": 2})):
         cu.select(**job, features=cu.Hidden(), observer=observer, out=tmp_path / name, **options)
-    idle = "A batch of 1 draw makes 1 pass, so some of the 2 workers wait. --batch-size 2 would keep them busy;"
+    idle = (
+        "A batch of 1 draw makes 1 pass, so some of the 2 workers wait. --batch-size 2 would keep them busy;"
+    )
     assert sum(text.startswith(idle) for text in seen) == 1
     assert read(tmp_path / "workers") == read(tmp_path / "local")
     (ours,), (theirs,) = (list((tmp_path / name).glob("features-0*")) for name in ("workers", "local"))

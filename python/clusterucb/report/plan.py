@@ -8,6 +8,22 @@ from clusterucb.run.cost import Cost
 from clusterucb.wording import in_bytes
 
 
+class WorkersPlan(msgspec.Struct):
+    """What the workers of a selection take.
+
+    Attributes:
+        number: their number.
+        memory: the bytes of each worker's process, at most.
+        sent: the bytes of the samples that are sent to them. Directions are sent once to each machine besides.
+        useful: the number of workers from which more of them shorten the passes by less than 5 %.
+    """
+
+    number: int
+    memory: int
+    sent: int
+    useful: int
+
+
 class Plan(msgspec.Struct):
     """The time, the passes and the room that a selection takes.
 
@@ -20,6 +36,7 @@ class Plan(msgspec.Struct):
         device_memory, device_free: the same for the GPU's memory; None on a CPU.
         disk, disk_free: the bytes needed and free in the run's folder.
         temporary, temporary_free: the bytes needed and free in the folder of temporary files.
+        workers: what the workers take; None if the selection has none. ``memory`` counts those on this machine, too.
     """
 
     pool_samples: int
@@ -36,6 +53,7 @@ class Plan(msgspec.Struct):
     disk_free: int
     temporary: int
     temporary_free: int
+    workers: WorkersPlan | None = None
 
     @property
     def seconds(self) -> float:

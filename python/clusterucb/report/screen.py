@@ -161,6 +161,11 @@ def show_plan(plan: Plan, console: Console) -> None:
     for what, (needed, free) in plan.places().items():
         table.add_row(what, in_bytes(needed), Text(in_bytes(free), style="bold red" if needed > free else ""))
     console.print(table)
+    if (workers := plan.workers) is not None:
+        console.print(
+            f"\n{counted(workers.number, 'worker')}: {in_bytes(workers.memory)} of memory each; "
+            f"{in_bytes(workers.sent)} of samples are sent. More than {workers.useful} save less than 5 % of the time."
+        )
     for misfit in plan.misfits():
         console.print(Text(misfit, style="bold red"))
 

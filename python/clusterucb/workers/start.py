@@ -14,6 +14,33 @@ from clusterucb.workers.crew import Crew
 from clusterucb.workers.ray_transport import RayTransport
 
 
+def address_of(asked: WorkersAsked) -> str | None:
+    """Return the address of the Ray cluster that is asked for, or None for this machine."""
+    return asked.address or os.environ.get("RAY_ADDRESS")
+
+
+def count(asked: WorkersAsked, device: str) -> int:
+    """Return the number of workers that are asked for, without starting any.
+
+    Raises:
+        OptionError, WorkerError: as for `start`.
+    """
+    if asked.size is not None:
+        return asked.size
+    kind = torch.device(device).type
+    if (address := address_of(asked)) is None:
+        return _devices_here(kind)
+    transport = RayTransport(kind, 1, address=address)
+    try:
+        return transport.room(int(kind == "cuda"))
+    finally:
+        transport.close()
+
+
+def _devices_here(kind: str) -> int:
+    return (torch.cuda.device_count() if kind == "cuda" else os.cpu_count()) or 1
+
+
 def start(asked: WorkersAsked, device: str, say: Callable[[str], None]) -> Crew:
     """Start workers on this machine, or on the cluster that the option or ``RAY_ADDRESS`` names.
 
@@ -26,11 +53,10 @@ def start(asked: WorkersAsked, device: str, say: Callable[[str], None]) -> Crew:
         OptionError: Ray is not installed, or there are fewer devices than workers.
         WorkerError: the cluster cannot be reached.
     """
-    address = asked.address or os.environ.get("RAY_ADDRESS")
+    address = address_of(asked)
     kind = torch.device(device).type
     gpus = int(kind == "cuda")
-    here = (torch.cuda.device_count() if gpus else os.cpu_count()) or 1
-    transport = RayTransport(kind, asked.size or here, address=address, gpus=gpus)
+    transport = RayTransport(kind, asked.size or _devices_here(kind), address=address, gpus=gpus)
     try:
         there = transport.room(gpus)
         size = asked.size or there

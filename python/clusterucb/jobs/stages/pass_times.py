@@ -3,20 +3,22 @@
 Decisions:
     - The pool is read and encoded as in a selection, because everything depends on the number and the lengths of the
       accepted samples. Gradients are expensive, so they are computed for a few samples only.
-    - Every pass that the selection will make is laid out from the lengths (`passes.micro_batches`), as if the draws
-      were random. A pass takes a constant time, plus a time for each padded token. Two timed passes give both.
+    - Every pass that the selection will make is laid out from the lengths (`pass_layout`), as if the draws were random.
+      A pass takes a constant time, plus a time for each padded token. Two timed passes give both. If workers will
+      share the cores, they are timed with the threads that a worker will have.
     - Memory is that of the process with the model loaded, plus what gradients (`memory_needs`) and strategies add at
       the stage that needs most. What strategies add is measured on a part of the pool.
 """
 
 from __future__ import annotations
 
+import pickle
 import resource
 import tempfile
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +32,13 @@ from clusterucb.features.base import Feature
 from clusterucb.gradients import memory_needs as fitting
 from clusterucb.gradients.accumulate import Accumulator
 from clusterucb.gradients.largest_pass import largest_pass
-from clusterucb.gradients.passes import micro_batches, overhead_of, single_pass
+from clusterucb.gradients.passes import single_pass
 from clusterucb.gradients.session import AdaptedModel, load_base
 from clusterucb.jobs.stages.cost import selection_cost
 from clusterucb.jobs.stages.features import PoolFeatures
 from clusterucb.jobs.stages.opening import Job, Session
+from clusterucb.jobs.stages.pass_layout import Layout, Rate, Work
+from clusterucb.jobs.stages.planned_workers import PlannedWorkers
 from clusterucb.jobs.stages.strategies import ChosenStrategies
 from clusterucb.machine import free_disk, resident_memory
 from clusterucb.options.amounts import Seconds
@@ -45,14 +49,11 @@ from clusterucb.run.cost import Cost, PhaseCost
 from clusterucb.run.folder import Run
 from clusterucb.run.gradient_store import SHARD
 from clusterucb.run.manifest import Identity
-from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.pool_and_target import WARMUP_BATCH, Material
 
 _DESCRIBED = 64  # samples whose features are computed
 _TIMINGS = 2  # timings of a pass; the faster one counts, because the slower one was slowed by something else
 _CLUSTERED = 2048  # random points that are clustered
-_SIMULATED = 300  # batches of draws that are laid out
-_SPREAD = 4096  # samples whose passes represent those of the whole pool
 _LINE = 250  # bytes of a draw in scores.jsonl and the ledger
 _SCORE = 40  # bytes that each subtask adds to a draw
 _KEPT = 0.15  # share of a pass's memory that the C library keeps after it was freed
@@ -72,6 +73,8 @@ def estimate(job: Job[Settings], strategies: ChosenStrategies, *, began: float, 
     features, clusterer, policy = strategies
     material = prepared.material
     n_pool = len(material.samples)
+    crew = PlannedWorkers.of(settings.workers, prepared.device)
+    settings = replace(settings, workers=None)
     base = load_base(settings, prepared.source, prepared.device, material, observer, out)
     set_up = time.monotonic() - began
     observer.step(f"Timing a few passes of {prepared.source.name} on {prepared.device}")
@@ -82,25 +85,32 @@ def estimate(job: Job[Settings], strategies: ChosenStrategies, *, began: float, 
         AdaptedModel(run, probing, prepared.source, prepared.device, few, Silent(), base) as adapted,
     ):
         probed = replace(job, settings=settings, prepared=replace(prepared, material=few), observer=Silent())
-        found = _measure(Session(probed, run, adapted), material, features)
+        found = _measure(Session(probed, run, adapted), material, features, crew)
     n_budget, n_select = len(found.drawn), settings.counts(material.encoded.lengths)[1]
     clustering, cluster_bytes = _clustering(clusterer, found.width, n_pool, n_budget, n_select)
     seconds = {**found.seconds, "clusters": clustering}
-    timed = Cost(phases={name: PhaseCost(seconds=taken) for name, taken in seconds.items()})
+    of_phases = Cost(phases={name: PhaseCost(seconds=taken) for name, taken in seconds.items()})
     described = n_pool * found.width * _FLOAT
     beside = described + cluster_bytes
     lines = float(np.mean([len(sample.raw) for sample in few.samples]))
     scores = n_budget * (_LINE + _SCORE * len(material.target))
     on_gpu = prepared.device.partition(":")[0] == "cuda"
-    with_gradients = described + (0 if on_gpu else found.needs.total + round(_KEPT * found.needs.a_pass))
+    gradients = 0 if on_gpu else found.needs.total + round(_KEPT * found.needs.a_pass)
+    with_gradients = described + gradients * (crew is None)
+    workers, here = None, 0
+    if crew is not None:
+        workers = crew.plan(found.rate, found.shared, found.resident + gradients, found.bytes_per_token)
+        here = crew.number_here * workers.memory
     return Plan(
         pool_samples=n_pool,
         target_samples=material.n_target,
         n_budget=n_budget,
         n_select=n_select,
         set_up=set_up,
-        cost=selection_cost(timed, settings, material, found.drawn, features, policy, passes=found.passes),
-        memory=max(found.resident + max(beside, with_gradients), _peak()),
+        cost=selection_cost(
+            of_phases, settings, material, found.drawn, features, policy, passes=found.passes
+        ),
+        memory=max(found.resident + max(beside, with_gradients), _peak()) + here,
         memory_free=fitting.available("cpu") + resident_memory(),
         device_memory=found.needs.total if on_gpu else None,
         device_free=fitting.available(prepared.device) if on_gpu else None,
@@ -108,6 +118,7 @@ def estimate(job: Job[Settings], strategies: ChosenStrategies, *, began: float, 
         disk_free=free_disk(out),
         temporary=round(n_pool * (lines + _FLOAT * float(material.encoded.lengths.mean()))),
         temporary_free=free_disk(Path(tempfile.gettempdir())),
+        workers=workers,
     )
 
 
@@ -137,6 +148,9 @@ class _Measured(NamedTuple):
         width: the number of feature values of a sample.
         drawn: i64[n], rows that represent those that will be drawn.
         passes: the forward passes over each sample that the features take.
+        rate: the time of a pass, on a worker if there are any.
+        shared: the work that workers share.
+        bytes_per_token: the bytes of a sample that is sent to a worker, for each of its tokens.
     """
 
     seconds: dict[str, float]
@@ -146,13 +160,18 @@ class _Measured(NamedTuple):
     width: int
     drawn: NDArray[np.int64]
     passes: float
+    rate: Rate
+    shared: list[Work]
+    bytes_per_token: float
 
 
-def _measure(session: Session[Settings], material: Material, features: Feature) -> _Measured:
+def _measure(
+    session: Session[Settings], material: Material, features: Feature, crew: PlannedWorkers | None
+) -> _Measured:
     """Measure the time and memory of a job. The session's model works on a few of the samples of ``material``."""
     settings, adapted = session.settings, session.model
     checkpoints, resident = adapted.checkpoints, resident_memory()
-    layout = _Layout(settings, material, adapted)
+    layout = Layout(settings, material, adapted)
     together = SHARD if features.gradients else max(settings.batch_size, WARMUP_BATCH)
     needs = fitting.needs(
         checkpoints[0],
@@ -161,99 +180,40 @@ def _measure(session: Session[Settings], material: Material, features: Feature) 
         device=adapted.device,
     )
     fitting.check_memory(needs, adapted.device, checkpointing=settings.checkpointing)
-    rate = _rate(adapted, [layout.typical, layout.large], len(material.target))
+    here = timed(adapted, layout, len(material.target))
+    rate, number = here, None
+    if crew is not None:
+        rate, number = crew.rate(lambda: timed(adapted, layout, len(material.target))), crew.number
     if isinstance(settings.limit, Seconds):
-        layout = _Layout(settings, material, adapted, layout.per_token(rate))
-    seconds = {
-        "warm-up": rate(layout.warm_up),
-        "target": len(checkpoints) * rate(layout.target),
-        "draws": len(checkpoints) * rate(layout.draws),
-        "features": 0.0,
-    }
-    passes = features.forward_passes
+        layout = Layout(settings, material, adapted, layout.per_token(partial(rate.seconds, workers=number)))
+    shared = {"target": layout.target, "draws": layout.draws}
+    if features.gradients and session.store is None:
+        shared["features"] = layout.everything
+    seconds = {name: len(checkpoints) * rate.seconds(work, number) for name, work in shared.items()}
+    seconds = {"warm-up": here.seconds(layout.warm_up), "features": 0.0, **seconds}
+    passes, width = features.forward_passes, settings.sketch_dim
     if not features.gradients:
         pool = PoolFeatures(session)
         pool.blocks(features)  # not counted, because the first call loads libraries
         blocks = pool.blocks(features, "again")
         passes = pool.passes(features)
         width = sum(block.shape[1] for block in blocks.values())
-        taken = session.run.seconds("again")
+        taken = session.run.seconds("again") / (number if number and passes else 1)
         seconds["features"] = taken * len(material.samples) / len(session.material.samples)
-    else:
-        width = settings.sketch_dim
-        if session.store is None:
-            seconds["features"] = len(checkpoints) * rate(layout.everything)
     kept = sum(file.stat().st_size for file in session.run.folder.glob("adapter/*"))
-    return _Measured(seconds, needs, resident, kept, width, layout.drawn, passes)
-
-
-class _Layout:
-    """The passes that a selection will make at one checkpoint.
-
-    Attributes:
-        warm_up, target, draws: the work of each phase.
-        everything: the work of computing the gradients of the whole pool.
-        drawn: i64[n], rows that are drawn at random here.
-        typical, large: the samples of the two passes to time.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        material: Material,
-        adapted: AdaptedModel,
-        per_token: float | None = None,
-    ) -> None:
-        lengths, limit = material.encoded.lengths, adapted.passes.limit
-        overhead = overhead_of(adapted.device, limit)
-        n_budget = min(settings.counts(lengths, per_token)[0], len(lengths))
-        self._n_checkpoints = len(adapted.checkpoints)
-        self._lengths = lengths
-
-        def passes(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-            return [rows[batch] for batch in micro_batches(lengths[rows], limit, overhead)]
-
-        self.drawn = np.random.default_rng(settings.seed).permutation(len(lengths))[:n_budget]
-        calls = [
-            self.drawn[start : start + settings.batch_size]
-            for start in range(0, n_budget, settings.batch_size)
-        ]
-        some = [rows for call in calls[:_SIMULATED] for rows in passes(call)]
-        none: list[NDArray[np.int64]] = []
-        self.draws = _Work.of(
-            none if settings.free_scores else some, lengths, len(calls) / max(len(calls[:_SIMULATED]), 1)
-        )
-        spread = np.arange(0, len(lengths), -(-len(lengths) // _SPREAD))
-        self.everything = _Work.of(passes(spread), lengths, len(lengths) / len(spread))
-        steps = material.warmup_rows(settings.warmup_steps, settings.seed) if settings.warms_up else none
-        self.warm_up = _Work.of(list(steps), lengths)
-        of_target = [
-            _Work.of(micro_batches(own, limit, overhead), own)
-            for own in (np.array([len(one) for one in samples]) for samples in material.target.values())
-        ]
-        self.target = _Work(*map(sum, zip(*of_target, strict=True)))
-        by_size = sorted(some, key=lambda rows: len(rows) * lengths[rows].max())
-        encoded = material.encoded
-        self.typical = [encoded[int(row)] for row in by_size[len(by_size) // 2]]
-        self.large = [encoded[int(row)] for row in by_size[len(by_size) * 19 // 20]]
-
-    def per_token(self, rate: Callable[[_Work], float]) -> float:
-        """Return the seconds that drawing and scoring take for each token."""
-        return self._n_checkpoints * rate(self.draws) / float(self._lengths[self.drawn].sum())
-
-
-class _Work(NamedTuple):
-    """The number of passes, and the number of padded tokens in them."""
-
-    passes: float
-    tokens: float
-
-    @classmethod
-    def of(
-        cls, batches: Sequence[NDArray[np.int64]], lengths: NDArray[np.int64], times: float = 1.0
-    ) -> _Work:
-        tokens = sum(len(rows) * int(lengths[rows].max()) for rows in batches)
-        return cls(times * len(batches), times * tokens)
+    tokens = sum(map(len, layout.typical))
+    return _Measured(
+        seconds,
+        needs,
+        resident,
+        kept,
+        width,
+        layout.drawn,
+        passes,
+        rate,
+        shared=[*shared.values()] * len(checkpoints),
+        bytes_per_token=len(pickle.dumps(layout.typical)) / tokens,
+    )
 
 
 def seconds_per_token(
@@ -261,33 +221,34 @@ def seconds_per_token(
 ) -> float:
     """Time a few passes, and return the seconds that scoring takes for each token of the pool."""
     observer.step("Timing a few passes, to estimate the number of draws in the budget")
-    layout = _Layout(settings, material, adapted)
-    return layout.per_token(_rate(adapted, [layout.typical, layout.large], len(material.target)))
+    layout, crew = Layout(settings, material, adapted), PlannedWorkers.of(settings.workers, adapted.device)
+    if crew is None:
+        return layout.per_token(timed(adapted, layout, len(material.target)).seconds)
+    rate = crew.rate(lambda: timed(adapted, layout, len(material.target)))
+    return layout.per_token(partial(rate.seconds, workers=crew.number))
 
 
-def _rate(
-    adapted: AdaptedModel, passes: Sequence[Sequence[Encoded]], n_subtasks: int
-) -> Callable[[_Work], float]:
-    """Time two passes, and return a function that estimates the seconds of many."""
+def timed(adapted: AdaptedModel, layout: Layout, n_subtasks: int) -> Rate:
+    """Time two passes, and return the time of any pass."""
     checkpoint = adapted.checkpoints[0]
     directions = np.ones((n_subtasks, checkpoint.size), np.float32)
     sizes, seconds = [], []
     with Accumulator(checkpoint, device=adapted.device, directions=directions) as accumulator:
-        for samples in passes:
+        for samples in (layout.typical, layout.large):
             # Not timed: the first pass takes memory from the system.
             single_pass(samples, adapted.device, accumulator).faults()
-            timed = []
+            timings = []
             for _ in range(_TIMINGS):
                 began = time.monotonic()
                 single_pass(samples, adapted.device, accumulator).faults()
-                timed.append(time.monotonic() - began)
-            seconds.append(min(timed))
+                timings.append(time.monotonic() - began)
+            seconds.append(min(timings))
             sizes.append(len(samples) * max(map(len, samples)))
     per_token = (seconds[1] - seconds[0]) / max(sizes[1] - sizes[0], 1)
     constant = seconds[0] - per_token * sizes[0]
     if constant < 0 or per_token <= 0:  # both passes have one size, or they are too small to measure
         constant, per_token = 0.0, sum(seconds) / sum(sizes)
-    return lambda work: constant * work.passes + per_token * work.tokens
+    return Rate(constant, per_token)
 
 
 def _clustering(
