@@ -16,7 +16,7 @@ import pytest
 import ray
 
 import clusterucb as cu
-from clusterucb.errors import OptionError
+from clusterucb.errors import OptionError, WorkerError
 from clusterucb.workers import ray_transport
 from clusterucb.workers.crew import DEATHS, Crew
 from clusterucb.workers.lane import Deadly
@@ -178,3 +178,23 @@ def test_ray_that_is_missing_is_said(job: dict[str, Any], monkeypatch: pytest.Mo
         OptionError, match=r"needs Ray, which is not installed: pip install 'clusterucb\[ray\]'"
     ):
         cu.select(**job, workers=2)
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("head:6379", r"the cluster at head:6379: no answer\. If it asks for a token, set RAY_AUTH_MODE=token"),
+        (None, r"a cluster on this machine: no answer$"),
+    ],
+)
+@pytest.mark.parametrize("error", [ConnectionError, PermissionError, RuntimeError])
+def test_a_cluster_that_cannot_be_used_is_said(
+    address: str | None, said: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:
+        raise error("no\nanswer")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(WorkerError, match=said):
+        RayTransport("cpu", 1, address=address)

@@ -5,6 +5,8 @@ Decisions, each for something that Ray 2.60 does:
       started with ``address="local"``, and another one is joined only if the user names it.
     - A cluster of our own has no dashboard, sends no usage statistics and has a small object store: what is moved is
       small. Messages of Ray are not shown; errors reach the driver as answers.
+    - A cluster of our own asks for a token, which Ray keeps in the user's home. To another cluster, Ray sends the token
+      only if RAY_AUTH_MODE says so, because a token must not be sent to whoever answers at an address.
     - `ray.init` replaces the handler of SIGTERM. Ours is put back.
     - Actors are never restarted by Ray (``max_restarts=0``): `clusterucb.workers.crew` replaces them, because it counts
       deaths, and because Ray's own restart takes seconds.
@@ -87,9 +89,13 @@ class RayTransport:
                         log_to_driver=False,
                         logging_level="ERROR",
                     )
-            except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-                where = f"the cluster at {address}" if address else "a cluster on this machine"
-                raise WorkerError(f"Ray cannot use {where}: {error}") from error
+            except (OSError, RuntimeError, ValueError) as error:
+                where, remedy = "a cluster on this machine", ""
+                if address is not None:
+                    where = f"the cluster at {address}"
+                    remedy = ". If it asks for a token, set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN unless the token "
+                    remedy += "is in ~/.ray/auth_token"
+                raise WorkerError(f"Ray cannot use {where}: {one_line(error)}{remedy}") from error
         _silence()
 
     def room(self, gpus: int) -> int:
