@@ -40,7 +40,8 @@ def test_commands_and_programs_of_a_page_run_in_order(page, tmp_path, request):
     warm = None if page.name == "README.md" else request.getfixturevalue("programs")
     for block in running:
         run(block, tmp_path, warm)
-    for name in re.findall(r"clusterucb select [^\n]*?(?:\\\n[^\n]*?)*--out (\S+)", page.read_text()):
+    commands = "\n".join(block.text for block in running)
+    for name in re.findall(r"clusterucb select [^\n]*?(?:\\\n[^\n]*?)*--out (\S+)", commands):
         assert (tmp_path / name / "selected.jsonl").read_bytes()
 
 

@@ -183,7 +183,10 @@ def test_ray_that_is_missing_is_said(job: dict[str, Any], monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("head:6379", r"the cluster at head:6379: no answer\. If it asks for a token, set RAY_AUTH_MODE=token"),
+        (
+            "head:6379",
+            r"the cluster at head:6379: no answer\. If it asks for a token, set RAY_AUTH_MODE=token",
+        ),
         (None, r"a cluster on this machine: no answer$"),
     ],
 )
