@@ -27,6 +27,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import psutil
 import ray
 from ray.cluster_utils import Cluster
 
@@ -50,12 +51,13 @@ Killer = Callable[[random.Random], int]
 
 
 def worker_processes() -> list[int]:
-    """Return the processes of workers that are alive."""
+    """Return the processes of this cluster's workers that are alive."""
+    raylets = {raylet.pid for raylet in psutil.Process().children() if raylet.name() == "raylet"}
     found = []
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError):
-            if entry.name.isdigit() and b"ray::Worker" in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
+    for process in psutil.process_iter(["ppid"]):
+        with suppress(psutil.Error):
+            if process.info["ppid"] in raylets and process.cmdline()[0].startswith("ray::Worker"):
+                found.append(process.pid)
     return found
 
 
