@@ -24,7 +24,7 @@ FLOORS = (
     ("testing", "run", "workers"),
     ("gradients", "report"),
     ("jobs",),
-    ("demo",),
+    ("demo", "training"),
     ("cli",),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

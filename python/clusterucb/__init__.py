@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from clusterucb.report.plan import Plan
     from clusterucb.report.result import Result
     from clusterucb.run.gradient_store import GradientStore
+    from clusterucb.training.reselect import Reselect
 
 __all__ = [
     "RDS",
@@ -83,6 +84,7 @@ __all__ = [
     "Policy",
     "PoolView",
     "Random",
+    "Reselect",
     "Result",
     "Rules",
     "Schedule",
@@ -143,6 +145,8 @@ _HOMES = {
     "jobs.comparison.results": ("Comparison",),
     "jobs.trial.job": ("trial",),
     "jobs.trial.results": ("Trial",),
+    "training": (),
+    "training.reselect": ("Reselect",),
 }
 
 

@@ -15,11 +15,13 @@ def lazy_names(
 
     Args:
         package: the package's ``__name__``.
-        homes: for each module of the package, the names that it provides.
+        homes: for each module of the package, the names that it provides; none for a module that is a name itself.
     """
     home_of = {name: module for module, names in homes.items() for name in names}
 
     def __getattr__(name: str) -> Any:  # noqa: N807
+        if name in homes and not homes[name]:
+            return import_module(f"{package}.{name}")
         if name not in home_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(import_module(f"{package}.{home_of[name]}"), name)
@@ -27,6 +29,7 @@ def lazy_names(
         return value
 
     def __dir__() -> list[str]:  # noqa: N807
-        return sorted({*vars(sys.modules[package]), *home_of})
+        themselves = {module for module, names in homes.items() if not names}
+        return sorted({*vars(sys.modules[package]), *home_of, *themselves})
 
     return __getattr__, __dir__

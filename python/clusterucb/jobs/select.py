@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
+from pathlib import Path
 from typing import Unpack
 
 import numpy as np
@@ -31,16 +32,17 @@ from clusterucb.features.base import Feature
 from clusterucb.jobs.stages.config_yaml import resolved
 from clusterucb.jobs.stages.cost import selection_cost
 from clusterucb.jobs.stages.opening import Job, Session, open_job
-from clusterucb.jobs.stages.prepare import Model, Rows, check_paths
-from clusterucb.jobs.stages.prior import Known, earlier_runs
+from clusterucb.jobs.stages.prepare import Model, Prepared, Rows, check_paths
+from clusterucb.jobs.stages.prior import Earlier, Known, earlier_runs
 from clusterucb.jobs.stages.strategies import ChosenStrategies, chosen
-from clusterucb.model.loaded import borrowing
+from clusterucb.model.checkpoint_files import checkpoint_fingerprints
+from clusterucb.model.loaded import LoadedModel, borrowing
 from clusterucb.options.amounts import Seconds
 from clusterucb.options.keywords import settings_from, spelt_out
 from clusterucb.options.search import SelectSettings
 from clusterucb.options.typed import SelectOptions
 from clusterucb.plugins import describe
-from clusterucb.progress import AnyObserver
+from clusterucb.progress import AnyObserver, Observer
 from clusterucb.report.result import Result
 from clusterucb.report.written import finish
 from clusterucb.run.folder import Run
@@ -95,9 +97,53 @@ def select(
     if given.recall is not None:
         check_until(given.recall, strategies.policy, given.max_per_source)
     job = open_job(pool, target, model, given, observer, given.held_out)  # read, encode
+    config = resolved(given, pool=pool, target=target, model=model, out=out, **strategies._asdict())
+    return _run(job, given, strategies, earlier, str(model), out, config=config, overwrite=overwrite)
+
+
+@borrowing
+def select_again(
+    prepared: Prepared,
+    *,
+    model: LoadedModel,
+    out: Path,
+    features: Feature | None,
+    clusterer: Clusterer | None,
+    policy: Policy | None,
+    observer: Observer,
+    **options: Unpack[SelectOptions],
+) -> Result:
+    """Select from a pool that was read and encoded before, with a loaded model: as `select` does, without reading.
+
+    Args:
+        prepared: the pool and the target.
+        model, out, features, clusterer, policy, observer, **options: as for `select`.
+    """
+    given = settings_from(options, SelectSettings)
+    strategies = chosen(features, clusterer, policy, store=False)
+    contents = prepared.contents | {
+        "model": model.fingerprint(),
+        **checkpoint_fingerprints(given.given_checkpoints),
+    }
+    now = replace(prepared, source=model, device=model.device(given.device), contents=contents)
+    earlier = earlier_runs(given.prior, strategies.policy)
+    return _run(Job(given, now, None, observer), given, strategies, earlier, str(model), out)
+
+
+def _run(
+    job: Job[SelectSettings],
+    given: SelectSettings,
+    strategies: ChosenStrategies,
+    earlier: Sequence[Earlier],
+    model: str,
+    out: str | PathLike[str] | None,
+    *,
+    config: bytes | None = None,
+    overwrite: bool = False,
+) -> Result:
+    """Describe, cluster, draw and score, select and write."""
     ids = [sample.id for sample in job.material.samples] if earlier else []
     known = [run.of_pool(ids, job.prepared.contents) for run in earlier]
-    config = resolved(given, pool=pool, target=target, model=model, out=out, **strategies._asdict())
     identity = _identity(job, strategies, [run.fingerprint for run in earlier])
     asked = Asked(given.budget, given.select, given.until)
     with job.session(out, identity, asked=asked, config=config, overwrite=overwrite) as session:
@@ -105,7 +151,7 @@ def select(
         with selecting.influence.ledger() as ledger:
             spend = selecting.prepared_search(ledger)  # describe
             selection = selecting.draw(spend, ledger)  # cluster, draw and score
-            result = selecting.write(selection, ledger, str(model))  # select, write
+            result = selecting.write(selection, ledger, model)  # select, write
         if selecting.interrupted:
             _say_where(session, result, kept=out is not None)
             raise selecting.interrupted

@@ -1,0 +1,268 @@
+"""Select the samples of a training anew, every so many steps.
+
+Decisions:
+    - A round is a selection like that of `clusterucb.select`, of the model as it is: its live weights, and the moments
+      of the live optimiser. The model, the optimiser and all states of random numbers are given back unchanged.
+    - The pool is read and encoded once.
+    - The scores of earlier rounds are the prior of a round (`clusterucb.jobs.stages.prior`). Influence changes slowly,
+      so they predict well, and a round needs fewer gradients.
+    - Fresh LoRA matrices and an optimiser without moments say little. So a training begins with random samples.
+    - Which rows a step trains on is a pure function of the step and of its period's round. A round that is finished is
+      kept, so a resumed training goes on with the rows of an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clusterucb import filenames
+from clusterucb.engine.clusterer import Clusterer
+from clusterucb.engine.policy import Policy
+from clusterucb.errors import ClusterUCBError, OptionError, warn
+from clusterucb.features.base import Feature
+from clusterucb.jobs.select import select_again
+from clusterucb.jobs.stages.prepare import Prepared, Rows, prepare
+from clusterucb.jobs.stages.strategies import chosen
+from clusterucb.model.loaded import LoadedModel
+from clusterucb.options.keywords import settings_from
+from clusterucb.options.search import SelectSettings
+from clusterucb.plugins import describe
+from clusterucb.progress import AnyObserver, observer_of
+from clusterucb.training.rounds import Round, Rounds
+from clusterucb.training.schedule import Schedule, order
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+WARMUP = 30  # steps on random samples before the first round
+_IGNORED = -100  # the label of a token that is not learnt
+# Options of a selection that say where its gradients are taken; in a training, that is the live model.
+_LIVE = ("adapter", "optimizer", "checkpoint", "store", "prior", "hold_out", "export", "workers")
+
+
+class Reselect:
+    """Selects the samples of a training anew, every so many steps.
+
+    With a trainer of transformers or TRL, give it to the trainer that `clusterucb.training.reselecting` makes. In your
+    own loop, call `open`, and in each step train on ``batch(rows(step, model, optimizer))``.
+
+    Args:
+        pool, target: as for `clusterucb.select`.
+        every: the optimiser steps between two rounds; ``"epoch"`` is as many as visit each selected sample once.
+        warmup: the optimiser steps on random samples before the first round.
+        remember: whether the scores of earlier rounds are the prior of a round.
+        features, clusterer, policy, observer: as for `clusterucb.select`.
+        **options: the options of `clusterucb.select`, such as ``budget`` and ``select``, which are those of a round.
+
+    Raises:
+        OptionError: an option cannot be used.
+    """
+
+    def __init__(
+        self,
+        pool: Rows,
+        target: Rows,
+        *,
+        every: int | Literal["epoch"] = "epoch",
+        warmup: int = WARMUP,
+        remember: bool = True,
+        features: Feature | None = None,
+        clusterer: Clusterer | None = None,
+        policy: Policy | None = None,
+        observer: AnyObserver | None = None,
+        **options: Any,
+    ) -> None:
+        if every != "epoch" and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise OptionError(f"every is {every!r}; expected a number of steps, or 'epoch'")
+        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 1:
+            raise OptionError(
+                f"warmup is {warmup!r}; expected at least 1 step, because an optimizer has no moments before"
+            )
+        for name in _LIVE:
+            if options.get(name) is not None:
+                raise OptionError(
+                    f"{name} is given to Reselect; expected none, because a round selects with the live model"
+                )
+        self._settings = settings_from(options, SelectSettings)
+        self._strategies = chosen(features, clusterer, policy, store=False)
+        self._remember = remember and self._strategies.policy.predicts
+        self._options, self._every, self._warmup = options, every, warmup
+        self._pool, self._target = pool, target
+        self._observer = observer_of(observer)
+        self._began = time.monotonic()
+        self._prepared: Prepared | None = None
+
+    def open(
+        self, tokenizer: PreTrainedTokenizerBase, model: Any, *, batch_size: int, out: Path | str
+    ) -> None:
+        """Read and encode the pool and the target.
+
+        Args:
+            tokenizer: the model's tokenizer.
+            model: the model that will be trained.
+            batch_size: the samples of an optimiser step.
+            out: the folder of the rounds.
+
+        Raises:
+            ClusterUCBError: a file cannot be used, or fewer samples are selected than a step needs.
+        """
+        loaded = LoadedModel(model, tokenizer)
+        self._tokenizer, self._batch_size = tokenizer, batch_size
+        self._prepared = prepare(self._pool, self._target, loaded, self._settings, self._observer)
+        self._encoded = self._prepared.material.encoded
+        _, self.n_select = self._settings.counts(self._encoded.lengths)
+        if self.n_select < batch_size:
+            raise OptionError(
+                f"select is {self._settings.select}, which is {self.n_select} of {len(self._encoded):,} samples, fewer "
+                f"than the {batch_size} of a step; expected at least as many. Select more, or use smaller batches"
+            )
+        self.steps_per_epoch = -(-self.n_select // batch_size)
+        every = self.steps_per_epoch if self._every == "epoch" else int(self._every)
+        self.schedule = Schedule(self._warmup, every)
+        self.rounds = Rounds(Path(out), self._about(batch_size))
+
+    def begin(self) -> None:
+        """Begin a training: forget the rounds in the folder."""
+        self.rounds.begin()
+        self._began = time.monotonic()
+
+    def resume(self, folder: Path | str, step: int) -> None:
+        """Go on with a training before a step, with the rounds that `save` has copied to a folder.
+
+        Raises:
+            RunError: the folder holds no rounds of this selection.
+        """
+        self.rounds.load(Path(folder), step)
+        self._began = time.monotonic()
+
+    def save(self, folder: Path | str) -> None:
+        """Copy the rounds to a folder, such as that of a checkpoint, for `resume`."""
+        self.rounds.save(Path(folder))
+
+    def rows(self, step: int, model: Any, optimizer: Any) -> NDArray[np.int64]:
+        """Return the rows of the pool that a step trains on, i64[B]; in the first step of a period, select anew.
+
+        Args:
+            step: the number of optimiser steps that were taken before.
+            model: the model as it is, a PEFT model.
+            optimizer: the optimiser as it is, which trains the model.
+
+        Raises:
+            ClusterUCBError: the first round fails.
+            OptionError: a round is missing that should have selected before this step.
+        """
+        period = self.schedule.period(step)
+        if not period.number:
+            return self._visited(np.arange(len(self._encoded)), step, 0)
+        found = self.rounds.find(period.number)
+        if found is None and step != period.start:
+            raise OptionError(
+                f"step {step} belongs to round {period.number}, which selects before step {period.start} and is not "
+                "there; expected steps one after the other, or `resume` before the first"
+            )
+        found = found or self._select(period.number, step, model, optimizer)
+        return self._visited(np.array(found.rows), step - period.start, period.number)
+
+    def batch(self, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, torch.Tensor]:
+        """Return the tokens of B rows, padded on the right to T: input_ids, attention_mask and labels, i64[B, T]."""
+        samples = [self._encoded[int(row)] for row in rows]
+        shape = len(samples), max(map(len, samples))
+        padding = self._tokenizer.pad_token_id
+        ids = torch.full(shape, 0 if padding is None else int(padding), dtype=torch.int64)
+        mask, labels = torch.zeros_like(ids), torch.full_like(ids, _IGNORED)
+        for at, sample in enumerate(samples):
+            tokens, n = torch.from_numpy(np.array(sample.tokens, np.int64)), len(sample)
+            ids[at, :n], mask[at, :n] = tokens, 1
+            labels[at, :n] = tokens.masked_fill(torch.from_numpy(~sample.labels), _IGNORED)
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    def _visited(self, rows: NDArray[np.int64], step: int, number: int) -> NDArray[np.int64]:
+        seed = self._settings.seed, number
+        return order(rows, step * self._batch_size, self._batch_size, seed)
+
+    def _about(self, batch_size: int) -> dict[str, str]:
+        assert self._prepared is not None
+        contents = self._prepared.contents
+        return {
+            **{name: str(contents[name]) for name in ("pool", "target", "encoding")},
+            "schedule": f"{self.schedule}, {batch_size} samples a step",
+            "options": repr(self._settings),
+            **{kind: repr(describe(strategy)) for kind, strategy in self._strategies._asdict().items()},
+        }
+
+    def _select(self, number: int, step: int, model: Any, optimizer: Any) -> Round:
+        """Select anew, and keep the round."""
+        before = self.rounds.find(number - 1)
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="clusterucb-") as folder, _random_state():
+            out = Path(folder) / "round"
+            try:
+                found = self._found(number, step, model, optimizer, out)
+                scores: Path | None = out / filenames.SCORES
+            except ClusterUCBError as error:
+                if before is None:
+                    raise
+                warn(
+                    f"round {number} of the selection failed, so the training goes on with its rows: {error}"
+                )
+                found, scores = Round(number, step, before.rows, 0, 0.0, failed=str(error)), None
+            found.seconds = time.monotonic() - began
+            if before is not None:
+                found.overlap = len({*before.rows} & {*found.rows}) / len(found.rows)
+            self.rounds.add(found, scores)
+        return found
+
+    def _found(self, number: int, step: int, model: Any, optimizer: Any, out: Path) -> Round:
+        assert self._prepared is not None
+        options = dict(self._options)
+        if self._remember and self.rounds.scored:
+            options["prior"] = self.rounds.scored
+        result = select_again(
+            self._prepared,
+            model=model,
+            tokenizer=self._tokenizer,
+            optimizer=getattr(optimizer, "optimizer", optimizer),  # accelerate wraps it
+            out=out,
+            features=self._strategies.features,
+            clusterer=self._strategies.clusterer,
+            policy=self._strategies.policy,
+            observer=self._observer,
+            **options,
+        )
+        recall = result.outcome.recall
+        return Round(
+            number,
+            step,
+            result.rows.tolist(),
+            result.cost.gradients,
+            0.0,
+            recall=recall["estimate"] if recall else None,
+        )
+
+    @property
+    def share_of_time(self) -> float:
+        """The share of the time since the training began that rounds took."""
+        return sum(one.seconds for one in self.rounds) / max(time.monotonic() - self._began, 1e-9)
+
+
+@contextmanager
+def _random_state() -> Iterator[None]:
+    """Give the states of all random numbers back as they were."""
+    ours, theirs = random.getstate(), np.random.get_state()  # noqa: NPY002  (a training may use it)
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(ours)
+        np.random.set_state(theirs)  # noqa: NPY002

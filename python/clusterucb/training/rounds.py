@@ -1,0 +1,135 @@
+"""Keep the rounds of selection of a training: which rows each selected, and the scores that it computed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from clusterucb import filenames
+from clusterucb.atomic import make_folder, whole_folder, write_whole
+from clusterucb.errors import RunError
+
+_ABOUT, _ROUND = "selection.json", "round.json"
+
+
+class Round(msgspec.Struct):
+    """A round of selection.
+
+    Attributes:
+        number: its number, from 1.
+        start: the step before which it selected.
+        rows: the selected rows of the pool, best first.
+        gradients: the gradients that it took, of the pool and the target.
+        seconds: how long it took.
+        recall: the estimated share of the best samples found; None if it cannot be estimated.
+        overlap: the share of the rows that the round before selected, too; None in the first round.
+        failed: why it selected nothing and kept the rows of the round before; "" if it did not fail.
+    """
+
+    number: int
+    start: int
+    rows: list[int]
+    gradients: int
+    seconds: float
+    recall: float | None = None
+    overlap: float | None = None
+    failed: str = ""
+
+
+class Rounds:
+    """The rounds of a training, in a folder.
+
+    Args:
+        folder: the folder.
+        about: what the rows and the scores depend on, such as the pool's fingerprint.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, str]) -> None:
+        self.folder = folder
+        self._about = about
+        self._found: dict[int, Round] = {}
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __iter__(self) -> Iterator[Round]:
+        return iter(self._found.values())
+
+    def find(self, number: int) -> Round | None:
+        """Return the round of a number, or None if it has not been computed."""
+        return self._found.get(number)
+
+    @property
+    def scored(self) -> list[Path]:
+        """The folders with the scores of the rounds, in their order."""
+        return [self._path(one.number) for one in self if not one.failed]
+
+    def begin(self) -> None:
+        """Forget all rounds: the training begins."""
+        make_folder(self.folder)
+        self._found = {}
+        self._remove_others()
+        write_whole(self.folder / _ABOUT, msgspec.json.encode(self._about))
+
+    def add(self, one: Round, scores: Path | None) -> None:
+        """Keep a round, with the file of its scores unless it failed."""
+        with whole_folder(self._path(one.number)) as partial:
+            if scores is not None:
+                shutil.copyfile(scores, partial / filenames.SCORES)
+            (partial / _ROUND).write_bytes(msgspec.json.encode(one))
+        self._found[one.number] = one
+
+    def save(self, folder: Path) -> None:
+        """Copy all rounds to a folder, such as a checkpoint's."""
+        with whole_folder(folder) as partial:
+            shutil.copyfile(self.folder / _ABOUT, partial / _ABOUT)
+            for one in self:
+                shutil.copytree(self._path(one.number), partial / self._path(one.number).name)
+
+    def load(self, folder: Path, step: int) -> None:
+        """Go on from the rounds before a step, which `save` has copied to a folder, or which lie in this one.
+
+        Raises:
+            RunError: the folder holds no rounds, those of another selection, or damaged ones.
+        """
+        about, found = self._read(folder)
+        changed = [name for name in self._about if about.get(name) != self._about[name]]
+        if changed:
+            raise RunError(
+                f"{folder} holds rounds with another {' and '.join(changed)}; expected those of this selection. Resume "
+                "with the same selection, or begin the training anew"
+            )
+        self._found = {one.number: one for one in found if one.start < step}
+        if folder != self.folder:
+            make_folder(self.folder)
+            write_whole(self.folder / _ABOUT, msgspec.json.encode(self._about))
+            for one in self:
+                with whole_folder(self._path(one.number)) as partial:
+                    shutil.copytree(folder / self._path(one.number).name, partial, dirs_exist_ok=True)
+        self._remove_others()
+
+    def _read(self, folder: Path) -> tuple[dict[str, str], list[Round]]:
+        try:
+            about = msgspec.json.decode((folder / _ABOUT).read_bytes(), type=dict[str, str])
+            files = sorted(folder.glob(f"round-*/{_ROUND}"))
+            return about, [msgspec.json.decode(file.read_bytes(), type=Round) for file in files]
+        except FileNotFoundError as error:
+            raise RunError(
+                f"{folder} holds no rounds of selection; expected a checkpoint that a training with this selection "
+                "wrote. Begin the training anew"
+            ) from error
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise RunError(
+                f"{folder} is damaged ({error}); expected the rounds of a training. Resume from an earlier checkpoint"
+            ) from error
+
+    def _remove_others(self) -> None:
+        for path in self.folder.glob("round-*"):
+            if path not in {self._path(one.number) for one in self}:
+                shutil.rmtree(path)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"round-{number:04}"

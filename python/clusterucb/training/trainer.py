@@ -1,0 +1,159 @@
+"""Let a trainer of transformers or TRL train on what a selection selects, and select anew on the way.
+
+Decisions:
+    - A trainer asks `get_batch_samples` for the batches of each optimiser step. That is the one place where data may
+      change during a training: a callback may not change it, and a sampler's rows are fetched ahead, and skipped when a
+      training is resumed.
+    - The trainer gets a data set of as many empty rows as an epoch has samples. So it knows the number of steps before
+      it begins, and its schedule of learning rates is right.
+    - A round's rows are written to a checkpoint's folder before the trainer writes the checkpoint. So there is no
+      checkpoint without them, whenever the training is killed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from clusterucb.errors import OptionError
+from clusterucb.training.reselect import Reselect
+from clusterucb.training.rounds import Round
+
+Kind = TypeVar("Kind", bound=type)
+_FOLDER = "clusterucb"  # of the rounds, in the folder of the training and in those of checkpoints
+
+
+def reselecting(kind: Kind) -> Kind:
+    """Return a trainer's class that trains on a selection, and selects anew on the way.
+
+    Its ``__init__`` takes the arguments of ``kind``, with ``selection``, a `Reselect`, in place of ``train_dataset``.
+
+    Args:
+        kind: ``transformers.Trainer``, or a class derived from it, such as ``trl.SFTTrainer``.
+    """
+    name = f"Reselecting{kind.__name__}"
+    found: Any = type(
+        name, (_Reselecting, kind), {"__doc__": f"{kind.__name__} that selects while it trains."}
+    )
+    return cast(Kind, found)
+
+
+_Base: Any = object  # a trainer's class, which `reselecting` puts behind this one
+
+
+class _Reselecting(_Base):  # type: ignore[misc]
+    """The part of a trainer that selects; `reselecting` puts it before the trainer's class."""
+
+    def __init__(self, *arguments: Any, selection: Reselect, **options: Any) -> None:
+        model = arguments[0] if arguments else options.get("model")
+        args: Any = arguments[1] if len(arguments) > 1 else options.get("args")
+        tokenizer = options.get("processing_class")
+        _check(model, args, tokenizer, options)
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        selection.open(tokenizer, model, batch_size=batch, out=Path(args.output_dir) / _FOLDER)
+        self._selection = selection
+        super().__init__(*arguments, train_dataset=_slots(selection.steps_per_epoch * batch), **options)
+
+    def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
+        """Train; see the trainer's own documentation."""
+        args = self.args
+        folder = resume_from_checkpoint
+        if folder is True:
+            from transformers.trainer_utils import get_last_checkpoint
+
+            folder = get_last_checkpoint(args.output_dir)
+        if folder:
+            self._selection.resume(Path(folder) / _FOLDER, _step_of(Path(folder)))
+        else:
+            self._selection.begin()
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, *more: Any) -> Any:
+        """Return the selected batches of the next optimiser step, and what the trainer counts in them."""
+        del epoch_iterator  # of empty rows
+        state, selection = self.state, self._selection
+        _check_length(selection, state.max_steps)
+        model = self.accelerator.unwrap_model(self.model)
+        n_rounds = len(selection.rounds)
+        rows = selection.rows(state.global_step, model, self.optimizer)
+        if len(selection.rounds) > n_rounds:
+            *_, last = selection.rounds
+            self.log(_logged(last, selection))
+        size = len(rows) // num_batches
+        batches = [selection.batch(rows[at * size : (at + 1) * size]) for at in range(num_batches)]
+        return super().get_batch_samples(iter(batches), num_batches, *more)
+
+    def _save_checkpoint(self, model: Any, trial: Any, *more: Any) -> Any:
+        step = self.state.global_step
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{step}"
+        self._selection.save(folder / _FOLDER)
+        return super()._save_checkpoint(model, trial, *more)
+
+
+def _check(model: Any, args: Any, tokenizer: Any, options: dict[str, Any]) -> None:
+    """Refuse what a selection cannot work with.
+
+    Raises:
+        OptionError: something is missing, or would train on other samples than those selected.
+    """
+    if options.get("train_dataset") is not None:
+        raise OptionError("train_dataset is given with a selection; expected one of the two: leave it out")
+    if args is None or tokenizer is None:
+        missing = "args" if args is None else "processing_class"
+        raise OptionError(f"a trainer with a selection is made without {missing}; expected {missing}=...")
+    if isinstance(model, str):
+        raise OptionError(
+            f"model is {model!r}; expected a loaded PEFT model, so that a round can compute its gradients"
+        )
+    if args.world_size > 1:
+        raise OptionError(
+            f"the training has {args.world_size} processes; expected one. Select between trainings instead: "
+            "clusterucb select --checkpoint ... --prior ..."
+        )
+    for name in ("packing", "padding_free", "group_by_length"):
+        if getattr(args, name, False):
+            raise OptionError(
+                f"{name} is set with a selection; expected it unset, because each step trains on whole samples in the "
+                "order of the selection"
+            )
+
+
+def _check_length(selection: Reselect, max_steps: int) -> None:
+    """Refuse a training that ends before the first round.
+
+    Raises:
+        OptionError: it would train on random samples alone.
+    """
+    if selection.schedule.warmup >= max_steps:
+        raise OptionError(
+            f"warmup is {selection.schedule.warmup} steps, and the training has {max_steps}; expected fewer, or the "
+            "training ends before the first round"
+        )
+
+
+def _step_of(checkpoint: Path) -> int:
+    """Return the number of steps that a checkpoint of a trainer was written after."""
+    from transformers.trainer_callback import TrainerState
+
+    return int(TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step)
+
+
+def _logged(one: Round, selection: Reselect) -> dict[str, float]:
+    """Return what the trainer's log says of a round."""
+    measured = {
+        "selection_round": float(one.number),
+        "selection_gradients": float(one.gradients),
+        "selection_seconds": round(one.seconds, 3),
+        "selection_share_of_time": round(selection.share_of_time, 4),
+        "selection_recall": one.recall,
+        "selection_overlap": one.overlap,
+    }
+    return {name: value for name, value in measured.items() if value is not None}
+
+
+def _slots(n_rows: int) -> Any:
+    """Return a data set of empty rows."""
+    import datasets
+
+    return datasets.Dataset.from_dict({"input_ids": [[0]] * n_rows, "labels": [[0]] * n_rows})

@@ -1,0 +1,208 @@
+"""Trainers that select while they train: in two lines, with the same weights after a kill at any step."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+import clusterucb as cu
+from clusterucb.errors import OptionError, RunError
+from clusterucb.training import Reselect, reselecting
+from helpers.selections import write_job
+
+STEPS = 9
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("job")
+    write_job(folder)
+    return folder
+
+
+def selection(job: Path, **changes: Any) -> Reselect:
+    options = {"every": 4, "warmup": 2, "budget": "40%", "select": 12, **changes}
+    return Reselect(job / "pool.jsonl", job / "dev.jsonl", **options)
+
+
+def trainer_of(
+    kind: type, job: Path, out: Path, *, chosen: Reselect | None = None, callbacks: Any = None, **changes: Any
+) -> Any:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(job / "model")
+    lora = LoraConfig(r=4, lora_dropout=0.2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    configuration = SFTConfig if kind is SFTTrainer else TrainingArguments
+    args = configuration(
+        output_dir=str(out),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        save_steps=1,
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        learning_rate=1e-3,
+        **{"max_steps": STEPS, **changes},
+    )
+    return reselecting(kind)(
+        model=get_peft_model(model, lora),
+        args=args,
+        processing_class=AutoTokenizer.from_pretrained(job / "model"),
+        selection=chosen or selection(job),
+        callbacks=callbacks,
+    )
+
+
+def weights(trainer: Any) -> dict[str, torch.Tensor]:
+    return {
+        name: weight.detach().clone()
+        for name, weight in trainer.model.named_parameters()
+        if weight.requires_grad
+    }
+
+
+class Dies(TrainerCallback):
+    """Ends a training without a word before a step."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        del args, control
+        if state.global_step == self._step:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def whole(job: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[type, tuple[Any, Path]]:
+    """Trainings that nothing interrupts, by the trainer's class."""
+    found = {}
+    for kind in (Trainer, SFTTrainer):
+        out = tmp_path_factory.mktemp("whole")
+        found[kind] = trainer_of(kind, job, out), out
+        found[kind][0].train()
+    return found
+
+
+@pytest.mark.parametrize("kind", [Trainer, SFTTrainer])
+def test_two_lines_select_while_a_trainer_trains(kind: type, whole: dict[type, tuple[Any, Path]]) -> None:
+    trainer, _ = whole[kind]
+    assert trainer.state.global_step == STEPS
+    rounds = list(trainer._selection.rounds)
+    assert [(one.number, one.start) for one in rounds] == [(1, 2), (2, 4), (3, 8)]
+    assert all(len(one.rows) == 12 and one.gradients > 0 and not one.failed for one in rounds)
+    logged = [line for line in trainer.state.log_history if "selection_round" in line]
+    assert [line["step"] for line in logged] == [2, 4, 8]
+    assert logged[0].keys() >= {"selection_gradients", "selection_seconds", "selection_share_of_time"}
+    assert 0 <= logged[1]["selection_overlap"] <= 1
+    rates = [line["learning_rate"] for line in trainer.state.log_history if "learning_rate" in line]
+    assert rates == pytest.approx(1e-3 * (1 - np.arange(STEPS) / STEPS))
+
+
+@pytest.mark.parametrize(("kind", "step"), [(Trainer, 1), (Trainer, 4), (Trainer, 5), (SFTTrainer, 8)])
+def test_a_training_killed_at_any_step_ends_with_the_same_weights(
+    kind: type, step: int, job: Path, tmp_path: Path, whole: dict[type, tuple[Any, Path]]
+) -> None:
+    """The rounds stand in the checkpoint: the folder of the training's own is lost."""
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(kind, job, tmp_path, callbacks=[Dies(step)]).train()
+    shutil.rmtree(tmp_path / "clusterucb")
+    again = trainer_of(kind, job, tmp_path)
+    again.train(resume_from_checkpoint=True)
+    expected = weights(whole[kind][0])
+    found = weights(again)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert [one.rows for one in again._selection.rounds] == [
+        one.rows for one in whole[kind][0]._selection.rounds
+    ]
+
+
+def test_the_weights_of_a_training_that_selects_nothing_new_are_those_of_its_rows(
+    job: Path, tmp_path: Path, whole: dict[type, tuple[Any, Path]]
+) -> None:
+    """A round leaves no trace but its rows: model, optimiser and random numbers are as they were."""
+
+    class Told(Reselect):
+        def _found(self, number: int, *_: Any) -> Any:
+            found = rounds[number - 1]
+            (_[-1]).mkdir()
+            (_[-1] / "scores.jsonl").write_text("")
+            return found
+
+    rounds = list(whole[Trainer][0]._selection.rounds)
+    options = {"every": 4, "warmup": 2, "budget": "40%", "select": 12}
+    told = Told(job / "pool.jsonl", job / "dev.jsonl", **options)
+    trainer = trainer_of(Trainer, job, tmp_path, chosen=told)
+    trainer.train()
+    expected = weights(whole[Trainer][0])
+    assert all(torch.equal(value, expected[name]) for name, value in weights(trainer).items())
+
+
+def test_a_round_that_fails_keeps_the_rows(job: Path, tmp_path: Path) -> None:
+    class Fails(Reselect):
+        def _found(self, number: int, *more: Any) -> Any:
+            if number == 2:
+                raise OptionError("no gradient is finite")
+            return super()._found(number, *more)
+
+    chosen = Fails(job / "pool.jsonl", job / "dev.jsonl", every=4, warmup=2, budget="40%", select=12)
+    trainer = trainer_of(Trainer, job, tmp_path, chosen=chosen)
+    with pytest.warns(cu.ClusterUCBWarning, match="round 2 of the selection failed, so the training goes on"):
+        trainer.train()
+    first, second, third = chosen.rounds
+    assert second.rows == first.rows
+    assert second.failed == "no gradient is finite"
+    assert second.overlap == 1
+    assert third.gradients > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"every": 0}, "every is 0; expected a number of steps, or 'epoch'"),
+        ({"every": "week"}, "every is 'week'"),
+        ({"warmup": 0}, "warmup is 0; expected at least 1 step"),
+        ({"adapter": "a"}, "adapter is given to Reselect; expected none"),
+        ({"budgett": "1"}, "there is no option 'budgett'"),
+    ],
+)
+def test_unusable_options_are_refused(job: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        selection(job, **changes)
+
+
+def test_trainings_that_a_selection_cannot_serve_are_refused(job: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        OptionError, match=r"select is 3, which is 3 of 90 samples, fewer than the 4 of a step"
+    ):
+        trainer_of(Trainer, job, tmp_path, chosen=selection(job, select=3))
+    with pytest.raises(OptionError, match=r"packing is set with a selection; expected it unset"):
+        trainer_of(SFTTrainer, job, tmp_path, packing=True)
+    with pytest.raises(OptionError, match=r"warmup is 2 steps, and the training has 2; expected fewer"):
+        trainer_of(Trainer, job, tmp_path, max_steps=2).train()
+    with pytest.raises(OptionError, match="train_dataset is given with a selection"):
+        reselecting(Trainer)(selection=selection(job), train_dataset=[])
+    with pytest.raises(OptionError, match="made without processing_class"):
+        reselecting(Trainer)(args=TrainingArguments(output_dir=str(tmp_path)), selection=selection(job))
+
+
+def test_a_checkpoint_of_another_selection_is_refused(
+    job: Path, whole: dict[type, tuple[Any, Path]], tmp_path: Path
+) -> None:
+    trained = tmp_path / "trained"
+    shutil.copytree(whole[Trainer][1], trained)
+    trainer = trainer_of(Trainer, job, trained, chosen=selection(job, budget="50%"))
+    with pytest.raises(
+        RunError, match=r"holds rounds with another options; expected those of this selection"
+    ):
+        trainer.train(resume_from_checkpoint=True)
+    shutil.rmtree(trained / f"checkpoint-{STEPS}" / "clusterucb")
+    with pytest.raises(RunError, match="holds no rounds of selection; expected a checkpoint"):
+        trainer_of(Trainer, job, trained).train(resume_from_checkpoint=True)
