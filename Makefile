@@ -11,7 +11,7 @@ CSRC := CMakeLists.txt $(wildcard csrc/*/*.* csrc/include/clusterucb/*.hpp)
 CLANG_FORMATTED := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh csrc/include/clusterucb/*.hpp tests/simt/* tests/whole/adversary/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test docs lint format bench-strategies bench-replay bench-training bench-gradients gpu-check torture fuzz wheel clean
+.PHONY: help setup demo test test-floor docs lint format bench-strategies bench-replay bench-training bench-gradients gpu-check torture fuzz wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -23,6 +23,13 @@ demo: setup  ## select data for a real model from a real pool (under 5 minutes a
 
 test: setup  ## run every test
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+test-floor: setup build/floor  ## test trainers of the oldest transformers that is supported
+	PYTHONPATH=build/floor $(BIN)/python -m pytest tests/training -p no:cacheprovider $(ARGS)
+
+build/floor: pyproject.toml $(VENV)/.installed
+	$(PIP) install -q --no-deps --upgrade --target $@ $(PIP_ARGS) transformers==4.56.* tokenizers==0.22.* huggingface-hub==0.36.* datasets==4.1.*
+	touch $@
 
 docs: setup $(VENV)/.docs  ## build the documentation into build/docs, where every warning is an error
 	$(BIN)/python -m sphinx -n -W --keep-going -q docs build/docs $(ARGS)
