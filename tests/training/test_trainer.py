@@ -125,8 +125,10 @@ def test_a_training_killed_at_any_step_ends_with_the_same_weights(
     with pytest.raises(KeyboardInterrupt):
         trainer_of(kind, job, tmp_path, callbacks=[Dies(step)]).train()
     shutil.rmtree(tmp_path / "clusterucb")
+    (tmp_path / f"checkpoint-{step + 1}" / "clusterucb").mkdir(parents=True)  # a kill while it was written
     again = trainer_of(kind, job, tmp_path)
     again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == STEPS
     expected, found = weights(whole[0]), weights(again)
     assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert [one.rows for one in again._selection.rounds] == [one.rows for one in whole[0]._selection.rounds]
@@ -223,3 +225,10 @@ def test_a_checkpoint_of_another_selection_is_refused(
     shutil.rmtree(about.parent)
     with pytest.raises(RunError, match="holds no rounds of selection; expected a checkpoint"):
         trainer_of(kind, job, trained).train(resume_from_checkpoint=True)
+    (about.parents[1] / "trainer_state.json").write_text("{")
+    with pytest.raises(
+        RunError, match=rf"checkpoint-{STEPS} is no whole checkpoint \(.*\); expected one that"
+    ):
+        trainer_of(kind, job, trained).train(resume_from_checkpoint=str(about.parents[1]))
+    with pytest.raises(RunError, match="has no whole checkpoint to resume from"):
+        trainer_of(kind, job, tmp_path / "nothing").train(resume_from_checkpoint=True)

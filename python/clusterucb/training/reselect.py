@@ -129,7 +129,7 @@ class Reselect:
         self.steps_per_epoch = -(-self.n_select // batch_size)
         every = self.steps_per_epoch if self._every == "epoch" else int(self._every)
         self.schedule = Schedule(self._warmup, every)
-        self.rounds = Rounds(Path(out), self._about(batch_size))
+        self.rounds = Rounds(Path(out), self._about(batch_size), len(self._encoded))
 
     def begin(self) -> None:
         """Begin a training: forget the rounds in the folder."""

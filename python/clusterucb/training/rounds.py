@@ -9,10 +9,11 @@ from pathlib import Path
 import msgspec
 
 from clusterucb import filenames
-from clusterucb.atomic import make_folder, whole_folder, write_whole
+from clusterucb.atomic import check_regular, file_sha256, make_folder, whole_folder, write_whole
 from clusterucb.errors import RunError
 
 _ABOUT, _ROUND = "selection.json", "round.json"
+_REMEDY = "expected the rounds of a training. Resume from an earlier checkpoint"
 
 
 class Round(msgspec.Struct):
@@ -27,6 +28,7 @@ class Round(msgspec.Struct):
         recall: the estimated share of the best samples found; None if it cannot be estimated.
         overlap: the share of the rows that the round before selected, too; None in the first round.
         failed: why it selected nothing and kept the rows of the round before; "" if it did not fail.
+        scores: the SHA-256 of the file of its scores; "" if it failed.
     """
 
     number: int
@@ -37,6 +39,7 @@ class Round(msgspec.Struct):
     recall: float | None = None
     overlap: float | None = None
     failed: str = ""
+    scores: str = ""
 
 
 class Rounds:
@@ -45,10 +48,12 @@ class Rounds:
     Args:
         folder: the folder.
         about: what the rows and the scores depend on, such as the pool's fingerprint.
+        n_rows: N, the number of rows of the pool.
     """
 
-    def __init__(self, folder: Path, about: dict[str, str]) -> None:
+    def __init__(self, folder: Path, about: dict[str, str], n_rows: int) -> None:
         self.folder = folder
+        self._n_rows = n_rows
         self._about = about
         self._found: dict[int, Round] = {}
 
@@ -79,6 +84,7 @@ class Rounds:
         with whole_folder(self._path(one.number)) as partial:
             if scores is not None:
                 shutil.copyfile(scores, partial / filenames.SCORES)
+                one.scores = file_sha256(scores)
             (partial / _ROUND).write_bytes(msgspec.json.encode(one))
         self._found[one.number] = one
 
@@ -112,19 +118,27 @@ class Rounds:
         self._remove_others()
 
     def _read(self, folder: Path) -> tuple[dict[str, str], list[Round]]:
-        try:
-            about = msgspec.json.decode((folder / _ABOUT).read_bytes(), type=dict[str, str])
-            files = sorted(folder.glob(f"round-*/{_ROUND}"))
-            return about, [msgspec.json.decode(file.read_bytes(), type=Round) for file in files]
-        except FileNotFoundError as error:
+        if not (folder / _ABOUT).exists():
             raise RunError(
                 f"{folder} holds no rounds of selection; expected a checkpoint that a training with this selection "
                 "wrote. Begin the training anew"
-            ) from error
+            )
+        try:
+            check_regular(folder / _ABOUT)
+            about = msgspec.json.decode((folder / _ABOUT).read_bytes(), type=dict[str, str])
+            found = [self._round(file) for file in sorted(folder.glob(f"round-*/{_ROUND}"))]
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise RunError(
-                f"{folder} is damaged ({error}); expected the rounds of a training. Resume from an earlier checkpoint"
-            ) from error
+            raise RunError(f"{folder} is damaged ({error}); {_REMEDY}") from error
+        return about, found
+
+    def _round(self, file: Path) -> Round:
+        check_regular(file)
+        found = msgspec.json.decode(file.read_bytes(), type=Round)
+        if found.scores and file_sha256(file.with_name(filenames.SCORES)) != found.scores:
+            raise RunError(f"{file.parent} is damaged ({filenames.SCORES} has changed); {_REMEDY}")
+        if not all(0 <= row < self._n_rows for row in found.rows):
+            raise RunError(f"{file} is damaged (it has rows that the pool has not); {_REMEDY}")
+        return found
 
     def _remove_others(self) -> None:
         for path in self.folder.glob("round-*"):

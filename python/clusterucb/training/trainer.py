@@ -7,7 +7,7 @@ Decisions:
     - The trainer gets a data set of as many empty rows as an epoch has samples. So it knows the number of steps before
       it begins, and its schedule of learning rates is right.
     - A round's rows are written to a checkpoint's folder before the trainer writes the checkpoint. So there is no
-      checkpoint without them, whenever the training is killed.
+      checkpoint without them, whenever the training is killed. A checkpoint that was not written whole is not resumed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from clusterucb.errors import OptionError
+from clusterucb.errors import OptionError, RunError
 from clusterucb.training.reselect import Reselect
 from clusterucb.training.rounds import Round
 
 Kind = TypeVar("Kind", bound=type)
 _FOLDER = "clusterucb"  # of the rounds, in the folder of the training and in those of checkpoints
+_STATE = "trainer_state.json"  # the file that a trainer writes last
 
 
 def reselecting(kind: Kind) -> Kind:
@@ -50,24 +51,20 @@ class _Reselecting(_Base):  # type: ignore[misc]
         args: Any = arguments[1] if len(arguments) > 1 else options.get("args")
         tokenizer = options.get("processing_class")
         _check(model, args, tokenizer, options)
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        batch = args.train_batch_size * args.gradient_accumulation_steps
         selection.open(tokenizer, model, batch_size=batch, out=Path(args.output_dir) / _FOLDER)
         self._selection = selection
         super().__init__(*arguments, train_dataset=_slots(selection.steps_per_epoch * batch), **options)
 
     def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
         """Train; see the trainer's own documentation."""
-        args = self.args
-        folder = resume_from_checkpoint
-        if folder is True:
-            from transformers.trainer_utils import get_last_checkpoint
-
-            folder = get_last_checkpoint(args.output_dir)
-        if folder:
-            self._selection.resume(Path(folder) / _FOLDER, _step_of(Path(folder)))
-        else:
+        if not resume_from_checkpoint:
             self._selection.begin()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **options)
+            return super().train(**options)
+        whole = resume_from_checkpoint is True
+        folder = _last_whole(Path(self.args.output_dir)) if whole else Path(resume_from_checkpoint)
+        self._selection.resume(folder / _FOLDER, _step_of(folder))
+        return super().train(resume_from_checkpoint=str(folder), **options)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, *more: Any) -> Any:
         """Return the selected batches of the next optimiser step, and what the trainer counts in them."""
@@ -111,11 +108,11 @@ def _check(model: Any, args: Any, tokenizer: Any, options: dict[str, Any]) -> No
             f"the training has {args.world_size} processes; expected one. Select between trainings instead: "
             "clusterucb select --checkpoint ... --prior ..."
         )
-    for name in ("packing", "padding_free", "group_by_length"):
+    for name in ("packing", "padding_free", "group_by_length", "auto_find_batch_size"):
         if getattr(args, name, False):
             raise OptionError(
                 f"{name} is set with a selection; expected it unset, because each step trains on whole samples in the "
-                "order of the selection"
+                "order of the selection, in batches of one size"
             )
 
 
@@ -132,11 +129,35 @@ def _check_length(selection: Reselect, max_steps: int) -> None:
         )
 
 
+def _last_whole(folder: Path) -> Path:
+    """Return the last checkpoint of a training that was written whole.
+
+    Raises:
+        RunError: there is none.
+    """
+    states = [path for path in folder.glob(f"checkpoint-*/{_STATE}") if path.parent.name[11:].isdigit()]
+    if not states:
+        raise RunError(
+            f"{folder} has no whole checkpoint to resume from; expected one. Begin the training anew"
+        )
+    return max(states, key=lambda path: int(path.parent.name[11:])).parent
+
+
 def _step_of(checkpoint: Path) -> int:
-    """Return the number of steps that a checkpoint of a trainer was written after."""
+    """Return the number of steps that a checkpoint of a trainer was written after.
+
+    Raises:
+        RunError: the checkpoint was not written whole.
+    """
     from transformers.trainer_callback import TrainerState
 
-    return int(TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step)
+    try:
+        return int(TrainerState.load_from_json(str(checkpoint / _STATE)).global_step)
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(
+            f"{checkpoint} is no whole checkpoint ({error}); expected one that a trainer has written. Resume from an "
+            "earlier one"
+        ) from error
 
 
 def _logged(one: Round, selection: Reselect) -> dict[str, float]:

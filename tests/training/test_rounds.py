@@ -1,0 +1,97 @@
+"""Rounds that lie on the disk are verified before a training goes on with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from clusterucb.errors import RunError
+from clusterucb.training.rounds import Round, Rounds
+
+ABOUT = {"pool": "a", "options": "b"}
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A checkpoint with the rounds before steps 2, 4 and 8, of which the second failed."""
+    rounds = Rounds(tmp_path / "own", ABOUT, 20)
+    rounds.begin()
+    (tmp_path / "scores").write_text("{}")
+    for number, start in ((1, 2), (2, 4), (3, 8)):
+        failed = "no" if number == 2 else ""
+        rounds.add(
+            Round(number, start, [number, 7], 30, 1.0, failed=failed), None if failed else tmp_path / "scores"
+        )
+    rounds.save(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def loaded(saved: Path, step: int = 9, *, n_rows: int = 20, **about: str) -> Rounds:
+    rounds = Rounds(saved.parent / "other", {**ABOUT, **about}, n_rows)
+    rounds.load(saved, step)
+    return rounds
+
+
+def test_the_rounds_before_a_step_are_loaded(saved: Path) -> None:
+    rounds = loaded(saved)
+    assert [(one.number, one.start, one.rows) for one in rounds] == [
+        (1, 2, [1, 7]),
+        (2, 4, [2, 7]),
+        (3, 8, [3, 7]),
+    ]
+    assert [path.parent.name + "/" + path.name for path in rounds.scored] == [
+        "other/round-0001",
+        "other/round-0003",
+    ]
+    assert [one.number for one in loaded(saved, 8)] == [1, 2]
+    assert sorted(path.name for path in (saved.parent / "other").glob("round-*")) == [
+        "round-0001",
+        "round-0002",
+    ]
+    again = Rounds(saved.parent / "other", ABOUT, 20)
+    again.load(saved.parent / "other", 3)
+    assert [one.number for one in again] == [1]
+
+
+def damage_scores(round_: Path) -> None:
+    (round_ / "scores.jsonl").write_text("[]")
+
+
+def damage_round(round_: Path) -> None:
+    (round_ / "round.json").write_bytes(b"\xff")
+
+
+def change_rows(round_: Path) -> None:
+    about = json.loads((round_ / "round.json").read_text())
+    (round_ / "round.json").write_text(json.dumps({**about, "rows": [-1]}))
+
+
+def put_a_pipe(round_: Path) -> None:
+    (round_ / "round.json").unlink()
+    os.mkfifo(round_ / "round.json")
+
+
+def remove_scores(round_: Path) -> None:
+    (round_ / "scores.jsonl").unlink()
+
+
+@pytest.mark.parametrize("change", [damage_scores, damage_round, change_rows, put_a_pipe, remove_scores])
+def test_damaged_rounds_are_refused(saved: Path, change: object) -> None:
+    assert callable(change)
+    change(saved / "round-0001")
+    with pytest.raises(RunError, match=r"is damaged|is a pipe"):
+        loaded(saved)
+
+
+def test_the_rounds_of_another_selection_are_refused(saved: Path) -> None:
+    with pytest.raises(RunError, match="holds rounds with another pool; expected those of this selection"):
+        loaded(saved, pool="c")
+    with pytest.raises(RunError, match="it has rows that the pool has not"):
+        loaded(saved, n_rows=5)
+    shutil.rmtree(saved)
+    with pytest.raises(RunError, match="holds no rounds of selection"):
+        loaded(saved)
