@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCa
 import clusterucb as cu
 from clusterucb.errors import OptionError, RunError
 from clusterucb.training import Reselect, Round, reselecting
+from clusterucb.training.trainer import _check
 from helpers.selections import write_job
 
 if transformers.__version__.startswith("4."):  # `make test-floor`: TRL needs a newer one
@@ -203,9 +208,9 @@ def test_trainings_that_a_selection_cannot_serve_are_refused(
     monkeypatch.setattr(TrainingArguments, "packing", True, raising=False)
     with pytest.raises(OptionError, match=r"packing is set with a selection; expected it unset"):
         trainer_of(Trainer, job, tmp_path)
-    monkeypatch.setattr(TrainingArguments, "world_size", 2)
-    with pytest.raises(OptionError, match=r"the training has 2 processes; expected one"):
-        trainer_of(Trainer, job, tmp_path)
+    monkeypatch.setattr(TrainingArguments, "packing", False, raising=False)
+    with pytest.raises(OptionError, match=r"fsdp is set with a selection; expected it unset"):
+        _check(None, SimpleNamespace(fsdp="full_shard"), "tokenizer", {})
 
 
 def test_a_checkpoint_of_another_selection_is_refused(
@@ -232,3 +237,25 @@ def test_a_checkpoint_of_another_selection_is_refused(
         trainer_of(kind, job, trained).train(resume_from_checkpoint=str(about.parents[1]))
     with pytest.raises(RunError, match="has no whole checkpoint to resume from"):
         trainer_of(kind, job, tmp_path / "nothing").train(resume_from_checkpoint=True)
+
+
+def test_several_processes_train_on_the_rows_of_one(job: Path, tmp_path: Path) -> None:
+    """Two processes with batches of one do the steps of one process with batches of two."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    program = Path(__file__).parents[1] / "helpers" / "trains.py"
+    for n_processes, start in (
+        (1, [sys.executable]),
+        (2, [*command, "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]),
+    ):
+        ended = subprocess.run(
+            [*start, program, job, tmp_path / str(n_processes), str(2 // n_processes)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr[-3000:]
+    alone, together = (json.loads((tmp_path / name / "trained.json").read_text()) for name in ("1", "2"))
+    assert together["rounds"] == alone["rounds"]
+    assert together["visited"] == alone["visited"]
+    assert together["weight"] == pytest.approx(alone["weight"], rel=1e-4)

@@ -6,15 +6,21 @@ Decisions:
       training is resumed.
     - The trainer gets a data set of as many empty rows as an epoch has samples. So it knows the number of steps before
       it begins, and its schedule of learning rates is right.
+    - Of several processes (DDP), the first one selects, and the others wait for its rows. Each trains on its part of a
+      step's rows.
     - A round's rows are written to a checkpoint's folder before the trainer writes the checkpoint. So there is no
       checkpoint without them, whenever the training is killed. A checkpoint that was not written whole is not resumed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from clusterucb.errors import OptionError, RunError
 from clusterucb.training.reselect import Reselect
@@ -51,7 +57,7 @@ class _Reselecting(_Base):  # type: ignore[misc]
         args: Any = arguments[1] if len(arguments) > 1 else options.get("args")
         tokenizer = options.get("processing_class")
         _check(model, args, tokenizer, options)
-        batch = args.train_batch_size * args.gradient_accumulation_steps
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         selection.open(tokenizer, model, batch_size=batch, out=Path(args.output_dir) / _FOLDER)
         self._selection = selection
         super().__init__(*arguments, train_dataset=_slots(selection.steps_per_epoch * batch), **options)
@@ -59,11 +65,11 @@ class _Reselecting(_Base):  # type: ignore[misc]
     def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
         """Train; see the trainer's own documentation."""
         if not resume_from_checkpoint:
-            self._selection.begin()
+            self._decided(self._selection.begin)
             return super().train(**options)
         whole = resume_from_checkpoint is True
         folder = _last_whole(Path(self.args.output_dir)) if whole else Path(resume_from_checkpoint)
-        self._selection.resume(folder / _FOLDER, _step_of(folder))
+        self._decided(lambda: self._selection.resume(folder / _FOLDER, _step_of(folder)))
         return super().train(resume_from_checkpoint=str(folder), **options)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, *more: Any) -> Any:
@@ -72,19 +78,38 @@ class _Reselecting(_Base):  # type: ignore[misc]
         state, selection = self.state, self._selection
         _check_length(selection, state.max_steps)
         model = self.accelerator.unwrap_model(self.model)
-        n_rounds = len(selection.rounds)
-        rows = selection.rows(state.global_step, model, self.optimizer)
-        if len(selection.rounds) > n_rounds:
-            *_, last = selection.rounds
-            self.log(_logged(last, selection))
-        size = len(rows) // num_batches
-        batches = [selection.batch(rows[at * size : (at + 1) * size]) for at in range(num_batches)]
-        return super().get_batch_samples(iter(batches), num_batches, *more)
+        rows, logged = self._decided(lambda: self._rows(state.global_step, model))
+        if logged:
+            self.log(logged)
+        own = rows.reshape(num_batches, self.args.world_size, -1)[:, self.args.process_index]
+        return super().get_batch_samples(map(selection.batch, own), num_batches, *more)
+
+    def _rows(self, step: int, model: Any) -> tuple[NDArray[np.int64], dict[str, float]]:
+        """Return the rows of an optimiser step, and what to log of a round that selected them."""
+        rounds = self._selection.rounds
+        n_rounds = len(rounds)
+        rows = self._selection.rows(step, model, self.optimizer)
+        return rows, _logged(list(rounds)[-1], self._selection) if len(rounds) > n_rounds else {}
+
+    def _decided(self, decide: Callable[[], Any]) -> Any:
+        """Return what the first process decides, on all processes. They wait for it, and its error is raised on all."""
+        if self.args.world_size == 1:
+            return decide()
+        answer: list[Any] = [None, None]
+        if self.args.process_index == 0:
+            try:
+                answer[0] = decide()
+            except Exception as error:
+                answer[1] = error
+        torch.distributed.broadcast_object_list(answer)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
 
     def _save_checkpoint(self, model: Any, trial: Any, *more: Any) -> Any:
         step = self.state.global_step
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{step}"
-        self._selection.save(folder / _FOLDER)
+        self._decided(lambda: self._selection.save(folder / _FOLDER))
         return super()._save_checkpoint(model, trial, *more)
 
 
@@ -103,11 +128,12 @@ def _check(model: Any, args: Any, tokenizer: Any, options: dict[str, Any]) -> No
         raise OptionError(
             f"model is {model!r}; expected a loaded PEFT model, so that a round can compute its gradients"
         )
-    if args.world_size > 1:
-        raise OptionError(
-            f"the training has {args.world_size} processes; expected one. Select between trainings instead: "
-            "clusterucb select --checkpoint ... --prior ..."
-        )
+    for name in ("fsdp", "deepspeed"):
+        if getattr(args, name, None):
+            raise OptionError(
+                f"{name} is set with a selection; expected it unset, because a round needs all weights in one process. "
+                "Select between trainings instead: clusterucb select --checkpoint ... --prior ..."
+            )
     for name in ("packing", "padding_free", "group_by_length", "auto_find_batch_size"):
         if getattr(args, name, False):
             raise OptionError(
