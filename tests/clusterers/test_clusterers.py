@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterucb.clusterers import KMeans, Source, default_n_clusters
+from clusterucb.clusterers.kmeans import Tree
+from clusterucb.engine import large
 from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import OptionError
 
@@ -155,3 +157,40 @@ def test_missing_column_names_those_that_are_there(columns: dict[str, list[int]]
     message = f"clusterer source: the pool has no column 'source'; its columns: {there}"
     with pytest.raises(OptionError, match=message):
         Source().fit_predict(pool_of([[0.0]], **columns), np.random.default_rng(0))
+
+
+@given(st.integers(1, 4), st.integers(0, 60), st.integers(0, 1000))
+def test_rows_of_a_tree_are_in_the_nearest_cluster_of_the_nearest_group(n_groups, n_rows, seed):
+    rng = np.random.default_rng(seed)
+    tree = Tree(
+        rng.normal(size=(n_groups, 3)).astype(np.float32),
+        [rng.normal(size=(int(rng.integers(1, 5)), 3)).astype(np.float32) for _ in range(n_groups)],
+    )
+    rows = rng.normal(size=(n_rows, 3)).astype(np.float32)
+    expected = []
+    for row in rows:
+        group = int(np.argmax(tree.groups @ row))
+        expected.append(sum(map(len, tree.clusters[:group])) + int(np.argmax(tree.clusters[group] @ row)))
+    np.testing.assert_array_equal(tree.assign(rows), expected)
+
+
+@pytest.mark.parametrize("n_clusters", [6, 36])
+def test_clusters_of_a_large_pool_are_found_in_a_sample_and_in_two_levels(monkeypatch, n_clusters):
+    rows, axis = directions(3, 2000, 0.02, 0)
+    monkeypatch.setattr(large, "LARGE", 50)
+    monkeypatch.setattr("clusterucb.clusterers.kmeans._ONE_LEVEL", 10)
+    monkeypatch.setattr("clusterucb.clusterers.kmeans._FEWEST_ROWS", 500)
+    labels = kmeans(rows, n_clusters)
+    np.testing.assert_array_equal(kmeans(rows, n_clusters), labels)
+    assert set(labels) == set(range(labels.max() + 1))
+    assert labels.max() < n_clusters + 6  # groups round their shares
+    pairs = set(zip(labels.tolist(), axis.tolist(), strict=True))
+    assert len(pairs) == len(set(labels))  # no cluster mixes directions
+    if n_clusters == 6:
+        assert same_partition(labels, axis)
+
+
+def test_equal_rows_of_a_large_pool_are_one_cluster(monkeypatch):
+    monkeypatch.setattr(large, "LARGE", 50)
+    assert not kmeans(np.ones((80, 3)), 5).any()
+    assert len(set(kmeans([[1.0, 0.0]] * 70 + [[-1.0, 0.0]] * 10, 300))) == 2

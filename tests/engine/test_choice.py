@@ -225,7 +225,7 @@ def test_rows_above_a_cut_are_those_that_would_be_selected(n_known, n_subtasks, 
     for own, score, n_seats in zip(known.T, one, seats, strict=True):
         falling = sorted(own, reverse=True)
         wins |= score > falling[min(int(np.ceil(n_seats)), n_known) - 1]
-    assert (above_cuts(one[None], known, seats)[0] > 0) == wins
+    assert (above_cuts(known, seats)(one[None])[0] > 0) == wins
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clusterucb.engine.gaussian import MAX_DIM, Kernel, KernelInputs, Posterior
+from clusterucb.engine.components import MAX_DIM
+from clusterucb.engine.gaussian import Kernel, KernelInputs, Posterior
 
 
 def inputs_of(n_rows: int, seed: int, *, n_blocks: int = 2, others: bool = True) -> KernelInputs:

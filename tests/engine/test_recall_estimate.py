@@ -22,6 +22,7 @@ from clusterucb.engine.recall import (
     _found,
     _Missed,
     _n_effective,
+    _Predicted,
 )
 from helpers.hills import hills, searched
 from helpers.recorded import Memory
@@ -41,7 +42,8 @@ def test_rows_are_missed_as_often_as_their_neighbours_surprise(n_drawn, n_others
     order = np.argsort(left_out, kind="stable")
     expected, surprise = left_out[order], (values - left_out)[order]
     window = min(20, n_drawn)
-    missed = _Missed(values, left_out, predicted)  # fewer rows than parts: each has neighbours of its own
+    said = _Predicted(slice(None), left_out, predicted, n_others)
+    missed = _Missed(values, said, slice(None))  # fewer rows than parts: each has neighbours of its own
     for least in (-20.0, -1.0, 0.0, 2.5, 20.0):
         lifted = np.zeros(n_drawn)
         for one in predicted:
@@ -83,7 +85,7 @@ def drawn(surprises: list[float]) -> Evidence:
     values[40 : 40 + len(surprises)] += surprises
     others = rng.uniform(-1, 0.9, 1000)
     chance = np.where(np.arange(400) < 200, np.nan, 0.15)
-    return _evidence(values, left_out, others, chance, 50.0)
+    return _evidence(values, _Predicted(slice(None), left_out, others, len(others)), chance, 50.0)
 
 
 def test_what_rests_on_few_surprises_is_uncertain():

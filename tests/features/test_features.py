@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrained
 
 import clusterucb as cu
 from clusterucb import plugins
+from clusterucb.engine import large
 from clusterucb.errors import InputError, ModelError, OptionError, PluginError, RunError
 from clusterucb.features import FeatureBatch
 from clusterucb.features.hidden import _damped
 from clusterucb.features.lexical import _WORD
 from clusterucb.features.sentence import SentenceModel
-from clusterucb.features.similarity import check_comparable
+from clusterucb.features.similarity import check_comparable, similarity
 from clusterucb.jobs.stages import features as pool_features
 from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.sample import Sample
@@ -501,3 +502,18 @@ def test_similarity_by_gradients_is_refused_before_anything_is_paid(job, tmp_pat
     with pytest.raises(OptionError, match="policy rds compares gradients with the target"):
         cu.select(**job, budget=8, out=tmp_path / "a", features=cu.Gradient(), policy=cu.RDS())
     assert not (tmp_path / "a").exists()
+
+
+def test_similarity_in_a_large_pool_is_computed_in_parts_as_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    pool = {
+        "a": rng.normal(size=(40_000, 3)).astype(np.float16),
+        "b": 9 * rng.normal(size=(40_000, 2)).astype(np.float32),
+    }
+    targets = [
+        {name: block[rows].astype(np.float32) for name, block in pool.items()}
+        for rows in ([1, 2], [7, 30_000])
+    ]
+    expected = similarity({name: block.astype(np.float32) for name, block in pool.items()}, targets)
+    monkeypatch.setattr(large, "LARGE", 50)
+    np.testing.assert_allclose(similarity(pool, targets), expected, rtol=1e-5, atol=1e-6)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import clusterucb as cu
-from clusterucb.engine.gaussian import MAX_DIM
+from clusterucb.engine.components import MAX_DIM
 from clusterucb.errors import OptionError, RunError
 from clusterucb.jobs.stages.prior import EarlierScores, EarlierSketches, filled
 from helpers.searching import search

@@ -22,6 +22,7 @@ The table of rules needs no numpy, because the command line offers their names b
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -98,20 +99,24 @@ def normal_cuts(seats: Floats, n_rows: int) -> Floats:
     return np.array(cuts) - equal
 
 
-def above_cuts(scores: Floats, known: Floats, seats: Floats) -> Floats:
-    """Return how far rows lie above the cut of any subtask, in the subtask's deviations, f64[m].
+def above_cuts(known: Floats, seats: Floats) -> Callable[[Floats], Floats]:
+    """Return a function of scores f64[m, S]: how far rows lie above the cut of any subtask, in its deviations, f64[m].
 
     A subtask's cut is the score that its ``seats`` best known rows reach: a row above it would be selected.
 
     Args:
-        scores: f64[m, S], the rows' scores.
         known: f64[n, S], the known scores.
         seats: f64[S], the number of rows to select for each subtask.
     """
     import numpy as np
 
-    falling = -np.sort(-known, axis=0)
-    last = np.ceil(seats).astype(np.int64).clip(1, len(known)) - 1
-    cut, std = falling[last, np.arange(known.shape[1])], known.std(axis=0)
-    found: Floats = ((scores - cut) / np.where(std > 0, std, 1.0)).max(axis=1)
-    return found
+    first = len(known) - np.ceil(seats).astype(np.int64).clip(1, len(known))
+    cut = np.array([np.partition(own, at)[at] for own, at in zip(known.T, first, strict=True)])
+    std = known.std(axis=0)
+    unit = np.where(std > 0, std, 1.0)
+
+    def above(scores: Floats) -> Floats:
+        found: Floats = ((scores - cut) / unit).max(axis=1)
+        return found
+
+    return above

@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from clusterucb.engine.blame import blamed
 from clusterucb.engine.checks import check_whole
 from clusterucb.engine.clusterer import Clusterer
+from clusterucb.engine.large import by_arm
 from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import ESTIMATES, PoolView, numbered
 from clusterucb.errors import OptionError, PluginError, warn
@@ -188,7 +189,7 @@ def cold_schedule(pool: PoolView, share: float, seed: int) -> ColdStart:
         )
     arm = np.repeat(np.arange(len(sizes)), owed)  # of each draw, arm by arm
     rank = np.arange(len(arm)) - np.repeat(np.cumsum(owed) - owed, owed)  # of each draw within its arm
-    by_priority = np.lexsort((pool.priority, pool.labels))
+    by_priority = by_arm(pool.labels, pool.priority)
     rows = by_priority[(np.cumsum(sizes) - sizes)[arm] + rank]
     order = stream(seed, "cold start").permutation(len(sizes))
     in_rounds = np.lexsort((np.argsort(order)[arm], rank))

@@ -37,8 +37,15 @@ def choose(
     """
     import numpy as np
 
+    from clusterucb.engine.large import largest
+
     good = np.flatnonzero(~np.isnan(values).any(axis=1))
-    orders = [iter(good[np.lexsort((rows[good], -one[good]))].tolist()) for one in values.T]
+    # without a cap, a column never gets beyond its first n_select rows: then so many are taken
+    some = [good if cap else good[largest(one, n_select)] for one in values[good].T]
+    orders = [
+        iter(own[np.lexsort((rows[own], -one[own]))].tolist())
+        for own, one in zip(some, values.T, strict=True)
+    ]
     votes = np.ones(len(orders)) if weights is None else weights.copy()
     seats = np.zeros(len(orders))
     taken: list[int] = []
@@ -49,7 +56,7 @@ def choose(
 
     seen: set[int] = set()
     while len(taken) < n_select and votes.any():
-        turn = int(np.argmax(votes / (seats + 1)))
+        turn = int(np.argmax(votes / (seats + 1))) if len(orders) > 1 else 0
         position = next(filter(admitted, orders[turn]), None)
         if position is None:
             votes[turn] = 0

@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb.engine.large import LARGE
 from clusterucb.engine.poolview import PoolView
 
 
@@ -16,10 +17,11 @@ def default_n_clusters(pool: PoolView) -> int:
 
     With more clusters, first draws would use up the budget. With fewer, each arm would mix good and bad rows
     (benchmarks/README.md has the figures). The number is at most 4 times the square root of N, so that k-means stays
-    cheap compared with the gradients of a large pool. A pool without a budget counts as one that may be drawn whole.
+    cheap compared with the gradients of a large pool, and at most 4,000. A pool without a budget counts as one that may
+    be drawn whole.
     """
     budget = pool.budget or len(pool)
-    return max(min(budget // 3, 4 * math.isqrt(len(pool))), 1)
+    return max(min(budget // 3, 4 * math.isqrt(min(len(pool), LARGE))), 1)
 
 
 class Clusterer(ABC):

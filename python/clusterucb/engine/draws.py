@@ -190,10 +190,12 @@ class History:
         """Return all draws in order, with the probability that each row would have been drawn by now."""
         rows, scores = (np.concatenate(arrays) for arrays in zip(*self.scored(), strict=True))
         sizes = [len(batch.rows) for batch, _ in self._scored]
-        phases = np.repeat([batch.phase for batch, _ in self._scored], sizes)
+        cold, random = (
+            np.repeat([batch.phase == phase for batch, _ in self._scored], sizes)
+            for phase in ("cold", "random")
+        )
         chance = np.concatenate([batch.probability for batch, _ in self._scored])
         arms = self._pool.labels[rows]
-        cold, random = phases == "cold", phases == "random"
         by_arm = np.zeros(self._pool.n_arms)
         by_arm[arms[cold]] = chance[cold]
         later = int(random.sum()) / max(len(self._pool) - int(cold.sum()), 1)

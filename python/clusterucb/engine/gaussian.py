@@ -16,23 +16,24 @@ Decisions:
     - Beyond a number of observations, the model is the deterministic training conditional of Quinonero-Candela and
       Rasmussen 2005. All observations count, through inducing points that are observed rows. The time of a prediction
       then does not depend on the number of observations.
-    - A block is projected to its first principal components, so that the distances of a million rows to the inducing
-      points take seconds. Ten times as many components change the recall by at most .02.
+    - In a large pool, the variance of a row leaves out its influence on its own mean: with as many observations, it is
+      below a thousandth of the noise.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_DIM = 64  # the largest number of components of a block
-SPREAD = 8192  # rows from which principal components are computed
-_SPARE, _ROUNDS = 16, 6  # extra directions and rounds of the subspace iteration
+from clusterucb.engine.components import said, squares
+from clusterucb.engine.kernel_columns import KernelColumns
+from clusterucb.engine.large import in_parts, is_large, product, slices
+
 _LENGTH, _NOISE = 0.7, 0.3  # the centres of the priors
 _AT_ONCE = 1 << 18  # kernel values that fit into a core's cache
 _RESOLVED = 1e-4  # share of the mean variance; float32 cannot resolve directions with less
@@ -41,6 +42,7 @@ _MOST_INFLUENCE = 0.99  # the largest influence of a row on its own mean that fl
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
+Product = Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]
 
 
 class KernelInputs:
@@ -48,26 +50,32 @@ class KernelInputs:
 
     Args:
         blocks: blocks of features, each f32[N, k].
-        categories: columns of category numbers, each i64[N].
+        categories: columns of category numbers, each [N].
         linear: more blocks, each f32[N, k]. They count as blocks of features, and values may also depend on them
             linearly.
+
+    Attributes:
+        with_squares: the non-constant blocks, projected and scaled, each f32[N, k + 2]; the last two columns are the
+            squared norms of the rows, and ones.
+        n_rows: N.
     """
 
     def __init__(
         self,
         blocks: Sequence[NDArray[np.float32]],
-        categories: Sequence[Rows] = (),
+        categories: Sequence[NDArray[np.integer]] = (),
         linear: Sequence[NDArray[np.float32]] = (),
     ) -> None:
-        rising = _said(linear)
-        self._rows = [_with_squares(block) for block in (*_said(blocks), *rising)]
+        rising = said(linear)
+        self.with_squares = [*said(blocks), *rising]
+        self.n_rows = max(map(len, (*blocks, *linear)), default=0)
         self.categories = list(categories)
-        self.linear = [block * np.float32(math.sqrt(2)) for block in rising]
+        self.linear = [block[:, :-2] * np.float32(math.sqrt(2)) for block in rising]
 
     @property
     def blocks(self) -> list[NDArray[np.float32]]:
         """The non-constant blocks, projected and scaled, in which distances are measured."""
-        return [rows[:, :-2] for rows in self._rows]
+        return [rows[:, :-2] for rows in self.with_squares]
 
     def distances(self, rows: Rows, others: Rows) -> Iterator[NDArray[np.float32]]:
         """Yield the squared distances f32[m, n] of rows i64[m] and others i64[n] in each block.
@@ -75,10 +83,15 @@ class KernelInputs:
         A distance of 0 may be returned as -1e-6, because of rounding.
         """
         # x.x + y.y - 2 x.y is computed as one matrix product: (x, x.x, 1) times (-2 y, 1, y.y)
-        for block in self._rows:
-            right = block[others] * np.float32(-2)
-            right[:, -2], right[:, -1] = 1, block[others, -2]
-            yield block[rows] @ right.T
+        for number, block in enumerate(self.with_squares):
+            yield block[rows] @ self.other_side(number, others).T
+
+    def other_side(self, block: int, others: Rows) -> NDArray[np.float32]:
+        """Return f32[n, k + 2]: its product with a row of `with_squares` is the squared distance in that block."""
+        own = self.with_squares[block][others]
+        right = own * np.float32(-2)
+        right[:, -2], right[:, -1] = 1, own[:, -2]
+        return right
 
     @property
     def n_shared(self) -> int:
@@ -97,7 +110,7 @@ class KernelInputs:
     def shared_with_itself(self, rows: Rows) -> Iterator[NDArray[np.float32]]:
         """Yield the similarity f32[m] of each of the rows i64[m] with itself, for each matrix of `shared`."""
         yield from (np.ones(len(rows), np.float32) for _ in self.categories)
-        yield from (_squares(block[rows]) for block in self.linear)
+        yield from (squares(block[rows]) for block in self.linear)
 
 
 class Kernel:
@@ -138,7 +151,7 @@ class Kernel:
         total = np.zeros((len(rows), len(others)), np.float32)
         summed, scaled = np.empty_like(total), np.empty_like(total)
         amplitudes = self.amplitudes
-        for a, (term, scales) in zip(amplitudes, self._scaled_terms(), strict=False):
+        for a, (term, scales) in zip(amplitudes, self.scaled_terms(), strict=False):
             summed.fill(1 / a)
             for block, scale in zip(term, scales, strict=True):
                 summed += np.multiply(distances[block], np.float32(scale / (2 * a)), out=scaled)
@@ -197,7 +210,7 @@ class Kernel:
         """
         shapes = [
             1 / (1 + sum(distances[block] * scale for block, scale in zip(term, scales, strict=True)) / 2)
-            for term, scales in self._scaled_terms()
+            for term, scales in self.scaled_terms()
         ]
         amplitudes, noise = self.amplitudes, float(np.exp(self.parameters[-1]))
         parts = [a * shape for a, shape in zip(amplitudes, [*shapes, *shared], strict=True)]
@@ -206,7 +219,7 @@ class Kernel:
         solved = inverse @ values
         outer = (solved @ solved.T / values.shape[1] - inverse) / 2
         slope = [float(np.vdot(outer, part)) for part in parts]
-        for a, shape, (term, scales) in zip(amplitudes, shapes, self._scaled_terms(), strict=False):
+        for a, shape, (term, scales) in zip(amplitudes, shapes, self.scaled_terms(), strict=False):
             of_distance = outer * shape * shape
             slope += [
                 a * scale * float(np.vdot(of_distance, distances[block]))
@@ -215,7 +228,7 @@ class Kernel:
         slope.append(noise * float(np.trace(outer)))
         return whole, solved, np.array(slope) - self._strength * (self.parameters - self._prior)
 
-    def _scaled_terms(self) -> Iterator[tuple[tuple[int, ...], Floats]]:
+    def scaled_terms(self) -> Iterator[tuple[tuple[int, ...], Floats]]:
         """Yield the blocks of each distance term, and one over the square of each block's length."""
         at = self._n_terms
         for term in self._terms:
@@ -267,7 +280,7 @@ class Posterior:
             resolved = sizes > _RESOLVED * float(kernel.variance(inducing).mean())
             spanned = axes[:, resolved] / np.sqrt(sizes[resolved])
             inner, projected = np.zeros_like(prior), np.zeros((len(points), values.shape[1]))
-            for here in _slices(len(rows), len(points)):
+            for here in slices(len(rows), _at_once(len(points))):
                 some = kernel(rows[here], inducing).astype(np.float64)
                 inner += some.T @ some
                 projected += some.T @ values[here]
@@ -280,9 +293,10 @@ class Posterior:
     def mean(self, rows: Rows) -> Floats:
         """Return the posterior mean f64[m, S] of rows i64[m]."""
         mean = np.empty((len(rows), self.weights.shape[1]))
+        columns, times = self._columns
 
         def one(here: slice) -> None:
-            mean[here] = self.kernel(rows[here], self.points) @ self.weights
+            mean[here] = times(columns(rows[here]), self.weights)
 
         self._in_parts(one, len(rows))
         return mean
@@ -294,13 +308,14 @@ class Posterior:
         """
         mean = np.empty((len(rows), self.weights.shape[1]))
         variance = self.kernel.variance(rows)
+        columns, times = self._columns
 
         def one(here: slice) -> None:
-            kernel = self.kernel(rows[here], self.points)
-            mean[here] = kernel @ self.weights
-            variance[here] -= _squares(kernel @ self.spanned)
-            if self.influence is not None:
-                variance[here] += self.kernel.noise * _squares(kernel @ self.influence)
+            kernel = columns(rows[here])
+            mean[here] = times(kernel, self.weights)
+            variance[here] -= squares(times(kernel, self.spanned))
+            if self.influence is not None and not is_large(self.kernel.inputs.n_rows):
+                variance[here] += self.kernel.noise * squares(kernel @ self.influence)
 
         self._in_parts(one, len(rows))
         return mean, np.sqrt(np.maximum(variance, 0))
@@ -316,77 +331,31 @@ class Posterior:
             values: f64[n, S], the values that were given to `of`.
         """
         if self.influence is None:
-            return values - self.weights / _squares(self.spanned)[:, None]
+            return values - self.weights / squares(self.spanned)[:, None]
         left = np.empty_like(values)
+        columns, times = self._columns
 
         def one(here: slice) -> None:
             assert self.influence is not None
-            kernel = self.kernel(rows[here], self.points)
-            own = _squares(kernel @ self.influence).clip(0, _MOST_INFLUENCE)[:, None]
-            left[here] = (kernel @ self.weights - own * values[here]) / (1 - own)
+            kernel = columns(rows[here])
+            own = squares(times(kernel, self.influence)).clip(0, _MOST_INFLUENCE)[:, None]
+            left[here] = (times(kernel, self.weights) - own * values[here]) / (1 - own)
 
         self._in_parts(one, len(rows))
         return left
 
+    @cached_property
+    def _columns(self) -> tuple[Callable[[Rows], NDArray[np.float32]], Product]:
+        """Return a function from rows i64[m] to their kernel with the points f32[m, p], and a matrix product."""
+        if is_large(self.kernel.inputs.n_rows):
+            return KernelColumns(self.kernel, self.points), product
+        return lambda rows: self.kernel(rows, self.points), np.matmul
+
     def _in_parts(self, one: Callable[[slice], None], n_rows: int) -> None:
         """Call a function, in threads, with slices of rows whose kernel with the points fits into a core's cache."""
-        with ThreadPoolExecutor() as threads:
-            list(threads.map(one, _slices(n_rows, len(self.points))))
+        in_parts(one, n_rows, _at_once(len(self.points)))
 
 
-def _squares(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the squared norms f32[m] of vectors f32[m, k]."""
-    found: NDArray[np.float32] = np.einsum("ij,ij->i", vectors, vectors)
-    return found
-
-
-def _slices(n_rows: int, n_others: int) -> Iterator[slice]:
-    """Return slices of rows whose kernel with ``n_others`` rows fits into a core's cache."""
-    step = max(_AT_ONCE // n_others, 64)
-    return (slice(begin, begin + step) for begin in range(0, n_rows, step))
-
-
-def principal(some: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the mean f32[k] of rows f32[n, k] and at most `MAX_DIM` of their principal directions, f32[k, m].
-
-    The method is subspace iteration (Halko, Martinsson and Tropp 2011): an exact solution would take minutes for
-    sketches of 8192 dimensions.
-    """
-    mean = some.mean(axis=0, dtype=np.float64).astype(np.float32)
-    centred = some - mean
-    guess = np.random.default_rng(0).normal(size=(some.shape[1], MAX_DIM + _SPARE)).astype(np.float32)
-    for _ in range(_ROUNDS):
-        guess = np.linalg.qr(centred.T @ (centred @ guess))[0]
-    _, sizes, turned = np.linalg.svd(centred @ guess, full_matrices=False)
-    kept = np.flatnonzero(sizes > 1e-3 * sizes[0])[:MAX_DIM]
-    directions: NDArray[np.float32] = guess @ turned[kept].T
-    return mean, directions
-
-
-def _reduced(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return a block, centred and projected to at most `MAX_DIM` principal components."""
-    mean = block.mean(axis=0, dtype=np.float64).astype(np.float32)
-    if block.shape[1] <= MAX_DIM:
-        centred: NDArray[np.float32] = block - mean
-        return centred
-    directions = principal(block[:: -(-len(block) // SPREAD)])[1]
-    found: NDArray[np.float32] = block @ directions - mean @ directions
-    return found
-
-
-def _with_squares(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return a block with two more columns: the squared norms of its rows, and ones."""
-    squares = np.einsum("ij,ij->i", block, block)
-    return np.column_stack([block, squares, np.ones_like(squares)])
-
-
-def _said(blocks: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-    """Return the non-constant blocks, projected to at most `MAX_DIM` components and scaled."""
-    return [block for block in map(_scaled, map(_reduced, blocks)) if block.any()]
-
-
-def _scaled(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale a centred block so that two random rows have a mean squared distance of 1."""
-    mean = 2 * float(np.mean(np.einsum("ij,ij->i", block, block), dtype=np.float64))
-    scale: np.float32 = np.float32(1 / np.sqrt(mean)) if mean > 0 else np.float32(1)
-    return block * scale
+def _at_once(n_others: int) -> int:
+    """Return the number of rows whose kernel with ``n_others`` rows fits into a core's cache."""
+    return max(_AT_ONCE // n_others, 64)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.engine.arm_stats import ArmStats
+from clusterucb.engine.large import by_arm
 from clusterucb.engine.poolview import PoolView
 from clusterucb.errors import PluginError
 
@@ -95,7 +96,7 @@ class IndexPolicy(Policy):
         """Sort each arm's rows by priority, and reset the statistics."""
         self._labels = pool.labels
         sizes = np.bincount(pool.labels, minlength=pool.n_arms)
-        self._by_priority = np.lexsort((pool.priority, pool.labels))
+        self._by_priority = by_arm(pool.labels, pool.priority)
         self._begin = np.concatenate([[0], np.cumsum(sizes)])
         self._arms = ArmStats(sizes)
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from clusterucb.engine.components import joined
+from clusterucb.engine.large import forget, in_parts, is_large
 from clusterucb.engine.rules import Rules
 from clusterucb.errors import OptionError
 from clusterucb.wording import counted
@@ -26,7 +28,8 @@ class PoolView:
     """The pool as strategies see it: N rows in canonical order, every array read-only.
 
     Attributes:
-        features: named blocks of features, each f32[N, k].
+        features: named blocks of features, each f32[N, k]. In a large pool (`clusterucb.engine.large`), a block may be
+            f16[N, k], mapped from a file: take some rows at a time, or `matrix`.
         labels: i64[N], the arm of each row, 0..K-1; all 0 before clustering.
         priority: f64[N], seeded random numbers. An arm's rows are drawn in rising order of priority.
         columns: named arrays [N] beside the features: ``source``, ``tokens``, ``label_tokens``, ...
@@ -38,7 +41,7 @@ class PoolView:
             estimates of the scores themselves.
     """
 
-    features: Mapping[str, NDArray[np.float32]]
+    features: Mapping[str, NDArray[np.floating]]
     labels: NDArray[np.int64]
     priority: NDArray[np.float64]
     columns: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
@@ -65,8 +68,11 @@ class PoolView:
         """Return all feature blocks side by side, f32[N, sum of k].
 
         Each block is centred and scaled to unit mean row norm, so that no block outweighs another only because of its
-        units. A block whose rows are all equal becomes zeros.
+        units. A block whose rows are all equal becomes zeros. In a large pool, each block is projected to its first 16
+        principal components, and the sum of k is at most 16 a block: otherwise, the matrix would not fit into memory.
         """
+        if self.features and is_large(len(self)):
+            return joined(list(self.features.values()))
         blocks = []
         for block in self.features.values():
             centred = block - block.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -123,8 +129,10 @@ def pool_view(
 
 def feature_blocks(
     features: ArrayLike | Mapping[str, ArrayLike], kind: str = "feature"
-) -> dict[str, NDArray[np.float32]]:
+) -> dict[str, NDArray[Any]]:
     """Check a matrix [N, k] or named blocks of this shape, and return them as f32 blocks: copies, unless read-only.
+
+    Read-only blocks f16[N, k] of a large pool stay as they are.
 
     Args:
         features: the matrix or the blocks.
@@ -135,14 +143,14 @@ def feature_blocks(
             there are no rows.
     """
     named = features if isinstance(features, Mapping) else {"features": features}
-    blocks: dict[str, NDArray[np.float32]] = {}
+    blocks: dict[str, NDArray[Any]] = {}
     for name, values in named.items():
-        block = _unchanging(values, np.float32)
+        block = _unchanging(values, np.float16 if _stays_half(values) else np.float32)
         if block.ndim != 2:
             raise OptionError(
                 f"{kind} block {name!r} has shape {block.shape}; expected [N, k], a row for each sample"
             )
-        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+        bad = _not_finite(block)
         if bad.size:
             raise OptionError(
                 f"{kind} block {name!r} holds NaN or infinity in {bad.size} rows (first: row {bad[0]}); "
@@ -177,6 +185,15 @@ def numbered(column: NDArray[np.generic]) -> NDArray[np.int64]:
     if column.dtype == object:  # one text for many rows: sorting all rows takes minutes in a pool of millions
         number_of = {value: number for number, value in enumerate(sorted(set(column)))}
         return np.fromiter((number_of[value] for value in column), np.int64, len(column))
+    if column.dtype.kind in "iu" and len(column):
+        low = int(column.min())
+        n_values = int(column.max()) - low + 1
+        if n_values <= len(column):  # counting takes less time than sorting
+            places = column - low if low else column
+            numbers: NDArray[np.int64] = np.cumsum(np.bincount(places, minlength=n_values) > 0)
+            numbers -= 1
+            found: NDArray[np.int64] = numbers[places]
+            return found
     return np.searchsorted(np.unique(column), column)
 
 
@@ -186,9 +203,29 @@ def _unchanging(values: ArrayLike, dtype: type[np.generic] | None = None) -> NDA
     return (np.asarray if shared else np.array)(values, dtype=dtype, order="C")
 
 
-def _prior_blocks(
-    prior: ArrayLike | Mapping[str, ArrayLike] | None, n_rows: int
-) -> dict[str, NDArray[np.float32]]:
+def _stays_half(values: object) -> bool:
+    """Return whether values are the read-only half-precision features of a large pool."""
+    return (
+        isinstance(values, np.ndarray)
+        and values.dtype == np.float16
+        and not values.flags.writeable
+        and is_large(len(values))
+    )
+
+
+def _not_finite(block: NDArray[np.floating]) -> NDArray[np.int64]:
+    """Return the rows of a block [N, k] that hold NaN or infinity, i64[m]."""
+    bad = np.zeros(len(block), np.bool_)
+
+    def one(here: slice) -> None:
+        bad[here] = ~np.isfinite(block[here]).all(axis=1)
+        forget(block, here)
+
+    in_parts(one, len(block))
+    return np.flatnonzero(bad)
+
+
+def _prior_blocks(prior: ArrayLike | Mapping[str, ArrayLike] | None, n_rows: int) -> dict[str, NDArray[Any]]:
     named = prior if isinstance(prior, Mapping) else {} if prior is None else {"scores": prior}
     blocks = feature_blocks(named, "prior") if named else {}
     for name, block in blocks.items():

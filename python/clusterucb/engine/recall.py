@@ -34,6 +34,8 @@ Decisions:
     - Draws are not weighted by one over the drawn share of their cluster. A policy draws little from a cluster because
       of the rewards of its few draws, so such weights overstate the recall, by .04 to .26 on the benchmarks' pools.
     - Without random draws there is no estimate: nothing would show what lies where a policy never drew.
+    - In a large pool, evenly spaced undrawn rows are predicted, and stand for all. Canonical order is the order of
+      content hashes, so they are as good as random ones.
     - With ``round-robin``, the recall of each subtask's selection is estimated separately. The estimates are averaged.
 """
 
@@ -48,6 +50,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.engine.arms import FEWEST_RANDOM
+from clusterucb.engine.large import evenly, is_large
 from clusterucb.engine.poolview import PoolView
 from clusterucb.engine.regression import Regression
 from clusterucb.engine.rules import chosen_of_best
@@ -59,6 +62,7 @@ _NEIGHBOURS = 20  # the fewest draws whose residuals are used for a row
 _AROUND = 0.1  # in deviations of the residuals: all draws with predictions this near count as neighbours
 _RESIDUALS = 2048  # the most draws whose residuals are used
 _SUBTASKS = 256  # the most subtasks whose recall is estimated while a search runs, evenly spaced among all
+_UNDRAWN = 1 << 16  # the most undrawn rows of a large pool that are predicted
 _PARTS = 256  # parts of the undrawn rows, in order of prediction; the rows of a part have the same neighbours
 
 Floats = NDArray[np.float64]
@@ -108,7 +112,7 @@ class RecallEstimator:
         self._pool = pool
         self._regression: Regression | None = None
         self._n_told = 0
-        self._predicted: tuple[Floats, Floats, Floats] | None = None  # of all draws so far
+        self._predicted: _Predicted | None = None  # from all draws so far
 
     def __call__(self, draws: Draws, reward: Reward) -> Recall | None:
         """Return the estimated recall, or None if too few of the draws were random.
@@ -165,26 +169,51 @@ class RecallEstimator:
         if np.count_nonzero(~np.isnan(chance[good])) < FEWEST_RANDOM:
             return []
         if self._predicted is None:
-            others = np.ones(len(self._pool), np.bool_)
-            others[rows] = False
-            self._predicted = (
-                regression.values,
-                regression.left_out(),
-                regression.mean(np.flatnonzero(others)),
-            )
-        values = self._predicted
+            self._predicted = self._predictions(regression, rows)
+        at, left_out, predicted, n_undrawn = self._predicted
+        known = regression.values
         if not in_turn:
-            values = rewards[good, None], reward(values[1])[:, None], reward(values[2])[:, None]
-        n_columns = values[0].shape[1]
+            known, left_out, predicted = (
+                column[:, None] for column in (rewards[good], reward(left_out), reward(predicted))
+            )
+        n_columns = known.shape[1]
         seats = self._pool.rules.seats(self._pool.n_select, n_columns)
         some = np.arange(n_columns)
         if most is not None and most < n_columns:
             some = np.arange(most) * n_columns // most
-        known, left_out, predicted = values
         return [
-            _evidence(known[:, at], left_out[:, at], predicted[:, at], chance[good], float(seats[at]))
-            for at in some.tolist()
+            _evidence(
+                known[:, one],
+                _Predicted(at, left_out[:, one], predicted[:, one], n_undrawn),
+                chance[good],
+                float(seats[one]),
+            )
+            for one in some.tolist()
         ]
+
+    def _predictions(self, regression: Regression, drawn: Rows) -> _Predicted:
+        """Return the predictions for drawn and undrawn rows: for all, or for evenly spaced ones of a large pool."""
+        others = np.ones(len(self._pool), np.bool_)
+        others[drawn] = False
+        undrawn = np.flatnonzero(others)
+        some = undrawn[evenly(len(undrawn), _UNDRAWN)] if is_large(len(self._pool)) else undrawn
+        return _Predicted(*regression.left_out(), regression.mean(some), len(undrawn))
+
+
+class _Predicted(NamedTuple):
+    """Predictions for drawn and undrawn rows, in one column (f64[m]) or several (f64[m, S]).
+
+    Attributes:
+        at: the positions among the draws of the m drawn rows that are predicted.
+        left_out: the predictions of these rows from all other draws.
+        undrawn: the predictions for undrawn rows, of all or of evenly spaced ones.
+        n_undrawn: the number of undrawn rows.
+    """
+
+    at: Rows | slice
+    left_out: Floats
+    undrawn: Floats
+    n_undrawn: int
 
 
 def averaged(found: Sequence[Evidence], variance: float = VARIANCE) -> Recall:
@@ -232,24 +261,24 @@ class Evidence(NamedTuple):
         return Recall(estimate, whole_low / self.n_best, min(whole_high / self.n_best, 1.0))
 
 
-def _evidence(values: Floats, left_out: Floats, predicted: Floats, chance: Floats, n_best: float) -> Evidence:
+def _evidence(values: Floats, predicted: _Predicted, chance: Floats, n_best: float) -> Evidence:
     """Return both estimates for one column of values (the rewards, or the scores for one subtask).
 
     Args:
         values: f64[n], the values of the drawn rows.
-        left_out: f64[n], the prediction of each drawn row's value from all other draws.
-        predicted: f64[N - n], the predicted values of the undrawn rows.
+        predicted: the predictions of this column.
         chance: f64[n], the inclusion probabilities; NaN where a policy chose the row.
         n_best: the number of best rows.
     """
     falling = np.sort(values)[::-1]
     random = ~np.isnan(chance)
     weights = 1 / chance[random]
-    n_rows = len(values) + len(predicted)
+    n_rows = len(values) + predicted.n_undrawn
     expected = _n_effective(weights) * n_best / n_rows  # expected random draws among the best
     least = _quantile(values[random], weights, n_best * weights.sum() / n_rows)
     by_random = min(float(np.searchsorted(-falling, -least, side="right")), n_best)
-    missed, fairly = (_Missed(values[some], left_out[some], predicted) for some in (slice(None), random))
+    own = values[predicted.at]
+    missed, fairly = (_Missed(own, predicted, some) for some in (slice(None), random[predicted.at]))
     found = _found(falling, n_best, missed)
     by_regression = _odds(found, n_best)
     doubt = (by_regression - _odds(_found(falling, n_best, fairly), n_best)) / 2
@@ -263,23 +292,31 @@ class _Missed:
     """Estimates by regression how many undrawn rows have at least a given value.
 
     Args:
-        values: f64[m], the values of the draws whose residuals are used.
-        left_out: f64[m], the leave-one-out predictions of these draws.
-        predicted: f64[N - n], the predicted values of the undrawn rows.
+        values: f64[m], the values of the predicted draws.
+        predicted: the predictions of one column.
+        used: which of the predicted draws' residuals are used.
     """
 
-    def __init__(self, values: Floats, left_out: Floats, predicted: Floats) -> None:
+    def __init__(self, values: Floats, predicted: _Predicted, used: slice | NDArray[np.bool_]) -> None:
+        values, left_out, undrawn = values[used], predicted.left_out[used], predicted.undrawn
+        self._each = predicted.n_undrawn / len(undrawn)  # undrawn rows that a predicted one stands for
         order = np.argsort(left_out, kind="stable")[:: -(-len(left_out) // _RESIDUALS)]
         expected, self._surprises = left_out[order], (values - left_out)[order]
-        self._predicted = np.sort(predicted)
-        bounds = np.linspace(0, len(predicted), min(_PARTS, len(predicted)) + 1).astype(np.int64)
+        self._predicted = np.sort(undrawn)
+        bounds = np.linspace(0, len(undrawn), min(_PARTS, len(undrawn)) + 1).astype(np.int64)
         middle = self._predicted[(bounds[:-1] + bounds[1:]) // 2]
         least = min(_NEIGHBOURS, len(order))
         place = (np.searchsorted(expected, middle) - least // 2).clip(0, len(order) - least)
         around = _AROUND * self._surprises.std()
         first = np.minimum(place, np.searchsorted(expected, middle - around))
         last = np.maximum(place + least, np.searchsorted(expected, middle + around, side="right"))
-        self._parts = np.stack([bounds[:-1], bounds[1:], first, last], axis=1).tolist()
+        # a pair for each part and each of its neighbours: the residual, the part's end and size, and the number of
+        # its neighbours
+        n_around = last - first
+        self._residual = np.concatenate([np.arange(*ends) for ends in zip(first, last, strict=True)])
+        self._end, self._size, self._n_around = (
+            np.repeat(of_part, n_around) for of_part in (bounds[1:], np.diff(bounds), n_around)
+        )
 
     def __call__(self, least: float) -> float:
         return float(self.lifted(least).sum())
@@ -291,12 +328,12 @@ class _Missed:
         number of undrawn rows with a value of at least ``least``.
         """
         reach = np.searchsorted(self._predicted, least - self._surprises)  # the first row that is lifted
-        lifted = np.zeros(len(reach))
-        for begin, end, first, last in self._parts:
-            # not clip(): with whole numbers, numpy looks up their limits each time, which takes most of the loop
-            reached = np.minimum(np.maximum(end - reach[first:last], 0), end - begin)
-            lifted[first:last] += reached / (last - first)
-        return lifted
+        reached = np.minimum(np.maximum(self._end - reach[self._residual], 0), self._size)
+        shares: Floats = reached / self._n_around
+        lifted: Floats = np.bincount(self._residual, shares, minlength=len(reach)).astype(
+            np.float64, copy=False
+        )
+        return lifted * self._each
 
 
 def _found(falling: Floats, n_best: float, missed: Callable[[float], float]) -> float:

@@ -11,7 +11,7 @@ Decisions:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -111,19 +111,20 @@ class Rules:
         ranked, turns = (scores, self.counts) if self.in_turn else (rewards[:, None], None)
         return choose(rows, ranked, n_select, groups=sources, cap=self.max_per_source, weights=turns)
 
-    def wanted(self, scores: Floats, known: Floats, n_select: int) -> Floats:
-        """Return how much the rule wants rows with these scores, f64[m]: policies that predict scores draw the largest.
+    def wanted(self, known: Floats, n_select: int) -> Callable[[Floats], Floats]:
+        """Return a function that returns how much the rule wants rows: policies that predict scores draw the largest.
+
+        The function is one of scores f64[m, S], predicted ones or bounds of them, and returns f64[m].
 
         Args:
-            scores: f64[m, S], predicted scores, or bounds of them.
             known: f64[n, S], the scores that are known, at least one row.
             n_select: the number of rows to select.
         """
-        if scores.shape[1] == 1 or self.rule in (PAPER, MEAN):
-            return combined(self.rule, scores, self.counts)
+        if known.shape[1] == 1 or self.rule in (PAPER, MEAN):
+            return lambda scores: combined(self.rule, scores, self.counts)
         if self.in_turn:
-            return above_cuts(scores, known, self.seats(n_select, known.shape[1]))
-        return Standardized(known, np.ones(len(known)), factors=self.counts)(scores)
+            return above_cuts(known, self.seats(n_select, known.shape[1]))
+        return Standardized(known, np.ones(len(known)), factors=self.counts)
 
 
 def chosen_of_best(scores: Floats, chosen: NDArray[np.bool_], counts: Iterable[int]) -> NDArray[np.int64]:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb.engine.large import is_large, slices
 from clusterucb.errors import OptionError
 
 if TYPE_CHECKING:
     from clusterucb.engine.policy import Policy
     from clusterucb.features.base import Feature
 
-Blocks = Mapping[str, NDArray[np.float32]]
+Blocks = Mapping[str, NDArray[np.floating]]
 
 
 def check_comparable(policy: Policy, features: Feature, strategy: str = "") -> None:
@@ -46,8 +47,9 @@ def similarity(pool: Blocks, targets: Sequence[Blocks]) -> NDArray[np.float64]:
         pool: named blocks f32[N, k].
         targets: for each subtask, the same blocks f32[n, k] of its n samples.
     """
-    centre = {name: block.mean(axis=0, dtype=np.float64) for name, block in pool.items()}
-    norm = {name: np.linalg.norm(block - centre[name], axis=1).mean() for name, block in pool.items()}
+    centre, norm = {}, {}
+    for name, block in pool.items():
+        centre[name], norm[name] = _centre_and_norm(block)
 
     def unit(blocks: Blocks) -> NDArray[np.float64]:
         joined = np.concatenate(
@@ -60,5 +62,18 @@ def similarity(pool: Blocks, targets: Sequence[Blocks]) -> NDArray[np.float64]:
     means = np.stack([unit(blocks).mean(axis=0) for blocks in targets])
     length = np.linalg.norm(means, axis=1, keepdims=True)
     directions = np.divide(means, length, out=np.zeros_like(means), where=length > 0)
-    cosines: NDArray[np.float64] = (unit(pool) @ directions.T).max(axis=1)
+    n_rows = len(next(iter(pool.values())))
+    cosines = np.empty(n_rows)
+    for here in slices(n_rows) if is_large(n_rows) else [slice(None)]:
+        cosines[here] = (unit({name: block[here] for name, block in pool.items()}) @ directions.T).max(axis=1)
     return cosines
+
+
+def _centre_and_norm(block: NDArray[np.floating]) -> tuple[NDArray[np.float64], float]:
+    """Return the mean row of a block [N, k], f64[k], and the rows' mean distance from it."""
+    if not is_large(len(block)):
+        centre = block.mean(axis=0, dtype=np.float64)
+        return centre, np.linalg.norm(block - centre, axis=1).mean()
+    centre = sum(block[here].sum(axis=0, dtype=np.float64) for here in slices(len(block))) / len(block)
+    norms = (np.linalg.norm(block[here] - centre, axis=1).sum() for here in slices(len(block)))
+    return centre, sum(norms) / len(block)

@@ -13,6 +13,10 @@ Decisions:
       probability. A model misses the groups from which nothing was ever drawn.
     - Every decision needs a prediction for every available row. So the budget is spent in a small, fixed number of
       batches.
+    - In a large pool, all rows are predicted only when the kernel was learnt again, and the rows with the largest
+      bounds become candidates: four times as many as there were observations, which are more than are drawn until the
+      kernel is learnt again, but at most twice the draws that are left. In between, a decision predicts the candidates.
+      They follow from the observations up to then, so that a resumed search has the same ones.
 """
 
 from __future__ import annotations
@@ -24,10 +28,13 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb.engine.large import in_parts, is_large, largest
 from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import PoolView
 from clusterucb.engine.regression import Regression
 from clusterucb.errors import OptionError
+
+_AT_ONCE = 4096  # rows of a large pool whose scores are predicted at a time
 
 
 @dataclass
@@ -57,21 +64,20 @@ class Surrogate(Policy):
         """Forget all scores, and begin with ``pool``."""
         self._pool = pool
         self._regression: Regression | None = None
+        self._candidates = (0, np.zeros(0, np.int64))  # after so many observations
 
     def ask(self, n: int, available: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
         """Return the available rows with the largest bounds, or random ones while no score is known.
 
         The row with the lower ``priority`` wins a tie.
         """
-        rows = np.flatnonzero(available)
         if self._regression is None:
-            return rng.permutation(rows)[:n]
-        predicted, deviation = self._regression.predict(rows)
-        bound = self._pool.rules.wanted(
-            predicted + self.kappa * deviation, self._regression.values, self._pool.n_select
-        )
-        order = np.lexsort((self._pool.priority[rows], -bound))
-        return rows[order[:n]]
+            return rng.permutation(np.flatnonzero(available))[:n]
+        rows = self._worth_a_prediction(self._regression, n, available)
+        bound = self._bounds(self._regression, rows, len(self._regression.rows))
+        first = largest(bound, n)
+        order = np.lexsort((self._pool.priority[rows[first]], -bound[first]))
+        return rows[first[order[:n]]]
 
     def tell(
         self,
@@ -83,3 +89,36 @@ class Surrogate(Policy):
         if self._regression is None:
             self._regression = Regression(self._pool, scores.shape[1])
         self._regression.add(rows, scores)
+
+    def _worth_a_prediction(
+        self, regression: Regression, n: int, available: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        """Return the available rows; of a large pool, the candidates among them, if there are ``n``."""
+        n_then = regression.n_when_learnt
+        if is_large(len(self._pool)) and 0 < n_then < self._pool.budget:
+            if self._candidates[0] != n_then:
+                others = np.ones(len(self._pool), np.bool_)
+                others[regression.rows[:n_then]] = False
+                rows = np.flatnonzero(others)
+                best = largest(
+                    self._bounds(regression, rows, n_then), min(4 * n_then, 2 * (self._pool.budget - n_then))
+                )
+                self._candidates = (n_then, rows[best])
+            candidates = self._candidates[1]
+            candidates = candidates[available[candidates]]
+            if len(candidates) >= n:
+                return candidates
+        return np.flatnonzero(available)
+
+    def _bounds(self, regression: Regression, rows: NDArray[np.int64], n_first: int) -> NDArray[np.float64]:
+        """Return how much the rule wants each of the rows i64[m], by the first observations, f64[m]."""
+        wanted = self._pool.rules.wanted(regression.values[:n_first], self._pool.n_select)
+        bounds = np.empty(len(rows))
+        regression.predict(rows[:0], n_first)  # computes the posterior before there are threads
+
+        def one(here: slice) -> None:
+            predicted, deviation = regression.predict(rows[here], n_first)
+            bounds[here] = wanted(predicted + self.kappa * deviation)
+
+        in_parts(one, len(rows), _AT_ONCE if is_large(len(self._pool)) else max(len(rows), 1))
+        return bounds

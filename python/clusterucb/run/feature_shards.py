@@ -7,6 +7,8 @@ Decision: a run takes all features from the cache or none, and a run that began 
 later. So its report does not depend on where it was interrupted. ``features-cached.json`` marks features from the
 cache. It is written before the first file, and removed if a file has to be computed after all (someone emptied the
 cache in the meantime). Such a run reports the cost of computing everything.
+
+The features of a large pool are in half precision where that loses nothing (`clusterucb.run.half_features`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 from clusterucb.atomic import inner_folder, remove_file, write_whole
 from clusterucb.errors import RunError
 from clusterucb.run.feature_cache import FeatureCache
+from clusterucb.run.half_features import mapped, precision, stored
 from clusterucb.run.kept_files import KeptFiles, check_arrays, load_arrays
 
 CACHED = "features-cached.json"  # marks features from the cache
@@ -39,9 +42,12 @@ class Shards:
         n_samples: N.
         size: the number of rows in one shard.
         fits: whether the feature learns something from the pool first.
+        halves: whether blocks are stored in half precision where that loses nothing, and are mapped from the disk.
     """
 
-    def __init__(self, files: KeptFiles, folder: str, n_samples: int, size: int, *, fits: bool) -> None:
+    def __init__(
+        self, files: KeptFiles, folder: str, n_samples: int, size: int, *, fits: bool, halves: bool = False
+    ) -> None:
         inside = f"{folder}/" if folder else ""
         self._kept = files
         self._folder = inner_folder(files.folder / folder) if folder else files.folder
@@ -52,6 +58,10 @@ class Shards:
         }
         self._names = [*([self._fit] if fits else []), *self._rows]
         self._mark = self._folder / CACHED
+        self._halves = halves
+        self._precision: dict[
+            str, np.dtype[Any] | type[np.generic]
+        ] = {}  # of each block; the first shard decides
 
     def take(self, key: str | None) -> float | None:
         """Take the features from the cache, unless some were computed already.
@@ -105,8 +115,18 @@ class Shards:
         learnt = self.fitted()
         for name, rows in self._rows.items():
             if self._kept.find(name) is None:
-                self._kept.write_arrays(name, compute(rows, learnt))
+                self._kept.write_arrays(name, self._stored(compute(rows, learnt)))
+            elif self._halves and not self._precision:
+                shard = self._kept.arrays(name) or {}
+                self._precision = {block: part.dtype for block, part in shard.items()}
         return True
+
+    def _stored(self, blocks: dict[str, NDArray[np.float32]]) -> Arrays:
+        """Return the blocks of a shard in the precision in which they are stored."""
+        if not self._halves:
+            return blocks
+        self._precision = self._precision or {name: precision(block) for name, block in blocks.items()}
+        return {name: stored(block, self._precision.get(name, np.float32)) for name, block in blocks.items()}
 
     def keep(self, key: str | None, seconds: float) -> None:
         """Keep the features, which took ``seconds`` to compute, in the cache if they have a key."""
@@ -120,9 +140,14 @@ class Shards:
             array.flags.writeable = False
         return arrays
 
-    def blocks(self) -> dict[str, NDArray[np.float32]]:
-        """Return the blocks of all samples, each f32[N, k] and read-only. Beside them, one file is held at a time."""
+    def blocks(self) -> dict[str, NDArray[Any]]:
+        """Return the blocks of all samples, each f32[N, k] and read-only. Beside them, one file is held at a time.
+
+        In half precision, they are f16[N, k], and mapped from the disk.
+        """
         n_samples = max(rows.stop for rows in self._rows.values())
+        if self._halves:
+            return mapped((shard for _, shard in self._loaded()), n_samples)
         blocks: dict[str, NDArray[np.float32]] = {}
         for rows, shard in self._loaded():
             for name, part in shard.items():
@@ -143,16 +168,24 @@ class Shards:
         Raises:
             RunError: a file is damaged.
         """
-        widths: dict[str, int] = {}
+        widths: dict[str, tuple[type[np.generic], int]] = {}
         for name, rows in self._rows.items():
             path = self._kept.path(name)
             try:
                 arrays = load_arrays(path)
-                widths = widths or {block: part.shape[-1] for block, part in arrays.items() if part.ndim}
-                check_arrays(arrays, {block: (np.float32, (len(rows), k)) for block, k in widths.items()})
+                widths = widths or {
+                    block: (self._type_of(part), part.shape[-1])
+                    for block, part in arrays.items()
+                    if part.ndim
+                }
+                check_arrays(arrays, {block: (kind, (len(rows), k)) for block, (kind, k) in widths.items()})
             except ValueError as error:
                 raise self._kept.damaged(path, error) from error
             yield rows, arrays
+
+    def _type_of(self, part: NDArray[Any]) -> type[np.generic]:
+        """Return the type that the numbers of a block must have, by its first shard."""
+        return np.float16 if self._halves and part.dtype == np.float16 else np.float32
 
     @property
     def complete(self) -> bool:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from clusterucb import filenames
 from clusterucb.engine.blame import blamed
+from clusterucb.engine.large import is_large
 from clusterucb.errors import OptionError
 from clusterucb.features.base import (
     PASSES,
@@ -35,6 +36,7 @@ from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.sample import Sample
 
 _SHARD = 4096  # rows in a feature file
+_LARGE_SHARD = 16384  # rows in a feature file of a large pool, which would have thousands of files
 
 
 class PoolFeatures(Stage):
@@ -48,8 +50,10 @@ class PoolFeatures(Stage):
         super().__init__(session)
         self._fitted: dict[str, Fitted] = {}  # by folder
 
-    def blocks(self, feature: Feature, folder: str = "") -> dict[str, NDArray[np.float32]]:
-        """Return the pool's feature blocks, each f32[N, k]. Missing shards come from the cache or are computed.
+    def blocks(self, feature: Feature, folder: str = "") -> dict[str, NDArray[Any]]:
+        """Return the pool's feature blocks, each f32[N, k]; of a large pool f16, mapped from the disk.
+
+        Missing shards come from the cache or are computed.
 
         A comparison keeps several features in the run folder. It counts features from the cache with the time that
         they took when they were computed, because it is about the cost of strategies. A selection counts features from
@@ -130,10 +134,20 @@ class PoolFeatures(Stage):
         return found
 
     def _shards(self, feature: Feature, folder: str) -> Shards:
-        size = SHARD if feature.gradients else _SHARD
+        n_samples = len(self._material.samples)
+        size = SHARD if feature.gradients else self._shard_size
         return Shards(
-            self._run.files, folder, len(self._material.samples), size, fits=feature.fit_samples > 0
+            self._run.files,
+            folder,
+            n_samples,
+            size,
+            fits=feature.fit_samples > 0,
+            halves=is_large(n_samples),
         )
+
+    @property
+    def _shard_size(self) -> int:
+        return _LARGE_SHARD if is_large(len(self._material.samples)) else _SHARD
 
     def _cache_key(self, feature: Feature) -> str | None:
         contents, adapter = self._run.manifest.identity.contents, self._settings.first_adapter
@@ -144,7 +158,7 @@ class PoolFeatures(Stage):
                 **({"vocabulary": contents.get("adapter")} if adapter and has_vocabulary(adapter) else {}),
                 "dtype": self._settings.dtype,
                 "device": self._model.device.partition(":")[0],
-                "rows": _SHARD,
+                "rows": self._shard_size,
                 **({"quantize": self._settings.quantize} if self._settings.quantize else {}),
             },
         )

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from clusterucb import filenames
 from clusterucb.atomic import check_regular
-from clusterucb.engine.gaussian import SPREAD, principal
+from clusterucb.engine.components import SPREAD, principal
 from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import PoolView
 from clusterucb.engine.regression import Regression
