@@ -96,9 +96,9 @@ def select(
         check_until(given.recall, strategies.policy, given.max_per_source)
     job = open_job(pool, target, model, given, observer, given.held_out)  # read, encode
     ids = [sample.id for sample in job.material.samples] if earlier else []
-    known = [run.of_pool(ids, job.prepared.contents) for run in earlier]
+    known = [run.of_pool(ids, job.material.contents, job.prepared.contents) for run in earlier]
     config = resolved(given, pool=pool, target=target, model=model, out=out, **strategies._asdict())
-    identity = _identity(job, strategies, [run.fingerprint for run in earlier])
+    identity = _identity(job, strategies, [one.fingerprint for one in known])
     asked = Asked(given.budget, given.select, given.until)
     with job.session(out, identity, asked=asked, config=config, overwrite=overwrite) as session:
         selecting = _Selecting(session, given, strategies, known)

@@ -61,13 +61,19 @@ class Identity(msgspec.Struct, omit_defaults=True):
     projection: dict[str, int] = {}
 
     def changes(self, now: Identity) -> list[str]:
-        """Return the differences between this identity and the present one, as phrases for an error message."""
+        """Return the differences between this identity and the present one, as phrases for an error message.
+
+        A gradient store takes further pools, so another pool is no difference.
+        """
         changed = [f"it held {_JOBS[self.job]}, now {_JOBS[now.job]}"] if self.job != now.job else []
         for name in {**self.options, **now.options}:
             old, new = self.options.get(name), now.options.get(name)
             if old != new and not (name == "--rule" and None in (old, new)):
                 changed.append(f"{name} was {_show(old)}, now {_show(new)}")
-        others = (_CONTENTS.get(name, f"{name} content") for name in self.other_contents(now.contents))
+        names = self.other_contents(now.contents)
+        if self.job == now.job == "sketch":
+            names = [name for name in names if name != "pool"]
+        others = (_CONTENTS.get(name, f"{name} content") for name in names)
         return [*changed, *(f"the {name} has changed" for name in others)]
 
     def other_contents(self, contents: Mapping[str, Any]) -> list[str]:

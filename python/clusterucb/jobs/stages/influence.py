@@ -25,8 +25,8 @@ from clusterucb.jobs.stages.opening import Session, Stage
 from clusterucb.jobs.stages.spending import Spending, spending
 from clusterucb.options.amounts import Seconds, Tokens
 from clusterucb.options.search import ScoringSettings
-from clusterucb.run.gradient_store import StoredScores
 from clusterucb.run.ledger import Ledger
+from clusterucb.run.pool_sketches import StoredScores
 from clusterucb.wording import counted
 
 

@@ -43,8 +43,8 @@ from clusterucb.progress import Observer, Silent
 from clusterucb.report.plan import Plan
 from clusterucb.run.cost import Cost, PhaseCost
 from clusterucb.run.folder import Run
-from clusterucb.run.gradient_store import SHARD
 from clusterucb.run.manifest import Identity
+from clusterucb.run.store_shards import SHARD
 from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.pool_and_target import WARMUP_BATCH, Material
 
