@@ -33,6 +33,7 @@ from clusterucb.jobs.stages.cost import selection_cost
 from clusterucb.jobs.stages.opening import Job, Session, open_job
 from clusterucb.jobs.stages.prepare import Model, Rows, check_paths
 from clusterucb.jobs.stages.prior import Known, earlier_runs
+from clusterucb.jobs.stages.spending import check_unsketched
 from clusterucb.jobs.stages.strategies import ChosenStrategies, chosen
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.amounts import Seconds
@@ -146,7 +147,7 @@ class _Selecting:
         columns = session.material.columns()
         if "similarity" in policy.columns:
             columns["similarity"] = self.features.similarity(self.strategies.features, blocks)
-        prior = self.influence.estimates() if policy.predicts else {}
+        prior = self.influence.estimates(blocks, columns) if policy.predicts else {}
         for number, known in enumerate(self.known, start=1):
             session.observer.step(known.description)
             prior[f"prior {number}"] = known.block(blocks, columns)
@@ -248,6 +249,7 @@ def _check_output(given: SelectSettings, out: object) -> None:
 def _identity(job: Job[SelectSettings], strategies: ChosenStrategies, prior: list[str]) -> Identity:
     """Check the budget and the subtask weights, then return everything that determines the selection's numbers."""
     job.settings.counts(job.material.encoded.lengths)
+    check_unsketched(job.settings, job.material)
     job.material.weights(job.settings.subtask_weights)
     if strategies.features.gradients and not job.store:
         _warn_of_gradients(len(job.material.target))

@@ -53,12 +53,17 @@ def show(result: Result, console: Console) -> None:
     if outcome.served is not None:
         console.print(Text(f"Of each subtask's own best: {_shares(outcome.served)}"), soft_wrap=True)
     console.print(Group(_sources(result), Text(), cost_table(result.cost), Text(), _examples(result)))
-    if manifest.identity.options.get("--scorer") == "sketch":
+    by_sketch = manifest.identity.options.get("--scorer") == "sketch"
+    if by_sketch:
         error = manifest.identity.options["--sketch-dim"] ** -0.5
         console.print(
             f"Scores are estimated from sketches, with errors of about {error:.3f}",
             soft_wrap=True,
         )
+    if n_lacking := manifest.inputs.pool_unsketched:
+        exactly = ", and were scored exactly" if by_sketch else ""
+        lacking = counted(n_lacking, "sample was", "samples were")
+        console.print(f"{lacking} not in the gradient store{exactly}", soft_wrap=True)
     if outcome.length_correlation is not None:
         favoured = _favoured(outcome.length_correlation, outcome.n_scored - outcome.n_failed)
         console.print(

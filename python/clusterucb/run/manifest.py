@@ -127,6 +127,7 @@ class Inputs(msgspec.Struct):
         pool_files, target_files: the files, as they were given.
         pool_samples, target_samples: the numbers of samples that are used.
         pool_rejected, target_rejected: the numbers of lines that are not used.
+        pool_unsketched: the number of pool samples that the gradient store does not hold; 0 without a store.
         subtasks: the names of the target's subtasks.
         subtask_contents: the fingerprint of each subtask's contents.
         rejected: the number of rejected lines for each kind of reason.
@@ -137,6 +138,7 @@ class Inputs(msgspec.Struct):
     target_files: list[str] = []
     pool_samples: Count = 0
     pool_rejected: Count = 0
+    pool_unsketched: Count = 0
     target_samples: Count = 0
     target_rejected: Count = 0
     subtasks: list[str] = []
@@ -163,6 +165,7 @@ class Inputs(msgspec.Struct):
             target_files=list(material.target_files),
             pool_samples=len(material.samples),
             pool_rejected=len(material.pool_rejected),
+            pool_unsketched=0 if material.sketched is None else len(material.unsketched),
             target_samples=material.n_target,
             target_rejected=len(material.target_rejected),
             subtasks=list(material.target),

@@ -110,11 +110,12 @@ class PoolSketches:
 
 
 class StoredScores:
-    """Scores pool samples by a store's sketches. The first call computes all scores at once.
+    """Scores pool samples by a store's sketches. The first call computes all these scores at once.
 
     Args:
         sketches: the pool's sketches.
         targets: f32[S, d], the finished sketches of the directions.
+        others: scores the samples that the store does not hold; None if there are none.
         advance: a function that is called with each number of samples done.
     """
 
@@ -122,18 +123,25 @@ class StoredScores:
         self,
         sketches: PoolSketches,
         targets: NDArray[np.float32],
+        others: Callable[[NDArray[np.int64]], RowScores] | None = None,
         *,
         advance: Callable[[int], None] = lambda _: None,
     ) -> None:
         self._sketches = sketches
         self._targets = targets
+        self._others = others
         self._advance = advance
 
     def __call__(self, rows: NDArray[np.int64]) -> RowScores:
-        """Return the scores f64[m, S] of rows i64[m], and why rows have no sketch."""
-        scores = self._all[rows]
-        self._advance(len(rows))
-        return RowScores(scores, self._sketches.failures)
+        """Return the scores f64[m, S] of rows i64[m], and why rows have none."""
+        scores, failures = self._all[rows], self._sketches.failures
+        lacking = np.flatnonzero(~self._sketches.covered[rows])
+        self._advance(len(rows) - len(lacking))
+        if self._others is not None and len(lacking):
+            found = self._others(rows[lacking])
+            scores[lacking] = found.values
+            failures = {**failures, **found.failures}
+        return RowScores(scores, failures)
 
     @cached_property
     def _all(self) -> NDArray[np.float64]:

@@ -47,6 +47,7 @@ class Material:
         pool_rejected: the pool's rejected lines with their reasons.
         target_rejected: the target's rejected lines with their reasons.
         pool_files, target_files: the files, as they were given.
+        sketched: bool[N]. True where a gradient store holds the sample; None without a store.
     """
 
     samples: Samples
@@ -59,6 +60,12 @@ class Material:
     target_rejected: RejectedLines
     pool_files: Sequence[str] = ()
     target_files: Sequence[str] = ()
+    sketched: NDArray[np.bool_] | None = None
+
+    @property
+    def unsketched(self) -> NDArray[np.int64]:
+        """The pool rows that no gradient store holds, i64[n]; all rows without a store."""
+        return np.arange(len(self.samples)) if self.sketched is None else np.flatnonzero(~self.sketched)
 
     @property
     def n_target(self) -> int:

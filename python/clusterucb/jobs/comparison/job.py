@@ -197,8 +197,11 @@ class _Comparing:
         """Describe the pool, score it unless an earlier run did, replay every contender, and return the results."""
         n_samples = len(self._session.material.samples)
         self._described = _describe(self._features, self._contenders)
-        predicting = any(contender.policy.predicts for contender in self._contenders)
-        self._prior = self._influence.estimates() if predicting else {}
+        predicting = [contender for contender in self._contenders if contender.policy.predicts]
+        self._prior = {}
+        if predicting:  # all get the same estimates; the first one's features fill in what a store lacks
+            blocks, _ = self._described[folder_of(predicting[0].features)]
+            self._prior = self._influence.estimates(blocks, self._columns)
         self._rehearse(n_samples)
         scored = recorded.scores if recorded else score_all(self._influence, n_samples)[0]
         truth = Truth.of(scored, self._columns["source"], self._terms)

@@ -56,7 +56,7 @@ def selection_cost(
     tokens = sum(len(sample) for samples in material.target.values() for sample in samples)
     compared = "similarity" in policy.columns
     if settings.free_scores:
-        drawn = drawn[:0]
+        drawn = drawn[np.isin(drawn, material.unsketched)]
     described = pool[:0] if reused else pool
     phases = {
         "features": PhaseCost(

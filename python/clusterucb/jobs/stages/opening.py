@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from os import PathLike
 from pathlib import Path
@@ -194,19 +194,13 @@ def open_job(
     if store is None:
         return Job(settings, prepared, None, watcher)
     store.check(prepared.contents)
-    sketches = sketches_of(store, prepared)
-    if sketches.n_uncovered:
+    material = prepared.material
+    sketches = PoolSketches(store, store.places(material.contents, prepared.contents["pool"]))
+    watcher.step(sketches.described())
+    if not sketches.covered.any():
         raise OptionError(
-            f"{sketches.described()}; expected a store of the whole pool. `clusterucb sketch` with this pool and "
-            f"--out {folder} computes the missing samples alone"
+            f"{sketches.described()}; expected a store of this pool or of a part of it. `clusterucb sketch` with this "
+            f"pool and --out {folder} adds its samples"
         )
-    return Job(settings, prepared, sketches, watcher)
-
-
-def sketches_of(store: GradientStore, prepared: Prepared) -> PoolSketches:
-    """Return the sketches that a store holds of a job's pool.
-
-    Raises:
-        OptionError: the store does not know its samples, and was made for another pool.
-    """
-    return PoolSketches(store, store.places(prepared.material.contents, prepared.contents["pool"]))
+    material = replace(material, sketched=sketches.covered)
+    return Job(settings, replace(prepared, material=material), sketches, watcher)

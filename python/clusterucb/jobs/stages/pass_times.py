@@ -121,6 +121,8 @@ def _first(material: Material) -> Material:
         samples=material.samples[:_DESCRIBED],
         encoded=material.encoded[:_DESCRIBED],
         sources=material.sources[:_DESCRIBED],
+        contents=material.contents[:_DESCRIBED],
+        sketched=None if material.sketched is None else material.sketched[:_DESCRIBED],
         target={name: samples[:1] for name, samples in material.target.items()},
         target_samples={name: samples[:1] for name, samples in material.target_samples.items()},
     )
@@ -220,9 +222,9 @@ class _Layout:
         ]
         some = [rows for call in calls[:_SIMULATED] for rows in passes(call)]
         none: list[NDArray[np.int64]] = []
-        self.draws = _Work.of(
-            none if settings.free_scores else some, lengths, len(calls) / max(len(calls[:_SIMULATED]), 1)
-        )
+        self.draws = _Work.of(some, lengths, len(calls) / max(len(calls[:_SIMULATED]), 1))
+        if settings.free_scores:
+            self.draws = _Work.of(passes(material.unsketched), lengths)
         spread = np.arange(0, len(lengths), -(-len(lengths) // _SPREAD))
         self.everything = _Work.of(passes(spread), lengths, len(lengths) / len(spread))
         steps = material.warmup_rows(settings.warmup_steps, settings.seed) if settings.warms_up else none
