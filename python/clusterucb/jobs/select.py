@@ -161,7 +161,7 @@ class _Selecting:
             policy=policy,
             n_select=self.n_select,
             rules=settings.rules(session.material.weights(settings.subtask_weights)),
-            side=SideInformation(columns=columns, prior=prior),
+            side=SideInformation(columns=columns, prior=prior, first=self.influence.first(prior)),
             schedule=Schedule(
                 cold_start=session.run.manifest.search.cold_start,
                 batch_size=settings.batch_size,

@@ -89,6 +89,19 @@ class Influence(Stage):
             self._run.files.write_arrays(filenames.ESTIMATES, stored)
         return stored
 
+    def first(self, prior: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64] | None:
+        """Return the samples that a store does not hold, the most promising first; None if there are none.
+
+        Their estimates are predictions, which a search would trust like sketches. So a part of its budget tells what
+        they are worth.
+
+        Args:
+            prior: the blocks that the search gets, with those of `estimates`.
+        """
+        if self._store is None or not self._store.n_uncovered or ESTIMATES not in prior:
+            return None
+        return most_promising(prior[ESTIMATES], self._store.covered)
+
     @contextmanager
     def drawing(
         self,
@@ -193,3 +206,17 @@ class Influence(Stage):
                 )
         self._run.files.write_arrays(filenames.DIRECTIONS, dict(zip(names, found, strict=True)))
         return found
+
+
+def most_promising(estimates: NDArray[np.float32], covered: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the rows that a store does not cover, those with the largest z-score for any subtask first, i64[n].
+
+    Args:
+        estimates: f32[N, S], the estimated scores of all rows.
+        covered: bool[N], whether the store covers a row.
+    """
+    known = estimates[covered].astype(np.float64)
+    spread = known.std(axis=0)
+    lacking = np.flatnonzero(~covered)
+    scaled = (estimates[lacking] - known.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    return lacking[np.argsort(-scaled.max(axis=1), kind="stable")]
