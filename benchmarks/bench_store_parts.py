@@ -76,8 +76,14 @@ def searches(name: str, seeds: int) -> Iterator[dict]:
                             schedule=cu.Schedule(batch_size=8, seed=seed),
                         )
                         hit = np.isin(best, selection.rows)
-                        found[way] = [float(hit.mean()), float(hit[~held[best]].mean())]
+                        lacking = hit[~held[best]]
+                        found[way] = [share(hit), share(lacking) if len(lacking) else None]
                     yield {"part": part, "budget": budget, "found": found}
+
+
+def share(hit: np.ndarray) -> float:
+    """Return the share of the rows that were found."""
+    return round(float(hit.mean()), 4)
 
 
 def table(found: dict[str, list[dict]]) -> str:
@@ -90,7 +96,7 @@ def table(found: dict[str, list[dict]]) -> str:
             for part in PARTS:
                 for budget in BUDGETS:
                     of = [one["found"][way] for one in some if (one["part"], one["budget"]) == (part, budget)]
-                    whole, lacking = np.nanmean(of, axis=0)
+                    whole, lacking = np.nanmean(np.array(of, np.float64), axis=0)
                     cells.append(f"{whole:.2f} ({lacking:.2f})")
             lines.append(f"| {name} | {way} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -108,7 +114,7 @@ def main() -> None:
     found = {name: list(searches(name, options.seeds)) for name in options.pools.split(",")}
     print(table(found))
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(found, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

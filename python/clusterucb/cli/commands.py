@@ -29,6 +29,7 @@ from clusterucb.cli.arguments import (
     Target,
 )
 from clusterucb.cli.plugins import Flag, plugins, print_json
+from clusterucb.cli.stores import stores
 from clusterucb.errors import OptionError
 from clusterucb.options import config_file as config
 from clusterucb.options.gradients import GradientSettings
@@ -343,6 +344,7 @@ def demo(
     run_demo(out=out, exhaustive=exhaustive)
 
 
+app.command(stores)
 app.command(plugins)
 
 
@@ -362,5 +364,5 @@ def completion(
     write(app.generate_completion(shell=shell))
 
 
-for _command in (*JOBS, "try", "doctor", "demo", "plugins", "completion"):
+for _command in (*JOBS, "stores", "try", "doctor", "demo", "plugins", "completion"):
     app[_command].help_epilogue = ""  # only the first page of the help shows it

@@ -38,7 +38,7 @@ from clusterucb.options.workers import WorkersAsked
 from clusterucb.samples.message import ROLES
 from clusterucb.samples.shapes import IDS, LEARN, SHAPES, Layout
 
-_FRESH_LORA = ("lora_rank", "lora_alpha", "lora_targets", "warmup_steps", "warmup_lr")
+FRESH_LORA = ("lora_rank", "lora_alpha", "lora_targets", "warmup_steps", "warmup_lr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +302,7 @@ class GradientSettings(ReadSettings):
         Args:
             sketches: whether gradients are sketched.
         """
-        unused = {*(() if self.warms_up else _FRESH_LORA), *(() if sketches else ("sketch_dim",))}
+        unused = {*(() if self.warms_up else FRESH_LORA), *(() if sketches else ("sketch_dim",))}
         if not self.lora_only:  # runs of earlier versions do not have it
             unused.add("lora_only")
         return {

@@ -27,6 +27,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from clusterucb.atomic import file_sha256
 from clusterucb.errors import OptionError, RunError
 from clusterucb.kernels.projection import VERSION, Sketch
 from clusterucb.model.checkpoint_files import optimizer_file
@@ -147,6 +148,37 @@ class GradientStore:
             "sketch": dataclasses.asdict(self.sketch),
             "cost": manifest["cost"],
         }
+
+    def verify(self) -> None:
+        """Read every file that the store records, and check its SHA-256, its shape and its sketches.
+
+        Raises:
+            RunError: a file is damaged or missing, or does not belong to the store.
+        """
+        self._adapters()
+        for name in sorted(self.manifest.files or ()):
+            if self._files.find(name) is None:
+                raise self._missing(name)
+        for _ in self.shards.each():
+            pass
+        self.failures()
+
+    @property
+    def n_checkpoints(self) -> int:
+        """The number of checkpoints whose gradients were sketched, at least 1."""
+        return len(self._adapters())
+
+    @property
+    def adapters(self) -> list[dict[str, str]]:
+        """The hex SHA-256 of each file of each checkpoint, by its name, but for PEFT's README.md."""
+        return [
+            {
+                path.relative_to(folder).as_posix(): file_sha256(path)
+                for path in sorted(folder.rglob("*"))
+                if path.is_file() and path.name != "README.md"
+            }
+            for folder in self._adapters()
+        ]
 
     def failures(self) -> dict[int, str]:
         """Return why rows have no sketch, by row."""

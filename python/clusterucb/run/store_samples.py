@@ -56,6 +56,10 @@ class ShardSamples:
             "ends": np.cumsum([len(name) for name in names], dtype=np.int64),
         }
 
+    def part(self, here: slice) -> ShardSamples:
+        """Return some of the samples."""
+        return ShardSamples(self.contents[here], self.tokens[here], self.ids[here])
+
     @classmethod
     def of(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
         """Return the samples that a file's arrays hold.

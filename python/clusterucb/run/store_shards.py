@@ -24,7 +24,7 @@ from clusterucb.run.store_samples import HASH, SHAPES, ShardSamples
 
 SHARD = 256  # the most rows in one file, and the most that a crash can lose
 _FAILURES = "failures"
-_CACHED = 16  # shards that are kept in memory; with 8192 dimensions, one takes 4 MB
+_CACHED = 32  # shards that are kept in memory; with 8192 dimensions, one takes 4 MB
 _SKETCHES, _SAMPLES = "sketches-", "samples-"
 
 
@@ -55,7 +55,8 @@ class StoreShards:
         self._dimension = dimension
         self._n_former = n_rows
         self._missing = missing
-        self.sketches = lru_cache(_CACHED)(self._sketches)
+        self.arrays = lru_cache(_CACHED)(self._read)
+        self.failures = lru_cache(_CACHED)(self._failures)
 
     @property
     def knows_samples(self) -> bool:
@@ -85,7 +86,7 @@ class StoreShards:
         """The content hash of each row, u8[M, 32]; u8[0, 32] for a store of version 0.1."""
         return np.concatenate([np.zeros((0, HASH), np.uint8), *(one.contents for one in self.samples)])
 
-    def failures(self, number: int) -> dict[int, str]:
+    def _failures(self, number: int) -> dict[int, str]:
         """Return why rows of a shard have no sketch, by the row's number in the store."""
         path = self._files.find(shard_name(number))
         if path is None:
@@ -106,15 +107,19 @@ class StoreShards:
             found[here] = self.sketches(number)[rows[here] - self.starts[number]]
         return found
 
-    def each(self) -> Iterator[NDArray[np.float16]]:
-        """Yield the sketches of every shard, f16[m, d]. They are not kept in memory."""
-        return map(self._sketches, range(len(self)))
+    def sketches(self, number: int) -> NDArray[np.float16]:
+        """Return the sketches of a shard, f16[m, d]. The last shards that were asked for stay in memory."""
+        sketches: NDArray[np.float16] = self.arrays(number)["sketches"]
+        return sketches
 
-    def _sketches(self, number: int) -> NDArray[np.float16]:
+    def each(self) -> Iterator[NDArray[np.float16]]:
+        """Yield the sketches of every shard, f16[m, d]."""
+        return map(self.sketches, range(len(self)))
+
+    def _read(self, number: int) -> dict[str, NDArray[Any]]:
+        """Return the arrays of a shard's sketches, as they are stored."""
         rows = int(self.starts[number + 1] - self.starts[number])
-        return self._arrays(shard_name(number), {"sketches": (np.float16, (rows, self._dimension))})[
-            "sketches"
-        ]
+        return self._arrays(shard_name(number), {"sketches": (np.float16, (rows, self._dimension))})
 
     def _samples(self, number: int) -> ShardSamples:
         name = samples_name(number)
