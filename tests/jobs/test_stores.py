@@ -16,6 +16,7 @@ from clusterucb.run import store_shards as shards
 from clusterucb.run.kept_files import KeptFiles
 from clusterucb.run.manifest_file import read_manifest, write_manifest
 from clusterucb.run.store_shards import with_failures
+from clusterucb.run.store_types import loaded, stored
 from helpers.tiny import rows, write_model, write_rows
 
 
@@ -176,3 +177,50 @@ def test_the_command_line_lists_verifies_and_merges(job, tmp_path, capsys):
     assert "1 of 2 stores cannot be used" in shown.err
     assert run(["stores", str(tmp_path)]) == 2
     assert "is not a gradient store" in capsys.readouterr().err
+
+
+def test_a_byte_for_each_element_is_half_the_size_and_nearly_the_same(job, tmp_path):
+    make(job, rows(50)[:30], tmp_path / "bytes", adapter=job / "a" / "adapter", store_dtype="int8")
+    whole, small = cu.GradientStore(job / "a"), cu.GradientStore(tmp_path / "bytes")
+    assert small.content_hashes == whole.content_hashes
+    assert stores([small.folder], verify=True)[0].dtype == "int8"
+    exact, found = (store.rows(range(30)).astype(np.float64) for store in (whole, small))
+    steps = np.abs(exact).max(axis=1, keepdims=True) / 127
+    assert (np.abs(found - exact) <= 0.6 * steps).all()  # half a step, and the rounding of half precision
+    assert (found != exact).any()
+    sizes = [sum(path.stat().st_size for path in store.folder.glob("sketches-*")) for store in (whole, small)]
+    assert sizes[1] < 0.6 * sizes[0]
+    scores = []
+    for store in (whole, small):
+        options = {"store": store.folder, "scorer": "sketch", "out": tmp_path / f"run-{store.dtype}"}
+        result = cu.select(rows(50)[:30], job / "dev.jsonl", model=job / "model", select="100%", **options)
+        scores.append(dict(zip(result.ids, result.scores, strict=True)))
+    assert scores[1] == pytest.approx(scores[0], abs=5e-3)
+    assert scores[1] != scores[0]
+
+
+def test_stores_of_bytes_grow_and_merge_among_themselves(job, tmp_path):
+    small = {"adapter": job / "a" / "adapter", "store_dtype": "int8"}
+    made = make(job, rows(50)[:20], tmp_path / "bytes", **small)
+    grown = make(job, rows(50)[:30], made.folder, **small)
+    other = make(job, rows(50)[25:35], tmp_path / "other", **small)
+    merged = cu.merge_stores([other.folder, grown.folder], tmp_path / "m")
+    assert merged.dtype == "int8"
+    parts = [by_content(store) for store in (grown, other)]
+    for name, sketch in by_content(merged).items():
+        assert any(name in part and np.array_equal(part[name], sketch) for part in parts)
+    with pytest.raises(OptionError, match="--store-dtype is int8 and None"):
+        cu.merge_stores([grown.folder, job / "b"], tmp_path / "n")
+    with pytest.raises(RunError, match="--store-dtype was int8, now unset"):
+        make(job, rows(50)[:30], made.folder, adapter=job / "a" / "adapter")
+    with pytest.raises(OptionError, match="--store-dtype is 'int4'; expected one of float16, int8"):
+        make(job, rows(3), tmp_path / "no", store_dtype="int4")
+
+
+def test_a_sketch_that_does_not_exist_stays_none_in_bytes():
+    sketches = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    sketches[1], sketches[2] = np.nan, 0
+    found = loaded(stored(sketches, "int8"))
+    assert np.isnan(found[1]).all()
+    assert (found[2] == 0).all()
+    np.testing.assert_allclose(found[0], sketches[0], atol=np.abs(sketches[0]).max() / 250)

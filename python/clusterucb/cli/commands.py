@@ -25,6 +25,7 @@ from clusterucb.cli.arguments import (
     Pool,
     Replays,
     Search,
+    Sketched,
     StrategyArguments,
     Target,
 )
@@ -32,7 +33,7 @@ from clusterucb.cli.plugins import Flag, plugins, print_json
 from clusterucb.cli.stores import stores
 from clusterucb.errors import OptionError
 from clusterucb.options import config_file as config
-from clusterucb.options.gradients import GradientSettings
+from clusterucb.options.gradients import GradientSettings, SketchSettings
 from clusterucb.options.kinds import values_of
 from clusterucb.options.search import DrawSettings, OutputSettings, SearchSettings
 from clusterucb.options.trial import TrialSettings
@@ -167,12 +168,13 @@ def sketch(
     *,
     model: Model,
     out: Path,
-    gradients: Gradients = GradientSettings(),
+    gradients: Sketched = SketchSettings(),
     job: Jobs = JobArguments(),
 ) -> None:
     """Sketch the gradient of every pool sample once, for `select --store` with any number of targets.
 
-    Repeat the command to resume an interrupted store, or to show the cost of a finished one.
+    Repeat the command to resume an interrupted store, or to show the cost of a finished one. With another pool, the
+    store gets the samples that it lacks.
 
     Args:
         out: Folder of the gradient store.

@@ -12,8 +12,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Unpack
 
-import numpy as np
-
 from clusterucb import filenames
 from clusterucb.errors import RunError
 from clusterucb.jobs.stages.config_yaml import resolved
@@ -22,9 +20,9 @@ from clusterucb.jobs.stages.opening import Session, open_job
 from clusterucb.jobs.stages.prepare import Model, Rows, check_paths
 from clusterucb.kernels.projection import VERSION
 from clusterucb.model.loaded import borrowing
-from clusterucb.options.gradients import GradientSettings
+from clusterucb.options.gradients import SketchSettings
 from clusterucb.options.keywords import settings_from, spelt_out
-from clusterucb.options.typed import GradientOptions
+from clusterucb.options.typed import SketchOptions
 from clusterucb.progress import AnyObserver
 from clusterucb.run.gradient_store import GradientStore
 from clusterucb.run.kept_files import KeptFiles
@@ -32,13 +30,14 @@ from clusterucb.run.manifest import Inputs
 from clusterucb.run.store_growth import Shard, shards_for
 from clusterucb.run.store_samples import SHAPES, ShardSamples
 from clusterucb.run.store_shards import failures, samples_name, shard_name, with_failures
+from clusterucb.run.store_types import stored
 from clusterucb.samples.pool_and_target import Material
 from clusterucb.samples.rejected import write_rejected
 from clusterucb.wording import counted
 
 
 @borrowing
-@spelt_out(GradientSettings)
+@spelt_out(SketchSettings)
 def sketch(
     pool: Rows,
     *,
@@ -46,7 +45,7 @@ def sketch(
     out: str | PathLike[str],
     overwrite: bool = False,
     observer: AnyObserver | None = None,
-    **options: Unpack[GradientOptions],
+    **options: Unpack[SketchOptions],
 ) -> GradientStore:
     """Sketch the gradient of every pool sample, so that further targets need no pass over the pool.
 
@@ -65,7 +64,7 @@ def sketch(
     Raises:
         ClusterUCBError: an option, a file, the model or the folder cannot be used.
     """
-    settings = settings_from(options, GradientSettings)
+    settings = settings_from(options, SketchSettings)
     check_paths(model, out, needed=True)
     job = open_job(pool, None, model, settings, observer)
     identity = job.identity("sketch", sketches=True)
@@ -84,7 +83,7 @@ def sketch(
     return GradientStore(Path(out))
 
 
-def _begin(session: Session[GradientSettings], shards: Sequence[Shard], *, first_pool: bool) -> None:
+def _begin(session: Session[SketchSettings], shards: Sequence[Shard], *, first_pool: bool) -> None:
     """Say what is computed, and record that the store is not finished.
 
     Raises:
@@ -108,7 +107,7 @@ def _begin(session: Session[GradientSettings], shards: Sequence[Shard], *, first
     run.save()
 
 
-def _write_missing(session: Session[GradientSettings], missing: Sequence[Shard]) -> None:
+def _write_missing(session: Session[SketchSettings], missing: Sequence[Shard]) -> None:
     """Write the files of shards that the run folder does not hold yet."""
     from clusterucb.gradients.accumulate import unit_sketches
 
@@ -136,7 +135,7 @@ def _write_missing(session: Session[GradientSettings], missing: Sequence[Shard])
                 advance=advance,
             )
             reasons = {shard.start + at: fault for at, fault in enumerate(faults) if fault}
-            arrays = {"sketches": sketches.astype(np.float16)}
+            arrays = stored(sketches, session.settings.store_dtype)
             run.files.write_arrays(shard_name(shard.number), arrays, with_failures(reasons))
 
 
@@ -147,7 +146,7 @@ def _write_samples(files: KeptFiles, shard: Shard, material: Material) -> None:
     files.write_arrays(samples_name(shard.number), samples.arrays())
 
 
-def _finish(session: Session[GradientSettings], shards: Sequence[Shard]) -> None:
+def _finish(session: Session[SketchSettings], shards: Sequence[Shard]) -> None:
     """Write the rejected lines of this pool, and record the cost of all samples that the store holds."""
     run, material = session.run, session.material
     row_of = {

@@ -15,10 +15,12 @@ from clusterucb.options.kinds import (
     AUTOCASTS,
     DTYPES,
     FILE,
+    FLOAT16,
     FREE,
     LIST,
     QUANTIZED,
     ROWS,
+    STORE_DTYPES,
     Autocast,
     Checked,
     Columns,
@@ -30,6 +32,7 @@ from clusterucb.options.kinds import (
     Preconditioner,
     Quantize,
     Roles,
+    StoreDtype,
     Whole,
     check_columns,
     option_name,
@@ -312,3 +315,26 @@ class GradientSettings(ReadSettings):
             for one in fields(self)
             if one.metadata.get("decides", True)
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SketchSettings(GradientSettings):
+    """Options of a gradient store.
+
+    Attributes:
+        store_dtype: How sketches are stored: float16, or int8, a byte for each element and a scale for each sample, in
+            half the bytes.
+    """
+
+    store_dtype: StoreDtype = FLOAT16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_choice("store_dtype", STORE_DTYPES)
+
+    def deciding(self, *, sketches: bool) -> dict[str, Any]:
+        """Return the options that affect the computed numbers, by option name; options without effect are None."""
+        found = super().deciding(sketches=sketches)
+        if self.store_dtype == FLOAT16:  # stores of earlier versions do not have the option
+            del found[option_name("store_dtype")]
+        return found

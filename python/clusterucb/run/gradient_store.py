@@ -5,12 +5,13 @@ backward pass over the pool. A store serves every pool whose samples it holds. I
 
     manifest.json             everything that affected the numbers, and their cost
     adapter/                  the LoRA whose gradients were computed, with its optimiser state
-    sketches-*.safetensors    ``sketches`` f16[rows, d], NaN where a gradient failed (`clusterucb.run.store_shards`)
+    sketches-*.safetensors    ``sketches`` f16[rows, d], NaN where a gradient failed (`clusterucb.run.store_types`)
     samples-*.safetensors     the samples of each row (`clusterucb.run.store_samples`)
     rejected.jsonl            the rejected lines and the failed samples of the last pool, with reasons
 
 Decisions:
-    - Half precision has a relative error of 5e-4 per element, far below the sketch's own error of 1 / sqrt(d).
+    - Half precision has a relative error of 5e-4 per element, far below the sketch's own error of 1 / sqrt(d). So has
+      a byte for each element: it moves a score by a twentieth of that error (benchmarks/README.md).
     - The identity names the pool that the store began with, which a fresh LoRA was warmed up on. A store that grows
       keeps its LoRA, so its identity stays.
     - Stores of version 0.1 do not know their samples. They serve the pool that they were made for.
@@ -32,11 +33,12 @@ from clusterucb.errors import OptionError, RunError
 from clusterucb.kernels.projection import VERSION, Sketch
 from clusterucb.model.checkpoint_files import optimizer_file
 from clusterucb.options.keywords import AnySettings
-from clusterucb.options.kinds import option_name
+from clusterucb.options.kinds import FLOAT16, STORE_DTYPES, option_name
 from clusterucb.run.kept_files import KeptFiles
 from clusterucb.run.manifest_file import read_manifest
 from clusterucb.run.store_samples import places
 from clusterucb.run.store_shards import StoreShards
+from clusterucb.run.store_types import Sketches
 
 _REPEAT = "repeat the `clusterucb sketch` that made the store"
 _REMEDY = f"remove it and {_REPEAT}, which computes it again"
@@ -85,11 +87,17 @@ class GradientStore:
                 f"the gradient store {folder} has sketches of version {projection['version']}, this clusterucb "
                 f"makes version {VERSION}; sketch the pool again"
             )
+        if self.dtype not in STORE_DTYPES:
+            raise RunError(
+                f"the gradient store {folder} has sketches stored as {self.dtype:.40}; expected "
+                f"{' or '.join(STORE_DTYPES)}: use the version of clusterucb that made it"
+            )
         self._files = KeptFiles(folder, self.manifest.files, remedy=_REMEDY)
         self.sketch = Sketch(options["--sketch-dim"], projection["nonzeros"], options["--seed"])
         self.shards = StoreShards(
             self._files,
             dimension=self.sketch.dimension,
+            dtype=self.dtype,
             n_rows=self.manifest.inputs.pool_samples,
             missing=self._missing,
         )
@@ -104,6 +112,11 @@ class GradientStore:
         return self.manifest.identity.fingerprint
 
     @property
+    def dtype(self) -> str:
+        """How the sketches are stored: ``float16`` or ``int8``."""
+        return str(self.manifest.identity.options.get(option_name("store_dtype"), FLOAT16))
+
+    @property
     def ids(self) -> list[str]:
         """The ids that the M samples had when they were sketched; empty for a store of version 0.1."""
         return [name for shard in self.shards.samples for name in shard.ids]
@@ -113,8 +126,8 @@ class GradientStore:
         """The hex SHA-256 of the content of each of the M samples; empty for a store of version 0.1."""
         return [contents.tobytes().hex() for contents in self.shards.contents]
 
-    def rows(self, rows: range) -> NDArray[np.float16]:
-        """Return the sketches f16[m, d] of consecutive rows; NaN where a gradient failed."""
+    def rows(self, rows: range) -> Sketches:
+        """Return the sketches of consecutive rows, f16[m, d] or f32[m, d]; NaN where a gradient failed."""
         return self.shards.rows(np.arange(rows.start, min(rows.stop, len(self))))
 
     def places(self, contents: NDArray[np.uint8], fingerprint: str | None) -> NDArray[np.int64]:
@@ -146,6 +159,7 @@ class GradientStore:
             "pool_rejected": self.manifest.inputs.pool_rejected,
             "n_failed": len(self.failures()),
             "sketch": dataclasses.asdict(self.sketch),
+            "dtype": self.dtype,
             "cost": manifest["cost"],
         }
 

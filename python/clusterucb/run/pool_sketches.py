@@ -19,6 +19,7 @@ from clusterucb.kernels import ops
 from clusterucb.kernels.projection import Sketch
 from clusterucb.run.gradient_store import GradientStore
 from clusterucb.run.store_shards import SHARD
+from clusterucb.run.store_types import Sketches
 from clusterucb.wording import counted
 
 
@@ -68,11 +69,11 @@ class PoolSketches:
             return f"{said} {'all of ' if n_covered > 1 else ''}{counted(n_covered, 'sample')}"
         return f"{said} {n_covered:,} of {counted(len(self), 'sample')}; {self.n_uncovered:,} are not covered"
 
-    def rows(self, rows: range) -> NDArray[np.float16]:
-        """Return the sketches f16[m, d] of consecutive samples; NaN where there is none."""
+    def rows(self, rows: range) -> Sketches:
+        """Return the sketches of consecutive samples, f16[m, d] or f32[m, d]; NaN where there is none."""
         return self.store.shards.rows(self._places[rows.start : rows.stop])
 
-    def each(self) -> Iterator[NDArray[np.float16]]:
+    def each(self) -> Iterator[Sketches]:
         """Yield the sketches of all samples in order, at most `SHARD` of them at a time; NaN where there is none."""
         starts = range(0, len(self), SHARD)
         return (self.rows(range(start, min(start + SHARD, len(self)))) for start in starts)
@@ -93,7 +94,7 @@ class PoolSketches:
         for number, (start, end) in enumerate(pairwise(bounds.tolist())):
             here = mine[start:end]
             if len(here):
-                sketches = shards.sketches(number)[self._places[here] - shards.starts[number]]
+                sketches = shards.sketches(number, self._places[here] - shards.starts[number])
                 found[here] = ops.sketch_products(sketches, targets)
                 advance(len(here))
         return found

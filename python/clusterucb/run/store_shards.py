@@ -19,8 +19,10 @@ from safetensors import SafetensorError, safe_open
 
 from clusterucb.atomic import unreadable
 from clusterucb.errors import RunError
+from clusterucb.options.kinds import FLOAT16
 from clusterucb.run.kept_files import KeptFiles
 from clusterucb.run.store_samples import HASH, SHAPES, ShardSamples
+from clusterucb.run.store_types import Sketches, loaded, shapes
 
 SHARD = 256  # the most rows in one file, and the most that a crash can lose
 _FAILURES = "failures"
@@ -44,15 +46,17 @@ class StoreShards:
     Args:
         files: the store's files.
         dimension: d, the dimension of the sketches.
+        dtype: how they are stored (`clusterucb.run.store_types`).
         n_rows: the number of rows of a store of version 0.1, which does not know its samples.
         missing: returns the error of a file that is missing.
     """
 
     def __init__(
-        self, files: KeptFiles, *, dimension: int, n_rows: int, missing: Callable[[str], RunError]
+        self, files: KeptFiles, *, dimension: int, dtype: str, n_rows: int, missing: Callable[[str], RunError]
     ) -> None:
         self._files = files
         self._dimension = dimension
+        self._dtype = dtype
         self._n_former = n_rows
         self._missing = missing
         self.arrays = lru_cache(_CACHED)(self._read)
@@ -98,28 +102,31 @@ class StoreShards:
         except (SafetensorError, ValueError, RecursionError, msgspec.MsgspecError) as error:
             raise self._files.damaged(path, error) from error
 
-    def rows(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """Return the sketches f16[m, d] of rows i64[m] in any order; NaN where the row is -1."""
-        found = np.full((len(rows), self._dimension), np.nan, np.float16)
+    def rows(self, rows: NDArray[np.int64]) -> Sketches:
+        """Return the sketches [m, d] of rows i64[m] in any order, f16 or f32; NaN where the row is -1."""
+        dtype = np.float16 if self._dtype == FLOAT16 else np.float32
+        found = np.full((len(rows), self._dimension), np.nan, dtype)
         shard_of = np.searchsorted(self.starts, rows, side="right") - 1
         for number in np.unique(shard_of[rows >= 0]).tolist():
             here = np.flatnonzero((shard_of == number) & (rows >= 0))
-            found[here] = self.sketches(number)[rows[here] - self.starts[number]]
+            found[here] = self.sketches(number, rows[here] - self.starts[number])
         return found
 
-    def sketches(self, number: int) -> NDArray[np.float16]:
-        """Return the sketches of a shard, f16[m, d]. The last shards that were asked for stay in memory."""
-        sketches: NDArray[np.float16] = self.arrays(number)["sketches"]
-        return sketches
+    def sketches(self, number: int, some: NDArray[np.int64] | slice = slice(None)) -> Sketches:
+        """Return the sketches of a shard, or of some of its rows, f16[m, d] or f32[m, d].
 
-    def each(self) -> Iterator[NDArray[np.float16]]:
-        """Yield the sketches of every shard, f16[m, d]."""
+        The last shards that were asked for stay in memory, as they are stored.
+        """
+        return loaded({name: values[some] for name, values in self.arrays(number).items()})
+
+    def each(self) -> Iterator[Sketches]:
+        """Yield the sketches of every shard, f16[m, d] or f32[m, d]."""
         return map(self.sketches, range(len(self)))
 
     def _read(self, number: int) -> dict[str, NDArray[Any]]:
         """Return the arrays of a shard's sketches, as they are stored."""
         rows = int(self.starts[number + 1] - self.starts[number])
-        return self._arrays(shard_name(number), {"sketches": (np.float16, (rows, self._dimension))})
+        return self._arrays(shard_name(number), shapes(self._dtype, rows, self._dimension))
 
     def _samples(self, number: int) -> ShardSamples:
         name = samples_name(number)

@@ -62,7 +62,7 @@ class StoreSummary(msgspec.Struct):
             out=str(store.folder),
             rows=len(store) if whole else 0,
             dimension=store.sketch.dimension,
-            dtype="float16",
+            dtype=store.dtype,
             bytes=sum(path.lstat().st_size for path in store.folder.rglob("*") if not path.is_dir()),
             checkpoints=store.n_checkpoints if whole else 0,
             model=str(store.manifest.identity.contents["model"]),

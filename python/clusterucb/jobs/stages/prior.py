@@ -40,6 +40,7 @@ from clusterucb.run.gradient_store import GradientStore, is_store
 from clusterucb.run.kept_files import KeptFiles
 from clusterucb.run.manifest_file import read_manifest
 from clusterucb.run.pool_sketches import PoolSketches
+from clusterucb.run.store_types import Sketches
 from clusterucb.wording import counted
 
 _SCORES = filenames.SCORES
@@ -241,5 +242,5 @@ def filled(
     return every
 
 
-def _as_floats(sketches: NDArray[np.float16]) -> NDArray[np.float32]:
+def _as_floats(sketches: Sketches) -> NDArray[np.float32]:
     return np.nan_to_num(sketches.astype(np.float32), copy=False, nan=0.0)
