@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from clusterucb.jobs.stages.prior import EarlierSketches
-from clusterucb.run.gradient_store import is_store
+from clusterucb.jobs.stages.prior import components
+from clusterucb.run.gradient_store import GradientStore, is_store
 from clusterucb.run.ledger import Ledger
 from clusterucb.run.manifest_file import read_manifest
+from clusterucb.run.pool_sketches import PoolSketches
 
 
 def scores_of(run: Path) -> dict[str, np.ndarray]:
@@ -64,8 +65,9 @@ def main() -> None:
     parser.add_argument("--scores-only", action="store_true")
     options = parser.parse_args()
     if is_store(options.run):
-        components = EarlierSketches(options.run).components()[:, : options.components]
-        np.savez_compressed(options.file, components=components.astype(np.float16))
+        store = GradientStore(options.run)
+        leading = components(PoolSketches(store, np.arange(len(store))))[:, : options.components]
+        np.savez_compressed(options.file, components=leading.astype(np.float16))
         return
     scores = scores_of(options.run)
     np.savez_compressed(

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from clusterucb.jobs.score import Scores, score
     from clusterucb.jobs.select import select
     from clusterucb.jobs.sketch import sketch
+    from clusterucb.jobs.stores import merge_stores
     from clusterucb.jobs.trial.job import trial
     from clusterucb.jobs.trial.results import Trial
     from clusterucb.policies import (
@@ -97,6 +98,7 @@ __all__ = [
     "Trial",
     "compare",
     "hookimpl",
+    "merge_stores",
     "plan",
     "score",
     "search",
@@ -139,6 +141,7 @@ _HOMES = {
     "jobs.select": ("select",),
     "jobs.score": ("Scores", "score"),
     "jobs.sketch": ("sketch",),
+    "jobs.stores": ("merge_stores",),
     "jobs.plan": ("plan",),
     "jobs.comparison.job": ("compare",),
     "jobs.comparison.replay": ("Contender",),

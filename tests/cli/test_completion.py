@@ -47,7 +47,21 @@ def scripts(capsys):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([""], {"select", "plan", "sketch", "compare", "try", "demo", "doctor", "plugins", "completion"}),
+        (
+            [""],
+            {
+                "select",
+                "plan",
+                "sketch",
+                "stores",
+                "compare",
+                "try",
+                "demo",
+                "doctor",
+                "plugins",
+                "completion",
+            },
+        ),
         (["se"], {"select"}),
         (["select", "--budg"], {"--budget"}),
         (["compare", "--budg"], {"--budgets"}),

@@ -16,7 +16,7 @@ import clusterucb as cu
 from clusterucb.clusterers import Clusterer, Source
 from clusterucb.engine.arms import stream
 from clusterucb.engine.poolview import numbered
-from clusterucb.errors import ClusterUCBWarning
+from clusterucb.errors import ClusterUCBWarning, OptionError
 from clusterucb.policies import UCB, Policy, Random
 from helpers.recorded import POLICIES, Case, Memory, cases, identical, rewards_of
 from helpers.searching import search
@@ -412,3 +412,40 @@ def test_blocks_weigh_the_same_whatever_their_units() -> None:
     np.testing.assert_allclose(matrix[:, :3], matrix[:, 3:6], rtol=1e-2, atol=1e-3)
     np.testing.assert_allclose(np.linalg.norm(matrix[:, :3], axis=1).mean(), 1, rtol=1e-5)
     assert not matrix[:, 6:].any()
+
+
+def test_first_rows_come_after_the_cold_start_within_a_quarter_of_the_budget() -> None:
+    scores, first = np.arange(40.0), [7, 3, 30, 1, 2, 5]
+    options = {
+        "clusterer": None,
+        "policy": UCB(),
+        "budget": 16,
+        "n_select": 4,
+        "cold_start": 0.1,
+        "batch_size": 3,
+    }
+    found = search(np.zeros((40, 1)), scores.__getitem__, first=first, **options)
+    alone = search(np.zeros((40, 1)), scores.__getitem__, **options)
+    assert alone.drawn_rows[:4].tolist() == found.drawn_rows[:4].tolist()
+    given = [row for row in first[:4] if row not in found.drawn_rows[:4]]
+    assert found.drawn_rows[4 : 4 + len(given)].tolist() == given
+    assert np.isnan(found.drawn_probability[4:]).all()
+    assert found.n_scored == 16
+    assert (
+        search(np.zeros((40, 1)), scores.__getitem__, **{**options, "policy": Random()}, first=first).n_scored
+        == 16
+    )
+
+
+@pytest.mark.parametrize("first", [[40], [-1], [1, 1], [0.5], [[1]]])
+def test_first_rows_that_are_none_are_refused(first) -> None:
+    with pytest.raises(OptionError, match=r"expected distinct rows of 0\.\.39"):
+        search(
+            np.zeros((40, 1)),
+            np.arange(40.0).__getitem__,
+            clusterer=None,
+            policy=UCB(),
+            budget=16,
+            n_select=4,
+            first=first,
+        )

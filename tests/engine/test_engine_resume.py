@@ -94,7 +94,7 @@ def test_larger_budget_goes_on_where_the_smaller_one_stopped(case: Case, data: s
 def test_single_draws_with_a_raised_budget_equal_a_search_that_had_it_from_the_start(
     case: Case, data: st.DataObject
 ) -> None:
-    case = replace(case, batch_size=1, policy=UCB())
+    case = replace(case, batch_size=1, policy=UCB(), first=())  # a larger budget has more of the first rows
     journal = Memory()
     case.run(journal)
     budget = case.budget + data.draw(st.integers(1, 20))

@@ -35,6 +35,7 @@ def furnish(folder: Path) -> Path:
     """Write what the pages' commands name into a folder: a model, a pool, targets, and a folder from a hub."""
     write_model(folder / "path" / "to" / "model")
     write_rows(folder / "pool.jsonl", rows(60))
+    write_rows(folder / "more.jsonl", rows(8, seed=11))
     write_rows(folder / "dev.jsonl", rows(6, seed=4))
     write_rows(folder / "judges.jsonl", rows(12, seed=7))
     write_rows(folder / "other.jsonl", rows(6, seed=5))

@@ -33,6 +33,7 @@ class Case:
     batch_size: int
     seed: int
     rule: str = "round-robin"
+    first: tuple[int, ...] = ()
 
     def run(self, journal: Any = None, score: Any = None, **changes: Any) -> Selection:
         options = {
@@ -44,6 +45,7 @@ class Case:
             "batch_size": self.batch_size,
             "seed": self.seed,
             "rule": self.rule,
+            "first": np.array(self.first, int),
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ClusterUCBWarning)
@@ -82,6 +84,7 @@ def cases(draw: st.DrawFn) -> Case:
         batch_size=draw(st.integers(1, 7)),
         seed=draw(st.integers(0, 3)),
         rule=draw(st.sampled_from(RULES)),
+        first=tuple(draw(st.lists(st.integers(0, n_rows - 1), max_size=9, unique=True))),
     )
 
 

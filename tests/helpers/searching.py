@@ -10,7 +10,7 @@ from clusterucb.jobs.comparison.replay import Terms, Truth
 
 GROUPS = {
     "rules": (Rules, ("rule", "max_per_source", "weights")),
-    "side": (SideInformation, ("columns", "prior")),
+    "side": (SideInformation, ("columns", "prior", "first")),
     "schedule": (Schedule, ("cold_start", "batch_size", "seed")),
 }
 SPENDING = ("allowance", "until", "watch")

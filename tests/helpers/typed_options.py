@@ -14,8 +14,8 @@ from typing import get_args, get_type_hints
 import clusterucb
 from clusterucb.engine.aggregate import RULES
 from clusterucb.kernels.preconditioner import PRECONDITIONERS
-from clusterucb.options.gradients import GradientSettings, ReadSettings
-from clusterucb.options.kinds import AUTO, AUTOCASTS, DTYPES, QUANTIZED, SCORERS
+from clusterucb.options.gradients import GradientSettings, ReadSettings, SketchSettings
+from clusterucb.options.kinds import AUTO, AUTOCASTS, DTYPES, QUANTIZED, SCORERS, STORE_DTYPES
 from clusterucb.options.search import (
     CompareSettings,
     DrawSettings,
@@ -41,6 +41,7 @@ _CHOICES = {
     "quantize": QUANTIZED,
     "rule": RULES,
     "scorer": SCORERS,
+    "store_dtype": STORE_DTYPES,
 }
 _AS_GIVEN = {
     "budget": "str | int",
@@ -65,6 +66,7 @@ _AS_GIVEN = {
 _CLASSES = (
     ("ReadOptions", "TypedDict", ReadSettings),
     ("GradientOptions", "ReadOptions", GradientSettings),
+    ("SketchOptions", "GradientOptions", SketchSettings),
     ("ScoreOptions", "TypedDict", ScoreSettings),
     ("DrawOptions", "ScoreOptions", DrawSettings),
     ("ScoringOptions", "GradientOptions, ScoreOptions", ScoringSettings),

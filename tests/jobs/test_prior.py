@@ -10,10 +10,13 @@ import pytest
 import clusterucb as cu
 from clusterucb.engine.components import MAX_DIM
 from clusterucb.errors import OptionError, RunError
-from clusterucb.jobs.stages.prior import EarlierScores, EarlierSketches, filled
+from clusterucb.jobs.stages.prior import EarlierScores, components, filled
+from clusterucb.run.pool_sketches import PoolSketches
 from helpers.searching import search
 from helpers.selections import N, arguments, results, write_job
 from helpers.tiny import interrupt, rows, write_rows
+
+NONE = np.zeros((0, 32), np.uint8)  # content hashes that nobody reads
 
 
 @pytest.fixture(scope="module")
@@ -107,14 +110,14 @@ def test_an_earlier_run_is_read_by_the_samples_ids(job):
     earlier = EarlierScores(job / "done")
     lines = [json.loads(line) for line in (job / "done" / "scores.jsonl").read_text().splitlines()]
     assert earlier.subtasks == list(lines[0]["subtasks"])
-    known = earlier.of_pool(["nobody", lines[3]["id"], lines[1]["id"]], {})
+    known = earlier.of_pool(["nobody", lines[3]["id"], lines[1]["id"]], NONE, {})
     assert known.description.startswith("2 of 3 samples have scores in ")
     block = known.block({"place": np.arange(3, dtype=np.float32)[:, None]}, {})
     np.testing.assert_allclose(
         block[1:], [list(lines[place]["subtasks"].values()) for place in (3, 1)], rtol=1e-6
     )
     with pytest.raises(OptionError, match="has scored 18 samples, but none of this pool"):
-        earlier.of_pool(["nobody"], {})
+        earlier.of_pool(["nobody"], NONE, {})
 
 
 def test_a_run_learns_from_another_and_goes_on_to_the_same_bytes(job, tmp_path, monkeypatch):
@@ -181,15 +184,19 @@ def test_a_store_of_another_checkpoint_is_learnt_from(job, tmp_path):
     assert f"{N} samples have sketches in {store.folder}" in said
     fingerprints = [EarlierScores(job / "done").fingerprint, store.fingerprint]
     assert result.manifest.identity.contents["prior"] == fingerprints
-    block = EarlierSketches(store.folder).components()
+    block = components(PoolSketches(store, np.arange(len(store))))
     sketches = store.rows(range(N)).astype(np.float64)
     centred = sketches - sketches.mean(axis=0)
     lengths = np.linalg.svd(centred, compute_uv=False)[: block.shape[1]]
     assert block.shape == (N, MAX_DIM)
     np.testing.assert_allclose(np.linalg.svd(block, compute_uv=False), lengths, rtol=0.05)
+    grown = {**arguments(job, tmp_path / "grown", prior=store.folder), "pool": tmp_path / "pool.jsonl"}
     write_rows(tmp_path / "pool.jsonl", rows(N + 30))
+    cu.select(**grown, observer=lambda text, done, total: said.append(text))
+    assert f"{N} of {N + 30} samples have sketches in {store.folder}" in said
+    write_rows(tmp_path / "pool.jsonl", [{**row, "completion": "Yes."} for row in rows(30)])
     with pytest.raises(
-        OptionError, match="is a gradient store of another pool; expected a store of this pool"
+        OptionError, match="is a gradient store of another pool; expected a store that holds samples of this"
     ):
-        cu.select(**{**arguments(job, tmp_path / "no", prior=store.folder), "pool": tmp_path / "pool.jsonl"})
+        cu.select(**{**grown, "out": tmp_path / "no"})
     assert not (tmp_path / "no").exists()

@@ -19,11 +19,10 @@ import clusterucb as cu
 from clusterucb.cli.main import run
 from clusterucb.errors import ClusterUCBWarning, OptionError, RunError
 from clusterucb.gradients import per_sample as gradients
-from clusterucb.jobs import sketch as sketching
-from clusterucb.run import gradient_store as store
-from clusterucb.run.gradient_store import with_failures
+from clusterucb.run import store_shards as shards
 from clusterucb.run.kept_files import KeptFiles
 from clusterucb.run.manifest_file import read_manifest, write_manifest
+from clusterucb.run.store_shards import with_failures
 from helpers import warm
 from helpers.selections import results
 from helpers.tiny import interrupt, read_rows, rows, write_model, write_rows
@@ -57,7 +56,7 @@ def select(folder, out, **changes):
 
 
 def files(folder):
-    names = ("sketches-*.safetensors", "adapter/*", "rejected.jsonl")
+    names = ("sketches-*.safetensors", "samples-*.safetensors", "adapter/*", "rejected.jsonl")
     return {path.name: path.read_bytes() for name in names for path in folder.glob(name)}
 
 
@@ -188,13 +187,13 @@ def test_sketches_score_without_a_store(job, tmp_path, monkeypatch):
 def kill_ever_later(job, folder):
     """Make a store in processes that are killed at once, after 2 shards and after 5."""
     warm.load()
-    for shards in (0, 2, 5):
+    for n_shards in (0, 2, 5):
         child = os.fork()
         if child == 0:
             make_store(job, folder)
             os._exit(0)
         while not (
-            (folder / "adapter").exists() and len(list(folder.glob("sketches-*.safetensors"))) >= shards
+            (folder / "adapter").exists() and len(list(folder.glob("sketches-*.safetensors"))) >= n_shards
         ):
             assert os.waitpid(child, os.WNOHANG) == (0, 0)
             time.sleep(0.005)
@@ -203,13 +202,12 @@ def kill_ever_later(job, folder):
 
 
 def test_a_store_killed_at_any_time_goes_on_to_the_same_bytes(job, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "SHARD", 16)
-    monkeypatch.setattr(sketching, "SHARD", 16)
+    monkeypatch.setattr(shards, "SHARD", 16)
     whole = make_store(job, tmp_path / "whole")
     assert len(list(whole.folder.glob("sketches-*"))) == 6
     code = (
         "import sys; sys.path[:0] = ['tests', 'tests/jobs']; from test_store import *\n"
-        "store.SHARD = sketching.SHARD = 16\n"
+        "shards.SHARD = 16\n"
         f"kill_ever_later(Path({str(job)!r}), Path({str(tmp_path / 'killed')!r}))"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=True)
@@ -289,10 +287,7 @@ def test_options_that_do_not_fit_are_refused(job, tmp_path, changes, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_another_pool_or_model_is_refused(job, tmp_path):
-    write_rows(tmp_path / "pool.jsonl", rows(N + 1))
-    with pytest.raises(OptionError, match="was made with another pool"):
-        select(job, tmp_path / "run", pool=tmp_path / "pool.jsonl", store=job / "store")
+def test_another_model_is_refused(job, tmp_path):
     model = shutil.copytree(job / "model", tmp_path / "model")
     write_model(model, hidden_size=32)
     with pytest.raises(OptionError, match="was made with another model"):

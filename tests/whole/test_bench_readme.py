@@ -44,6 +44,14 @@ def test_the_table_of_gradients_is_that_of_the_committed_results(bench):
     assert bench("bench_gradients").table(results["rows"]) in (BENCHMARKS / "README.md").read_text()
 
 
+def test_the_table_of_parts_of_a_store_is_that_of_the_committed_results(bench):
+    found = json.loads((BENCHMARKS / "results" / "store-parts-smollm2-135m.json").read_text())
+    parts = bench("bench_store_parts")
+    assert parts.table(found) in (BENCHMARKS / "README.md").read_text()
+    of_code = [one["found"] for one in found["code"] if one["part"] == 0.95 and one["budget"] == 0.2]
+    assert all(one["predicted, some drawn first"][1] > one["predicted"][1] for one in of_code)
+
+
 @pytest.mark.parametrize("kind", ["replay", "no-signal", "gradient-clusters"])
 def test_tables_of_replays_are_those_of_the_committed_results(kind, bench_replay):
     results = json.loads((BENCHMARKS / "results" / f"{kind}-smollm2-135m.json").read_text())

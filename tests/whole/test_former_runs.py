@@ -93,6 +93,23 @@ def test_a_store_is_finished_and_serves_selections(former):
     assert draws(former / "stored")[: len(before)] == before
 
 
+def test_a_store_learns_its_samples_and_then_grows(former):
+    """It serves another pool once the pool that it was made for has been sketched again, which computes nothing."""
+    pool = read_rows(former / "pool.jsonl")
+    grown = [*pool[::-1], {"prompt": "Where is Rome?", "completion": "Far away."}]
+    making = {"model": former / "model", "out": former / "store", "warmup_steps": 5, "sketch_dim": 256}
+    with pytest.raises(cu.ClusterUCBError, match="made by a version whose stores do not know their samples"):
+        cu.sketch(grown, **making)
+    with pytest.raises(cu.ClusterUCBError, match="was made with another pool"):
+        cu.select(**{**job(former, "new"), "pool": grown}, store=former / "store")
+    assert cu.GradientStore(former / "store").ids == []
+    cu.sketch(former / "pool.jsonl", **making)
+    store = cu.sketch(grown, **making)
+    assert len(store) == 41
+    assert sorted(store.ids)[0] != ""
+    assert [len(shard) for shard in store.shards.samples] == [40, 1]
+
+
 def test_runs_and_stores_are_priors(former):
     result = cu.select(**job(former, "new"), prior=[former / "finished", former / "store"], **COMMON)
     assert len(result) == 2

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from clusterucb.cli.plugins import OUTPUT, STRATEGIES, Pairs, key_values, print_json
 from clusterucb.errors import OptionError
-from clusterucb.options.gradients import GradientSettings
+from clusterucb.options.gradients import GradientSettings, SketchSettings
 from clusterucb.options.kinds import Whole
 from clusterucb.options.search import OutputSettings, SearchSettings
 from clusterucb.terminal import Terminal
@@ -67,6 +67,7 @@ Features = Annotated[str | None, Parameter(group=STRATEGIES, completer=_installe
 SETTINGS = Parameter(name="*", negative=(), show_default=lambda value: None if value is False else value)
 Search = Annotated[SearchSettings, Parameter(group=OPTIONS), SETTINGS]
 Gradients = Annotated[GradientSettings, Parameter(group=_GRADIENTS), SETTINGS]
+Sketched = Annotated[SketchSettings, Parameter(group=_GRADIENTS), SETTINGS]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,13 +25,15 @@ from clusterucb.cli.arguments import (
     Pool,
     Replays,
     Search,
+    Sketched,
     StrategyArguments,
     Target,
 )
 from clusterucb.cli.plugins import Flag, plugins, print_json
+from clusterucb.cli.stores import stores
 from clusterucb.errors import OptionError
 from clusterucb.options import config_file as config
-from clusterucb.options.gradients import GradientSettings
+from clusterucb.options.gradients import GradientSettings, SketchSettings
 from clusterucb.options.kinds import values_of
 from clusterucb.options.search import DrawSettings, OutputSettings, SearchSettings
 from clusterucb.options.trial import TrialSettings
@@ -166,12 +168,13 @@ def sketch(
     *,
     model: Model,
     out: Path,
-    gradients: Gradients = GradientSettings(),
+    gradients: Sketched = SketchSettings(),
     job: Jobs = JobArguments(),
 ) -> None:
     """Sketch the gradient of every pool sample once, for `select --store` with any number of targets.
 
-    Repeat the command to resume an interrupted store, or to show the cost of a finished one.
+    Repeat the command to resume an interrupted store, or to show the cost of a finished one. With another pool, the
+    store gets the samples that it lacks.
 
     Args:
         out: Folder of the gradient store.
@@ -343,6 +346,7 @@ def demo(
     run_demo(out=out, exhaustive=exhaustive)
 
 
+app.command(stores)
 app.command(plugins)
 
 
@@ -362,5 +366,5 @@ def completion(
     write(app.generate_completion(shell=shell))
 
 
-for _command in (*JOBS, "try", "doctor", "demo", "plugins", "completion"):
+for _command in (*JOBS, "stores", "try", "doctor", "demo", "plugins", "completion"):
     app[_command].help_epilogue = ""  # only the first page of the help shows it

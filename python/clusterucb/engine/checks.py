@@ -56,6 +56,27 @@ def checked_rows(
     return got.astype(np.int64)
 
 
+def checked_first(rows: ArrayLike | None, n_rows: int) -> NDArray[np.int64]:
+    """Return the rows that are drawn before the policy chooses, as i64[m].
+
+    Args:
+        rows: the rows, as the caller gave them; None for none.
+        n_rows: N.
+
+    Raises:
+        OptionError: they are not distinct rows of the pool.
+    """
+    got = np.zeros(0, np.int64) if rows is None else np.asarray(rows)
+    inside = (
+        got.dtype.kind in "iu" and got.ndim == 1 and (not len(got) or 0 <= got.min() <= got.max() < n_rows)
+    )
+    if not inside or len(np.unique(got)) < len(got):
+        raise OptionError(
+            f"first is {got.dtype} of shape {got.shape}; expected distinct rows of 0..{n_rows - 1}, as a list"
+        )
+    return got.astype(np.int64)
+
+
 def checked_scores(scores: ArrayLike, n_rows: int, n_subtasks: int | None) -> NDArray[np.float64]:
     """Return scores as f64[m, S]. A row with any NaN or infinity counts as failed and becomes NaN throughout.
 

@@ -117,11 +117,14 @@ class History:
         self._spent = False
         self._scored: list[tuple[Batch, NDArray[np.float64]]] = []
 
-    def batches(self, cold: ColdStart, policy: Policy, size: int, seed: int) -> Iterator[Batch]:
-        """Yield the recorded batches, then the cold start, then the batches that the policy asks for.
+    def batches(
+        self, cold: ColdStart, first: NDArray[np.int64], policy: Policy, size: int, seed: int
+    ) -> Iterator[Batch]:
+        """Yield the recorded batches, then the cold start and given rows, then the batches that the policy asks for.
 
         Args:
             cold: the random draws that the search begins with.
+            first: rows i64[m], which are drawn next, but for those of the cold start.
             policy: the policy that chooses the rows afterwards.
             size: the number of rows in each of the policy's batches.
             seed: the seed of the policy's random numbers.
@@ -134,6 +137,7 @@ class History:
             begin = n_cold - self.n_cold_left
             some = slice(begin, min(begin + step, n_cold))
             yield from self._begin("cold", cold.rows[some], cold.probability[some])
+        yield from self._given(first[~np.isin(first, cold.rows[:n_cold])], size)
         ask = blamed(policy.ask)
         phase: Phase = "random" if policy.uniform else "policy"
         while self._left and not self._spent:
@@ -210,6 +214,17 @@ class History:
     @property
     def _left(self) -> int:
         return (len(self._pool) if self._budget.allowance else self._budget.draws) - self.n_drawn
+
+    def _given(self, rows: NDArray[np.int64], size: int) -> Iterator[Batch]:
+        """Yield batches of given rows that are not drawn yet, as long as the budget lasts.
+
+        Their bounds do not depend on where an earlier session stopped.
+        """
+        for start in range(0, len(rows), size):
+            some = rows[start : start + size]
+            some = some[self.available[some]][: self._left]
+            if len(some) and not self._spent:
+                yield from self._begin("policy", some, np.full(len(some), math.nan))
 
     def _recorded_batches(self, n_cold: int) -> Iterator[Batch]:
         recorded = list(self._journal.recorded()) if self._journal else []

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from clusterucb.engine.arms import Schedule, cold_start, guide, make_arms, stream
 from clusterucb.engine.blame import blamed
 from clusterucb.engine.budget import Budget, planned_draws
-from clusterucb.engine.checks import check_whole
+from clusterucb.engine.checks import check_whole, checked_first
 from clusterucb.engine.clusterer import Clusterer
 from clusterucb.engine.draws import History, Journal, Score
 from clusterucb.engine.policy import Policy
@@ -124,7 +124,8 @@ def search(
     blamed(policy.start)(pool)
     tell = blamed(policy.tell)
     stopped: Stopped = "budget"
-    for batch in history.batches(cold, policy, size, schedule.seed):  # ask
+    first = checked_first(side.first, len(pool))[: 0 if policy.uniform else pool.budget // 4]
+    for batch in history.batches(cold, first, policy, size, schedule.seed):  # ask
         history.add(batch, score)  # score
         for rows, reward, scores in rewards.news(history):
             tell(rows, reward, scores)  # tell

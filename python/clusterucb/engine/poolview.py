@@ -91,10 +91,14 @@ class SideInformation:
             for another target. Policies that predict learn how strong the correlation is. With a block `ESTIMATES`
             f32[N, S], which estimates the new scores themselves, the cold start is smaller and drawn at random from the
             whole pool.
+        first: rows i64[m], which are drawn after the cold start in this order, before the policy chooses. They take at
+            most a quarter of the budget; the others are left to the policy. A uniform policy draws at random alone. By
+            default, there are none.
     """
 
     columns: Mapping[str, ArrayLike] | None = None
     prior: ArrayLike | Mapping[str, ArrayLike] | None = None
+    first: ArrayLike | None = None
 
 
 def pool_view(

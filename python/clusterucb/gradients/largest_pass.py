@@ -27,9 +27,9 @@ def largest_pass(
         together: how many of the pool's longest samples are grouped into passes; the target's are all.
     """
     lengths = material.encoded.lengths
-    longest = [material.encoded[int(row)] for row in np.argsort(-lengths, kind="stable")[:together]]
-    if getattr(settings, "free_scores", False):
-        longest = []
+    rows = material.unsketched if getattr(settings, "free_scores", False) else np.arange(len(lengths))
+    rows = rows[np.argsort(-lengths[rows], kind="stable")]
+    longest = [material.encoded[int(row)] for row in rows[:together]]
     passes = [
         [samples[at] for at in batch]
         for samples in (longest, *material.target.values())

@@ -16,6 +16,7 @@ from clusterucb.engine.policy import Policy
 from clusterucb.features.base import Feature
 from clusterucb.jobs.stages.opening import open_job
 from clusterucb.jobs.stages.prepare import Model, Rows, check_paths
+from clusterucb.jobs.stages.spending import check_unsketched
 from clusterucb.jobs.stages.strategies import chosen
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.keywords import settings_from, spelt_out
@@ -57,6 +58,7 @@ def plan(
     check_paths(model, out, target=target)
     strategies = chosen(features, clusterer, policy, store=settings.store is not None)
     job = open_job(pool, target, model, settings, observer, settings.held_out)
+    check_unsketched(job.settings, job.material)
 
     from clusterucb.jobs.stages.pass_times import estimate
 

@@ -34,6 +34,7 @@ from clusterucb.jobs.stages.cost import selection_cost
 from clusterucb.jobs.stages.opening import Job, Session, open_job
 from clusterucb.jobs.stages.prepare import Model, Prepared, Rows, check_paths
 from clusterucb.jobs.stages.prior import Earlier, Known, earlier_runs
+from clusterucb.jobs.stages.spending import check_unsketched
 from clusterucb.jobs.stages.strategies import ChosenStrategies, chosen
 from clusterucb.model.checkpoint_files import checkpoint_fingerprints
 from clusterucb.model.loaded import LoadedModel, borrowing
@@ -143,8 +144,8 @@ def _run(
 ) -> Result:
     """Describe, cluster, draw and score, select and write."""
     ids = [sample.id for sample in job.material.samples] if earlier else []
-    known = [run.of_pool(ids, job.prepared.contents) for run in earlier]
-    identity = _identity(job, strategies, [run.fingerprint for run in earlier])
+    known = [run.of_pool(ids, job.material.contents, job.prepared.contents) for run in earlier]
+    identity = _identity(job, strategies, [one.fingerprint for one in known])
     asked = Asked(given.budget, given.select, given.until)
     with job.session(out, identity, asked=asked, config=config, overwrite=overwrite) as session:
         selecting = _Selecting(session, given, strategies, known)
@@ -192,7 +193,7 @@ class _Selecting:
         columns = session.material.columns()
         if "similarity" in policy.columns:
             columns["similarity"] = self.features.similarity(self.strategies.features, blocks)
-        prior = self.influence.estimates() if policy.predicts else {}
+        prior = self.influence.estimates(blocks, columns) if policy.predicts else {}
         for number, known in enumerate(self.known, start=1):
             session.observer.step(known.description)
             prior[f"prior {number}"] = known.block(blocks, columns)
@@ -206,7 +207,7 @@ class _Selecting:
             policy=policy,
             n_select=self.n_select,
             rules=settings.rules(session.material.weights(settings.subtask_weights)),
-            side=SideInformation(columns=columns, prior=prior),
+            side=SideInformation(columns=columns, prior=prior, first=self.influence.first(prior)),
             schedule=Schedule(
                 cold_start=session.run.manifest.search.cold_start,
                 batch_size=settings.batch_size,
@@ -294,6 +295,7 @@ def _check_output(given: SelectSettings, out: object) -> None:
 def _identity(job: Job[SelectSettings], strategies: ChosenStrategies, prior: list[str]) -> Identity:
     """Check the budget and the subtask weights, then return everything that determines the selection's numbers."""
     job.settings.counts(job.material.encoded.lengths)
+    check_unsketched(job.settings, job.material)
     job.material.weights(job.settings.subtask_weights)
     if strategies.features.gradients and not job.store:
         _warn_of_gradients(len(job.material.target))

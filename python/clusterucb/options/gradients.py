@@ -15,10 +15,12 @@ from clusterucb.options.kinds import (
     AUTOCASTS,
     DTYPES,
     FILE,
+    FLOAT16,
     FREE,
     LIST,
     QUANTIZED,
     ROWS,
+    STORE_DTYPES,
     Autocast,
     Checked,
     Columns,
@@ -30,6 +32,7 @@ from clusterucb.options.kinds import (
     Preconditioner,
     Quantize,
     Roles,
+    StoreDtype,
     Whole,
     check_columns,
     option_name,
@@ -38,7 +41,7 @@ from clusterucb.options.workers import WorkersAsked
 from clusterucb.samples.message import ROLES
 from clusterucb.samples.shapes import IDS, LEARN, SHAPES, Layout
 
-_FRESH_LORA = ("lora_rank", "lora_alpha", "lora_targets", "warmup_steps", "warmup_lr")
+FRESH_LORA = ("lora_rank", "lora_alpha", "lora_targets", "warmup_steps", "warmup_lr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +305,7 @@ class GradientSettings(ReadSettings):
         Args:
             sketches: whether gradients are sketched.
         """
-        unused = {*(() if self.warms_up else _FRESH_LORA), *(() if sketches else ("sketch_dim",))}
+        unused = {*(() if self.warms_up else FRESH_LORA), *(() if sketches else ("sketch_dim",))}
         if not self.lora_only:  # runs of earlier versions do not have it
             unused.add("lora_only")
         return {
@@ -312,3 +315,26 @@ class GradientSettings(ReadSettings):
             for one in fields(self)
             if one.metadata.get("decides", True)
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SketchSettings(GradientSettings):
+    """Options of a gradient store.
+
+    Attributes:
+        store_dtype: How sketches are stored: float16, or int8, a byte for each element and a scale for each sample, in
+            half the bytes.
+    """
+
+    store_dtype: StoreDtype = FLOAT16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_choice("store_dtype", STORE_DTYPES)
+
+    def deciding(self, *, sketches: bool) -> dict[str, Any]:
+        """Return the options that affect the computed numbers, by option name; options without effect are None."""
+        found = super().deciding(sketches=sketches)
+        if self.store_dtype == FLOAT16:  # stores of earlier versions do not have the option
+            del found[option_name("store_dtype")]
+        return found

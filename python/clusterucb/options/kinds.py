@@ -100,6 +100,7 @@ ROWS = Parameter(group=Group("Rows", sort_key=1.5))
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 AUTOCASTS = ("bfloat16", "float16")
 QUANTIZED = ("4bit", "8bit")
+FLOAT16, INT8 = STORE_DTYPES = ("float16", "int8")
 SCORERS = ("auto", "exact", "sketch")
 
 
@@ -118,6 +119,7 @@ Preconditioner = Annotated[str, offered(PRECONDITIONERS)]
 Quantize = Annotated[str | None, offered(QUANTIZED)]
 Rule = Annotated[str, offered(RULES)]
 Scorer = Annotated[str, offered(SCORERS)]
+StoreDtype = Annotated[str, offered(STORE_DTYPES)]
 Tools = Annotated[str | None, offered(EXPORTS)]
 
 

@@ -60,8 +60,8 @@ class ScoreSettings(Checked):
     Attributes:
         scorer: How a sample is scored: exact (by its gradient), sketch (estimated from its sketch), or auto (by sketch
             if every sample is scored and a store has the sketches, which costs no gradient; else exact).
-        store: Folder that clusterucb sketch wrote for this pool and model. Its adapter and sketches are used. In a
-            selection with a budget, the sketches rank candidates for exact scoring.
+        store: Folder that clusterucb sketch wrote for this pool, or a part of it, and this model. Its adapter and
+            sketches are used. In a selection with a budget, the sketches rank candidates for exact scoring.
         target_format: Shape of the target's rows, if it is another than that of the pool's; auto lets the keys decide.
         target_columns: Columns of the target's rows, if they are others than those of the pool's.
     """
@@ -84,7 +84,7 @@ class ScoreSettings(Checked):
 
     @property
     def free_scores(self) -> bool:
-        """Whether scores cost no gradient, because the store has all sketches."""
+        """Whether scores cost no gradient, but for samples that the store does not hold."""
         return self.by_sketch and self.store is not None
 
 

@@ -62,6 +62,12 @@ class GradientOptions(ReadOptions, total=False):
     no_lock: bool
 
 
+class SketchOptions(GradientOptions, total=False):
+    """The options of `clusterucb.options.gradients.SketchSettings`."""
+
+    store_dtype: Literal["float16", "int8"]
+
+
 class ScoreOptions(TypedDict, total=False):
     """The options of `clusterucb.options.search.ScoreSettings`."""
 

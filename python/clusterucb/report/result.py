@@ -137,7 +137,14 @@ class Result:
     def to_json(self) -> dict[str, Any]:
         """Return the run's summary as JSON values: the outcome, the cost, the best samples and the files' paths."""
         manifest = msgspec.to_builtins(self.manifest)
-        names = ("pool_samples", "pool_rejected", "target_samples", "target_rejected", "subtasks")
+        names = (
+            "pool_samples",
+            "pool_rejected",
+            "pool_unsketched",
+            "target_samples",
+            "target_rejected",
+            "subtasks",
+        )
         files = [filenames.SELECTED, filenames.SCORES, filenames.REJECTED, filenames.MANIFEST]
         files += [TABLE] if self.out and (self.out / TABLE).exists() else []
         files += [exported.folder.name for exported in self.exports]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,15 +16,18 @@ from clusterucb import filenames
 from clusterucb.report.annotate import FIELD
 from clusterucb.report.result import EXAMPLES, TABLE, Result
 from clusterucb.run.cost import Cost
+from clusterucb.run.store_summary import HOLD
 from clusterucb.samples.sample import kinds_in_words
 from clusterucb.wording import counted, duration, in_bytes, one_line
 
 if TYPE_CHECKING:
     from clusterucb.report.plan import Plan
     from clusterucb.run.gradient_store import GradientStore
+    from clusterucb.run.store_summary import StoreSummary
 
 _ENDS = {"exhausted": "; the pool is exhausted", "recall": "; the wanted recall is reached"}
 _SUBTASKS = 20  # subtasks that are listed
+_SHORT = 12  # characters of a fingerprint
 _WIDTH = 100  # characters of a sample's text on the screen
 
 
@@ -53,12 +56,17 @@ def show(result: Result, console: Console) -> None:
     if outcome.served is not None:
         console.print(Text(f"Of each subtask's own best: {_shares(outcome.served)}"), soft_wrap=True)
     console.print(Group(_sources(result), Text(), cost_table(result.cost), Text(), _examples(result)))
-    if manifest.identity.options.get("--scorer") == "sketch":
+    by_sketch = manifest.identity.options.get("--scorer") == "sketch"
+    if by_sketch:
         error = manifest.identity.options["--sketch-dim"] ** -0.5
         console.print(
             f"Scores are estimated from sketches, with errors of about {error:.3f}",
             soft_wrap=True,
         )
+    if n_lacking := manifest.inputs.pool_unsketched:
+        exactly = ", and were scored exactly" if by_sketch else ""
+        lacking = counted(n_lacking, "sample was", "samples were")
+        console.print(f"{lacking} not in the gradient store{exactly}", soft_wrap=True)
     if outcome.length_correlation is not None:
         favoured = _favoured(outcome.length_correlation, outcome.n_scored - outcome.n_failed)
         console.print(
@@ -117,6 +125,25 @@ def show_store(store: GradientStore, console: Console) -> None:
         Text.assemble("To select for a target: ", (f"clusterucb select ... --store {store.folder}", "bold")),
         soft_wrap=True,
     )
+
+
+def show_stores(stores: Sequence[StoreSummary], console: Console) -> None:
+    """Print what gradient stores hold, and what is wrong with their files."""
+    for store in stores:
+        parts = [
+            f"{counted(store.rows, 'sample')} in {store.dimension} dimensions, {store.dtype}",
+            in_bytes(store.bytes),
+            counted(store.checkpoints, "checkpoint"),
+            f"model {store.model[:_SHORT]}",
+            f"fingerprint {store.fingerprint[:_SHORT]}",
+        ]
+        if store.checksums:
+            parts.append("checksums hold" if store.checksums == HOLD else "DAMAGED")
+        console.print(Text.assemble((store.out, "bold"), f": {', '.join(parts)}"), soft_wrap=True)
+        if not store.knows_samples:
+            console.print(Text("  It does not know its samples: repeat its sketch once"), soft_wrap=True)
+        if store.checksums not in (None, HOLD):
+            console.print(Text(f"  {store.checksums}", style="bold red"), soft_wrap=True)
 
 
 def _show_rejected(rejected: Mapping[str, int], folder: Path, console: Console) -> None:

@@ -169,7 +169,8 @@ class Run:
         except FileNotFoundError:
             return fresh, False
         changed = [*manifest.identity.changes(identity), *manifest.asked.refusal(asked)]
-        if changed and not self.read_only and not self._holds_results():
+        other = changed or manifest.identity.contents != identity.contents
+        if other and not self.read_only and not self._holds_results():
             _remove(self.folder)
             return fresh, False
         if changed:

@@ -1,48 +1,51 @@
-"""Read a gradient store: the sketches of a pool's unit update directions at one checkpoint.
+"""Read a gradient store: the sketches of samples' unit update directions at one checkpoint.
 
 With a store, every further target costs only its own gradients and one inner product for each pool sample, without a
-backward pass over the pool. A store is a folder like a run's:
+backward pass over the pool. A store serves every pool whose samples it holds. It is a folder like a run's:
 
     manifest.json             everything that affected the numbers, and their cost
     adapter/                  the LoRA whose gradients were computed, with its optimiser state
-    sketches-*.safetensors    ``sketches`` f16[rows, d] in canonical order, NaN where a gradient failed
-    rejected.jsonl            the rejected lines and the failed samples, with reasons
+    sketches-*.safetensors    ``sketches`` f16[rows, d], NaN where a gradient failed (`clusterucb.run.store_types`)
+    samples-*.safetensors     the samples of each row (`clusterucb.run.store_samples`)
+    rejected.jsonl            the rejected lines and the failed samples of the last pool, with reasons
 
-Half precision has a relative error of 5e-4 per element, far below the sketch's own error of 1 / sqrt(d).
+Decisions:
+    - Half precision has a relative error of 5e-4 per element, far below the sketch's own error of 1 / sqrt(d). So has
+      a byte for each element: it moves a score by a twentieth of that error (benchmarks/README.md).
+    - The identity names the pool that the store began with, which a fresh LoRA was warmed up on. A store that grows
+      keeps its LoRA, so its identity stays.
+    - Stores of version 0.1 do not know their samples. They serve the pool that they were made for.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
-from clusterucb.atomic import unreadable
-from clusterucb.engine.draws import RowScores
+from clusterucb.atomic import file_sha256
 from clusterucb.errors import OptionError, RunError
-from clusterucb.kernels import ops
 from clusterucb.kernels.projection import VERSION, Sketch
 from clusterucb.model.checkpoint_files import optimizer_file
 from clusterucb.options.keywords import AnySettings
-from clusterucb.options.kinds import option_name
+from clusterucb.options.kinds import FLOAT16, STORE_DTYPES, option_name
 from clusterucb.run.kept_files import KeptFiles
 from clusterucb.run.manifest_file import read_manifest
+from clusterucb.run.store_samples import places
+from clusterucb.run.store_shards import StoreShards
+from clusterucb.run.store_types import Sketches
 
-_FAILURES = "failures"
 _REPEAT = "repeat the `clusterucb sketch` that made the store"
 _REMEDY = f"remove it and {_REPEAT}, which computes it again"
-SHARD = 256  # rows in one file, the most that a crash can lose
+_TEACH = "Repeat the `clusterucb sketch` that made it once, with its pool, and it knows them"
 # Options and contents of a selection that must be the same as those of the store.
 _SAME_OPTIONS = ("preconditioner", "parameters", "max_length", "dtype", "quantize", "autocast")
 _SAME_CONTENTS = {
-    "pool": "pool",
     "model": "model",
     "encoding": "tokenizer or chat template",
 }
@@ -58,6 +61,7 @@ class GradientStore:
         folder: the store's folder.
         manifest: the store's settings and cost.
         sketch: the projection of the sketches.
+        shards: the shards with the sketches.
 
     Raises:
         RunError: the folder holds no finished store.
@@ -83,68 +87,118 @@ class GradientStore:
                 f"the gradient store {folder} has sketches of version {projection['version']}, this clusterucb "
                 f"makes version {VERSION}; sketch the pool again"
             )
+        if self.dtype not in STORE_DTYPES:
+            raise RunError(
+                f"the gradient store {folder} has sketches stored as {self.dtype:.40}; expected "
+                f"{' or '.join(STORE_DTYPES)}: use the version of clusterucb that made it"
+            )
         self._files = KeptFiles(folder, self.manifest.files, remedy=_REMEDY)
         self.sketch = Sketch(options["--sketch-dim"], projection["nonzeros"], options["--seed"])
+        self.shards = StoreShards(
+            self._files,
+            dimension=self.sketch.dimension,
+            dtype=self.dtype,
+            n_rows=self.manifest.inputs.pool_samples,
+            missing=self._missing,
+        )
 
     def __len__(self) -> int:
-        """Return N, the number of pool samples."""
-        return self.manifest.inputs.pool_samples
+        """Return M, the number of samples that the store holds."""
+        return int(self.shards.starts[-1])
 
     @property
     def fingerprint(self) -> str:
         """The hex SHA-256 of everything that affected the sketches."""
         return self.manifest.identity.fingerprint
 
-    def rows(self, rows: range) -> NDArray[np.float16]:
-        """Return the sketches f16[m, d] of consecutive rows; NaN where a gradient failed."""
-        shards = range(rows.start // SHARD, -(-rows.stop // SHARD))
-        found = np.concatenate([self._shard(number) for number in shards])
-        return found[rows.start - shards.start * SHARD :][: len(rows)]
+    @property
+    def dtype(self) -> str:
+        """How the sketches are stored: ``float16`` or ``int8``."""
+        return str(self.manifest.identity.options.get(option_name("store_dtype"), FLOAT16))
 
-    def shards(self) -> Iterator[NDArray[np.float16]]:
-        """Yield the sketches of all samples, one shard f16[m, d] at a time."""
-        return map(self._shard, range(self._n_shards))
+    @property
+    def ids(self) -> list[str]:
+        """The ids that the M samples had when they were sketched; empty for a store of version 0.1."""
+        return [name for shard in self.shards.samples for name in shard.ids]
 
-    def scores(
-        self, targets: NDArray[np.float32], advance: Callable[[int], None] = lambda _: None
-    ) -> NDArray[np.float64]:
-        """Return the estimated scores f64[N, S] of all samples.
+    @property
+    def content_hashes(self) -> list[str]:
+        """The hex SHA-256 of the content of each of the M samples; empty for a store of version 0.1."""
+        return [contents.tobytes().hex() for contents in self.shards.contents]
+
+    def rows(self, rows: range) -> Sketches:
+        """Return the sketches of consecutive rows, f16[m, d] or f32[m, d]; NaN where a gradient failed."""
+        return self.shards.rows(np.arange(rows.start, min(rows.stop, len(self))))
+
+    def places(self, contents: NDArray[np.uint8], fingerprint: str | None) -> NDArray[np.int64]:
+        """Return the store's row of each of a pool's N samples, i64[N]; -1 where the store does not hold it.
 
         Args:
-            targets: f32[S, d], the finished sketches of the directions.
-            advance: a function that is called with each number of samples done.
+            contents: u8[N, 32], the content hashes of the samples.
+            fingerprint: the pool's fingerprint.
+
+        Raises:
+            OptionError: the store does not know its samples, and was made for another pool.
         """
-        found = []
-        for sketches in self.shards():
-            found.append(ops.sketch_products(sketches, targets))
-            advance(len(found[-1]))
-        return np.concatenate(found)
+        if self.shards.knows_samples:
+            return places(self.shards.contents, contents)
+        if fingerprint != self.manifest.identity.contents["pool"] or len(contents) != len(self):
+            raise OptionError(
+                f"the gradient store {self.folder} was made with another pool, by a version whose stores do not know "
+                f"their samples; expected the same one. {_TEACH}, or sketch this pool into another folder"
+            )
+        return np.arange(len(self))
 
     def to_json(self) -> dict[str, Any]:
         """Return the summary as JSON values."""
         manifest = msgspec.to_builtins(self.manifest)
         return {
             "out": str(self.folder),
-            "pool_samples": len(self),
+            "rows": len(self),
+            "pool_samples": self.manifest.inputs.pool_samples,
             "pool_rejected": self.manifest.inputs.pool_rejected,
             "n_failed": len(self.failures()),
             "sketch": dataclasses.asdict(self.sketch),
+            "dtype": self.dtype,
             "cost": manifest["cost"],
         }
+
+    def verify(self) -> None:
+        """Read every file that the store records, and check its SHA-256, its shape and its sketches.
+
+        Raises:
+            RunError: a file is damaged or missing, or does not belong to the store.
+        """
+        self._adapters()
+        for name in sorted(self.manifest.files or ()):
+            if self._files.find(name) is None:
+                raise self._missing(name)
+        for _ in self.shards.each():
+            pass
+        self.failures()
+
+    @property
+    def n_checkpoints(self) -> int:
+        """The number of checkpoints whose gradients were sketched, at least 1."""
+        return len(self._adapters())
+
+    @property
+    def adapters(self) -> list[dict[str, str]]:
+        """The hex SHA-256 of each file of each checkpoint, by its name, but for PEFT's README.md."""
+        return [
+            {
+                path.relative_to(folder).as_posix(): file_sha256(path)
+                for path in sorted(folder.rglob("*"))
+                if path.is_file() and path.name != "README.md"
+            }
+            for folder in self._adapters()
+        ]
 
     def failures(self) -> dict[int, str]:
         """Return why rows have no sketch, by row."""
         found: dict[int, str] = {}
-        for number in range(self._n_shards):
-            path = self._files.find(shard_name(number))
-            if path is None:
-                raise self._missing(shard_name(number))
-            try:
-                found |= failures(path)
-            except OSError as error:
-                raise unreadable(path, error) from error
-            except (SafetensorError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-                raise self._files.damaged(path, error) from error
+        for number in range(len(self.shards)):
+            found |= self.shards.failures(number)
         return found
 
     def applied_to(self, settings: AnySettings) -> AnySettings:
@@ -190,7 +244,7 @@ class GradientStore:
         return folders
 
     def check(self, contents: Mapping[str, Any]) -> None:
-        """Check that pool, model and encoding are the same as those of the store.
+        """Check that model and encoding are the same as those of the store.
 
         Args:
             contents: their fingerprints, by name.
@@ -202,25 +256,13 @@ class GradientStore:
             if contents[name] != self.manifest.identity.contents[name]:
                 raise OptionError(
                     f"the gradient store {self.folder} was made with another {what}; expected the same one. "
-                    "Sketch this pool with this model into another folder"
+                    "Sketch the pool with this model into another folder"
                 )
-
-    def _shard(self, number: int) -> NDArray[np.float16]:
-        rows = min(SHARD, len(self) - number * SHARD)
-        shapes = {"sketches": (np.float16, (rows, self.sketch.dimension))}
-        arrays = self._files.arrays(shard_name(number), shapes)
-        if arrays is None:
-            raise self._missing(shard_name(number))
-        return arrays["sketches"]
 
     def _missing(self, name: str) -> RunError:
         return RunError(
             f"{self.folder / name} of the gradient store is missing; {_REPEAT}, which computes it again"
         )
-
-    @property
-    def _n_shards(self) -> int:
-        return -(-len(self) // SHARD)
 
 
 def is_store(folder: Path) -> bool:
@@ -231,57 +273,3 @@ def is_store(folder: Path) -> bool:
 def kept_adapter(number: int) -> str:
     """Return the name of the folder with a store's checkpoint ``number``, counted from 0."""
     return f"adapter-{number + 1}" if number else "adapter"
-
-
-def shard_name(number: int) -> str:
-    """Return the file name of a store's shard."""
-    return f"sketches-{number:05}.safetensors"
-
-
-def with_failures(reasons: Mapping[int, str]) -> dict[str, str] | None:
-    """Return a shard's header that says why rows have no sketch. One entry holds all: several have no fixed order."""
-    return {_FAILURES: msgspec.json.encode(reasons).decode()} if reasons else None
-
-
-def failures(shard: Path) -> dict[int, str]:
-    """Return why rows of a shard have no sketch, by the row's number in the pool."""
-    with safe_open(shard, "np") as file:
-        header = file.metadata() or {}
-    if _FAILURES in header:
-        return msgspec.json.decode(header[_FAILURES], type=dict[int, str])
-    return {int(row): reason for row, reason in header.items()}  # before format 3: an entry for each row
-
-
-class StoredScores:
-    """Scores pool samples by a store's sketches. The first call computes all scores at once.
-
-    Args:
-        store: the pool's gradient store.
-        targets: f32[S, d], the finished sketches of the directions.
-        advance: a function that is called with each number of samples done.
-    """
-
-    def __init__(
-        self,
-        store: GradientStore,
-        targets: NDArray[np.float32],
-        *,
-        advance: Callable[[int], None] = lambda _: None,
-    ) -> None:
-        self._store = store
-        self._targets = targets
-        self._advance = advance
-
-    def __call__(self, rows: NDArray[np.int64]) -> RowScores:
-        """Return the scores f64[m, S] of rows i64[m], and why rows have no sketch."""
-        scores = self._all[rows]
-        self._advance(len(rows))
-        return RowScores(scores, self._failures)
-
-    @cached_property
-    def _failures(self) -> dict[int, str]:
-        return self._store.failures()
-
-    @cached_property
-    def _all(self) -> NDArray[np.float64]:
-        return self._store.scores(self._targets)

@@ -59,6 +59,10 @@ class KeptFiles:
         self._verified: set[str] = set()
         self._removed: set[Path] = set()
 
+    def recorded(self, prefix: str) -> list[str]:
+        """Return the recorded names that begin with ``prefix``, sorted."""
+        return sorted(name for name in self._digests or () if name.startswith(prefix))
+
     def find(self, name: str) -> Path | None:
         """Return the path of a file, or None if the file has to be computed.
 

@@ -61,13 +61,19 @@ class Identity(msgspec.Struct, omit_defaults=True):
     projection: dict[str, int] = {}
 
     def changes(self, now: Identity) -> list[str]:
-        """Return the differences between this identity and the present one, as phrases for an error message."""
+        """Return the differences between this identity and the present one, as phrases for an error message.
+
+        A gradient store takes further pools, so another pool is no difference.
+        """
         changed = [f"it held {_JOBS[self.job]}, now {_JOBS[now.job]}"] if self.job != now.job else []
         for name in {**self.options, **now.options}:
             old, new = self.options.get(name), now.options.get(name)
             if old != new and not (name == "--rule" and None in (old, new)):
                 changed.append(f"{name} was {_show(old)}, now {_show(new)}")
-        others = (_CONTENTS.get(name, f"{name} content") for name in self.other_contents(now.contents))
+        names = self.other_contents(now.contents)
+        if self.job == now.job == "sketch":
+            names = [name for name in names if name != "pool"]
+        others = (_CONTENTS.get(name, f"{name} content") for name in names)
         return [*changed, *(f"the {name} has changed" for name in others)]
 
     def other_contents(self, contents: Mapping[str, Any]) -> list[str]:
@@ -121,6 +127,7 @@ class Inputs(msgspec.Struct):
         pool_files, target_files: the files, as they were given.
         pool_samples, target_samples: the numbers of samples that are used.
         pool_rejected, target_rejected: the numbers of lines that are not used.
+        pool_unsketched: the number of pool samples that the gradient store does not hold; 0 without a store.
         subtasks: the names of the target's subtasks.
         subtask_contents: the fingerprint of each subtask's contents.
         rejected: the number of rejected lines for each kind of reason.
@@ -131,6 +138,7 @@ class Inputs(msgspec.Struct):
     target_files: list[str] = []
     pool_samples: Count = 0
     pool_rejected: Count = 0
+    pool_unsketched: Count = 0
     target_samples: Count = 0
     target_rejected: Count = 0
     subtasks: list[str] = []
@@ -157,6 +165,7 @@ class Inputs(msgspec.Struct):
             target_files=list(material.target_files),
             pool_samples=len(material.samples),
             pool_rejected=len(material.pool_rejected),
+            pool_unsketched=0 if material.sketched is None else len(material.unsketched),
             target_samples=material.n_target,
             target_rejected=len(material.target_rejected),
             subtasks=list(material.target),

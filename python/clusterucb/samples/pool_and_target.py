@@ -41,22 +41,31 @@ class Material:
         samples: the pool's N samples in canonical order, on the disk.
         encoded: the tokens of the pool's samples, on the disk.
         sources: the ``source`` of each of the pool's samples, [N].
+        contents: u8[N, 32], the content hash of each of the pool's samples.
         target: the encoded samples of each subtask, with the subtasks sorted by name.
         target_samples: the same samples before encoding.
         pool_rejected: the pool's rejected lines with their reasons.
         target_rejected: the target's rejected lines with their reasons.
         pool_files, target_files: the files, as they were given.
+        sketched: bool[N]. True where a gradient store holds the sample; None without a store.
     """
 
     samples: Samples
     encoded: EncodedSamples
     sources: NDArray[np.object_]
+    contents: NDArray[np.uint8]
     target: Mapping[str, Sequence[Encoded]]
     target_samples: Mapping[str, Sequence[Sample]]
     pool_rejected: RejectedLines
     target_rejected: RejectedLines
     pool_files: Sequence[str] = ()
     target_files: Sequence[str] = ()
+    sketched: NDArray[np.bool_] | None = None
+
+    @property
+    def unsketched(self) -> NDArray[np.int64]:
+        """The pool rows that no gradient store holds, i64[n]; all rows without a store."""
+        return np.arange(len(self.samples)) if self.sketched is None else np.flatnonzero(~self.sketched)
 
     @property
     def n_target(self) -> int:
@@ -154,9 +163,11 @@ def encode(
     target_rejected = RejectedLines(())
     if target:
         subtasks, read, target_rejected = encode_subtasks(target, encoder, "target", strict=strict)
-    samples, encoded, sources, rejected = _encode(pool, encoder, "pool", strict, observer or Silent())
+    samples, encoded, sources, contents, rejected = _encode(
+        pool, encoder, "pool", strict, observer or Silent()
+    )
     files = (pool.files, target.files if target else ())
-    return Material(samples, encoded, sources, subtasks, read, rejected, target_rejected, *files)
+    return Material(samples, encoded, sources, contents, subtasks, read, rejected, target_rejected, *files)
 
 
 def encode_subtasks(
@@ -175,7 +186,7 @@ def encode_subtasks(
     """
     subtasks: dict[str, list[Encoded]] = {}
     read: dict[str, list[Sample]] = {}
-    samples, encoded, _, rejected = _encode(target, encoder, what, strict, Silent())
+    samples, encoded, _, _, rejected = _encode(target, encoder, what, strict, Silent())
     for sample, tokens in sorted(zip(samples, encoded, strict=True), key=lambda pair: pair[0].subtask):
         subtasks.setdefault(sample.subtask, []).append(tokens)
         read.setdefault(sample.subtask, []).append(sample)
@@ -184,13 +195,14 @@ def encode_subtasks(
 
 def _encode(
     pool: Pool, encoder: Encoder, what: str, strict: bool, observer: Observer
-) -> tuple[Samples, EncodedSamples, NDArray[np.object_], RejectedLines]:
-    """Return the samples that can be encoded, their tokens and sources, and all rejected lines.
+) -> tuple[Samples, EncodedSamples, NDArray[np.object_], NDArray[np.uint8], RejectedLines]:
+    """Return the samples that can be encoded, their tokens, sources and content hashes, and all rejected lines.
 
     Every line is read from the disk once.
     """
     tokens, rejected = TokenFile(), pool.rejected.copy()
     kept, sources = np.ones(len(pool.samples), bool), np.empty(len(pool.samples), object)
+    contents = bytearray()
     first: Rejected | None = None
     shown = observer if len(kept) >= _SLOW else Silent()
     at = 0
@@ -206,6 +218,7 @@ def _encode(
                     rejected.add(line)
                 else:
                     sources[len(tokens)] = sys.intern(sample.source)
+                    contents += bytes.fromhex(sample.content_hash)
                     tokens.add(encoded)
                 at += 1
             advance(len(samples))
@@ -226,7 +239,8 @@ def _encode(
     sources = sources[: len(pool_tokens)]
     sources.flags.writeable = False
     usable = pool.samples if kept.all() else pool.samples.take(np.flatnonzero(kept))
-    return usable, pool_tokens, sources, rejected
+    hashes = np.frombuffer(bytes(contents), np.uint8).reshape(-1, 32)
+    return usable, pool_tokens, sources, hashes, rejected
 
 
 def _encoded(

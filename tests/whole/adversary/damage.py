@@ -40,6 +40,7 @@ _SELECT = ["select", *_FILES, *_SMALL, *_DRAWS]
 _RUN = [*_SELECT, "--hold-out", "50%", "--export", "trl", "--scores-parquet", "--budget"]
 
 _STORE = ["sketch", "pool.jsonl", "--model", "model", *_SMALL, "--sketch-dim", "256"]
+_GROWN = ["sketch", "pool.jsonl", "more.jsonl", *_STORE[2:]]
 _FROM_STORE = ["select", *_FILES, *_DRAWS, "--budget", "25%", "--sketch-dim", "256"]
 _COMPARE = ["compare", *_FILES, *_SMALL, "--budgets", "50%", "--seeds", "1"]
 _TRIAL = ["--seeds", "1", "--epochs", "1"]
@@ -69,6 +70,7 @@ USES = {
     "whole": {"scores": ([*_COMPARE, "--scores", "{}", "--out", "after"], "after")},
     "store": {
         "repeat": ([*MADE["store"], "--out", "{}"], "{}"),
+        "grow": ([*_GROWN, "--out", "{}"], "{}"),
         "select": ([*_FROM_STORE, "--store", "{}", "--out", "after"], "after"),
     },
     "comparison": {"repeat": ([*MADE["comparison"], "--out", "{}"], "{}")},
@@ -176,6 +178,7 @@ def build(names: Collection[str]) -> None:
     """Make folders in the present one."""
     write_model(Path("model"))
     write_rows(Path("pool.jsonl"), rows(24))
+    write_rows(Path("more.jsonl"), rows(6, seed=8))
     write_rows(
         Path("dev.jsonl"), [{**row, "subtask": str(at % 2)} for at, row in enumerate(rows(12, seed=9))]
     )

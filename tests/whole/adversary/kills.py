@@ -25,12 +25,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from clusterucb.run.ledger import Ledger
 from whole.adversary import damage, processes
 
-# Scenarios by name: the folder to begin with, if any, and the command without --out.
+# Scenarios by name: the folder to begin with, if any, and the command without --out and the folder.
 SCENARIOS: dict[str, tuple[str | None, list[str]]] = {
     "select": (None, damage.MADE["run"]),
     "grow": ("run", damage.USES["run"]["grow"][0][:-2]),
     "overwrite": ("other-run", [*damage.MADE["run"], "--overwrite"]),
     "sketch": (None, damage.MADE["store"]),
+    "grow a store": ("store", damage.USES["store"]["grow"][0][:-2]),
+    "merge stores": (None, ["stores", "store", "--merge"]),
     "select from a store": (None, damage.USES["store"]["select"][0][:-2]),
     "compare": (None, damage.MADE["comparison"]),
     "try": (None, damage.MADE["trial"]),
@@ -44,7 +46,8 @@ _EVENTS: tuple[tuple[Any, str], ...] = (
 
 def arguments_of(scenario: str) -> list[str]:
     """Return the command of a scenario; a store is read from the folder that `damage.build` made."""
-    return [part.replace("{}", "store") for part in SCENARIOS[scenario][1]] + ["--out", "work"]
+    parts = [part.replace("{}", "store") for part in SCENARIOS[scenario][1]]
+    return [*parts, "work"] if parts[-1] == "--merge" else [*parts, "--out", "work"]
 
 
 def begin(scenario: str, folder: str = "work") -> None:
@@ -96,7 +99,7 @@ def run_until(scenario: str, point: int) -> bool:
 def results(folder: str = "work") -> dict[str, bytes]:
     """Return the results in a folder, without times, and the names of everything in it."""
     place = Path(folder)
-    found = (place / name for name in damage.OUTPUTS)
+    found = [*(place / name for name in damage.OUTPUTS), *place.glob("sketches-*"), *place.glob("samples-*")]
     names = sorted(str(path.relative_to(place)) for path in place.rglob("*"))
     return {path.name: damage.comparable(path) for path in found if path.is_file()} | {
         "names": "\n".join(names).encode()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from clusterucb import filenames
 from clusterucb.atomic import write_whole
-from clusterucb.engine import Schedule
+from clusterucb.engine import Schedule, SideInformation
 from clusterucb.errors import ClusterUCBError, OptionError, RunError
 from clusterucb.features.similarity import check_comparable
 from clusterucb.jobs.comparison.replay import Clusterings, Contender, Replay, Terms, Truth, replay
@@ -197,8 +197,12 @@ class _Comparing:
         """Describe the pool, score it unless an earlier run did, replay every contender, and return the results."""
         n_samples = len(self._session.material.samples)
         self._described = _describe(self._features, self._contenders)
-        predicting = any(contender.policy.predicts for contender in self._contenders)
-        self._prior = self._influence.estimates() if predicting else {}
+        predicting = [contender for contender in self._contenders if contender.policy.predicts]
+        self._known = SideInformation()
+        if predicting:  # all get the same estimates; the first one's features fill in what a store lacks
+            blocks, _ = self._described[folder_of(predicting[0].features)]
+            prior = self._influence.estimates(blocks, self._columns)
+            self._known = SideInformation(prior=prior, first=self._influence.first(prior))
         self._rehearse(n_samples)
         scored = recorded.scores if recorded else score_all(self._influence, n_samples)[0]
         truth = Truth.of(scored, self._columns["source"], self._terms)
@@ -242,7 +246,7 @@ class _Comparing:
             self._terms,
             self._clusterings.setdefault(key, {}),
             advance,
-            self._prior,
+            self._known,
         )
 
     def _rehearse(self, n_samples: int) -> None:

@@ -186,7 +186,7 @@ def replay(
     terms: Terms,
     clusterings: Clusterings | None = None,
     advance: Callable[[int], None] = lambda _: None,
-    prior: Mapping[str, NDArray[np.float32]] | None = None,
+    known: SideInformation = SideInformation(),
 ) -> list[list[Replay]]:
     """Replay a contender, and return for each budget the replays of all seeds.
 
@@ -201,10 +201,11 @@ def replay(
         clusterings: the clusterings of earlier contenders with the same clusterer and features. The replays use them,
             and add new ones.
         advance: called with 1 after each search.
-        prior: blocks that may predict the scores, for policies that predict scores.
+        known: for policies that predict scores, the prior, and the rows to draw first.
     """
     found_before = {} if clusterings is None else clusterings
     clusterer = None if contender.clusterer is None else _Clustered(contender.clusterer, found_before)
+    first = known.first if contender.policy.predicts else None
     found: list[list[Replay]] = []
     for budget in budgets:
         found.append([])
@@ -218,7 +219,7 @@ def replay(
                 budget=budget,
                 n_select=terms.n_select,
                 rules=terms.rules,
-                side=SideInformation(columns=columns, prior=prior),
+                side=SideInformation(columns=columns, prior=known.prior, first=first),
                 schedule=terms.of(contender, seed),
             )
             seconds = time.perf_counter() - began + (clusterer.saved if clusterer else 0.0)

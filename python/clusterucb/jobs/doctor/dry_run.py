@@ -29,6 +29,7 @@ from clusterucb.jobs.stages.strategies import chosen
 from clusterucb.options.search import Settings
 from clusterucb.progress import Observer
 from clusterucb.run.gradient_store import GradientStore
+from clusterucb.run.pool_sketches import PoolSketches
 from clusterucb.samples.pool import Pool, overlap, read_pool, read_target
 from clusterucb.samples.sample import Rejected, counts_by_kind
 
@@ -241,7 +242,13 @@ def _expected(
     from clusterucb.jobs.stages.pass_times import estimate
 
     store = GradientStore(settings.store) if settings.store else None
-    job = Job(store.applied_to(settings) if store else settings, prepared, store, observer)
+    sketches = None
+    if store:  # only the first rows were read; a store of version 0.1 cannot tell which they are
+        hashes = prepared.material.contents
+        known = store.shards.knows_samples
+        places = store.places(hashes, None) if known else np.arange(len(hashes)) % len(store)
+        sketches = PoolSketches(store, places)
+    job = Job(store.applied_to(settings) if store else settings, prepared, sketches, observer)
     strategies = chosen(None, None, None, store=store is not None)
     plan = estimate(job, strategies, began=began, out=Path(tempfile.gettempdir()))
     drawing, tokens = plan.cost.phases["draws"], float(prepared.material.encoded.lengths.mean())

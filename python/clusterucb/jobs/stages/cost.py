@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from clusterucb.features.base import Feature
     from clusterucb.samples.pool_and_target import Material
 
+WARM_UP = "warm-up"
+
 
 def selection_cost(
     timed: Cost,
@@ -54,7 +56,7 @@ def selection_cost(
     tokens = sum(len(sample) for samples in material.target.values() for sample in samples)
     compared = "similarity" in policy.columns
     if settings.free_scores:
-        drawn = drawn[:0]
+        drawn = drawn[np.isin(drawn, material.unsketched)]
     described = pool[:0] if reused else pool
     phases = {
         "features": PhaseCost(
@@ -73,15 +75,28 @@ def selection_cost(
     return _summed(phases, timed, len(pool))
 
 
-def store_cost(timed: Cost, settings: GradientSettings, material: Material) -> Cost:
-    """Return the cost of a gradient store: the warm-up, and a gradient of every pool sample at each checkpoint."""
+def store_cost(timed: Cost, settings: GradientSettings, n_rows: int, n_tokens: int) -> Cost:
+    """Return the cost of a gradient store: the warm-up, and a gradient of every row at each checkpoint.
+
+    Args:
+        timed: the measured seconds of each phase, and the passes of the warm-up (`warm_up_cost`).
+        settings: the options.
+        n_rows: the number of samples that the store holds, whichever pools they are from.
+        n_tokens: the number of their tokens.
+    """
     n_checkpoints = len(settings.weights)
-    tokens = n_checkpoints * int(material.encoded.lengths.sum())
     phases = {
-        **_warm_up(settings, material),
-        "sketches": PhaseCost(gradients=n_checkpoints * len(material.encoded), tokens=tokens),
+        **{name: phase for name, phase in timed.phases.items() if name == WARM_UP},
+        "sketches": PhaseCost(gradients=n_checkpoints * n_rows, tokens=n_checkpoints * n_tokens),
     }
-    return _summed(phases, timed, len(material.encoded))
+    return _summed(phases, timed, n_rows)
+
+
+def warm_up_cost(timed: Cost, settings: GradientSettings, material: Material) -> PhaseCost:
+    """Return the cost of warming up a fresh LoRA on a pool, with the seconds measured so far."""
+    (phase,) = _warm_up(settings, material).values()
+    phase.seconds = timed.phases.get(WARM_UP, phase).seconds
+    return phase
 
 
 def _warm_up(settings: GradientSettings, material: Material) -> dict[str, PhaseCost]:
@@ -89,7 +104,7 @@ def _warm_up(settings: GradientSettings, material: Material) -> dict[str, PhaseC
         return {}
     rows = material.warmup_rows(settings.warmup_steps, settings.seed).ravel()
     tokens = int(material.encoded.lengths[rows].sum())
-    return {"warm-up": PhaseCost(gradients=len(rows), tokens=tokens)}
+    return {WARM_UP: PhaseCost(gradients=len(rows), tokens=tokens)}
 
 
 def _summed(phases: dict[str, PhaseCost], timed: Cost, n_samples: int) -> Cost:

@@ -31,7 +31,7 @@ from clusterucb.model.vocabulary import has_vocabulary
 from clusterucb.options.search import ScoringSettings
 from clusterucb.run.feature_cache import feature_key, home
 from clusterucb.run.feature_shards import CACHED, Shards
-from clusterucb.run.gradient_store import SHARD
+from clusterucb.run.store_shards import SHARD
 from clusterucb.samples.encoded import Encoded
 from clusterucb.samples.sample import Sample
 

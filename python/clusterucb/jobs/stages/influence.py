@@ -6,7 +6,7 @@ that a gradient store holds are not computed at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -22,11 +22,12 @@ from clusterucb.errors import warn
 from clusterucb.gradients.directions import compute_directions, sketch_directions
 from clusterucb.gradients.scorer import Scorer
 from clusterucb.jobs.stages.opening import Session, Stage
+from clusterucb.jobs.stages.prior import filled
 from clusterucb.jobs.stages.spending import Spending, spending
 from clusterucb.options.amounts import Seconds, Tokens
 from clusterucb.options.search import ScoringSettings
-from clusterucb.run.gradient_store import StoredScores
 from clusterucb.run.ledger import Ledger
+from clusterucb.run.pool_sketches import PoolSketches, StoredScores
 from clusterucb.wording import counted
 
 
@@ -64,10 +65,17 @@ class Influence(Stage):
             self._run.save()
         return ledger
 
-    def estimates(self) -> dict[str, NDArray[np.float32]]:
+    def estimates(
+        self, features: Mapping[str, NDArray[np.float32]], columns: Mapping[str, NDArray[np.generic]]
+    ) -> dict[str, NDArray[np.float32]]:
         """Return the scores that the store's sketches estimate, as a block f32[N, S]; 0 where a gradient failed.
 
-        There is no block without a store, or if scores are read from sketches.
+        There is no block without a store, or if scores are read from sketches. Scores of samples that the store does
+        not hold are predicted from the features, as those of a prior are.
+
+        Args:
+            features: the pool's blocks, each f32[N, k].
+            columns: the pool's columns.
         """
         if self._store is None or self._settings.by_sketch:
             return {}
@@ -77,10 +85,24 @@ class Influence(Stage):
             targets = self._sketched_directions()
             title = "Reading the store's sketches"
             with self._run.phase("features"), self._observer.count(title, len(self._store)) as advance:
-                found = self._store.scores(targets, advance)
-            stored = {ESTIMATES: np.nan_to_num(found, nan=0.0).astype(np.float32)}
+                found = np.nan_to_num(self._store.scores(targets, advance), nan=0.0)
+                known = np.flatnonzero(self._store.covered)
+                stored = {ESTIMATES: filled(known, found[known], features, columns)}
             self._run.files.write_arrays(filenames.ESTIMATES, stored)
         return stored
+
+    def first(self, prior: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64] | None:
+        """Return the samples that a store does not hold, the most promising first; None if there are none.
+
+        Their estimates are predictions, which a search would trust like sketches. So a part of its budget tells what
+        they are worth.
+
+        Args:
+            prior: the blocks that the search gets, with those of `estimates`.
+        """
+        if self._store is None or not self._store.n_uncovered or ESTIMATES not in prior:
+            return None
+        return most_promising(prior[ESTIMATES], self._store.covered)
 
     @contextmanager
     def drawing(
@@ -137,7 +159,7 @@ class Influence(Stage):
         else:
             targets = self._sketched_directions()
             if self._store is not None:
-                return StoredScores(self._store, targets, advance=self._advance)
+                return self._stored(self._store, targets)
             accumulators = self._model.accumulators(sketch=self._settings.sketch)
         if self._batch_size is not None:
             self._model.say_idle_workers(self._batch_size)
@@ -148,6 +170,14 @@ class Influence(Stage):
             targets=targets,
             advance=self._advance,
         )
+
+    def _stored(self, store: PoolSketches, targets: NDArray[np.float32]) -> StoredScores:
+        """Return what reads scores from a store's sketches, and computes those that the store does not hold."""
+        if not store.n_uncovered:
+            return StoredScores(store, targets, advance=self._advance)
+        accumulators = self._model.accumulators(directions=self._directions())
+        exact = Scorer(accumulators, self._material.encoded, self._model.passes, advance=self._advance)
+        return StoredScores(store, targets, exact, advance=self._advance)
 
     def _sketched_directions(self) -> NDArray[np.float32]:
         sketch = self._settings.sketch if self._store is None else self._store.sketch
@@ -184,3 +214,17 @@ class Influence(Stage):
                 )
         self._run.files.write_arrays(filenames.DIRECTIONS, dict(zip(names, found, strict=True)))
         return found
+
+
+def most_promising(estimates: NDArray[np.float32], covered: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the rows that a store does not cover, those with the largest z-score for any subtask first, i64[n].
+
+    Args:
+        estimates: f32[N, S], the estimated scores of all rows.
+        covered: bool[N], whether the store covers a row.
+    """
+    known = estimates[covered].astype(np.float64)
+    spread = known.std(axis=0)
+    lacking = np.flatnonzero(~covered)
+    scaled = (estimates[lacking] - known.mean(axis=0)) / np.where(spread > 0, spread, 1)
+    return lacking[np.argsort(-scaled.max(axis=1), kind="stable")]

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from os import PathLike
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from clusterucb.errors import OptionError
 from clusterucb.jobs.stages.prepare import Model, Prepared, Rows, folder_for, prepare
 from clusterucb.options.gradients import GradientSettings
 from clusterucb.progress import AnyObserver, Observer, observer_of
 from clusterucb.run.folder import Run
 from clusterucb.run.gradient_store import GradientStore
 from clusterucb.run.manifest import Asked, Identity, JobKind
+from clusterucb.run.pool_sketches import PoolSketches
 from clusterucb.samples.pool_and_target import Material
 
 if TYPE_CHECKING:
@@ -38,13 +40,13 @@ class Job(Generic[Options]):
     Attributes:
         settings: the options; with a gradient store, its checkpoint and sketch are among them.
         prepared: the samples, the model's source and the device.
-        store: the gradient store that the options name, or None.
+        store: the pool's sketches in the gradient store that the options name, or None.
         observer: receives the progress.
     """
 
     settings: Options
     prepared: Prepared
-    store: GradientStore | None
+    store: PoolSketches | None
     observer: Observer
 
     @property
@@ -141,8 +143,8 @@ class Session(Generic[Options]):
         return self.job.observer
 
     @property
-    def store(self) -> GradientStore | None:
-        """The gradient store with the pool's sketches, or None."""
+    def store(self) -> PoolSketches | None:
+        """The pool's sketches in a gradient store, or None."""
         return self.job.store
 
 
@@ -189,6 +191,16 @@ def open_job(
     store = GradientStore(folder) if folder else None
     settings = store.applied_to(given) if store else given
     prepared = prepare(pool, target, model, settings, watcher, held_out, judges)
-    if store:
-        store.check(prepared.contents)
-    return Job(settings, prepared, store, watcher)
+    if store is None:
+        return Job(settings, prepared, None, watcher)
+    store.check(prepared.contents)
+    material = prepared.material
+    sketches = PoolSketches(store, store.places(material.contents, prepared.contents["pool"]))
+    watcher.step(sketches.described())
+    if not sketches.covered.any():
+        raise OptionError(
+            f"{sketches.described()}; expected a store of this pool or of a part of it. `clusterucb sketch` with this "
+            f"pool and --out {folder} adds its samples"
+        )
+    material = replace(material, sketched=sketches.covered)
+    return Job(settings, replace(prepared, material=material), sketches, watcher)

@@ -140,8 +140,9 @@ class Layout:
         self.drawn = np.random.default_rng(settings.seed).permutation(len(lengths))[:n_budget]
         starts = range(0, n_budget, settings.batch_size)
         calls = [passes(self.drawn[start : start + settings.batch_size]) for start in starts[:_SIMULATED]]
-        free = settings.free_scores
-        self.draws = Work.of([] if free else calls, lengths, len(starts) / max(len(calls), 1))
+        self.draws = Work.of(calls, lengths, len(starts) / max(len(calls), 1))
+        if settings.free_scores:
+            self.draws = Work.of([passes(material.unsketched)], lengths)
         spread = np.arange(0, len(lengths), -(-len(lengths) // _SPREAD))
         self.everything = Work.of([passes(spread)], lengths, len(lengths) / len(spread))
         steps = material.warmup_rows(settings.warmup_steps, settings.seed) if settings.warms_up else ()

@@ -47,8 +47,8 @@ from clusterucb.progress import Observer, Silent
 from clusterucb.report.plan import Plan
 from clusterucb.run.cost import Cost, PhaseCost
 from clusterucb.run.folder import Run
-from clusterucb.run.gradient_store import SHARD
 from clusterucb.run.manifest import Identity
+from clusterucb.run.store_shards import SHARD
 from clusterucb.samples.pool_and_target import WARMUP_BATCH, Material
 
 _DESCRIBED = 64  # samples whose features are computed
@@ -132,6 +132,8 @@ def _first(material: Material) -> Material:
         samples=material.samples[:_DESCRIBED],
         encoded=material.encoded[:_DESCRIBED],
         sources=material.sources[:_DESCRIBED],
+        contents=material.contents[:_DESCRIBED],
+        sketched=None if material.sketched is None else material.sketched[:_DESCRIBED],
         target={name: samples[:1] for name, samples in material.target.items()},
         target_samples={name: samples[:1] for name, samples in material.target_samples.items()},
     )

@@ -5,8 +5,8 @@ then for other subtasks, or for only some of the samples. The store may have bee
 that predicts scores learns how well the prior (`PoolView.prior`) predicts the new ones, and ignores it if it does not.
 
 Decisions:
-    - Two samples are the same if their ids are equal. An id is the row's own id, or else the hash of its content. A
-      store has no ids, so it must have been made for the same pool.
+    - Two samples are the same if their ids are equal. An id is the row's own id, or else the hash of its content. In
+      a store, they are the same if their contents are equal. A sample without a sketch counts as the zero vector.
     - A sample that the earlier run did not score gets scores that a regression (`clusterucb.engine.regression`)
       predicts from the features. The regression is fitted on the samples that the run did score. A gap would only say
       which samples the earlier run considered unpromising.
@@ -39,6 +39,8 @@ from clusterucb.errors import OptionError, RunError
 from clusterucb.run.gradient_store import GradientStore, is_store
 from clusterucb.run.kept_files import KeptFiles
 from clusterucb.run.manifest_file import read_manifest
+from clusterucb.run.pool_sketches import PoolSketches
+from clusterucb.run.store_types import Sketches
 from clusterucb.wording import counted
 
 _SCORES = filenames.SCORES
@@ -55,10 +57,12 @@ class Known:
 
     Attributes:
         description: where the prior comes from, as a sentence.
+        fingerprint: a hex SHA-256 of what the block is made of.
         block: a function that returns the prior's block, f32[N, P], from the pool's feature blocks and columns.
     """
 
     description: str
+    fingerprint: str
     block: Callable[[Blocks, Columns], NDArray[np.float32]]
 
 
@@ -120,11 +124,17 @@ class EarlierScores:
             raise RunError(f"{path} is damaged (it has scores above {_LARGEST:g}); {_REPEAT}")
         self._scores = {line.id: [line.subtasks[name] for name in self.subtasks] for line in lines}
 
-    def of_pool(self, ids: Sequence[str], contents: Mapping[str, Any]) -> Known:  # noqa: ARG002
+    def of_pool(
+        self,
+        ids: Sequence[str],
+        hashes: NDArray[np.uint8],  # noqa: ARG002
+        contents: Mapping[str, Any],  # noqa: ARG002
+    ) -> Known:
         """Return the prior of a pool.
 
         Args:
             ids: the ids of its N samples.
+            hashes: their content hashes, u8[N, 32]; not used.
             contents: the job's fingerprints, as in `GradientStore.check`; not used.
 
         Raises:
@@ -141,7 +151,7 @@ class EarlierScores:
         description = (
             f"{len(rows):,} of {counted(len(ids), 'sample')} have scores in {self.folder}, for {subtasks}"
         )
-        return Known(description, partial(filled, np.array(rows, np.int64), scores))
+        return Known(description, self.fingerprint, partial(filled, np.array(rows, np.int64), scores))
 
 
 class EarlierSketches:
@@ -150,41 +160,43 @@ class EarlierSketches:
     Args:
         folder: the store's folder.
 
-    Attributes:
-        fingerprint: the store's fingerprint.
-
     Raises:
         RunError: the folder holds no finished store.
     """
 
     def __init__(self, folder: Path) -> None:
         self._store = GradientStore(folder)
-        self.fingerprint = self._store.fingerprint
 
-    def of_pool(self, ids: Sequence[str], contents: Mapping[str, Any]) -> Known:
+    def of_pool(self, ids: Sequence[str], hashes: NDArray[np.uint8], contents: Mapping[str, Any]) -> Known:
         """Return the prior of a pool.
 
         Args:
             ids: the ids of its N samples.
+            hashes: their content hashes, u8[N, 32].
             contents: the job's fingerprints, as in `GradientStore.check`.
 
         Raises:
-            OptionError: the store was made for another pool.
+            OptionError: the store holds no sample of the pool.
         """
-        if contents["pool"] != self._store.manifest.identity.contents["pool"]:
+        store = self._store
+        found = PoolSketches(store, store.places(hashes, contents["pool"]))
+        if not found.covered.any():
             raise OptionError(
-                f"--prior {self._store.folder} is a gradient store of another pool; expected a store of this pool, or "
-                "the folder of a selection, which matches samples by id"
+                f"--prior {store.folder} is a gradient store of another pool; expected a store that holds samples of "
+                "this pool, or the folder of a selection, which matches samples by id"
             )
-        description = f"{counted(len(ids), 'sample')} have sketches in {self._store.folder}"
-        return Known(description, lambda *_: self.components())
+        n_covered = len(ids) - found.n_uncovered
+        some = f"{n_covered:,} of " if found.n_uncovered else ""
+        description = f"{some}{counted(len(ids), 'sample')} have sketches in {store.folder}"
+        return Known(description, found.fingerprint, lambda *_: components(found))
 
-    def components(self) -> NDArray[np.float32]:
-        """Return the sketches' principal components, f32[N, k]; a sample without a sketch counts as the zero vector."""
-        # Rows are in canonical order, so the first ones are as good as random ones.
-        first = self._store.rows(range(min(len(self._store), SPREAD)))
-        mean, directions = principal(_as_floats(first))
-        return np.concatenate([(one - mean) @ directions for one in map(_as_floats, self._store.shards())])
+
+def components(sketches: PoolSketches) -> NDArray[np.float32]:
+    """Return the sketches' principal components, f32[N, k]; a sample without a sketch counts as the zero vector."""
+    # Rows are in canonical order, so the first ones are as good as random ones.
+    first = sketches.rows(range(min(len(sketches), SPREAD)))
+    mean, directions = principal(_as_floats(first))
+    return np.concatenate([(one - mean) @ directions for one in map(_as_floats, sketches.each())])
 
 
 Earlier = EarlierScores | EarlierSketches
@@ -230,5 +242,5 @@ def filled(
     return every
 
 
-def _as_floats(sketches: NDArray[np.float16]) -> NDArray[np.float32]:
+def _as_floats(sketches: Sketches) -> NDArray[np.float32]:
     return np.nan_to_num(sketches.astype(np.float32), copy=False, nan=0.0)

@@ -10,9 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.engine.budget import Allowance, TimeAllowance, TokenAllowance
-from clusterucb.options.amounts import Seconds, Tokens
+from clusterucb.errors import OptionError
+from clusterucb.options.amounts import Seconds, Tokens, parse_budget, samples_of
+from clusterucb.options.search import Settings
 from clusterucb.progress import Advance, Note, Observer
 from clusterucb.run.folder import Run
+from clusterucb.samples.pool_and_target import Material
+from clusterucb.wording import counted
 
 
 class Spending:
@@ -54,6 +58,31 @@ class Spending:
         if (now := min(round(spent), self._left)) > self._told:
             self.count(now - self._told)
             self._told = now
+
+
+def check_unsketched(settings: Settings, material: Material) -> None:
+    """Check that the budget allows the gradients of samples that the store lacks, if scores are read from sketches.
+
+    Raises:
+        OptionError: it does not.
+    """
+    rows, lengths = material.unsketched, material.encoded.lengths
+    if not settings.free_scores or not len(rows):
+        return
+    limit, n_tokens = parse_budget("--budget", settings.budget), int(lengths[rows].sum())
+    if isinstance(limit, Seconds):
+        fits, expected = False, "a number of samples or tokens"
+    elif isinstance(limit, Tokens):
+        fits, expected = n_tokens <= limit.most, f"at least {n_tokens} tokens"
+    else:
+        fits, expected = len(rows) <= samples_of(limit, len(lengths)), f"at least {len(rows)}"
+    if not fits:
+        raise OptionError(
+            f"--budget is {settings.budget}, and {counted(len(rows), 'sample')} of the pool, which the gradient store "
+            f"{settings.store} does not hold, cost a gradient each; expected {expected}. Or leave out --scorer sketch: "
+            "the budget is then spent on the most promising samples. Or add them to the store: `clusterucb sketch` "
+            "with this pool"
+        )
 
 
 @contextmanager

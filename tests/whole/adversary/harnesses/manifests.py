@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from clusterucb import filenames
 from clusterucb.errors import RunError
@@ -99,14 +100,14 @@ def _as_store(folder: Path) -> None:
 def _shown_store(folder: Path) -> None:
     store = GradientStore(folder)
     store.to_json()
-    for _ in store.shards():
+    for _ in store.shards.each():
         pass
     store.applied_to(ScoringSettings())
 
 
 def _as_prior(folder: Path) -> None:
     for earlier in earlier_runs([folder], Surrogate()):
-        earlier.of_pool(["x"], {"pool": "x"})
+        earlier.of_pool(["x"], np.zeros((1, 32), np.uint8), {"pool": "x"})
 
 
 def _as_trial(folder: Path) -> None:

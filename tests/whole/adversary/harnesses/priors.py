@@ -21,6 +21,7 @@ from clusterucb.jobs.stages.prior import earlier_runs
 from clusterucb.policies.surrogate import Surrogate
 from clusterucb.run.gradient_store import GradientStore
 from clusterucb.run.ledger import _LINE, Ledger, _digest
+from clusterucb.run.pool_sketches import PoolSketches
 from whole.adversary.harnesses.choices import Choices
 from whole.adversary.harnesses.judged import check, outcome, scratch
 
@@ -37,7 +38,7 @@ def _with_scores(content: bytes) -> None:
         features = {"f": np.arange(8, dtype=np.float32).reshape(4, 2)}
         columns = {"source": np.array(["s", "s", "t", "t"], object)}
         for earlier in earlier_runs([folder], Surrogate()):
-            block = earlier.of_pool(ids, {}).block(features, columns)
+            block = earlier.of_pool(ids, np.zeros((len(ids), 32), np.uint8), {}).block(features, columns)
             check(block.shape[0] == 4 and block.dtype == np.float32, f"a prior of {block.shape}")
             check(np.isfinite(block).all(), "a prior that is not finite")
 
@@ -74,12 +75,13 @@ def _sketches(choices: Choices) -> None:
             (folder / SHARD).write_bytes(content)
         store = GradientStore(folder)
         store.failures()
-        for shard in store.shards():
+        for shard in store.shards.each():
             check(shard.dtype == np.float16, "a shard of another type")
-        store.scores(np.ones((1, store.sketch.dimension), np.float32))
+        sketches = PoolSketches(store, np.arange(len(store)))
+        sketches.scores(np.ones((1, store.sketch.dimension), np.float32))
         contents = {"pool": store.manifest.identity.contents["pool"]}
         for earlier in earlier_runs([folder], Surrogate()):
-            earlier.of_pool(["x"] * len(store), contents).block({}, {})
+            earlier.of_pool(["x"] * len(store), np.zeros((len(store), 32), np.uint8), contents).block({}, {})
 
 
 @cache
