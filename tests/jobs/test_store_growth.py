@@ -115,6 +115,11 @@ def test_a_pool_that_shrank_or_was_reordered_costs_nothing(job, tmp_path, monkey
     sizes = count_gradients(monkeypatch)
     store = make(job, rows(FIRST)[7:2:-1], folder)
     assert not sizes
+    sketches = store.rows(range(FIRST))
+    np.testing.assert_array_equal(np.concatenate(list(store.shards())), sketches)
+    np.testing.assert_allclose(
+        store.scores(sketches[:2].astype(np.float32)), sketches @ sketches[:2].T, atol=2e-3
+    )
     assert len(store) == FIRST
     assert store.manifest.inputs.pool_samples == 5
     assert files(folder).items() >= before.items()

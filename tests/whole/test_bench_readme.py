@@ -52,6 +52,12 @@ def test_the_table_of_parts_of_a_store_is_that_of_the_committed_results(bench):
     assert all(one["predicted, some drawn first"][1] > one["predicted"][1] for one in of_code)
 
 
+def test_bytes_lose_less_recall_than_what_they_are_offered_for(bench):
+    found = json.loads((BENCHMARKS / "results" / "store-types-smollm2-135m.json").read_text())
+    assert bench("bench_store_types").table(found) in (BENCHMARKS / "README.md").read_text()
+    assert all(one["halves"] - one["bytes"] < 0.005 for one in found.values())
+
+
 @pytest.mark.parametrize("kind", ["replay", "no-signal", "gradient-clusters"])
 def test_tables_of_replays_are_those_of_the_committed_results(kind, bench_replay):
     results = json.loads((BENCHMARKS / "results" / f"{kind}-smollm2-135m.json").read_text())

@@ -107,7 +107,7 @@ def test_a_store_learns_its_samples_and_then_grows(former):
     store = cu.sketch(grown, **making)
     assert len(store) == 41
     assert sorted(store.ids)[0] != ""
-    assert [len(shard) for shard in store.shards.samples] == [40, 1]
+    assert [len(shard) for shard in store.kept.samples] == [40, 1]
 
 
 def test_runs_and_stores_are_priors(former):

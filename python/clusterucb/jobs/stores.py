@@ -117,8 +117,8 @@ class _Plan:
 
     @classmethod
     def of(cls, found: Sequence[GradientStore]) -> _Plan:
-        contents = np.concatenate([store.shards.contents for store in found])
-        tokens = np.concatenate([shard.tokens for store in found for shard in store.shards.samples])
+        contents = np.concatenate([store.kept.contents for store in found])
+        tokens = np.concatenate([shard.tokens for store in found for shard in store.kept.samples])
         ids = [name for store in found for name in store.ids]
         stores = np.repeat(np.arange(len(found)), [len(store) for store in found])
         rows = np.concatenate([np.arange(len(store)) for store in found])
@@ -142,7 +142,7 @@ def _check_like(one: GradientStore, other: GradientStore) -> None:
     Raises:
         OptionError: they cannot, or a store does not know its samples.
     """
-    if not other.shards.knows_samples:
+    if not other.kept.knows_samples:
         raise OptionError(
             f"the gradient store {other.folder} does not know its samples, because an earlier version made it; repeat "
             "the `clusterucb sketch` that made it once, with its pool, and it knows them"
@@ -228,7 +228,7 @@ def _sources(
     for at, (number, place) in enumerate(
         zip(plan.stores[part].tolist(), plan.rows[part].tolist(), strict=True)
     ):
-        shards = found[number].shards
+        shards = found[number].kept
         shard = int(np.searchsorted(shards.starts, place, side="right")) - 1
         yield at, place - int(shards.starts[shard]), shards.arrays(shard), shards.failures(shard).get(place)
 

@@ -20,7 +20,7 @@ Decisions:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from clusterucb.atomic import file_sha256
 from clusterucb.errors import OptionError, RunError
+from clusterucb.kernels import ops
 from clusterucb.kernels.projection import VERSION, Sketch
 from clusterucb.model.checkpoint_files import optimizer_file
 from clusterucb.options.keywords import AnySettings
@@ -61,7 +62,7 @@ class GradientStore:
         folder: the store's folder.
         manifest: the store's settings and cost.
         sketch: the projection of the sketches.
-        shards: the shards with the sketches.
+        kept: the shards with the samples and the sketches, as they lie in the folder.
 
     Raises:
         RunError: the folder holds no finished store.
@@ -94,7 +95,7 @@ class GradientStore:
             )
         self._files = KeptFiles(folder, self.manifest.files, remedy=_REMEDY)
         self.sketch = Sketch(options["--sketch-dim"], projection["nonzeros"], options["--seed"])
-        self.shards = StoreShards(
+        self.kept = StoreShards(
             self._files,
             dimension=self.sketch.dimension,
             dtype=self.dtype,
@@ -104,7 +105,7 @@ class GradientStore:
 
     def __len__(self) -> int:
         """Return M, the number of samples that the store holds."""
-        return int(self.shards.starts[-1])
+        return int(self.kept.starts[-1])
 
     @property
     def fingerprint(self) -> str:
@@ -119,16 +120,35 @@ class GradientStore:
     @property
     def ids(self) -> list[str]:
         """The ids that the M samples had when they were sketched; empty for a store of version 0.1."""
-        return [name for shard in self.shards.samples for name in shard.ids]
+        return [name for shard in self.kept.samples for name in shard.ids]
 
     @property
     def content_hashes(self) -> list[str]:
         """The hex SHA-256 of the content of each of the M samples; empty for a store of version 0.1."""
-        return [contents.tobytes().hex() for contents in self.shards.contents]
+        return [contents.tobytes().hex() for contents in self.kept.contents]
 
     def rows(self, rows: range) -> Sketches:
         """Return the sketches of consecutive rows, f16[m, d] or f32[m, d]; NaN where a gradient failed."""
-        return self.shards.rows(np.arange(rows.start, min(rows.stop, len(self))))
+        return self.kept.rows(np.arange(rows.start, min(rows.stop, len(self))))
+
+    def shards(self) -> Iterator[Sketches]:
+        """Yield the sketches of all rows, one shard f16[m, d] or f32[m, d] at a time."""
+        return self.kept.each()
+
+    def scores(
+        self, targets: NDArray[np.float32], advance: Callable[[int], None] = lambda _: None
+    ) -> NDArray[np.float64]:
+        """Return the estimated scores f64[M, S] of all rows.
+
+        Args:
+            targets: f32[S, d], the finished sketches of the directions.
+            advance: a function that is called with each number of rows done.
+        """
+        found = []
+        for sketches in self.shards():
+            found.append(ops.sketch_products(sketches, targets))
+            advance(len(found[-1]))
+        return np.concatenate(found)
 
     def places(self, contents: NDArray[np.uint8], fingerprint: str | None) -> NDArray[np.int64]:
         """Return the store's row of each of a pool's N samples, i64[N]; -1 where the store does not hold it.
@@ -140,8 +160,8 @@ class GradientStore:
         Raises:
             OptionError: the store does not know its samples, and was made for another pool.
         """
-        if self.shards.knows_samples:
-            return places(self.shards.contents, contents)
+        if self.kept.knows_samples:
+            return places(self.kept.contents, contents)
         if fingerprint != self.manifest.identity.contents["pool"] or len(contents) != len(self):
             raise OptionError(
                 f"the gradient store {self.folder} was made with another pool, by a version whose stores do not know "
@@ -173,7 +193,7 @@ class GradientStore:
         for name in sorted(self.manifest.files or ()):
             if self._files.find(name) is None:
                 raise self._missing(name)
-        for _ in self.shards.each():
+        for _ in self.shards():
             pass
         self.failures()
 
@@ -197,8 +217,8 @@ class GradientStore:
     def failures(self) -> dict[int, str]:
         """Return why rows have no sketch, by row."""
         found: dict[int, str] = {}
-        for number in range(len(self.shards)):
-            found |= self.shards.failures(number)
+        for number in range(len(self.kept)):
+            found |= self.kept.failures(number)
         return found
 
     def applied_to(self, settings: AnySettings) -> AnySettings:

@@ -71,7 +71,7 @@ class PoolSketches:
 
     def rows(self, rows: range) -> Sketches:
         """Return the sketches of consecutive samples, f16[m, d] or f32[m, d]; NaN where there is none."""
-        return self.store.shards.rows(self._places[rows.start : rows.stop])
+        return self.store.kept.rows(self._places[rows.start : rows.stop])
 
     def each(self) -> Iterator[Sketches]:
         """Yield the sketches of all samples in order, at most `SHARD` of them at a time; NaN where there is none."""
@@ -88,7 +88,7 @@ class PoolSketches:
             advance: a function that is called with each number of samples done.
         """
         found = np.full((len(self), len(targets)), np.nan)
-        shards, mine = self.store.shards, np.flatnonzero(self.covered)
+        shards, mine = self.store.kept, np.flatnonzero(self.covered)
         mine = mine[np.argsort(self._places[mine], kind="stable")]
         bounds = np.searchsorted(self._places[mine], shards.starts)
         for number, (start, end) in enumerate(pairwise(bounds.tolist())):
@@ -103,8 +103,8 @@ class PoolSketches:
     def failures(self) -> dict[int, str]:
         """Why samples that the store holds have no sketch, by their number in the pool."""
         stored: dict[int, str] = {}
-        for number in range(len(self.store.shards)):
-            stored |= self.store.shards.failures(number)
+        for number in range(len(self.store.kept)):
+            stored |= self.store.kept.failures(number)
         if not stored:
             return {}
         return {row: stored[place] for row, place in enumerate(self._places.tolist()) if place in stored}

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 HASH = 32  # bytes of a content hash, a SHA-256
+_MOST_TOKENS = 1 << 31  # tokens of a sample
 SHAPES: Mapping[str, tuple[type[np.generic], tuple[int | None, ...]]] = {
     "contents": (np.uint8, (None, HASH)),
     "tokens": (np.int64, (None,)),
@@ -72,7 +73,11 @@ class ShardSamples:
         bounds = [0, *ends.tolist()]
         if not len(contents) == len(tokens) == len(ends) or not len(contents):
             raise ValueError(f"it has {len(contents)} contents, {len(tokens)} lengths and {len(ends)} ids")
-        if bounds != sorted(bounds) or bounds[-1] != len(text) or (tokens < 0).any():
+        if (
+            bounds != sorted(bounds)
+            or bounds[-1] != len(text)
+            or ((tokens < 0) | (tokens > _MOST_TOKENS)).any()
+        ):
             raise ValueError("its ids or lengths are none")
         ids = [text[start:end].decode(errors="replace") for start, end in pairwise(bounds)]
         return cls(contents, tokens, ids)
@@ -87,7 +92,16 @@ def places(contents: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> NDArray[np
     """
     if not len(contents) or not len(wanted):
         return np.full(len(wanted), -1, np.int64)
-    known, sought = (np.ascontiguousarray(one).view(f"S{HASH}")[:, 0] for one in (contents, wanted))
+    # The first eight bytes sort ten times as fast as all; whether the others are the same is seen afterwards.
+    known, sought = (
+        np.ascontiguousarray(one[:, :8]).view(">u8")[:, 0].astype(np.uint64) for one in (contents, wanted)
+    )
     order = np.argsort(known, kind="stable")
+    if (
+        known[order][1:] == known[order][:-1]
+    ).any():  # nobody has seen that; the whole hashes tell them apart
+        known, sought = (np.ascontiguousarray(one).view(f"S{HASH}")[:, 0] for one in (contents, wanted))
+        order = np.argsort(known, kind="stable")
     at = order[np.minimum(np.searchsorted(known, sought, sorter=order), len(known) - 1)]
-    return np.where(known[at] == sought, at, -1).astype(np.int64)
+    same: NDArray[np.bool_] = (contents[at] == wanted).all(axis=1)
+    return np.where(same, at, -1).astype(np.int64)

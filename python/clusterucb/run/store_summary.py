@@ -67,6 +67,6 @@ class StoreSummary(msgspec.Struct):
             checkpoints=store.n_checkpoints if whole else 0,
             model=str(store.manifest.identity.contents["model"]),
             fingerprint=store.fingerprint,
-            knows_samples=store.shards.knows_samples,
+            knows_samples=store.kept.knows_samples,
             checksums=checksums,
         )

@@ -245,7 +245,7 @@ def _expected(
     sketches = None
     if store:  # only the first rows were read; a store of version 0.1 cannot tell which they are
         hashes = prepared.material.contents
-        known = store.shards.knows_samples
+        known = store.kept.knows_samples
         places = store.places(hashes, None) if known else np.arange(len(hashes)) % len(store)
         sketches = PoolSketches(store, places)
     job = Job(store.applied_to(settings) if store else settings, prepared, sketches, observer)

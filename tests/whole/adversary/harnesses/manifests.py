@@ -100,7 +100,7 @@ def _as_store(folder: Path) -> None:
 def _shown_store(folder: Path) -> None:
     store = GradientStore(folder)
     store.to_json()
-    for _ in store.shards.each():
+    for _ in store.shards():
         pass
     store.applied_to(ScoringSettings())
 

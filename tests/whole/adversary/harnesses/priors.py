@@ -75,7 +75,7 @@ def _sketches(choices: Choices) -> None:
             (folder / SHARD).write_bytes(content)
         store = GradientStore(folder)
         store.failures()
-        for shard in store.shards.each():
+        for shard in store.shards():
             check(shard.dtype == np.float16, "a shard of another type")
         sketches = PoolSketches(store, np.arange(len(store)))
         sketches.scores(np.ones((1, store.sketch.dimension), np.float32))
