@@ -226,7 +226,7 @@ def test_what_is_drawn_after_the_kernel_is_learnt_is_what_all_rows_say():
         {"x": features},
         np.arange(600) % 7,
         np.random.default_rng(3).random(600),
-        budget=590,
+        budget=600,
         n_select=30,
     )
     policy, regression = Surrogate(), Regression(pool, 2)
@@ -234,7 +234,7 @@ def test_what_is_drawn_after_the_kernel_is_learnt_is_what_all_rows_say():
     rows = np.flatnonzero(~np.isnan(scores[:, 0]))[:450]
     policy.tell(rows, scores[rows].max(axis=1), scores[rows])
     regression.add(rows, scores[rows])
-    assert regression.n_when_learnt == 450
+    assert regression.when_learnt == [450]
     available = np.ones(600, np.bool_)
     available[rows] = False
     others = np.flatnonzero(available)
