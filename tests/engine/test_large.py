@@ -190,8 +190,12 @@ def test_a_mapped_file_is_forgotten_and_read_again(tmp_path: Path):
         np.testing.assert_array_equal(said([mapped])[0], said([rows])[0])
     part = floats(mapped, slice(13, 33_001))
     np.testing.assert_array_equal(part, rows[13:33_001])
-    large.forget(mapped[5:], slice(0, 100))  # a part of a file, whose pages others may use
+    large.forget(mapped[5:], slice(0, 100))  # does nothing: a part of a file
     np.testing.assert_array_equal(mapped, rows)
+    changed = np.memmap(tmp_path / "rows", np.float16, "c", shape=rows.shape)
+    changed[:] = 1  # in memory alone
+    assert (floats(np.asarray(changed), slice(0, 40_000)) == 1).all()
+    assert (changed == 1).all()
 
 
 def pool_with_scores(n_rows: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
