@@ -300,7 +300,9 @@ class _Missed:
 
     def __init__(self, values: Floats, predicted: _Predicted, used: slice | NDArray[np.bool_]) -> None:
         values, left_out, undrawn = values[used], predicted.left_out[used], predicted.undrawn
-        self._each = predicted.n_undrawn / len(undrawn)  # undrawn rows that a predicted one stands for
+        self._each = predicted.n_undrawn / max(
+            len(undrawn), 1
+        )  # undrawn rows that a predicted one stands for
         order = np.argsort(left_out, kind="stable")[:: -(-len(left_out) // _RESIDUALS)]
         expected, self._surprises = left_out[order], (values - left_out)[order]
         self._predicted = np.sort(undrawn)
@@ -314,7 +316,8 @@ class _Missed:
         # a pair for each part and each of its neighbours: the residual, the part's end and size, and the number of
         # its neighbours
         n_around = last - first
-        self._residual = np.concatenate([np.arange(*ends) for ends in zip(first, last, strict=True)])
+        ends = zip(first.tolist(), last.tolist(), strict=True)
+        self._residual = np.concatenate([np.arange(0), *(np.arange(*pair) for pair in ends)])
         self._end, self._size, self._n_around = (
             np.repeat(of_part, n_around) for of_part in (bounds[1:], np.diff(bounds), n_around)
         )

@@ -96,7 +96,7 @@ class Surrogate(Policy):
         self, regression: Regression, n: int, available: NDArray[np.bool_]
     ) -> NDArray[np.int64]:
         """Return the available rows; of a large pool, the candidates among them, if there are ``n``."""
-        early = [n for n in regression.when_learnt if n <= _EARLY * self._pool.budget]
+        early = [count for count in regression.when_learnt if count <= _EARLY * self._pool.budget]
         n_then = early[-1] if early else 0
         if n_then and is_large(len(self._pool)):
             if self._candidates[0] != n_then:
