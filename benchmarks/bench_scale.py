@@ -1,6 +1,6 @@
 """Measure a whole selection from millions of rows: reading, features, decisions and writing, and their memory.
 
-    python benchmarks/bench_scale.py [--rows 1000000,3000000,10000000] [--budget 20%] [--select 5%] [--json FILE]
+    python benchmarks/bench_scale.py [--rows 1000000,3000000,10000000] [--search-only] [--json FILE]
 
 `cu.select` runs as a user calls it, with its default features, clusters and policy, in a process of its own. One thing
 is made: scores come from a table, because a gradient of each of two million draws would take weeks. A row's scores are
@@ -16,9 +16,12 @@ The parts of a run are
 - recording: the ledger, which holds each draw before it is scored, and its scores;
 - writing: the files of the result.
 
-Each has its wall time, its processor time and the largest resident set. A resident set has two parts: what the process
-holds itself (RssAnon), and pages of files that are mapped into memory, which the system can reclaim at any time. A
-busy machine stretches wall times and, less, processor times; the load is in the results.
+With ``--search-only``, features are made, in files that are mapped into memory, and `cu.search` runs on them: this
+measures the decisions without the hour that reading and encoding take.
+
+Each part has its wall time, its processor time and the largest resident set. A resident set has two parts: what the
+process holds itself (RssAnon), and pages of files that are mapped into memory, which the system can reclaim at any
+time. A busy machine stretches wall times and, less, processor times; the load is in the results.
 """
 
 from __future__ import annotations
@@ -112,18 +115,99 @@ class Table:
         self.scores += rng.normal(size=self.scores.shape)
 
 
+def made_features(folder: Path, n_rows: int):
+    """Return features like those of a made pool, f16[N, k] mapped from files, and the source of each row."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    words = rng.normal(size=(N_SOURCES, WORDS_OF_SOURCE, HIDDEN)).astype(np.float32)
+    of_row = rng.integers(0, N_SOURCES, n_rows)
+    blocks = {}
+    for name, n_words in (("prompt", 1), ("answer", 2), ("length", 0)):
+        width = HIDDEN if n_words else 2
+        rows = np.memmap(folder / name, np.float16, "w+", shape=(n_rows, width))
+        for begin in range(0, n_rows, 1 << 16):
+            here = of_row[begin : begin + (1 << 16)]
+            some = 0.3 * rng.standard_normal((len(here), width), np.float32)
+            for _ in range(n_words):
+                some += words[here, rng.integers(0, WORDS_OF_SOURCE, len(here))] / n_words
+            rows[begin : begin + len(here)] = some
+        rows.flush()
+        blocks[name] = np.asarray(np.memmap(folder / name, np.float16, "r", shape=(n_rows, width)))
+    return blocks, np.array([f"s{source}" for source in range(N_SOURCES)], object)[of_row]
+
+
+def timed_policy(name: str):
+    """Return a policy, and a list that gets the seconds of each of its decisions."""
+    from clusterucb import plugins
+
+    policy, seconds = plugins.load().make("policy", name, {}), []
+    decide = policy.ask
+
+    def ask(*arguments):
+        began = time.perf_counter()
+        rows = decide(*arguments)
+        seconds.append(time.perf_counter() - began)
+        return rows
+
+    policy.ask = ask
+    return policy, seconds
+
+
+def search_only(folder: Path, options: argparse.Namespace) -> None:
+    """Search among made features, and print what it took as JSON."""
+    import clusterucb as cu
+    from clusterucb.options.amounts import parse_count
+
+    n_rows, clock = options.one_search, Clock()
+    policy, seconds = timed_policy(options.policy)
+    features, sources = made_features(folder, n_rows)
+    table = Table(sources).scores
+    budget, n_select = (int(n_rows * parse_count("", text)) for text in (options.budget, options.select))
+
+    def looked_up(rows):
+        with clock.part("scoring"):
+            return table[rows]
+
+    with clock.part("decisions"):
+        found = cu.search(
+            features,
+            looked_up,
+            clusterer=cu.KMeans(),
+            policy=policy,
+            budget=cu.engine.Budget(draws=budget, watch=lambda _: None),
+            n_select=n_select,
+            side=cu.SideInformation(columns={"source": sources}),
+            schedule=cu.Schedule(batch_size=8),
+        )
+    print(json.dumps(summary(clock, table, found, seconds)), flush=True)
+
+
+def summary(clock: Clock, scores, selection, seconds: list[float]) -> dict[str, object]:
+    """Return what a process measured, and what it found."""
+    return {
+        "wall": clock.wall,
+        "cpu": clock.cpu,
+        "spans": clock.spans,
+        "decisions": len(seconds),
+        "longest decision": max(seconds),
+        "draws": selection.n_scored,
+        "arms": len(selection.draws),
+        "estimated recall": selection.recall and selection.recall.estimate,
+        "recall": recall_of(scores, selection.rows),
+    }
+
+
 def run(folder: Path, options: argparse.Namespace) -> None:
     """Select for real, and print what each part took as JSON."""
     os.environ["CLUSTERUCB_CACHE_LIMIT"] = "0"
-    import numpy as np
-
     import clusterucb as cu
-    from clusterucb import plugins
     from clusterucb.engine.draws import RowScores
     from clusterucb.jobs.stages.features import PoolFeatures
     from clusterucb.jobs.stages.influence import Influence
     from clusterucb.run.ledger import Ledger
 
+    policy, seconds = timed_policy(options.policy)
     job, clock, tables = import_module("clusterucb.jobs.select"), Clock(), []
 
     def looked_up(influence: Influence, rows):
@@ -147,24 +231,12 @@ def run(folder: Path, options: argparse.Namespace) -> None:
         str(folder / "dev.jsonl"),
         model=str(folder / "model"),
         out=folder / "run",
-        policy=plugins.load().make("policy", options.policy, {}),
+        policy=policy,
         budget=options.budget,
         select=options.select,
         warmup_steps=1,
     )
-    selected = tables[0].scores[found.rows]
-    standard = tables[0].scores.std(axis=0)
-    found = {
-        "wall": clock.wall,
-        "cpu": clock.cpu,
-        "spans": clock.spans,
-        "draws": found.selection.n_scored,
-        "arms": len(found.selection.draws),
-        "estimated recall": found.selection.recall and found.selection.recall.estimate,
-        "recall": recall_of(tables[0].scores, found.rows),
-        "best": float(np.max(selected / standard, axis=1).mean()),
-    }
-    print(json.dumps(found), flush=True)
+    print(json.dumps(summary(clock, tables[0].scores, found.selection, seconds)), flush=True)
 
 
 def recall_of(scores, rows) -> float:
@@ -213,19 +285,28 @@ class Memory:
         return peaks
 
 
+def write_job(folder: Path, n_rows: int) -> None:
+    """Write a model, a target and a pool."""
+    tiny.write_model(folder / "model", hidden_size=HIDDEN)
+    target = tiny.rows(6, seed=3)
+    tiny.write_rows(
+        folder / "dev.jsonl", [{**row, "subtask": SUBTASKS[at % 3]} for at, row in enumerate(target)]
+    )
+    write_pool(folder / "pool.jsonl", n_rows)
+
+
 def measured(n_rows: int, options: argparse.Namespace) -> dict[str, object]:
     """Make a pool, select from it in a process of its own, and return what was measured."""
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
         folder = Path(temporary)
         (folder / "tmp").mkdir()
-        tiny.write_model(folder / "model", hidden_size=HIDDEN)
-        target = tiny.rows(6, seed=3)
-        tiny.write_rows(
-            folder / "dev.jsonl", [{**row, "subtask": SUBTASKS[at % 3]} for at, row in enumerate(target)]
-        )
-        write_pool(folder / "pool.jsonl", n_rows)
+        if options.search_only:
+            given = ["--one-search", str(n_rows)]
+        else:
+            write_job(folder, n_rows)
+            given = []
         load, began = os.getloadavg()[0], time.perf_counter()
-        given = ["--policy", options.policy, "--budget", options.budget, "--select", options.select]
+        given += ["--policy", options.policy, "--budget", options.budget, "--select", options.select]
         process = subprocess.Popen(
             [sys.executable, __file__, "--one", str(folder), *given],
             stdout=subprocess.PIPE,
@@ -242,6 +323,7 @@ def measured(n_rows: int, options: argparse.Namespace) -> dict[str, object]:
     spans, wall, cpu = (found.pop(name) for name in ("spans", "wall", "cpu"))
     return {
         "rows": n_rows,
+        "what": "search among made features" if options.search_only else "selection",
         "policy": options.policy,
         "load before": round(load, 1),
         "load after": round(os.getloadavg()[0], 1),
@@ -265,12 +347,14 @@ def main() -> None:
     parser.add_argument("--policy", default="surrogate")
     parser.add_argument("--budget", default="20%")
     parser.add_argument("--select", default="5%")
+    parser.add_argument("--search-only", action="store_true", help="measure decisions alone")
     parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
     parser.add_argument("--json", type=Path, help="write the results to this file")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--one-search", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        run(options.one, options)
+        (search_only if options.one_search else run)(options.one, options)
         return
     results = []
     for n_rows in map(int, options.rows.split(",")):

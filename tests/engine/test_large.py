@@ -190,8 +190,12 @@ def test_a_mapped_file_is_forgotten_and_read_again(tmp_path: Path):
         np.testing.assert_array_equal(said([mapped])[0], said([rows])[0])
     part = floats(mapped, slice(13, 33_001))
     np.testing.assert_array_equal(part, rows[13:33_001])
-    large.forget(mapped[5:], slice(0, 100))  # a part of a file, whose pages others may use
+    large.forget(mapped[5:], slice(0, 100))  # does nothing: a part of a file
     np.testing.assert_array_equal(mapped, rows)
+    changed = np.memmap(tmp_path / "rows", np.float16, "c", shape=rows.shape)
+    changed[:] = 1  # in memory alone
+    assert (floats(np.asarray(changed), slice(0, 40_000)) == 1).all()
+    assert (changed == 1).all()
 
 
 def pool_with_scores(n_rows: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -226,7 +230,7 @@ def test_what_is_drawn_after_the_kernel_is_learnt_is_what_all_rows_say():
         {"x": features},
         np.arange(600) % 7,
         np.random.default_rng(3).random(600),
-        budget=590,
+        budget=600,
         n_select=30,
     )
     policy, regression = Surrogate(), Regression(pool, 2)
@@ -234,7 +238,7 @@ def test_what_is_drawn_after_the_kernel_is_learnt_is_what_all_rows_say():
     rows = np.flatnonzero(~np.isnan(scores[:, 0]))[:450]
     policy.tell(rows, scores[rows].max(axis=1), scores[rows])
     regression.add(rows, scores[rows])
-    assert regression.n_when_learnt == 450
+    assert regression.when_learnt == [450]
     available = np.ones(600, np.bool_)
     available[rows] = False
     others = np.flatnonzero(available)

@@ -55,6 +55,11 @@ def test_rows_are_missed_as_often_as_their_neighbours_surprise(n_drawn, n_others
         assert missed(least) == pytest.approx(lifted.sum())
 
 
+def test_no_row_is_missed_if_none_is_left():
+    missed = _Missed(numbers(30, 0), _Predicted(slice(None), numbers(30, 1), np.zeros(0), 0), slice(None))
+    assert missed(0.0) == 0
+
+
 @given(weight=st.floats(0.1, 10), n=st.integers(1, 50), n_others=st.integers(0, 50))
 def test_what_weighs_nothing_says_nothing(weight, n, n_others):
     weights = np.array([weight] * n + [0.0] * n_others)

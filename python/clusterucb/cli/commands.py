@@ -59,7 +59,7 @@ Environment variables:
 - `CLUSTERUCB_CACHE`: folder of the cache (~/.cache/clusterucb)
 - `CLUSTERUCB_CACHE_LIMIT`: largest size of cached features in GB; 0: none (10)
 - `CLUSTERUCB_SIMD`: CPU kernels: avx512, avx2, generic (the fastest here)
-- `TMPDIR`: folder for temporary files: rows and tokens of a pool (/tmp)
+- `TMPDIR`: folder for temporary files: rows and tokens of a pool, features of a large one (/tmp)
 - `HF_HOME`, `HF_TOKEN`: folder of hub models; your access token
 - `HF_HUB_OFFLINE=1`: load hub models from the local cache only
 - `CUDA_VISIBLE_DEVICES`: the GPUs to use

@@ -35,6 +35,7 @@ _BLOCK = 8192  # rows per block; the cosines of 8192 rows with 1000 centres take
 _SEEDING_ROWS = 64  # rows per cluster that seeding chooses from
 _ROWS_OF_CLUSTER = 16  # evenly spaced rows of a large pool for each cluster, to which centres are fitted
 _FEWEST_ROWS = 1 << 14  # the fewest of these rows
+_PART = 1 << 17  # rows of a large pool that are divided among the groups at a time
 _SETTLED = 0.002  # the share of rows that change their cluster at which centres of a large pool are final
 _ONE_LEVEL = 256  # the most clusters of a large pool without groups
 
@@ -111,7 +112,7 @@ class Tree:
                 members = order[begin:end]
                 found[members] = first[number] + _assign(some[members], self.clusters[number], product)[0]
 
-        in_parts(one, len(rows))
+        in_parts(one, len(rows), _PART)
         return labels
 
 

@@ -8,6 +8,7 @@ rule). A cap keeps one source of the pool from filling the selection.
 from __future__ import annotations
 
 from collections import Counter
+from heapq import heapify, heappop, heapreplace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -46,8 +47,12 @@ def choose(
         iter(own[np.lexsort((rows[own], -one[own]))].tolist())
         for own, one in zip(some, values.T, strict=True)
     ]
-    votes = np.ones(len(orders)) if weights is None else weights.copy()
-    seats = np.zeros(len(orders))
+    votes = [1.0] * len(orders) if weights is None else weights.tolist()
+    seats = [0] * len(orders)
+    turns = [
+        (-own, turn) for turn, own in enumerate(votes)
+    ]  # by votes / (seats + 1); the lower column wins a tie
+    heapify(turns)
     taken: list[int] = []
     count: Counter[object] = Counter()
 
@@ -55,13 +60,14 @@ def choose(
         return position not in seen and not (cap and groups is not None and count[groups[position]] >= cap)
 
     seen: set[int] = set()
-    while len(taken) < n_select and votes.any():
-        turn = int(np.argmax(votes / (seats + 1))) if len(orders) > 1 else 0
+    while len(taken) < n_select and turns:
+        _, turn = turns[0]
         position = next(filter(admitted, orders[turn]), None)
         if position is None:
-            votes[turn] = 0
+            heappop(turns)
             continue
         seats[turn] += 1
+        heapreplace(turns, (-votes[turn] / (seats[turn] + 1), turn))
         taken.append(position)
         seen.add(position)
         if groups is not None:

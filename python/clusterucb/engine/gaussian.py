@@ -280,8 +280,9 @@ class Posterior:
             resolved = sizes > _RESOLVED * float(kernel.variance(inducing).mean())
             spanned = axes[:, resolved] / np.sqrt(sizes[resolved])
             inner, projected = np.zeros_like(prior), np.zeros((len(points), values.shape[1]))
+            columns, _ = _with(kernel, inducing)
             for here in slices(len(rows), _at_once(len(points))):
-                some = kernel(rows[here], inducing).astype(np.float64)
+                some = columns(rows[here]).astype(np.float64)
                 inner += some.T @ some
                 projected += some.T @ values[here]
             precision = spanned.T @ inner @ spanned / noise + np.eye(spanned.shape[1])
@@ -346,14 +347,18 @@ class Posterior:
 
     @cached_property
     def _columns(self) -> tuple[Callable[[Rows], NDArray[np.float32]], Product]:
-        """Return a function from rows i64[m] to their kernel with the points f32[m, p], and a matrix product."""
-        if is_large(self.kernel.inputs.n_rows):
-            return KernelColumns(self.kernel, self.points), product
-        return lambda rows: self.kernel(rows, self.points), np.matmul
+        return _with(self.kernel, self.points)
 
     def _in_parts(self, one: Callable[[slice], None], n_rows: int) -> None:
         """Call a function, in threads, with slices of rows whose kernel with the points fits into a core's cache."""
         in_parts(one, n_rows, _at_once(len(self.points)))
+
+
+def _with(kernel: Kernel, points: Rows) -> tuple[Callable[[Rows], NDArray[np.float32]], Product]:
+    """Return a function from rows i64[m] to their kernel with points i64[p], f32[m, p], and a matrix product."""
+    if is_large(kernel.inputs.n_rows):
+        return KernelColumns(kernel, points), product
+    return lambda rows: kernel(rows, points), np.matmul
 
 
 def _at_once(n_others: int) -> int:

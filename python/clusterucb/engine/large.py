@@ -65,12 +65,14 @@ def floats(block: NDArray[np.floating], rows: slice | NDArray[np.int64]) -> NDAr
 
 
 def forget(block: NDArray[np.floating], rows: slice) -> None:
-    """Let the system take back the memory of rows of a block that is a whole mapped file; do nothing with others.
+    """Let the system take back the memory of rows of a block that is a whole file, mapped to be read alone.
 
     They are read again when they are used again. Otherwise, all rows would stay in memory after they are read once.
     """
     whole = block.base
-    if not (isinstance(whole, np.memmap) and whole.offset == 0 and whole.nbytes == block.nbytes):
+    if not (isinstance(whole, np.memmap) and whole.mode == "r"):  # others may have changes that no file has
+        return
+    if whole.offset or whole.nbytes != block.nbytes:
         return
     pages: mmap.mmap = whole._mmap  # type: ignore[attr-defined]
     begin, end, _ = rows.indices(len(block))

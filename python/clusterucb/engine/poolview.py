@@ -20,6 +20,7 @@ from clusterucb.engine.rules import Rules
 from clusterucb.errors import OptionError
 from clusterucb.wording import counted
 
+_EXPONENT = np.uint16(0x7C00)  # the exponent of half-precision infinity and NaN
 ESTIMATES = "estimates"  # the block of `PoolView.prior` that estimates the scores of this search, f32[N, S]
 
 
@@ -188,7 +189,7 @@ def numbered(column: NDArray[np.generic]) -> NDArray[np.int64]:
     """Number the distinct values of a column from 0 in sorted order, and return each row's number, i64[N]."""
     if column.dtype == object:  # one text for many rows: sorting all rows takes minutes in a pool of millions
         number_of = {value: number for number, value in enumerate(sorted(set(column)))}
-        return np.fromiter((number_of[value] for value in column), np.int64, len(column))
+        return np.fromiter(map(number_of.__getitem__, column), np.int64, len(column))
     if column.dtype.kind in "iu" and len(column):
         low = int(column.min())
         n_values = int(column.max()) - low + 1
@@ -222,7 +223,15 @@ def _not_finite(block: NDArray[np.floating]) -> NDArray[np.int64]:
     bad = np.zeros(len(block), np.bool_)
 
     def one(here: slice) -> None:
-        bad[here] = ~np.isfinite(block[here]).all(axis=1)
+        some = block[here]
+        if (
+            some.dtype == np.float16 and some.flags.c_contiguous
+        ):  # as whole numbers, which takes a tenth of the time
+            exponents = some.view(np.uint16) & _EXPONENT
+            if exponents.max(initial=0) < _EXPONENT:
+                forget(block, here)
+                return
+        bad[here] = ~np.isfinite(some).all(axis=1)
         forget(block, here)
 
     in_parts(one, len(block))

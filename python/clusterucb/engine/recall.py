@@ -50,7 +50,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.engine.arms import FEWEST_RANDOM
-from clusterucb.engine.large import evenly, is_large
+from clusterucb.engine.large import evenly, is_large, largest
 from clusterucb.engine.poolview import PoolView
 from clusterucb.engine.regression import Regression
 from clusterucb.engine.rules import chosen_of_best
@@ -270,13 +270,14 @@ def _evidence(values: Floats, predicted: _Predicted, chance: Floats, n_best: flo
         chance: f64[n], the inclusion probabilities; NaN where a policy chose the row.
         n_best: the number of best rows.
     """
-    falling = np.sort(values)[::-1]
+    best = values[largest(values, math.floor(n_best) + 1)]
+    falling = np.sort(best)[::-1]
     random = ~np.isnan(chance)
     weights = 1 / chance[random]
     n_rows = len(values) + predicted.n_undrawn
     expected = _n_effective(weights) * n_best / n_rows  # expected random draws among the best
     least = _quantile(values[random], weights, n_best * weights.sum() / n_rows)
-    by_random = min(float(np.searchsorted(-falling, -least, side="right")), n_best)
+    by_random = min(float(np.count_nonzero(values >= least)), n_best)
     own = values[predicted.at]
     missed, fairly = (_Missed(own, predicted, some) for some in (slice(None), random[predicted.at]))
     found = _found(falling, n_best, missed)
@@ -299,7 +300,9 @@ class _Missed:
 
     def __init__(self, values: Floats, predicted: _Predicted, used: slice | NDArray[np.bool_]) -> None:
         values, left_out, undrawn = values[used], predicted.left_out[used], predicted.undrawn
-        self._each = predicted.n_undrawn / len(undrawn)  # undrawn rows that a predicted one stands for
+        self._each = predicted.n_undrawn / max(
+            len(undrawn), 1
+        )  # undrawn rows that a predicted one stands for
         order = np.argsort(left_out, kind="stable")[:: -(-len(left_out) // _RESIDUALS)]
         expected, self._surprises = left_out[order], (values - left_out)[order]
         self._predicted = np.sort(undrawn)
@@ -313,7 +316,8 @@ class _Missed:
         # a pair for each part and each of its neighbours: the residual, the part's end and size, and the number of
         # its neighbours
         n_around = last - first
-        self._residual = np.concatenate([np.arange(*ends) for ends in zip(first, last, strict=True)])
+        ends = zip(first.tolist(), last.tolist(), strict=True)
+        self._residual = np.concatenate([np.arange(0), *(np.arange(*pair) for pair in ends)])
         self._end, self._size, self._n_around = (
             np.repeat(of_part, n_around) for of_part in (bounds[1:], np.diff(bounds), n_around)
         )
@@ -340,7 +344,7 @@ def _found(falling: Floats, n_best: float, missed: Callable[[float], float]) -> 
     """Return how many of the drawn values are among the best.
 
     Args:
-        falling: f64[n], the drawn values in falling order.
+        falling: f64[n], the drawn values in falling order, or the first ``n_best`` of them.
         n_best: the number of best rows.
         missed: a function that returns how many undrawn rows have at least a given value.
     """
@@ -356,7 +360,8 @@ def _found(falling: Floats, n_best: float, missed: Callable[[float], float]) -> 
 
 def _quantile(values: Floats, weights: Floats, above: float) -> float:
     """Return the value that rows with a total weight of ``above`` reach."""
-    order = np.argsort(-values, kind="stable")
+    enough = largest(values, math.ceil(above / weights.min()) + 2)
+    order = enough[np.argsort(-values[enough], kind="stable")]
     return float(np.interp(above, np.cumsum(weights[order]), values[order]))
 
 

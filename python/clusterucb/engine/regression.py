@@ -9,14 +9,15 @@ Decisions:
       which a few hundred random ones are used.
     - Half of the inducing points are the best observations; the other half are spread evenly over the rest. A larger
       pool has fewer inducing points, because their number decides how long a prediction of all rows takes.
-    - In a large pool, at most 131,072 evenly spaced observations count. A posterior of so many and one of two million
-      hardly differ with 64 inducing points, but the latter takes fifteen times as long in each batch.
+    - In a large pool, at most 65,536 evenly spaced observations count. A posterior of so many and one of two million
+      hardly differ with 64 inducing points, but the latter takes thirty times as long in each batch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, TypeVar, cast
@@ -39,7 +40,7 @@ _KEPT = {"kernel": 64, "posterior": 2}  # results of each kind that regressions 
 _POINTS = (96, 1024)  # the fewest and the most inducing points
 _POINTS_OF_LARGE = 64  # inducing points in a large pool
 _POINTS_TIMES_ROWS = 50_000_000
-_OBSERVED = 1 << 17  # the most observations that count in a large pool
+_OBSERVED = 1 << 16  # the most observations that count in a large pool
 _LEFT_OUT = 1 << 15  # the most of them that are predicted without their own values
 
 Floats = NDArray[np.float64]
@@ -95,7 +96,7 @@ class Regression:
     Attributes:
         rows: i64[n], the observed rows, in order.
         values: f64[n, V], their values.
-        n_when_learnt: n when the kernel was last learnt; 0 before.
+        when_learnt: n each time that the kernel was learnt, in rising order.
     """
 
     def __init__(self, pool: PoolView, n_outputs: int) -> None:
@@ -104,7 +105,8 @@ class Regression:
         self._n_rows, self._is_large = len(pool), is_large(len(pool))
         self.rows = np.zeros(0, np.int64)
         self.values = np.zeros((0, n_outputs))
-        self.n_when_learnt = 0
+        self.when_learnt: list[int] = []
+        self._parameters = [self._kernel.parameters]  # before the kernel is first learnt, and each time after
         self._posteriors: dict[int, tuple[Posterior, Floats, Floats]] = {}  # by the number of observations
         self._next = _FIRST[self._is_large]
 
@@ -117,10 +119,11 @@ class Regression:
         while len(self.rows) >= self._next:
             count = self._next
             some = np.random.default_rng(count).permutation(count)[:_MOST]
-            steps = _STEPS if self.n_when_learnt else _FIRST_STEPS[self._is_large]
+            steps = _STEPS if self.when_learnt else _FIRST_STEPS[self._is_large]
             self._learn(self.rows[some], _standardized(self.values[some])[0], steps)
             self._next = math.ceil(count * _GROWTH[self._is_large])
-            self.n_when_learnt = len(self.rows)
+            self.when_learnt.append(len(self.rows))
+            self._parameters.append(self._kernel.parameters)
 
     def _learn(self, rows: Rows, values: Floats, steps: int) -> None:
         kernel = self._kernel
@@ -141,7 +144,8 @@ class Regression:
 
         Args:
             rows: the rows.
-            n_first: the number of observations, from the first on, that are used; None for all.
+            n_first: the number of observations, from the first on, that are used, with the kernel learnt by then; None
+                for all.
         """
         posterior, mean, std = self._posterior(len(self.rows) if n_first is None else n_first)
         predicted, deviation = posterior.predict(rows)
@@ -163,11 +167,12 @@ class Regression:
         if n_first not in self._posteriors:
             used = self._used(n_first)
             values, mean, std = _standardized(self.values[:n_first][used])
-            rows = self.rows[:n_first][used]
+            rows, kernel = self.rows[:n_first][used], copy(self._kernel)
+            kernel.parameters = self._parameters[bisect_right(self.when_learnt, n_first)]
             found = self._shared.once(
                 "posterior",
-                (self._kernel.parameters, rows, values),
-                lambda: Posterior.of(copy(self._kernel), rows, values, self._points(values)),
+                (kernel.parameters, rows, values),
+                lambda: Posterior.of(kernel, rows, values, self._points(values)),
             )
             self._posteriors[n_first] = (found, mean, std)
         return self._posteriors[n_first]

@@ -15,8 +15,9 @@ Decisions:
       batches.
     - In a large pool, all rows are predicted only when the kernel was learnt again, and the rows with the largest
       bounds become candidates: four times as many as there were observations, which are more than are drawn until the
-      kernel is learnt again, but at most twice the draws that are left. In between, a decision predicts the candidates.
-      They follow from the observations up to then, so that a resumed search has the same ones.
+      kernel is learnt again, but at most twice the draws that are left. In the last quarter of the budget, the
+      candidates stay. In between, a decision predicts the candidates alone. They follow from the observations up to
+      then, so that a resumed search has the same ones.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from clusterucb.engine.poolview import PoolView
 from clusterucb.engine.regression import Regression
 from clusterucb.errors import OptionError
 
+_EARLY = 0.75  # the share of the budget after which a large pool has no new candidates
 _AT_ONCE = 4096  # rows of a large pool whose scores are predicted at a time
 
 
@@ -94,8 +96,9 @@ class Surrogate(Policy):
         self, regression: Regression, n: int, available: NDArray[np.bool_]
     ) -> NDArray[np.int64]:
         """Return the available rows; of a large pool, the candidates among them, if there are ``n``."""
-        n_then = regression.n_when_learnt
-        if is_large(len(self._pool)) and 0 < n_then < self._pool.budget:
+        early = [count for count in regression.when_learnt if count <= _EARLY * self._pool.budget]
+        n_then = early[-1] if early else 0
+        if n_then and is_large(len(self._pool)):
             if self._candidates[0] != n_then:
                 others = np.ones(len(self._pool), np.bool_)
                 others[regression.rows[:n_then]] = False
