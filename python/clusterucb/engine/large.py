@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 LARGE = 1_000_000  # a pool with more rows is large
-_ONE_THREAD = (
-    1 << 18
-)  # the most multiplications of a matrix product that OpenBLAS does not divide among threads
+# The most multiplications of a matrix product that OpenBLAS does not divide among threads.
+_ONE_THREAD = 1 << 18
 _PART = 1 << 15  # rows that are in memory in single precision at a time, in each thread
 
 
