@@ -160,3 +160,29 @@ def test_a_start_that_takes_long_is_said_once() -> None:
     ]
     assert answered(crew, key, [1, 2, 3], 2) == [1, 4, 9]
     assert crew.note == "2 workers"
+
+
+def test_a_worker_gets_a_request_when_its_program_is_known_to_be_loaded() -> None:
+    """The answers of a worker that dies may be lost, also that to the load, however busy the machine is."""
+
+    class Forgetful(Simulation):
+        def call(self, worker: Any, method: str, *arguments: Any) -> int:
+            if method == "compute":
+                assert not {reference for reference, owner in loads.items() if owner is worker} & {
+                    *self._answers
+                }
+                assert not any(called == "load" for _, called, _ in worker.calls)
+            reference = super().call(worker, method, *arguments)
+            if method == "load":
+                loads[reference] = worker
+            return reference
+
+    loads: dict[int, Any] = {}
+    simulation = Forgetful(kills=lambda _, method, arguments: method == "compute" and arguments[1] == 7)
+    crew, key = crew_of(simulation, 3)
+    numbers = [crew.begin(key, x) for x in (7, 1, 2, 7, 3)]
+    assert [crew.answer(numbers[at]) for at in (1, 2, 4)] == [1, 4, 9]
+    for at in (0, 3):
+        with pytest.raises(Deadly):
+            crew.answer(numbers[at])
+    assert crew.n_deaths == 2 * DEATHS

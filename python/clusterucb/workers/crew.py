@@ -7,6 +7,8 @@ Decisions:
       is thought dead are dropped with the worker.
     - A worker has one request in hand, and a second one while more requests wait than there are workers. So nobody
       waits for the driver, and nobody holds what another worker could compute at the end.
+    - A worker gets a request when the driver knows that it has loaded its program. So a worker that dies with a request
+      in hand has died of the request, and one without has died of the program.
     - A worker that dies is replaced, and its requests are the next to be handed out. A request that `DEATHS` workers
       have died of is answered by `Deadly`.
     - A request that takes `SLOW` times as long as usual is also given to a worker that has nothing to do, unless a
@@ -243,7 +245,7 @@ class Crew:
         self._say(f"A worker died ({reason}): another one takes its place")
         self._transport.end(hand.worker)
         held = [number for _, number in hand.calls if self._wanted(number)]
-        if held and held[0] == hand.calls[0][1] and not hand.loading:
+        if held and held[0] == hand.calls[0][1]:
             self._deaths[held[0]] += 1
             if self._deaths[held[0]] == DEATHS:
                 self._answers[held.pop(0)] = Deadly(reason)
@@ -267,7 +269,8 @@ class Crew:
     def _hand_out(self) -> None:
         for most in (1, 2):
             for hand in self._hands:
-                if len(hand.calls) < most and len(self._waiting) > (0 if most == 1 else len(self._hands)):
+                free = len(hand.calls) < most and not hand.loading
+                if free and len(self._waiting) > (0 if most == 1 else len(self._hands)):
                     self._give(hand, self._waiting.popleft())
         if not self._waiting:
             for hand in self._hands:
