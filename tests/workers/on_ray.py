@@ -72,7 +72,7 @@ def test_a_request_that_kills_is_given_up(crew: Crew) -> None:
     with pytest.raises(Deadly, match="process has died"):
         crew.answer(numbers[1])
     assert [crew.answer(number)[0] for number in (numbers[0], *numbers[2:])] == [1, 4, 9]
-    assert crew.n_deaths == DEATHS
+    assert DEATHS <= crew.n_deaths <= DEATHS + 1  # once, it may have been one of two in hand
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clusterucb.errors import ModelError, WorkerError
-from clusterucb.workers.crew import DEATHS, Crew
+from clusterucb.workers.crew import DEATHS, Crew, Died
 from clusterucb.workers.lane import Deadly, NoMemory
 from helpers.simulated_workers import Simulation
 
@@ -85,7 +86,7 @@ def test_a_request_that_kills_is_given_up_and_the_others_are_answered(size: int,
                 crew.answer(number)
         else:
             assert crew.answer(number) == x * x
-    assert crew.n_deaths == DEATHS
+    assert DEATHS <= crew.n_deaths <= DEATHS + 1  # once, it may have been one of two in hand
 
 
 def test_errors_are_raised_where_their_answer_is_read() -> None:
@@ -185,4 +186,36 @@ def test_a_worker_gets_a_request_when_its_program_is_known_to_be_loaded() -> Non
     for at in (0, 3):
         with pytest.raises(Deadly):
             crew.answer(numbers[at])
-    assert crew.n_deaths == 2 * DEATHS
+    assert 2 * DEATHS <= crew.n_deaths <= 2 * DEATHS + 2
+
+
+@given(size=st.integers(1, 3), n=st.integers(2, 9), at=st.integers(0, 8))
+def test_a_request_before_one_that_kills_is_not_blamed(size: int, n: int, at: int) -> None:
+    """The answer to it is lost if the worker dies before the driver has read it."""
+
+    class Losing(Simulation):
+        def wait(self, references: Sequence[int], seconds: float) -> list[int]:
+            found = super().wait(references, seconds)
+            dead = [one for one in found if isinstance(self._answers[one], Died)]
+            for one in found:
+                if dead and one not in dead and owners[one] in {owners[other] for other in dead}:
+                    self._answers[one] = self._answers[dead[0]]
+            return found
+
+        def call(self, worker: Any, method: str, *arguments: Any) -> int:
+            reference = super().call(worker, method, *arguments)
+            owners[reference] = id(worker)
+            return reference
+
+    owners: dict[int, int] = {}
+    at %= n
+    simulation = Losing(
+        lambda *_: 0.0, lambda _, method, arguments: method == "compute" and arguments[1] == at
+    )
+    crew, key = crew_of(simulation, size)
+    numbers = [crew.begin(key, x) for x in range(n)]
+    for x, number in enumerate(numbers):
+        if x != at:
+            assert crew.answer(number) == x * x
+    with pytest.raises(Deadly):
+        crew.answer(numbers[at])

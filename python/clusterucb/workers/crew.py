@@ -9,8 +9,9 @@ Decisions:
       waits for the driver, and nobody holds what another worker could compute at the end.
     - A worker gets a request when the driver knows that it has loaded its program. So a worker that dies with a request
       in hand has died of the request, and one without has died of the program.
-    - A worker that dies is replaced, and its requests are the next to be handed out. A request that `DEATHS` workers
-      have died of is answered by `Deadly`.
+    - A worker that dies is replaced, and its requests are the next to be handed out. The answer to its last request may
+      be lost, so of two requests in hand, either may have killed it: each of them is then given to a worker that has
+      nothing else. A request that `DEATHS` workers have died of is answered by `Deadly`.
     - A request that takes `SLOW` times as long as usual is also given to a worker that has nothing to do, unless a
       worker has died of it.
     - How processes are started, called and ended is a `Transport`'s matter (`clusterucb.workers.ray_transport`).
@@ -125,6 +126,7 @@ class Crew:
         self._waiting: deque[int] = deque()
         self._answers: dict[int, Any] = {}
         self._deaths: Counter[int] = Counter()
+        self._suspects: set[int] = set()  # requests that a worker had in hand when it died
         self._seconds: deque[float] = deque(maxlen=_RECENT)
         self._next = 0
         self._stillborn = 0  # deaths in a row of workers that never answered a request
@@ -245,11 +247,12 @@ class Crew:
         self._say(f"A worker died ({reason}): another one takes its place")
         self._transport.end(hand.worker)
         held = [number for _, number in hand.calls if self._wanted(number)]
-        if held and held[0] == hand.calls[0][1]:
+        self._suspects.update(held)
+        if held and len(hand.calls) == 1:
             self._deaths[held[0]] += 1
             if self._deaths[held[0]] == DEATHS:
                 self._answers[held.pop(0)] = Deadly(reason)
-        elif not hand.computed:
+        elif not hand.calls and not hand.computed:
             self._stillborn += 1
             if self._stillborn >= STILLBORN + self.size:
                 raise WorkerError(
@@ -267,11 +270,13 @@ class Crew:
         hand.loading.append((self._transport.call(hand.worker, "load", key, self._programs[key]), key))
 
     def _hand_out(self) -> None:
-        for most in (1, 2):
-            for hand in self._hands:
-                free = len(hand.calls) < most and not hand.loading
-                if free and len(self._waiting) > (0 if most == 1 else len(self._hands)):
-                    self._give(hand, self._waiting.popleft())
+        for hand in self._hands:
+            if self._waiting and not hand.calls and not hand.loading:
+                self._give(hand, self._waiting.popleft())
+        for hand in self._hands:
+            ahead = len(self._waiting) > len(self._hands) and len(hand.calls) == 1 and not hand.loading
+            if ahead and not self._suspects & {hand.calls[0][1], self._waiting[0]}:
+                self._give(hand, self._waiting.popleft())
         if not self._waiting:
             for hand in self._hands:
                 if not hand.calls and not hand.loading and (late := self._late()) is not None:
@@ -292,7 +297,7 @@ class Crew:
         since = self._clock() - SLOW * median(self._seconds)
         for hand in self._hands:
             for place, (_, number) in enumerate(hand.calls):
-                alone = held[number] == 1 and not self._deaths[number]
+                alone = held[number] == 1 and number not in self._suspects
                 if self._wanted(number) and alone and (place or hand.since < since):
                     return number
         return None
