@@ -422,3 +422,12 @@ def test_an_empty_id_is_none(pool_of) -> None:
         {"id": "", "prompt": "a", "completion": "b"}, {"id": "", "prompt": "c", "completion": "d"}
     )
     assert [sample.id for sample in samples.samples] == [sample.content_hash for sample in samples.samples]
+
+
+def test_rows_that_were_forgotten_are_read_again(tmp_path) -> None:
+    path = tmp_path / "pool.jsonl"
+    path.write_text("".join(f'{{"prompt": "{number}", "completion": "yes"}}\n' for number in range(50)))
+    samples = read_pool([path]).samples
+    expected = list(samples)
+    samples.forget()
+    assert list(samples) == expected

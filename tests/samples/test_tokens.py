@@ -33,6 +33,7 @@ def test_what_is_kept_comes_back(samples: list[Encoded], start: int, stop: int) 
     assert kept.lengths.tolist() == [len(sample) for sample in samples]
     assert kept.n_labels.tolist() == [sample.n_labels for sample in samples]
     assert kept.largest_token == max((int(sample.tokens.max()) for sample in samples), default=0)
+    kept.forget()
     for one, expected in ((kept, samples), (kept[start:stop], samples[start:stop])):
         assert len(one) == len(expected)
         for got, sample in zip(one, expected, strict=True):

@@ -190,6 +190,7 @@ class _Selecting:
         """Describe the pool, and return the search: a function of a budget and a journal."""
         session, policy, settings = self.session, self.strategies.policy, self.session.settings
         blocks = self.features.blocks(self.strategies.features)
+        session.material.forget()
         columns = session.material.columns()
         if "similarity" in policy.columns:
             columns["similarity"] = self.features.similarity(self.strategies.features, blocks)

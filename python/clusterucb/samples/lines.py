@@ -118,8 +118,12 @@ class Lines:
             self._writer.close()
             self._file.flush()
             self._digest_file.flush()
-            mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._kept = tuple(pa.ipc.open_file(pa.py_buffer(mapped)).read_all().columns)
+            self._mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._kept = tuple(pa.ipc.open_file(pa.py_buffer(self._mapped)).read_all().columns)
+
+    def forget(self) -> None:
+        """Let the system take back the memory of lines that were read back. They are read again when they are used."""
+        self._mapped.madvise(mmap.MADV_DONTNEED)
 
     def sample(self, at: int) -> Sample:
         """Return the sample of the line that was kept as number ``at``."""
@@ -253,6 +257,10 @@ class Samples(Sequence[Sample]):
         """Iterate over the samples, decoding them one by one."""
         for begin in range(0, len(self), _BATCH):
             yield from map(self._lines.sample, self._rows[begin : begin + _BATCH].tolist())
+
+    def forget(self) -> None:
+        """Let the system take back the memory of lines that were read back."""
+        self._lines.forget()
 
     def take(self, at: Sequence[int] | NDArray[np.int64]) -> Samples:
         """Return the samples at the given positions, in that order."""

@@ -72,6 +72,11 @@ class Material:
         """Number of target samples over all subtasks."""
         return sum(map(len, self.target.values()))
 
+    def forget(self) -> None:
+        """Let the system take back the memory of the pool's samples and tokens that were read, and lie on the disk."""
+        self.samples.forget()
+        self.encoded.forget()
+
     def columns(self) -> dict[str, NDArray[np.generic]]:
         """Return the columns of the pool that strategies may use besides the features, each [N]."""
         return {

@@ -6,6 +6,7 @@ content. Memory holds where each sample begins and how many of its tokens are pr
 
 from __future__ import annotations
 
+import mmap
 import tempfile
 from array import array
 from collections.abc import Iterator, Sequence
@@ -117,6 +118,12 @@ class EncodedSamples(Sequence[Encoded]):
             return EncodedSamples(self._packed, *parts, self.largest_token)
         packed = np.asarray(self._packed[self._starts[at] : self._ends[at]])
         return Encoded((packed >> _SHIFT).astype(np.int64), packed & _LABEL != 0, packed & _CONTENT != 0)
+
+    def forget(self) -> None:
+        """Let the system take back the memory of tokens that were read; they are read again when they are used."""
+        if isinstance(self._packed, np.memmap):
+            pages: mmap.mmap = self._packed._mmap  # type: ignore[attr-defined]
+            pages.madvise(mmap.MADV_DONTNEED)
 
     def __iter__(self) -> Iterator[Encoded]:
         """Iterate over the samples, reading them one by one."""
