@@ -18,13 +18,13 @@ from safetensors.numpy import load_file
 import clusterucb as cu
 from clusterucb.cli.main import run
 from clusterucb.errors import ClusterUCBWarning, OptionError, RunError
-from clusterucb.gradients import per_sample as gradients
 from clusterucb.run import store_shards as shards
 from clusterucb.run.kept_files import KeptFiles
 from clusterucb.run.manifest_file import read_manifest, write_manifest
 from clusterucb.run.store_shards import with_failures
 from helpers import warm
 from helpers.selections import results
+from helpers.stores import TRIED, count_gradients
 from helpers.tiny import interrupt, read_rows, rows, write_model, write_rows
 
 N = 90
@@ -58,21 +58,6 @@ def select(folder, out, **changes):
 def files(folder):
     names = ("sketches-*.safetensors", "samples-*.safetensors", "adapter/*", "rejected.jsonl")
     return {path.name: path.read_bytes() for name in names for path in folder.glob(name)}
-
-
-TRIED = 4  # gradients (two samples, twice) that show that a model can be used, whenever one is loaded
-
-
-def count_gradients(monkeypatch):
-    """Return a list that grows by the size of every batch that takes gradients."""
-    sizes, backward = [], gradients.PerSampleGradients.backward
-
-    def counted(self, batch, *rest):
-        sizes.append(len(batch.lengths))
-        return backward(self, batch, *rest)
-
-    monkeypatch.setattr(gradients.PerSampleGradients, "backward", counted)
-    return sizes
 
 
 def test_a_store_has_a_unit_sketch_of_every_sample(job):

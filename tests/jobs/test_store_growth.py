@@ -10,20 +10,11 @@ import pytest
 
 import clusterucb as cu
 from clusterucb.errors import ClusterUCBWarning, RunError
-from clusterucb.gradients import per_sample as gradients
-from clusterucb.run import store_shards as shards
 from clusterucb.run.kept_files import KeptFiles
+from helpers.stores import TRIED, by_content, count_gradients, small_shards  # noqa: F401
 from helpers.tiny import read_rows, rows, write_model, write_rows
 
 FIRST, ALL = 40, 60
-TRIED = 4  # gradients that show that a model can be used, whenever one is loaded
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_shards():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "SHARD", 16)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -55,22 +46,6 @@ def copied(job, tmp_path):
 def files(folder):
     names = ("sketches-*", "samples-*", "adapter/*", "rejected.jsonl")
     return {path.name: path.read_bytes() for name in names for path in folder.glob(name)}
-
-
-def by_content(store):
-    return dict(zip(store.content_hashes, store.rows(range(len(store))).astype(np.float32), strict=True))
-
-
-def count_gradients(monkeypatch):
-    """Return a list that grows by the size of every batch that takes gradients."""
-    sizes, backward = [], gradients.PerSampleGradients.backward
-
-    def counted(self, batch, *rest):
-        sizes.append(len(batch.lengths))
-        return backward(self, batch, *rest)
-
-    monkeypatch.setattr(gradients.PerSampleGradients, "backward", counted)
-    return sizes
 
 
 def interrupted(job, pool, out, monkeypatch, count):

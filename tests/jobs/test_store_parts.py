@@ -8,13 +8,12 @@ from safetensors.numpy import load_file
 
 import clusterucb as cu
 from clusterucb.errors import OptionError, RunError
-from clusterucb.gradients import per_sample as gradients
 from helpers.selections import results
+from helpers.stores import TRIED, count_gradients
 from helpers.tiny import interrupt, read_rows, rows, write_model, write_rows
 
 HELD, ALL = 40, 50
 TARGET = 5
-TRIED = 4  # gradients that show that a model can be used, whenever one is loaded
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +43,6 @@ def scores(folder):
 
 def new_ids():
     return {row["id"] for row in rows(ALL)[HELD:]}
-
-
-def count_gradients(monkeypatch):
-    """Return a list that grows by the size of every batch that takes gradients."""
-    sizes, backward = [], gradients.PerSampleGradients.backward
-
-    def counted(self, batch, *rest):
-        sizes.append(len(batch.lengths))
-        return backward(self, batch, *rest)
-
-    monkeypatch.setattr(gradients.PerSampleGradients, "backward", counted)
-    return sizes
 
 
 def test_what_the_store_lacks_is_scored_exactly_and_charged(job, tmp_path, monkeypatch):

@@ -12,19 +12,12 @@ import clusterucb as cu
 from clusterucb.cli.main import run
 from clusterucb.errors import OptionError, RunError
 from clusterucb.jobs.stores import stores
-from clusterucb.run import store_shards as shards
 from clusterucb.run.kept_files import KeptFiles
 from clusterucb.run.manifest_file import read_manifest, write_manifest
 from clusterucb.run.store_shards import with_failures
 from clusterucb.run.store_types import loaded, stored
+from helpers.stores import by_content, small_shards  # noqa: F401
 from helpers.tiny import rows, write_model, write_rows
-
-
-@pytest.fixture(scope="module", autouse=True)
-def small_shards():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "SHARD", 16)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +42,6 @@ def files(folder):
     found = {path.name: path.read_bytes() for name in names for path in folder.glob(name)}
     assert b'"status": "finished"' in found["manifest.json"]
     return found
-
-
-def by_content(store):
-    return dict(zip(store.content_hashes, store.rows(range(len(store))).astype(np.float32), strict=True))
 
 
 def test_stores_are_listed(job):

@@ -49,9 +49,8 @@ def choose(
     ]
     votes = [1.0] * len(orders) if weights is None else weights.tolist()
     seats = [0] * len(orders)
-    turns = [
-        (-own, turn) for turn, own in enumerate(votes)
-    ]  # by votes / (seats + 1); the lower column wins a tie
+    # By votes / (seats + 1); the lower column wins a tie.
+    turns = [(-own, turn) for turn, own in enumerate(votes)]
     heapify(turns)
     taken: list[int] = []
     count: Counter[object] = Counter()

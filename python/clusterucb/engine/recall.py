@@ -300,9 +300,8 @@ class _Missed:
 
     def __init__(self, values: Floats, predicted: _Predicted, used: slice | NDArray[np.bool_]) -> None:
         values, left_out, undrawn = values[used], predicted.left_out[used], predicted.undrawn
-        self._each = predicted.n_undrawn / max(
-            len(undrawn), 1
-        )  # undrawn rows that a predicted one stands for
+        # Undrawn rows that a predicted one stands for.
+        self._each = predicted.n_undrawn / max(len(undrawn), 1)
         order = np.argsort(left_out, kind="stable")[:: -(-len(left_out) // _RESIDUALS)]
         expected, self._surprises = left_out[order], (values - left_out)[order]
         self._predicted = np.sort(undrawn)

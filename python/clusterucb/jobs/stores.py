@@ -31,7 +31,7 @@ from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.run import store_shards
 from clusterucb.run.cost import Cost, PhaseCost
 from clusterucb.run.folder import Run, check_folder
-from clusterucb.run.gradient_store import GradientStore, kept_adapter
+from clusterucb.run.gradient_store import SAME_CONTENTS, GradientStore, kept_adapter
 from clusterucb.run.manifest import Identity, Inputs
 from clusterucb.run.store_samples import SHAPES, ShardSamples
 from clusterucb.run.store_shards import samples_name, shard_name, with_failures
@@ -153,7 +153,7 @@ def _check_like(one: GradientStore, other: GradientStore) -> None:
         for name in sorted({*first.options, *second.options} - _OF_THE_CHECKPOINT)
         if first.options.get(name) != second.options.get(name)
     ]
-    for name, what in (("model", "model"), ("encoding", "tokenizer or chat template")):
+    for name, what in SAME_CONTENTS.items():
         if first.contents[name] != second.contents[name]:
             differ.append(f"the {what} differs")
     if first.projection != second.projection:

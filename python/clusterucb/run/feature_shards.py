@@ -59,9 +59,8 @@ class Shards:
         self._names = [*([self._fit] if fits else []), *self._rows]
         self._mark = self._folder / CACHED
         self._halves = halves
-        self._precision: dict[
-            str, np.dtype[Any] | type[np.generic]
-        ] = {}  # of each block; the first shard decides
+        # Of each block; the first shard decides.
+        self._precision: dict[str, np.dtype[Any] | type[np.generic]] = {}
 
     def take(self, key: str | None) -> float | None:
         """Take the features from the cache, unless some were computed already.

@@ -46,7 +46,7 @@ _REMEDY = f"remove it and {_REPEAT}, which computes it again"
 _TEACH = "Repeat the `clusterucb sketch` that made it once, with its pool, and it knows them"
 # Options and contents of a selection that must be the same as those of the store.
 _SAME_OPTIONS = ("preconditioner", "parameters", "max_length", "dtype", "quantize", "autocast")
-_SAME_CONTENTS = {
+SAME_CONTENTS = {
     "model": "model",
     "encoding": "tokenizer or chat template",
 }
@@ -272,7 +272,7 @@ class GradientStore:
         Raises:
             OptionError: a fingerprint differs.
         """
-        for name, what in _SAME_CONTENTS.items():
+        for name, what in SAME_CONTENTS.items():
             if contents[name] != self.manifest.identity.contents[name]:
                 raise OptionError(
                     f"the gradient store {self.folder} was made with another {what}; expected the same one. "

@@ -102,9 +102,7 @@ class PoolSketches:
     @cached_property
     def failures(self) -> dict[int, str]:
         """Why samples that the store holds have no sketch, by their number in the pool."""
-        stored: dict[int, str] = {}
-        for number in range(len(self.store.kept)):
-            stored |= self.store.kept.failures(number)
+        stored = self.store.failures()
         if not stored:
             return {}
         return {row: stored[place] for row, place in enumerate(self._places.tolist()) if place in stored}

@@ -97,9 +97,8 @@ def places(contents: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> NDArray[np
         np.ascontiguousarray(one[:, :8]).view(">u8")[:, 0].astype(np.uint64) for one in (contents, wanted)
     )
     order = np.argsort(known, kind="stable")
-    if (
-        known[order][1:] == known[order][:-1]
-    ).any():  # nobody has seen that; the whole hashes tell them apart
+    # Nobody has seen equal beginnings; the whole hashes tell them apart.
+    if (known[order][1:] == known[order][:-1]).any():
         known, sought = (np.ascontiguousarray(one).view(f"S{HASH}")[:, 0] for one in (contents, wanted))
         order = np.argsort(known, kind="stable")
     at = order[np.minimum(np.searchsorted(known, sought, sorter=order), len(known) - 1)]

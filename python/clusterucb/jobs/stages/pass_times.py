@@ -182,10 +182,9 @@ def _measure(
         device=adapted.device,
     )
     fitting.check_memory(needs, adapted.device, checkpointing=settings.checkpointing)
-    here = timed(adapted, layout, len(material.target))
-    rate, number = here, None
-    if crew is not None:
-        rate, number = crew.rate(lambda: timed(adapted, layout, len(material.target))), crew.number
+    timing = partial(timed, adapted, layout, len(material.target))
+    here = timing()
+    rate, number = (here, None) if crew is None else (crew.rate(timing, here), crew.number)
     if isinstance(settings.limit, Seconds):
         layout = Layout(settings, material, adapted, layout.per_token(partial(rate.seconds, workers=number)))
     shared = {"target": layout.target, "draws": layout.draws}
@@ -224,10 +223,10 @@ def seconds_per_token(
     """Time a few passes, and return the seconds that scoring takes for each token of the pool."""
     observer.step("Timing a few passes, to estimate the number of draws in the budget")
     layout, crew = Layout(settings, material, adapted), PlannedWorkers.of(settings.workers, adapted.device)
+    timing = partial(timed, adapted, layout, len(material.target))
     if crew is None:
-        return layout.per_token(timed(adapted, layout, len(material.target)).seconds)
-    rate = crew.rate(lambda: timed(adapted, layout, len(material.target)))
-    return layout.per_token(partial(rate.seconds, workers=crew.number))
+        return layout.per_token(timing().seconds)
+    return layout.per_token(partial(crew.rate(timing).seconds, workers=crew.number))
 
 
 def timed(adapted: AdaptedModel, layout: Layout, n_subtasks: int) -> Rate:

@@ -39,14 +39,15 @@ class PlannedWorkers:
         shares = not elsewhere and torch.device(device).type == "cpu"
         return cls(number, 0 if elsewhere else number, (os.cpu_count() or 1) if shares else None)
 
-    def rate(self, timed: Callable[[], Rate]) -> Rate:
+    def rate(self, timed: Callable[[], Rate], here: Rate | None = None) -> Rate:
         """Return the time of a pass on a worker.
 
         Args:
             timed: times passes in this process. It is called with the threads that a worker has.
+            here: the time of a pass in this process, if it is known; that of a worker with a device of its own.
         """
         if self.cores is None:
-            return timed()
+            return here or timed()
         before, threads = torch.get_num_threads(), max(self.cores // self.number, 1)
         torch.set_num_threads(threads)
         try:
