@@ -159,6 +159,17 @@ def test_a_round_leaves_no_trace_but_its_rows(
     assert all(torch.equal(value, expected[name]) for name, value in weights(trainer).items())
 
 
+def test_a_trainer_needs_no_library_of_data_sets(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "datasets", raising=False)
+    trainer = trainer_of(Trainer, job, tmp_path)
+    assert isinstance(trainer.train_dataset, list)
+    trainer.train()
+    assert trainer.state.global_step == STEPS
+    assert [one.start for one in trainer._selection.rounds] == [2, 4, 8]
+
+
 def test_a_round_that_fails_keeps_the_rows(job: Path, tmp_path: Path) -> None:
     class Fails(Reselect):
         def _found(self, number: int, *more: Any) -> Any:

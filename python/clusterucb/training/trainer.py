@@ -14,6 +14,7 @@ Decisions:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -200,7 +201,7 @@ def _logged(one: Round, selection: Reselect) -> dict[str, float]:
 
 
 def _slots(n_rows: int) -> Any:
-    """Return a data set of empty rows."""
-    import datasets
-
-    return datasets.Dataset.from_dict({"input_ids": [[0]] * n_rows, "labels": [[0]] * n_rows})
+    """Return a data set of empty rows: a Dataset if its library is loaded, as by TRL, which takes nothing else."""
+    rows = [{"input_ids": [0], "labels": [0]}] * n_rows
+    library = sys.modules.get("datasets")
+    return rows if library is None else library.Dataset.from_list(rows)
