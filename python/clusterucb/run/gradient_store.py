@@ -114,7 +114,7 @@ class GradientStore:
 
     @property
     def dtype(self) -> str:
-        """How the sketches are stored: ``float16`` or ``int8``."""
+        """The type that keeps the sketches, ``float16`` or ``int8``."""
         return str(self.manifest.identity.options.get(option_name("store_dtype"), FLOAT16))
 
     @property
