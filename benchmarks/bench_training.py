@@ -1,6 +1,6 @@
 """Train on selections and judge them on unseen samples: `make bench-training`.
 
-    python benchmarks/bench_training.py [--pools diverse,templated,code] [--arms random,paper] [--seeds 3]
+    python benchmarks/bench_training.py [--pools diverse,templated,code] [--arms random,paper] [--seeds 0,1,2]
                                          [--shares 0.02,0.05] [--finished] [--json FILE]
 
 The exhaustive scores of the three pools lie in `tests/data`, so no gradient of a pool is computed. A rule turns them
@@ -14,8 +14,10 @@ training gains first, the form of the answers, is gained before. All arms of a t
 8 samples, over two epochs. `random` draws samples with the same number of tokens in all as the rule `round-robin`
 selects, within half a percent. `training_arms.py` says what the other arms train on.
 
-A cell is one training. FOLDER keeps each cell in a file (by default beside the demo's model in the user's cache), so an
-interrupted bench resumes. A cell takes one to three minutes on two idle cores.
+A cell is one training. The file of CELLS, which is committed, keeps the loss of every judge after each training. So an
+interrupted bench resumes, and later benches add cells without training those of earlier ones again. A cell takes one to
+three minutes on two idle cores; of the code pool, up to half an hour on one. `all` trains on the whole pool, once for
+all targets: two thousand samples take an hour.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +38,6 @@ import numpy as np
 import code_pool
 import diverse_pool
 import real_pool
-from clusterucb.atomic import write_whole
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
 from clusterucb.gradients.checkpoints import fresh_lora
@@ -62,6 +63,7 @@ N_JUDGES = 30  # of each subtask, where its sources have so many more samples
 FEWEST, TOGETHER = 20, 3  # the fewest judges of a subtask; the subtasks of a target
 EPOCHS = 2
 RATES = (2e-4, 5e-5)
+CELLS = Path(__file__).parent / "results" / "training-cells-smollm2-135m.jsonl"
 ARMS = ("nothing", "random", *RULES)
 KEEPS = ("random", "round-robin")  # what the gain of a search is compared with
 
@@ -73,8 +75,8 @@ class Cell:
     Attributes:
         pool: the pool's name.
         target: the number of the target (`Bench.targets`), from 1.
-        arm: an arm of `training_arms.py`, or ``nothing``.
-        share: the share of the pool that is selected.
+        arm: an arm of `training_arms.py`, ``all`` for the whole pool, or ``nothing``.
+        share: the share of the pool that is selected; with ``all``, the share that it is compared with.
         seed: the seed of the order of the samples, and of random samples.
         rate: the largest learning rate.
     """
@@ -88,9 +90,41 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The name of the cell's file."""
-        size = f"{self.share:g}-e{EPOCHS}"
-        return f"{self.pool}-t{self.target}-{self.arm}-{size}-s{self.seed}-lr{self.rate:g}.json"
+        """The name of the cell in the file of cells."""
+        if self.arm == "nothing":
+            return f"{self.pool}-t{self.target}-nothing"
+        share = 1.0 if self.arm == "all" else self.share
+        return f"{self.pool}-t{self.target}-{self.arm}-{share:g}-e{EPOCHS}-s{self.seed}-lr{self.rate:g}"
+
+
+class Cells:
+    """The finished cells: a file with a line of JSON for each of them.
+
+    Args:
+        path: the file; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        self._found = {content["cell"]: content for content in map(json.loads, lines)}
+
+    def __contains__(self, cell: Cell) -> bool:
+        return cell.name in self._found
+
+    def __getitem__(self, cell: Cell) -> dict[str, Any]:
+        content: dict[str, Any] = self._found[cell.name]
+        return content
+
+    def keep(self, cell: Cell, losses: dict[str, list[float]], seconds: float) -> None:
+        """Keep the judges' losses of a cell, rounded to four decimals, and the seconds of its training."""
+        rounded = {name: [round(loss, 4) for loss in values] for name, values in losses.items()}
+        content = {"cell": cell.name, "losses": rounded, "seconds": round(seconds)}
+        self._found[cell.name] = content
+        with self._path.open("ab") as file:
+            file.write(json.dumps(content).encode() + b"\n")
+        shown = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in rounded.items())
+        print(f"{cell.name}: {shown} ({seconds:.0f} s)", flush=True)
 
 
 class Bench:
@@ -99,6 +133,7 @@ class Bench:
     Args:
         name: the pool's name.
         folder: the folder of the bench's files.
+        cells: the finished cells.
 
     Attributes:
         settings: the options of the gradients and of the training.
@@ -109,9 +144,9 @@ class Bench:
         targets: the subtasks of each target.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, cells: Cells) -> None:
         self.name = name
-        self.folder = folder
+        self._cells = cells
         self.own = own = folder / name
         self.adapter = folder / f"{name}-adapter"
         if not (own / "pool.jsonl").exists():
@@ -145,47 +180,47 @@ class Bench:
             lora.unload()
         return load_adapter(base, self.adapter)
 
+    def _trainer(self, targets: Iterable[int]) -> Trainer:
+        subtasks = [name for target in targets for name in self.targets[target]]
+        judges = {name: self.material.target[name] for name in subtasks}
+        return Trainer(self.model, self.material.encoded, judges, (), self.settings, "cpu")
+
     @cached_property
     def trainers(self) -> dict[int, Trainer]:
-        """A trainer for each target. All are made before any training, so they have the same start."""
-        judges, encoded = self.material.target, self.material.encoded
+        """A trainer for each target, and one for all (0). They are made before any training: they start alike."""
         return {
-            target: Trainer(
-                self.model, encoded, {name: judges[name] for name in names}, (), self.settings, "cpu"
-            )
-            for target, names in self.targets.items()
+            0: self._trainer(self.targets),
+            **{target: self._trainer([target]) for target in self.targets},
         }
 
     def rows(self, cell: Cell) -> np.ndarray:
         """Return the pool rows that a cell trains on."""
+        if cell.arm == "all":
+            return np.arange(len(self.material.samples))
         n = max(int(cell.share * len(self.material.samples)), 1)
         return self._arms.rows(cell.arm, self.targets[cell.target], n, cell.seed)
 
-    def path(self, cell: Cell) -> Path:
-        """Return the file of a cell."""
-        return self.folder / "cells" / cell.name
-
     def run(self, cell: Cell) -> dict[str, Any]:
-        """Return the judges' losses after a cell's training, by subtask. A finished cell is read from its file."""
-        path = self.path(cell)
-        if path.exists():
-            content: dict[str, Any] = json.loads(path.read_text())
-            return content
+        """Return the judges' losses after a cell's training, by subtask, and its seconds."""
+        if cell not in self._cells:
+            self._train(cell)
+        return self._cells[cell]
+
+    def _train(self, cell: Cell) -> None:
+        """Train, and keep the cell. ``all`` does not depend on the target, so it gives the cells of all targets."""
+        whole = cell.arm == "all"
+        trainer = self.trainers[0 if whole else cell.target]
         began = time.perf_counter()
-        trainer = self.trainers[cell.target]
         if cell.arm == "nothing":
             found = trainer.untrained()
         else:
             rows = self.rows(cell)
             order = order_of(rows, EPOCHS * len(rows), np.random.default_rng([cell.seed, 7]))
             found = trainer.trained(order, cell.rate, points=1)
-        losses = {name: measured[-1] for name, measured in found.losses.items()}
-        content = {"losses": losses, "seconds": time.perf_counter() - began}
-        path.parent.mkdir(exist_ok=True)
-        write_whole(path, json.dumps(content).encode())
-        shown = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in losses.items())
-        print(f"{cell.name.removesuffix('.json')}: {shown} ({content['seconds']:.0f} s)", flush=True)
-        return content
+        seconds = time.perf_counter() - began
+        for target in self.targets if whole else [cell.target]:
+            losses = {name: found.losses[name][-1] for name in self.targets[target]}
+            self._cells.keep(replace(cell, target=target), losses, seconds)
 
 
 def _judges(folder: Path, by_subtask: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
@@ -296,32 +331,35 @@ def main() -> None:
     parser.add_argument("--arms", default=",".join(ARMS))
     parser.add_argument("--rates", default=",".join(map(str, RATES)))
     parser.add_argument("--shares", default="0.05", help="shares of the pool that are selected")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--cells", type=Path, default=CELLS)
     parser.add_argument("--folder", type=Path, default=cache_folder() / "training")
     parser.add_argument(
         "--finished", action="store_true", help="show the cells that are finished; train nothing"
     )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    seeds = [int(seed) for seed in options.seeds.split(",")]
     arms, rates, shares = (
         options.arms.split(","),
         [float(rate) for rate in options.rates.split(",")],
         [float(share) for share in options.shares.split(",")],
     )
     options.folder.mkdir(parents=True, exist_ok=True)
-    benches = [Bench(pool, options.folder) for pool in options.pools.split(",")]
+    kept_cells = Cells(options.cells)
+    benches = [Bench(pool, options.folder, kept_cells) for pool in options.pools.split(",")]
     planned = [
         (bench, Cell(bench.name, target, arm, share, 0 if arm == "nothing" else seed, rate))
-        for seed in range(options.seeds)
+        for seed in seeds
         for share in shares
         for rate in rates
         for bench in benches
         for target in bench.targets
         for arm in arms
-        if arm != "nothing" or (seed, share, rate) == (0, shares[0], rates[0])  # has none of them
+        if arm != "nothing" or (seed, share, rate) == (seeds[0], shares[0], rates[0])  # has none of them
     ]
     if options.finished:
-        planned = [(bench, cell) for bench, cell in planned if bench.path(cell).exists()]
+        planned = [(bench, cell) for bench, cell in planned if cell in kept_cells]
     cells = {cell: bench.run(cell) for bench, cell in planned}
     rows = summary(cells)
     for row in rows:

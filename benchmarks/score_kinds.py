@@ -19,7 +19,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from bench_training import Bench
+from bench_training import CELLS, Bench, Cells
 from clusterucb.demo.wheels import cache_folder
 from clusterucb.gradients.accumulate import Checkpoint
 from clusterucb.gradients.checkpoints import at_checkpoint
@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--pool", default="diverse")
     parser.add_argument("--folder", type=Path, default=cache_folder() / "training")
     options = parser.parse_args()
-    found = scored(Bench(options.pool, options.folder))
+    found = scored(Bench(options.pool, options.folder, Cells(CELLS)))
     apart = float(np.abs(found["adam_less"] - scores_of(options.pool)).max())
     print(f"largest difference from the recorded scores: {apart:.1e}")
     if not apart < CLOSE:
