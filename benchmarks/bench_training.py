@@ -38,6 +38,7 @@ import numpy as np
 import code_pool
 import diverse_pool
 import real_pool
+from cells import Cells, rounded
 from clusterucb.demo.model import demo_model
 from clusterucb.demo.wheels import cache_folder
 from clusterucb.gradients.checkpoints import fresh_lora
@@ -95,36 +96,6 @@ class Cell:
             return f"{self.pool}-t{self.target}-nothing"
         share = 1.0 if self.arm == "all" else self.share
         return f"{self.pool}-t{self.target}-{self.arm}-{share:g}-e{EPOCHS}-s{self.seed}-lr{self.rate:g}"
-
-
-class Cells:
-    """The finished cells: a file with a line of JSON for each of them.
-
-    Args:
-        path: the file; it need not exist.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        lines = path.read_bytes().splitlines() if path.exists() else []
-        self._found = {content["cell"]: content for content in map(json.loads, lines)}
-
-    def __contains__(self, cell: Cell) -> bool:
-        return cell.name in self._found
-
-    def __getitem__(self, cell: Cell) -> dict[str, Any]:
-        content: dict[str, Any] = self._found[cell.name]
-        return content
-
-    def keep(self, cell: Cell, losses: dict[str, list[float]], seconds: float) -> None:
-        """Keep the judges' losses of a cell, rounded to four decimals, and the seconds of its training."""
-        rounded = {name: [round(loss, 4) for loss in values] for name, values in losses.items()}
-        content = {"cell": cell.name, "losses": rounded, "seconds": round(seconds)}
-        self._found[cell.name] = content
-        with self._path.open("ab") as file:
-            file.write(json.dumps(content).encode() + b"\n")
-        shown = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in rounded.items())
-        print(f"{cell.name}: {shown} ({seconds:.0f} s)", flush=True)
 
 
 class Bench:
@@ -202,9 +173,9 @@ class Bench:
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Return the judges' losses after a cell's training, by subtask, and its seconds."""
-        if cell not in self._cells:
+        if cell.name not in self._cells:
             self._train(cell)
-        return self._cells[cell]
+        return self._cells[cell.name]
 
     def _train(self, cell: Cell) -> None:
         """Train, and keep the cell. ``all`` does not depend on the target, so it gives the cells of all targets."""
@@ -219,8 +190,11 @@ class Bench:
             found = trainer.trained(order, cell.rate, points=1)
         seconds = time.perf_counter() - began
         for target in self.targets if whole else [cell.target]:
-            losses = {name: found.losses[name][-1] for name in self.targets[target]}
-            self._cells.keep(replace(cell, target=target), losses, seconds)
+            losses = rounded({name: found.losses[name][-1] for name in self.targets[target]})
+            name = replace(cell, target=target).name
+            self._cells.keep(name, losses=losses, seconds=round(seconds))
+            shown = ", ".join(f"{subtask} {np.mean(values):.3f}" for subtask, values in losses.items())
+            print(f"{name}: {shown} ({seconds:.0f} s)", flush=True)
 
 
 def _judges(folder: Path, by_subtask: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
@@ -359,7 +333,7 @@ def main() -> None:
         if arm != "nothing" or (seed, share, rate) == (seeds[0], shares[0], rates[0])  # has none of them
     ]
     if options.finished:
-        planned = [(bench, cell) for bench, cell in planned if cell in kept_cells]
+        planned = [(bench, cell) for bench, cell in planned if cell.name in kept_cells]
     cells = {cell: bench.run(cell) for bench, cell in planned}
     rows = summary(cells)
     for row in rows:

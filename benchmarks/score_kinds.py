@@ -19,7 +19,8 @@ from typing import Self
 import numpy as np
 import torch
 
-from bench_training import CELLS, Bench, Cells
+from bench_training import CELLS, Bench
+from cells import Cells
 from clusterucb.demo.wheels import cache_folder
 from clusterucb.gradients.accumulate import Checkpoint
 from clusterucb.gradients.checkpoints import at_checkpoint

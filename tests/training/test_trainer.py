@@ -145,8 +145,10 @@ def test_a_round_leaves_no_trace_but_its_rows(
     """A training that is told the rows, and computes no round, ends with the same weights."""
 
     class Told(Reselect):
-        def _found(self, number: int, step: int, model: Any, optimizer: Any, out: Path) -> Round:
-            del step, model, optimizer
+        def _found(
+            self, number: int, step: int, model: Any, optimizer: Any, out: Path, sketching: Any
+        ) -> Round:
+            del step, model, optimizer, sketching
             out.mkdir()
             (out / "scores.jsonl").write_text("")
             return rounds[number - 1]

@@ -10,7 +10,8 @@ A sample whose gradient is zero or not finite fails, and its reason is kept. It 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from clusterucb.gradients.passes import Passes
 from clusterucb.kernels import ops
 from clusterucb.progress import Advance
 from clusterucb.samples.encoded import Encoded
+
+Keep = Callable[[NDArray[np.int64], NDArray[np.float32]], None]
 
 
 class Scorer:
@@ -35,6 +38,8 @@ class Scorer:
         passes: groups the samples into passes of the model.
         targets: f32[S, d], the finished sketches of the directions if scores are read from sketches; None for exact
             scores.
+        keep: called with rows i64[m] and their finished sketches f32[m, d], NaN where a gradient failed, after exact
+            scoring with accumulators that also sketch. The sketches take no pass of their own.
         advance: called with the number of samples that are done.
     """
 
@@ -45,12 +50,14 @@ class Scorer:
         passes: Passes,
         *,
         targets: NDArray[np.float32] | None = None,
+        keep: Keep | None = None,
         advance: Advance = lambda _: None,
     ) -> None:
         self._accumulators = accumulators
         self._encoded = encoded
         self._passes = passes
         self._targets = targets
+        self._keep = keep
         self._advance = advance
 
     def __call__(self, rows: NDArray[np.int64]) -> RowScores:
@@ -62,16 +69,27 @@ class Scorer:
             )
             scores = ops.sketch_products(sketches, self._targets)
         else:
-            scores, faults = self._exact(samples, call)
+            scores, faults, sketches = self._exact(samples, call)
+            if self._keep is not None:
+                self._keep(rows, sketches)
         scores[[reason is not None for reason in faults]] = np.nan
         reasons = zip(rows.tolist(), faults, strict=True)
         return RowScores(scores, {row: reason for row, reason in reasons if reason})
 
-    def _exact(self, samples: Sequence[Encoded], call: str) -> tuple[NDArray[np.float64], list[str | None]]:
+    def _exact(
+        self, samples: Sequence[Encoded], call: str
+    ) -> tuple[NDArray[np.float64], list[str | None], NDArray[np.float32]]:
+        """Return the scores, why some failed, and the sketches f32[m, d]; d is 0 if there are none."""
         scores = np.zeros((len(samples), self._accumulators[0].n_directions))
+        sketch = self._accumulators[0].sketch
+        sketches = np.zeros((len(samples), sketch.dimension if sketch else 0), np.float32)
         faults: list[str | None] = [None] * len(samples)
         for weight, rows, numbers in over(
             self._accumulators, samples, self._passes, call, faults, self._advance
         ):
             scores[rows] += weight * ops.finish(numbers.norm2, numbers.products)
-        return scores, faults
+            if sketch:
+                root = np.float32(math.sqrt(weight))
+                sketches[rows] += root * ops.finish_sketches(numbers.norm2, numbers.sketched, sketch)
+        sketches[[reason is not None for reason in faults]] = np.nan
+        return scores, faults, sketches

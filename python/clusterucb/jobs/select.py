@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,9 @@ from clusterucb.run.folder import Run
 from clusterucb.run.ledger import Ledger, ScoredBatches
 from clusterucb.run.manifest import Asked, Identity
 from clusterucb.wording import counted
+
+if TYPE_CHECKING:
+    from clusterucb.gradients.scorer import Keep
 
 
 @borrowing
@@ -112,12 +115,14 @@ def select_again(
     clusterer: Clusterer | None,
     policy: Policy | None,
     observer: Observer,
+    keep: Keep | None = None,
     **options: Unpack[SelectOptions],
 ) -> Result:
     """Select from a pool that was read and encoded before, with a loaded model: as `select` does, without reading.
 
     Args:
         prepared: the pool and the target.
+        keep: called with rows and their sketches after they were scored; None computes no sketches.
         model, out, features, clusterer, policy, observer, **options: as for `select`.
     """
     given = settings_from(options, SelectSettings)
@@ -128,7 +133,7 @@ def select_again(
     }
     now = replace(prepared, source=model, device=model.device(given.device), contents=contents)
     earlier = earlier_runs(given.prior, strategies.policy)
-    return _run(Job(given, now, None, observer), given, strategies, earlier, str(model), out)
+    return _run(Job(given, now, None, observer), given, strategies, earlier, str(model), out, keep=keep)
 
 
 def _run(
@@ -141,6 +146,7 @@ def _run(
     *,
     config: bytes | None = None,
     overwrite: bool = False,
+    keep: Keep | None = None,
 ) -> Result:
     """Describe, cluster, draw and score, select and write."""
     ids = [sample.id for sample in job.material.samples] if earlier else []
@@ -148,7 +154,7 @@ def _run(
     identity = _identity(job, strategies, [one.fingerprint for one in known])
     asked = Asked(given.budget, given.select, given.until)
     with job.session(out, identity, asked=asked, config=config, overwrite=overwrite) as session:
-        selecting = _Selecting(session, given, strategies, known)
+        selecting = _Selecting(session, given, strategies, known, keep)
         with selecting.influence.ledger() as ledger:
             spend = selecting.prepared_search(ledger)  # describe
             selection = selecting.draw(spend, ledger)  # cluster, draw and score
@@ -164,6 +170,7 @@ class _Selecting:
     """A selection whose run folder is open.
 
     Attributes:
+        keep: called with the rows and sketches of scored samples, or None.
         interrupted: the interrupt that ended the search early, or None.
     """
 
@@ -171,6 +178,7 @@ class _Selecting:
     given: SelectSettings
     strategies: ChosenStrategies
     known: Sequence[Known]
+    keep: Keep | None = None
     interrupted: KeyboardInterrupt | None = None
 
     def __post_init__(self) -> None:
@@ -184,7 +192,8 @@ class _Selecting:
         if isinstance(settings.limit, Seconds) and state.seconds_per_token is None:
             state.seconds_per_token = seconds_per_token(session.model, settings, material, session.observer)
         self.n_budget, self.n_select = settings.counts(material.encoded.lengths, state.seconds_per_token)
-        self.features, self.influence = PoolFeatures(session), Influence(session, settings.batch_size)
+        self.features = PoolFeatures(session)
+        self.influence = Influence(session, settings.batch_size, self.keep)
 
     def prepared_search(self, ledger: Ledger) -> Callable[..., Selection]:
         """Describe the pool, and return the search: a function of a budget and a journal."""

@@ -6,6 +6,8 @@ Decisions:
     - The pool is read and encoded once.
     - The scores of earlier rounds are the prior of a round (`clusterucb.jobs.stages.prior`). Influence changes slowly,
       so they predict well, and a round needs fewer gradients.
+    - A gradient that is computed for its score leaves its sketch behind in the same pass (`_Sketching`). The paper's
+      schedule makes its clusters of them, so the first round takes each gradient once.
     - Fresh LoRA matrices and an optimiser without moments say little. So a training begins with random samples.
     - Which rows a step trains on is a pure function of the step and of its period's round. A round that is finished is
       kept, so a resumed training goes on with the rows of an uninterrupted one.
@@ -37,8 +39,11 @@ from clusterucb.model.loaded import LoadedModel
 from clusterucb.options.keywords import settings_from
 from clusterucb.options.search import SelectSettings
 from clusterucb.plugins import describe
+from clusterucb.policies.baselines import Exhaustive
 from clusterucb.progress import AnyObserver, observer_of
-from clusterucb.training.rounds import Round, Rounds
+from clusterucb.training.clusters import OfSketches
+from clusterucb.training.plans import among, plan_of
+from clusterucb.training.rounds import Round, Rounds, Sketches
 from clusterucb.training.schedule import Schedule, order
 
 if TYPE_CHECKING:
@@ -60,7 +65,9 @@ class Reselect:
         pool, target: as for `clusterucb.select`.
         every: the optimiser steps between two rounds; ``"epoch"`` is as many as visit each selected sample once.
         warmup: the optimiser steps on random samples before the first round.
-        remember: whether the scores of earlier rounds are the prior of a round.
+        schedule: how rounds select (`clusterucb.training.plans`): ``ours`` spends the budget in each round and learns
+            from earlier ones; ``paper`` computes every gradient in the first round, clusters them, and later spends the
+            budget on these clusters (Dynamic-ClusterUCB); ``dynamic`` computes every gradient in each round.
         features, clusterer, policy, observer: as for `clusterucb.select`.
         **options: the options of `clusterucb.select`, such as ``budget`` and ``select``, which are those of a round.
 
@@ -75,7 +82,7 @@ class Reselect:
         *,
         every: int | Literal["epoch"] = "epoch",
         warmup: int = WARMUP,
-        remember: bool = True,
+        schedule: str = "ours",
         features: Feature | None = None,
         clusterer: Clusterer | None = None,
         policy: Policy | None = None,
@@ -93,9 +100,14 @@ class Reselect:
                 raise OptionError(
                     f"{name} is given to Reselect; expected none, because a round selects with the live model"
                 )
+        self._plan = plan = plan_of(schedule)
+        if plan.exhaustive == "always" and (policy is not None or options.get("budget") is not None):
+            raise OptionError(
+                f"schedule is {schedule!r}, which computes every gradient; expected neither policy nor budget. Leave "
+                "them out, or use schedule='ours'"
+            )
         self._settings = settings_from(options, SelectSettings)
-        self._strategies = chosen(features, clusterer, policy, store=False)
-        self._remember = remember and self._strategies.policy.predicts
+        self._strategies = chosen(features, clusterer or plan.clusterer, policy or plan.policy, store=False)
         self._options, self._every, self._warmup = options, every, warmup
         self._pool, self._target = pool, target
         self._observer = observer_of(observer)
@@ -196,7 +208,7 @@ class Reselect:
         return {
             **{name: str(contents[name]) for name in ("pool", "target", "encoding")},
             "schedule": f"{self.schedule}, {batch_size} samples a step",
-            "options": repr(self._settings),
+            "options": f"{self._settings}, {self._plan}",
             **{kind: repr(describe(strategy)) for kind, strategy in self._strategies._asdict().items()},
         }
 
@@ -204,10 +216,11 @@ class Reselect:
         """Select anew, and keep the round."""
         before = self.rounds.find(number - 1)
         began = time.monotonic()
+        sketching = _Sketching() if among(self._plan.sketches, number) else None
         with tempfile.TemporaryDirectory(prefix="clusterucb-") as folder, _random_state():
             out = Path(folder) / "round"
             try:
-                found = self._found(number, step, model, optimizer, out)
+                found = self._found(number, step, model, optimizer, out, sketching)
                 scores: Path | None = out / filenames.SCORES
             except ClusterUCBError as error:
                 if before is None:
@@ -219,13 +232,20 @@ class Reselect:
             found.seconds = time.monotonic() - began
             if before is not None:
                 found.overlap = len({*before.rows} & {*found.rows}) / len(found.rows)
-            self.rounds.add(found, scores)
+            self.rounds.add(found, scores, sketching.found() if sketching else None)
         return found
 
-    def _found(self, number: int, step: int, model: Any, optimizer: Any, out: Path) -> Round:
+    def _found(
+        self, number: int, step: int, model: Any, optimizer: Any, out: Path, sketching: _Sketching | None
+    ) -> Round:
         assert self._prepared is not None
-        options = dict(self._options)
-        if self._remember and self.rounds.scored:
+        plan, options, (features, clusterer, policy) = self._plan, dict(self._options), self._strategies
+        if among(plan.exhaustive, number):
+            policy = Exhaustive()
+            options |= {"budget": "100%", "until": None}
+        elif plan.clusterer:
+            clusterer = OfSketches((clusterer,), str(self.rounds.sketches(1)))
+        if plan.remembers and policy.predicts and self.rounds.scored:
             options["prior"] = self.rounds.scored
         result = select_again(
             self._prepared,
@@ -233,10 +253,11 @@ class Reselect:
             tokenizer=self._tokenizer,
             optimizer=getattr(optimizer, "optimizer", optimizer),  # accelerate wraps it
             out=out,
-            features=self._strategies.features,
-            clusterer=self._strategies.clusterer,
-            policy=self._strategies.policy,
+            features=features,
+            clusterer=clusterer,
+            policy=policy,
             observer=self._observer,
+            keep=sketching,
             **options,
         )
         recall = result.outcome.recall
@@ -253,6 +274,27 @@ class Reselect:
     def share_of_time(self) -> float:
         """The share of the time since the training began that rounds took."""
         return sum(one.seconds for one in self.rounds) / max(time.monotonic() - self._began, 1e-9)
+
+
+class _Sketching:
+    """Collects the sketches of scored samples in half precision."""
+
+    def __init__(self) -> None:
+        self._rows: list[NDArray[np.int64]] = []
+        self._values: list[NDArray[np.float16]] = []
+
+    def __call__(self, rows: NDArray[np.int64], sketches: NDArray[np.float32]) -> None:
+        """Keep the sketches f32[m, d] of rows i64[m]."""
+        self._rows.append(rows)
+        self._values.append(sketches.astype(np.float16))
+
+    def found(self) -> Sketches | None:
+        """Return all sketches in the order of their rows, or None if there are none."""
+        if not self._rows:
+            return None
+        rows = np.concatenate(self._rows)
+        order = np.argsort(rows)
+        return Sketches(rows[order], np.concatenate(self._values)[order])
 
 
 @contextmanager

@@ -5,14 +5,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from clusterucb import filenames
 from clusterucb.atomic import check_regular, file_sha256, make_folder, whole_folder, write_whole
 from clusterucb.errors import RunError
 
-_ABOUT, _ROUND = "selection.json", "round.json"
+_ABOUT, _ROUND, _SKETCHES = "selection.json", "round.json", "sketches.safetensors"
 _REMEDY = "expected the rounds of a training. Resume from an earlier checkpoint"
 
 
@@ -29,6 +33,7 @@ class Round(msgspec.Struct):
         overlap: the share of the rows that the round before selected, too; None in the first round.
         failed: why it selected nothing and kept the rows of the round before; "" if it did not fail.
         scores: the SHA-256 of the file of its scores; "" if it failed.
+        sketches: the SHA-256 of the file of its gradients' sketches; "" if it kept none.
     """
 
     number: int
@@ -40,6 +45,19 @@ class Round(msgspec.Struct):
     overlap: float | None = None
     failed: str = ""
     scores: str = ""
+    sketches: str = ""
+
+
+class Sketches(NamedTuple):
+    """Sketches of gradients.
+
+    Attributes:
+        rows: i64[m], rows of the pool, ascending.
+        values: f16[m, d], the sketch of each; NaN where the gradient failed.
+    """
+
+    rows: NDArray[np.int64]
+    values: NDArray[np.float16]
 
 
 class Rounds:
@@ -79,9 +97,16 @@ class Rounds:
         self._remove_others()
         write_whole(self.folder / _ABOUT, msgspec.json.encode(self._about))
 
-    def add(self, one: Round, scores: Path | None) -> None:
-        """Keep a round, with the file of its scores unless it failed."""
+    def sketches(self, number: int) -> Path:
+        """Return the file of the sketches that the round of a number has kept."""
+        return self._path(number) / _SKETCHES
+
+    def add(self, one: Round, scores: Path | None, sketches: Sketches | None = None) -> None:
+        """Keep a round, with the file of its scores unless it failed, and with sketches if there are any."""
         with whole_folder(self._path(one.number)) as partial:
+            if sketches is not None:
+                save_file(sketches._asdict(), partial / _SKETCHES)
+                one.sketches = file_sha256(partial / _SKETCHES)
             if scores is not None:
                 shutil.copyfile(scores, partial / filenames.SCORES)
                 one.scores = file_sha256(scores)
@@ -134,8 +159,9 @@ class Rounds:
     def _round(self, file: Path) -> Round:
         check_regular(file)
         found = msgspec.json.decode(file.read_bytes(), type=Round)
-        if found.scores and file_sha256(file.with_name(filenames.SCORES)) != found.scores:
-            raise RunError(f"{file.parent} is damaged ({filenames.SCORES} has changed); {_REMEDY}")
+        for name, expected in ((filenames.SCORES, found.scores), (_SKETCHES, found.sketches)):
+            if expected and file_sha256(file.with_name(name)) != expected:
+                raise RunError(f"{file.parent} is damaged ({name} has changed); {_REMEDY}")
         if not all(0 <= row < self._n_rows for row in found.rows):
             raise RunError(f"{file} is damaged (it has rows that the pool has not); {_REMEDY}")
         return found

@@ -20,7 +20,7 @@ from clusterucb.engine.poolview import ESTIMATES
 from clusterucb.engine.recall import Recall
 from clusterucb.errors import warn
 from clusterucb.gradients.directions import compute_directions, sketch_directions
-from clusterucb.gradients.scorer import Scorer
+from clusterucb.gradients.scorer import Keep, Scorer
 from clusterucb.jobs.stages.opening import Session, Stage
 from clusterucb.jobs.stages.prior import filled
 from clusterucb.jobs.stages.spending import Spending, spending
@@ -37,11 +37,15 @@ class Influence(Stage):
     Args:
         session: the job, its run folder and its model.
         batch_size: the samples of a call to `score`; None if they always suffice for all workers.
+        keep: called with rows and their sketches after they were scored exactly, as in `Scorer`; None keeps none.
     """
 
-    def __init__(self, session: Session[ScoringSettings], batch_size: int | None = None) -> None:
+    def __init__(
+        self, session: Session[ScoringSettings], batch_size: int | None = None, keep: Keep | None = None
+    ) -> None:
         super().__init__(session)
         self._batch_size = batch_size
+        self._keep = keep
         self._spending: Spending | None = None
 
     def ledger(self) -> Ledger:
@@ -154,7 +158,8 @@ class Influence(Stage):
     def _scorer(self) -> Scorer | StoredScores:
         settings = self._settings
         if not settings.by_sketch:
-            accumulators = self._model.accumulators(directions=self._directions())
+            sketch = settings.sketch if self._keep else None
+            accumulators = self._model.accumulators(directions=self._directions(), sketch=sketch)
             targets = None
         else:
             targets = self._sketched_directions()
@@ -168,6 +173,7 @@ class Influence(Stage):
             self._material.encoded,
             self._model.passes,
             targets=targets,
+            keep=None if settings.by_sketch else self._keep,
             advance=self._advance,
         )
 

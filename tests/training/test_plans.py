@@ -1,0 +1,138 @@
+"""The schedules of rounds: the paper's, exhaustive rounds, and ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import clusterucb as cu
+from clusterucb.errors import OptionError
+from clusterucb.training import Reselect, reselect
+from clusterucb.training.clusters import OfSketches
+from helpers.selections import write_job
+
+N_POOL, STEPS = 90, 8
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("job")
+    write_job(folder)
+    return folder
+
+
+def trained(job: Path, out: Path, **changes: Any) -> Reselect:
+    """Train in a loop with rounds before steps 2, 4 and 8, and return the selection."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(job / "model")
+    model = get_peft_model(
+        model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    )
+    tokenizer = AutoTokenizer.from_pretrained(job / "model")
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
+    selection = Reselect(job / "pool.jsonl", job / "dev.jsonl", every=4, warmup=2, select=12, **changes)
+    selection.open(tokenizer, model, batch_size=4, out=out)
+    selection.begin()
+    for step in range(STEPS + 1):
+        model(**selection.batch(selection.rows(step, model, optimizer))).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return selection
+
+
+@pytest.fixture(scope="module")
+def dynamic(job: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Reselect, Path]:
+    out = tmp_path_factory.mktemp("dynamic")
+    return trained(job, out, schedule="dynamic"), out
+
+
+@pytest.fixture(scope="module")
+def paper(job: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Reselect, Path]:
+    out = tmp_path_factory.mktemp("paper")
+    return trained(job, out, schedule="paper", budget="40%"), out
+
+
+def scored(round_folder: Path) -> list[bytes]:
+    return (round_folder / "scores.jsonl").read_bytes().splitlines()
+
+
+def test_dynamic_computes_every_gradient_in_each_round(dynamic: tuple[Reselect, Path]) -> None:
+    selection, out = dynamic
+    n_gradients = {one.gradients for one in selection.rounds}
+    assert [len(scored(out / f"round-000{number}")) for number in (1, 2, 3)] == [N_POOL] * 3
+    assert len(n_gradients) == 1
+    assert n_gradients.pop() > N_POOL  # and those of the target
+
+
+def test_the_paper_computes_every_gradient_once(
+    paper: tuple[Reselect, Path], dynamic: tuple[Reselect, Path]
+) -> None:
+    selection, out = paper
+    assert [len(scored(out / f"round-000{number}")) for number in (1, 2, 3)] == [N_POOL, 36, 36]
+    first, *later = (one.gradients for one in selection.rounds)
+    assert later == [first - N_POOL + 36] * 2
+    # sketches leave the scores of the same model as they are, bit for bit
+    assert (out / "round-0001/scores.jsonl").read_bytes() == (
+        dynamic[1] / "round-0001/scores.jsonl"
+    ).read_bytes()
+    assert [one.sketches != "" for one in selection.rounds] == [True, False, False]
+
+
+def test_the_papers_clusters_are_those_of_the_first_rounds_gradients(paper: tuple[Reselect, Path]) -> None:
+    selection, _ = paper
+    found = load_file(selection.rounds.sketches(1))
+    assert found["rows"].tolist() == list(range(N_POOL))
+    norms = np.linalg.norm(found["values"].astype(np.float32), axis=1)
+    assert norms == pytest.approx(1, abs=0.05)
+    pool = cu.engine.poolview.PoolView(
+        {"other": np.ones((N_POOL, 2), np.float32)},
+        np.zeros(N_POOL, np.int64),
+        np.zeros(N_POOL),
+        budget=36,
+        n_select=12,
+    )
+    clusterer = OfSketches((cu.KMeans(),), str(selection.rounds.sketches(1)))
+    labels = clusterer.fit_predict(pool, np.random.default_rng(0))
+    alone = cu.KMeans().fit_predict(
+        cu.engine.poolview.PoolView(
+            {"gradient": found["values"].astype(np.float32)}, pool.labels, pool.priority, budget=36
+        ),
+        np.random.default_rng(0),
+    )
+    assert labels.tolist() == alone.tolist()
+    assert len(set(labels.tolist())) > 1
+
+
+@pytest.mark.parametrize(("name", "n_prior"), [("ours", [0, 1, 2]), ("paper", [0, 0, 0])])
+def test_only_our_rounds_learn_from_earlier_ones(
+    name: str, n_prior: list[int], job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    again = reselect.select_again
+
+    def spied(*arguments: Any, **options: Any) -> Any:
+        seen.append((len(options.get("prior") or ()), type(options["policy"]).__name__))
+        return again(*arguments, **options)
+
+    monkeypatch.setattr(reselect, "select_again", spied)
+    trained(job, tmp_path, schedule=name, budget="40%")
+    later = "Surrogate" if name == "ours" else "UCB"
+    assert seen == list(
+        zip(n_prior, ["Exhaustive" if name == "paper" else later, later, later], strict=True)
+    )
+
+
+def test_schedules_that_cannot_be_used_are_refused(job: Path) -> None:
+    files = job / "pool.jsonl", job / "dev.jsonl"
+    with pytest.raises(OptionError, match="schedule is 'papers'; expected one of ours, paper, dynamic"):
+        Reselect(*files, schedule="papers")
+    for options in ({"budget": "10%"}, {"policy": cu.UCB()}):
+        with pytest.raises(OptionError, match="schedule is 'dynamic', which computes every gradient"):
+            Reselect(*files, schedule="dynamic", **options)
