@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.numpy import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import clusterucb as cu
 from clusterucb.errors import OptionError
 from clusterucb.training import Reselect, reselect
 from clusterucb.training.clusters import OfSketches
+from helpers.loops import trained
 from helpers.selections import write_job
 
-N_POOL, STEPS = 90, 8
+N_POOL = 90
 
 
 @pytest.fixture(scope="module")
@@ -26,25 +24,6 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("job")
     write_job(folder)
     return folder
-
-
-def trained(job: Path, out: Path, **changes: Any) -> Reselect:
-    """Train in a loop with rounds before steps 2, 4 and 8, and return the selection."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(job / "model")
-    model = get_peft_model(
-        model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    )
-    tokenizer = AutoTokenizer.from_pretrained(job / "model")
-    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
-    selection = Reselect(job / "pool.jsonl", job / "dev.jsonl", every=4, warmup=2, select=12, **changes)
-    selection.open(tokenizer, model, batch_size=4, out=out)
-    selection.begin()
-    for step in range(STEPS + 1):
-        model(**selection.batch(selection.rows(step, model, optimizer))).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return selection
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +103,7 @@ def test_only_our_rounds_learn_from_earlier_ones(
     monkeypatch.setattr(reselect, "select_again", spied)
     trained(job, tmp_path, schedule=name, budget="40%")
     later = "Surrogate" if name == "ours" else "UCB"
-    assert seen == list(
-        zip(n_prior, ["Exhaustive" if name == "paper" else later, later, later], strict=True)
-    )
+    assert seen == list(zip(n_prior, ["Exhaustive" if name == "paper" else later, later, later], strict=True))
 
 
 def test_schedules_that_cannot_be_used_are_refused(job: Path) -> None:

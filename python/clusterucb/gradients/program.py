@@ -130,6 +130,10 @@ class Reduction:
         ]
 
 
+# Returns what computes the passes of a reduction elsewhere, too, from what computes them in this process.
+Spread = Callable[[Reduction, list[Step[Any]]], list[Step[Any]]]
+
+
 @dataclass(frozen=True)
 class GradientProgram:
     """What a worker loads, to reduce the gradients of passes.
@@ -145,7 +149,7 @@ class GradientProgram:
     def load(self, device: str, shared: dict[str, Any]) -> tuple[list[int], Callable[..., Any]]:
         """Load the checkpoints, and return their numbers of parameters."""
         steps = self.reduction.steps(self.origin.load(device, shared), device)
-        return [step.size for step in steps], partial(_compute, steps, _entered(shared))
+        return [step.size for step in steps], partial(compute_pass, steps, entered(shared))
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,7 @@ class FeatureProgram:
     def _blocks(
         self, device: str, shared: dict[str, Any], samples: Sequence[Sample], encoded: Sequence[Encoded]
     ) -> dict[str, NDArray[np.float32]]:
-        _entered(shared).at(None)
+        entered(shared).at(None)
 
         def none() -> NDArray[np.float32]:
             raise PluginError("a feature asks for gradients; expected one that declares them")
@@ -197,15 +201,16 @@ class _Entered:
             self._step = step
 
 
-def _entered(shared: dict[str, Any]) -> _Entered:
+def entered(shared: dict[str, Any]) -> _Entered:
+    """Return what puts a worker's model at a checkpoint, the same for all its programs."""
     entered: _Entered = shared.setdefault(_ENTERED, _Entered())
     return entered
 
 
-def _compute(steps: Sequence[Step[Any]], entered: _Entered, number: int, samples: Sequence[Encoded]) -> Any:
+def compute_pass(steps: Sequence[Step[Any]], place: _Entered, number: int, samples: Sequence[Encoded]) -> Any:
     """Return the result of a pass, in a form that does not need the model's device."""
     step = steps[number]
-    entered.at(step)
+    place.at(step)
     found = step.lane.begin(samples).result()
     if not isinstance(found, Accumulated):
         return Summed.of(found)

@@ -38,6 +38,7 @@ from clusterucb.gradients.program import (
     GradientProgram,
     Origin,
     Reduction,
+    Spread,
     described_on_workers,
     on_workers,
 )
@@ -75,6 +76,7 @@ class AdaptedModel:
         material: the encoded pool, which the warm-up samples from, and the target.
         observer: shows the progress.
         base: the base model that `load_base` returned; None loads it when it is needed.
+        spread: spreads passes over other processes that hold the same model; None for this process alone.
 
     Attributes:
         device: the model's device.
@@ -89,6 +91,7 @@ class AdaptedModel:
         material: Material,
         observer: Observer,
         base: PreTrainedModel | None = None,
+        spread: Spread | None = None,
     ) -> None:
         self._run = run
         self._settings = settings
@@ -96,6 +99,7 @@ class AdaptedModel:
         self._material = material
         self._observer = observer
         self._given = base
+        self._spread = spread
         self._open = ExitStack()
         self.device = device
 
@@ -166,7 +170,8 @@ class AdaptedModel:
     def _steps(self, reduction: Reduction) -> list[Step[Any]]:
         """Return what computes passes, here or on the workers, for each checkpoint."""
         if self._settings.workers is None:
-            return reduction.steps(self.checkpoints, self.device)
+            steps = reduction.steps(self.checkpoints, self.device)
+            return self._spread(reduction, steps) if self._spread else steps
         crew, origin = self._crew
         return on_workers(crew, GradientProgram(origin, reduction))
 

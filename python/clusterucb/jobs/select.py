@@ -52,6 +52,7 @@ from clusterucb.run.manifest import Asked, Identity
 from clusterucb.wording import counted
 
 if TYPE_CHECKING:
+    from clusterucb.gradients.program import Spread
     from clusterucb.gradients.scorer import Keep
 
 
@@ -116,6 +117,7 @@ def select_again(
     policy: Policy | None,
     observer: Observer,
     keep: Keep | None = None,
+    spread: Spread | None = None,
     **options: Unpack[SelectOptions],
 ) -> Result:
     """Select from a pool that was read and encoded before, with a loaded model: as `select` does, without reading.
@@ -123,6 +125,7 @@ def select_again(
     Args:
         prepared: the pool and the target.
         keep: called with rows and their sketches after they were scored; None computes no sketches.
+        spread: spreads passes over other processes that hold the same model, or None.
         model, out, features, clusterer, policy, observer, **options: as for `select`.
     """
     given = settings_from(options, SelectSettings)
@@ -133,7 +136,9 @@ def select_again(
     }
     now = replace(prepared, source=model, device=model.device(given.device), contents=contents)
     earlier = earlier_runs(given.prior, strategies.policy)
-    return _run(Job(given, now, None, observer), given, strategies, earlier, str(model), out, keep=keep)
+    return _run(
+        Job(given, now, None, observer, spread), given, strategies, earlier, str(model), out, keep=keep
+    )
 
 
 def _run(

@@ -19,7 +19,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -43,6 +43,7 @@ from clusterucb.policies.baselines import Exhaustive
 from clusterucb.progress import AnyObserver, observer_of
 from clusterucb.training.clusters import OfSketches
 from clusterucb.training.plans import among, plan_of
+from clusterucb.training.ranks import Ranks, serve
 from clusterucb.training.rounds import Round, Rounds, Sketches
 from clusterucb.training.schedule import Schedule, order
 
@@ -115,7 +116,13 @@ class Reselect:
         self._prepared: Prepared | None = None
 
     def open(
-        self, tokenizer: PreTrainedTokenizerBase, model: Any, *, batch_size: int, out: Path | str
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        model: Any,
+        *,
+        batch_size: int,
+        out: Path | str,
+        ranks: Ranks | None = None,
     ) -> None:
         """Read and encode the pool and the target.
 
@@ -124,12 +131,13 @@ class Reselect:
             model: the model that will be trained.
             batch_size: the samples of an optimiser step.
             out: the folder of the rounds.
+            ranks: the processes of the training, which share the passes of a round; None for this process alone.
 
         Raises:
             ClusterUCBError: a file cannot be used, or fewer samples are selected than a step needs.
         """
         loaded = LoadedModel(model, tokenizer)
-        self._tokenizer, self._batch_size = tokenizer, batch_size
+        self._tokenizer, self._batch_size, self._ranks = tokenizer, batch_size, ranks
         self._prepared = prepare(self._pool, self._target, loaded, self._settings, self._observer)
         self._encoded = self._prepared.material.encoded
         _, self.n_select = self._settings.counts(self._encoded.lengths)
@@ -185,6 +193,22 @@ class Reselect:
         found = found or self._select(period.number, step, model, optimizer)
         return self._visited(np.array(found.rows), step - period.start, period.number)
 
+    def is_due(self, step: int) -> bool:
+        """Return whether a round selects before a step."""
+        number = self.schedule.period(step).number
+        return bool(number) and self.rounds.find(number) is None
+
+    def serve(self, model: Any, optimizer: Any) -> None:
+        """Compute passes of the round that the first process selects. For the other processes of a training.
+
+        Args:
+            model, optimizer: as for `rows`.
+        """
+        assert self._ranks is not None
+        options, plain = dict(self._options), getattr(optimizer, "optimizer", optimizer)
+        with _random_state():
+            serve(self._ranks, model=model, tokenizer=self._tokenizer, optimizer=plain, **options)
+
     def batch(self, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """Return the tokens of B rows, padded on the right to T: input_ids, attention_mask and labels, i64[B, T]."""
         samples = [self._encoded[int(row)] for row in rows]
@@ -217,7 +241,8 @@ class Reselect:
         before = self.rounds.find(number - 1)
         began = time.monotonic()
         sketching = _Sketching() if among(self._plan.sketches, number) else None
-        with tempfile.TemporaryDirectory(prefix="clusterucb-") as folder, _random_state():
+        shared = self._ranks.round() if self._ranks else nullcontext()
+        with tempfile.TemporaryDirectory(prefix="clusterucb-") as folder, _random_state(), shared:
             out = Path(folder) / "round"
             try:
                 found = self._found(number, step, model, optimizer, out, sketching)
@@ -258,6 +283,7 @@ class Reselect:
             policy=policy,
             observer=self._observer,
             keep=sketching,
+            spread=self._ranks.spread if self._ranks else None,
             **options,
         )
         recall = result.outcome.recall

@@ -6,8 +6,8 @@ Decisions:
       training is resumed.
     - The trainer gets a data set of as many empty rows as an epoch has samples. So it knows the number of steps before
       it begins, and its schedule of learning rates is right.
-    - Of several processes (DDP), the first one selects, and the others wait for its rows. Each trains on its part of a
-      step's rows.
+    - Of several processes (DDP), the first one selects, and the others compute their share of its passes
+      (`clusterucb.training.ranks`). Each trains on its part of a step's rows.
     - A round's rows are written to a checkpoint's folder before the trainer writes the checkpoint. So there is no
       checkpoint without them, whenever the training is killed. A checkpoint that was not written whole is not resumed.
 """
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from clusterucb.errors import OptionError, RunError
+from clusterucb.training.ranks import Ranks
 from clusterucb.training.reselect import Reselect
 from clusterucb.training.rounds import Round
 
@@ -59,8 +59,9 @@ class _Reselecting(_Base):  # type: ignore[misc]
         tokenizer = options.get("processing_class")
         _check(model, args, tokenizer, options)
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        selection.open(tokenizer, model, batch_size=batch, out=Path(args.output_dir) / _FOLDER)
-        self._selection = selection
+        ranks = Ranks(args.process_index, args.world_size) if args.world_size > 1 else None
+        selection.open(tokenizer, model, batch_size=batch, out=Path(args.output_dir) / _FOLDER, ranks=ranks)
+        self._selection, self._ranks = selection, ranks
         super().__init__(*arguments, train_dataset=_slots(selection.steps_per_epoch * batch), **options)
 
     def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
@@ -79,6 +80,9 @@ class _Reselecting(_Base):  # type: ignore[misc]
         state, selection = self.state, self._selection
         _check_length(selection, state.max_steps)
         model = self.accelerator.unwrap_model(self.model)
+        is_due = self._ranks and self._decided(lambda: selection.is_due(state.global_step))
+        if is_due and self.args.process_index:
+            selection.serve(model, self.optimizer)
         rows, logged = self._decided(lambda: self._rows(state.global_step, model))
         if logged:
             self.log(logged)
@@ -94,18 +98,18 @@ class _Reselecting(_Base):  # type: ignore[misc]
 
     def _decided(self, decide: Callable[[], Any]) -> Any:
         """Return what the first process decides, on all processes. They wait for it, and its error is raised on all."""
-        if self.args.world_size == 1:
+        if self._ranks is None:
             return decide()
-        answer: list[Any] = [None, None]
-        if self.args.process_index == 0:
+        value = error = None
+        if self._ranks.rank == 0:
             try:
-                answer[0] = decide()
-            except Exception as error:
-                answer[1] = error
-        torch.distributed.broadcast_object_list(answer)
-        if answer[1] is not None:
-            raise answer[1]
-        return answer[0]
+                value = decide()
+            except Exception as caught:
+                error = caught
+        value, error = self._ranks.decided((value, error))
+        if error is not None:
+            raise error
+        return value
 
     def _save_checkpoint(self, model: Any, trial: Any, *more: Any) -> Any:
         step = self.state.global_step

@@ -181,7 +181,7 @@ class Crew:
         while number not in self._answers:
             self._turn()
         del self._requests[number]
-        return _value(self._answers.pop(number))
+        return value_of(self._answers.pop(number))
 
     def cancel(self, number: int) -> None:
         """Drop a request."""
@@ -228,7 +228,7 @@ class Crew:
         loading = dict(hand.loading)
         if reference in loading:
             hand.loading.remove((reference, loading[reference]))
-            self._about.setdefault(loading[reference], _value(found))
+            self._about.setdefault(loading[reference], value_of(found))
             return
         number = dict(hand.calls)[reference]
         if hand.calls[0][1] == number:
@@ -307,7 +307,7 @@ class Crew:
         return number in self._requests and number not in self._answers
 
 
-def _value(found: Found | OutOfMemory | Failed | Deadly) -> Any:
+def value_of(found: Found | OutOfMemory | Failed | Deadly) -> Any:
     """Return what was computed, or raise what went wrong."""
     match found:
         case Found(value):

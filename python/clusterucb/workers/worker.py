@@ -78,11 +78,12 @@ class Worker:
 
     Args:
         device: the device of its models.
+        shared: what is loaded already, for programs to share.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, shared: dict[str, Any] | None = None) -> None:
         self._device = device
-        self._shared: dict[str, Any] = {}
+        self._shared: dict[str, Any] = shared or {}
         self._answers: dict[str, Callable[..., Any]] = {}
 
     def load(self, key: str, program: Program) -> Answer:

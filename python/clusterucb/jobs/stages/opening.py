@@ -26,6 +26,7 @@ from clusterucb.run.pool_sketches import PoolSketches
 from clusterucb.samples.pool_and_target import Material
 
 if TYPE_CHECKING:
+    from clusterucb.gradients.program import Spread
     from clusterucb.gradients.session import AdaptedModel
     from clusterucb.options.search import ScoringSettings
 
@@ -42,12 +43,14 @@ class Job(Generic[Options]):
         prepared: the samples, the model's source and the device.
         store: the pool's sketches in the gradient store that the options name, or None.
         observer: receives the progress.
+        spread: spreads passes over other processes, or None; see `AdaptedModel`.
     """
 
     settings: Options
     prepared: Prepared
     store: PoolSketches | None
     observer: Observer
+    spread: Spread | None = None
 
     @property
     def material(self) -> Material:
@@ -107,7 +110,7 @@ class Job(Generic[Options]):
                 overwrite=overwrite,
                 lock=not self.settings.no_lock,
             ) as run,
-            AdaptedModel(run, *where, base) as model,
+            AdaptedModel(run, *where, base, self.spread) as model,
         ):
             base = None  # the model may free it
             yield Session(self, run, model)
