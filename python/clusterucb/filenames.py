@@ -28,7 +28,7 @@ CONVERSATIONS = "conversations.jsonl"
 TEXTS = "text.jsonl"
 EXPORTS = {
     "llamafactory": ("dataset_info.json", "sft.yaml", "pt.yaml"),
-    "trl": ("sft.py", "text.py"),
+    "trl": ("sft.py", "text.py", "reselect.py"),
     "axolotl": ("axolotl.yaml",),
 }
 

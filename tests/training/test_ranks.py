@@ -9,7 +9,6 @@ from pathlib import Path
 from helpers import loops
 from helpers.selections import write_job
 
-
 SIZE = 3
 
 

@@ -44,6 +44,7 @@ from clusterucb.options.search import SelectSettings
 from clusterucb.options.typed import SelectOptions
 from clusterucb.plugins import describe
 from clusterucb.progress import AnyObserver, Observer
+from clusterucb.report.export.reselection import reselection
 from clusterucb.report.result import Result
 from clusterucb.report.written import finish
 from clusterucb.run.folder import Run
@@ -103,7 +104,10 @@ def select(
         check_until(given.recall, strategies.policy, given.max_per_source)
     job = open_job(pool, target, model, given, observer, given.held_out)  # read, encode
     config = resolved(given, pool=pool, target=target, model=model, out=out, **strategies._asdict())
-    return _run(job, given, strategies, earlier, str(model), out, config=config, overwrite=overwrite)
+    anew = reselection(given, pool, target, strategies._asdict()) if given.every else None
+    return _run(
+        job, given, strategies, earlier, str(model), out, config=config, anew=anew, overwrite=overwrite
+    )
 
 
 @borrowing
@@ -150,6 +154,7 @@ def _run(
     out: str | PathLike[str] | None,
     *,
     config: bytes | None = None,
+    anew: str | None = None,
     overwrite: bool = False,
     keep: Keep | None = None,
 ) -> Result:
@@ -159,7 +164,7 @@ def _run(
     identity = _identity(job, strategies, [one.fingerprint for one in known])
     asked = Asked(given.budget, given.select, given.until)
     with job.session(out, identity, asked=asked, config=config, overwrite=overwrite) as session:
-        selecting = _Selecting(session, given, strategies, known, keep)
+        selecting = _Selecting(session, given, strategies, known, anew, keep)
         with selecting.influence.ledger() as ledger:
             spend = selecting.prepared_search(ledger)  # describe
             selection = selecting.draw(spend, ledger)  # cluster, draw and score
@@ -175,6 +180,7 @@ class _Selecting:
     """A selection whose run folder is open.
 
     Attributes:
+        anew: the call that selects anew in a training, for exports, or None.
         keep: called with the rows and sketches of scored samples, or None.
         interrupted: the interrupt that ended the search early, or None.
     """
@@ -183,6 +189,7 @@ class _Selecting:
     given: SelectSettings
     strategies: ChosenStrategies
     known: Sequence[Known]
+    anew: str | None = None
     keep: Keep | None = None
     interrupted: KeyboardInterrupt | None = None
 
@@ -286,6 +293,7 @@ class _Selecting:
             model,
             planned,
             judges.samples if judges else (),
+            self.anew,
         )
         if self.interrupted:
             run.manifest.status = "running"

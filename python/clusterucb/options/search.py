@@ -336,17 +336,25 @@ class OutputSettings(Checked):
         annotate: Add a field clusterucb (id, score, rank, subtasks, cluster, draw) to each line of selected.jsonl. A
             later call without this option writes plain lines again.
         export: Training tools to write the selection for, comma-separated: llamafactory, trl, axolotl.
+        every: With --export trl, also write reselect.py, which trains with TRL and selects anew on the way: every so
+            many optimiser steps, or every epoch.
         scores_parquet: Write scores.parquet in addition to scores.jsonl.
     """
 
     annotate: bool = field(default=False, metadata=FREE)
     export: Tools = field(default=None, metadata={**FREE, **LIST})
+    every: str | None = field(default=None, metadata=FREE)
     scores_parquet: bool = field(default=False, metadata=FREE)
 
     def __post_init__(self) -> None:
         for tool in self.tools:
             hint = did_you_mean(tool, EXPORTS)
             self.check("export", tool in EXPORTS, f"some of {', '.join(EXPORTS)}, comma-separated.{hint}")
+        if self.every is not None:
+            known = self.every == "epoch" or (str(self.every).isdecimal() and int(self.every) > 0)
+            self.check("every", known, "a number of optimiser steps, or epoch")
+            if "trl" not in self.tools:
+                raise OptionError(f"--every is {self.every} without --export trl; expected both")
 
     @property
     def tools(self) -> list[str]:

@@ -114,6 +114,7 @@ class OutputOptions(TypedDict, total=False):
 
     annotate: bool
     export: str | Sequence[str] | None
+    every: str | None
     scores_parquet: bool
 
 

@@ -49,6 +49,7 @@ def finish(
     model: str,
     planned: tuple[int, int],
     judges: Iterable[Sample] = (),
+    reselection: str | None = None,
 ) -> Result:
     """Write a run's files, and mark the run as finished. Of a run that is only read, nothing is written.
 
@@ -62,6 +63,7 @@ def finish(
         model: the model's folder or hub id.
         planned: the number of draws in the budget, and the number of samples to select.
         judges: the target samples that are held out.
+        reselection: the call that selects anew in a training, for exports, or None.
 
     Raises:
         RunError: a file cannot be written.
@@ -79,7 +81,9 @@ def finish(
         out=run.folder,
         exports=[]
         if run.read_only
-        else export(run.folder, settings.tools, samples, model=model, settings=settings),
+        else export(
+            run.folder, settings.tools, samples, model=model, settings=settings, reselection=reselection
+        ),
     )
     if run.read_only:
         return result

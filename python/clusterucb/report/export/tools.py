@@ -38,7 +38,13 @@ class Exported(NamedTuple):
 
 
 def export(
-    run: Path, tools: Sequence[str], samples: Sequence[Sample], *, model: str, settings: Settings
+    run: Path,
+    tools: Sequence[str],
+    samples: Sequence[Sample],
+    *,
+    model: str,
+    settings: Settings,
+    reselection: str | None = None,
 ) -> list[Exported]:
     """Write a selection for the given tools, and again for each tool that the run already has an export for.
 
@@ -48,6 +54,7 @@ def export(
         samples: the selection, best first.
         model: the model's folder or hub id.
         settings: the run's options.
+        reselection: the call that selects anew in a training, or None.
 
     Raises:
         RunError: a file or folder cannot be written.
@@ -68,10 +75,19 @@ def export(
             )
         for name in (name for tool in those for name in export_files(tool)):
             remove_file(run / name)
-    return [_export(run, tool, samples, model, settings) for tool in wanted if tool not in barred]
+    return [
+        _export(run, tool, samples, model, settings, reselection) for tool in wanted if tool not in barred
+    ]
 
 
-def _export(run: Path, name: str, samples: Sequence[Sample], model: str, settings: Settings) -> Exported:
+def _export(
+    run: Path,
+    name: str,
+    samples: Sequence[Sample],
+    model: str,
+    settings: Settings,
+    reselection: str | None,
+) -> Exported:
     tool, own, folder = TOOLS[name], EXPORTS[name], run / f"export-{name}"
     conversations = [sample.messages for sample in samples if sample.messages[0].role != TEXT]
     texts = [{"text": sample.messages[0].content} for sample in samples if sample.messages[0].role == TEXT]
@@ -95,6 +111,7 @@ def _export(run: Path, name: str, samples: Sequence[Sample], model: str, setting
         last=last,
         context=any(map(has_context, exported)),
         tools=any(map(has_tools, exported)),
+        reselection=reselection,
     )
     try:
         make_folder(folder)

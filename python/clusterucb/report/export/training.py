@@ -34,6 +34,7 @@ class Training:
         last: whether of each exported conversation only the last answer is learnt, as `Tool.last` decided.
         context: whether some answer of an exported conversation is context, and not learnt.
         tools: whether some exported conversation has tools, calls or their results.
+        reselection: the call that selects anew (`clusterucb.report.export.reselection`), or None.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class Training:
     last: bool
     context: bool
     tools: bool
+    reselection: str | None
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,14 @@ from clusterucb.report.export.training import (
     up_to_last_learnt,
 )
 
+_USUAL = {
+    "learning_rate": 1e-4,
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 8,
+}
+_ANEW = """This training selects anew on the way, from the files of the pool. trainer.train(resume_from_checkpoint=True)
+goes on after an interruption."""
 _ANSWERS_ONLY = """assistant_only_loss needs a chat template with {% generation %}; TRL has one for the common families
 of models. For others, add it to the template, or set False to train on the questions too."""
 
@@ -62,6 +70,8 @@ def _files(training: Training) -> dict[str, str]:
         files["sft.py"] = _script(training, CONVERSATIONS, loss)
     if training.texts:
         files["text.py"] = _script(training, TEXTS, {})
+    if training.reselection:
+        files["reselect.py"] = _reselecting_script(training, training.reselection)
     return files
 
 
@@ -72,16 +82,7 @@ def _script(training: Training, name: str, loss: Row) -> str:
         **revision,
         **loss,
         "max_length": training.max_length,
-        "learning_rate": 1e-4,
-        "num_train_epochs": 3,
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 8,
-    }
-    lora = {
-        "r": training.lora.rank,
-        "lora_alpha": training.lora.alpha,
-        "target_modules": training.lora.targets,
-        **({"use_rslora": True} if training.lora.rslora else {}),
+        **_USUAL,
     }
     pattern = glob.escape(str(training.folder / name))
     notes = [WRITTEN_BY, *([_ANSWERS_ONLY] if loss else []), *training.lora.notes()]
@@ -102,11 +103,48 @@ trainer = SFTTrainer(
         data_files={pattern!r},
         split='train',
     ),
-    peft_config=LoraConfig({_keywords(lora)}),
+    peft_config=LoraConfig({_keywords(_lora(training))}),
 )
 trainer.train()
 trainer.save_model()
 '''
+
+
+def _reselecting_script(training: Training, reselection: str) -> str:
+    revision = f", revision={training.revision!r}" if training.revision else ""
+    options = {"output_dir": str(training.folder / "trained-anew"), **_USUAL, "save_strategy": "epoch"}
+    docstring = "\n\n".join([WRITTEN_BY, _ANEW, *training.lora.notes()]) + "\n"
+    return f'''"""{docstring}"""
+
+import clusterucb as cu
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import is_torch_bf16_gpu_available
+from trl import SFTConfig, SFTTrainer
+
+MODEL = {training.model!r}
+model = AutoModelForCausalLM.from_pretrained(MODEL{revision})
+lora = LoraConfig(task_type="CAUSAL_LM", {_keywords(_lora(training))})
+selection = {reselection}
+trainer = cu.training.reselecting(SFTTrainer)(
+    model=get_peft_model(model, lora),
+    processing_class=AutoTokenizer.from_pretrained(MODEL{revision}),
+    args=SFTConfig(
+        bf16=is_torch_bf16_gpu_available(),{_keywords(options)}),
+    selection=selection,
+)
+trainer.train()
+trainer.save_model()
+'''
+
+
+def _lora(training: Training) -> Row:
+    return {
+        "r": training.lora.rank,
+        "lora_alpha": training.lora.alpha,
+        "target_modules": training.lora.targets,
+        **({"use_rslora": True} if training.lora.rslora else {}),
+    }
 
 
 def _keywords(values: Row) -> str:
