@@ -222,6 +222,29 @@ def test_trainings_that_a_selection_cannot_serve_are_refused(
     with pytest.raises(OptionError, match=r"packing is set with a selection; expected it unset"):
         trainer_of(Trainer, job, tmp_path)
     monkeypatch.setattr(TrainingArguments, "packing", False, raising=False)
+    for name, value in (("chat_template_path", "other"), ("eos_token", "<eos>")):
+        with monkeypatch.context() as patch:
+            patch.setattr(TrainingArguments, name, value, raising=False)
+            with pytest.raises(
+                OptionError, match=f"{name} is set with a selection, which reads the pool before"
+            ):
+                trainer_of(Trainer, job, tmp_path)
+    with pytest.raises(
+        OptionError, match=r"model is a .*ForCausalLM without an adapter; expected a PEFT model"
+    ):
+        reselecting(Trainer)(
+            model=AutoModelForCausalLM.from_pretrained(job / "model"),
+            args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True),
+            processing_class=AutoTokenizer.from_pretrained(job / "model"),
+            selection=selection(job),
+        )
+    by_length = (
+        {"group_by_length": True}
+        if transformers.__version__.startswith("4.")
+        else {"train_sampling_strategy": "group_by_length"}
+    )
+    with pytest.raises(OptionError, match=r"group_by_length.* is set with a selection; expected it unset"):
+        trainer_of(Trainer, job, tmp_path, **by_length)
     with pytest.raises(OptionError, match=r"fsdp is set with a selection; expected it unset"):
         _check(None, SimpleNamespace(fsdp="full_shard"), "tokenizer", {})
 
@@ -272,3 +295,18 @@ def test_several_processes_train_on_the_rows_of_one(job: Path, tmp_path: Path) -
     assert together["rounds"] == alone["rounds"]
     assert together["visited"] == alone["visited"]
     assert together["weight"] == pytest.approx(alone["weight"], rel=1e-4)
+
+
+def test_a_trainer_may_put_the_adapter_on(job: Path, tmp_path: Path) -> None:
+    if len(KINDS) == 1:
+        pytest.skip("TRL needs a newer transformers")
+    chosen = selection(job)
+    trainer = reselecting(SFTTrainer)(
+        model=AutoModelForCausalLM.from_pretrained(job / "model"),
+        args=SFTConfig(str(tmp_path), max_steps=5, per_device_train_batch_size=4, report_to=[], use_cpu=True),
+        processing_class=AutoTokenizer.from_pretrained(job / "model"),
+        peft_config=LoraConfig(r=4, task_type="CAUSAL_LM"),
+        selection=chosen,
+    )
+    trainer.train()
+    assert [(one.start, one.failed) for one in chosen.rounds] == [(2, ""), (4, "")]

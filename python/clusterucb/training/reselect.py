@@ -151,6 +151,24 @@ class Reselect:
         self.schedule = Schedule(self._warmup, every)
         self.rounds = Rounds(Path(out), self._about(batch_size), len(self._encoded))
 
+    def check_model(self, model: Any, *, adapted: bool = False) -> None:
+        """Refuse a model whose gradients no round could compute.
+
+        Args:
+            model: the model that will be trained.
+            adapted: whether the trainer will put an adapter on it.
+
+        Raises:
+            OptionError: the model has no adapter, and the options name no parameters.
+        """
+        from peft import PeftModel
+
+        if not adapted and not isinstance(model, PeftModel) and self._settings.parameters is None:
+            raise OptionError(
+                f"model is a {type(model).__name__} without an adapter; expected a PEFT model, or peft_config, or "
+                "parameters=..., the layers whose gradients select"
+            )
+
     def begin(self) -> None:
         """Begin a training: forget the rounds in the folder."""
         self.rounds.begin()

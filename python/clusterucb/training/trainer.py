@@ -58,6 +58,7 @@ class _Reselecting(_Base):  # type: ignore[misc]
         args: Any = arguments[1] if len(arguments) > 1 else options.get("args")
         tokenizer = options.get("processing_class")
         _check(model, args, tokenizer, options)
+        selection.check_model(model, adapted=options.get("peft_config") is not None)
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         ranks = Ranks(args.process_index, args.world_size) if args.world_size > 1 else None
         selection.open(tokenizer, model, batch_size=batch, out=Path(args.output_dir) / _FOLDER, ranks=ranks)
@@ -133,17 +134,28 @@ def _check(model: Any, args: Any, tokenizer: Any, options: dict[str, Any]) -> No
         raise OptionError(
             f"model is {model!r}; expected a loaded PEFT model, so that a round can compute its gradients"
         )
-    for name in ("fsdp", "deepspeed"):
+    for name in ("fsdp", "deepspeed", "parallelism_config"):
         if getattr(args, name, None):
             raise OptionError(
                 f"{name} is set with a selection; expected it unset, because a round needs all weights in one process. "
                 "Select between trainings instead: clusterucb select --checkpoint ... --prior ..."
             )
-    for name in ("packing", "padding_free", "group_by_length", "auto_find_batch_size"):
-        if getattr(args, name, False):
+    sampling = getattr(args, "train_sampling_strategy", "random")
+    for name, is_set in (
+        *((name, getattr(args, name, False)) for name in ("packing", "padding_free", "auto_find_batch_size")),
+        ("group_by_length", getattr(args, "group_by_length", False)),  # transformers 4
+        (f"train_sampling_strategy={sampling!r}", sampling != "random"),
+    ):
+        if is_set:
             raise OptionError(
                 f"{name} is set with a selection; expected it unset, because each step trains on whole samples in the "
                 "order of the selection, in batches of one size"
+            )
+    for name in ("chat_template_path", "eos_token"):
+        if getattr(args, name, None):
+            raise OptionError(
+                f"{name} is set with a selection, which reads the pool before the trainer changes the tokenizer; "
+                "expected a processing_class that has it already"
             )
 
 

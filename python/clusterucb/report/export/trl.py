@@ -117,20 +117,19 @@ def _reselecting_script(training: Training, reselection: str) -> str:
     return f'''"""{docstring}"""
 
 import clusterucb as cu
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig, SFTTrainer
 
 MODEL = {training.model!r}
-model = AutoModelForCausalLM.from_pretrained(MODEL{revision})
-lora = LoraConfig(task_type="CAUSAL_LM", {_keywords(_lora(training))})
 selection = {reselection}
 trainer = cu.training.reselecting(SFTTrainer)(
-    model=get_peft_model(model, lora),
+    model=AutoModelForCausalLM.from_pretrained(MODEL{revision}),
     processing_class=AutoTokenizer.from_pretrained(MODEL{revision}),
     args=SFTConfig(
         bf16=is_torch_bf16_gpu_available(),{_keywords(options)}),
+    peft_config=LoraConfig(task_type="CAUSAL_LM",{_keywords(_lora(training))}),
     selection=selection,
 )
 trainer.train()
