@@ -157,7 +157,7 @@ class Rounds:
         selection = cu.Reselect(self._pool, self._target, observer=Screen(), **chosen)
         selection.open(tokenizer, model, batch_size=BATCH, out=folder / "rounds")
         if self._keep:
-            selection._plan = replace(selection._plan, sketches="always")
+            selection._selecting.plan = replace(selection._selecting.plan, sketches="always")
         selection.begin()
         return lambda step: selection.rows(step, model, optimizer), selection
 

@@ -20,7 +20,7 @@ from clusterucb.training import Reselect
 from clusterucb.training.ranks import Ranks
 from clusterucb.workers.worker import Worker
 
-STEPS = 9  # with rounds before steps 2, 4 and 8
+STEPS = 9
 
 
 def trained(job: Path, out: Path, ranks: Ranks | None = None, **changes: Any) -> Reselect:

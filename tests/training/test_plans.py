@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 import clusterucb as cu
 from clusterucb.errors import OptionError
-from clusterucb.training import Reselect, reselect
+from clusterucb.training import Reselect, selecting
 from clusterucb.training.clusters import OfSketches
 from helpers.loops import trained
 from helpers.selections import write_job
@@ -94,13 +94,13 @@ def test_only_our_rounds_learn_from_earlier_ones(
     name: str, n_prior: list[int], job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    again = reselect.select_again
+    again = selecting.select_again
 
     def spied(*arguments: Any, **options: Any) -> Any:
         seen.append((len(options.get("prior") or ()), type(options["policy"]).__name__))
         return again(*arguments, **options)
 
-    monkeypatch.setattr(reselect, "select_again", spied)
+    monkeypatch.setattr(selecting, "select_again", spied)
     trained(job, tmp_path, schedule=name, budget="40%")
     later = "Surrogate" if name == "ours" else "UCB"
     assert seen == list(zip(n_prior, ["Exhaustive" if name == "paper" else later, later, later], strict=True))

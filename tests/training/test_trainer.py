@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCa
 
 import clusterucb as cu
 from clusterucb.errors import OptionError, RunError
-from clusterucb.training import Reselect, Round, reselecting
+from clusterucb.training import Reselect, Round, reselecting, selecting
 from clusterucb.training.trainer import _check
 from helpers.selections import write_job
 
@@ -140,22 +140,19 @@ def test_a_training_killed_at_any_step_ends_with_the_same_weights(
 
 
 def test_a_round_leaves_no_trace_but_its_rows(
-    kind: type, job: Path, tmp_path: Path, whole: tuple[Any, Path]
+    kind: type, job: Path, tmp_path: Path, whole: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A training that is told the rows, and computes no round, ends with the same weights."""
 
-    class Told(Reselect):
-        def _found(
-            self, number: int, step: int, model: Any, optimizer: Any, out: Path, sketching: Any
-        ) -> Round:
-            del step, model, optimizer, sketching
-            out.mkdir()
-            (out / "scores.jsonl").write_text("")
-            return rounds[number - 1]
+    def told(self: Any, number: int, step: int) -> Round:
+        del step
+        self.out.mkdir()
+        (self.out / "scores.jsonl").write_text("")
+        return rounds[number - 1]
 
+    monkeypatch.setattr(selecting._One, "whole", told)
     rounds = list(whole[0]._selection.rounds)
-    told = Told(job / "pool.jsonl", job / "dev.jsonl", every=4, warmup=2, budget="40%", select=12)
-    trainer = trainer_of(kind, job, tmp_path, chosen=told)
+    trainer = trainer_of(kind, job, tmp_path)
     trainer.train()
     expected = weights(whole[0])
     assert all(torch.equal(value, expected[name]) for name, value in weights(trainer).items())
@@ -172,18 +169,21 @@ def test_a_trainer_needs_no_library_of_data_sets(
     assert [one.start for one in trainer._selection.rounds] == [2, 4, 8]
 
 
-def test_a_round_that_fails_keeps_the_rows(job: Path, tmp_path: Path) -> None:
-    class Fails(Reselect):
-        def _found(self, number: int, *more: Any) -> Any:
-            if number == 2:
-                raise OptionError("no gradient is finite")
-            return super()._found(number, *more)
+def test_a_round_that_fails_keeps_the_rows(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = selecting._One.whole
 
-    chosen = Fails(job / "pool.jsonl", job / "dev.jsonl", every=4, warmup=2, budget="40%", select=12)
-    trainer = trainer_of(Trainer, job, tmp_path, chosen=chosen)
+    def fails(self: Any, number: int, step: int) -> Round:
+        if number == 2:
+            raise OptionError("no gradient is finite")
+        return whole(self, number, step)
+
+    monkeypatch.setattr(selecting._One, "whole", fails)
+    trainer = trainer_of(Trainer, job, tmp_path)
     with pytest.warns(cu.ClusterUCBWarning, match="round 2 of the selection failed, so the training goes on"):
         trainer.train()
-    first, second, third = chosen.rounds
+    first, second, third = trainer._selection.rounds
     assert second.rows == first.rows
     assert second.failed == "no gradient is finite"
     assert second.overlap == 1
@@ -193,7 +193,7 @@ def test_a_round_that_fails_keeps_the_rows(job: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"every": 0}, "every is 0; expected a number of steps, or 'epoch'"),
+        ({"every": 0}, "every is 0; expected a number of steps, 'epoch' or 'auto'"),
         ({"every": "week"}, "every is 'week'"),
         ({"warmup": 0}, "warmup is 0; expected at least 1 step"),
         ({"adapter": "a"}, "adapter is given to Reselect; expected none"),

@@ -15,11 +15,8 @@ Decisions:
 
 from __future__ import annotations
 
-import random
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,25 +24,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clusterucb import filenames
 from clusterucb.engine.clusterer import Clusterer
 from clusterucb.engine.policy import Policy
-from clusterucb.errors import ClusterUCBError, OptionError, warn
+from clusterucb.errors import OptionError
 from clusterucb.features.base import Feature
-from clusterucb.jobs.select import select_again
 from clusterucb.jobs.stages.prepare import Prepared, Rows, prepare
 from clusterucb.jobs.stages.strategies import chosen
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.options.keywords import settings_from
 from clusterucb.options.search import SelectSettings
 from clusterucb.plugins import describe
-from clusterucb.policies.baselines import Exhaustive
 from clusterucb.progress import AnyObserver, observer_of
-from clusterucb.training.clusters import OfSketches
-from clusterucb.training.plans import among, plan_of
+from clusterucb.training.plans import plan_of
 from clusterucb.training.ranks import Ranks, serve
-from clusterucb.training.rounds import Round, Rounds, Sketches
+from clusterucb.training.rounds import Rounds
 from clusterucb.training.schedule import Schedule, order
+from clusterucb.training.selecting import Selecting, plain, random_state
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,6 +59,8 @@ class Reselect:
     Args:
         pool, target: as for `clusterucb.select`.
         every: the optimiser steps between two rounds; ``"epoch"`` is as many as visit each selected sample once.
+            ``"auto"`` is ``"epoch"`` with audits: a round first spends a tenth of its budget on samples of an earlier
+            round, and if its ranking still holds, the rows stay (`clusterucb.training.audit`).
         warmup: the optimiser steps on random samples before the first round.
         schedule: how rounds select (`clusterucb.training.plans`): ``ours`` spends the budget in each round and learns
             from earlier ones; ``paper`` computes every gradient in the first round, clusters them, and later spends the
@@ -81,7 +77,7 @@ class Reselect:
         pool: Rows,
         target: Rows,
         *,
-        every: int | Literal["epoch"] = "epoch",
+        every: int | Literal["epoch", "auto"] = "epoch",
         warmup: int = WARMUP,
         schedule: str = "ours",
         features: Feature | None = None,
@@ -90,8 +86,9 @@ class Reselect:
         observer: AnyObserver | None = None,
         **options: Any,
     ) -> None:
-        if every != "epoch" and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise OptionError(f"every is {every!r}; expected a number of steps, or 'epoch'")
+        named = every in ("epoch", "auto")
+        if not named and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise OptionError(f"every is {every!r}; expected a number of steps, 'epoch' or 'auto'")
         if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 1:
             raise OptionError(
                 f"warmup is {warmup!r}; expected at least 1 step, because an optimizer has no moments before"
@@ -108,6 +105,11 @@ class Reselect:
                 "them out, or use schedule='ours'"
             )
         self._settings = settings_from(options, SelectSettings)
+        if every == "auto" and (plan.exhaustive != "never" or self._settings.limit is not None):
+            raise OptionError(
+                "every is 'auto' with a schedule that computes every gradient, or with a budget of tokens or time; "
+                "expected schedule='ours', and a share of the pool or a number of samples"
+            )
         self._strategies = chosen(features, clusterer or plan.clusterer, policy or plan.policy, store=False)
         self._options, self._every, self._warmup = options, every, warmup
         self._pool, self._target = pool, target
@@ -147,9 +149,21 @@ class Reselect:
                 f"than the {batch_size} of a step; expected at least as many. Select more, or use smaller batches"
             )
         self.steps_per_epoch = -(-self.n_select // batch_size)
-        every = self.steps_per_epoch if self._every == "epoch" else int(self._every)
+        every = self._every if isinstance(self._every, int) else self.steps_per_epoch
         self.schedule = Schedule(self._warmup, every)
         self.rounds = Rounds(Path(out), self._about(batch_size), len(self._encoded))
+        self._selecting = Selecting(
+            self._prepared,
+            tokenizer,
+            self._settings,
+            self._options,
+            self._plan,
+            self._strategies,
+            self.rounds,
+            ranks,
+            self._observer,
+            audits=self._every == "auto",
+        )
 
     def check_model(self, model: Any, *, adapted: bool = False) -> None:
         """Refuse a model whose gradients no round could compute.
@@ -208,7 +222,7 @@ class Reselect:
                 f"step {step} belongs to round {period.number}, which selects before step {period.start} and is not "
                 "there; expected steps one after the other, or `resume` before the first"
             )
-        found = found or self._select(period.number, step, model, optimizer)
+        found = found or self._selecting.round(period.number, step, model, plain(optimizer))
         return self._visited(np.array(found.rows), step - period.start, period.number)
 
     def is_due(self, step: int) -> bool:
@@ -223,9 +237,9 @@ class Reselect:
             model, optimizer: as for `rows`.
         """
         assert self._ranks is not None
-        options, plain = dict(self._options), getattr(optimizer, "optimizer", optimizer)
-        with _random_state():
-            serve(self._ranks, model=model, tokenizer=self._tokenizer, optimizer=plain, **options)
+        options = dict(self._options)
+        with random_state():
+            serve(self._ranks, model=model, tokenizer=self._tokenizer, optimizer=plain(optimizer), **options)
 
     def batch(self, rows: Sequence[int] | NDArray[np.int64]) -> dict[str, torch.Tensor]:
         """Return the tokens of B rows, padded on the right to T: input_ids, attention_mask and labels, i64[B, T]."""
@@ -249,106 +263,12 @@ class Reselect:
         contents = self._prepared.contents
         return {
             **{name: str(contents[name]) for name in ("pool", "target", "encoding")},
-            "schedule": f"{self.schedule}, {batch_size} samples a step",
+            "schedule": f"{self.schedule}, {batch_size} samples a step{', auto' if self._every == 'auto' else ''}",
             "options": f"{self._settings}, {self._plan}",
             **{kind: repr(describe(strategy)) for kind, strategy in self._strategies._asdict().items()},
         }
-
-    def _select(self, number: int, step: int, model: Any, optimizer: Any) -> Round:
-        """Select anew, and keep the round."""
-        before = self.rounds.find(number - 1)
-        began = time.monotonic()
-        sketching = _Sketching() if among(self._plan.sketches, number) else None
-        shared = self._ranks.round() if self._ranks else nullcontext()
-        with tempfile.TemporaryDirectory(prefix="clusterucb-") as folder, _random_state(), shared:
-            out = Path(folder) / "round"
-            try:
-                found = self._found(number, step, model, optimizer, out, sketching)
-                scores: Path | None = out / filenames.SCORES
-            except ClusterUCBError as error:
-                if before is None:
-                    raise
-                warn(
-                    f"round {number} of the selection failed, so the training goes on with its rows: {error}"
-                )
-                found, scores = Round(number, step, before.rows, 0, 0.0, failed=str(error)), None
-            found.seconds = time.monotonic() - began
-            if before is not None:
-                found.overlap = len({*before.rows} & {*found.rows}) / len(found.rows)
-            self.rounds.add(found, scores, sketching.found() if sketching else None)
-        return found
-
-    def _found(
-        self, number: int, step: int, model: Any, optimizer: Any, out: Path, sketching: _Sketching | None
-    ) -> Round:
-        assert self._prepared is not None
-        plan, options, (features, clusterer, policy) = self._plan, dict(self._options), self._strategies
-        if among(plan.exhaustive, number):
-            policy = Exhaustive()
-            options |= {"budget": "100%", "until": None}
-        elif plan.clusterer:
-            clusterer = OfSketches((clusterer,), str(self.rounds.sketches(1)))
-        if plan.remembers and policy.predicts and self.rounds.scored:
-            options["prior"] = self.rounds.scored
-        result = select_again(
-            self._prepared,
-            model=model,
-            tokenizer=self._tokenizer,
-            optimizer=getattr(optimizer, "optimizer", optimizer),  # accelerate wraps it
-            out=out,
-            features=features,
-            clusterer=clusterer,
-            policy=policy,
-            observer=self._observer,
-            keep=sketching,
-            spread=self._ranks.spread if self._ranks else None,
-            **options,
-        )
-        recall = result.outcome.recall
-        return Round(
-            number,
-            step,
-            result.rows.tolist(),
-            result.cost.gradients,
-            0.0,
-            recall=recall["estimate"] if recall else None,
-        )
 
     @property
     def share_of_time(self) -> float:
         """The share of the time since the training began that rounds took."""
         return sum(one.seconds for one in self.rounds) / max(time.monotonic() - self._began, 1e-9)
-
-
-class _Sketching:
-    """Collects the sketches of scored samples in half precision."""
-
-    def __init__(self) -> None:
-        self._rows: list[NDArray[np.int64]] = []
-        self._values: list[NDArray[np.float16]] = []
-
-    def __call__(self, rows: NDArray[np.int64], sketches: NDArray[np.float32]) -> None:
-        """Keep the sketches f32[m, d] of rows i64[m]."""
-        self._rows.append(rows)
-        self._values.append(sketches.astype(np.float16))
-
-    def found(self) -> Sketches | None:
-        """Return all sketches in the order of their rows, or None if there are none."""
-        if not self._rows:
-            return None
-        rows = np.concatenate(self._rows)
-        order = np.argsort(rows)
-        return Sketches(rows[order], np.concatenate(self._values)[order])
-
-
-@contextmanager
-def _random_state() -> Iterator[None]:
-    """Give the states of all random numbers back as they were."""
-    ours, theirs = random.getstate(), np.random.get_state()  # noqa: NPY002  (a training may use it)
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(ours)
-        np.random.set_state(theirs)  # noqa: NPY002

@@ -30,8 +30,11 @@ class Round(msgspec.Struct):
         gradients: the gradients that it took, of the pool and the target.
         seconds: how long it took.
         recall: the estimated share of the best samples found; None if it cannot be estimated.
+        audit: the recall of its audit (`clusterucb.training.audit`); None without one.
+        stayed: whether the rows of an earlier round stayed after the audit.
         overlap: the share of the rows that the round before selected, too; None in the first round.
         failed: why it selected nothing and kept the rows of the round before; "" if it did not fail.
+        scored: the rows whose scores it computed, in the order of the file of its scores.
         scores: the SHA-256 of the file of its scores; "" if it failed.
         sketches: the SHA-256 of the file of its gradients' sketches; "" if it kept none.
     """
@@ -39,13 +42,22 @@ class Round(msgspec.Struct):
     number: int
     start: int
     rows: list[int]
-    gradients: int
-    seconds: float
+    gradients: int = 0
+    seconds: float = 0.0
     recall: float | None = None
+    audit: float | None = None
+    stayed: bool = False
     overlap: float | None = None
     failed: str = ""
+    scored: list[int] = []
     scores: str = ""
     sketches: str = ""
+
+
+class _Line(msgspec.Struct):
+    """The fields that are needed from a line of scores."""
+
+    subtasks: dict[str, float]
 
 
 class Sketches(NamedTuple):
@@ -89,6 +101,17 @@ class Rounds:
     def scored(self) -> list[Path]:
         """The folders with the scores of the rounds, in their order."""
         return [self._path(one.number) for one in self if not one.failed]
+
+    def last_that_selected(self) -> Round | None:
+        """Return the last round that selected rows anew, or None."""
+        return next(
+            (one for one in reversed(self._found.values()) if not one.failed and not one.stayed), None
+        )
+
+    def scores(self, number: int) -> list[list[float]]:
+        """Return the scores for each subtask that a round has computed, in the order of `Round.scored`."""
+        lines = (self._path(number) / filenames.SCORES).read_bytes().splitlines()
+        return [list(msgspec.json.decode(line, type=_Line).subtasks.values()) for line in lines]
 
     def begin(self) -> None:
         """Forget all rounds: the training begins."""

@@ -212,6 +212,7 @@ def _logged(one: Round, selection: Reselect) -> dict[str, float]:
         "selection_share_of_time": round(selection.share_of_time, 4),
         "selection_recall": one.recall,
         "selection_overlap": one.overlap,
+        "selection_audit": one.audit,
     }
     return {name: value for name, value in measured.items() if value is not None}
 

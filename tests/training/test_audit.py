@@ -1,0 +1,101 @@
+"""An audit keeps the rows of an earlier round while its ranking holds, for a tenth of the gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import clusterucb as cu
+from clusterucb.engine.rules import Rules
+from clusterucb.errors import OptionError
+from clusterucb.training import Reselect, audit
+from helpers.loops import trained
+from helpers.selections import write_job
+
+BUDGET, N_SELECT, N_SUBTASKS = 60, 12, 3
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("job")
+    write_job(folder)
+    return folder
+
+
+@given(
+    seed=st.integers(0, 9),
+    n=st.integers(2, 40),
+    n_subtasks=st.integers(1, 4),
+    rule=st.sampled_from(["round-robin", "paper", "mean", "standardized"]),
+)
+def test_the_recall_is_one_for_the_same_order_and_zero_for_the_reverse(
+    seed: int, n: int, n_subtasks: int, rule: str
+) -> None:
+    scores = np.random.default_rng(seed).normal(size=(n, n_subtasks))
+    assert audit.recall(scores, 3 * scores, Rules(rule=rule), n // 2) == 1
+    one = scores[:, :1]
+    assert audit.recall(one, -one, Rules(rule=rule), n // 2) == 0
+
+
+def test_an_audit_is_a_tenth_of_the_budget_among_scored_rows() -> None:
+    scored = list(range(100, 400))
+    rows = audit.rows_of_audit(scored, 250, seed=3)
+    assert len(set(rows.tolist())) == 25
+    assert set(rows.tolist()) <= set(scored)
+    assert rows.tolist() == audit.rows_of_audit(scored, 250, seed=3).tolist()
+    assert rows.tolist() != audit.rows_of_audit(scored, 250, seed=4).tolist()
+    assert not len(audit.rows_of_audit(scored, 199, seed=3))
+    assert len(audit.rows_of_audit(scored[:22], 1000, seed=3)) == 22
+
+
+def audits(job: Path, out: Path, monkeypatch: pytest.MonkeyPatch, holds: float) -> Reselect:
+    monkeypatch.setattr(audit, "FEWEST", 6)
+    monkeypatch.setattr(audit, "HOLDS", holds)
+    return trained(job, out, every="auto", budget=str(BUDGET), select=N_SELECT)
+
+
+def test_rows_stay_for_a_tenth_of_the_gradients(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *later = audits(job, tmp_path, monkeypatch, 0.0).rounds
+    n_target = first.gradients - BUDGET
+    assert n_target > 0
+    assert first.audit is None
+    assert len(later) == 2
+    for one in later:
+        assert one.stayed
+        assert one.rows == first.rows
+        assert one.gradients == BUDGET // 10 + n_target
+        assert one.overlap == 1
+        assert one.audit is not None
+        assert {*one.scored} <= {*first.scored}
+
+
+def test_a_ranking_that_does_not_hold_is_made_anew_within_the_budget(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *later = audits(job, tmp_path, monkeypatch, 1.1).rounds
+    n_target = first.gradients - BUDGET
+    for one in later:
+        assert not one.stayed
+        assert one.gradients == BUDGET + 2 * n_target
+        assert len(one.scored) == BUDGET - BUDGET // 10
+        assert len(one.rows) == N_SELECT
+
+
+def test_a_small_budget_has_no_audit(job: Path, tmp_path: Path) -> None:
+    selection = trained(job, tmp_path, every="auto", budget=str(BUDGET), select=N_SELECT)
+    assert [(one.audit, one.stayed) for one in selection.rounds] == [(None, False)] * len(selection.rounds)
+
+
+@pytest.mark.parametrize(
+    "options", [{"schedule": "dynamic"}, {"schedule": "paper"}, {"budget": "2h"}, {"budget": "3Mtok"}]
+)
+def test_what_cannot_be_audited_is_refused(job: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="every is 'auto' with a schedule that computes every gradient, or"):
+        cu.Reselect(job / "pool.jsonl", job / "dev.jsonl", every="auto", **options)
