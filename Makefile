@@ -11,7 +11,7 @@ CSRC := CMakeLists.txt $(wildcard csrc/*/*.* csrc/include/clusterucb/*.hpp)
 CLANG_FORMATTED := $(wildcard csrc/*/*.cpp csrc/*/*.hpp csrc/*/*.cu csrc/*/*.cuh csrc/include/clusterucb/*.hpp tests/simt/* tests/whole/adversary/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-floor docs lint format bench-strategies bench-replay bench-training bench-gradients gpu-check torture fuzz wheel clean
+.PHONY: help setup demo test test-floor docs lint format bench-strategies bench-replay bench-training bench-rounds bench-gradients gpu-check torture fuzz wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -68,6 +68,9 @@ bench-replay: setup  ## compare strategies on the recorded scores of three real 
 
 bench-training: setup  ## train on selections and judge them on unseen samples (hours; resumes)
 	$(BIN)/python benchmarks/bench_training.py $(ARGS)
+
+bench-rounds: setup  ## select anew while training, by several schedules, and judge on unseen samples (hours; resumes)
+	$(BIN)/python benchmarks/bench_rounds.py $(ARGS)
 
 bench-gradients: $(PEERS)/.installed  ## time gradients against training and against bergson and dattri-llm
 	$(PEERS)/bin/python benchmarks/bench_gradients.py $(ARGS)

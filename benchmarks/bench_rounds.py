@@ -19,11 +19,13 @@ period. A file that is committed keeps each cell, a training, with the loss of e
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,10 @@ import clusterucb as cu
 from bench_training import Bench
 from cells import Cells, Losses, rounded
 from clusterucb.demo.wheels import cache_folder
+from clusterucb.gradients.directions import sketch_directions
 from clusterucb.gradients.fine_tuning import Training, answer_losses, rising_and_falling
 from clusterucb.gradients.passes import CPU_TOKENS, Passes
+from clusterucb.jobs.stages.influence import Influence
 from clusterucb.jobs.trial.statistics import differences
 from clusterucb.model.source import ModelSource
 from clusterucb.progress import Screen
@@ -82,6 +86,11 @@ class Cell:
         return f"{self.pool}-{self.arm}-s{self.seed}-lr{self.rate:g}"
 
 
+def part_of(n_samples: int, seed: int) -> np.ndarray:
+    """Return the rows of a pool that are trained on, ascending."""
+    return np.sort(np.random.default_rng([seed, 600]).choice(n_samples, N_POOL, replace=False))
+
+
 class Rounds:
     """Trains on a part of a pool, and selects anew.
 
@@ -94,8 +103,7 @@ class Rounds:
     def __init__(self, bench: Bench, seed: int, keep: Path | None) -> None:
         self._bench, self._seed, self._keep = bench, seed, keep
         material = bench.material
-        n_all = len(material.samples)
-        self._rows = np.sort(np.random.default_rng([seed, 600]).choice(n_all, N_POOL, replace=False))
+        self._rows = part_of(len(material.samples), seed)
         self._names = bench.targets[1]
         self._pool = [json.loads(material.samples[int(row)].raw) for row in self._rows]
         lines = map(json.loads, (bench.own / "target.jsonl").read_bytes().splitlines())
@@ -109,7 +117,8 @@ class Rounds:
         training = Training(model, limit=CPU_TOKENS)
         state = torch.load(self._bench.adapter / "optimizer.pt", weights_only=True)
         training.optimizer.load_state_dict(state)
-        with tempfile.TemporaryDirectory() as folder:
+        keeping = _directions(self._keep / cell.name) if self._keep else nullcontext()
+        with tempfile.TemporaryDirectory() as folder, keeping:
             began = time.perf_counter()
             rows_of, selection = self._chooser(cell, model, tokenizer, training.optimizer, Path(folder))
             periods, judging = [], 0.0
@@ -164,6 +173,27 @@ class Rounds:
     def _judged(self, model: Any) -> Losses:
         judges, passes = self._bench.material.target, Passes(CPU_TOKENS, "cpu")
         return {name: answer_losses(model, judges[name], passes).tolist() for name in self._names}
+
+
+@contextmanager
+def _directions(folder: Path) -> Iterator[None]:
+    """Keep the sketches of the target's directions in each round, f32[S, d], for `bench_between_rounds.py`."""
+    own, counter = Influence._directions, itertools.count(1)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def keeping(influence: Influence) -> list[np.ndarray]:
+        found, settings = own(influence), influence._settings
+        np.save(
+            folder / f"directions-{next(counter)}.npy",
+            sketch_directions(found, settings.weights, settings.sketch),
+        )
+        return found
+
+    Influence._directions = keeping
+    try:
+        yield
+    finally:
+        Influence._directions = own
 
 
 def less(cells: dict[Cell, dict[str, Any]], arm: str, other: str) -> dict[str, float]:

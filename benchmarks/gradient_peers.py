@@ -58,7 +58,7 @@ class Work:
     manifest: ParameterManifest
     directions: Tensor
     batches: list[Batch]
-    labelled: list[passes.Batch]
+    labelled: list[passes.PaddedBatch]
 
     @cached_property
     def parts(self) -> dict[str, Tensor]:

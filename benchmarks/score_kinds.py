@@ -25,7 +25,7 @@ from clusterucb.demo.wheels import cache_folder
 from clusterucb.gradients.accumulate import Checkpoint
 from clusterucb.gradients.checkpoints import at_checkpoint
 from clusterucb.gradients.directions import UnitGradients, compute_directions
-from clusterucb.gradients.passes import CPU_TOKENS, PaddedBatch, Passes
+from clusterucb.gradients.passes import CPU_TOKENS, Here, PaddedBatch, Passes
 from clusterucb.jobs.stages.prepare import prepare
 from clusterucb.kernels import ops
 from clusterucb.kernels.preconditioner import PRECONDITIONERS, Preconditioner
@@ -104,7 +104,7 @@ def scored(bench: Bench) -> dict[str, np.ndarray]:
     updates, samples = Updates.of(bench), list(bench.material.encoded)
     found: dict[str, np.ndarray] = {}
     with updates.checkpoint.gradients, Screen().count("Pool gradients", len(samples)) as advance:
-        for rows, numbers in Passes(CPU_TOKENS).over("pool", 0, samples, updates):
+        for rows, numbers in Passes(CPU_TOKENS).over("pool", 0, samples, Here(updates)):
             for kind, (squares, products) in numbers.items():
                 lengths = squares.sqrt().numpy()
                 empty = np.zeros((len(samples), products.shape[1]), np.float32)
