@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCa
 import clusterucb as cu
 from clusterucb.errors import OptionError, RunError
 from clusterucb.training import Reselect, Round, reselecting, selecting
-from clusterucb.training.trainer import _check
+from clusterucb.training import trainer as own
 from helpers.selections import write_job
 
 if transformers.__version__.startswith("4."):  # `make test-floor`: TRL needs a newer one
@@ -246,7 +246,36 @@ def test_trainings_that_a_selection_cannot_serve_are_refused(
     with pytest.raises(OptionError, match=r"group_by_length.* is set with a selection; expected it unset"):
         trainer_of(Trainer, job, tmp_path, **by_length)
     with pytest.raises(OptionError, match=r"fsdp is set with a selection; expected it unset"):
-        _check(None, SimpleNamespace(fsdp="full_shard"), "tokenizer", {})
+        own._check(None, SimpleNamespace(fsdp="full_shard"), "tokenizer", {})
+
+
+def test_weights_that_no_process_has_whole_are_refused() -> None:
+    for whole in ("NO", "MULTI_GPU", "MULTI_CPU"):
+        own._check_whole(whole)
+    for parts in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP"):
+        with pytest.raises(OptionError, match=f"the training is distributed by {parts}; expected DDP or one"):
+            own._check_whole(parts)
+
+
+@pytest.mark.parametrize(
+    ("bf16", "device", "given", "expected"),
+    [
+        (True, "cuda", None, "bfloat16"),
+        (True, "cpu", None, None),
+        (False, "cuda", None, None),
+        (True, "cuda", "float16", "float16"),
+    ],
+)
+def test_rounds_compute_in_the_type_of_the_training(
+    bf16: bool, device: str, given: str | None, expected: str | None, job: Path, tmp_path: Path
+) -> None:
+    autocast = own._autocast(SimpleNamespace(bf16=bf16, device=torch.device(device)))
+    chosen = selection(job, autocast=given)
+    model = AutoModelForCausalLM.from_pretrained(job / "model")
+    tokenizer = AutoTokenizer.from_pretrained(job / "model")
+    chosen.open(tokenizer, model, batch_size=4, out=tmp_path, autocast=autocast)
+    assert chosen._selecting.settings.autocast == expected
+    assert chosen._selecting.options.get("autocast") == expected
 
 
 def test_a_checkpoint_of_another_selection_is_refused(

@@ -125,6 +125,7 @@ class Reselect:
         batch_size: int,
         out: Path | str,
         ranks: Ranks | None = None,
+        autocast: str | None = None,
     ) -> None:
         """Read and encode the pool and the target.
 
@@ -134,10 +135,15 @@ class Reselect:
             batch_size: the samples of an optimiser step.
             out: the folder of the rounds.
             ranks: the processes of the training, which share the passes of a round; None for this process alone.
+            autocast: the data type that the training computes layers in, which rounds then do, too, unless the options
+                name another; None for the layers' own.
 
         Raises:
             ClusterUCBError: a file cannot be used, or fewer samples are selected than a step needs.
         """
+        if autocast is not None and self._settings.autocast is None:
+            self._options["autocast"] = autocast
+            self._settings = settings_from(self._options, SelectSettings)
         loaded = LoadedModel(model, tokenizer)
         self._tokenizer, self._batch_size, self._ranks = tokenizer, batch_size, ranks
         self._prepared = prepare(self._pool, self._target, loaded, self._settings, self._observer)

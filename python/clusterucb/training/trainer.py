@@ -61,9 +61,17 @@ class _Reselecting(_Base):  # type: ignore[misc]
         selection.check_model(model, adapted=options.get("peft_config") is not None)
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         ranks = Ranks(args.process_index, args.world_size) if args.world_size > 1 else None
-        selection.open(tokenizer, model, batch_size=batch, out=Path(args.output_dir) / _FOLDER, ranks=ranks)
+        selection.open(
+            tokenizer,
+            model,
+            batch_size=batch,
+            out=Path(args.output_dir) / _FOLDER,
+            ranks=ranks,
+            autocast=_autocast(args),
+        )
         self._selection, self._ranks = selection, ranks
         super().__init__(*arguments, train_dataset=_slots(selection.steps_per_epoch * batch), **options)
+        _check_whole(self.accelerator.distributed_type.value)
 
     def train(self, resume_from_checkpoint: Any = None, **options: Any) -> Any:
         """Train; see the trainer's own documentation."""
@@ -157,6 +165,27 @@ def _check(model: Any, args: Any, tokenizer: Any, options: dict[str, Any]) -> No
                 f"{name} is set with a selection, which reads the pool before the trainer changes the tokenizer; "
                 "expected a processing_class that has it already"
             )
+
+
+def _check_whole(distributed: str) -> None:
+    """Refuse what divides the weights among processes; accelerate's own configuration may do so, too.
+
+    Args:
+        distributed: accelerate's name for how a training is distributed.
+
+    Raises:
+        OptionError: no process has all weights.
+    """
+    if distributed != "NO" and not distributed.startswith("MULTI_"):
+        raise OptionError(
+            f"the training is distributed by {distributed}; expected DDP or one process, because a round needs all "
+            "weights in one process. Select between trainings instead: clusterucb select --checkpoint ... --prior ..."
+        )
+
+
+def _autocast(args: Any) -> str | None:
+    """Return the data type in which layers compute on a GPU, or None for their own."""
+    return "bfloat16" if args.bf16 and args.device.type == "cuda" else None
 
 
 def _check_length(selection: Reselect, max_steps: int) -> None:
