@@ -8,6 +8,7 @@ number of requests that this process answered to OUT/RANK.
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from clusterucb.workers.worker import Worker
 STEPS = 9
 
 
-def trained(job: Path, out: Path, ranks: Ranks | None = None, **changes: Any) -> Reselect:
-    """Train in a loop, and return the selection."""
+def trained(
+    job: Path, out: Path, ranks: Ranks | None = None, resumed_at: int | None = None, **changes: Any
+) -> Reselect:
+    """Train in a loop, and return the selection. ``resumed_at`` is a step before which another object goes on."""
     torch.manual_seed(0)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(job / "model"),
@@ -33,10 +36,20 @@ def trained(job: Path, out: Path, ranks: Ranks | None = None, **changes: Any) ->
     tokenizer = AutoTokenizer.from_pretrained(job / "model")
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
     options = {"every": 4, "warmup": 2, "select": 12, **changes}
-    selection = Reselect(job / "pool.jsonl", job / "dev.jsonl", **options)
-    selection.open(tokenizer, model, batch_size=4, out=out, ranks=ranks)
+
+    def opened() -> Reselect:
+        found = Reselect(job / "pool.jsonl", job / "dev.jsonl", **options)
+        found.open(tokenizer, model, batch_size=4, out=out, ranks=ranks)
+        return found
+
+    selection = opened()
     selection.begin()
     for step in range(STEPS):
+        if step == resumed_at:
+            selection.save(out / "checkpoint")
+            shutil.rmtree(out / "round-0001", ignore_errors=True)
+            selection = opened()
+            selection.resume(out / "checkpoint", step)
         if ranks and ranks.rank:
             if ranks.decided(None):
                 selection.serve(model, optimizer)

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 import clusterucb as cu
 from clusterucb.errors import OptionError
-from clusterucb.training import Reselect, selecting
+from clusterucb.training import Reselect, audit, selecting
 from clusterucb.training.clusters import OfSketches
 from helpers.loops import trained
 from helpers.selections import write_job
@@ -113,3 +113,25 @@ def test_schedules_that_cannot_be_used_are_refused(job: Path) -> None:
     for options in ({"budget": "10%"}, {"policy": cu.UCB()}):
         with pytest.raises(OptionError, match="schedule is 'dynamic', which computes every gradient"):
             Reselect(*files, schedule="dynamic", **options)
+
+
+@pytest.mark.parametrize(("name", "step"), [("paper", 1), ("paper", 5), ("auto", 3), ("auto", 8)])
+def test_a_training_that_is_resumed_selects_the_same(
+    name: str,
+    step: int,
+    job: Path,
+    paper: tuple[Reselect, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(audit, "FEWEST", 6)
+    options = (
+        {"schedule": "paper", "budget": "40%"} if name == "paper" else {"every": "auto", "budget": "70%"}
+    )
+    whole = paper[0] if name == "paper" else trained(job, tmp_path / "whole", **options)
+    again = trained(job, tmp_path / "again", resumed_at=step, **options)
+    for one, other in zip(whole.rounds, again.rounds, strict=True):
+        one.seconds = other.seconds = 0.0
+        assert one == other
+    audited = [one.audit is not None for one in again.rounds]
+    assert audited == [name == "auto" and one.number > 1 for one in again.rounds]
