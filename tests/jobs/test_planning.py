@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import clusterucb as cu
 from clusterucb import machine
 from clusterucb.cli import main as cli
+from clusterucb.engine import large
 from clusterucb.errors import OptionError
 from clusterucb.gradients import compiled
 from clusterucb.gradients import memory_needs as fitting
@@ -110,6 +111,17 @@ def test_with_a_store_the_pool_costs_what_is_scored_exactly(job, tmp_path):
     assert free.n_budget == free.pool_samples
     assert free.cost.phases["draws"].gradients == 0
     assert free.cost.gradients == free.target_samples
+
+
+def test_features_of_a_large_pool_are_half_as_large_on_the_disk(job, monkeypatch):
+    options = arguments(job, budget="5", select=2, features=cu.Embedding(), clusterer=cu.KMeans(n_clusters=2))
+    small = cu.plan(**options)
+    monkeypatch.setattr(large, "LARGE", small.pool_samples - 1)
+    half = cu.plan(**options)
+    width, rest = divmod(small.disk - half.disk, 2 * small.pool_samples)
+    assert width > 0
+    assert not rest
+    assert half.disk > 0
 
 
 def test_nothing_is_kept(job, tmp_path, monkeypatch):

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from clusterucb.engine.blame import blamed
 from clusterucb.engine.clusterer import Clusterer
+from clusterucb.engine.large import is_large
 from clusterucb.engine.poolview import PoolView
 from clusterucb.features.base import Feature
 from clusterucb.gradients import memory_needs as fitting
@@ -58,6 +59,7 @@ _LINE = 250  # bytes of a draw in scores.jsonl and the ledger
 _SCORE = 40  # bytes that each subtask adds to a draw
 _KEPT = 0.15  # share of a pass's memory that the C library keeps after it was freed
 _FLOAT = 4
+_LARGE_ROW = 400  # bytes of a row in a search of a large pool: ten million take 3.8 GB (benchmarks/README.md)
 
 
 def estimate(job: Job[Settings], strategies: ChosenStrategies, *, began: float, out: Path) -> Plan:
@@ -90,8 +92,11 @@ def estimate(job: Job[Settings], strategies: ChosenStrategies, *, began: float, 
     clustering, cluster_bytes = _clustering(clusterer, found.width, n_pool, n_budget, n_select)
     seconds = {**found.seconds, "clusters": clustering}
     of_phases = Cost(phases={name: PhaseCost(seconds=taken) for name, taken in seconds.items()})
-    described = n_pool * found.width * _FLOAT
+    described = on_disk = n_pool * found.width * _FLOAT
     beside = described + cluster_bytes
+    if is_large(n_pool):  # the features are in half precision, and stay on the disk
+        on_disk, described = on_disk // 2, n_pool * _LARGE_ROW
+        beside = described
     lines = float(np.mean([len(sample.raw) for sample in few.samples]))
     scores = n_budget * (_LINE + _SCORE * len(material.target))
     on_gpu = prepared.device.partition(":")[0] == "cuda"
@@ -114,7 +119,7 @@ def estimate(job: Job[Settings], strategies: ChosenStrategies, *, began: float, 
         memory_free=fitting.available("cpu") + resident_memory(),
         device_memory=found.needs.total if on_gpu else None,
         device_free=fitting.available(prepared.device) if on_gpu else None,
-        disk=found.kept + found.needs.directions + described + scores + round(n_select * lines),
+        disk=found.kept + found.needs.directions + on_disk + scores + round(n_select * lines),
         disk_free=free_disk(out),
         temporary=round(n_pool * (lines + _FLOAT * float(material.encoded.lengths.mean()))),
         temporary_free=free_disk(Path(tempfile.gettempdir())),
