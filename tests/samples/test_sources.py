@@ -827,6 +827,18 @@ def test_an_object_that_holds_a_list_of_rows_is_that_list(
             read_pool(path)
 
 
+@pytest.mark.parametrize("at", range(len(ROWS)))
+@pytest.mark.parametrize("form", ['{"n": 1, "data": [%s]}', "[%s]", "%s"])
+def test_a_row_that_is_not_utf8_is_rejected_alone(tmp_path: Path, form: str, at: int) -> None:
+    lines = [json.dumps(row).encode() for row in ROWS]
+    lines[at] = lines[at].replace(b'"completion": "', b'"completion": "\xff')
+    path = tmp_path / "pool.json"
+    path.write_bytes(form.encode() % (b"\n" if form == "%s" else b", ").join(lines))
+    pool = read_pool(path)
+    assert len(pool.samples) == len(ROWS) - 1
+    assert [one.reason for one in pool.rejected] == ["not UTF-8: byte 0xff"]
+
+
 @pytest.mark.parametrize("key", ["data", "items"])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_an_object_that_holds_a_list_of_turns_is_one_row(

@@ -23,7 +23,7 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -172,7 +172,7 @@ def _wrapped(stream: IO[bytes], file: Path, packed: str | None, first: int) -> I
             f"{_jq(f'.{likely or next(iter(lists))}[]', file, packed)}"
         )
     rows = msgspec.json.decode(next(iter(lists.values())), type=list[msgspec.Raw])
-    if rows and is_message(msgspec.json.decode(rows[0])):  # turns: the object is a row
+    if _are_turns(rows):  # the object is a row
         yield 1, _on_one_line(content.strip())
         return
     for number, row in enumerate(rows, start=1):
@@ -239,7 +239,7 @@ def _array(stream: io.BufferedReader, file: Path, packed: str | None) -> Iterato
             if row := content[part].strip():
                 yield number, _on_one_line(row) if _is_json(row) else row
         return
-    if rows and _is_json(bytes(rows[0])) and is_message(msgspec.json.decode(rows[0])):
+    if _are_turns(rows):
         yield 1, _on_one_line(content.strip())
         return
     for number, row in enumerate(rows, start=1):
@@ -290,6 +290,13 @@ def _split_rows(content: bytes) -> Iterator[slice]:
                 raise ValueError("something follows its end")
             return
     raise ValueError("its end is missing")
+
+
+def _are_turns(rows: Sequence[msgspec.Raw]) -> bool:
+    """Return whether the first row of a list is a turn: then the list is a conversation. A bad row is none."""
+    if not rows or not _is_json(bytes(rows[0])):
+        return False
+    return is_message(msgspec.json.decode(rows[0]))
 
 
 def _on_one_line(row: bytes) -> bytes:
