@@ -35,7 +35,7 @@ def trained(
     )
     tokenizer = AutoTokenizer.from_pretrained(job / "model")
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
-    options = {"every": 4, "warmup": 2, "select": 12, **changes}
+    options = {"every": 3, "warmup": 2, "select": 12, **changes}
 
     def opened() -> Reselect:
         found = Reselect(job / "pool.jsonl", job / "dev.jsonl", **options)

@@ -22,7 +22,7 @@ def written(
     pool: Any = "p.jsonl", target: Any = "t.jsonl", *, strategies: Any = (None, None, None), **options: Any
 ) -> str:
     settings = settings_from({"export": "trl", "every": "200", **options}, SelectSettings)
-    return reselection(settings, pool, target, chosen(*strategies, store=False)._asdict())
+    return reselection(settings, pool, target, chosen(*strategies, store=False)._asdict(), 100)
 
 
 def called(code: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -87,7 +87,8 @@ def test_no_path_leads_out_of_its_quotes(name: str) -> None:
 
 
 def test_an_epoch_stays_a_word() -> None:
-    assert called(written(every="epoch"))[1]["every"] == "epoch"
+    for every in ("epoch", "auto"):
+        assert called(written(every=every))[1]["every"] == every
 
 
 class Own(cu.Policy):
@@ -106,7 +107,7 @@ def test_what_no_script_can_name_is_refused() -> None:
         written(adapter=Path("a"))
     for every in ("0", "week", "-1", "1.5"):
         with pytest.raises(
-            OptionError, match=rf"--every is '?{every}'?; expected a number of optimiser steps, or"
+            OptionError, match=rf"--every is '?{every}'?; expected a number of optimiser steps, epoch or auto"
         ):
             written(every=every)
     with pytest.raises(OptionError, match="--every is 200 without --export trl; expected both"):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import clusterucb as cu
 from clusterucb.engine.rules import Rules
 from clusterucb.errors import OptionError
+from clusterucb.gradients.scorer import Scorer
 from clusterucb.training import Reselect, audit
 from helpers.loops import trained
 from helpers.selections import write_job
@@ -36,21 +37,34 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_recall_is_one_for_the_same_order_and_zero_for_the_reverse(
     seed: int, n: int, n_subtasks: int, rule: str
 ) -> None:
-    scores = np.random.default_rng(seed).normal(size=(n, n_subtasks))
-    assert audit.recall(scores, 3 * scores, Rules(rule=rule), n // 2) == 1
+    scores = np.random.default_rng(seed).normal(size=(2 * (n // 2), n_subtasks))
+    assert audit.recall(scores, 3 * scores, Rules(rule=rule)) == 1
     one = scores[:, :1]
-    assert audit.recall(one, -one, Rules(rule=rule), n // 2) == 0
+    assert audit.recall(one, -one, Rules(rule=rule)) == 0
 
 
-def test_an_audit_is_a_tenth_of_the_budget_among_scored_rows() -> None:
-    scored = list(range(100, 400))
-    rows = audit.rows_of_audit(scored, 250, seed=3)
-    assert len(set(rows.tolist())) == 25
-    assert set(rows.tolist()) <= set(scored)
-    assert rows.tolist() == audit.rows_of_audit(scored, 250, seed=3).tolist()
-    assert rows.tolist() != audit.rows_of_audit(scored, 250, seed=4).tolist()
-    assert not len(audit.rows_of_audit(scored, 199, seed=3))
-    assert len(audit.rows_of_audit(scored[:22], 1000, seed=3)) == 22
+def test_the_recall_of_an_unrelated_ranking_is_a_half() -> None:
+    rng = np.random.default_rng(0)
+    found = [audit.recall(*rng.normal(size=(2, 20, 3)), Rules()) for _ in range(400)]
+    assert np.mean(found) == pytest.approx(0.5, abs=0.03)
+    assert np.mean(np.array(found) >= audit.HOLDS) < 0.03
+
+
+def test_an_audit_is_a_tenth_of_the_budget_half_of_it_selected() -> None:
+    selected, scored = list(range(100, 160)), list(range(100, 400))
+    rows = audit.rows_of_audit(selected, scored, 250, seed=3)
+    assert len(set(rows.tolist())) == 24
+    assert len({*rows.tolist()} & {*selected}) == 12
+    assert {*rows.tolist()} <= {*scored}
+    assert rows.tolist() == audit.rows_of_audit(selected, scored, 250, seed=3).tolist()
+    assert rows.tolist() != audit.rows_of_audit(selected, scored, 250, seed=4).tolist()
+
+
+@pytest.mark.parametrize(
+    ("n_selected", "n_scored", "budget"), [(60, 300, 199), (9, 300, 250), (60, 69, 250), (60, 60, 250)]
+)
+def test_an_audit_that_would_say_too_little_is_left_out(n_selected: int, n_scored: int, budget: int) -> None:
+    assert not len(audit.rows_of_audit(range(n_selected), range(n_scored), budget, seed=0))
 
 
 def audits(job: Path, out: Path, monkeypatch: pytest.MonkeyPatch, holds: float) -> Reselect:
@@ -83,9 +97,29 @@ def test_a_ranking_that_does_not_hold_is_made_anew_within_the_budget(
     n_target = first.gradients - BUDGET
     for one in later:
         assert not one.stayed
-        assert one.gradients == BUDGET + 2 * n_target
-        assert len(one.scored) == BUDGET - BUDGET // 10
+        assert one.gradients == BUDGET + n_target
+        assert one.audit is not None
+        assert len(one.scored) == BUDGET
         assert len(one.rows) == N_SELECT
+
+
+def test_what_an_audit_computes_is_not_computed_again(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer, computed = Scorer.__call__, []
+
+    def spied(self: Scorer, rows: Any) -> Any:
+        computed.append(rows.tolist())
+        return scorer(self, rows)
+
+    monkeypatch.setattr(Scorer, "__call__", spied)
+    rounds = list(audits(job, tmp_path, monkeypatch, 1.1).rounds)
+    for one in rounds:
+        rows: list[int] = []
+        while len(rows) < len(one.scored):
+            rows += computed.pop(0)
+        assert sorted(rows) == sorted(one.scored)
+    assert not computed
 
 
 def test_a_small_budget_has_no_audit(job: Path, tmp_path: Path) -> None:

@@ -13,9 +13,7 @@ from clusterucb.training.schedule import Schedule, order
 def test_periods_follow_each_other(warmup: int, every: int, n_steps: int) -> None:
     schedule = Schedule(warmup, every)
     periods = [schedule.period(step) for step in range(n_steps)]
-    starts = [0] + [
-        step for step in range(1, n_steps) if step == warmup or (step > warmup and not step % every)
-    ]
+    starts = [0, *range(warmup, n_steps, every)]
     for step, period in enumerate(periods):
         assert period.start == max(start for start in starts if start <= step)
         assert period.number == starts.index(period.start)

@@ -41,7 +41,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def selection(job: Path, **changes: Any) -> Reselect:
-    options = {"every": 4, "warmup": 2, "budget": "40%", "select": 12, **changes}
+    options = {"every": 3, "warmup": 2, "budget": "40%", "select": 12, **changes}
     return Reselect(job / "pool.jsonl", job / "dev.jsonl", **options)
 
 
@@ -112,10 +112,10 @@ def test_two_lines_select_while_a_trainer_trains(whole: tuple[Any, Path]) -> Non
     trainer, _ = whole
     assert trainer.state.global_step == STEPS
     rounds = list(trainer._selection.rounds)
-    assert [(one.number, one.start) for one in rounds] == [(1, 2), (2, 4), (3, 8)]
+    assert [(one.number, one.start) for one in rounds] == [(1, 2), (2, 5), (3, 8)]
     assert all(len(one.rows) == 12 and one.gradients > 0 and not one.failed for one in rounds)
     logged = [line for line in trainer.state.log_history if "selection_round" in line]
-    assert [line["step"] for line in logged] == [2, 4, 8]
+    assert [line["step"] for line in logged] == [2, 5, 8]
     assert logged[0].keys() >= {"selection_gradients", "selection_seconds", "selection_share_of_time"}
     assert 0 <= logged[1]["selection_overlap"] <= 1
     rates = [line["learning_rate"] for line in trainer.state.log_history if "learning_rate" in line]
@@ -166,7 +166,7 @@ def test_a_trainer_needs_no_library_of_data_sets(
     assert isinstance(trainer.train_dataset, list)
     trainer.train()
     assert trainer.state.global_step == STEPS
-    assert [one.start for one in trainer._selection.rounds] == [2, 4, 8]
+    assert [one.start for one in trainer._selection.rounds] == [2, 5, 8]
 
 
 def test_a_round_that_fails_keeps_the_rows(
@@ -332,10 +332,10 @@ def test_a_trainer_may_put_the_adapter_on(job: Path, tmp_path: Path) -> None:
     chosen = selection(job)
     trainer = reselecting(SFTTrainer)(
         model=AutoModelForCausalLM.from_pretrained(job / "model"),
-        args=SFTConfig(str(tmp_path), max_steps=5, per_device_train_batch_size=4, report_to=[], use_cpu=True),
+        args=SFTConfig(str(tmp_path), max_steps=6, per_device_train_batch_size=4, report_to=[], use_cpu=True),
         processing_class=AutoTokenizer.from_pretrained(job / "model"),
         peft_config=LoraConfig(r=4, task_type="CAUSAL_LM"),
         selection=chosen,
     )
     trainer.train()
-    assert [(one.start, one.failed) for one in chosen.rounds] == [(2, ""), (4, "")]
+    assert [(one.start, one.failed) for one in chosen.rounds] == [(2, ""), (5, "")]

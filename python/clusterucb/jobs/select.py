@@ -31,6 +31,7 @@ from clusterucb.errors import OptionError, warn
 from clusterucb.features.base import Feature
 from clusterucb.jobs.stages.config_yaml import resolved
 from clusterucb.jobs.stages.cost import selection_cost
+from clusterucb.jobs.stages.links import Links
 from clusterucb.jobs.stages.opening import Job, Session, open_job
 from clusterucb.jobs.stages.prepare import Model, Prepared, Rows, check_paths
 from clusterucb.jobs.stages.prior import Earlier, Known, earlier_runs
@@ -45,6 +46,7 @@ from clusterucb.options.typed import SelectOptions
 from clusterucb.plugins import describe
 from clusterucb.progress import AnyObserver, Observer
 from clusterucb.report.export.reselection import reselection
+from clusterucb.report.export.trl import BATCH, EPOCHS
 from clusterucb.report.result import Result
 from clusterucb.report.written import finish
 from clusterucb.run.folder import Run
@@ -54,7 +56,6 @@ from clusterucb.wording import counted
 
 if TYPE_CHECKING:
     from clusterucb.gradients.program import Spread
-    from clusterucb.gradients.scorer import Keep
 
 
 @borrowing
@@ -104,7 +105,10 @@ def select(
         check_until(given.recall, strategies.policy, given.max_per_source)
     job = open_job(pool, target, model, given, observer, given.held_out)  # read, encode
     config = resolved(given, pool=pool, target=target, model=model, out=out, **strategies._asdict())
-    anew = reselection(given, pool, target, strategies._asdict()) if given.every else None
+    anew = None
+    if given.every:
+        n_steps = EPOCHS * -(-given.n_select(len(job.material.samples)) // BATCH)
+        anew = reselection(given, pool, target, strategies._asdict(), n_steps)
     return _run(
         job, given, strategies, earlier, str(model), out, config=config, anew=anew, overwrite=overwrite
     )
@@ -120,7 +124,7 @@ def select_again(
     clusterer: Clusterer | None,
     policy: Policy | None,
     observer: Observer,
-    keep: Keep | None = None,
+    links: Links = Links(),
     spread: Spread | None = None,
     **options: Unpack[SelectOptions],
 ) -> Result:
@@ -128,7 +132,7 @@ def select_again(
 
     Args:
         prepared: the pool and the target.
-        keep: called with rows and their sketches after they were scored; None computes no sketches.
+        links: what the selection takes from one just before, and leaves for later ones.
         spread: spreads passes over other processes that hold the same model, or None.
         model, out, features, clusterer, policy, observer, **options: as for `select`.
     """
@@ -141,7 +145,7 @@ def select_again(
     now = replace(prepared, source=model, device=model.device(given.device), contents=contents)
     earlier = earlier_runs(given.prior, strategies.policy)
     return _run(
-        Job(given, now, None, observer, spread), given, strategies, earlier, str(model), out, keep=keep
+        Job(given, now, None, observer, spread), given, strategies, earlier, str(model), out, links=links
     )
 
 
@@ -156,7 +160,7 @@ def _run(
     config: bytes | None = None,
     anew: str | None = None,
     overwrite: bool = False,
-    keep: Keep | None = None,
+    links: Links = Links(),
 ) -> Result:
     """Describe, cluster, draw and score, select and write."""
     ids = [sample.id for sample in job.material.samples] if earlier else []
@@ -164,7 +168,7 @@ def _run(
     identity = _identity(job, strategies, [one.fingerprint for one in known])
     asked = Asked(given.budget, given.select, given.until)
     with job.session(out, identity, asked=asked, config=config, overwrite=overwrite) as session:
-        selecting = _Selecting(session, given, strategies, known, anew, keep)
+        selecting = _Selecting(session, given, strategies, known, anew, links)
         with selecting.influence.ledger() as ledger:
             spend = selecting.prepared_search(ledger)  # describe
             selection = selecting.draw(spend, ledger)  # cluster, draw and score
@@ -181,7 +185,7 @@ class _Selecting:
 
     Attributes:
         anew: the call that selects anew in a training, for exports, or None.
-        keep: called with the rows and sketches of scored samples, or None.
+        links: what the selection takes from one just before, and leaves for later ones.
         interrupted: the interrupt that ended the search early, or None.
     """
 
@@ -190,7 +194,7 @@ class _Selecting:
     strategies: ChosenStrategies
     known: Sequence[Known]
     anew: str | None = None
-    keep: Keep | None = None
+    links: Links = Links()
     interrupted: KeyboardInterrupt | None = None
 
     def __post_init__(self) -> None:
@@ -205,7 +209,7 @@ class _Selecting:
             state.seconds_per_token = seconds_per_token(session.model, settings, material, session.observer)
         self.n_budget, self.n_select = settings.counts(material.encoded.lengths, state.seconds_per_token)
         self.features = PoolFeatures(session)
-        self.influence = Influence(session, settings.batch_size, self.keep)
+        self.influence = Influence(session, settings.batch_size, self.links)
 
     def prepared_search(self, ledger: Ledger) -> Callable[..., Selection]:
         """Describe the pool, and return the search: a function of a budget and a journal."""

@@ -337,7 +337,7 @@ class OutputSettings(Checked):
             later call without this option writes plain lines again.
         export: Training tools to write the selection for, comma-separated: llamafactory, trl, axolotl.
         every: With --export trl, also write reselect.py, which trains with TRL and selects anew on the way: every so
-            many optimiser steps, or every epoch.
+            many optimiser steps, every epoch, or auto.
         scores_parquet: Write scores.parquet in addition to scores.jsonl.
     """
 
@@ -351,8 +351,8 @@ class OutputSettings(Checked):
             hint = did_you_mean(tool, EXPORTS)
             self.check("export", tool in EXPORTS, f"some of {', '.join(EXPORTS)}, comma-separated.{hint}")
         if self.every is not None:
-            known = self.every == "epoch" or (str(self.every).isdecimal() and int(self.every) > 0)
-            self.check("every", known, "a number of optimiser steps, or epoch")
+            known = self.every in ("epoch", "auto") or (str(self.every).isdecimal() and int(self.every) > 0)
+            self.check("every", known, "a number of optimiser steps, epoch or auto")
             if "trl" not in self.tools:
                 raise OptionError(f"--every is {self.every} without --export trl; expected both")
 

@@ -57,6 +57,6 @@ def plan_of(name: str) -> Plan:
     Raises:
         OptionError: no plan has this name.
     """
-    if name not in PLANS:
+    if not isinstance(name, str) or name not in PLANS:
         raise OptionError(f"schedule is {name!r}; expected one of {', '.join(PLANS)}")
     return PLANS[name]

@@ -16,7 +16,8 @@ Decisions:
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,10 +29,11 @@ from clusterucb.engine.clusterer import Clusterer
 from clusterucb.engine.policy import Policy
 from clusterucb.errors import OptionError
 from clusterucb.features.base import Feature
-from clusterucb.jobs.stages.prepare import Prepared, Rows, prepare
+from clusterucb.jobs.stages.prepare import Rows, prepare
 from clusterucb.jobs.stages.strategies import chosen
 from clusterucb.model.loaded import LoadedModel
 from clusterucb.options.keywords import settings_from
+from clusterucb.options.live import CHECKPOINT, COMMAND, LOADING, WARMUP
 from clusterucb.options.search import SelectSettings
 from clusterucb.plugins import describe
 from clusterucb.progress import AnyObserver, observer_of
@@ -44,10 +46,7 @@ from clusterucb.training.selecting import Selecting, plain, random_state
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WARMUP = 30  # steps on random samples before the first round
 _IGNORED = -100  # the label of a token that is not learnt
-# Options of a selection that say where its gradients are taken; in a training, that is the live model.
-_LIVE = ("adapter", "optimizer", "checkpoint", "store", "prior", "hold_out", "export", "workers")
 
 
 class Reselect:
@@ -93,17 +92,15 @@ class Reselect:
             raise OptionError(
                 f"warmup is {warmup!r}; expected at least 1 step, because an optimizer has no moments before"
             )
-        for name in _LIVE:
-            if options.get(name) is not None:
-                raise OptionError(
-                    f"{name} is given to Reselect; expected none, because a round selects with the live model"
-                )
+        _check_live(options)
         self._plan = plan = plan_of(schedule)
-        if plan.exhaustive == "always" and (policy is not None or options.get("budget") is not None):
-            raise OptionError(
-                f"schedule is {schedule!r}, which computes every gradient; expected neither policy nor budget. Leave "
-                "them out, or use schedule='ours'"
-            )
+        if plan.exhaustive == "always":
+            if policy is not None or options.get("budget") is not None or options.get("until") is not None:
+                raise OptionError(
+                    f"schedule is {schedule!r}, which computes every gradient; expected neither policy, budget nor "
+                    "until. Leave them out, or use schedule='ours'"
+                )
+            options["budget"] = "100%"
         self._settings = settings_from(options, SelectSettings)
         if every == "auto" and (plan.exhaustive != "never" or self._settings.limit is not None):
             raise OptionError(
@@ -115,7 +112,7 @@ class Reselect:
         self._pool, self._target = pool, target
         self._observer = observer_of(observer)
         self._began = time.monotonic()
-        self._prepared: Prepared | None = None
+        self._selecting: Selecting | None = None
 
     def open(
         self,
@@ -144,10 +141,12 @@ class Reselect:
         if autocast is not None and self._settings.autocast is None:
             self._options["autocast"] = autocast
             self._settings = settings_from(self._options, SelectSettings)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise OptionError(f"batch_size is {batch_size!r}; expected at least 1 sample a step")
         loaded = LoadedModel(model, tokenizer)
         self._tokenizer, self._batch_size, self._ranks = tokenizer, batch_size, ranks
-        self._prepared = prepare(self._pool, self._target, loaded, self._settings, self._observer)
-        self._encoded = self._prepared.material.encoded
+        prepared = prepare(self._pool, self._target, loaded, self._settings, self._observer)
+        self._encoded = prepared.material.encoded
         _, self.n_select = self._settings.counts(self._encoded.lengths)
         if self.n_select < batch_size:
             raise OptionError(
@@ -157,9 +156,9 @@ class Reselect:
         self.steps_per_epoch = -(-self.n_select // batch_size)
         every = self._every if isinstance(self._every, int) else self.steps_per_epoch
         self.schedule = Schedule(self._warmup, every)
-        self.rounds = Rounds(Path(out), self._about(batch_size), len(self._encoded))
+        self.rounds = Rounds(Path(out), self._about(prepared.contents, batch_size), len(self._encoded))
         self._selecting = Selecting(
-            self._prepared,
+            prepared,
             tokenizer,
             self._settings,
             self._options,
@@ -186,7 +185,7 @@ class Reselect:
         if not adapted and not isinstance(model, PeftModel) and self._settings.parameters is None:
             raise OptionError(
                 f"model is a {type(model).__name__} without an adapter; expected a PEFT model, or peft_config, or "
-                "parameters=..., the layers whose gradients select"
+                "parameters=..., the layers whose gradients select, with preconditioner='sgd'"
             )
 
     def begin(self) -> None:
@@ -200,7 +199,7 @@ class Reselect:
         Raises:
             RunError: the folder holds no rounds of this selection.
         """
-        self.rounds.load(Path(folder), step)
+        self.rounds.load(Path(folder), step, self.schedule.period(step - 1).number if step else 0)
         self._began = time.monotonic()
 
     def save(self, folder: Path | str) -> None:
@@ -219,16 +218,19 @@ class Reselect:
             ClusterUCBError: the first round fails.
             OptionError: a round is missing that should have selected before this step.
         """
+        if self._selecting is None:
+            raise OptionError("rows is called before open; expected open(...), and then begin or resume")
         period = self.schedule.period(step)
         if not period.number:
             return self._visited(np.arange(len(self._encoded)), step, 0)
         found = self.rounds.find(period.number)
-        if found is None and step != period.start:
-            raise OptionError(
-                f"step {step} belongs to round {period.number}, which selects before step {period.start} and is not "
-                "there; expected steps one after the other, or `resume` before the first"
-            )
-        found = found or self._selecting.round(period.number, step, model, plain(optimizer))
+        with self._ranks.round() if self._ranks and found is None else nullcontext():
+            if found is None and step != period.start:
+                raise OptionError(
+                    f"step {step} belongs to round {period.number}, which selects before step {period.start} and is "
+                    "not there; expected steps one after the other, or `resume` before the first"
+                )
+            found = found or self._selecting.round(period.number, step, model, plain(optimizer))
         return self._visited(np.array(found.rows), step - period.start, period.number)
 
     def is_due(self, step: int) -> bool:
@@ -242,7 +244,10 @@ class Reselect:
         Args:
             model, optimizer: as for `rows`.
         """
-        assert self._ranks is not None
+        if self._ranks is None:
+            raise OptionError(
+                "serve is called in the only process of a training; expected open(..., ranks=...)"
+            )
         options = dict(self._options)
         with random_state():
             serve(self._ranks, model=model, tokenizer=self._tokenizer, optimizer=plain(optimizer), **options)
@@ -264,9 +269,7 @@ class Reselect:
         seed = self._settings.seed, number
         return order(rows, step * self._batch_size, self._batch_size, seed)
 
-    def _about(self, batch_size: int) -> dict[str, str]:
-        assert self._prepared is not None
-        contents = self._prepared.contents
+    def _about(self, contents: Mapping[str, str | None], batch_size: int) -> dict[str, str]:
         return {
             **{name: str(contents[name]) for name in ("pool", "target", "encoding")},
             "schedule": f"{self.schedule}, {batch_size} samples a step{', auto' if self._every == 'auto' else ''}",
@@ -276,5 +279,21 @@ class Reselect:
 
     @property
     def share_of_time(self) -> float:
-        """The share of the time since the training began that rounds took."""
-        return sum(one.seconds for one in self.rounds) / max(time.monotonic() - self._began, 1e-9)
+        """The share of the time since the training began, or went on, that rounds took."""
+        spent = self._selecting.seconds if self._selecting else 0.0
+        return spent / max(time.monotonic() - self._began, 1e-9)
+
+
+def _check_live(options: Mapping[str, Any]) -> None:
+    """Refuse options that have no meaning in a training.
+
+    Raises:
+        OptionError: one is given.
+    """
+    for name in (*CHECKPOINT, *LOADING, *COMMAND, "chat_template"):
+        if options.get(name) is not None:
+            hint = ". Did you mean warmup?" if name == "warmup_steps" else ""
+            raise OptionError(
+                f"{name} is given to Reselect; expected none, because a round selects with the live model and its "
+                f"tokenizer{hint}"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from clusterucb.atomic import check_regular, file_sha256, make_folder, whole_fol
 from clusterucb.errors import RunError
 
 _ABOUT, _ROUND, _SKETCHES = "selection.json", "round.json", "sketches.safetensors"
+_NAME = re.compile(r"round-\d{4,}")
 _REMEDY = "expected the rounds of a training. Resume from an earlier checkpoint"
 
 
@@ -27,7 +29,8 @@ class Round(msgspec.Struct):
         number: its number, from 1.
         start: the step before which it selected.
         rows: the selected rows of the pool, best first.
-        gradients: the gradients that it took, of the pool and the target.
+        gradients: the gradients that it took, of the pool and the target. Those of a failed round are not known, and
+            count as 0.
         seconds: how long it took.
         recall: the estimated share of the best samples found; None if it cannot be estimated.
         audit: the recall of its audit (`clusterucb.training.audit`); None without one.
@@ -114,7 +117,15 @@ class Rounds:
         return [list(msgspec.json.decode(line, type=_Line).subtasks.values()) for line in lines]
 
     def begin(self) -> None:
-        """Forget all rounds: the training begins."""
+        """Forget all rounds: the training begins.
+
+        Raises:
+            RunError: the folder holds something else than rounds.
+        """
+        if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / _ABOUT).exists():
+            raise RunError(
+                f"{self.folder} is not empty, and holds no rounds of selection; expected a folder for them"
+            )
         make_folder(self.folder)
         self._found = {}
         self._remove_others()
@@ -143,11 +154,16 @@ class Rounds:
             for one in self:
                 shutil.copytree(self._path(one.number), partial / self._path(one.number).name)
 
-    def load(self, folder: Path, step: int) -> None:
+    def load(self, folder: Path, step: int, n_rounds: int) -> None:
         """Go on from the rounds before a step, which `save` has copied to a folder, or which lie in this one.
 
+        Args:
+            folder: the folder.
+            step: the step.
+            n_rounds: the number of rounds before that step.
+
         Raises:
-            RunError: the folder holds no rounds, those of another selection, or damaged ones.
+            RunError: the folder holds no rounds, those of another selection, or damaged ones; or some are missing.
         """
         about, found = self._read(folder)
         changed = [name for name in self._about if about.get(name) != self._about[name]]
@@ -157,6 +173,11 @@ class Rounds:
                 "with the same selection, or begin the training anew"
             )
         self._found = {one.number: one for one in found if one.start < step}
+        if [*self._found] != list(range(1, n_rounds + 1)):
+            raise RunError(
+                f"{folder} holds the rounds {', '.join(map(str, self._found)) or 'none'} before step {step}; expected "
+                f"all {n_rounds}. Resume from an earlier checkpoint"
+            )
         if folder != self.folder:
             make_folder(self.folder)
             write_whole(self.folder / _ABOUT, msgspec.json.encode(self._about))
@@ -185,13 +206,14 @@ class Rounds:
         for name, expected in ((filenames.SCORES, found.scores), (_SKETCHES, found.sketches)):
             if expected and file_sha256(file.with_name(name)) != expected:
                 raise RunError(f"{file.parent} is damaged ({name} has changed); {_REMEDY}")
-        if not all(0 <= row < self._n_rows for row in found.rows):
-            raise RunError(f"{file} is damaged (it has rows that the pool has not); {_REMEDY}")
+        if not found.rows or not all(0 <= row < self._n_rows for row in (*found.rows, *found.scored)):
+            raise RunError(f"{file} is damaged (it has no rows, or some that the pool has not); {_REMEDY}")
         return found
 
     def _remove_others(self) -> None:
-        for path in self.folder.glob("round-*"):
-            if path not in {self._path(one.number) for one in self}:
+        kept = {self._path(one.number) for one in self}
+        for path in self.folder.iterdir():
+            if _NAME.fullmatch(path.name) and path.is_dir() and path not in kept:
                 shutil.rmtree(path)
 
     def _path(self, number: int) -> Path:

@@ -30,7 +30,7 @@ class Schedule:
 
     Attributes:
         warmup: the steps before the first round.
-        every: the steps between later rounds, which are multiples of this number.
+        every: the steps between two rounds.
     """
 
     warmup: int
@@ -40,8 +40,8 @@ class Schedule:
         """Return the period of a step, counted from 0."""
         if step < self.warmup:
             return Period(0, 0)
-        number = step // self.every - self.warmup // self.every
-        return Period(number + 1, max(step // self.every * self.every, self.warmup))
+        n_whole = (step - self.warmup) // self.every
+        return Period(n_whole + 1, self.warmup + n_whole * self.every)
 
 
 def order(rows: NDArray[np.int64], start: int, count: int, seed: tuple[int, ...]) -> NDArray[np.int64]:

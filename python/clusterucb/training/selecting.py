@@ -6,7 +6,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from clusterucb import filenames
 from clusterucb.errors import ClusterUCBError, warn
 from clusterucb.jobs.select import select_again
+from clusterucb.jobs.stages.links import AtHand, Links
 from clusterucb.jobs.stages.prepare import Prepared
 from clusterucb.jobs.stages.strategies import ChosenStrategies
 from clusterucb.options.search import SelectSettings
@@ -49,6 +50,7 @@ class Selecting:
         ranks: the processes that share the passes, or None.
         observer: receives the progress.
         audits: whether rounds begin with an audit.
+        seconds: how long the rounds took that this object has computed.
     """
 
     prepared: Prepared
@@ -61,6 +63,7 @@ class Selecting:
     ranks: Ranks | None
     observer: Observer
     audits: bool
+    seconds: float = 0.0
 
     def round(self, number: int, step: int, model: Any, optimizer: Any) -> Round:
         """Select with the model as it is, and keep the round. If that fails, the rows of the round before stay.
@@ -76,8 +79,7 @@ class Selecting:
         """
         before, began = self.rounds.find(number - 1), time.monotonic()
         sketching = _Sketching() if among(self.plan.sketches, number) else None
-        shared = self.ranks.round() if self.ranks else nullcontext()
-        with tempfile.TemporaryDirectory(prefix="clusterucb-") as folder, random_state(), shared:
+        with tempfile.TemporaryDirectory(prefix="clusterucb-") as folder, random_state():
             one = _One(self, model, optimizer, Path(folder), sketching)
             try:
                 found = one.audited(number, step) or one.whole(number, step)
@@ -89,6 +91,7 @@ class Selecting:
                 )
                 found = Round(number, step, before.rows, failed=str(error))
             found.seconds = time.monotonic() - began
+            self.seconds += found.seconds
             if before is not None:
                 found.overlap = len({*before.rows} & {*found.rows}) / len(found.rows)
             scores = None if found.failed else one.out / filenames.SCORES
@@ -105,8 +108,8 @@ class _One:
         model, optimizer: the live model and optimiser.
         folder: a temporary folder.
         sketching: collects sketches, or None.
-        n_audited: the samples of an audit after which the round selects anew.
-        n_spent: the gradients of that audit, those of the target included.
+        audit: the recall of the audit after which the round selects anew, or None.
+        at_hand: the scores of that audit, or None.
     """
 
     selecting: Selecting
@@ -114,12 +117,11 @@ class _One:
     optimizer: Any
     folder: Path
     sketching: _Sketching | None
-    n_audited: int = 0
-    n_spent: int = 0
+    audit: float | None = None
+    at_hand: AtHand | None = None
 
     def __post_init__(self) -> None:
         self.out = self.folder / "round"
-        self._prior = self.selecting.rounds.scored
 
     def whole(self, number: int, step: int) -> Round:
         """Select anew."""
@@ -131,21 +133,18 @@ class _One:
             changes = {"budget": "100%", "until": None}
         elif plan.clusterer:
             clusterer = OfSketches((clusterer,), str(rounds.sketches(1)))
-        if self.n_audited:
-            n_budget, n_select = self._counts()
-            changes = {"budget": str(n_budget - self.n_audited), "select": str(n_select)}
-        if plan.remembers and policy.predicts and self._prior:
-            changes["prior"] = self._prior
-        result = self._selected(
-            ChosenStrategies(features, clusterer, policy), self.out, self.sketching, changes
-        )
+        if plan.remembers and policy.predicts and rounds.scored:
+            changes["prior"] = rounds.scored
+        links = Links(self.at_hand, self.sketching)
+        result = self._selected(ChosenStrategies(features, clusterer, policy), self.out, links, changes)
         recall = result.outcome.recall
         return Round(
             number,
             step,
             result.rows.tolist(),
             scored=_scored(result).tolist(),
-            gradients=result.cost.gradients + self.n_spent,
+            gradients=result.cost.gradients,
+            audit=self.audit,
             recall=recall["estimate"] if recall else None,
         )
 
@@ -155,21 +154,21 @@ class _One:
         if not self.selecting.audits or base is None:
             return None
         settings = self.selecting.settings
-        rows = audit.rows_of_audit(base.scored, self._counts()[0], settings.seed + number)
+        n_budget, _ = settings.counts(self.selecting.prepared.material.encoded.lengths)
+        rows = audit.rows_of_audit(base.rows, base.scored, n_budget, settings.seed + number)
         if not len(rows):
             return None
         strategies = self.selecting.strategies._replace(policy=audit.These(tuple(rows.tolist())))
         changes = {"budget": str(len(rows)), "select": str(len(rows)), "until": None, "max_per_source": None}
         out = self.folder / "audit"
-        result = self._selected(strategies, out, None, changes)
+        result = self._selected(strategies, out, Links(), changes)
+        scored = _scored(result)
         old, new = self._both_scores(base, result)
         material = self.selecting.prepared.material
         rules = replace(settings.rules(material.weights(settings.subtask_weights)), max_per_source=None)
-        n_selected = len({*base.rows} & {*_scored(result).tolist()})
-        recall = audit.recall(old, new, rules, n_selected)
-        self._prior = [*self._prior, out]
+        recall = audit.recall(old, new, rules)
         if recall < audit.HOLDS:
-            self.n_audited, self.n_spent = len(rows), result.cost.gradients
+            self.audit, self.at_hand = recall, AtHand(scored, new, out)
             return None
         self.out = out
         return Round(
@@ -177,15 +176,10 @@ class _One:
             step,
             base.rows,
             gradients=result.cost.gradients,
-            scored=_scored(result).tolist(),
+            scored=scored.tolist(),
             audit=recall,
             stayed=True,
         )
-
-    def _counts(self) -> tuple[int, int]:
-        """Return the gradients of a round's budget, and the number of samples to select."""
-        selecting = self.selecting
-        return selecting.settings.counts(selecting.prepared.material.encoded.lengths)
 
     def _both_scores(self, base: Round, result: Result) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the scores of the audit's rows, f64[m, S] each: those of an earlier round, and the new ones."""
@@ -199,7 +193,7 @@ class _One:
         self,
         strategies: ChosenStrategies,
         out: Path,
-        sketching: _Sketching | None,
+        links: Links,
         changes: Mapping[str, Any],
     ) -> Result:
         selecting = self.selecting
@@ -211,7 +205,7 @@ class _One:
             out=out,
             **strategies._asdict(),
             observer=selecting.observer,
-            keep=sketching,
+            links=links,
             spread=selecting.ranks.spread if selecting.ranks else None,
             **{**selecting.options, **changes},
         )

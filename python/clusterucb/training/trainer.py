@@ -94,7 +94,7 @@ class _Reselecting(_Base):  # type: ignore[misc]
             selection.serve(model, self.optimizer)
         rows, logged = self._decided(lambda: self._rows(state.global_step, model))
         if logged:
-            self.log(logged)
+            _log(self, logged)
         own = rows.reshape(num_batches, self.args.world_size, -1)[:, self.args.process_index]
         return super().get_batch_samples(map(selection.batch, own), num_batches, *more)
 
@@ -159,6 +159,17 @@ def _check(model: Any, args: Any, tokenizer: Any, options: dict[str, Any]) -> No
                 f"{name} is set with a selection; expected it unset, because each step trains on whole samples in the "
                 "order of the selection, in batches of one size"
             )
+    if getattr(args, "assistant_only_loss", False):
+        raise OptionError(
+            "assistant_only_loss is set with a selection; expected it unset, because the selection says which tokens "
+            "are learnt"
+        )
+    asks = hasattr(args, "completion_only_loss") and args.completion_only_loss is None
+    if asks and options.get("eval_dataset") is not None:
+        raise OptionError(
+            "eval_dataset is given, and completion_only_loss is None, which TRL decides by its own data for training; "
+            "expected True, to evaluate answers alone, or False"
+        )
     for name in ("chat_template_path", "eos_token"):
         if getattr(args, name, None):
             raise OptionError(
@@ -244,6 +255,13 @@ def _logged(one: Round, selection: Reselect) -> dict[str, float]:
         "selection_audit": one.audit,
     }
     return {name: value for name, value in measured.items() if value is not None}
+
+
+def _log(trainer: Any, values: dict[str, float]) -> None:
+    """Write values to a trainer's log. TRL's own method would add its running averages, and begin them anew."""
+    from transformers import Trainer
+
+    Trainer.log(trainer, values)
 
 
 def _slots(n_rows: int) -> Any:

@@ -20,7 +20,8 @@ from clusterucb.engine.poolview import ESTIMATES
 from clusterucb.engine.recall import Recall
 from clusterucb.errors import warn
 from clusterucb.gradients.directions import compute_directions, sketch_directions
-from clusterucb.gradients.scorer import Keep, Scorer
+from clusterucb.gradients.scorer import Scorer
+from clusterucb.jobs.stages.links import Links
 from clusterucb.jobs.stages.opening import Session, Stage
 from clusterucb.jobs.stages.prior import filled
 from clusterucb.jobs.stages.spending import Spending, spending
@@ -37,15 +38,15 @@ class Influence(Stage):
     Args:
         session: the job, its run folder and its model.
         batch_size: the samples of a call to `score`; None if they always suffice for all workers.
-        keep: called with rows and their sketches after they were scored exactly, as in `Scorer`; None keeps none.
+        links: what a round of a training takes from before, and leaves for later.
     """
 
     def __init__(
-        self, session: Session[ScoringSettings], batch_size: int | None = None, keep: Keep | None = None
+        self, session: Session[ScoringSettings], batch_size: int | None = None, links: Links = Links()
     ) -> None:
         super().__init__(session)
         self._batch_size = batch_size
-        self._keep = keep
+        self._links = links
         self._spending: Spending | None = None
 
     def ledger(self) -> Ledger:
@@ -96,14 +97,17 @@ class Influence(Stage):
         return stored
 
     def first(self, prior: Mapping[str, NDArray[np.float32]]) -> NDArray[np.int64] | None:
-        """Return the samples that a store does not hold, the most promising first; None if there are none.
+        """Return the samples that are drawn first; None if there are none.
 
-        Their estimates are predictions, which a search would trust like sketches. So a part of its budget tells what
-        they are worth.
+        Scores that are at hand are drawn first, because they cost nothing. Else these are the samples that a store does
+        not hold, the most promising first. Their estimates are predictions, which a search would trust like sketches.
+        So a part of its budget tells what they are worth.
 
         Args:
             prior: the blocks that the search gets, with those of `estimates`.
         """
+        if self._links.at_hand is not None:
+            return self._links.at_hand.rows
         if self._store is None or not self._store.n_uncovered or ESTIMATES not in prior:
             return None
         return most_promising(prior[ESTIMATES], self._store.covered)
@@ -139,7 +143,8 @@ class Influence(Stage):
         """Return the scores of pool rows i64[m] for every subtask, f64[m, S], and why scoring failed."""
         if self._spending:
             self._spending.scoring(self._material.encoded.lengths[rows])
-        return self._scorer(rows)
+        at_hand = self._links.at_hand
+        return self._scorer(rows) if at_hand is None else at_hand.completed(rows, self._scorer)
 
     def show_recall(self, recall: Recall) -> None:
         """Show the estimated recall beside the progress."""
@@ -158,7 +163,7 @@ class Influence(Stage):
     def _scorer(self) -> Scorer | StoredScores:
         settings = self._settings
         if not settings.by_sketch:
-            sketch = settings.sketch if self._keep else None
+            sketch = settings.sketch if self._links.keep else None
             accumulators = self._model.accumulators(directions=self._directions(), sketch=sketch)
             targets = None
         else:
@@ -173,7 +178,7 @@ class Influence(Stage):
             self._material.encoded,
             self._model.passes,
             targets=targets,
-            keep=None if settings.by_sketch else self._keep,
+            keep=None if settings.by_sketch else self._links.keep,
             advance=self._advance,
         )
 
@@ -197,6 +202,9 @@ class Influence(Stage):
         target = self._material.target
         shapes = {name: (np.float32, (len(target), None)) for name in names}
         stored = self._run.files.arrays(filenames.DIRECTIONS, shapes)
+        if stored is None and self._links.at_hand is not None:
+            stored = self._links.at_hand.directions(names)
+            self._run.files.write_arrays(filenames.DIRECTIONS, stored)
         if stored is not None:
             return [stored[name] for name in names]
         title = f"Target gradients ({counted(len(target), 'subtask')})"

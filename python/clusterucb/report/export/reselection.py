@@ -12,27 +12,13 @@ from clusterucb import plugins
 from clusterucb.errors import OptionError
 from clusterucb.features.concatenation import Concatenation
 from clusterucb.options.config_file import option_text
-from clusterucb.options.gradients import FRESH_LORA
 from clusterucb.options.kinds import option_name
-from clusterucb.options.search import OutputSettings, SelectSettings
-
-# Options that say where gradients are taken, which in a training is the live model, or how the run is carried out.
-_LIVE = (
-    "adapter",
-    "optimizer",
-    "checkpoint",
-    "checkpoint_weights",
-    "parameters",
-    "store",
-    "prior",
-    "hold_out",
-)
-_ELSEWHERE = ("tokenizer", "chat_template", "device", "dtype", "quantize", "revision", "trust_remote_code")
-_RUN = ("workers", "no_lock", *(field.name for field in dataclasses.fields(OutputSettings)))
+from clusterucb.options.live import CHECKPOINT, COMMAND, LOADING, WARMUP
+from clusterucb.options.search import SelectSettings
 
 
 def reselection(
-    settings: SelectSettings, pool: object, target: object, strategies: Mapping[str, object]
+    settings: SelectSettings, pool: object, target: object, strategies: Mapping[str, object], n_steps: int
 ) -> str:
     """Return the call as Python code.
 
@@ -40,28 +26,30 @@ def reselection(
         settings: the options of the selection, with ``every``.
         pool, target: the files, as they were given.
         strategies: the strategies by the names of their arguments.
+        n_steps: the steps of the training. If there are few, a tenth of them is the warm-up.
 
     Raises:
         OptionError: a pool, a target or a strategy has no name, because it is an object in memory; or an option
             belongs to a checkpoint.
     """
-    for name in (*_LIVE, "chat_template"):
+    for name in (*CHECKPOINT, "parameters", "chat_template", "quantize"):
         if getattr(settings, name) is not None:
             raise OptionError(
                 f"--every is given with {option_name(name)}; expected it without, because the training selects with "
                 "its own model"
             )
-    unused = {*_LIVE, *_ELSEWHERE, *_RUN, *FRESH_LORA}
+    unused = {*CHECKPOINT, *LOADING, *COMMAND}
     options = {
         field.name: _plain(getattr(settings, field.name))
         for field in dataclasses.fields(settings)
         if field.name not in unused and getattr(settings, field.name) != field.default
     }
-    every = settings.every if settings.every == "epoch" else int(str(settings.every))
+    every = settings.every if settings.every in ("epoch", "auto") else int(str(settings.every))
     arguments = [
         repr(_paths("pool", pool)),
         repr(_paths("target", target)),
         f"every={every!r}",
+        *([f"warmup={max(n_steps // 10, 1)}"] if n_steps < 2 * WARMUP else []),
         *(f"{name}={_call(name, strategy)}" for name, strategy in strategies.items()),
         *(f"{name}={value!r}" for name, value in options.items()),
     ]

@@ -111,6 +111,8 @@ def _export(
         last=last,
         context=any(map(has_context, exported)),
         tools=any(map(has_tools, exported)),
+        tokenizer=settings.tokenizer,
+        trusted=settings.trust_remote_code,
         reselection=reselection,
     )
     try:

@@ -34,6 +34,8 @@ class Training:
         last: whether of each exported conversation only the last answer is learnt, as `Tool.last` decided.
         context: whether some answer of an exported conversation is context, and not learnt.
         tools: whether some exported conversation has tools, calls or their results.
+        tokenizer: the tokenizer's folder or hub id, if it is not the model's.
+        trusted: whether code of the model's repository may run.
         reselection: the call that selects anew (`clusterucb.report.export.reselection`), or None.
     """
 
@@ -47,6 +49,8 @@ class Training:
     last: bool
     context: bool
     tools: bool
+    tokenizer: str | None
+    trusted: bool
     reselection: str | None
 
 

@@ -33,11 +33,12 @@ from clusterucb.report.export.training import (
     up_to_last_learnt,
 )
 
+EPOCHS, BATCH = 3, 8
 _USUAL = {
     "learning_rate": 1e-4,
-    "num_train_epochs": 3,
+    "num_train_epochs": EPOCHS,
     "per_device_train_batch_size": 1,
-    "gradient_accumulation_steps": 8,
+    "gradient_accumulation_steps": BATCH,
 }
 _ANEW = """This training selects anew on the way, from the files of the pool. trainer.train(resume_from_checkpoint=True)
 goes on after an interruption."""
@@ -111,8 +112,15 @@ trainer.save_model()
 
 
 def _reselecting_script(training: Training, reselection: str) -> str:
-    revision = f", revision={training.revision!r}" if training.revision else ""
-    options = {"output_dir": str(training.folder / "trained-anew"), **_USUAL, "save_strategy": "epoch"}
+    revision = {"revision": training.revision} if training.revision else {}
+    trusted = {"trust_remote_code": True} if training.trusted else {}
+    options = {
+        "output_dir": str(training.folder / "trained-anew"),
+        "max_length": None,  # the selection cuts samples
+        **_USUAL,
+        "save_strategy": "epoch",
+    }
+    own = trusted if training.tokenizer else {**revision, **trusted}
     docstring = "\n\n".join([WRITTEN_BY, _ANEW, *training.lora.notes()]) + "\n"
     return f'''"""{docstring}"""
 
@@ -122,14 +130,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig, SFTTrainer
 
-MODEL = {training.model!r}
 selection = {reselection}
 trainer = cu.training.reselecting(SFTTrainer)(
-    model=AutoModelForCausalLM.from_pretrained(MODEL{revision}),
-    processing_class=AutoTokenizer.from_pretrained(MODEL{revision}),
+    model=AutoModelForCausalLM.from_pretrained(
+        {training.model!r},{_keywords({**revision, **trusted})}),
+    processing_class=AutoTokenizer.from_pretrained(
+        {(training.tokenizer or training.model)!r},{_keywords(own)}),
     args=SFTConfig(
         bf16=is_torch_bf16_gpu_available(),{_keywords(options)}),
-    peft_config=LoraConfig(task_type="CAUSAL_LM",{_keywords(_lora(training))}),
+    peft_config=LoraConfig(
+        task_type="CAUSAL_LM",{_keywords(_lora(training))}),
     selection=selection,
 )
 trainer.train()
