@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import clusterucb as cu
 from clusterucb.errors import OptionError
@@ -135,3 +137,40 @@ def test_a_training_that_is_resumed_selects_the_same(
         assert one == other
     audited = [one.audit is not None for one in again.rounds]
     assert audited == [name == "auto" and one.number > 1 for one in again.rounds]
+
+
+def test_exhaustive_rounds_may_select_any_share(job: Path, tmp_path: Path) -> None:
+    selection = trained(job, tmp_path, schedule="dynamic", select="50%", every=1000)
+    assert [len(one.rows) for one in selection.rounds] == [N_POOL // 2]
+    with pytest.raises(OptionError, match="schedule is 'dynamic', which computes every gradient"):
+        Reselect(job / "pool.jsonl", job / "dev.jsonl", schedule="dynamic", until="recall=0.9")
+    with pytest.raises(OptionError, match=r"schedule is \['ours'\]; expected one of ours, paper, dynamic"):
+        Reselect(job / "pool.jsonl", job / "dev.jsonl", schedule=["ours"])
+    with pytest.raises(OptionError, match="rows is called before open; expected open"):
+        Reselect(job / "pool.jsonl", job / "dev.jsonl").rows(0, None, None)
+
+
+def test_other_processes_are_let_go_if_a_round_cannot_begin(job: Path, tmp_path: Path) -> None:
+    """They wait for passes of the round: an error before it must end that, too."""
+    states = []
+
+    class Waiting:
+        @contextmanager
+        def round(self) -> Any:
+            states.append("waiting")
+            try:
+                yield
+            finally:
+                states.append("free")
+
+    selection = Reselect(job / "pool.jsonl", job / "dev.jsonl", every=3, warmup=2, select=12)
+    tokenizer = AutoTokenizer.from_pretrained(job / "model")
+    model = AutoModelForCausalLM.from_pretrained(job / "model")
+    selection.open(tokenizer, model, batch_size=4, out=tmp_path, ranks=Waiting())
+    selection.begin()
+    assert selection.is_due(3)
+    with pytest.raises(
+        OptionError, match="step 3 belongs to round 1, which selects before step 2 and is not there"
+    ):
+        selection.rows(3, model, None)
+    assert states == ["waiting", "free"]

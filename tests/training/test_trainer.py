@@ -117,6 +117,10 @@ def test_two_lines_select_while_a_trainer_trains(whole: tuple[Any, Path]) -> Non
     logged = [line for line in trainer.state.log_history if "selection_round" in line]
     assert [line["step"] for line in logged] == [2, 5, 8]
     assert logged[0].keys() >= {"selection_gradients", "selection_seconds", "selection_share_of_time"}
+    assert not any(
+        {"entropy", "mean_token_accuracy", "loss"} & line.keys() for line in logged
+    )  # TRL's averages
+    assert all(line["selection_share_of_time"] < 1 for line in logged)
     assert 0 <= logged[1]["selection_overlap"] <= 1
     rates = [line["learning_rate"] for line in trainer.state.log_history if "learning_rate" in line]
     assert rates == pytest.approx(1e-3 * (1 - np.arange(STEPS) / STEPS))
@@ -197,6 +201,10 @@ def test_a_round_that_fails_keeps_the_rows(
         ({"every": "week"}, "every is 'week'"),
         ({"warmup": 0}, "warmup is 0; expected at least 1 step"),
         ({"adapter": "a"}, "adapter is given to Reselect; expected none"),
+        ({"tokenizer": "a"}, "tokenizer is given to Reselect; expected none"),
+        ({"warmup_steps": 9}, r"warmup_steps is given to Reselect; .* Did you mean warmup\?"),
+        ({"lora_rank": 9}, "lora_rank is given to Reselect"),
+        ({"export": "trl"}, "export is given to Reselect"),
         ({"budgett": "1"}, "there is no option 'budgett'"),
     ],
 )
@@ -326,16 +334,31 @@ def test_several_processes_train_on_the_rows_of_one(job: Path, tmp_path: Path) -
     assert together["weight"] == pytest.approx(alone["weight"], rel=1e-4)
 
 
-def test_a_trainer_may_put_the_adapter_on(job: Path, tmp_path: Path) -> None:
-    if len(KINDS) == 1:
-        pytest.skip("TRL needs a newer transformers")
+@pytest.mark.skipif(len(KINDS) == 1, reason="TRL needs a newer transformers")
+def test_trl_puts_the_adapter_on_and_evaluates_answers(job: Path, tmp_path: Path) -> None:
+    from datasets import Dataset
+
     chosen = selection(job)
-    trainer = reselecting(SFTTrainer)(
-        model=AutoModelForCausalLM.from_pretrained(job / "model"),
-        args=SFTConfig(str(tmp_path), max_steps=6, per_device_train_batch_size=4, report_to=[], use_cpu=True),
-        processing_class=AutoTokenizer.from_pretrained(job / "model"),
-        peft_config=LoraConfig(r=4, task_type="CAUSAL_LM"),
-        selection=chosen,
-    )
+    rows = [{"prompt": "What is a?", "completion": " It is b."}] * 4
+
+    def made(**changes: Any) -> Any:
+        options = {"max_steps": 6, "per_device_train_batch_size": 4, "report_to": [], "use_cpu": True}
+        return reselecting(SFTTrainer)(
+            model=AutoModelForCausalLM.from_pretrained(job / "model"),
+            args=SFTConfig(str(tmp_path), **options, **changes),
+            processing_class=AutoTokenizer.from_pretrained(job / "model"),
+            peft_config=LoraConfig(r=4, task_type="CAUSAL_LM"),
+            eval_dataset=Dataset.from_list(rows),
+            selection=chosen,
+        )
+
+    with pytest.raises(
+        OptionError, match="eval_dataset is given, and completion_only_loss is None, which TRL"
+    ):
+        made()
+    with pytest.raises(OptionError, match="assistant_only_loss is set with a selection; expected it unset"):
+        made(assistant_only_loss=True)
+    trainer = made(completion_only_loss=True)
     trainer.train()
+    assert np.isfinite(trainer.evaluate()["eval_loss"])
     assert [(one.start, one.failed) for one in chosen.rounds] == [(2, ""), (5, "")]
