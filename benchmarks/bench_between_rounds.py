@@ -3,9 +3,9 @@
     python benchmarks/bench_between_rounds.py FOLDER [--pools templated,diverse] [--seeds 8] [--json FILE]
 
 FOLDER holds what `bench_rounds.py --arms dynamic --keep FOLDER` kept: in each of four rounds, the exact scores of all
-600 samples, the sketches of their gradients, and those of the target's directions. No gradient is computed here.
+samples, the sketches of their gradients, and those of the target's directions. No gradient is computed here.
 
-For each round but the first, a search with a budget of 10 % looks for the best 30. Its prior knows a tenth, three
+For each round but the first, a search with a budget of 10 % looks for the best 75. Its prior knows a tenth, three
 tenths or all of the gradients of the round before, in random order:
 
 - `scores`: their scores; those of other samples are predicted from the features, as in `Reselect`;
@@ -14,7 +14,7 @@ tenths or all of the gradients of the round before, in random order:
 
 A second table is about audits (`clusterucb.training.audit`). The earlier round has scored the best tenth by its own
 scores and a random hundredth of the samples. The recall of an audit of 20 of them is compared with the overlap of the
-two rounds' best 30, which an audit should tell.
+two rounds' best 75, which an audit should tell.
 """
 
 from __future__ import annotations
@@ -123,11 +123,10 @@ def audits(rounds: list[Any]) -> list[dict[str, Any]]:
             best, best_now = (_best(scores, N_SELECTED) for scores in (old, new))
             measured = []
             for seed in range(N_AUDITS):
-                rng = np.random.default_rng(seed)
-                scored = np.union1d(_best(old, BUDGET), rng.choice(N_POOL, BUDGET // 10, replace=False))
-                rows = rng.choice(scored, audit.FEWEST, replace=False)
-                n = int(np.isin(rows, best).sum())
-                measured.append(audit.recall(old[rows], new[rows], Rules(), max(n, 1)))
+                some = np.random.default_rng(seed).choice(N_POOL, BUDGET // 10, replace=False)
+                scored = np.union1d(_best(old, BUDGET), some)
+                rows = audit.rows_of_audit(best.tolist(), scored.tolist(), audit.FEWEST * audit.SHARE, seed)
+                measured.append(audit.recall(old[rows], new[rows], Rules()))
             found.append(
                 {
                     "rounds": f"{first + 1} and {later + 1}",

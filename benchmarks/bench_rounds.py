@@ -3,9 +3,9 @@
     python benchmarks/bench_rounds.py [--pools templated,diverse] [--arms ours-10,dynamic] [--rates 2e-4] [--seeds 0]
                                       [--finished] [--keep FOLDER] [--json FILE]
 
-A LoRA is trained on 600 samples of a pool of `bench_training.py`, drawn at random. It begins at the adapter and the
-moments after 30 steps on random samples, which all arms share. Then come four periods of eight steps. In each of them
-the training visits 30 samples twice. The arms differ in what these samples are:
+A LoRA is trained on 1,500 samples of a pool of `bench_training.py`, drawn at random. It begins at the adapter and the
+moments after 30 steps on random samples, which all arms share. Then come four periods of ten steps. In each of them the
+training visits 75 samples once, and five of them twice. The arms differ in what these samples are:
 
 - `random`: other random samples in each period; `random-once`: the same ones in all periods;
 - `static-10`: what a budget of 10 % finds before the first period; `static-all`: what all gradients find then;
@@ -47,8 +47,8 @@ from clusterucb.model.source import ModelSource
 from clusterucb.progress import Screen
 from clusterucb.training.schedule import order
 
-N_POOL, N_SELECTED, BATCH = 600, 30, 8
-WARMUP, EVERY, N_PERIODS = 32, 8, 4  # in steps; the first steps were taken before
+N_POOL, N_SELECTED, BATCH = 1500, 75, 8  # of fewer samples, a tenth of the gradients finds little
+WARMUP, EVERY, N_PERIODS = 30, 10, 4  # in steps, but for the last; the first steps were taken before
 ARMS = {
     "random": None,
     "random-once": None,
@@ -88,7 +88,7 @@ class Cell:
 
 def part_of(n_samples: int, seed: int) -> np.ndarray:
     """Return the rows of a pool that are trained on, ascending."""
-    return np.sort(np.random.default_rng([seed, 600]).choice(n_samples, N_POOL, replace=False))
+    return np.sort(np.random.default_rng([seed, 0]).choice(n_samples, N_POOL, replace=False))
 
 
 class Rounds:
@@ -126,7 +126,7 @@ class Rounds:
             for step in range(WARMUP, WARMUP + N_PERIODS * EVERY):
                 samples = [self._bench.material.encoded[int(self._rows[row])] for row in rows_of(step)]
                 next(training.steps([samples], [float(rates[step - WARMUP])]))
-                if (step + 1) % EVERY == 0:
+                if (step + 1 - WARMUP) % EVERY == 0:
                     judged = time.perf_counter()
                     periods.append(rounded(self._judged(model)))
                     judging += time.perf_counter() - judged
@@ -157,9 +157,10 @@ class Rounds:
         if options is None:
 
             def rows(step: int) -> np.ndarray:
-                period = 0 if cell.arm == "random-once" else step // EVERY
+                number, at = divmod(step - WARMUP, EVERY)
+                period = 0 if cell.arm == "random-once" else number
                 some = np.random.default_rng([cell.seed, 1, period]).permutation(N_POOL)[:N_SELECTED]
-                return order(some, step % EVERY * BATCH, BATCH, (cell.seed, step // EVERY))
+                return order(some, at * BATCH, BATCH, (cell.seed, number))
 
             return rows, None
         chosen = {"every": EVERY, "warmup": WARMUP, "select": N_SELECTED, "seed": cell.seed, **options}
