@@ -10,6 +10,7 @@ Decisions:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from clusterucb.run.manifest import (
 
 _CHECKSUM = "checksum"
 _OF_SKETCHES = ("version", "nonzeros")  # what a store's projection consists of
+_OF_STORES = ("pool", "model", "encoding")  # the contents that a store is compared by
 _FORMER_RULES = {"max": PAPER, "mean": MEAN, "standardized": STANDARDIZED}  # of --aggregate in version 0.1
 
 
@@ -88,14 +90,34 @@ def _renamed(identity: Identity) -> dict[str, Any]:
     Raises:
         ValidationError: the identity lacks a value that its job has, or has one that no version wrote.
     """
-    if identity.job == "sketch" and not identity.projection.keys() >= {*_OF_SKETCHES}:
-        raise msgspec.ValidationError(f"its projection lacks {' or '.join(_OF_SKETCHES)}")
     options: dict[str, Any] = renewed(identity.options)
+    _check_needed(identity, options)
     if former := options.pop("--aggregate", None):
         if not isinstance(former, str) or former not in _FORMER_RULES:
             raise msgspec.ValidationError(f"its --aggregate is {former!r:.40}")
         options["--rule"] = _FORMER_RULES[former]
     return options
+
+
+def _check_needed(identity: Identity, options: Mapping[str, Any]) -> None:
+    """Check the values that a job reads from its identity.
+
+    Raises:
+        ValidationError: one is missing or of another type.
+    """
+    needed: list[tuple[str, Mapping[str, Any], Mapping[str, type]]] = []
+    if identity.job == "sketch":
+        needed = [
+            ("projection", identity.projection, dict.fromkeys(_OF_SKETCHES, int)),
+            ("options", options, {"--sketch-dim": int, "--seed": int}),
+            ("contents", identity.contents, dict.fromkeys(_OF_STORES, str)),
+        ]
+    elif options.get("--scorer") == "sketch":
+        needed = [("options", options, {"--sketch-dim": int})]
+    for part, values, types in needed:
+        for name, expected in types.items():
+            if type(values.get(name)) is not expected:
+                raise msgspec.ValidationError(f"its {part} have no {name} of type {expected.__name__}")
 
 
 def _in_present_format(folder: Path, content: dict[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def sample(folder: Path) -> tuple[list[dict[str, Any]], dict[Any, Mapping[str, A
     state = _load(min(folder.glob("*_optim_states.pt"), key=_numbers))["optimizer_state_dict"]
     try:
         base = state["optimizer_state_dict" if "optimizer_state_dict" in state else "base_optimizer_state"]
-        return base["param_groups"], dict(list(base["state"].items())[:1])
+        groups = base["param_groups"]
+        _ = {key for group in groups for key in group["params"]}  # as `as_adam` reads them
+        return groups, dict(list(base["state"].items())[:1])
     except _FAULTS:
         return [], {}  # `read` says what is wrong
 
