@@ -25,7 +25,7 @@ test: setup  ## run every test
 	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 test-floor: setup build/floor  ## test trainers of the oldest transformers that is supported
-	PYTHONPATH=build/floor $(BIN)/python -m pytest tests/training -p no:cacheprovider $(ARGS)
+	PYTHONPATH=build/floor $(BIN)/python -m pytest tests/training/test_trainer.py -n auto -p no:cacheprovider $(ARGS)
 
 build/floor: pyproject.toml $(VENV)/.installed
 	$(PIP) install -q --no-deps --upgrade --target $@ $(PIP_ARGS) transformers==4.56.* tokenizers==0.22.* huggingface-hub==0.36.* datasets==4.1.*

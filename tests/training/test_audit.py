@@ -93,38 +93,24 @@ def test_rows_stay_for_a_tenth_of_the_gradients(
 def test_a_ranking_that_does_not_hold_is_made_anew_within_the_budget(
     job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, *later = audits(job, tmp_path, monkeypatch, 1.1).rounds
-    n_target = first.gradients - BUDGET
-    for one in later:
-        assert not one.stayed
-        assert one.gradients == BUDGET + n_target
-        assert one.audit is not None
-        assert len(one.scored) == BUDGET
-        assert len(one.rows) == N_SELECT
-
-
-def test_what_an_audit_computes_is_not_computed_again(
-    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    """The round goes on with what the audit has computed: no sample is computed twice."""
     scorer, computed = Scorer.__call__, []
 
     def spied(self: Scorer, rows: Any) -> Any:
-        computed.append(rows.tolist())
+        computed.extend(rows.tolist())
         return scorer(self, rows)
 
     monkeypatch.setattr(Scorer, "__call__", spied)
     rounds = list(audits(job, tmp_path, monkeypatch, 1.1).rounds)
+    n_target = rounds[0].gradients - BUDGET
     for one in rounds:
-        rows: list[int] = []
-        while len(rows) < len(one.scored):
-            rows += computed.pop(0)
-        assert sorted(rows) == sorted(one.scored)
+        assert not one.stayed
+        assert one.gradients == BUDGET + n_target
+        assert (one.audit is not None) == (one.number > 1)
+        assert len(one.rows) == N_SELECT
+        assert sorted(computed[:BUDGET]) == sorted(one.scored)
+        del computed[:BUDGET]
     assert not computed
-
-
-def test_a_small_budget_has_no_audit(job: Path, tmp_path: Path) -> None:
-    selection = trained(job, tmp_path, every="auto", budget=str(BUDGET), select=N_SELECT)
-    assert [(one.audit, one.stayed) for one in selection.rounds] == [(None, False)] * len(selection.rounds)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from helpers import loops
 from helpers.selections import write_job
 
-SIZE = 3
+SIZE = 2
 
 
 def test_rounds_of_several_processes_are_those_of_one(tmp_path: Path) -> None:
