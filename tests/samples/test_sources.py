@@ -839,6 +839,24 @@ def test_a_row_that_is_not_utf8_is_rejected_alone(tmp_path: Path, form: str, at:
     assert [one.reason for one in pool.rejected] == ["not UTF-8: byte 0xff"]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "json"])
+def test_a_line_with_a_carriage_return_stays_one_line(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"pool.{kind}"
+    row = b'{"prompt": "q",\r "completion":\r"a\\r"}'
+    path.write_bytes(row + b"\r\n" if kind == "jsonl" else b"[" + row + b"]")
+    (sample,) = read_pool(path).samples
+    assert sample.raw == row.replace(b"\r", b" ")
+    assert sample.messages[1].content == "a\r"
+
+
+def test_a_column_whose_name_is_not_utf8_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "pool.parquet"
+    pq.write_table(pa.table({"prompt": ["q"], "completion": ["a"]}), path)
+    path.write_bytes(path.read_bytes().replace(b"prompt", b"\xf0rompt"))
+    with pytest.raises(InputError, match=r"cannot read .*pool.parquet: 'utf-8' codec can't decode"):
+        read_pool(path)
+
+
 @pytest.mark.parametrize("key", ["data", "items"])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_an_object_that_holds_a_list_of_turns_is_one_row(

@@ -162,7 +162,7 @@ def explained(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # pyarrow decodes the names of columns
         reason = getattr(error, "strerror", None) or one_line(error)
         broken = "truncated" in reason.lower()
         advice = "the file is incomplete: download it again" if broken else EXPECTED

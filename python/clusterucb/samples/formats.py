@@ -210,6 +210,8 @@ def _lines(stream: IO[bytes], first: int = 1) -> Iterator[Line]:
         if number == 1:
             line = line.removeprefix(_BOM)
         line = line.rstrip(b"\r\n")
+        if b"\r" in line and _is_json(line):  # a selected line would be two for some readers
+            line = _on_one_line(line)
         if line.strip():
             yield number, line
 
