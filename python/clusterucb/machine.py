@@ -1,12 +1,15 @@
-"""Measure the memory and the disk space that a job may use."""
+"""Measure the memory and the disk space that a job may use, and start threads where memory is short."""
 
 from __future__ import annotations
 
+import _thread
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+_BEGINS = 10.0  # seconds until a new thread has to begin
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -48,3 +51,26 @@ def free_disk(place: Path) -> int:
     """Return how many bytes are free on the disk that holds a folder, or would hold it once it exists."""
     existing = next(folder for folder in (place.absolute(), *place.absolute().parents) if folder.exists())
     return shutil.disk_usage(existing).free
+
+
+def start_thread(run: Callable[[], None]) -> None:
+    """Run a function in a new thread, which does not keep the process alive.
+
+    `threading.Thread.start` waits for ever if there is no memory for the first steps of the thread.
+
+    Raises:
+        MemoryError: the thread cannot be started, or does not begin.
+    """
+    starting = _thread.allocate_lock()
+    starting.acquire()
+
+    def begin() -> None:
+        starting.release()
+        run()
+
+    try:
+        _thread.start_new_thread(begin, ())
+    except RuntimeError as error:
+        raise MemoryError(str(error)) from error
+    if not starting.acquire(timeout=_BEGINS):
+        raise MemoryError("there is not enough memory for a new thread")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from clusterucb import machine
 from clusterucb.errors import ModelError
 from clusterucb.samples import chat, watch
 from clusterucb.samples.chat import ChatTemplate
@@ -244,3 +245,26 @@ def test_a_template_that_takes_too_much_rejects_the_row_and_then_ends_the_job(
         ModelError, match=r"takes more than 1 s or 1 GB for a conversation, 3 times; .*--chat-template"
     ):
         template.render([BAD, BAD, BAD])
+
+
+@pytest.mark.parametrize("starts", [True, False])
+def test_a_thread_that_cannot_begin_is_said_and_blames_no_row(
+    starts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`threading.Thread.start` would wait for ever for a thread that dies of its first allocation."""
+
+    def start(*_: object) -> None:
+        if not starts:
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(machine, "_BEGINS", 0.01)
+    monkeypatch.setattr("_thread.start_new_thread", start)
+    monkeypatch.setattr(watch, "_WATCHER", watch._Watcher())
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(
+        ModelError, match=r"a chat template cannot be watched \(.*thread\); expected more memory"
+    ):
+        enter()
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    with pytest.raises(MemoryError, match="thread"):
+        machine.start_thread(enter)

@@ -26,6 +26,7 @@ import msgspec
 from clusterucb import filenames
 from clusterucb.atomic import check_regular
 from clusterucb.errors import RunError, warn
+from clusterucb.machine import start_thread
 
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
 _PAUSE = 0.1  # seconds between two attempts
@@ -136,7 +137,7 @@ class Lease:
             if took_over:
                 raise RunError(f"{folder} is in use by another process; wait for it, or choose another --out")
         self._ended = threading.Event()
-        threading.Thread(target=self._touch, name="clusterucb lease", daemon=True).start()
+        start_thread(self._touch)
 
     def release(self) -> None:
         """Remove the lease, unless another process has taken it over."""

@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 
-from clusterucb.machine import address_space, resident_memory
+from clusterucb.errors import ModelError
+from clusterucb.machine import address_space, resident_memory, start_thread
 
 _INTERVAL = 0.05  # seconds between two looks
 _AGAIN = 1.0  # seconds after which the exception is raised again in code that has caught it
@@ -65,13 +66,24 @@ class _Watcher:
         self._watched: dict[_Block, None] = {}
         self._begun: SimpleQueue[None] = SimpleQueue()
         self._starting = threading.Lock()
-        self._started = False
+        self._runs = False
 
     def start(self) -> None:
+        """Start the thread, unless it runs.
+
+        Raises:
+            ModelError: the thread cannot be started. This is no fault of the code that would be watched.
+        """
         with self._starting:
-            if not self._started:
-                threading.Thread(target=self._run, name="clusterucb watch", daemon=True).start()
-                self._started = True
+            if self._runs:
+                return
+            try:
+                start_thread(self._run)
+            except MemoryError as error:
+                raise ModelError(
+                    f"a chat template cannot be watched ({error}); expected more memory, or a higher limit of threads"
+                ) from error
+            self._runs = True
 
     def begin(self, block: _Block) -> None:
         self._watched[block] = None
