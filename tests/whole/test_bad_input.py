@@ -286,6 +286,7 @@ WRONG = {
     "--store": ("/nowhere", "is not a gradient store"),
     "--workers": ("none", "expected a number of workers, all, or the address of a Ray cluster"),
     "--export": ("llamafactoy", "Did you mean 'llamafactory'?"),
+    "--every": ("week", "a number of optimiser steps, epoch or auto"),
     "--config": ("/nowhere.yaml", "No such file"),
 }
 
