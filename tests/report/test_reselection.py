@@ -22,7 +22,7 @@ def written(
     pool: Any = "p.jsonl", target: Any = "t.jsonl", *, strategies: Any = (None, None, None), **options: Any
 ) -> str:
     settings = settings_from({"export": "trl", "every": "200", **options}, SelectSettings)
-    return reselection(settings, pool, target, chosen(*strategies, store=False)._asdict(), 100)
+    return reselection(settings, pool, target, chosen(*strategies, store=False)._asdict(), 200)
 
 
 def called(code: str) -> tuple[tuple[Any, ...], dict[str, Any]]:

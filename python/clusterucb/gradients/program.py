@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -134,6 +134,13 @@ class Reduction:
 Spread = Callable[[Reduction, list[Step[Any]]], list[Step[Any]]]
 
 
+class Loads(Protocol):
+    """Where checkpoints come from."""
+
+    def load(self, device: str, shared: dict[str, Any]) -> list[Checkpoint]:
+        """Load the checkpoints, unless another program of the worker has."""
+
+
 @dataclass(frozen=True)
 class GradientProgram:
     """What a worker loads, to reduce the gradients of passes.
@@ -143,13 +150,13 @@ class GradientProgram:
         reduction: what gradients are reduced to.
     """
 
-    origin: Origin
+    origin: Loads
     reduction: Reduction
 
     def load(self, device: str, shared: dict[str, Any]) -> tuple[list[int], Callable[..., Any]]:
         """Load the checkpoints, and return their numbers of parameters."""
         steps = self.reduction.steps(self.origin.load(device, shared), device)
-        return [step.size for step in steps], partial(compute_pass, steps, entered(shared))
+        return [step.size for step in steps], partial(_compute, steps, entered(shared))
 
 
 @dataclass(frozen=True)
@@ -207,7 +214,7 @@ def entered(shared: dict[str, Any]) -> _Entered:
     return entered
 
 
-def compute_pass(steps: Sequence[Step[Any]], place: _Entered, number: int, samples: Sequence[Encoded]) -> Any:
+def _compute(steps: Sequence[Step[Any]], place: _Entered, number: int, samples: Sequence[Encoded]) -> Any:
     """Return the result of a pass, in a form that does not need the model's device."""
     step = steps[number]
     place.at(step)
@@ -224,7 +231,8 @@ class WorkersStep:
         crew: the workers.
         key: the program's name.
         number: the checkpoint's number, counted from 0.
-        program: the program.
+        reduction: what gradients are reduced to.
+        weight: the weight of the checkpoint's scores.
         size: P, the length of the flat parameter space.
 
     Attributes:
@@ -232,9 +240,10 @@ class WorkersStep:
         ahead: how many passes may have begun before the result of the first is read.
     """
 
-    def __init__(self, crew: Crew, key: str, number: int, program: GradientProgram, size: int) -> None:
-        reduction = program.reduction
-        self.number, self.weight, self.size = number, program.origin.settings.weights[number], size
+    def __init__(
+        self, crew: Crew, key: str, number: int, reduction: Reduction, weight: float, size: int
+    ) -> None:
+        self.number, self.weight, self.size = number, weight, size
         self.n_directions = 0 if reduction.directions is None else len(reduction.directions[number])
         self.sketch = reduction.sketch and reduction.sketch.of_checkpoint(number)
         self.ahead = 4 * crew.size
@@ -260,19 +269,20 @@ class WorkersStep:
         """Do nothing."""
 
 
-def on_workers(crew: Crew, program: GradientProgram) -> list[Step[Any]]:
-    """Load a program on workers, and return what computes its passes, for each checkpoint.
+def on_workers(crew: Crew, origin: Origin, reduction: Reduction) -> list[Step[Any]]:
+    """Load the checkpoints on workers, and return what computes passes there, for each checkpoint.
 
     Raises:
         ModelError: a worker has too little memory for the model.
     """
     try:
-        key, sizes = crew.load(program)
+        key, sizes = crew.load(GradientProgram(origin, reduction))
     except NoMemory as error:
         raise ModelError(
             "memory is too small for the models of all workers; expected more memory, or fewer --workers"
         ) from error
-    return [WorkersStep(crew, key, number, program, size) for number, size in enumerate(sizes)]
+    sized = enumerate(zip(origin.settings.weights, sizes, strict=True))
+    return [WorkersStep(crew, key, number, reduction, *one) for number, one in sized]
 
 
 def described_on_workers(

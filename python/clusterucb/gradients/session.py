@@ -35,7 +35,6 @@ from clusterucb.gradients.order import say_how_states_match
 from clusterucb.gradients.passes import CPU_TOKENS, Passes, micro_batches, overhead_of
 from clusterucb.gradients.program import (
     FeatureProgram,
-    GradientProgram,
     Origin,
     Reduction,
     Spread,
@@ -173,7 +172,7 @@ class AdaptedModel:
             steps = reduction.steps(self.checkpoints, self.device)
             return self._spread(reduction, steps) if self._spread else steps
         crew, origin = self._crew
-        return on_workers(crew, GradientProgram(origin, reduction))
+        return on_workers(crew, origin, reduction)
 
     def start_workers(self) -> None:
         """Start the workers, unless they run. The LoRA is warmed up before."""

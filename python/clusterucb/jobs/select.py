@@ -46,7 +46,6 @@ from clusterucb.options.typed import SelectOptions
 from clusterucb.plugins import describe
 from clusterucb.progress import AnyObserver, Observer
 from clusterucb.report.export.reselection import reselection
-from clusterucb.report.export.trl import BATCH, EPOCHS
 from clusterucb.report.result import Result
 from clusterucb.report.written import finish
 from clusterucb.run.folder import Run
@@ -107,8 +106,8 @@ def select(
     config = resolved(given, pool=pool, target=target, model=model, out=out, **strategies._asdict())
     anew = None
     if given.every:
-        n_steps = EPOCHS * -(-given.n_select(len(job.material.samples)) // BATCH)
-        anew = reselection(given, pool, target, strategies._asdict(), n_steps)
+        n_select = given.n_select(len(job.material.samples))
+        anew = reselection(given, pool, target, strategies._asdict(), n_select)
     return _run(
         job, given, strategies, earlier, str(model), out, config=config, anew=anew, overwrite=overwrite
     )

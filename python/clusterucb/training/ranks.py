@@ -18,16 +18,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 
-from clusterucb.gradients.accumulate import Step
+from clusterucb.gradients.accumulate import Checkpoint, Step
 from clusterucb.gradients.checkpoints import base_for_adapter, load_checkpoints
-from clusterucb.gradients.program import Reduction, compute_pass, entered
+from clusterucb.gradients.program import GradientProgram, Reduction, entered
 from clusterucb.model.loaded import LoadedModel, borrowing
 from clusterucb.options.keywords import settings_from
 from clusterucb.options.search import SelectSettings
@@ -84,7 +83,9 @@ class Ranks:
         """
         self._n_programs += 1
         key = f"program {self._n_programs}"
-        for answer in [self.ask(other, "load", key, LiveProgram(reduction)) for other in self._asked]:
+        for answer in [
+            self.ask(other, "load", key, GradientProgram(Live(), reduction)) for other in self._asked
+        ]:
             answer.result()
         return [_SpreadStep(self, key, step) for step in steps]
 
@@ -195,20 +196,13 @@ class _SpreadStep:
         self._own.__exit__(kind, error, trace)
 
 
-@dataclass(frozen=True)
-class LiveProgram:
-    """What a process loads, to reduce the gradients of its live model.
+class Live:
+    """The origin of a live model's checkpoints: this process has them at hand."""
 
-    Attributes:
-        reduction: what gradients are reduced to.
-    """
-
-    reduction: Reduction
-
-    def load(self, device: str, shared: dict[str, Any]) -> tuple[None, Any]:
-        """Return the function that computes a pass."""
-        steps = self.reduction.steps(shared[_CHECKPOINTS], device)
-        return None, partial(compute_pass, steps, entered(shared))
+    def load(self, device: str, shared: dict[str, Any]) -> list[Checkpoint]:  # noqa: ARG002
+        """Return the checkpoints."""
+        checkpoints: list[Checkpoint] = shared[_CHECKPOINTS]
+        return checkpoints
 
 
 @borrowing

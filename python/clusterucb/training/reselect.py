@@ -6,7 +6,7 @@ Decisions:
     - The pool is read and encoded once.
     - The scores of earlier rounds are the prior of a round (`clusterucb.jobs.stages.prior`). Influence changes slowly,
       so they predict well, and a round needs fewer gradients.
-    - A gradient that is computed for its score leaves its sketch behind in the same pass (`_Sketching`). The paper's
+    - A gradient that is computed for its score leaves its sketch behind in the same pass. The paper's
       schedule makes its clusters of them, so the first round takes each gradient once.
     - Fresh LoRA matrices and an optimiser without moments say little. So a training begins with random samples.
     - Which rows a step trains on is a pure function of the step and of its period's round. A round that is finished is

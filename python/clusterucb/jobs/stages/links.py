@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,10 @@ class AtHand:
     scores: NDArray[np.float64]
     folder: Path
 
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {row: place for place, row in enumerate(self.rows.tolist())}
+
     def completed(
         self, rows: NDArray[np.int64], score: Callable[[NDArray[np.int64]], RowScores]
     ) -> RowScores:
@@ -41,7 +46,7 @@ class AtHand:
             rows: i64[n], the rows.
             score: computes the scores of rows.
         """
-        places = {row: place for place, row in enumerate(self.rows.tolist())}
+        places = self._places
         known = np.array([row in places for row in rows.tolist()])
         found = np.empty((len(rows), self.scores.shape[1]))
         found[known] = self.scores[[places[row] for row in rows[known].tolist()]]

@@ -15,10 +15,11 @@ from clusterucb.options.config_file import option_text
 from clusterucb.options.kinds import option_name
 from clusterucb.options.live import CHECKPOINT, COMMAND, LOADING, WARMUP
 from clusterucb.options.search import SelectSettings
+from clusterucb.report.export.trl import BATCH, EPOCHS
 
 
 def reselection(
-    settings: SelectSettings, pool: object, target: object, strategies: Mapping[str, object], n_steps: int
+    settings: SelectSettings, pool: object, target: object, strategies: Mapping[str, object], n_select: int
 ) -> str:
     """Return the call as Python code.
 
@@ -26,7 +27,7 @@ def reselection(
         settings: the options of the selection, with ``every``.
         pool, target: the files, as they were given.
         strategies: the strategies by the names of their arguments.
-        n_steps: the steps of the training. If there are few, a tenth of them is the warm-up.
+        n_select: the number of samples that are selected. If the training has few steps, a tenth is the warm-up.
 
     Raises:
         OptionError: a pool, a target or a strategy has no name, because it is an object in memory; or an option
@@ -38,6 +39,7 @@ def reselection(
                 f"--every is given with {option_name(name)}; expected it without, because the training selects with "
                 "its own model"
             )
+    n_steps = EPOCHS * -(-n_select // BATCH)
     unused = {*CHECKPOINT, *LOADING, *COMMAND}
     options = {
         field.name: _plain(getattr(settings, field.name))
