@@ -22,6 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from clusterucb.run.feature_shards import CACHED
 from clusterucb.run.ledger import Ledger
 from whole.adversary import damage, processes
 
@@ -97,10 +98,13 @@ def run_until(scenario: str, point: int) -> bool:
 
 
 def results(folder: str = "work") -> dict[str, bytes]:
-    """Return the results in a folder, without times, and the names of everything in it."""
+    """Return the results in a folder, without times, and the names of everything in it.
+
+    The mark of features from the cache is none of them: another process may have computed them first.
+    """
     place = Path(folder)
     found = [*(place / name for name in damage.OUTPUTS), *place.glob("sketches-*"), *place.glob("samples-*")]
-    names = sorted(str(path.relative_to(place)) for path in place.rglob("*"))
+    names = sorted(str(path.relative_to(place)) for path in place.rglob("*") if path.name != CACHED)
     return {path.name: damage.comparable(path) for path in found if path.is_file()} | {
         "names": "\n".join(names).encode()
     }
