@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import clusterucb as cu
+from clusterucb.engine.missed import Missed, Predicted
 from clusterucb.engine.poolview import PoolView
 from clusterucb.engine.recall import (
     Draws,
@@ -20,9 +21,7 @@ from clusterucb.engine.recall import (
     RecallEstimator,
     _evidence,
     _found,
-    _Missed,
     _n_effective,
-    _Predicted,
 )
 from helpers.hills import hills, searched
 from helpers.recorded import Memory
@@ -42,22 +41,27 @@ def test_rows_are_missed_as_often_as_their_neighbours_surprise(n_drawn, n_others
     order = np.argsort(left_out, kind="stable")
     expected, surprise = left_out[order], (values - left_out)[order]
     window = min(20, n_drawn)
-    said = _Predicted(slice(None), left_out, predicted, n_others)
-    missed = _Missed(values, said, slice(None))  # fewer rows than parts: each has neighbours of its own
+    said = Predicted(slice(None), left_out, np.arange(len(predicted)), predicted, n_others)
+    missed = Missed(values, said, slice(None))  # fewer rows than parts: each has neighbours of its own
     for least in (-20.0, -1.0, 0.0, 2.5, 20.0):
-        lifted = np.zeros(n_drawn)
+        lifted, chances = np.zeros(n_drawn), []
         for one in predicted:
             begin = min(max(np.searchsorted(expected, one) - window // 2, 0), n_drawn - window)
             near = np.abs(expected - one) <= 0.1 * surprise.std()
             near[begin : begin + window] = True
-            lifted[near & (one + surprise >= least)] += 1 / near.sum()
+            reached = near & (one + surprise >= least)
+            lifted[reached] += 1 / near.sum()
+            chances.append(reached.sum() / near.sum())
         assert missed.lifted(least) == pytest.approx(lifted)
         assert missed(least) == pytest.approx(lifted.sum())
+        assert missed.by_row(least) == pytest.approx(np.array(chances))
 
 
 def test_no_row_is_missed_if_none_is_left():
-    missed = _Missed(numbers(30, 0), _Predicted(slice(None), numbers(30, 1), np.zeros(0), 0), slice(None))
+    nothing = Predicted(slice(None), numbers(30, 1), np.zeros(0, np.int64), np.zeros(0), 0)
+    missed = Missed(numbers(30, 0), nothing, slice(None))
     assert missed(0.0) == 0
+    assert missed.by_row(0.0).shape == (0,)
 
 
 @given(weight=st.floats(0.1, 10), n=st.integers(1, 50), n_others=st.integers(0, 50))
@@ -90,7 +94,8 @@ def drawn(surprises: list[float]) -> Evidence:
     values[40 : 40 + len(surprises)] += surprises
     others = rng.uniform(-1, 0.9, 1000)
     chance = np.where(np.arange(400) < 200, np.nan, 0.15)
-    return _evidence(values, _Predicted(slice(None), left_out, others, len(others)), chance, 50.0)
+    said = Predicted(slice(None), left_out, np.arange(len(others)), others, len(others))
+    return _evidence(values, said, chance, 50.0)
 
 
 def test_what_rests_on_few_surprises_is_uncertain():
@@ -264,3 +269,38 @@ def test_rewards_on_one_scale_and_failures_are_no_obstacle():
         until=0.95,
     )
     assert 0 < found.recall.estimate <= 1
+
+
+@pytest.mark.parametrize("options", [{}, {"rule": "standardized"}, {"rule": "paper"}])
+def test_the_outlook_says_where_the_missed_rows_are(options):
+    found, scores = searched(1, budget=60, cold_start=0.2, watch=lambda _: None, **options)
+    expected, missed = found.outlook
+    assert missed.shape == (300,)
+    assert (missed >= 0).all()
+    assert not missed[found.drawn_rows].any()
+    n_missed = 15 * (1 - found.recall.estimate)
+    assert 0.3 * n_missed <= missed.sum() <= 3 * n_missed + 1
+    undrawn = np.setdiff1d(np.arange(300), found.drawn_rows)
+    likely = undrawn[np.argsort(-missed[undrawn])[:30]]
+    assert scores[likely].max(axis=1).mean() > scores[undrawn].max(axis=1).mean()
+    assert expected.shape == (60, 2)
+    assert np.corrcoef(expected[:, 0], scores[found.drawn_rows, 0])[0, 1] > 0.8
+
+
+def test_there_is_no_outlook_if_all_is_drawn_or_nobody_asked_and_none_for_failures():
+    assert searched(budget=300, watch=lambda _: None)[0].outlook is None
+    assert searched()[0].outlook is None
+    place, scores = hills(0)
+    scores[::7] = np.nan
+    found = search(
+        place,
+        lambda rows: scores[rows],
+        clusterer=cu.KMeans(n_clusters=8),
+        policy=cu.UCB(),
+        budget=100,
+        n_select=15,
+        watch=lambda _: None,
+    )
+    failed = np.isnan(found.drawn_scores)
+    assert failed.any()
+    assert np.array_equal(np.isnan(found.outlook.expected).all(axis=1), failed)

@@ -23,7 +23,7 @@ from clusterucb.engine.clusterer import Clusterer
 from clusterucb.engine.draws import History, Journal, Score
 from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import PoolView, SideInformation, pool_view
-from clusterucb.engine.recall import Recall
+from clusterucb.engine.recall import Outlook, Recall
 from clusterucb.engine.rules import Rewards, Rules
 from clusterucb.engine.stopping import Stopping, check_until
 from clusterucb.errors import OptionError, warn
@@ -57,6 +57,8 @@ class Selection:
         served: f64[S], the share of each subtask's own best rows that is selected: estimated, or exact if the whole
             pool was drawn. A subtask's own best are those that it would select alone (`Rules.seats`). None for a single
             subtask, or if the recall is None.
+        outlook: what the draws and the features let one expect of each row; None if the recall is None, or if all rows
+            are drawn.
     """
 
     rows: NDArray[np.int64]
@@ -72,6 +74,7 @@ class Selection:
     standardized: NDArray[np.float64] | None = None
     recall: Recall | None = None
     served: NDArray[np.float64] | None = None
+    outlook: Outlook | None = None
 
     def __repr__(self) -> str:
         return (
@@ -192,6 +195,7 @@ def _selection(
         standardized=rewards.scale,
         recall=recall,
         served=stopping.served(history, rewards, best),
+        outlook=stopping.outlook(history, rewards),
     )
 
 

@@ -51,6 +51,7 @@ from numpy.typing import NDArray
 
 from clusterucb.engine.arms import FEWEST_RANDOM
 from clusterucb.engine.large import evenly, is_large, largest
+from clusterucb.engine.missed import Missed, Predicted
 from clusterucb.engine.poolview import PoolView
 from clusterucb.engine.regression import Regression
 from clusterucb.engine.rules import chosen_of_best
@@ -58,12 +59,8 @@ from clusterucb.engine.rules import chosen_of_best
 CONFIDENCE = 0.9
 _Z = 1.645  # the normal quantile of an interval with this confidence
 VARIANCE = 0.1  # the learnt constant in the variance of the estimate by regression, in log odds
-_NEIGHBOURS = 20  # the fewest draws whose residuals are used for a row
-_AROUND = 0.1  # in deviations of the residuals: all draws with predictions this near count as neighbours
-_RESIDUALS = 2048  # the most draws whose residuals are used
 _SUBTASKS = 256  # the most subtasks whose recall is estimated while a search runs, evenly spaced among all
 _UNDRAWN = 1 << 16  # the most undrawn rows of a large pool that are predicted
-_PARTS = 256  # parts of the undrawn rows, in order of prediction; the rows of a part have the same neighbours
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -101,6 +98,20 @@ class Draws(NamedTuple):
     chance: Floats
 
 
+class Outlook(NamedTuple):
+    """What the draws and the features let one expect of each row.
+
+    Attributes:
+        expected: f64[n, S], each drawn row's scores as they are predicted from all other draws; NaN where they are not.
+        missed: f64[N], the expected number of the best rows that an undrawn row stands for; 0 for a drawn one. That is
+            the probability that it is among the best. If subtasks select in turn, the sum over the subtasks. In a large
+            pool, some evenly spaced rows stand for all.
+    """
+
+    expected: Floats
+    missed: Floats
+
+
 class RecallEstimator:
     """Estimates the recall of a search while it runs.
 
@@ -112,7 +123,7 @@ class RecallEstimator:
         self._pool = pool
         self._regression: Regression | None = None
         self._n_told = 0
-        self._predicted: _Predicted | None = None  # from all draws so far
+        self._predicted: Predicted | None = None  # from all draws so far
 
     def __call__(self, draws: Draws, reward: Reward) -> Recall | None:
         """Return the estimated recall, or None if too few of the draws were random.
@@ -147,6 +158,24 @@ class RecallEstimator:
         counts = [round(count) for count in (found * seats).tolist()]
         return np.minimum(chosen_of_best(draws.scores, chosen, counts) / seats, 1.0)
 
+    def outlook(self, draws: Draws, reward: Reward) -> Outlook | None:
+        """Return what to expect of each row, or None if it cannot be estimated or all rows are drawn.
+
+        Args:
+            draws, reward: as in a call of the estimator, which is made with the same draws before.
+        """
+        if len(draws.rows) == len(self._pool):
+            return None
+        parts = self._parts(draws, reward, in_turn=self._pool.rules.in_turn, most=_SUBTASKS)
+        if not parts or self._predicted is None:
+            return None
+        expected, missed = np.full(draws.scores.shape, np.nan), np.zeros(len(self._pool))
+        good = np.flatnonzero(~np.isnan(reward(draws.scores)))
+        expected[good[self._predicted.at]] = self._predicted.left_out
+        for part in parts:
+            missed[part.predicted.rows] += part.missed()
+        return Outlook(expected, missed)
+
     def evidence(self, draws: Draws, reward: Reward) -> list[Evidence]:
         """Return both estimates, once, or once for each subtask if subtasks select in turn.
 
@@ -158,6 +187,10 @@ class RecallEstimator:
         self, draws: Draws, reward: Reward, *, in_turn: bool, most: int | None = None
     ) -> list[Evidence]:
         """Return both estimates, for each subtask if they select ``in_turn``, but for ``most`` of them at most."""
+        return [_evidence(*part) for part in self._parts(draws, reward, in_turn=in_turn, most=most)]
+
+    def _parts(self, draws: Draws, reward: Reward, *, in_turn: bool, most: int | None = None) -> list[_Part]:
+        """Return what the estimates of `_evidence` rest on."""
         rows, scores, chance = draws
         rewards = reward(scores)
         regression = self._regression = self._regression or Regression(self._pool, scores.shape[1])
@@ -170,7 +203,7 @@ class RecallEstimator:
             return []
         if self._predicted is None:
             self._predicted = self._predictions(regression, rows)
-        at, left_out, predicted, n_undrawn = self._predicted
+        at, left_out, undrawn, predicted, n_undrawn = self._predicted
         known = regression.values
         if not in_turn:
             known, left_out, predicted = (
@@ -182,38 +215,44 @@ class RecallEstimator:
         if most is not None and most < n_columns:
             some = np.arange(most) * n_columns // most
         return [
-            _evidence(
+            _Part(
                 known[:, one],
-                _Predicted(at, left_out[:, one], predicted[:, one], n_undrawn),
+                Predicted(at, left_out[:, one], undrawn, predicted[:, one], n_undrawn),
                 chance[good],
                 float(seats[one]),
             )
             for one in some.tolist()
         ]
 
-    def _predictions(self, regression: Regression, drawn: Rows) -> _Predicted:
+    def _predictions(self, regression: Regression, drawn: Rows) -> Predicted:
         """Return the predictions for drawn and undrawn rows: for all, or for evenly spaced ones of a large pool."""
         others = np.ones(len(self._pool), np.bool_)
         others[drawn] = False
         undrawn = np.flatnonzero(others)
         some = undrawn[evenly(len(undrawn), _UNDRAWN)] if is_large(len(self._pool)) else undrawn
-        return _Predicted(*regression.left_out(), regression.mean(some), len(undrawn))
+        return Predicted(*regression.left_out(), some, regression.mean(some), len(undrawn))
 
 
-class _Predicted(NamedTuple):
-    """Predictions for drawn and undrawn rows, in one column (f64[m]) or several (f64[m, S]).
+class _Part(NamedTuple):
+    """One column of values (the rewards, or the scores for one subtask), and what is predicted of it.
 
     Attributes:
-        at: the positions among the draws of the m drawn rows that are predicted.
-        left_out: the predictions of these rows from all other draws.
-        undrawn: the predictions for undrawn rows, of all or of evenly spaced ones.
-        n_undrawn: the number of undrawn rows.
+        values: f64[n], the values of the drawn rows.
+        predicted: the predictions of this column.
+        chance: f64[n], the inclusion probabilities; NaN where a policy chose the row.
+        n_best: the number of best rows.
     """
 
-    at: Rows | slice
-    left_out: Floats
-    undrawn: Floats
-    n_undrawn: int
+    values: Floats
+    predicted: Predicted
+    chance: Floats
+    n_best: float
+
+    def missed(self) -> Floats:
+        """Return for each predicted row how many of the best rows it stands for (`Missed.by_row`)."""
+        missed = Missed(self.values[self.predicted.at], self.predicted, slice(None))
+        falling = _falling(self.values, self.n_best)
+        return missed.by_row(_least(falling, _found(falling, self.n_best, missed)))
 
 
 def averaged(found: Sequence[Evidence], variance: float = VARIANCE) -> Recall:
@@ -261,7 +300,7 @@ class Evidence(NamedTuple):
         return Recall(estimate, whole_low / self.n_best, min(whole_high / self.n_best, 1.0))
 
 
-def _evidence(values: Floats, predicted: _Predicted, chance: Floats, n_best: float) -> Evidence:
+def _evidence(values: Floats, predicted: Predicted, chance: Floats, n_best: float) -> Evidence:
     """Return both estimates for one column of values (the rewards, or the scores for one subtask).
 
     Args:
@@ -270,8 +309,7 @@ def _evidence(values: Floats, predicted: _Predicted, chance: Floats, n_best: flo
         chance: f64[n], the inclusion probabilities; NaN where a policy chose the row.
         n_best: the number of best rows.
     """
-    best = values[largest(values, math.floor(n_best) + 1)]
-    falling = np.sort(best)[::-1]
+    falling = _falling(values, n_best)
     random = ~np.isnan(chance)
     weights = 1 / chance[random]
     n_rows = len(values) + predicted.n_undrawn
@@ -279,64 +317,24 @@ def _evidence(values: Floats, predicted: _Predicted, chance: Floats, n_best: flo
     least = _quantile(values[random], weights, n_best * weights.sum() / n_rows)
     by_random = min(float(np.count_nonzero(values >= least)), n_best)
     own = values[predicted.at]
-    missed, fairly = (_Missed(own, predicted, some) for some in (slice(None), random[predicted.at]))
+    missed, fairly = (Missed(own, predicted, some) for some in (slice(None), random[predicted.at]))
     found = _found(falling, n_best, missed)
     by_regression = _odds(found, n_best)
     doubt = (by_regression - _odds(_found(falling, n_best, fairly), n_best)) / 2
-    lifted = missed.lifted(float(falling[min(math.ceil(found), len(falling)) - 1]))
+    lifted = missed.lifted(_least(falling, found))
     slope = found * (1 / (found + 1) + 1 / (n_best - found + 1))  # d (log odds) / d (log found)
     of_regression = doubt**2 + (slope * (1 - found / n_best)) ** 2 / _n_effective(lifted)
     return Evidence(n_best, by_regression, of_regression, _odds(by_random, n_best), slope**2 / expected)
 
 
-class _Missed:
-    """Estimates by regression how many undrawn rows have at least a given value.
+def _falling(values: Floats, n_best: float) -> Floats:
+    """Return the largest values, in falling order: one more than the whole numbers of the best rows."""
+    return np.sort(values[largest(values, math.floor(n_best) + 1)])[::-1]
 
-    Args:
-        values: f64[m], the values of the predicted draws.
-        predicted: the predictions of one column.
-        used: which of the predicted draws' residuals are used.
-    """
 
-    def __init__(self, values: Floats, predicted: _Predicted, used: slice | NDArray[np.bool_]) -> None:
-        values, left_out, undrawn = values[used], predicted.left_out[used], predicted.undrawn
-        # Undrawn rows that a predicted one stands for.
-        self._each = predicted.n_undrawn / max(len(undrawn), 1)
-        order = np.argsort(left_out, kind="stable")[:: -(-len(left_out) // _RESIDUALS)]
-        expected, self._surprises = left_out[order], (values - left_out)[order]
-        self._predicted = np.sort(undrawn)
-        bounds = np.linspace(0, len(undrawn), min(_PARTS, len(undrawn)) + 1).astype(np.int64)
-        middle = self._predicted[(bounds[:-1] + bounds[1:]) // 2]
-        least = min(_NEIGHBOURS, len(order))
-        place = (np.searchsorted(expected, middle) - least // 2).clip(0, len(order) - least)
-        around = _AROUND * self._surprises.std()
-        first = np.minimum(place, np.searchsorted(expected, middle - around))
-        last = np.maximum(place + least, np.searchsorted(expected, middle + around, side="right"))
-        # a pair for each part and each of its neighbours: the residual, the part's end and size, and the number of
-        # its neighbours
-        n_around = last - first
-        ends = zip(first.tolist(), last.tolist(), strict=True)
-        self._residual = np.concatenate([np.arange(0), *(np.arange(*pair) for pair in ends)])
-        self._end, self._size, self._n_around = (
-            np.repeat(of_part, n_around) for of_part in (bounds[1:], np.diff(bounds), n_around)
-        )
-
-    def __call__(self, least: float) -> float:
-        return float(self.lifted(least).sum())
-
-    def lifted(self, least: float) -> Floats:
-        """Return the number of undrawn rows that each residual lifts to ``least``, f64[m].
-
-        The residuals are in the order of their leave-one-out predictions. The sum of the numbers is the estimated
-        number of undrawn rows with a value of at least ``least``.
-        """
-        reach = np.searchsorted(self._predicted, least - self._surprises)  # the first row that is lifted
-        reached = np.minimum(np.maximum(self._end - reach[self._residual], 0), self._size)
-        shares: Floats = reached / self._n_around
-        lifted: Floats = np.bincount(self._residual, shares, minlength=len(reach)).astype(
-            np.float64, copy=False
-        )
-        return lifted * self._each
+def _least(falling: Floats, found: float) -> float:
+    """Return the smallest value that counts as one of the best, if ``found`` of the drawn values do."""
+    return float(falling[min(math.ceil(found), len(falling)) - 1])
 
 
 def _found(falling: Floats, n_best: float, missed: Callable[[float], float]) -> float:

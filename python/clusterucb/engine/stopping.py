@@ -13,7 +13,7 @@ from clusterucb.engine.budget import Budget
 from clusterucb.engine.draws import History
 from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import PoolView
-from clusterucb.engine.recall import Recall, RecallEstimator
+from clusterucb.engine.recall import Outlook, Recall, RecallEstimator
 from clusterucb.engine.rules import Rewards, Rules
 from clusterucb.errors import OptionError, warn
 
@@ -58,6 +58,10 @@ class Stopping:
                 "budget. Use a larger cold start"
             )
         return self._recall
+
+    def outlook(self, history: History, rewards: Rewards) -> Outlook | None:
+        """Return what to expect of each row, after `recall`; None if the recall is not estimated."""
+        return self._estimator.outlook(history.draws(), rewards) if self._recall and self._estimator else None
 
     def served(
         self, history: History, rewards: Rewards, chosen: NDArray[np.int64]
