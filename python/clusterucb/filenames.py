@@ -17,6 +17,12 @@ SELECTED = "selected.jsonl"
 SCORES = "scores.jsonl"
 REJECTED = "rejected.jsonl"
 SCORES_TABLE = "scores.parquet"
+OVERVIEW = (
+    "overview.safetensors"  # these three hold what the page of a run needs beside the run's other files
+)
+TRAIL = "trail.jsonl"
+DETAILS = "details.json"
+RUN_PAGE = "report.html"
 COMPARISON = "comparison.json"
 COMPARISON_PAGE = "comparison.html"
 TRIAL = "trial.json"
@@ -57,6 +63,7 @@ KEPT = (
     "samples-*.safetensors",
     LABELS,
     SIMILARITY,
+    OVERVIEW,
     f"{CELLS}/*.json",
 )
 
@@ -83,5 +90,9 @@ ALL = (
     TRIAL_PAGE,
     CELLS,
     SCORES_TABLE,
+    OVERVIEW,
+    TRAIL,
+    DETAILS,
+    RUN_PAGE,
     *EXPORT_FILES,
 )

@@ -474,3 +474,20 @@ def test_whoever_may_read_the_folder_may_read_what_is_written(tmp_path: Path) ->
         os.umask(before)
     for name in ("x.safetensors", "adapter/x.safetensors"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o640
+
+
+def test_the_time_of_a_phase_is_without_that_of_phases_inside_it(tmp_path: Path, monkeypatch) -> None:
+    clock = iter(range(100, 200))
+    monkeypatch.setattr("clusterucb.run.folder.time.monotonic", lambda: float(next(clock)))
+    with open_run(tmp_path) as run:
+        with run.phase("target"), run.phase("warm-up"), run.phase("features"):
+            pass
+        with run.phase("target"):
+            pass
+        phases = run.manifest.cost.phases
+        assert {name: phase.seconds for name, phase in phases.items()} == {
+            "target": 3.0,
+            "warm-up": 2.0,
+            "features": 1.0,
+        }
+        assert run.manifest.cost.seconds == 6  # the clock of the test moved by as much inside of phases

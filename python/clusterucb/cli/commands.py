@@ -30,6 +30,7 @@ from clusterucb.cli.arguments import (
     Target,
 )
 from clusterucb.cli.plugins import Flag, plugins, print_json
+from clusterucb.cli.report import report
 from clusterucb.cli.stores import stores
 from clusterucb.errors import OptionError
 from clusterucb.options import config_file as config
@@ -347,6 +348,7 @@ def demo(
 
 
 app.command(stores)
+app.command(report)
 app.command(plugins)
 
 
@@ -366,5 +368,5 @@ def completion(
     write(app.generate_completion(shell=shell))
 
 
-for _command in (*JOBS, "stores", "try", "doctor", "demo", "plugins", "completion"):
+for _command in (*JOBS, "stores", "try", "report", "doctor", "demo", "plugins", "completion"):
     app[_command].help_epilogue = ""  # only the first page of the help shows it

@@ -249,10 +249,15 @@ class _Part(NamedTuple):
     n_best: float
 
     def missed(self) -> Floats:
-        """Return for each predicted row how many of the best rows it stands for (`Missed.by_row`)."""
+        """Return for each predicted row how many of the missed best rows it stands for, f64[u].
+
+        The regression divides them among the rows (`Missed.by_row`); their number follows from the estimated recall.
+        """
         missed = Missed(self.values[self.predicted.at], self.predicted, slice(None))
         falling = _falling(self.values, self.n_best)
-        return missed.by_row(_least(falling, _found(falling, self.n_best, missed)))
+        by_row = missed.by_row(_least(falling, _found(falling, self.n_best, missed)))
+        expected = self.n_best * (1 - _evidence(*self).recall().estimate)
+        return by_row * (expected / max(float(by_row.sum()), 1e-12))
 
 
 def averaged(found: Sequence[Evidence], variance: float = VARIANCE) -> Recall:

@@ -26,6 +26,7 @@ from clusterucb.engine.budget import NothingLeft, planned_draws
 from clusterucb.engine.clusterer import Clusterer
 from clusterucb.engine.policy import Policy
 from clusterucb.engine.poolview import PoolView
+from clusterucb.engine.recall import Recall
 from clusterucb.engine.stopping import check_until
 from clusterucb.errors import OptionError, warn
 from clusterucb.features.base import Feature
@@ -33,6 +34,7 @@ from clusterucb.jobs.stages.config_yaml import resolved
 from clusterucb.jobs.stages.cost import selection_cost
 from clusterucb.jobs.stages.links import Links
 from clusterucb.jobs.stages.opening import Job, Session, open_job
+from clusterucb.jobs.stages.page import RunPage
 from clusterucb.jobs.stages.prepare import Model, Prepared, Rows, check_paths
 from clusterucb.jobs.stages.prior import Earlier, Known, earlier_runs
 from clusterucb.jobs.stages.spending import check_unsketched
@@ -167,7 +169,7 @@ def _run(
     identity = _identity(job, strategies, [one.fingerprint for one in known])
     asked = Asked(given.budget, given.select, given.until)
     with job.session(out, identity, asked=asked, config=config, overwrite=overwrite) as session:
-        selecting = _Selecting(session, given, strategies, known, anew, links)
+        selecting = _Selecting(session, given, strategies, known, out is not None, anew, links)
         with selecting.influence.ledger() as ledger:
             spend = selecting.prepared_search(ledger)  # describe
             selection = selecting.draw(spend, ledger)  # cluster, draw and score
@@ -183,6 +185,7 @@ class _Selecting:
     """A selection whose run folder is open.
 
     Attributes:
+        kept: whether the run folder stays, with a page.
         anew: the call that selects anew in a training, for exports, or None.
         links: what the selection takes from one just before, and leaves for later ones.
         interrupted: the interrupt that ended the search early, or None.
@@ -192,6 +195,7 @@ class _Selecting:
     given: SelectSettings
     strategies: ChosenStrategies
     known: Sequence[Known]
+    kept: bool
     anew: str | None = None
     links: Links = Links()
     interrupted: KeyboardInterrupt | None = None
@@ -208,12 +212,14 @@ class _Selecting:
             state.seconds_per_token = seconds_per_token(session.model, settings, material, session.observer)
         self.n_budget, self.n_select = settings.counts(material.encoded.lengths, state.seconds_per_token)
         self.features = PoolFeatures(session)
+        self.page = RunPage(session, kept=self.kept)
         self.influence = Influence(session, settings.batch_size, self.links)
 
     def prepared_search(self, ledger: Ledger) -> Callable[..., Selection]:
         """Describe the pool, and return the search: a function of a budget and a journal."""
         session, policy, settings = self.session, self.strategies.policy, self.session.settings
         blocks = self.features.blocks(self.strategies.features)
+        self.page.describe(blocks)
         session.material.forget()
         columns = session.material.columns()
         if "similarity" in policy.columns:
@@ -253,7 +259,10 @@ class _Selecting:
             try:
                 selection = spend(
                     budget=Budget(
-                        draws=self.n_budget, allowance=allowance, until=until, watch=influence.show_recall
+                        draws=self.n_budget,
+                        allowance=allowance,
+                        until=until,
+                        watch=partial(self._watch, ledger),
                     ),
                     journal=ledger,
                 )
@@ -300,7 +309,12 @@ class _Selecting:
         )
         if self.interrupted:
             run.manifest.status = "running"
+        self.page.finish(result)
         return result
+
+    def _watch(self, ledger: Ledger, recall: Recall) -> None:
+        self.influence.show_recall(recall)
+        self.page.watch(ledger.totals()[0], recall)
 
     def _record_cold_start(self, guided: bool) -> None:
         """Store the cold start's share, so that a larger budget later does not change how the run began."""

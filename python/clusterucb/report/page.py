@@ -1,9 +1,13 @@
 """Render results as one page that needs no network, no library and no other file.
 
-A job's template holds the elements and the code of its page; ``page.css`` and ``page.js`` beside this module hold what
-all pages share. The results are embedded once, as JSON in which no character can end the element that holds it, and the
-page turns them into text nodes only. A content security policy allows the page's own style and script, by their hashes,
-and nothing else. Even if a name slipped through, it could not run.
+A job's template holds the elements and the code of its page; the code may be a file of its own beside it. ``page.css``
+and ``page.js`` beside this module hold what all pages share. The results are embedded once, as JSON in which no
+character can end the element that holds it, and the page turns them into text nodes only. A content security policy
+allows the page's own style and script, by their hashes, and nothing else. Even if a name slipped through, it could not
+run.
+
+Decision: the charts are our own code, some twenty kilobytes. The plotting libraries that come as Python packages add
+one to five megabytes to every page, and most of them compile code at run time, which the policy forbids.
 """
 
 from __future__ import annotations
@@ -26,15 +30,18 @@ def render(template: Path, content: Mapping[str, Any]) -> str:
 
     Args:
         template: the HTML file with the page's elements, style and script. ``@@STYLE@@`` and ``@@SCRIPT@@`` stand for
-            what pages share, ``@@POLICY@@`` for the content security policy and ``@@DATA@@`` for the results.
+            what pages share, ``@@CODE@@`` for the file of the template's name that ends in .js, ``@@POLICY@@`` for the
+            content security policy and ``@@DATA@@`` for the results.
         content: the results as JSON values. Texts may hold anything. NaN and infinities are shown as missing.
 
     Returns:
         The page, to be written as UTF-8. All of it is ASCII except the templates' own text.
     """
     page = template.read_text("utf-8")
-    for mark, name in _SHARED.items():
-        page = page.replace(mark, Path(__file__).with_name(name).read_text("utf-8").rstrip())
+    parts = {mark: Path(__file__).with_name(name) for mark, name in _SHARED.items()}
+    parts |= {"@@CODE@@": template.with_suffix(".js")} if "@@CODE@@" in page else {}
+    for mark, path in parts.items():
+        page = page.replace(mark, path.read_text("utf-8").rstrip())
     before, after = page.replace("@@POLICY@@", _policy(page)).split("@@DATA@@")
     return before + _embedded(content) + after
 

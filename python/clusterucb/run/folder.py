@@ -70,6 +70,7 @@ class Run:
         lock: bool = True,
     ) -> None:
         self.folder = folder
+        self._timed = 0.0  # seconds of this session that belong to phases
         self.read_only = not overwrite and _shown_only(folder)
         self._lock = None if self.read_only else _lock(folder, wanted=lock)
         try:
@@ -137,13 +138,15 @@ class Run:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Add the time that the block takes to a phase's cost."""
+        """Add the time that the block takes to a phase's cost, without the time of phases inside the block."""
         self.add_seconds(name, 0)
-        began = time.monotonic()
+        began, timed_before = time.monotonic(), self._timed
         try:
             yield
         finally:
-            self.add_seconds(name, time.monotonic() - began)
+            own = time.monotonic() - began - (self._timed - timed_before)
+            self._timed += own
+            self.add_seconds(name, own)
 
     def add_seconds(self, phase: str, seconds: float) -> None:
         """Add time to a phase's cost."""

@@ -31,6 +31,7 @@ from clusterucb.cli import main as cli
 from helpers.tiny import rows, write_model, write_rows
 
 _LIMIT = 120  # seconds after which a use counts as a hang
+PAGE = "report.html"
 OUTPUTS = ("selected.jsonl", "scores.jsonl", "rejected.jsonl", "comparison.json", "trial.json")
 _TIMES = ("seconds", "total_seconds", "cost", "phases")
 _FILES = ["pool.jsonl", "--target", "dev.jsonl", "--model", "model"]
@@ -66,6 +67,7 @@ USES = {
         "grow": ([*_RUN, "50%", "--out", "{}"], "{}"),
         "prior": ([*_SELECT, "--budget", "20%", "--prior", "{}", "--out", "after"], "after"),
         "try": (["try", "{}", *_TRIAL, "--out", "after"], "after"),
+        "page": (["report", "{}"], "{}"),
     },
     "whole": {"scores": ([*_COMPARE, "--scores", "{}", "--out", "after"], "after")},
     "store": {
@@ -212,7 +214,7 @@ def used(
     arguments, out = USES[name][use]
     code, shown = command([part.format("work") for part in arguments])
     written = Path(out.format("work"))
-    found = {file: written / file for file in OUTPUTS}
+    found = {file: written / file for file in ((PAGE,) if use == "page" else OUTPUTS)}
     return code, shown, {file: comparable(path) for file, path in found.items() if path.is_file()}
 
 

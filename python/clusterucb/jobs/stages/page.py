@@ -1,0 +1,55 @@
+"""Leave in the run folder what the page of a selection shows, and write the page (`clusterucb.report.run_page`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb.engine.recall import Recall
+from clusterucb.errors import RunError, warn
+from clusterucb.jobs.stages.opening import Session
+from clusterucb.options.search import SelectSettings
+from clusterucb.report.result import Result
+from clusterucb.report.run_page.content import write_page
+from clusterucb.report.run_page.details import keep_details
+from clusterucb.report.run_page.overview import keep_overview
+from clusterucb.report.run_page.trail import Point, add_point
+
+
+class RunPage:
+    """The page of a selection.
+
+    Args:
+        session: the job and its run folder.
+        kept: whether the run folder stays. If not, nothing is written.
+    """
+
+    def __init__(self, session: Session[SelectSettings], *, kept: bool) -> None:
+        self._run, self._material = session.run, session.material
+        self._kept = kept and not session.run.read_only
+        self._began = time.monotonic() - session.run.manifest.cost.seconds
+
+    def describe(self, blocks: Mapping[str, NDArray[np.floating]]) -> None:
+        """Keep an overview of the pool, whose feature blocks are ``blocks``, each [N, k]."""
+        if self._kept:
+            keep_overview(self._run.files, self._material, blocks)
+
+    def watch(self, n_draws: int, recall: Recall) -> None:
+        """Keep the estimate of the recall after ``n_draws`` draws."""
+        if self._kept:
+            seconds = time.monotonic() - self._began
+            add_point(self._run.folder, Point(n_draws, seconds, (recall.estimate, recall.low, recall.high)))
+
+    def finish(self, result: Result) -> None:
+        """Keep the details of the result, and write the page. An error is a warning: the results are whole without."""
+        if not self._kept:
+            return
+        keep_details(self._run, result, self._material)
+        self._run.save()
+        try:
+            write_page(self._run.folder)
+        except RunError as error:
+            warn(f"the page of the run is not written: {error}")

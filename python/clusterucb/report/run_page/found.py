@@ -1,0 +1,114 @@
+"""Read what a run folder holds for the page of a run, whether the run is finished, interrupted or at work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clusterucb import filenames
+from clusterucb.errors import RunError
+from clusterucb.report.run_page.details import Details, read_details
+from clusterucb.report.run_page.overview import Overview, read_overview
+from clusterucb.run.kept_files import KeptFiles
+from clusterucb.run.ledger import Ledger
+from clusterucb.run.manifest import Manifest
+from clusterucb.run.manifest_file import read_manifest
+
+_REMEDY = "remove it and repeat the clusterucb select command of the run, which makes it again"
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a run folder holds for the page.
+
+    Attributes:
+        manifest: the manifest.
+        overview: what is known of the pool.
+        rows: i64[n], the scored rows, in order.
+        arms: i64[n], the arm of each.
+        scores: f64[n, S], their scores; NaN where scoring failed.
+        subtasks: the names of the subtasks.
+        details: what is known of the result; None before the search has ended, or if it went on since.
+        config: the content of config.yaml; "" if the run has none.
+    """
+
+    manifest: Manifest
+    overview: Overview
+    rows: Rows
+    arms: Rows
+    scores: Floats
+    subtasks: list[str]
+    details: Details | None
+    config: str
+
+    @property
+    def mean_scores(self) -> Floats:
+        """Each draw's mean score over the subtasks, f64[n]."""
+        means: Floats = self.scores.mean(axis=1)
+        return means
+
+    @property
+    def selected(self) -> NDArray[np.bool_]:
+        """Whether a draw is selected, bool[n], as far as the page lists the selected samples."""
+        listed = [one.row for one in self.details.selected] if self.details else []
+        return np.isin(self.rows, listed)
+
+
+def found_in(folder: Path) -> Found:
+    """Return what a run folder holds.
+
+    Raises:
+        RunError: the folder holds no selection, or nothing was scored yet; or a file is damaged.
+    """
+    try:
+        manifest = read_manifest(folder)
+    except FileNotFoundError:
+        raise RunError(
+            f"{folder} holds no run: it has no {filenames.MANIFEST}; expected the folder of a selection"
+        ) from None
+    if manifest.identity.job != "select":
+        kind = {"compare": filenames.COMPARISON_PAGE, "try": filenames.TRIAL_PAGE}.get(manifest.identity.job)
+        page = f". Its own page is {folder / kind}" if kind else ""
+        raise RunError(f"{folder} holds no selection; expected the folder of clusterucb select{page}")
+    files = KeptFiles(folder, manifest.files, remedy=_REMEDY)
+    for name in (filenames.OVERVIEW, filenames.DETAILS, filenames.CONFIG):
+        if files.recorded(name) and files.find(name) is None:
+            raise RunError(f"{folder / name} was removed: {_REMEDY.removeprefix('remove it and ')}")
+    overview = read_overview(files)
+    if overview is None or not manifest.search.begun:
+        old = (
+            " It was written by an earlier version, which kept nothing for a page."
+            if manifest.search.begun
+            else ""
+        )
+        raise RunError(
+            f"{folder} has nothing to show yet: no sample was scored.{old} Repeat the clusterucb select command of "
+            "the run"
+        )
+    subtasks = list(overview.subtasks)
+    with Ledger(
+        folder / filenames.LEDGER,
+        subtasks=subtasks,
+        tokens=overview.tokens.astype(np.int64),
+        run=manifest.token,
+        begun=True,
+        read_only=True,
+    ) as ledger:
+        batches = [batch for batch in ledger.recorded() if batch.scores is not None]
+    if not batches:
+        raise RunError(f"{folder} has nothing to show yet: no sample was scored; wait, or resume the run")
+    rows, arms, scores = (
+        np.concatenate(arrays)
+        for arrays in zip(*((batch.rows, batch.arms, batch.scores) for batch in batches), strict=True)
+    )
+    details = read_details(files) if manifest.status == "finished" or manifest.outcome else None
+    if details and (details.n_draws != len(rows)):
+        details = None
+    config = files.find(filenames.CONFIG)
+    text = config.read_text("utf-8", errors="replace") if config else ""
+    return Found(manifest, overview, rows, arms, scores, subtasks, details, text)
