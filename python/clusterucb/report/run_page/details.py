@@ -79,10 +79,10 @@ class Details(msgspec.Struct):
 
     Attributes:
         n_draws: the number of samples that were scored.
+        rows: the rows of all selected samples, best first.
         selected: the selected samples, best first, at most `MOST_LISTED`.
         below: the samples just below the cut, best first.
         worst: the samples with the lowest scores, lowest first.
-        n_selected: the number of selected samples.
         excerpts: the beginnings of evenly spaced draws.
         calibration: for each subtask, predicted against observed scores; None without an outlook.
         missed: by source, the expected number of the best samples that were not drawn; None without an outlook.
@@ -92,7 +92,7 @@ class Details(msgspec.Struct):
     """
 
     n_draws: int
-    n_selected: int
+    rows: list[int]
     selected: list[Listed]
     below: list[Listed]
     worst: list[Listed]
@@ -121,7 +121,7 @@ def keep_details(run: Run, result: Result, material: Material) -> None:
     pairs = near_duplicates([_whole(sample) for sample in result.samples[:MOST_LISTED]])
     details = Details(
         n_draws=selection.n_scored,
-        n_selected=len(result.rows),
+        rows=result.rows.tolist(),
         selected=[
             Listed(row, sample.id, score, _turns(sample) if rank < _MOST_READ else [])
             for rank, (row, sample, score) in enumerate(

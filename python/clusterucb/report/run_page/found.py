@@ -54,9 +54,8 @@ class Found:
 
     @property
     def selected(self) -> NDArray[np.bool_]:
-        """Whether a draw is selected, bool[n], as far as the page lists the selected samples."""
-        listed = [one.row for one in self.details.selected] if self.details else []
-        return np.isin(self.rows, listed)
+        """Whether a draw is selected, bool[n]; none is before there is a result."""
+        return np.isin(self.rows, self.details.rows if self.details else [])
 
 
 def found_in(folder: Path) -> Found:

@@ -30,6 +30,7 @@ _RADIUS, _LEAST = (
     0.35,
 )  # of a group: the share of the way to the next; at least this share of the median of all
 _OUTLIERS = 0.9  # the share of a group's samples within its radius
+_NOTHING = 1e-3  # a smaller radius in the features, where two samples are about 1 apart, is rounding
 _FURTHEST = 1.15  # where the others lie at most, in radii
 
 Floats = NDArray[np.float64]
@@ -109,7 +110,7 @@ def _around(rows: Floats) -> Floats:
     )
     lengths = np.linalg.norm(found, axis=1)
     within = float(np.quantile(lengths, _OUTLIERS))
-    if not within:
-        return found
+    if within < _NOTHING:
+        return np.zeros_like(found)
     found *= (np.minimum(lengths / within, _FURTHEST) / np.maximum(lengths, 1e-12))[:, None]
     return found

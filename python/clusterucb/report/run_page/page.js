@@ -153,8 +153,8 @@
     at("outlook-section").hidden = !data.calibration;
     if (!data.calibration) return;
     const names = Object.keys(data.calibration), missed = Object.entries(data.missed || {}), total = missed.reduce((sum, [, n]) => sum + n, 0);
-    at("outlook-say").textContent = text([`About ${fixed(total, total < 10 ? 1 : 0)} of the best ${grouped(outcome.n_select)} samples were not drawn.`,
-      total < 1 ? "There is hardly anything left to find." : `If you spend more, most of them should be in ${plain(missed[0][0])}${missed.length > 1 ? ` and ${plain(missed[1][0])}` : ""}.`]);
+    at("outlook-say").textContent = text([`About ${total < 10 ? fixed(total) : grouped(Math.round(total))} of the best ${grouped(outcome.n_select)} samples were not drawn.`,
+      total < 1 || !missed.length ? "There is hardly anything left to find." : `The sources where most are expected: ${missed.slice(0, 2).map(([name, n]) => `${plain(name)} (${fixed(n)})`).join(" and ")}.`]);
     const select = el("select", { id: "calibration-pick" }, names.map((name) => el("option", { value: name }, name)));
     select.addEventListener("change", () => { state.calibrated = select.value; calibration(); });
     at("calibration-controls").replaceChildren(...(names.length > 1 ? [el("label", { for: "calibration-pick" }, "Subtask"), select] : []));
@@ -207,29 +207,48 @@
   function ranked() { // the six sources with most selected samples have colours of their own
     return data.sources.rows.slice(0, 6).map((row) => data.map.names.indexOf(row.name)).filter((index) => index >= 0);
   }
-  function drawMap(marked = -1) {
-    const host = at("map"), width = Math.max(280, host.clientWidth || 900), height = Math.round(Math.min(560, Math.max(320, width * 0.56))), ratio = Math.min(2, window.devicePixelRatio || 1);
-    const canvas = host.querySelector("canvas") || el("canvas", { "aria-hidden": "true" });
-    if (!canvas.parentNode) host.replaceChildren(canvas);
+  function canvasOf(kind, width, height, ratio) {
+    const host = at("map"), canvas = host.querySelector(`canvas.${kind}`) || host.appendChild(el("canvas", { class: kind, "aria-hidden": "true" }));
     put(canvas, { width: Math.round(width * ratio), height: Math.round(height * ratio) }, []);
     canvas.style.height = `${height}px`;
-    const pen = canvas.getContext("2d"), pad = 16, X = (i) => pad + points.x[i] / 65535 * (width - 2 * pad), Y = (i) => height - pad - points.y[i] / 65535 * (height - 2 * pad);
+    const pen = canvas.getContext("2d");
     pen.scale(ratio, ratio);
-    const n = data.map.drawn, size = n > 20000 ? 2 : n > 4000 ? 3.4 : 5.4, grey = rgb("--grey"), ink = rgb("--ink"), heat = rgb("--heat"), low = rgb("--axis");
-    pen.fillStyle = css(grey, 0.5);
-    for (let i = n; i < points.x.length; i++) pen.fillRect(X(i) - 1.3, Y(i) - 1.3, 2.6, 2.6);
-    const scored = points.scores[state.subtask], first = ranked(), colours = first.map((_, k) => css(rgb(`--c${k}`), 0.85));
-    const steps = Array.from({ length: 33 }, (_, k) => css(low.map((c, j) => c + (heat[j] - c) * k / 32), 0.9));
-    for (let i = 0; i < n; i++) {
-      const v = scored.values[i];
-      pen.fillStyle = state.colour === "source" ? colours[first.indexOf(points.source[i])] || css(grey, 0.5) : state.colour === "score" ? (v ? steps[Math.round((v - 1) / 65534 * 32)] : css(grey, 0.3)) : css(heat, 0.45);
-      pen.fillRect(X(i) - size / 2, Y(i) - size / 2, size, size);
-    }
+    return pen;
+  }
+  function drawMap() {
+    const host = at("map"), width = Math.max(280, host.clientWidth || 900), height = Math.round(Math.min(560, Math.max(320, width * 0.56))), ratio = Math.min(2, window.devicePixelRatio || 1), pad = 16;
+    const X = (i) => pad + points.x[i] / 65535 * (width - 2 * pad), Y = (i) => height - pad - points.y[i] / 65535 * (height - 2 * pad);
+    const n = data.map.drawn, size = n > 20000 ? 2 : n > 4000 ? 3.4 : 5.4, grey = rgb("--grey"), heat = rgb("--heat"), low = rgb("--axis"), paper = rgb("--tint");
+    const pen = canvasOf("base", width, height, ratio), scored = points.scores[state.subtask].values, first = ranked();
+    const opaque = (c, alpha) => c.reduce((sum, each, k) => sum + (Math.round(paper[k] + (each - paper[k]) * alpha) << (8 * k)), 0xff << 24) >>> 0;
+    const steps = Array.from({ length: 33 }, (_, k) => opaque(low.map((c, j) => c + (heat[j] - c) * k / 32), 0.9)); // a colour for each step of the scores
+    const unscored = opaque(grey, 0.5), ofSource = new Map(first.map((index, k) => [index, opaque(rgb(`--c${k}`), 0.85)])), ofScored = opaque(heat, 0.5);
+    const colour = { score: (i) => scored[i] ? steps[Math.round((scored[i] - 1) / 65534 * 32)] : unscored, source: (i) => ofSource.get(points.source[i]) ?? unscored, status: () => ofScored }[state.colour];
+    const wide = pen.canvas.width, high = pen.canvas.height, image = pen.createImageData(wide, high), pixels = new Uint32Array(image.data.buffer);
+    const square = (i, side, value) => { // written into the image: a hundred thousand calls of fillRect take longer than a frame
+      const x0 = Math.max(0, Math.round((X(i) - side / 2) * ratio)), x1 = Math.min(wide, Math.round((X(i) + side / 2) * ratio)), y1 = Math.min(high, Math.round((Y(i) + side / 2) * ratio));
+      for (let y = Math.max(0, Math.round((Y(i) - side / 2) * ratio)); y < y1; y++) pixels.fill(value, y * wide + x0, y * wide + x1);
+    };
+    for (let i = n; i < points.x.length; i++) square(i, 2.6, unscored);
+    for (let i = 0; i < n; i++) square(i, size, colour(i));
+    pen.putImageData(image, 0, 0);
     pen.lineWidth = 1.5;
-    pen.strokeStyle = css(ink, 0.9);
-    for (const i of points.selected) { pen.beginPath(); pen.arc(X(i), Y(i), size / 2 + 2.2, 0, 7); pen.stroke(); }
-    if (marked >= 0) { pen.lineWidth = 3; pen.beginPath(); pen.arc(X(marked), Y(marked), size / 2 + 6, 0, 7); pen.stroke(); }
-    view = { X, Y, width, height, pad, canvas, marked };
+    pen.strokeStyle = css(rgb("--ink"), 0.9);
+    pen.beginPath();
+    for (const i of points.selected) { pen.moveTo(X(i) + size / 2 + 2.2, Y(i)); pen.arc(X(i), Y(i), size / 2 + 2.2, 0, 7); }
+    pen.stroke();
+    view = { X, Y, width, height, pad, size, marks: canvasOf("mark", width, height, ratio), marked: -1 };
+  }
+  function mark(i) {
+    if (i === view.marked) return;
+    view.marked = i;
+    view.marks.clearRect(0, 0, view.width, view.height);
+    if (i < 0) return;
+    view.marks.strokeStyle = css(rgb("--ink"));
+    view.marks.lineWidth = 3;
+    view.marks.beginPath();
+    view.marks.arc(view.X(i), view.Y(i), view.size / 2 + 6, 0, 7);
+    view.marks.stroke();
   }
   function nearest(px, py) {
     const gx = ((px - view.pad) / (view.width - 2 * view.pad)) * 65535 >> 10, gy = ((view.height - view.pad - py) / (view.height - 2 * view.pad)) * 65535 >> 10;
@@ -250,13 +269,13 @@
   function mapSection() {
     at("map-section").hidden = !points;
     if (!points) return;
-    const host = at("map"), where = () => view.canvas.getBoundingClientRect();
+    const host = at("map"), where = () => host.getBoundingClientRect();
     const pointed = (event) => {
       const box = where(), i = nearest((event.clientX - box.left) * view.width / box.width, (event.clientY - box.top) * view.height / box.height);
-      if (i !== view.marked) drawMap(i);
+      mark(i);
       if (i < 0) at("tip").hidden = true; else tip(about(i), event.clientX, event.clientY);
     };
-    const leave = () => { at("tip").hidden = true; drawMap(); };
+    const leave = () => { at("tip").hidden = true; mark(-1); };
     host.addEventListener("pointermove", pointed);
     host.addEventListener("pointerdown", pointed);
     host.addEventListener("pointerleave", leave);
@@ -269,7 +288,7 @@
       event.preventDefault();
       rank = (rank + step + n) % n;
       const i = points.selected[rank], box = where();
-      drawMap(i);
+      mark(i);
       const content = about(i);
       tip(content, box.left + view.X(i) * box.width / view.width, box.top + view.Y(i) * box.height / view.height);
       at("spoken").textContent = content.map((node) => node.textContent).join(", ");

@@ -298,6 +298,7 @@ def folders() -> Iterator[Hostile]:
 
 def _copied(folder: Path, raw: bytes) -> Path:
     path = folder / os.fsdecode(raw)
+    path.parent.mkdir(parents=True, exist_ok=True)  # the name may have a slash
     path.write_bytes(Path("dev.jsonl").read_bytes())
     return path
 
