@@ -61,8 +61,10 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
 
 def in_bytes(count: float) -> str:
-    """Return a number of bytes in GB, or in MB below 100 million bytes."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+    """Return a number of bytes in GB, in MB below 100 million bytes, or in kB below 100 thousand."""
+    if count >= 1e8:
+        return f"{count / 1e9:,.1f} GB"
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def duration(seconds: float) -> str:

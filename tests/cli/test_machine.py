@@ -42,6 +42,20 @@ def test_an_error_of_the_system_is_no_bug(monkeypatch, capsys, number: int, reme
         )
 
 
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ("unable to open file <a> in read-only mode: Too many open files (24)", "raise the limit on open files"),
+        ("I/O error: No space left on device (os error 28)", "free some space"),
+        ("Error while serializing: IoError(Disk quota exceeded)", "free some of your quota"),
+    ],
+)
+def test_an_error_of_the_system_in_the_words_of_a_library_is_no_bug(monkeypatch, capsys, words, remedy) -> None:
+    monkeypatch.setattr(HERE, failing(RuntimeError(words)))
+    assert cli.run(["plugins"]) == 2
+    assert remedy in capsys.readouterr().err
+
+
 def test_a_thread_that_cannot_start_is_no_bug(monkeypatch, capsys) -> None:
     monkeypatch.setattr(HERE, failing(RuntimeError("can't start new thread")))
     assert cli.run(["plugins"]) == 2

@@ -182,15 +182,23 @@ def test_the_remedy_makes_it_fit(monkeypatch, free, checkpointing, remedy):
         return
     with pytest.raises(OptionError, match=remedy) as error:
         check_memory(needed, "cpu", checkpointing=checkpointing)
-    assert "gradients need 0.0 MB of memory beside the model" in str(error.value)
+    assert "kB of memory beside the model" in str(error.value)
 
 
 def test_a_disk_without_room_is_refused(job, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "free_disk", lambda folder: 100)
     with pytest.raises(
-        OptionError, match=r"the adapter need .* of disk space in .*run; 0\.0 MB are free there\. Give"
+        OptionError, match=r"the adapter need .* of disk space in .*run; 0\.1 kB are free there\. Give"
     ):
         cu.select(**arguments(job, out=tmp_path / "run"))
+
+
+def test_what_lies_on_the_disk_needs_no_room(job, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    cu.select(**arguments(job, out=out))
+    monkeypatch.setattr(fitting, "free_disk", lambda folder: 100)
+    grown = cu.select(**arguments(job, out=out, budget="40%"))
+    assert grown.selection.n_scored > 0
 
 
 def test_a_pass_takes_what_memory_allows_and_at_least_a_sample():

@@ -122,13 +122,21 @@ def _of_the_machine(error: Exception) -> str | None:
     """
     cause: BaseException | None = error
     while cause is not None:
-        remedy = _MACHINE.get(cause.errno or 0) if isinstance(cause, OSError) else None
+        remedy = _MACHINE.get(_number_of(cause))
         if _NO_THREAD in str(cause):
             remedy = _MACHINE[errno.EAGAIN]
         if remedy is not None:
             return f"{one_line(cause)}: {remedy}. Finished work is saved: then repeat the command"
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
+
+
+def _number_of(error: BaseException) -> int:
+    """Return the number of an error of the system, which some libraries only have in words; 0 for another error."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    words = str(error)
+    return next((number for number in _MACHINE if os.strerror(number) in words), 0)
 
 
 def _usage_message(error: CycloptsError, arguments: Sequence[str]) -> str:

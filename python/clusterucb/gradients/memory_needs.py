@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clusterucb import filenames
 from clusterucb.errors import OptionError
 from clusterucb.gradients.accumulate import Checkpoint
 from clusterucb.gradients.directions import HELD
@@ -125,13 +126,19 @@ def check(
     if _quadratic(checkpoint) or _MARGIN * needed.total > available(device):
         needed = needs(checkpoint, largest, counts=counts, device=device)
         check_memory(needed, device, checkpointing=checkpointing)
-    disk, free = needed.directions + 3 * _FLOAT * checkpoint.size * counts.checkpoints, free_disk(folder)
-    if disk > free:
+    disk = needed.directions + 3 * _FLOAT * checkpoint.size * counts.checkpoints - _written(folder)
+    if disk > (free := free_disk(folder)):
         raise OptionError(
             f"the target's directions and the adapter need {in_bytes(disk)} of disk space in {folder}; "
             f"{in_bytes(free)} are free there. Give another folder, a smaller --lora-rank, or fewer --lora-targets or "
             "--parameters"
         )
+
+
+def _written(folder: Path) -> int:
+    """Return the bytes of the directions and the adapters that an earlier session has written to a run's folder."""
+    files = (*folder.glob(filenames.DIRECTIONS), *folder.glob(f"{filenames.ADAPTER}*/**/*"))
+    return sum(path.stat().st_size for path in files if path.is_file())
 
 
 def _with_pass(checkpoint: Checkpoint, largest: Sequence[Encoded], a_pass: int, counts: Counts) -> Needs:

@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from whole.adversary import damage, kills, processes
 
 _SQLITE = ("disk I/O error", "unable to open database file", "disk is full")  # SQLite knows no more
-_FULL = (*_SQLITE, "No space left", "no space left", "disk full")
+_FULL = (*_SQLITE, "No space left", "no space left", "disk full", "of disk space")
 _POINTS = 15  # calls at which a scenario meets each error
 _ERRORS: dict[str, tuple[int, bool, tuple[str, ...]]] = {  # number, whether it stays, words of the message
     "a full disk": (errno.ENOSPC, True, _FULL),

@@ -14,9 +14,28 @@ from clusterucb.jobs.stages.opening import Session
 from clusterucb.options.search import SelectSettings
 from clusterucb.report.result import Result
 from clusterucb.report.run_page.content import write_page
-from clusterucb.report.run_page.details import keep_details
-from clusterucb.report.run_page.overview import keep_overview
+from clusterucb.report.run_page.details import DRAWN_EXCERPTS, MOST_READ, keep_details
+from clusterucb.report.run_page.overview import EXCERPTS, keep_overview
+from clusterucb.report.run_page.pool_map import DRAWN
 from clusterucb.report.run_page.trail import Point, add_point
+
+_OF_SAMPLE, _OF_DRAW = 20, 16  # bytes in the overview and on the page
+_OF_TEMPLATE = 70_000
+_OF_EXCERPT = 400  # bytes of the beginnings of a sample's texts, at most
+_OF_CONVERSATION = 1500
+
+
+def page_bytes(n_samples: int, n_draws: int, n_select: int, line: float) -> int:
+    """Return about how many bytes the page of a selection and the files that it is made from take.
+
+    Args:
+        n_samples, n_draws, n_select: the numbers of pool samples, draws and selected samples.
+        line: the mean number of bytes of a pool sample.
+    """
+    n_excerpts = min(n_samples, EXCERPTS) + min(n_draws, DRAWN_EXCERPTS)
+    texts = n_excerpts * min(line, _OF_EXCERPT) + min(n_select, MOST_READ) * min(line, _OF_CONVERSATION)
+    drawn = _OF_DRAW * min(n_draws, DRAWN)
+    return round(_OF_SAMPLE * n_samples + 2 * texts + drawn + _OF_TEMPLATE)
 
 
 class RunPage:

@@ -38,6 +38,7 @@ from clusterucb.gradients.session import AdaptedModel, load_base
 from clusterucb.jobs.stages.cost import selection_cost
 from clusterucb.jobs.stages.features import PoolFeatures
 from clusterucb.jobs.stages.opening import Job, Session
+from clusterucb.jobs.stages.page import page_bytes
 from clusterucb.jobs.stages.pass_layout import Layout, Rate, Work
 from clusterucb.jobs.stages.planned_workers import PlannedWorkers
 from clusterucb.jobs.stages.strategies import ChosenStrategies
@@ -100,6 +101,7 @@ def estimate(job: Job[Settings], strategies: ChosenStrategies, *, began: float, 
     lines = float(np.mean([len(sample.raw) for sample in few.samples]))
     scores = n_budget * (_LINE + _SCORE * len(material.target))
     on_gpu = prepared.device.partition(":")[0] == "cuda"
+    scores += page_bytes(n_pool, n_budget, n_select, lines)
     gradients = 0 if on_gpu else found.needs.total + round(_KEPT * found.needs.a_pass)
     with_gradients = described + gradients * (crew is None)
     workers, here = None, 0

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from clusterucb.samples.sample import Sample
 
 MOST_LISTED = 2000  # selected samples in the table
-_MOST_READ = 300  # selected samples whose conversations are kept
+MOST_READ = 300  # selected samples whose conversations are kept
 EDGE = 10  # samples just below the cut, and samples with the lowest scores
-_EXCERPTS = 1000  # drawn samples whose beginnings are kept
+DRAWN_EXCERPTS = 1000  # drawn samples whose beginnings are kept
 _LONGEST = 1200  # letters of a turn
 _TURNS = 12  # of a conversation
 _CELLS = 24  # of the grid of predicted and observed scores, along each side
@@ -123,7 +123,7 @@ def keep_details(run: Run, result: Result, material: Material) -> None:
         n_draws=selection.n_scored,
         rows=result.rows.tolist(),
         selected=[
-            Listed(row, sample.id, score, _turns(sample) if rank < _MOST_READ else [])
+            Listed(row, sample.id, score, _turns(sample) if rank < MOST_READ else [])
             for rank, (row, sample, score) in enumerate(
                 zip(result.rows.tolist(), result.samples, result.scores.tolist(), strict=True)
             )
@@ -131,7 +131,7 @@ def keep_details(run: Run, result: Result, material: Material) -> None:
         ],
         below=_listed(others[:EDGE], result, material),
         worst=_listed(order[::-1][:EDGE], result, material),
-        excerpts=excerpts(material.samples, drawn[evenly(len(drawn), _EXCERPTS)]),
+        excerpts=excerpts(material.samples, drawn[evenly(len(drawn), DRAWN_EXCERPTS)]),
         calibration=_calibrations(result),
         missed=_missed(result, material),
         duplicates=[

@@ -12,7 +12,7 @@ from clusterucb.engine.large import evenly
 from clusterucb.report.run_page.found import Floats, Found, Rows
 from clusterucb.report.run_page.overview import Excerpt
 
-_DRAWN, _UNDRAWN, _SELECTED = 100_000, 4000, 5000  # points on the map, at most; the last are among the first
+DRAWN, _UNDRAWN, _SELECTED = 100_000, 4000, 5000  # points on the map, at most; the last are among the first
 _MAPPED = 4  # subtasks whose scores can colour the map
 _NAMES = 2000  # sources that are named
 
@@ -22,7 +22,7 @@ def pool_map(found: Found) -> dict[str, Any] | None:
     place = found.overview.place
     if not np.ptp(place, axis=0).any():
         return None
-    shown = evenly(len(found.rows), _DRAWN)
+    shown = evenly(len(found.rows), DRAWN)
     selected = np.flatnonzero(found.selected)
     shown = np.union1d(shown, selected[evenly(len(selected), _SELECTED)])
     rows = found.rows[shown]
