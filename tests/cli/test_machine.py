@@ -45,12 +45,17 @@ def test_an_error_of_the_system_is_no_bug(monkeypatch, capsys, number: int, reme
 @pytest.mark.parametrize(
     ("words", "remedy"),
     [
-        ("unable to open file <a> in read-only mode: Too many open files (24)", "raise the limit on open files"),
+        (
+            "unable to open file <a> in read-only mode: Too many open files (24)",
+            "raise the limit on open files",
+        ),
         ("I/O error: No space left on device (os error 28)", "free some space"),
         ("Error while serializing: IoError(Disk quota exceeded)", "free some of your quota"),
     ],
 )
-def test_an_error_of_the_system_in_the_words_of_a_library_is_no_bug(monkeypatch, capsys, words, remedy) -> None:
+def test_an_error_of_the_system_in_the_words_of_a_library_is_no_bug(
+    monkeypatch, capsys, words, remedy
+) -> None:
     monkeypatch.setattr(HERE, failing(RuntimeError(words)))
     assert cli.run(["plugins"]) == 2
     assert remedy in capsys.readouterr().err

@@ -14,6 +14,7 @@ import clusterucb as cu
 from clusterucb import filenames
 from clusterucb.errors import RunError
 from clusterucb.run.locks import FolderLock
+from clusterucb.run.manifest_file import read_manifest, write_manifest
 from helpers.selections import arguments, write_job
 from helpers.tiny import rows, write_rows
 
@@ -185,7 +186,7 @@ def test_what_cannot_be_judged_is_refused(job):
 @pytest.mark.usefixtures("tried")  # it makes done/trial
 def test_what_is_no_finished_selection_is_refused(job, tmp_path):
     refused(job, "holds no run", run="nowhere")
-    refused(job, "holds no selection; expected the --out of `clusterucb select`", run="done/trial")
+    refused(job, "holds no selection; expected the folder of clusterucb select", run="done/trial")
     run = tmp_path / "run"
     cu.select(**arguments(job, run))
     for name in ("config.yaml", "scores.jsonl"):
@@ -194,6 +195,13 @@ def test_what_is_no_finished_selection_is_refused(job, tmp_path):
             (run / name).write_bytes(damaged)
             refused(job, rf"{name} is damaged .*: remove it and repeat the run's command", run=run)
         (run / name).write_bytes(kept)
+    manifest = read_manifest(run)
+    for rule in (-1, "\x1b[2J"):
+        manifest.identity.options["--rule"] = rule
+        write_manifest(run, manifest)
+        refused(job, rf"the options of the run in {run} cannot be used: .*rule is", run=run)
+    manifest.identity.options["--rule"] = "round-robin"
+    write_manifest(run, manifest)
     changed = write_rows(tmp_path / "pool.jsonl", rows(80, seed=3))
     refused(job, "is a run of another pool, or the files have changed since", run=run, pool=changed)
 

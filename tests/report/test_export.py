@@ -33,6 +33,7 @@ from clusterucb.report import scores_table
 from clusterucb.report.annotate import FIELD, annotated
 from clusterucb.report.export import TOOLS, export
 from clusterucb.report.screen import show
+from clusterucb.report.summary import Summary
 from clusterucb.samples.encode import Encoder
 from clusterucb.samples.message import TOOLS as DEFINITIONS
 from clusterucb.samples.message import Call
@@ -789,13 +790,13 @@ def shown(result: cu.Result) -> str:
     """Return what the screen says of a result."""
     screen = Console(width=300)
     with screen.capture() as captured:
-        show(result, screen)
+        show(Summary.of(result), screen)
     return captured.get()
 
 
 def found_in(folder: Path) -> dict[str, bytes]:
     """Return what a run found, by file: everything but how long it took and how it was asked for."""
-    timed = {"manifest.json", "config.yaml", "lock"}
+    timed = {"manifest.json", "config.yaml", "report.html", "lock"}
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")

@@ -122,7 +122,7 @@ def test_sources_beyond_the_eighth_are_one_line():
     for n, said in ((9, "1 other source "), (11, "3 other sources ")):
         counts = {f"source {number}": 1000 for number in range(n)}
         outcome = SimpleNamespace(selected_by_source=counts, n_selected=1000 * n)
-        text = rendered(report._sources(SimpleNamespace(outcome=outcome)))
+        text = rendered(report._sources(outcome))
         assert said in text
         assert f"{1000 * (n - 8):,}" in text.splitlines()[-1]
 

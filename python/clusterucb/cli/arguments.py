@@ -163,7 +163,7 @@ class Replays:
     """The strategies, budgets and seeds that a comparison replays.
 
     Attributes:
-        strategies: StrategyArguments to compare, comma-separated: policy[@clusterer][@features][key=value,...] each.
+        strategies: Strategies to compare, comma-separated: policy[@clusterer][@features][key=value,...] each.
         budgets: Budgets to compare at, comma-separated: percentages of the pool, or numbers of draws.
         seeds: Number of searches for each strategy and budget.
         scores: Run folder with scores of the whole pool for this target's subtasks (and perhaps others). The comparison

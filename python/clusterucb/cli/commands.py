@@ -29,8 +29,8 @@ from clusterucb.cli.arguments import (
     StrategyArguments,
     Target,
 )
+from clusterucb.cli.looking import diff, report, runs, show
 from clusterucb.cli.plugins import Flag, plugins, print_json
-from clusterucb.cli.report import report
 from clusterucb.cli.stores import stores
 from clusterucb.errors import OptionError
 from clusterucb.options import config_file as config
@@ -103,6 +103,7 @@ def select(
     """
     from clusterucb.jobs.select import select as run_selection
     from clusterucb.report.screen import show
+    from clusterucb.report.summary import Summary
 
     result = run_selection(
         pool,
@@ -116,7 +117,7 @@ def select(
         **values_of(gradients),
         **values_of(outputs),
     )
-    job.show(result.to_json(), partial(show, result))
+    job.show(result.to_json(), partial(show, Summary.of(result)))
 
 
 @app.command
@@ -348,7 +349,10 @@ def demo(
 
 
 app.command(stores)
+app.command(show)
 app.command(report)
+app.command(runs)
+app.command(diff)
 app.command(plugins)
 
 
@@ -368,5 +372,17 @@ def completion(
     write(app.generate_completion(shell=shell))
 
 
-for _command in (*JOBS, "stores", "try", "report", "doctor", "demo", "plugins", "completion"):
+for _command in (
+    *JOBS,
+    "stores",
+    "try",
+    "show",
+    "report",
+    "runs",
+    "diff",
+    "doctor",
+    "demo",
+    "plugins",
+    "completion",
+):
     app[_command].help_epilogue = ""  # only the first page of the help shows it

@@ -15,6 +15,7 @@ from clusterucb.policies.random import Random
 from clusterucb.progress import Screen
 from clusterucb.report.result import Result
 from clusterucb.report.screen import show
+from clusterucb.report.summary import Summary
 from clusterucb.terminal import Terminal
 
 _BUDGET = "20%"
@@ -42,7 +43,7 @@ def demo(*, out: Path, exhaustive: bool = False) -> Result:
     console.print()
     result = select(pool, target, model=base, out=out, budget=_BUDGET, select=_SELECT, observer=screen)
     console.print()
-    show(result, console)
+    show(Summary.of(result), console)
     if exhaustive:
         screen.step("Scoring the whole pool with the same adapter, to find the true best samples")
         everything = select(

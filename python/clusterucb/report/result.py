@@ -19,6 +19,7 @@ from clusterucb.engine.loop import Selection
 from clusterucb.errors import InputError
 from clusterucb.report.annotate import annotated
 from clusterucb.report.export import Exported
+from clusterucb.report.summary import Summary
 from clusterucb.run.cost import Cost
 from clusterucb.run.manifest import Manifest, RunOutcome
 from clusterucb.samples.pool import Sample
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from pandas import DataFrame
 
-EXAMPLES = 3
 _ROWS = 10  # samples on a notebook's page
 _TEXT = 300  # characters of each text on that page
 TABLE = filenames.SCORES_TABLE
@@ -136,27 +136,7 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Return the run's summary as JSON values: the outcome, the cost, the best samples and the files' paths."""
-        manifest = msgspec.to_builtins(self.manifest)
-        names = (
-            "pool_samples",
-            "pool_rejected",
-            "pool_unsketched",
-            "target_samples",
-            "target_rejected",
-            "subtasks",
-        )
-        files = [filenames.SELECTED, filenames.SCORES, filenames.REJECTED, filenames.MANIFEST]
-        files += [TABLE] if self.out and (self.out / TABLE).exists() else []
-        files += [exported.folder.name for exported in self.exports]
-        best = zip(self.ids[:EXAMPLES], self.scores[:EXAMPLES].tolist(), strict=True)
-        return {
-            "out": str(self.out) if self.out else None,
-            **{name: manifest["inputs"][name] for name in names},
-            **manifest["outcome"],
-            "cost": manifest["cost"],
-            "best": [{"id": name, "score": score} for name, score in best],
-            "files": {name: str(self.out / name) for name in files} if self.out else {},
-        }
+        return Summary.of(self).to_json()
 
     def _repr_html_(self) -> str:
         head = "".join(

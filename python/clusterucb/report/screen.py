@@ -14,7 +14,6 @@ from rich.text import Text
 
 from clusterucb import filenames
 from clusterucb.report.annotate import FIELD
-from clusterucb.report.result import EXAMPLES, TABLE, Result
 from clusterucb.run.cost import Cost
 from clusterucb.run.store_summary import HOLD
 from clusterucb.samples.sample import kinds_in_words
@@ -22,7 +21,9 @@ from clusterucb.wording import counted, duration, in_bytes, one_line
 
 if TYPE_CHECKING:
     from clusterucb.report.plan import Plan
+    from clusterucb.report.summary import Summary
     from clusterucb.run.gradient_store import GradientStore
+    from clusterucb.run.manifest import RunOutcome
     from clusterucb.run.store_summary import StoreSummary
 
 _ENDS = {"exhausted": "; the pool is exhausted", "recall": "; the wanted recall is reached"}
@@ -31,9 +32,9 @@ _SHORT = 12  # characters of a fingerprint
 _WIDTH = 100  # characters of a sample's text on the screen
 
 
-def show(result: Result, console: Console) -> None:
+def show(summary: Summary, console: Console) -> None:
     """Print a summary of the selection, its cost and its files."""
-    manifest, outcome = result.manifest, result.outcome
+    manifest, outcome = summary.manifest, summary.outcome
     failed = f" ({outcome.n_failed:,} of them failed)" if outcome.n_failed else ""
     console.print(
         Text.assemble(
@@ -55,7 +56,7 @@ def show(result: Result, console: Console) -> None:
         )
     if outcome.served is not None:
         console.print(Text(f"Of each subtask's own best: {_shares(outcome.served)}"), soft_wrap=True)
-    console.print(Group(_sources(result), Text(), cost_table(result.cost), Text(), _examples(result)))
+    console.print(Group(_sources(outcome), Text(), cost_table(manifest.cost), Text(), _examples(summary)))
     by_sketch = manifest.identity.options.get("--scorer") == "sketch"
     if by_sketch:
         error = manifest.identity.options["--sketch-dim"] ** -0.5
@@ -72,8 +73,8 @@ def show(result: Result, console: Console) -> None:
         console.print(
             f"Rank correlation of score and answer length: {outcome.length_correlation:+.2f}{favoured}"
         )
-    if result.out is not None:
-        _show_files(result, result.out, console)
+    if summary.out is not None:
+        _show_files(summary, summary.out, console)
 
 
 def _shares(served: Mapping[str, float]) -> str:
@@ -94,15 +95,17 @@ def _favoured(correlation: float, n_scores: int) -> str:
     return f" ({'long' if correlation > 0 else 'short'} answers are favoured)"
 
 
-def _show_files(result: Result, out: Path, console: Console) -> None:
-    _show_rejected(result.manifest.inputs.rejected, out, console)
-    annotated = f" (each line with a field {FIELD})" if result.outcome.annotated else ""
+def _show_files(summary: Summary, out: Path, console: Console) -> None:
+    _show_rejected(summary.manifest.inputs.rejected, out, console)
+    annotated = f" (each line with a field {FIELD})" if summary.outcome.annotated else ""
     console.print(
         Text.assemble("Written to ", (str(out / filenames.SELECTED), "bold"), annotated), soft_wrap=True
     )
-    if (table := out / TABLE).exists():
+    if (table := out / filenames.SCORES_TABLE).exists():
         console.print(f"Written to {table}", soft_wrap=True)
-    for exported in result.exports:
+    if (page := out / filenames.RUN_PAGE).exists():
+        console.print(Text.assemble("To look at it: ", (str(page), "bold")), soft_wrap=True)
+    for exported in summary.exports:
         console.print(f"Written to {exported.folder}", soft_wrap=True)
         for program, file in exported.trainings:
             command = f"{program} {shlex.quote(str(file))}"
@@ -155,8 +158,7 @@ def _show_rejected(rejected: Mapping[str, int], folder: Path, console: Console) 
         )
 
 
-def _sources(result: Result) -> RenderableType:
-    outcome = result.outcome
+def _sources(outcome: RunOutcome) -> RenderableType:
     table = Table("source", box=None, pad_edge=False, header_style="dim")
     table.add_column("selected", justify="right")
     table.add_column("of the selection", justify="right")
@@ -222,17 +224,13 @@ def cost_table(cost: Cost) -> RenderableType:
     return table
 
 
-def _examples(result: Result) -> RenderableType:
+def _examples(summary: Summary) -> RenderableType:
     table = Table("score", "", box=None, pad_edge=False, header_style="dim")
     table.add_column("sample", overflow="fold")
-    best = list(zip(result.scores.tolist(), result.samples, strict=True))
-    worst = best[max(len(best) - 1, EXAMPLES) :]
-    for title, some in (("best", best[:EXAMPLES]), ("last selected", worst)):
-        for score, sample in some:
-            question = next((m.content for m in reversed(sample.messages) if m.role == "user"), "")
-            answer = next(m.content for m in reversed(sample.messages) if m.learnt)
-            text = Text.assemble((_plain(question), "dim"), "\n", _plain(answer))
-            table.add_row(f"{score:+.4f}", title, text)
+    for title, some in (("best", summary.best), ("last selected", [summary.last] if summary.last else [])):
+        for one in some:
+            text = Text.assemble((_plain(one.question), "dim"), "\n", _plain(one.answer))
+            table.add_row(f"{one.score:+.4f}", title, text)
     return table
 
 

@@ -69,7 +69,7 @@ class Identity(msgspec.Struct, omit_defaults=True):
         for name in {**self.options, **now.options}:
             old, new = self.options.get(name), now.options.get(name)
             if old != new and not (name == "--rule" and None in (old, new)):
-                changed.append(f"{name} was {_show(old)}, now {_show(new)}")
+                changed.append(f"{name} was {shown(old)}, now {shown(new)}")
         names = self.other_contents(now.contents)
         if self.job == now.job == "sketch":
             names = [name for name in names if name != "pool"]
@@ -296,15 +296,16 @@ class Manifest(msgspec.Struct):
     outcome: RunOutcome | None = None
 
 
-def _show(value: object) -> str:
+def shown(value: object) -> str:
+    """Return the value of an option as text; a strategy as its name and its options."""
     if isinstance(value, dict) and is_description(value):
-        options = ", ".join(f"{key}={_show_option(option)}" for key, option in value["options"].items())
+        options = ", ".join(f"{key}={_shown_option(option)}" for key, option in value["options"].items())
         return f"{value['class'].rpartition('.')[2]}({options})"
     return "unset" if value is None else str(value)
 
 
-def _show_option(option: object) -> str:
+def _shown_option(option: object) -> str:
     """Return a hyper-parameter as text. It may be a strategy itself, or a list of strategies."""
     if isinstance(option, list) and any(isinstance(item, dict) for item in option):
-        return f"[{', '.join(map(_show, option))}]"
-    return _show(option) if isinstance(option, dict) else repr(option)
+        return f"[{', '.join(map(shown, option))}]"
+    return shown(option) if isinstance(option, dict) else repr(option)

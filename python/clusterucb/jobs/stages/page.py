@@ -17,7 +17,7 @@ from clusterucb.report.run_page.content import write_page
 from clusterucb.report.run_page.details import DRAWN_EXCERPTS, MOST_READ, keep_details
 from clusterucb.report.run_page.overview import EXCERPTS, keep_overview
 from clusterucb.report.run_page.pool_map import DRAWN
-from clusterucb.report.run_page.trail import Point, add_point
+from clusterucb.report.run_page.trail import Point, add_point, read_trail
 
 _OF_SAMPLE, _OF_DRAW = 20, 16  # bytes in the overview and on the page
 _OF_TEMPLATE = 70_000
@@ -50,6 +50,10 @@ class RunPage:
         self._run, self._material = session.run, session.material
         self._kept = kept and not session.run.read_only
         self._began = time.monotonic() - session.run.manifest.cost.seconds
+        kept_before = read_trail(self._run.folder) if self._kept else []
+        self._n_known = (
+            kept_before[-1].draws if kept_before else 0
+        )  # draws of earlier sessions' last estimate
 
     def describe(self, blocks: Mapping[str, NDArray[np.floating]]) -> None:
         """Keep an overview of the pool, whose feature blocks are ``blocks``, each [N, k]."""
@@ -57,8 +61,8 @@ class RunPage:
             keep_overview(self._run.files, self._material, blocks)
 
     def watch(self, n_draws: int, recall: Recall) -> None:
-        """Keep the estimate of the recall after ``n_draws`` draws."""
-        if self._kept:
+        """Keep the estimate of the recall after ``n_draws`` draws, unless an earlier session did."""
+        if self._kept and n_draws > self._n_known:
             seconds = time.monotonic() - self._began
             add_point(self._run.folder, Point(n_draws, seconds, (recall.estimate, recall.low, recall.high)))
 

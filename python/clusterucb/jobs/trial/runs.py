@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import yaml  # type: ignore[import-untyped]
@@ -19,12 +19,13 @@ from clusterucb.options.config_file import option_text
 from clusterucb.options.keywords import settings_from
 from clusterucb.options.kinds import Checked, field_names
 from clusterucb.options.search import ScoringSettings, SearchSettings
+from clusterucb.report.run_page.found import selection_manifest
 from clusterucb.run.gradient_store import GradientStore
 from clusterucb.run.kept_files import KeptFiles
 from clusterucb.run.manifest import Manifest
-from clusterucb.run.manifest_file import read_manifest
 
 _REPEAT = "repeat the run's command, which writes it again"
+Settings = TypeVar("Settings", bound=Checked)
 _REMEDY = f"remove it and {_REPEAT}"
 
 
@@ -58,12 +59,7 @@ class SelectedRun:
         Raises:
             RunError: the folder holds no finished selection, or one of its files is damaged.
         """
-        try:
-            manifest = read_manifest(folder)
-        except FileNotFoundError as error:
-            raise RunError(f"{folder} holds no run; expected the --out of a selection") from error
-        if manifest.identity.job != "select":
-            raise RunError(f"{folder} holds no selection; expected the --out of `clusterucb select`")
+        manifest = selection_manifest(folder)
         if manifest.status != "finished":
             raise RunError(f"the run in {folder} is not finished; repeat its command, then try it")
         files = KeptFiles(folder, manifest.files, remedy=_REMEDY)
@@ -96,7 +92,7 @@ class SelectedRun:
     @cached_property
     def settings(self) -> ScoringSettings:
         """The run's options about rows, the model and gradients, at the run's own checkpoints."""
-        given = settings_from(self._options(ScoringSettings), ScoringSettings)
+        given = self._settings(self._options(ScoringSettings), ScoringSettings)
         if given.store:
             given = GradientStore(given.store).applied_to(given)
         adapter = given.adapter
@@ -113,7 +109,20 @@ class SelectedRun:
             "--rule"
         )  # version 0.1 wrote other names into its config.yaml
         given = {**self._options(SearchSettings), **({"rule": rule} if rule else {})}
-        return settings_from(given, SearchSettings)
+        return self._settings(given, SearchSettings)
+
+    def _settings(self, options: dict[str, Any], kind: type[Settings]) -> Settings:
+        """Return options of the run as settings.
+
+        Raises:
+            RunError: an option has a value that no run has: a file of the run was changed.
+        """
+        try:
+            return settings_from(options, kind)
+        except OptionError as error:
+            raise RunError(
+                f"the options of the run in {self.folder} cannot be used: {error}; {_REPEAT}"
+            ) from error
 
     def _options(self, kind: type[Checked]) -> dict[str, Any]:
         return {name: self.options[name] for name in field_names(kind) if name in self.options}

@@ -81,6 +81,7 @@ class Details(msgspec.Struct):
         n_draws: the number of samples that were scored.
         rows: the rows of all selected samples, best first.
         selected: the selected samples, best first, at most `MOST_LISTED`.
+        last: the sample that was selected last, if it is not the first.
         below: the samples just below the cut, best first.
         worst: the samples with the lowest scores, lowest first.
         excerpts: the beginnings of evenly spaced draws.
@@ -94,6 +95,7 @@ class Details(msgspec.Struct):
     n_draws: int
     rows: list[int]
     selected: list[Listed]
+    last: list[Listed]
     below: list[Listed]
     worst: list[Listed]
     excerpts: list[Excerpt]
@@ -119,16 +121,15 @@ def keep_details(run: Run, result: Result, material: Material) -> None:
     order = np.argsort(-scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]
     others = order[~np.isin(drawn[order], result.rows)]
     pairs = near_duplicates([_whole(sample) for sample in result.samples[:MOST_LISTED]])
+    chosen = list(zip(result.rows.tolist(), result.samples, result.scores.tolist(), strict=True))
     details = Details(
         n_draws=selection.n_scored,
         rows=result.rows.tolist(),
         selected=[
             Listed(row, sample.id, score, _turns(sample) if rank < MOST_READ else [])
-            for rank, (row, sample, score) in enumerate(
-                zip(result.rows.tolist(), result.samples, result.scores.tolist(), strict=True)
-            )
-            if rank < MOST_LISTED
+            for rank, (row, sample, score) in enumerate(chosen[:MOST_LISTED])
         ],
+        last=[Listed(row, sample.id, score, _turns(sample)) for row, sample, score in chosen[1:][-1:]],
         below=_listed(others[:EDGE], result, material),
         worst=_listed(order[::-1][:EDGE], result, material),
         excerpts=excerpts(material.samples, drawn[evenly(len(drawn), DRAWN_EXCERPTS)]),

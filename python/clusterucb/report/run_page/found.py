@@ -58,11 +58,11 @@ class Found:
         return np.isin(self.rows, self.details.rows if self.details else [])
 
 
-def found_in(folder: Path) -> Found:
-    """Return what a run folder holds.
+def selection_manifest(folder: Path) -> Manifest:
+    """Return the manifest of a selection.
 
     Raises:
-        RunError: the folder holds no selection, or nothing was scored yet; or a file is damaged.
+        RunError: the folder holds no selection, or its manifest is damaged.
     """
     try:
         manifest = read_manifest(folder)
@@ -74,10 +74,30 @@ def found_in(folder: Path) -> Found:
         kind = {"compare": filenames.COMPARISON_PAGE, "try": filenames.TRIAL_PAGE}.get(manifest.identity.job)
         page = f". Its own page is {folder / kind}" if kind else ""
         raise RunError(f"{folder} holds no selection; expected the folder of clusterucb select{page}")
+    return manifest
+
+
+def files_of(folder: Path, manifest: Manifest) -> KeptFiles:
+    """Return the files of a selection that its page is made from.
+
+    Raises:
+        RunError: one of them was removed, or is damaged.
+    """
     files = KeptFiles(folder, manifest.files, remedy=_REMEDY)
     for name in (filenames.OVERVIEW, filenames.DETAILS, filenames.CONFIG):
         if files.recorded(name) and files.find(name) is None:
             raise RunError(f"{folder / name} was removed: {_REMEDY.removeprefix('remove it and ')}")
+    return files
+
+
+def found_in(folder: Path) -> Found:
+    """Return what a run folder holds.
+
+    Raises:
+        RunError: the folder holds no selection, or nothing was scored yet; or a file is damaged.
+    """
+    manifest = selection_manifest(folder)
+    files = files_of(folder, manifest)
     overview = read_overview(files)
     if overview is None or not manifest.search.begun:
         old = (

@@ -51,12 +51,12 @@ def add_point(folder: Path, point: Point) -> None:
         ) from error
 
 
-def read_trail(folder: Path, n_draws: int) -> list[Point]:
+def read_trail(folder: Path, n_draws: int | None = None) -> list[Point]:
     """Return the estimates of a run in order of their draws, the last one for each number of draws.
 
     Args:
         folder: the run folder.
-        n_draws: the number of draws in the ledger. Estimates of more draws belong to an earlier run.
+        n_draws: the number of draws in the ledger, if it is known. Estimates of more draws belong to an earlier run.
 
     Raises:
         RunError: the file cannot be read.
@@ -69,7 +69,7 @@ def read_trail(folder: Path, n_draws: int) -> list[Point]:
         return []
     except OSError as error:
         raise unreadable(path, error) from error
-    points = {point.draws: point for point in _points(lines) if 0 < point.draws <= n_draws}
+    points = {point.draws: point for point in _points(lines) if 0 < point.draws <= (n_draws or point.draws)}
     return [points[draws] for draws in sorted(points)]
 
 
