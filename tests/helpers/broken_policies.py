@@ -9,6 +9,7 @@ import numpy as np
 from clusterucb.policies import UCB, IndexPolicy, Policy
 
 SEARCH = "search spends exactly the budget"
+NOTHING = "ask returns an empty array when no row is wanted"
 EMPTY = "ask returns an empty array when nothing is available"
 REPLAYED = "replayed tells give the same answers"
 ONE_ROW = "pool may have one row"
@@ -48,6 +49,13 @@ class TooFew(Draws):
 class TooMany(Draws):
     def ask(self, n, available, rng):
         return super().ask(n + 1, available, rng)
+
+
+class AtLeastOne(Draws):
+    """Takes a wish for nothing for a wish for one."""
+
+    def ask(self, n, available, rng):
+        return super().ask(max(n, 1), available, rng)
 
 
 class Column(Draws):
@@ -327,9 +335,10 @@ POLICIES = [
     (Unavailable, "ask returns only available rows", SEARCH),
     (Outside, "ask returns only available rows", SEARCH),
     (Repeats, "ask returns no row twice", SEARCH),
-    (TooFew, "ask returns as many rows as are wanted", SEARCH),
-    (TooMany, "ask returns as many rows as are wanted", SEARCH),
-    (Column, "ask returns as many rows as are wanted", EMPTY, SEARCH),
+    (TooFew, "ask returns as many rows as are wanted", NOTHING, SEARCH),
+    (TooMany, "ask returns as many rows as are wanted", NOTHING, SEARCH),
+    (AtLeastOne, NOTHING),
+    (Column, "ask returns as many rows as are wanted", EMPTY, NOTHING, SEARCH),
     (Floats, "ask returns whole numbers", EMPTY, SEARCH),
     (EmptyList, EMPTY),
     (NothingToChoose, EMPTY),

@@ -20,6 +20,7 @@ from clusterucb.atomic import whole_file, whole_folder, write_whole
 from clusterucb.errors import RunError
 from clusterucb.run.folder import Run, check_folder
 from clusterucb.run.manifest import Asked, Identity
+from clusterucb.run.manifest_file import read_manifest, write_manifest
 
 OPTIONS = {"--seed": 0, "--adapter": None, "--lora-targets": ["q", "v"], "--warmup-lr": 1e-4}
 OWN = [
@@ -491,3 +492,15 @@ def test_the_time_of_a_phase_is_without_that_of_phases_inside_it(tmp_path: Path,
             "features": 1.0,
         }
         assert run.manifest.cost.seconds == 6  # the clock of the test moved by as much inside of phases
+
+
+@pytest.mark.parametrize("budget", ["soon", "\x1b[2J", "-3"])
+def test_a_budget_that_no_run_has_is_refused_with_the_folder(tmp_path: Path, budget: str) -> None:
+    finish(tmp_path)
+    manifest = read_manifest(tmp_path)
+    manifest.asked = Asked(budget=budget)
+    write_manifest(tmp_path, manifest)
+    with pytest.raises(
+        RunError, match=rf"{tmp_path} holds a run with other settings: --budget was .*, which is none"
+    ):
+        open_run(tmp_path)

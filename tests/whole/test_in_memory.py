@@ -374,19 +374,31 @@ def test_errors_name_objects_and_no_file_that_is_gone(model, tokenizer) -> None:
 @pytest.mark.parametrize(
     ("options", "meant"),
     [
-        ({"policy": "random"}, "Did you mean policy=clusterucb.Random()?"),
-        ({"policy": "UCB"}, "Did you mean policy=clusterucb.UCB()?"),
+        ({"policy": "UCB"}, "Did you mean 'ucb'?"),
+        ({"policy": "ucb[beta"}, "policy 'ucb[beta' cannot be read; expected name, or name[key=value,...]"),
+        ({"policy": "ucb[beta]"}, "policy 'ucb[beta]' cannot be read; expected name, or name[key=value,...]"),
+        ({"policy": "ucb[gamma=1]"}, "policy ucb has no option 'gamma'; its options: beta."),
         ({"policy": cu.Random}, "Did you mean policy=clusterucb.Random()?"),
-        ({"clusterer": "kmeans"}, "Did you mean clusterer=clusterucb.KMeans()?"),
-        ({"features": "hidden"}, "Did you mean features=clusterucb.Hidden()?"),
-        ({"policy": "nothing"}, "expected an object of a class derived from clusterucb.Policy"),
-        ({"policy": cu.Hidden}, "expected an object of a class derived from clusterucb.Policy"),
+        ({"policy": cu.Hidden}, "derived from clusterucb.Policy, or the name of an installed one"),
     ],
 )
-def test_a_name_in_place_of_a_strategy_is_answered_with_its_object(options, meant: str) -> None:
+def test_what_names_no_strategy_is_answered_with_what_does(options, meant: str) -> None:
     with pytest.raises(OptionError) as caught:
         cu.select(POOL, TARGET, model="m", **options)
     assert str(caught.value).endswith(meant)
+
+
+def test_a_strategy_may_be_named_as_on_the_command_line(job) -> None:
+    named = cu.select(
+        POOL, TARGET, model=job / "model", policy="ucb[beta=0.5]", clusterer="kmeans[n_clusters=3]",
+        features="embedding+lexical[dim=16]", **SMALL,
+    )  # fmt: skip
+    made = cu.select(
+        POOL, TARGET, model=job / "model", policy=cu.UCB(beta=0.5), clusterer=cu.KMeans(n_clusters=3),
+        features=cu.features.Concatenation((cu.Embedding(), cu.Lexical(dim=16))), **SMALL,
+    )  # fmt: skip
+    assert named.ids == made.ids
+    assert named.manifest.identity.options == made.manifest.identity.options
 
 
 def test_no_library_warns_about_what_we_do_not_use(job) -> None:

@@ -53,7 +53,7 @@ class Policy(ABC):
         """Return the next rows to draw.
 
         Args:
-            n: the number of rows wanted, at least 1.
+            n: the number of rows wanted; 0 is a number, too.
             available: bool[N], True for the rows that may be returned.
             rng: the only permitted source of randomness.
 
@@ -119,6 +119,8 @@ class IndexPolicy(Policy):
 
     def ask(self, n: int, available: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
         """Return rows of the arm with the largest index, then of the next arm if that one has no rows left."""
+        if not n:
+            return np.zeros(0, np.int64)
         arms = self._arms.seen_from(self._labels, available)
         indices = self._checked(self.indices(arms, n, rng), arms, n)
         left = available if len(indices) == 1 else available.copy()

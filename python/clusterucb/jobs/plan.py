@@ -34,9 +34,9 @@ def plan(
     *,
     model: Model,
     out: str | PathLike[str] | None = None,
-    features: Feature | None = None,
-    clusterer: Clusterer | None = None,
-    policy: Policy | None = None,
+    features: Feature | str | None = None,
+    clusterer: Clusterer | str | None = None,
+    policy: Policy | str | None = None,
     observer: AnyObserver | None = None,
     **options: Unpack[SelectOptions],
 ) -> Plan:

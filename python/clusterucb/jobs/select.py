@@ -67,9 +67,9 @@ def select(
     *,
     model: Model,
     out: str | PathLike[str] | None = None,
-    features: Feature | None = None,
-    clusterer: Clusterer | None = None,
-    policy: Policy | None = None,
+    features: Feature | str | None = None,
+    clusterer: Clusterer | str | None = None,
+    policy: Policy | str | None = None,
     overwrite: bool = False,
     observer: AnyObserver | None = None,
     **options: Unpack[SelectOptions],
@@ -86,7 +86,8 @@ def select(
         features: computes the features that describe a sample. The default is `Embedding`; with a gradient store and
             a policy that does not predict scores, it is `Gradient`.
         clusterer: makes the arms; `KMeans` by default.
-        policy: spends the budget; `Surrogate` by default. The paper's policy is `UCB`.
+        policy: spends the budget; `Surrogate` by default. The paper's policy is `UCB`. Like features and clusterer, it
+            may be a text, as on the command line: ``ucb`` or ``ucb[beta=1.5]``.
         overwrite: delete the earlier run in the folder and start again.
         observer: receives the progress: a function of (text, done, total), or an object with the methods ``step`` and
             ``count``. By default, progress is shown in notebooks only.

@@ -39,6 +39,8 @@ _UNNAMED: dict[Any, str] = {
     inspect.Parameter.VAR_KEYWORD: "**{}",
 }
 
+_SPELT = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<options>[^\[\]]*)\])?")
+
 
 @dataclass(frozen=True)
 class Strategy:
@@ -119,6 +121,23 @@ class Strategies:
             dict.fromkeys(
                 [*chain(*parts.values()), *(f"{part}.{key}" for part, keys in parts.items() for key in keys)]
             )
+        )
+
+    def spelt(self, kind: str, text: str) -> Any:
+        """Construct a strategy from a text such as ``ucb`` or ``ucb[beta=1.5,delta=2]``.
+
+        Raises:
+            OptionError: the text cannot be read; or as for `make`.
+            PluginError: as for `make`.
+        """
+        matched = _SPELT.fullmatch(text.strip())
+        pairs = (
+            [pair.partition("=") for pair in (matched["options"] or "").split(",") if pair] if matched else []
+        )
+        if not matched or not all(key.strip() and equals for key, equals, _ in pairs):
+            raise OptionError(f"{kind} {text!r:.80} cannot be read; expected name, or name[key=value,...]")
+        return self.make(
+            kind, matched["name"].strip(), {key.strip(): value.strip() for key, _, value in pairs}
         )
 
     def make(self, kind: str, name: str, options: Mapping[str, str]) -> Any:

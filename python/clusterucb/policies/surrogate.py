@@ -73,6 +73,8 @@ class Surrogate(Policy):
 
         The row with the lower ``priority`` wins a tie.
         """
+        if not n:
+            return np.zeros(0, np.int64)
         if self._regression is None:
             return rng.permutation(np.flatnonzero(available))[:n]
         rows = self._worth_a_prediction(self._regression, n, available)

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import msgspec
 
 from clusterucb.engine.aggregate import PAPER
+from clusterucb.errors import OptionError
 from clusterucb.options.amounts import parse_budget
 from clusterucb.plugins import is_description
 from clusterucb.run.cost import Amount, Cost, Count
 from clusterucb.versions import __version__
+from clusterucb.wording import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -113,7 +115,10 @@ class Asked(msgspec.Struct, frozen=True):
         """Return a complaint if the present budget is smaller than this one or has another unit."""
         if self.budget is None or now.budget is None or self.budget == now.budget:
             return []
-        old: Any = parse_budget("--budget", self.budget)
+        try:
+            old: Any = parse_budget("--budget", self.budget)
+        except OptionError:
+            return [f"--budget was {one_line(self.budget)!r:.80}, which is none"]
         new: Any = parse_budget("--budget", now.budget)
         if type(old) is type(new) and new >= old:
             return []

@@ -115,6 +115,19 @@ class PolicySuite:
         )
         require_whole_numbers(rows, "ask(1) with nothing available")
 
+    def test_ask_returns_an_empty_array_when_no_row_is_wanted(self, policy: Policy) -> None:
+        """A policy that divides an ask among others may ask one of them for nothing."""
+        pool, scores = begin(policy, UNEVEN)
+        everything = np.arange(len(pool))
+        tell(policy, everything[::2], scores)
+        rows = ask(policy, 0, everything % 2 == 1)
+        require(
+            np.shape(rows) == (0,),
+            f"shape {np.shape(rows)} from ask(0)",
+            "shape (0,), min(n, available.sum()) rows",
+            "Return np.zeros(0, np.int64)",
+        )
+
     def test_ask_works_before_anything_is_told(self, policy: Policy) -> None:
         """No reward is known at first, nor after a cold start in which every draw failed."""
         pool, _ = begin(policy, UNEVEN)

@@ -79,9 +79,9 @@ class Reselect:
         every: int | Literal["epoch", "auto"] = "epoch",
         warmup: int = WARMUP,
         schedule: str = "ours",
-        features: Feature | None = None,
-        clusterer: Clusterer | None = None,
-        policy: Policy | None = None,
+        features: Feature | str | None = None,
+        clusterer: Clusterer | str | None = None,
+        policy: Policy | str | None = None,
         observer: AnyObserver | None = None,
         **options: Any,
     ) -> None:

@@ -27,23 +27,29 @@ class ChosenStrategies(NamedTuple):
 
 
 def chosen(
-    features: Feature | None, clusterer: Clusterer | None, policy: Policy | None, *, store: bool
+    features: Feature | str | None,
+    clusterer: Clusterer | str | None,
+    policy: Policy | str | None,
+    *,
+    store: bool,
 ) -> ChosenStrategies:
     """Check the given strategies, and return them with the defaults filled in.
 
     Args:
-        features, clusterer, policy: the given objects; None for the default.
+        features, clusterer, policy: the given objects, or texts that name them, such as ``ucb[beta=1.5]``; None for the
+            default.
         store: whether there is a gradient store.
 
     Raises:
-        OptionError: an object is of another kind, or the policy cannot use the features.
+        OptionError: an object is of another kind, a text names nothing that is installed, or the policy cannot use the
+            features.
     """
-    policy = _checked("policy", Surrogate() if policy is None else policy)
-    features = _checked("feature", default_features(policy, store=store) if features is None else features)
-    check_comparable(policy, features)
-    return ChosenStrategies(
-        features, _checked("clusterer", KMeans() if clusterer is None else clusterer), policy
-    )
+    the_policy: Policy = _checked("policy", Surrogate() if policy is None else policy)
+    default = default_features(the_policy, store=store)
+    the_features: Feature = _checked("feature", default if features is None else features)
+    check_comparable(the_policy, the_features)
+    the_clusterer: Clusterer = _checked("clusterer", KMeans() if clusterer is None else clusterer)
+    return ChosenStrategies(the_features, the_clusterer, the_policy)
 
 
 def default_features(policy: Policy, *, store: bool) -> Feature:
@@ -56,21 +62,21 @@ def default_features(policy: Policy, *, store: bool) -> Feature:
 
 
 def _checked(kind: str, strategy: object) -> Any:
+    if isinstance(strategy, str):
+        strategy = load().spelt(kind, strategy)
     if not isinstance(strategy, KINDS[kind]):
         base = KINDS[kind].__name__
         raise OptionError(
-            f"{kind} is {one_line(repr(strategy)):.80}; expected an object of a class derived from clusterucb.{base}"
+            f"{kind} is {one_line(repr(strategy)):.80}; expected an object of a class derived from clusterucb.{base}, "
+            "or the name of an installed one"
             f"{_meant(kind, strategy)}"
         )
     return strategy
 
 
 def _meant(kind: str, strategy: object) -> str:
-    """Return a question that suggests the object that a command-line name or a class stands for; "" if none does."""
+    """Return a question that suggests an object of a class that was given; "" if none was."""
     cls = strategy
-    if isinstance(strategy, str):
-        named = load().table.get((kind, strategy.casefold()))
-        cls = named and named.factory
     if not (isinstance(cls, type) and issubclass(cls, KINDS[kind])):
         return ""
     public = getattr(clusterucb, cls.__name__, None) is cls
