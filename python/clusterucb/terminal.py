@@ -8,7 +8,8 @@ the terminal's title, or hide what is shown. Everything that clusterucb prints f
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -35,10 +36,25 @@ class Terminal(Console):
             yield segment if control or text.isprintable() else Segment(printable(text), style, control)
 
 
+_results: list[TextIO | None] = []  # standard output, while what others print goes elsewhere
+
+
 def write(text: str) -> None:
     """Write text that is safe to print, such as JSON, to standard output, unless it is closed."""
-    if sys.stdout is not None:
-        sys.stdout.write(text)
+    stream = _results[-1] if _results else sys.stdout
+    if stream is not None:
+        stream.write(text)
+
+
+@contextmanager
+def prints_aside() -> Iterator[None]:
+    """Send what plugins and libraries print to standard error while the block runs: only `write` reaches the output."""
+    _results.append(sys.stdout)
+    sys.stdout = sys.stderr
+    try:
+        yield
+    finally:
+        sys.stdout = _results.pop()
 
 
 class Droppable:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import sys
 
 import pytest
 
 from clusterucb.cli import main as cli
+from clusterucb.terminal import write
 
 HERE = "clusterucb.cli.main.app"
 
@@ -71,6 +73,22 @@ def test_another_error_is_a_bug(monkeypatch, capsys) -> None:
     monkeypatch.setattr(HERE, failing(FileNotFoundError(errno.ENOENT, "No such file", "x")))
     assert cli.run(["plugins"]) == 1
     assert "this is a bug" in capsys.readouterr().err
+
+
+def test_what_a_plugin_prints_does_not_break_json(monkeypatch, capsys) -> None:
+    def noisy(*_: object, **__: object) -> None:
+        print("a plugin's progress")
+        write('{"a": 1}\n')
+
+    monkeypatch.setattr(HERE, noisy)
+    assert cli.run(["plugins", "--json"]) == 0
+    assert capsys.readouterr() == ('{"a": 1}\n', "a plugin's progress\n")
+    assert cli.run(["plugins"]) == 0
+    assert capsys.readouterr().out == 'a plugin\'s progress\n{"a": 1}\n'
+    monkeypatch.setattr(HERE, failing(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x")))
+    before = sys.stdout
+    assert cli.run(["plugins", "--json"]) == 2
+    assert sys.stdout is before
 
 
 def test_what_a_library_logs_has_no_controls(monkeypatch, caplog) -> None:

@@ -19,7 +19,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any, TextIO
 
@@ -36,7 +36,7 @@ from rich.text import Text
 from clusterucb.cli.commands import JOBS, app
 from clusterucb.errors import ClusterUCBError, ClusterUCBWarning, check_utf8
 from clusterucb.options import config_file as config
-from clusterucb.terminal import Droppable, Terminal
+from clusterucb.terminal import Droppable, Terminal, prints_aside
 from clusterucb.wording import in_words, one_line, printable
 
 _NO_MEMORY = "can't allocate memory"  # words of torch's error on a CPU
@@ -69,7 +69,8 @@ def run(arguments: Sequence[str]) -> int:
         try:
             for argument in arguments:
                 check_utf8("the argument", argument)
-            app(list(arguments), exit_on_error=False, print_error=False)
+            with prints_aside() if "--json" in arguments else nullcontext():
+                app(list(arguments), exit_on_error=False, print_error=False)
             if sys.stdout is not None:
                 sys.stdout.flush()
         except (ClusterUCBError, CycloptsError) as error:
