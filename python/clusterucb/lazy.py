@@ -7,6 +7,28 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
+from clusterucb.errors import OptionError
+
+
+def imported(name: str, what: str) -> Any:
+    """Return a module that clusterucb is installed without.
+
+    Args:
+        name: the module, which is also the name of the extra that installs it.
+        what: what needs it, such as ``to_pandas()``.
+
+    Raises:
+        OptionError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:  # it is installed, and something else is not
+            raise
+        raise OptionError(
+            f"{what} needs {name}, which is not installed: pip install 'clusterucb[{name}]'"
+        ) from error
+
 
 def lazy_names(
     package: str, homes: Mapping[str, Sequence[str]]

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import inspect
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -386,6 +387,19 @@ def test_what_names_no_strategy_is_answered_with_what_does(options, meant: str) 
     with pytest.raises(OptionError) as caught:
         cu.select(POOL, TARGET, model="m", **options)
     assert str(caught.value).endswith(meant)
+
+
+@pytest.mark.parametrize(("library", "method"), [("pandas", "to_pandas"), ("datasets", "to_dataset")])
+def test_a_library_that_is_missing_is_named_with_its_extra(
+    job, monkeypatch, library: str, method: str
+) -> None:
+    result = cu.select(POOL, TARGET, model=job / "model", **SMALL)
+    assert getattr(result, method)() is not None
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(
+        OptionError, match=rf"{method}\(\) needs {library}, .*pip install 'clusterucb\[{library}\]'"
+    ):
+        getattr(result, method)()
 
 
 def test_a_strategy_may_be_named_as_on_the_command_line(job) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from clusterucb.engine import Schedule, search
 from clusterucb.jobs.stages.opening import open_job
 from clusterucb.jobs.stages.prepare import Model, Rows, check_paths
+from clusterucb.lazy import imported
 from clusterucb.model.loaded import borrowing
 from clusterucb.options.keywords import settings_from, spelt_out
 from clusterucb.options.search import ScoringSettings
@@ -62,9 +63,8 @@ class Scores:
 
     def to_pandas(self) -> DataFrame:
         """Return a table with the columns ``id``, ``file`` and ``line``, and one column for each subtask."""
-        from pandas import DataFrame
-
-        table = DataFrame({"id": self.ids, "file": self.files, "line": self.lines})
+        columns = {"id": self.ids, "file": self.files, "line": self.lines}
+        table: DataFrame = imported("pandas", "to_pandas()").DataFrame(columns)
         for name, values in zip(self.subtasks, self.values.T, strict=True):
             table[name] = values
         return table

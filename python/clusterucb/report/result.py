@@ -17,6 +17,7 @@ from clusterucb import filenames
 from clusterucb.atomic import write_whole
 from clusterucb.engine.loop import Selection
 from clusterucb.errors import InputError
+from clusterucb.lazy import imported
 from clusterucb.report.annotate import annotated
 from clusterucb.report.export import Exported
 from clusterucb.report.summary import Summary
@@ -110,8 +111,8 @@ class Result:
             InputError: a column has values of several types, such as numbers and texts as ids.
         """
         import pyarrow as pa
-        from datasets import Dataset
 
+        dataset = imported("datasets", "to_dataset()").Dataset
         rows = self._rows(annotate)
         columns = {}
         for name in dict.fromkeys(name for row in rows for name in row):
@@ -122,7 +123,8 @@ class Result:
                     f"the selected rows have values in {name!r} that a Dataset has no one type for "
                     f"({one_line(error):.100}); expected one type. to_pandas() and write() take them as they are"
                 ) from error
-        return Dataset(pa.table(columns))
+        found: Dataset = dataset(pa.table(columns))
+        return found
 
     def to_pandas(self, *, annotate: bool = False) -> DataFrame:
         """Return the selected rows, best first, as a pandas DataFrame.
@@ -130,9 +132,8 @@ class Result:
         Args:
             annotate: as for `lines`.
         """
-        from pandas import DataFrame
-
-        return DataFrame(self._rows(annotate))
+        found: DataFrame = imported("pandas", "to_pandas()").DataFrame(self._rows(annotate))
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return the run's summary as JSON values: the outcome, the cost, the best samples and the files' paths."""
