@@ -9,6 +9,7 @@ Decisions:
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -183,6 +184,8 @@ def _opened(
     model: Model, settings: GradientSettings, observer: Observer
 ) -> tuple[ModelSource | LoadedModel, str, PreTrainedTokenizerBase]:
     """Return a model's source, the device and the tokenizer."""
+    if "torch" not in sys.modules:  # it takes seconds, in which nothing else is shown
+        observer.step("Loading PyTorch and transformers")
     from clusterucb.jobs.stages.tokenizer import tokenizer_for, with_given_template
     from clusterucb.model import source as checkpoint
 
