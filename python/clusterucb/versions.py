@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 __version__ = "0.1.0"
@@ -17,9 +18,13 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def recorded_versions() -> dict[str, str]:
-    """Return the versions that a manifest records: Python and the libraries that affect the computed numbers."""
-    found = {package: version_of(package) for package in _RECORDED}
+def recorded_versions(plugins: Iterable[str] = ()) -> dict[str, str]:
+    """Return the versions that a manifest records: Python and the libraries that affect the computed numbers.
+
+    Args:
+        plugins: the packages that provide the run's strategies.
+    """
+    found = {package: version_of(package) for package in (*_RECORDED, *plugins)}
     return {
         "python": platform.python_version(),
         **{name: one for name, one in found.items() if one is not None},

@@ -32,7 +32,7 @@ import clusterucb as cu
 cu.select("p", "d", model="m", budjet="20%")
 cu.select("p", "d", model="m", seed="1")
 cu.select("p", "d", model="m", rule="median")
-cu.select("p", "d", model="m", policy="ucb")
+cu.select("p", "d", model="m", policy=3)
 cu.score("p", "d", model="m", budget="20%")
 cu.sketch("p", model="m", out="s", sketch_dim=1.5)
 cu.plan("p", "d", model="m", until=0.9)

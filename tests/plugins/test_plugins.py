@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points, version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,11 +23,14 @@ import clusterucb.clusterers
 import clusterucb.features
 import clusterucb.policies
 from clusterucb import hookspecs, plugins
+from clusterucb.cli import main as cli
 from clusterucb.clusterers import KMeans
 from clusterucb.errors import OptionError, PluginError
 from clusterucb.features import Concatenation, Hidden, Lexical
 from clusterucb.jobs.comparison.spelling import contender
+from clusterucb.plugins import describe, packages
 from clusterucb.policies import UCB, IndexPolicy, Random
+from clusterucb.versions import recorded_versions
 from clusterucb.wording import in_words
 from helpers.searching import search
 
@@ -279,10 +282,6 @@ def test_every_hook_is_documented_with_an_example_that_works(
             "the constructor of policy 'greedy' takes a, /; expected named hyper-parameters",
         ),
         (GREEDY.replace("def index", "def indx"), "PluginError: policy 'greedy' does not define index"),
-        (
-            GREEDY.replace('"greedy"', '"ucb"'),
-            "PluginError: policy 'ucb' is already provided by clusterucb; cucb-bad must rename its own",
-        ),
     ],
 )
 def test_broken_plugin_is_named_and_explained_and_the_rest_works(
@@ -344,15 +343,55 @@ def test_missing_module_of_an_entry_point_is_explained(install: Install, tmp_pat
     assert reason_of("cucb-bad") == "ModuleNotFoundError: No module named 'cucb_gone'"
 
 
-def test_of_two_plugins_with_one_name_the_later_gives_way_and_both_are_named(install: Install) -> None:
+def test_a_name_that_two_packages_provide_stands_for_neither(install: Install, capsys) -> None:
     install("cucb-one", GREEDY)
     install("cucb-two", GREEDY.replace("return {", 'return {"other": Greedy, '))
     found = plugins.load()
-    assert found.table["policy", "greedy"].provider == "cucb-one"
-    assert ("policy", "other") not in found.table  # all of a plugin or none
-    (broken,) = found.broken
-    assert broken.provider == "cucb-two"
-    assert "policy 'greedy' is already provided by cucb-one; cucb-two must rename its own" in broken.reason
+    assert not found.broken
+    assert ("policy", "greedy") not in found.table
+    assert found.table["policy", "other"].provider == "cucb-two"  # only what is contested is set aside
+    message = "several packages provide the policy 'greedy'; expected cucb-one:greedy or cucb-two:greedy"
+    with pytest.raises(OptionError, match=message):
+        found.make("policy", "greedy", {})
+    for package in ("cucb-one", "cucb-two"):
+        made = found.make("policy", f"{package}:greedy", {})
+        assert found.named(made) == (f"{package}:greedy", {})
+        assert describe(made)["class"] == f"{package}:Greedy"
+    assert found.make("policy", "cucb-two:other", {}) is not None
+    assert contender("cucb-one:greedy@kmeans", found).name == "cucb-one:greedy@kmeans"
+    assert cli.run(["plugins"]) == 0
+    shown = capsys.readouterr().out.replace("\n", " ")
+    assert "Several packages provide the policy greedy: cucb-one:greedy, cucb-two:greedy" in shown
+
+
+def test_no_package_takes_the_name_of_a_strategy_of_ours(install: Install) -> None:
+    install("cucb-bad", GREEDY.replace('"greedy"', '"ucb"'))
+    found = plugins.load()
+    assert found.table["policy", "ucb"].provider == "clusterucb"
+    assert isinstance(found.make("policy", "ucb", {}), cu.UCB)
+    assert found.make("policy", "clusterucb:ucb", {}) == cu.UCB()
+    assert type(found.make("policy", "cucb-bad:ucb", {})).__name__ == "Greedy"
+    with pytest.raises(OptionError, match="there is no policy 'elsewhere:ucb'"):
+        found.make("policy", "elsewhere:ucb", {})
+
+
+def test_a_package_that_provides_a_name_twice_is_set_aside(install: Install) -> None:
+    install("cucb-one", GREEDY)
+    points = [
+        point for point in entry_points(group="clusterucb") if point.dist and point.dist.name == "cucb-one"
+    ]
+    found = plugins.load(lambda: [*points, *points])
+    assert (
+        found.broken[0].reason
+        == "PluginError: it provides the policy 'greedy' twice; expected different names"
+    )
+
+
+def test_a_run_records_the_version_of_the_package_of_its_strategies(install: Install) -> None:
+    install("cucb-one", GREEDY)
+    described = describe(plugins.load().make("policy", "greedy", {}))
+    assert packages({"--policy": described, "--seed": 3, "--features": [described]}) == ["cucb-one"]
+    assert recorded_versions(["cucb-one"])["cucb-one"] == version("cucb-one")
 
 
 def test_unknown_name_lists_the_choices_the_closest_and_what_is_broken(install: Install) -> None:
@@ -656,3 +695,30 @@ def test_contenders_may_have_joined_features() -> None:
         contender("ucb@hidden+lexcal", found)
     with pytest.raises(OptionError, match=r"has no option 'dimm'; .* Did you mean 'dim'"):
         contender("ucb@hidden+lexical[dimm=3]", found)
+
+
+def test_show_says_what_a_strategy_and_its_options_are(capsys) -> None:
+    assert cli.run(["plugins", "show", "ucb", "--json"]) == 0
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert (shown["kind"], shown["name"], shown["package"]) == ("policy", "ucb", "clusterucb")
+    assert shown["options"] == [
+        {
+            "name": "beta",
+            "type": "a number",
+            "default": "1.0",
+            "meaning": "the weight of the standard deviation (1 in the paper).",
+        }
+    ]
+    assert cli.run(["plugins", "show", "hidden"]) == 0
+    assert "depth" in capsys.readouterr().out
+    assert cli.run(["plugins", "show", "random"]) == 0
+    assert "It has no options." in capsys.readouterr().out
+    assert cli.run(["plugins", "show", "rdss"]) == 2
+    assert "there is no strategy 'rdss'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("strategy", plugins.load().table.values(), ids=lambda one: f"{one.kind} {one.name}")
+def test_every_option_of_an_installed_strategy_is_described(strategy: plugins.Strategy) -> None:
+    for option in strategy.described()["options"]:
+        assert option["type"]
+        assert option["meaning"], f"{strategy.name} says nothing of {option['name']}"

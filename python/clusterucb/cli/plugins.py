@@ -68,9 +68,48 @@ def list_plugins(
             table.add_row(Text(f"  {strategy.name}"), about)
     console = Terminal()
     console.print(table)
+    for (kind, name), names in installed.contested.items():
+        console.print(
+            Text(f"Several packages provide the {kind} {name}: {', '.join(names)}", style="yellow"),
+            soft_wrap=True,
+        )
     for plugin in installed.broken:
         package = f"{plugin.provider} {plugin.version}".rstrip()
         console.print(Text(f"{package} could not be loaded: {plugin.reason}", style="red"), soft_wrap=True)
+
+
+@plugins.command(name="show")
+def show_strategy(
+    name: str,
+    /,
+    *,
+    json: Flag = False,
+    debug: Flag = False,  # noqa: ARG001
+) -> None:
+    """Show a strategy: what it does, and the type, the default and the meaning of each of its options.
+
+    Args:
+        name: Name of a policy, clusterer or feature; PACKAGE:NAME if several packages provide it.
+        json: Print it as JSON.
+        debug: Show tracebacks and the libraries' warnings.
+    """
+    from clusterucb.plugins import load
+
+    found = load().of_name(name)
+    if json:
+        print_json([one.described() for one in found])
+        return
+    console = Terminal()
+    for one in found:
+        package = f"{one.provider} {one.version}".rstrip()
+        console.print(
+            Text.assemble((f"{one.kind} {one.name}", "bold"), f", {package}\n{one.summary}"), soft_wrap=True
+        )
+        options = one.described()["options"]
+        table = Table("option", "type", "default", "meaning", box=None, pad_edge=False, header_style="dim")
+        for option in options:
+            table.add_row(*(Text(option[part]) for part in ("name", "type", "default", "meaning")))
+        console.print(table if options else Text("It has no options."))
 
 
 @plugins.command(name="new")

@@ -3,9 +3,10 @@
 `load` looks for all of them each time it is called. `Strategies.make` constructs one from its name and options.
 """
 
-from clusterucb.plugins.describe import describe, import_path, is_description, renewed
+from clusterucb.plugins.describe import describe, import_path, is_description, packages, renewed
 from clusterucb.plugins.kinds import KINDS
-from clusterucb.plugins.registry import Broken, Strategies, Strategy, load
+from clusterucb.plugins.registry import Strategies, load
+from clusterucb.plugins.strategy import Broken, Strategy
 
 __all__ = [
     "KINDS",
@@ -16,5 +17,6 @@ __all__ = [
     "import_path",
     "is_description",
     "load",
+    "packages",
     "renewed",
 ]

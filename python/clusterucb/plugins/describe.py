@@ -80,6 +80,16 @@ def is_description(value: object) -> bool:
     )
 
 
+def packages(value: Any) -> list[str]:
+    """Return the packages of the plugins whose strategies stand in recorded settings, sorted."""
+    if isinstance(value, list | tuple):
+        return sorted({name for item in value for name in packages(item)})
+    if not isinstance(value, dict):
+        return []
+    own = [value["class"].partition(":")[0]] if is_description(value) and ":" in value["class"] else []
+    return sorted({*own, *(name for item in value.values() for name in packages(item))})
+
+
 def renewed(value: Any) -> Any:
     """Return recorded settings in which strategies have today's identities in place of import paths."""
     if isinstance(value, list):

@@ -27,7 +27,7 @@ def parse_value(what: str, text: str, factory: type, parameter: inspect.Paramete
         OptionError: the text is not a value of that type.
         PluginError: the annotation cannot be resolved, and the default does not tell the type.
     """
-    expected = _type_of(factory, parameter)
+    expected = type_of(factory, parameter)
     if text.lower() == "none" and NoneType in get_args(expected):
         return None
     try:
@@ -39,7 +39,7 @@ def parse_value(what: str, text: str, factory: type, parameter: inspect.Paramete
         raise OptionError(f"{what} is {text!r}; expected {in_words(expected)}") from error
 
 
-def _type_of(factory: type, parameter: inspect.Parameter) -> Any:
+def type_of(factory: type, parameter: inspect.Parameter) -> Any:
     """Return the annotation of a parameter, or the type of its default if the annotation cannot be resolved.
 
     Raises:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from itertools import chain
 from typing import Any
@@ -28,7 +28,9 @@ from clusterucb.errors import ClusterUCBError, OptionError, PluginError
 from clusterucb.features.concatenation import Concatenation
 from clusterucb.plugins.describe import describe
 from clusterucb.plugins.kinds import HOOKS, KINDS
+from clusterucb.plugins.names import Contested, named
 from clusterucb.plugins.option_values import parse_value
+from clusterucb.plugins.strategy import Broken, Strategy
 from clusterucb.versions import __version__
 from clusterucb.wording import did_you_mean, one_line
 
@@ -43,70 +45,45 @@ _SPELT = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<options>[^\[\]]*)\])?")
 
 
 @dataclass(frozen=True)
-class Strategy:
-    """An installed clusterer, policy or feature.
-
-    Attributes:
-        kind: ``clusterer``, ``policy`` or ``feature``.
-        name: the strategy's name on the command line.
-        factory: the strategy's class.
-        provider: the package (or module) that provides the strategy.
-        version: the version of the package; empty for a module.
-    """
-
-    kind: str
-    name: str
-    factory: type
-    provider: str
-    version: str = ""
-
-    @property
-    def summary(self) -> str:
-        """The first line of the class's docstring."""
-        return (inspect.getdoc(self.factory) or "").partition("\n")[0]
-
-    def options(self) -> dict[str, inspect.Parameter]:
-        """Return the constructor's parameters by name."""
-        return dict(inspect.signature(self.factory).parameters)
-
-    def defaults(self) -> dict[str, str]:
-        """Return the options' defaults as text; ``required`` for an option without a default."""
-        return {
-            name: "required" if option.default is option.empty else str(option.default)
-            for name, option in self.options().items()
-        }
-
-
-@dataclass(frozen=True)
-class Broken:
-    """A plugin that could not be loaded, and the reason.
-
-    Attributes:
-        provider: the package (or module) of the plugin.
-        reason: what went wrong, on one line.
-        version: the version of the package; empty for a module.
-    """
-
-    provider: str
-    reason: str
-    version: str = ""
-
-
-@dataclass(frozen=True)
 class Strategies:
     """All installed strategies, and the plugins that could not be loaded.
 
     Attributes:
         table: the strategies by kind and name.
         broken: the plugins that could not be loaded.
+        contested: for each kind and name that several packages provide, the names that stand for each of them
+            (`clusterucb.plugins.names`).
     """
 
     table: Mapping[tuple[str, str], Strategy]
     broken: tuple[Broken, ...]
+    contested: Contested = field(default_factory=dict)
 
     def of_kind(self, kind: str) -> list[Strategy]:
         """Return the strategies of one kind, sorted by name."""
         return [strategy for (of, _), strategy in sorted(self.table.items()) if of == kind]
+
+    def of_name(self, name: str) -> list[Strategy]:
+        """Return the strategies of a name, of every kind that has one.
+
+        Raises:
+            OptionError: there is none, or several packages provide it.
+        """
+        found = [strategy for kind in KINDS if (strategy := self.find(kind, name)) is not None]
+        if not found and (others := [names for (_, one), names in self.contested.items() if one == name]):
+            raise OptionError(f"several packages provide {name!r}; expected {' or '.join(others[0])}")
+        if not found:
+            known = sorted({strategy for _, strategy in self.table})
+            listed = "; ".join(
+                f"{kind}: {', '.join(one.name for one in self.of_kind(kind))}" for kind in KINDS
+            )
+            broken = "".join(
+                f" Plugin {plugin.provider} could not be loaded: {plugin.reason}." for plugin in self.broken
+            )
+            raise OptionError(
+                f"there is no strategy {name!r}; installed: {listed}.{did_you_mean(name, known)}{broken}"
+            )
+        return found
 
     def options(self, kind: str, name: str) -> list[str]:
         """Return the names of a strategy's options, or none if there is no such strategy.
@@ -114,7 +91,8 @@ class Strategies:
         For joined features, each option is listed twice: by its name, and with the name of its feature in front.
         """
         names = _parts(kind, name)
-        parts = {part: list(self.table[kind, part].options()) for part in names if (kind, part) in self.table}
+        found = {part: self.find(kind, part) for part in names}
+        parts = {part: list(strategy.options()) for part, strategy in found.items() if strategy}
         if len(names) == 1:
             return parts.get(name, [])
         return list(
@@ -122,6 +100,14 @@ class Strategies:
                 [*chain(*parts.values()), *(f"{part}.{key}" for part, keys in parts.items() for key in keys)]
             )
         )
+
+    def find(self, kind: str, name: str) -> Strategy | None:
+        """Return a strategy by its name, which may have its package in front: ``package:name``."""
+        if (strategy := self.table.get((kind, name))) is not None:
+            return strategy
+        provider, _, plain = name.rpartition(":")
+        strategy = self.table.get((kind, plain))
+        return strategy if strategy is not None and strategy.provider == provider else None
 
     def spelt(self, kind: str, text: str) -> Any:
         """Construct a strategy from a text such as ``ucb`` or ``ucb[beta=1.5,delta=2]``.
@@ -157,7 +143,11 @@ class Strategies:
             )
         if len(names) > 1:
             return self._concatenation(name, names, options)
-        strategy = self.table.get((kind, name))
+        strategy = self.find(kind, name)
+        if strategy is None and (kind, name) in self.contested:
+            raise OptionError(
+                f"several packages provide the {kind} {name!r}; expected {' or '.join(self.contested[kind, name])}"
+            )
         if strategy is None:
             choices = [known.name for known in self.of_kind(kind)]
             broken = "".join(f" Plugin {plugin.provider} could not be loaded." for plugin in self.broken)
@@ -247,7 +237,7 @@ def load(discover: Callable[[], list[EntryPoint]] | None = None) -> Strategies:
             installed in the group ``clusterucb``.
     """
     broken: list[Broken] = []
-    table: dict[tuple[str, str], Strategy] = {}
+    provided: list[Strategy] = []
     for point in (
         discover() if discover else sorted(entry_points(group=hookspecs.PROJECT), key=_built_in_first)
     ):
@@ -255,15 +245,16 @@ def load(discover: Callable[[], list[EntryPoint]] | None = None) -> Strategies:
         try:
             _check_version(point)
             with redirect_stdout(sys.stderr):  # standard output is for results
-                table.update(_strategies(point, provider, table))
+                provided += _strategies(point, provider, provided)
         except (Exception, SystemExit) as error:  # whatever one plugin raises, the others still load
             reason = f"{type(error).__name__}: {one_line(error)}".removesuffix(": ")
             broken.append(Broken(provider, reason, _version(point)))
-    return Strategies(table, tuple(broken))
+    table, contested = named(provided)
+    return Strategies(table, tuple(broken), contested)
 
 
 def _built_in_first(point: EntryPoint) -> tuple[bool, str]:
-    """Return a sort key that puts the built-in strategies first, so that no plugin takes their names."""
+    """Return a sort key that puts the built-in strategies first."""
     return (point.dist is None or point.dist.name != "clusterucb", point.value)
 
 
@@ -285,11 +276,10 @@ def _check_version(point: EntryPoint) -> None:
             )
 
 
-def _strategies(
-    point: EntryPoint, provider: str, table: Mapping[tuple[str, str], Strategy]
-) -> dict[tuple[str, str], Strategy]:
+def _strategies(point: EntryPoint, provider: str, before: Iterable[Strategy]) -> list[Strategy]:
     """Return the strategies of one plugin; an error in one of them refuses all of them."""
-    provided = {}
+    own = {(strategy.kind, strategy.name) for strategy in before if strategy.provider == provider}
+    provided = []
     for kind, hook, strategies in _returned(point):
         if not isinstance(strategies, Mapping) or not strategies:
             raise PluginError(
@@ -297,8 +287,10 @@ def _strategies(
                 f'return {{"my-{kind}": My{kind.capitalize()}}}'
             )
         for name, factory in strategies.items():
-            _check(kind, name, factory, provider, table)
-            provided[kind, name] = Strategy(kind, name, factory, provider, _version(point))
+            _check(kind, name, factory)
+            if (kind, name) in own:
+                raise PluginError(f"it provides the {kind} {name!r} twice; expected different names")
+            provided.append(Strategy(kind, name, factory, provider, _version(point)))
     return provided
 
 
@@ -343,10 +335,8 @@ def _check_marked(name: str, value: object, mark: object) -> None:
         )
 
 
-def _check(
-    kind: str, name: str, factory: object, provider: str, table: Mapping[tuple[str, str], Strategy]
-) -> None:
-    """Refuse a strategy that the command line could not name or construct, or whose name is taken."""
+def _check(kind: str, name: str, factory: object) -> None:
+    """Refuse a strategy that the command line could not name or construct."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise PluginError(
             f"{kind} {name!r}: expected a name of letters, digits, - and _, for use on the command line"
@@ -365,7 +355,3 @@ def _check(
                 f"the constructor of {kind} {name!r} takes {form.format(option.name)}; expected named "
                 "hyper-parameters: name each of them"
             )
-    if (other := table.get((kind, name))) is not None:
-        raise PluginError(
-            f"{kind} {name!r} is already provided by {other.provider}; {provider} must rename its own"
-        )

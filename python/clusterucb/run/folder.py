@@ -28,6 +28,7 @@ import msgspec
 from clusterucb import filenames
 from clusterucb.atomic import check_regular, flush, make_folder, remove_file, write_whole
 from clusterucb.errors import RunError, warn
+from clusterucb.plugins import packages
 from clusterucb.run.cost import Cost, PhaseCost
 from clusterucb.run.kept_files import KeptFiles
 from clusterucb.run.locks import FolderLock
@@ -166,7 +167,8 @@ class Run:
         Raises:
             RunError: the folder holds a run with other settings, or its manifest cannot be read.
         """
-        fresh = Manifest(identity, asked, versions=recorded_versions(), token=identity.fingerprint)
+        versions = recorded_versions(packages(identity.options))
+        fresh = Manifest(identity, asked, versions=versions, token=identity.fingerprint)
         try:
             manifest = read_manifest(self.folder)
         except FileNotFoundError:
@@ -199,8 +201,9 @@ class Run:
         return files
 
     def _warn_of_versions(self, then: Mapping[str, str], now: Mapping[str, str]) -> None:
-        if then != now:
-            before = ", ".join(f"{name} {then.get(name)}" for name in now if then.get(name) != now[name])
+        changed = [name for name in now if name in then and then[name] != now[name]]
+        if changed:
+            before = ", ".join(f"{name} {then[name]}" for name in changed)
             warn(
                 f"the run in {self.folder} was started with other versions ({before}): new results may differ from "
                 "earlier ones in the last digits"

@@ -8,9 +8,7 @@ from contextlib import redirect_stdout
 from functools import partial
 
 from clusterucb import plugins, testing
-from clusterucb.errors import OptionError
 from clusterucb.testing import Outcome
-from clusterucb.wording import did_you_mean
 
 
 def check(name: str, options: Mapping[str, str] | None = None) -> list[Outcome]:
@@ -27,20 +25,7 @@ def check(name: str, options: Mapping[str, str] | None = None) -> list[Outcome]:
         OptionError: no strategy has the name, or the strategy refuses the options.
     """
     installed = plugins.load()
-    kinds = [kind for kind in plugins.KINDS if (kind, name) in installed.table]
-    if not kinds:
-        known = sorted({strategy for _, strategy in installed.table})
-        listed = "; ".join(
-            f"{kind}: {', '.join(strategy.name for strategy in installed.of_kind(kind))}"
-            for kind in plugins.KINDS
-        )
-        broken = "".join(
-            f" Plugin {plugin.provider} could not be loaded: {plugin.reason}." for plugin in installed.broken
-        )
-        raise OptionError(
-            f"there is no strategy {name!r}; installed: {listed}.{did_you_mean(name, known)}{broken}"
-        )
-
+    kinds = [strategy.kind for strategy in installed.of_name(name)]
     suites = {
         "policy": testing.PolicySuite,
         "clusterer": testing.ClustererSuite,

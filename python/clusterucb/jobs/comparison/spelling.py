@@ -70,8 +70,8 @@ def _names(spec: str, parts: str, installed: Strategies) -> dict[str, str]:
         raise OptionError(
             f"strategy {spec!r} has {len(rest) + 1} parts; expected policy[@clusterer][@features]"
         )
-    if len(rest) == 1 and ("clusterer", rest[0]) not in installed.table:
-        if "+" not in rest[0] and ("feature", rest[0]) not in installed.table:
+    if len(rest) == 1 and not installed.find("clusterer", rest[0]):
+        if "+" not in rest[0] and not installed.find("feature", rest[0]):
             known = [one.name for kind in ("clusterer", "feature") for one in installed.of_kind(kind)]
             raise OptionError(
                 f"strategy {spec!r}: there is no clusterer or feature {rest[0]!r}; installed: {', '.join(known)}."
