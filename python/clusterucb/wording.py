@@ -27,6 +27,8 @@ _WORDS: dict[Any, str] = {
 
 def printable(text: str) -> str:
     """Return text that is safe to print on a terminal: control characters other than line breaks become �."""
+    if text.isprintable():
+        return text
     return "".join(letter if letter.isprintable() or letter == "\n" else "�" for letter in text)
 
 

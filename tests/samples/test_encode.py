@@ -653,3 +653,9 @@ def test_a_text_of_ten_million_characters_takes_no_more_tokens_than_its_part() -
     encoder.tokenised = lambda texts: (seen.extend(len(text.text) for text in texts), tokenised(texts))[1]
     encoder([Message("user", "word " * 1_000_000), Message("assistant", "answer " * 1_000_000)])
     assert seen == [2 * 64 * 64]
+
+
+def test_a_conversation_of_many_turns_is_encoded() -> None:
+    """To look for the place of every turn in the whole text takes minutes."""
+    messages = [Message("user", "x"), Message("assistant", "y")] * 30_000
+    assert isinstance(ENCODERS["chatml"](messages), Encoded)

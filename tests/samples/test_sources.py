@@ -28,8 +28,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clusterucb.errors import InputError, OptionError
+from clusterucb.samples import bounds, formats
 from clusterucb.samples import files as files_module
-from clusterucb.samples import formats
 from clusterucb.samples.pool import read_pool, read_target
 from clusterucb.samples.shapes import Layout
 from clusterucb.samples.sources import sources_of
@@ -646,7 +646,7 @@ def test_a_quote_that_is_not_closed_loses_nothing_in_silence(tmp_path: Path) -> 
 def test_a_field_without_end_is_an_error_and_the_limit_stays_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(bounds, "LONGEST_LINE", 1 << 20)
     path = tmp_path / "pool.csv"
     before = csv.field_size_limit()
     path.write_bytes(b"prompt,completion\n" + b"q," + b"a" * (1 << 19) + b"\nq,b\n")
@@ -656,7 +656,7 @@ def test_a_field_without_end_is_an_error_and_the_limit_stays_as_it_was(
     path.write_bytes(b'prompt,completion\nq,a\nq,"' + b"a\n" * (1 << 20))
     with pytest.raises(
         InputError,
-        match=r"pool.csv:3: not CSV: a field has more than 1,048,576 characters, which is the limit; expected clo",
+        match=r"pool.csv:3: not CSV: a row has more than 1,048,576 characters, which is the limit; expected clo",
     ):
         read_pool(path)
     assert csv.field_size_limit() == before
@@ -906,7 +906,7 @@ def test_blank_lines_are_counted(tmp_path: Path) -> None:
 def test_a_line_without_end_is_refused_and_the_next_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(formats, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(bounds, "LONGEST_LINE", 1 << 20)
     path = tmp_path / "pool.jsonl"
     path.write_bytes(b'{"text": "' + b"a" * (3 << 20) + b'"}\n' + LINES + b"x" * (2 << 20))
     pool = read_pool(path)

@@ -314,6 +314,71 @@ def test_every_option_with_a_value_has_been_tried() -> None:
     }  # the first needs --adapter, the second any text
 
 
+NAMES = (
+    "--adapter",
+    "--optimizer",
+    "--checkpoint",
+    "--store",
+    "--prior",
+    "--tokenizer",
+    "--chat-template",
+    "--config",
+)
+LONG = {"a name": "x" * 300, "a path": "x/" * 3000, "a text": "x" * 100_000, "a pattern": "x" * 300 + "*"}
+
+
+@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("option", [*NAMES, "--out", "--model", "--target", "--features", "--columns"])
+def test_a_name_that_is_too_long_is_one_short_line(select, folder, option: str, name: str) -> None:
+    more = {"adapter": folder / "model"} if option == "--optimizer" else {}
+    code, out, err = select(**more, **{option.removeprefix("--").replace("-", "_"): LONG[name]})
+    assert (code, out) == (2, "")
+    (line,) = errors(err)
+    assert len(line) < 5000
+
+
+@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["try"],
+        ["report"],
+        ["stores"],
+        ["doctor", "--pool"],
+        ["doctor", "--model"],
+        ["doctor", "--model", "no/such", "--pool"],
+        ["try", "run", "--judge"],
+        ["stores", "run", "--merge"],
+        ["sketch"],
+    ],
+    ids=" ".join,
+)
+def test_a_name_that_is_too_long_is_one_short_line_for_every_command(
+    capsys, command: list[str], name: str
+) -> None:
+    more = ["--model", "no/such", "--out", "no"] if command == ["sketch"] else []
+    assert cli.run([*command, LONG[name], *more]) == 2
+    (line,) = errors(capsys.readouterr().err)
+    assert len(line) < 5000
+
+
+def test_a_name_that_is_too_long_is_named_with_its_length(select) -> None:
+    code, _, err = select(prior="x" * 300)
+    assert code == 2
+    assert errors(err) == [
+        f"error: the path '{'x' * 80}...' is too long (300 bytes in a name, 300 in all); expected at most 255 bytes in "
+        "each name and 4,095 in all. If it is a text and no path, see the option's help"
+    ]
+
+
+@pytest.mark.parametrize("option", [*NAMES, "--out", "--model", "--target"])
+def test_a_nul_in_a_name_is_an_error(select, folder, option: str) -> None:
+    more = {"adapter": folder / "model"} if option == "--optimizer" else {}
+    code, out, err = select(**more, **{option.removeprefix("--").replace("-", "_"): "a\0b"})
+    assert (code, out) == (2, "")
+    assert len(errors(err)) == 1
+
+
 # Fuzzing --------------------------------------------------------------------------------------------------
 
 

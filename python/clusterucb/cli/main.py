@@ -53,6 +53,11 @@ _MACHINE = {  # what to do about errors of the system, by their numbers
     errno.EROFS: "use folders that can be written",
 }
 _BROKEN_PIPE = 141  # the exit code of a program that SIGPIPE ends
+_NUL = "embedded null"  # words of Python's error about a path
+_NAME, _MESSAGE = (
+    80,
+    4000,
+)  # the largest numbers of letters shown of a name that is too long, and of a message
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -95,7 +100,7 @@ def run(arguments: Sequence[str]) -> int:
                     debug,
                 )
                 return 2
-            if fault := _of_the_machine(error):
+            if fault := _of_the_machine(error) or _of_a_name(error):
                 _complain(messages, fault, debug)
                 return 2
             if isinstance(error, MemoryError) or _NO_MEMORY in str(error):
@@ -138,6 +143,28 @@ def _number_of(error: BaseException) -> int:
         return error.errno or 0
     words = str(error)
     return next((number for number in _MACHINE if os.strerror(number) in words), 0)
+
+
+def _of_a_name(error: Exception) -> str | None:
+    """Return a message about an error that says that a name can be no file's; None for another error.
+
+    Any option that takes a path may be given such a name, and any function that looks for its file fails.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
+            given = os.fsdecode(cause.filename) if isinstance(cause.filename, str | bytes) else ""
+            longest = max((len(os.fsencode(part)) for part in given.split("/")), default=0)
+            size = f" ({longest:,} bytes in a name, {len(os.fsencode(given)):,} in all)" if given else ""
+            shown = f"{given[:_NAME]}{'...' if len(given) > _NAME else ''}"
+            return (
+                f"the path {shown!r} is too long{size}; expected at most 255 bytes in each name and 4,095 in all. "
+                "If it is a text and no path, see the option's help"
+            )
+        if isinstance(cause, ValueError) and _NUL in str(cause):
+            return "a path has a NUL; expected the path of a file or a folder: remove the NUL"
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return None
 
 
 def _usage_message(error: CycloptsError, arguments: Sequence[str]) -> str:
@@ -262,4 +289,6 @@ def _show_warnings(console: Console, debug: bool) -> None:
 def _complain(console: Console, text: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
+    if len(text) > _MESSAGE:  # what was given may be long; what to do stands at the end
+        text = f"{text[: _MESSAGE // 2]} ... {text[-_MESSAGE // 2 :]}"
     console.print(Text.assemble(("error: ", "bold red"), text))

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _SECONDS = 10  # the longest time that a template may take
 _PATIENCE = 3  # conversations that may take longer
+_MARKS = re.compile(r"Qz7(?:content|thoughts?)Q\d+zQ")
 _RESULT = ("<tool_response>", "</tool_response>")
 # The date given to templates that ask for today's. It is the date that Llama 3.1's template falls back on.
 _TODAY = date(2024, 7, 26)
@@ -144,18 +145,19 @@ class ChatTemplate:
 
     def _find_pattern(self, marked: Sequence[Message]) -> _Pattern:
         rendered = self._render(marked)
+        marks = _marks_in(rendered)
         places: list[tuple[int, int, _Slot]] = []
         for at, message in enumerate(marked):
             for thought, mark in ((True, message.thought), (False, message.content)):
                 if not mark.strip() or message.role == TOOLS:
                     continue
-                forms = [
-                    (text, _Slot(at, whole, thought))
+                forms = (
+                    (_starts(text, rendered, marks), text, _Slot(at, whole, thought))
                     for whole in ((True,) if thought else (True, False))
                     for text in _variants(mark, whole)
-                ]
-                text, slot = next(((text, slot) for text, slot in forms if text in rendered), forms[0])
-                times = rendered.count(text)
+                )
+                starts, text, slot = next((form for form in forms if form[0]), ([], "", _Slot(at, True)))
+                times = len(starts)
                 if not times and (thought or message.calls):  # the template leaves it out
                     continue
                 if not times and message.role == "system" and at:
@@ -168,12 +170,11 @@ class ChatTemplate:
                     raise Unusable(
                         f"chat template: it writes turn {at + 1} ({message.role}) {times} times; expected once"
                     )
-                start = rendered.index(text)
-                places.append((start, start + len(text), slot))
+                places.append((starts[0], starts[0] + len(text), slot))
         places.sort()
         ends = [0, *(end for _, end, _ in places)]
-        starts = [*(start for start, _, _ in places), len(rendered)]
-        segments = tuple(rendered[end:start] for end, start in zip(ends, starts, strict=True))
+        begins = [*(start for start, _, _ in places), len(rendered)]
+        segments = tuple(rendered[end:start] for end, start in zip(ends, begins, strict=True))
         slots = tuple(slot for _, _, slot in places)
         after = segments[-1] if slots and slots[-1].message == len(marked) - 1 else ""
         return _Pattern(segments, slots, self._first_token(after))
@@ -319,6 +320,21 @@ def _mark(message: int, thinks: bool) -> str:
     mark = f"Qz7contentQ{message}zQ"
     # No template writes so many line breaks. If they come before the mark, they belong to the content.
     return f"<think>\nQz7thoughtQ{message}zQ\n</think>\n\n\n\n\n{mark}" if thinks else mark
+
+
+def _marks_in(rendered: str) -> dict[str, list[int]]:
+    """Return where each mark stands in a text. To look for one mark after the other would read the text for each."""
+    found: dict[str, list[int]] = {}
+    for match in _MARKS.finditer(rendered):
+        found.setdefault(match[0], []).append(match.start())
+    return found
+
+
+def _starts(text: str, rendered: str, marks: dict[str, list[int]]) -> list[int]:
+    """Return where a text that holds a mark begins in a rendering, given where its marks stand."""
+    *_, mark = _MARKS.finditer(text)
+    begins = (at - mark.start() for at in marks.get(mark[0], ()))
+    return [begin for begin in begins if begin >= 0 and rendered.startswith(text, begin)]
 
 
 def _marked_content(message: Message, at: int) -> str:

@@ -16,7 +16,6 @@ Decisions:
 
 from __future__ import annotations
 
-import csv
 import io
 import itertools
 import os
@@ -32,26 +31,15 @@ import msgspec
 
 from clusterucb.errors import InputError
 from clusterucb.progress import Advance
+from clusterucb.samples import bounds
+from clusterucb.samples.delimited import delimited_lines
 from clusterucb.samples.files import EXPECTED, ending, explained
 from clusterucb.samples.message import Unreadable
-from clusterucb.samples.tables import (
-    Line,
-    arrow_lines,
-    check_names,
-    encoded,
-    parquet_lines,
-    saved_lines,
-    stream_lines,
-)
+from clusterucb.samples.tables import Line, arrow_lines, parquet_lines, saved_lines, stream_lines
 from clusterucb.samples.turns import is_message
 from clusterucb.wording import in_bytes, one_line
 
-LONGEST_LINE = 64 << 20  # bytes; a longer line is not a sample but a file without line breaks
 _LARGEST_ARRAY = 4 << 30  # bytes of a JSON array
-_UNPACKED, _RATIO = (
-    64_000_000,
-    100,
-)  # bytes that a compressed file may unpack to, or times its size, if it is read whole
 _FEW = 64  # in an array of objects, there are at most so many commas for each object
 _DEEPEST = 1_000_000  # brackets inside each other in a JSON array; more are read in vain for minutes
 _LINES = re.compile(rb"[\r\n][ \t]*(?:\{\"|\{\}|\[)")  # a line that begins like a JSON value
@@ -126,7 +114,7 @@ def _by_content(stream: io.BufferedReader[Any], file: Path, packed: str | None) 
     if foreign or binary:
         raise InputError(f"{file} is {foreign or 'a binary file'}; {EXPECTED}")
     if ending(file) in (".csv", ".tsv"):
-        return _table(stream, file, first)
+        return delimited_lines(stream, file, first)
     if content.startswith(b"["):
         return _array(stream, file, packed)
     if content.startswith(_LFS_POINTER):
@@ -199,13 +187,13 @@ def _jq(program: str, file: Path, packed: str | None, *, raw: bool = False) -> s
 def _lines(stream: IO[bytes], first: int = 1) -> Iterator[Line]:
     """Yield (number, line) for the lines that are not blank; ``first`` is the number of the first line."""
     for number in itertools.count(first):
-        line = stream.readline(LONGEST_LINE + 1)
+        line = stream.readline(bounds.LONGEST_LINE + 1)
         if not line:
             return
-        if len(line) > LONGEST_LINE:
-            yield number, Unreadable(f"too long: the line has more than {LONGEST_LINE >> 20} MiB")
+        if len(line) > bounds.LONGEST_LINE:
+            yield number, Unreadable(f"too long: the line has more than {bounds.LONGEST_LINE >> 20} MiB")
             while line and not line.endswith(b"\n"):
-                line = stream.readline(LONGEST_LINE)
+                line = stream.readline(bounds.LONGEST_LINE)
             continue
         if number == 1:
             line = line.removeprefix(_BOM)
@@ -256,14 +244,14 @@ def _whole(stream: IO[bytes], file: Path, packed: str | None, what: str, remedy:
     """
     largest = _LARGEST_ARRAY
     if packed:
-        largest = min(largest, max(_UNPACKED, _RATIO * file.stat().st_size))
+        largest = min(largest, bounds.may_unpack_to(file.stat().st_size))
     kept = io.BytesIO()  # read() of so many bytes would allocate them all
     while kept.tell() <= largest and (piece := stream.read(1 << 20)):
         kept.write(piece)
     content = kept.getvalue()
     if len(content) > largest:
         more = f"of more than {in_bytes(largest)}" + (
-            f", {_RATIO} times its compressed size" if packed else ""
+            f", {bounds.RATIO} times its compressed size" if packed else ""
         )
         raise InputError(f"{file} is {what} {more}; {remedy}")
     return content.removeprefix(_BOM)
@@ -311,46 +299,6 @@ def _is_json(line: bytes) -> bool:
         msgspec.json.decode(line)
         return True
     return False
-
-
-def _table(stream: IO[bytes], file: Path, first: int) -> Iterator[Line]:
-    """Yield (number, line) for the rows of CSV or TSV, named by its first row. The numbers are lines of the file."""
-    text = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="")
-    lines = enumerate(iter(lambda: text.readline(LONGEST_LINE), ""), start=first)
-    number, header = next(((at, line) for at, line in lines if line.strip()), (first, ""))
-    begin = number
-    delimiters = "\t" if ending(file) == ".tsv" else ",;\t|"
-    try:
-        delimiter = max(delimiters, key=lambda mark: len(_fields(csv.reader([header], delimiter=mark)) or ()))
-        rows = csv.reader(itertools.chain([header], text), delimiter=delimiter, strict=True)
-        names = _fields(rows) or []
-        check_names(names, file)
-        number = begin + rows.line_num
-        while (fields := _fields(rows)) is not None:
-            if len(fields) == len(names):
-                yield number, encoded({name: text for name, text in zip(names, fields, strict=True) if name})
-            elif fields:
-                reason = f"not a row: {len(fields)} fields; the first line names {len(names)}"
-                yield number, Unreadable(reason)
-            number = begin + rows.line_num
-    except csv.Error as error:
-        too_long = f"a field has more than {LONGEST_LINE:,} characters, which is the limit"
-        raise InputError(
-            f"{file}:{number}: not CSV: {too_long if 'field limit' in str(error) else error}; expected closed quotes, "
-            "with inner quotes doubled"
-        ) from error
-
-
-def _fields(rows: Iterator[list[str]]) -> list[str] | None:
-    """Return the next row of CSV, or None at the end.
-
-    The limit on a field's length belongs to the whole process, so it is set for this row only.
-    """
-    before = csv.field_size_limit(LONGEST_LINE)
-    try:
-        return next(rows, None)
-    finally:
-        csv.field_size_limit(before)
 
 
 def _columns(start: bytes, file: Path, packed: str | None) -> Iterator[Line]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _SHAPES = {name: at for at, name in enumerate(SHAPES)}
 _BATCH = 8192  # lines in one Arrow batch; memory holds 1.7 KB for each batch
 _BATCH_BYTES = 16 << 20  # a batch of fewer lines is written once it has so many bytes
+_FORGOTTEN = 256 << 20  # bytes of lines that are read back before the system may take back their memory
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ class Lines:
         self._n_lines = 0
         self._waiting: list[tuple[bytes, int, int]] = []
         self._waiting_bytes = 0
+        self._read_bytes = 0  # of lines that were read back since the last were forgotten
         self._kept: tuple[pa.ChunkedArray, ...] = ()  # the columns of `_schema`, once all lines are written
         with room_for("lines"):
             self._digest_file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (as below)
@@ -123,6 +125,7 @@ class Lines:
 
     def forget(self) -> None:
         """Let the system take back the memory of lines that were read back. They are read again when they are used."""
+        self._read_bytes = 0
         self._mapped.madvise(mmap.MADV_DONTNEED)
 
     def sample(self, at: int) -> Sample:
@@ -202,6 +205,9 @@ class Lines:
     def _read_back(self, at: int) -> tuple[bytes, int, int]:
         """Return the bytes, the origin and the number of the line that was kept as number ``at``."""
         line, origin, number = (column[at].as_py() for column in self._kept)
+        self._read_bytes += len(line)
+        if self._read_bytes > _FORGOTTEN:  # what is mapped counts as the memory of this process
+            self.forget()
         return line, origin, number
 
     def _write(self) -> None:

@@ -1,7 +1,8 @@
 """Keep the rejected lines of a pool on the disk, because every line of a pool of millions may be rejected.
 
-Memory holds 32 bytes for each line: its file and number, and where its reason and its beginning are in a file without
-a name (under ``TMPDIR``). That file only grows.
+Memory holds at most 32 bytes for each line: its file and number, and where its reason and its beginning are in a file
+without a name (under ``TMPDIR``). That file only grows. Lines that are alike, one after the other, take their place in
+it once: a table may have millions of empty rows.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 from clusterucb.atomic import write_lines
 from clusterucb.samples.lines import room_for
 from clusterucb.samples.sample import Rejected, by_frequency
+
+_WAITING = 1 << 20  # bytes of texts that are written at a time
 
 
 class RejectedLines(Sequence[Rejected]):
@@ -105,28 +108,46 @@ def write_rejected(path: Path, *parts: Iterable[Rejected]) -> dict[str, int]:
 
 
 class _Texts:
-    """Pairs of texts in a temporary file, numbered in the order in which they were added."""
+    """Pairs of texts in a temporary file, numbered in the order in which they were added.
+
+    A pair that is added twice in a row keeps its number.
+    """
 
     def __init__(self) -> None:
+        self._last: tuple[str, str] | None = None
+        self._read: tuple[int, tuple[str, str]] | None = None
+        self._waiting = bytearray()
         self._file: IO[bytes] | None = None
         self._starts = array("Q", [0])
         self._cuts = array("I")
 
     def add(self, first: str, second: str) -> int:
-        # Reasons may name files, whose names need not be UTF-8.
-        parts = [text.encode("utf-8", "surrogatepass") for text in (first, second)]
-        with room_for("rejected lines"):
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (stays open as long as this object exists)
-            self._file.write(b"".join(parts))
-        self._cuts.append(len(parts[0]))
-        self._starts.append(self._starts[-1] + sum(map(len, parts)))
+        if (first, second) != self._last:
+            self._last = first, second
+            # Reasons may name files, whose names need not be UTF-8.
+            parts = [text.encode("utf-8", "surrogatepass") for text in self._last]
+            self._waiting += b"".join(parts)
+            self._cuts.append(len(parts[0]))
+            self._starts.append(self._starts[-1] + sum(map(len, parts)))
+            if len(self._waiting) > _WAITING:
+                self._write()
         return len(self._cuts) - 1
 
     def __getitem__(self, number: int) -> tuple[str, str]:
-        assert self._file is not None
-        start, end, cut = self._starts[number], self._starts[number + 1], self._cuts[number]
+        if self._read is None or self._read[0] != number:
+            start, end, cut = self._starts[number], self._starts[number + 1], self._cuts[number]
+            if self._waiting or self._file is None:
+                self._write()
+            assert self._file is not None
+            both = os.pread(self._file.fileno(), end - start, start)
+            texts = both[:cut].decode("utf-8", "surrogatepass"), both[cut:].decode("utf-8", "surrogatepass")
+            self._read = number, texts
+        return self._read[1]
+
+    def _write(self) -> None:
         with room_for("rejected lines"):
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(prefix="clusterucb-")  # noqa: SIM115  (stays open as long as this object exists)
+            self._file.write(self._waiting)
             self._file.flush()
-        both = os.pread(self._file.fileno(), end - start, start)
-        return both[:cut].decode("utf-8", "surrogatepass"), both[cut:].decode("utf-8", "surrogatepass")
+        self._waiting.clear()

@@ -98,6 +98,8 @@ def _turns(turn: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def advice(row: Row) -> str:
     """Return what to do about a row of no known shape; "" if nothing about it says so."""
+    if not any(row.values()):
+        return ""
     inside = [name for name, value in row.items() if _has_fields(value)]
     if len(inside) > 1 and len(inside) == len(row):
         return ". Each of its values is a row: jq -c '.[]'"

@@ -286,7 +286,7 @@ class _Shape:
 
     def fits(self, present: set[str]) -> bool:
         """Return whether a row with these fields has all that the shape needs."""
-        return all(not present.isdisjoint(names) for names in self.needs)
+        return not any(map(present.isdisjoint, self.needs))
 
     def missing(self, row: Row) -> str:
         """Return which needed fields a row lacks, in words; "" if it has all."""
@@ -337,7 +337,7 @@ def _shape_of(row: Row, named: Mapping[str, str]) -> str:
             "the messages on each path to an answer as `messages`"
         )
     names = sorted(SHAPES, key=lambda name: named.keys().isdisjoint(SHAPES[name].reads)) if named else SHAPES
-    for keys in (filled, present):
+    for keys in filter(None, (filled, present)):  # no shape fits a row without fields
         for name in names:
             if SHAPES[name].fits(keys) and (name != TEXT or name in named or present == {TEXT}):
                 return name

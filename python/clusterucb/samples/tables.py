@@ -11,8 +11,11 @@ from typing import Any
 import msgspec
 
 from clusterucb.errors import InputError
+from clusterucb.samples.arrow_sizes import pieces
 from clusterucb.samples.files import explained
 from clusterucb.samples.message import Unreadable
+from clusterucb.samples.packed_batches import check_batches
+from clusterucb.samples.parquet_pages import batches_of
 from clusterucb.samples.tools import CALLS
 from clusterucb.wording import one_line
 
@@ -35,13 +38,14 @@ def parquet_lines(file: Path) -> Iterator[Line]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as table:
-        yield from batch_lines(table.iter_batches(_ROWS), file)
+        yield from batch_lines(batches_of(table, file, _ROWS), file)
 
 
 def arrow_lines(file: Path) -> Iterator[Line]:
     """Yield (number, line) for the rows of an Arrow file."""
     import pyarrow as pa
 
+    check_batches(file)
     with pa.memory_map(str(file)) as mapped:
         reader = pa.ipc.open_file(mapped)
         batches = (_valid(reader.get_batch(number)) for number in range(reader.num_record_batches))
@@ -59,6 +63,7 @@ def stream_lines(files: Sequence[Path], place: Path) -> Iterator[Line]:
 
     def batches() -> Iterator[Any]:
         for file in files:
+            check_batches(file)
             with pa.memory_map(str(file)) as mapped:
                 yield from map(_valid, pa.ipc.open_stream(mapped))
 
@@ -99,9 +104,10 @@ def batch_lines(batches: Iterable[Any], place: object) -> Iterator[Line]:
     for batch in batches:
         check_names(batch.schema.names, place)
         for start in range(0, batch.num_rows, _ROWS):
-            for row in _rows(batch.slice(start, _ROWS)):
-                number += 1
-                yield number, row if isinstance(row, Unreadable) else encoded(row)
+            for piece in pieces(batch.slice(start, _ROWS)):
+                for row in [piece] if isinstance(piece, Unreadable) else _rows(piece):
+                    number += 1
+                    yield number, row if isinstance(row, Unreadable) else encoded(row)
 
 
 def check_names(names: Sequence[str], place: object) -> None:

@@ -145,7 +145,12 @@ def numbers() -> Iterator[Hostile]:
 
 
 def shapes() -> Iterator[Hostile]:
-    """Yield rows that are deep, long or wide."""
+    """Yield rows that are deep, long or wide.
+
+    Time grows with the number of rows and turns, and the limit holds on a busy machine, too. So their numbers are the
+    smallest that would take too long if the time grew faster. `doctor` reads the first rows alone, but decodes a file of
+    an array as a whole: there, 20 million numbers would take too much memory.
+    """
     for opening, closing in (("[", "]"), ('{"a":', "}")):
         for depth in (900, 100_000, 2_000_000):
             yield _made(f"{depth:,} times {opening}", partial(_deep_rows, opening, closing, depth))
@@ -155,14 +160,18 @@ def shapes() -> Iterator[Hostile]:
     yield Hostile("deep arguments of a tool", _with(call))
     yield _made("brackets that are never closed", lambda: ["[" * 1_000_000, '{"a":' * 1_000_000])
     yield _file("a file of one bracket", lambda: "[" * 3_000_000, "json")
-    yield _file("an array of numbers", lambda: "[" + "1," * 20_000_000 + "1]", "json")
-    yield _file("an array of empty objects", lambda: "[" + "{}," * 3_000_000 + "{}]", "json")
-    yield _file("an object of objects", lambda: '{"data": [' + "{}," * 3_000_000 + "{}]}", "json")
+    yield _file("an array of numbers", lambda: "[" + "1," * 1_000_000 + "1]", "json")
+    yield Hostile(
+        "an array of many numbers, for the doctor",
+        lambda folder: doctor(_text(folder / "pool.json", "[" + "1," * 20_000_000 + "1]")),
+    )
+    yield _file("an array of empty objects", lambda: "[" + "{}," * 1_000_000 + "{}]", "json")
+    yield _file("an object of objects", lambda: '{"data": [' + "{}," * 1_000_000 + "{}]}", "json")
     yield _made("a line of 100 MB", lambda: ["x" * 100_000_000])
     yield _made("a row of 60 MB", lambda: [_sample(prompt="word " * 12_000_000)])
     yield _made("a row of a million keys", lambda: [{f"k{at}": at for at in range(1_000_000)}])
     yield _made("200,000 rows with other keys", lambda: ({f"k{at}": 1} for at in range(200_000)))
-    yield _made("600,000 turns", lambda: [{"messages": turns * 300_000}])
+    yield _made("200,000 turns", lambda: [{"messages": turns * 100_000}])
     yield _made("300 forms of turns", lambda: ({"messages": turns * at} for at in range(1, 300)))
     yield Hostile(
         "keys twice", _with('{"prompt": "x", "prompt": {"a": 1}, "completion": "y", "completion": []}')
