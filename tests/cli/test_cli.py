@@ -133,7 +133,7 @@ def test_an_incomplete_command_is_a_mistake(arguments, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("doctor pool.jsonl", "doctor does not take pool.jsonl; name the pool with --pool"),
+        ("doctor pool.jsonl", "cannot read pool.jsonl: No such file or directory"),
         ("plugins lst", "plugins does not take lst; see clusterucb plugins --help"),
         ("compare --pool=a", "Put the pool first, without an option: clusterucb compare POOL ..."),
         (

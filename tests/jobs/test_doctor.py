@@ -276,7 +276,7 @@ def test_the_command(job, capsys) -> None:
     assert content["dry_run"]["files"][str(job / "pool.jsonl")]["read"] == FIRST
     assert content["machine"]["versions"]["clusterucb"]
     assert cli.run(["doctor", "--target", str(job / "dev.jsonl")]) == 2
-    assert "error: --target is given without --pool" in capsys.readouterr().err
+    assert "error: --target is given without a pool" in capsys.readouterr().err
     assert cli.run(["doctor", "--pool", str(job / "nothing.jsonl")]) == 2
     assert "No such file" in capsys.readouterr().err
 

@@ -277,8 +277,8 @@ def try_runs(
 
 @app.command
 def doctor(
-    *,
     pool: Annotated[list[Path] | None, FILES] = None,
+    *,
     target: Annotated[list[Path] | None, FILES] = None,
     model: str | None = None,
     search: Search = SearchSettings(),
@@ -288,7 +288,7 @@ def doctor(
 ) -> None:
     """Check the installation, the files of a selection, or the exactness of a model's gradients on this machine.
 
-    With --pool, read the first rows of every file and, with --model, compute a few gradients. With --model alone,
+    With a pool, read the first rows of every file and, with --model, compute a few gradients. With --model alone,
     measure how much a sample's gradient changes with its batch, attention and data type, and show remedies. Saves no
     files.
 
@@ -308,7 +308,9 @@ def doctor(
     from clusterucb.progress import Screen, Silent
 
     if pool is None and target:
-        raise OptionError("--target is given without --pool; expected both")
+        raise OptionError(
+            "--target is given without a pool; expected both: clusterucb doctor POOL --target ..."
+        )
     settings = Settings(**values_of(search), **values_of(gradients))
     observer = Silent() if json else Screen()
     files = examine_files(pool, target, model, settings, observer) if pool else None

@@ -181,8 +181,7 @@ def _usage_message(error: CycloptsError, arguments: Sequence[str]) -> str:
             text += " Put it first: --target takes every file after it."
     elif isinstance(error, UnusedCliTokensError):
         unused = shlex.join(error.unused_tokens or ())
-        hint = "name the pool with --pool" if command == "doctor" else f"see clusterucb {command} --help"
-        text = f"{command} does not take {unused}; {hint}"
+        text = f"{command} does not take {unused}; see clusterucb {command} --help"
     elif (
         isinstance(error, UnknownOptionError)
         and text.startswith("Unknown option: --pool")
