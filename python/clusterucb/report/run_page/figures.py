@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from clusterucb.engine.rules import Rules
-from clusterucb.report.run_page.found import Found, Rows
+from clusterucb.report.run_page.found import Floats, Found, Rows
 
 _STEPS = 100  # points of a curve
 _ARMS, _TIMES = 40, 60  # rows and columns of the chart of arms
@@ -23,15 +23,24 @@ def best_so_far(found: Found) -> dict[str, Any]:
     outcome = found.manifest.outcome
     n_select = outcome.n_select if outcome and outcome.n_select else max(len(found.overview.tokens) // 20, 1)
     seats = np.ceil(Rules().seats(n_select, len(found.subtasks))).astype(np.int64)
-    curves = {}
-    for name, column, count in list(zip(found.subtasks, found.scores.T, seats.tolist(), strict=True))[
-        :_SUBTASKS
-    ]:
-        known = np.where(np.isnan(column), -np.inf, column)
-        best = (np.sort(known[:draws])[::-1][:count] for draws in at.tolist())
-        means = [values[np.isfinite(values)] for values in best]
-        curves[name] = [round(float(values.mean()), 5) if len(values) else None for values in means]
+    columns = zip(found.subtasks, found.scores.T, seats.tolist(), strict=True)
+    curves = {
+        name: _means_of_best(column, at, count)
+        for _, (name, column, count) in zip(range(_SUBTASKS), columns, strict=False)
+    }
     return {"draws": at.tolist(), "curves": curves}
+
+
+def _means_of_best(scores: Floats, at: Rows, count: int) -> list[float | None]:
+    """Return the mean of the ``count`` largest scores after some numbers of draws; None before the first score."""
+    means: list[float | None] = []
+    best = np.zeros(0)
+    for part in np.split(scores, at)[:-1]:
+        best = np.concatenate([best, part[~np.isnan(part)]])
+        if len(best) > count:
+            best = np.partition(best, len(best) - count)[-count:]
+        means.append(round(float(best.mean()), 5) if len(best) else None)
+    return means
 
 
 def arms(found: Found) -> dict[str, Any]:
@@ -45,8 +54,7 @@ def arms(found: Found) -> dict[str, Any]:
     shown = order[:_ARMS]
     n_times = min(_TIMES, len(found.rows))
     time = np.arange(len(found.rows)) * n_times // len(found.rows)
-    drawn = np.zeros((n_arms, n_times), np.int64)
-    np.add.at(drawn, (found.arms, time), 1)
+    drawn = np.bincount(found.arms * n_times + time, minlength=n_arms * n_times).reshape(n_arms, n_times)
     rest = order[_ARMS:]
     return {
         "count": len(order),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +47,13 @@ class Found:
     details: Details | None
     config: str
 
-    @property
+    @cached_property
     def mean_scores(self) -> Floats:
         """Each draw's mean score over the subtasks, f64[n]."""
         means: Floats = self.scores.mean(axis=1)
         return means
 
-    @property
+    @cached_property
     def selected(self) -> NDArray[np.bool_]:
         """Whether a draw is selected, bool[n]; none is before there is a result."""
         return np.isin(self.rows, self.details.rows if self.details else [])

@@ -51,11 +51,14 @@ def places(blocks: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float32]:
     groups = KMeans(n_clusters=n_groups).fit_predict(pool, np.random.default_rng(0))
     order = np.argsort(groups, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(groups))[:-1])
-    own = [np.concatenate([block[rows] for block in reduced], axis=1, dtype=np.float64) for rows in members]
-    means = np.stack([rows.mean(axis=0) for rows in own])
+
+    def inside(rows: NDArray[np.int64]) -> Floats:  # one group at a time: a copy of all would be large
+        return np.concatenate([block[rows] for block in reduced], axis=1, dtype=np.float64)
+
+    means = np.stack([inside(rows).mean(axis=0) for rows in members])
     centres = _scaled(means)
-    for rows, inside, mean, centre, radius in zip(members, own, means, centres, _radii(centres), strict=True):
-        found[rows] = centre + radius * _around(inside - mean)
+    for rows, mean, centre, radius in zip(members, means, centres, _radii(centres), strict=True):
+        found[rows] = centre + radius * _around(inside(rows) - mean)
     return found
 
 
