@@ -30,7 +30,9 @@ def take(pages: dict[str, Path]) -> None:
             for width, height in HEIGHTS.items():
                 for scheme in ("light", "dark"):
                     shown = browser.new_page(
-                        viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
+                        viewport={"width": width, "height": height},
+                        color_scheme=scheme,
+                        reduced_motion="reduce",
                     )
                     shown.goto(page.absolute().as_uri())
                     shown.wait_for_timeout(300)

@@ -70,7 +70,7 @@ def test_a_batch_that_unpacks_to_far_more_is_refused_before_it_is_unpacked(
     ):
         read(path)
     dictionary = pa.table({"prompt": pa.array([LONG * 9] * 9).dictionary_encode(), "completion": ["y"] * 9})
-    with pytest.raises(InputError, match=r"has a record batch that unpacks to 0\.0 MB"):
+    with pytest.raises(InputError, match=r"has a record batch that unpacks to [\d.]+ kB"):
         read(arrow(tmp_path, dictionary, codec, kind))
     assert read(arrow(tmp_path, OTHERS, codec, kind)) == read(arrow(tmp_path, OTHERS, None, kind))
 

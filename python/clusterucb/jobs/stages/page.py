@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.engine.recall import Recall
-from clusterucb.errors import RunError, warn
 from clusterucb.jobs.stages.opening import Session
 from clusterucb.options.search import SelectSettings
 from clusterucb.report.result import Result
@@ -67,12 +66,12 @@ class RunPage:
             add_point(self._run.folder, Point(n_draws, seconds, (recall.estimate, recall.low, recall.high)))
 
     def finish(self, result: Result) -> None:
-        """Keep the details of the result, and write the page. An error is a warning: the results are whole without."""
-        if not self._kept:
-            return
-        keep_details(self._run, result, self._material)
-        self._run.save()
-        try:
+        """Keep the details of the result, and write the page.
+
+        Raises:
+            RunError: a file cannot be written. The result is whole without it.
+        """
+        if self._kept:
+            keep_details(self._run, result, self._material)
+            self._run.save()
             write_page(self._run.folder)
-        except RunError as error:
-            warn(f"the page of the run is not written: {error}")
