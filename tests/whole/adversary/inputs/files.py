@@ -149,8 +149,8 @@ def columns() -> Iterator[Hostile]:
     of it grew faster: 2 GB of rows, a million of them.
     """
     yield Hostile("a Parquet of one row many times", _dictionary(200_000, 5_000))
-    yield Hostile("a Parquet of one large row many times", _dictionary(1_000, 1_000_000, store_schema=False))
-    yield Hostile("a Parquet of one large row many times, as categories", _dictionary(1_000, 1_000_000))
+    yield Hostile("a Parquet of one large row many times", _dictionary(800, 1_000_000, store_schema=False))
+    yield Hostile("a Parquet of one large row many times, as categories", _dictionary(800, 1_000_000))
     yield Hostile("a Parquet of one large page", _page)
     yield Hostile("a Parquet of many small rows", _dictionary(500_000, 3))
     yield Hostile(
@@ -265,7 +265,7 @@ def _arrow_bomb(folder: Path) -> list[str]:
 
 def _arrow_dictionary(folder: Path) -> list[str]:
     texts = pa.DictionaryArray.from_arrays(
-        pa.array(np.zeros(1000, dtype=np.int8)), pa.array(["x" * 1_000_000])
+        pa.array(np.zeros(800, dtype=np.int8)), pa.array(["x" * 1_000_000])
     )
     table = pa.table({"prompt": texts, "completion": texts})
     with pa.ipc.new_file(folder / "pool.arrow", table.schema) as writer:
