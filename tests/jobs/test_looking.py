@@ -79,6 +79,11 @@ def test_every_job_below_a_folder_is_listed_the_latest_first(folder, job, tmp_pa
     place = shutil.copytree(folder, tmp_path / "runs")
     (place / "damaged").mkdir()
     (place / "damaged" / filenames.MANIFEST).write_text("{")
+    (place / "damaged" / filenames.CONFIG).touch()
+    (place / "web").mkdir()
+    (place / "web" / filenames.MANIFEST).write_text('{"name": "another program"}')
+    (place / "gone").mkdir()
+    (place / "gone" / filenames.MANIFEST).symlink_to("nowhere")
     (place / "other").mkdir()
     (place / "link").symlink_to(place / "a")
     os.utime(place / "a" / filenames.MANIFEST, (2e9, 2e9))
@@ -116,6 +121,8 @@ def test_two_runs_differ_in_what_their_files_say(folder, capsys) -> None:
     for counts, (a, b) in ((found.selected, chosen), (found.scored, scored)):
         assert counts == (len(a & b), len(a - b), len(b - a))
     assert {one.id for one in found.only_first} == chosen[0] - chosen[1]
+    order = [json.loads(line)["id"] for line in (first / "selected.jsonl").read_text().splitlines()]
+    assert all(order[one.rank - 1] == one.id for one in found.only_first)
     for one in found.only_second:
         assert one.scored == (one.id in scored[0])
     assert cli.run(["diff", str(first), str(second)]) == 0

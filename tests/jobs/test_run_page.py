@@ -137,7 +137,8 @@ def test_its_figures_count_every_sample_once(run: cu.Result) -> None:
     assert sum(row["selected"] for row in content["sources"]["rows"]) == len(run)
     recall = run.selection.recall
     missed = content["outcome"]["n_select"] * (1 - recall.estimate)
-    assert sum(content["missed"].values()) == pytest.approx(missed, abs=0.3)
+    assert content["missed"][0] == pytest.approx(missed)
+    assert sum(count for _, count in content["missed"][1]) == pytest.approx(missed, abs=1e-3)
     for name, curve in content["best"]["curves"].items():  # each of the four subtasks would select one
         scores = [line["subtasks"][name] for line in lines]
         for draws, mean in zip(content["best"]["draws"], curve, strict=True):
@@ -289,7 +290,9 @@ def test_pages_open_in_a_browser_where_there_is_one(run: cu.Result, monkeypatch,
 
 def test_a_served_page_is_for_its_own_address_and_refreshed_while_the_run_is_at_work(run, tmp_path) -> None:
     copy = shutil.copytree(run.out, tmp_path / "copy")
-    served = Served([copy, tmp_path / "nowhere"])
+    with pytest.raises(RunError, match="holds no run"):
+        Served([copy, tmp_path / "nowhere"])
+    served = Served([copy])
     threading.Thread(target=served.serve, daemon=True).start()
     try:
         with urllib.request.urlopen(served.address) as answer:
@@ -300,7 +303,8 @@ def test_a_served_page_is_for_its_own_address_and_refreshed_while_the_run_is_at_
         write_manifest(copy, manifest)
         with urllib.request.urlopen(served.address) as answer:
             assert answer.headers["Refresh"] == "5"
-        with urllib.request.urlopen(f"{served.address[:-1]}2") as answer:
+        shutil.rmtree(copy)
+        with urllib.request.urlopen(served.address) as answer:
             assert b"holds no run" in answer.read()
             assert answer.headers["Refresh"] == "5"
         place = urllib.parse.urlsplit(served.address)
@@ -378,3 +382,70 @@ def test_a_run_at_work_is_read_in_a_browser(run: cu.Result, browser: Any, tmp_pa
         assert not shown.page.locator("#list-section").is_visible()
         assert not shown.page.locator("#outlook-section").is_visible()
         assert shown.page.locator("#map").is_visible()
+
+
+def test_subtasks_with_whole_numbers_as_names_keep_their_scores(
+    job: Path, browser: Any, tmp_path: Path
+) -> None:
+    names = ["2", "10", "1", "x"]
+    target = [{**row, "subtask": names[at % 4]} for at, row in enumerate(rows(12, seed=9))]
+    options = arguments(job, tmp_path / "run", **ESTIMATED)
+    result = cu.select(**{**options, "target": write_rows(tmp_path / "dev.jsonl", target)})
+    line = next(line for line in read_rows(result.out / "scores.jsonl") if line["id"] == result.ids[0])
+    with Shown(browser, tmp_path, (result.out / filenames.RUN_PAGE).read_text("utf-8")) as shown:
+        shown.page.locator("#list button.row").first.click()
+        said = shown.text("#list li:first-child .talk p")
+        found = dict(re.findall(r"(\w+) (−?[\d.]+)(?:,|$)", said.rpartition(" · ")[2]))
+        assert found.keys() == line["subtasks"].keys()
+        for name, score in line["subtasks"].items():
+            assert float(found[name].replace("−", "-")) == pytest.approx(score, abs=1e-3)
+
+
+def test_a_run_at_work_says_nothing_of_its_cost(run: cu.Result, browser: Any, tmp_path: Path) -> None:
+    copy = shutil.copytree(run.out, tmp_path / "copy")
+    trail = (copy / filenames.TRAIL).read_bytes()
+    without_result(copy)
+    (copy / filenames.TRAIL).write_bytes(trail)
+    with Shown(browser, tmp_path, render(TEMPLATE, page_content(copy))) as shown:
+        assert not shown.page.locator("#cost-section").is_visible()
+        assert "of a gradient of every pool sample" not in shown.text("#lead")
+
+
+def test_a_pool_that_is_scored_whole_needs_no_larger_budget(job: Path, browser: Any, tmp_path: Path) -> None:
+    result = cu.select(**arguments(job, tmp_path / "run", budget="100%"))
+    with Shown(browser, tmp_path, (result.out / filenames.RUN_PAGE).read_text("utf-8")) as shown:
+        assert "budget" not in shown.text("#search-say").replace("the budget is spent", "")
+        assert "Between" not in shown.text("#lead")
+
+
+def test_a_selection_of_another_size_has_no_details_of_the_former(
+    job: Path, tmp_path: Path, monkeypatch
+) -> None:
+    options = arguments(job, tmp_path / "run", **ESTIMATED)
+    cu.select(**options)
+    with monkeypatch.context() as patch:
+        patch.setattr("clusterucb.jobs.stages.page.keep_details", failing)
+        with pytest.raises(KeyboardInterrupt):
+            cu.select(**{**options, "select": "15%"})
+    content = page_content(tmp_path / "run")
+    assert content["listed"]["selected"] == []
+    assert cu.select(**{**options, "select": "15%"}).ids == [
+        one["id"] for one in page_content(tmp_path / "run")["listed"]["selected"]
+    ]
+
+
+def failing(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_time_goes_on_when_a_killed_run_is_resumed(job: Path, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        interrupt(patch, {4})
+        with pytest.raises(KeyboardInterrupt):
+            cu.select(**arguments(job, out, **ESTIMATED))
+    (out / filenames.TRAIL).write_bytes(b'{"draws":1,"seconds":5000.0,"recall":[0,0,1]}')
+    cu.select(**arguments(job, out, **ESTIMATED))
+    seconds = [point["seconds"] for point in page_content(out)["trail"]]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] > 5000

@@ -17,7 +17,8 @@ from rich.text import Text
 from clusterucb import filenames
 from clusterucb.atomic import check_regular, unreadable
 from clusterucb.errors import RunError
-from clusterucb.report.run_page.found import selection_manifest
+from clusterucb.report.run_page.details import read_details
+from clusterucb.report.run_page.found import files_of, selection_manifest
 from clusterucb.report.written import spearman
 from clusterucb.run.manifest import Manifest, shown
 from clusterucb.wording import one_line
@@ -99,7 +100,10 @@ def difference(first: Path, second: Path) -> Difference:
     """
     one, other = (_finished(folder) for folder in (first, second))
     scores = [_scores(folder) for folder in (first, second)]
-    chosen = [_ranked(lines) for lines in scores]
+    chosen = [
+        _ranked(folder, run, lines)
+        for folder, run, lines in zip((first, second), (one, other), scores, strict=True)
+    ]
     own = [{line.id for line in lines} for lines in scores]
     options, options_now = ({**run.identity.options, **_asked(run)} for run in (one, other))
     return Difference(
@@ -151,9 +155,12 @@ def _scores(folder: Path) -> list[Score]:
         ) from error
 
 
-def _ranked(lines: list[Score]) -> list[str]:
-    """Return the ids of the selected samples, those with the largest rewards first."""
-    return [line.id for line in sorted(lines, key=lambda line: -line.score) if line.selected]
+def _ranked(folder: Path, manifest: Manifest, lines: list[Score]) -> list[str]:
+    """Return the ids of the selected samples, best first; those that the page does not list come last."""
+    details = read_details(files_of(folder, manifest))
+    listed = {one.id: rank for rank, one in enumerate(details.selected)} if details else {}
+    selected = [line.id for line in lines if line.selected]
+    return sorted(selected, key=lambda name: listed.get(name, len(listed)))
 
 
 def _counts(first: set[str], second: set[str]) -> tuple[int, int, int]:

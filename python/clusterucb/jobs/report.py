@@ -18,7 +18,7 @@ from pathlib import Path
 
 from clusterucb.errors import ClusterUCBError, RunError, warn
 from clusterucb.report.run_page.content import page_of, write_page
-from clusterucb.run.manifest_file import read_manifest
+from clusterucb.report.run_page.found import is_complete, selection_manifest
 
 _SECONDS = 5  # until a browser asks again
 
@@ -50,13 +50,15 @@ class Served:
         address: the address of the first page; others have the number of the run at its end.
 
     Raises:
-        RunError: no port is free.
+        RunError: a folder holds no selection, or no port is free.
     """
 
     def __init__(self, runs: Sequence[Path]) -> None:
+        for run in runs:
+            selection_manifest(run)
         self._path = f"/{secrets.token_urlsafe(16)}/"
         try:
-            self._server = ThreadingHTTPServer(
+            self._server = _Server(
                 ("127.0.0.1", 0),
                 partial(_Handler, {f"{self._path}{at}": run for at, run in enumerate(runs, start=1)}),
             )
@@ -78,6 +80,13 @@ class Served:
             self._server.server_close()
 
 
+class _Server(ThreadingHTTPServer):
+    """A server that says nothing of browsers that are closed while they are answered."""
+
+    def handle_error(self, *_: object) -> None:
+        """Say nothing; the browser asks again."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     """Answers with the page of a run."""
 
@@ -93,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             content, kind = page_of(run).encode(), "text/html"
-            again = read_manifest(run).status != "finished"
+            again = not is_complete(run)
         except (ClusterUCBError, OSError) as error:
             content, kind, again = f"{error}\n".encode(errors="replace"), "text/plain", True
         self.send_response(HTTPStatus.OK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from clusterucb.run.manifest import Manifest
 from clusterucb.run.manifest_file import read_manifest
 from clusterucb.wording import one_line
 
+_BESIDE = {filenames.LEDGER, filenames.CONFIG, filenames.LOCK, filenames.LEASE, filenames.SCORES}
 _DEEPEST = 8  # folders inside each other that are searched
 
 
@@ -35,8 +37,8 @@ class Listed(msgspec.Struct):
         scored: the number of samples scored.
         selected: the number of samples selected; None for a job that selects none.
         recall: the estimated share of the best samples found, or None.
-        cost: the cost so far, where 1 is a gradient of every pool sample.
-        seconds: the time so far.
+        cost: the cost, where 1 is a gradient of every pool sample; None before the job is finished.
+        seconds: the time; None before the job is finished.
         fault: what is wrong with the manifest, or None.
     """
 
@@ -49,8 +51,8 @@ class Listed(msgspec.Struct):
     scored: int | None = None
     selected: int | None = None
     recall: float | None = None
-    cost: float = 0.0
-    seconds: float = 0.0
+    cost: float | None = None
+    seconds: float | None = None
     fault: str | None = None
 
     @classmethod
@@ -67,8 +69,8 @@ class Listed(msgspec.Struct):
             scored=outcome.n_scored if outcome else None,
             selected=outcome.n_selected if outcome else None,
             recall=outcome.recall["estimate"] if outcome and outcome.recall else None,
-            cost=cost.total,
-            seconds=cost.seconds,
+            cost=cost.total if manifest.status == "finished" else None,
+            seconds=cost.seconds if manifest.status == "finished" else None,
         )
 
 
@@ -98,11 +100,16 @@ def _below(folder: Path) -> Iterator[Listed]:
         try:
             yield Listed.of(here, read_manifest(here))
         except RunError as error:
-            yield Listed(str(here), None, _changed(here), "damaged", fault=str(error))
+            if _BESIDE & {*names}:  # else another program has a file of this name
+                yield Listed(str(here), None, _changed(here), "damaged", fault=str(error))
+        except OSError:  # it was removed meanwhile
+            continue
 
 
 def _changed(folder: Path) -> float:
-    return (folder / filenames.MANIFEST).lstat().st_mtime
+    with suppress(FileNotFoundError):
+        return (folder / filenames.MANIFEST).lstat().st_mtime
+    return 0.0
 
 
 def show(found: Sequence[Listed], folder: Path, console: Console) -> None:
@@ -125,7 +132,7 @@ def show(found: Sequence[Listed], folder: Path, console: Console) -> None:
             "" if one.scored is None else f"{one.scored:,}",
             "" if one.selected is None else f"{one.selected:,}",
             "" if one.recall is None else f"{one.recall:.0%}",
-            f"{one.cost:.3f}",
+            "" if one.cost is None else f"{one.cost:.3f}",
         )
     console.print(table)
     for one in found:

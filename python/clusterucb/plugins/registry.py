@@ -203,8 +203,9 @@ class Strategies:
             raise OptionError(f"features {joined} repeat a feature; expected different features")
         own: dict[str, dict[str, str]] = {name: {} for name in names}
         for key, text in options.items():
-            part, dot, rest = key.partition(".")
-            if not (dot and part in own):
+            part = next((name for name in names if key.startswith(f"{name}.")), "")
+            rest = key.removeprefix(f"{part}.")
+            if not part:
                 owners = [name for name in names if key in self.options("feature", name)]
                 if len(owners) > 1:
                     choices = " or ".join(f"{name}.{key}" for name in owners)

@@ -82,8 +82,7 @@ class Summary:
         manifest = selection_manifest(folder)
         if manifest.status != "finished" or manifest.outcome is None:
             raise RunError(
-                f"the run in {folder} is not finished: repeat its clusterucb select command to resume it. clusterucb "
-                f"report {folder} shows it as it is"
+                f"the run in {folder} is not finished: repeat its clusterucb select command to resume it"
             )
         details = read_details(files_of(folder, manifest))
         listed = [] if details is None else [*details.selected[:EXAMPLES], *details.last]

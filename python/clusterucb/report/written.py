@@ -87,7 +87,7 @@ def finish(
     )
     if run.read_only:
         return result
-    run.files.forget(*_WRITTEN)
+    run.files.forget(*_WRITTEN, filenames.DETAILS)
     result.write(run.path(filenames.SELECTED), annotate=settings.annotate)
     write_lines(run.path(filenames.SCORES), _score_lines(selection, material))
     if settings.scores_parquet or run.path(TABLE).exists():  # else a table of an earlier selection would stay

@@ -48,15 +48,18 @@ class RunPage:
     def __init__(self, session: Session[SelectSettings], *, kept: bool) -> None:
         self._run, self._material = session.run, session.material
         self._kept = kept and not session.run.read_only
-        self._began = time.monotonic() - session.run.manifest.cost.seconds
-        kept_before = read_trail(self._run.folder) if self._kept else []
-        self._n_known = (
-            kept_before[-1].draws if kept_before else 0
+        last = (read_trail(self._run.folder) if self._kept else [])[-1:]
+        self._n_known = max(
+            (point.draws for point in last), default=0
         )  # draws of earlier sessions' last estimate
+        before = max([session.run.manifest.cost.seconds, *(point.seconds for point in last)])
+        self._began = time.monotonic() - before
 
     def describe(self, blocks: Mapping[str, NDArray[np.floating]]) -> None:
         """Keep an overview of the pool, whose feature blocks are ``blocks``, each [N, k]."""
-        if self._kept:
+        if not self._kept:
+            return
+        with self._run.phase("features"):
             keep_overview(self._run.files, self._material, blocks)
 
     def watch(self, n_draws: int, recall: Recall) -> None:

@@ -63,6 +63,7 @@ def page_content(folder: Path) -> dict[str, Any]:
         "inputs": msgspec.to_builtins(manifest.inputs),
         "outcome": msgspec.to_builtins(manifest.outcome) if details else None,
         "pool": len(found.overview.tokens),
+        "subtasks": found.subtasks,
         "target": found.overview.subtasks,
         "scored": len(found.rows),
         "failed": int(np.isnan(found.mean_scores).sum()),
@@ -75,7 +76,7 @@ def page_content(folder: Path) -> dict[str, Any]:
         "lengths": figures.lengths(found),
         "sources": figures.sources(found),
         "map": pool_map(found),
-        "rejected": manifest.inputs.rejected if details else {},
+        "rejected": list(manifest.inputs.rejected.items()) if details else [],
         "listed": {name: _listed(found, name) for name in ("selected", "below", "worst")},
         "calibration": msgspec.to_builtins(details.calibration) if details else None,
         "missed": details.missed if details else None,
@@ -106,8 +107,10 @@ def _cost(found: Found) -> dict[str, Any]:
 def _listed(found: Found, name: str) -> list[dict[str, Any]]:
     """Return the samples of one of the lists in the details, with what the ledger and the overview know of them."""
     overview = found.overview
-    at = {row: draw for draw, row in enumerate(found.rows.tolist())}
     listed: list[Listed] = getattr(found.details, name) if found.details else []
+    order = np.argsort(found.rows, kind="stable")
+    place = np.searchsorted(found.rows[order], [one.row for one in listed])
+    draws = order[np.minimum(place, len(order) - 1)].tolist()
     return [
         {
             "id": one.id,
@@ -115,13 +118,11 @@ def _listed(found: Found, name: str) -> list[dict[str, Any]]:
             "turns": msgspec.to_builtins(one.turns),
             "source": overview.sources[overview.source[one.row]],
             "tokens": int(overview.tokens[one.row]),
-            "draw": at.get(one.row, -1),
-            "arm": int(found.arms[at[one.row]]) if one.row in at else None,
-            "scores": [round(score, 5) for score in found.scores[at[one.row]].tolist()]
-            if one.row in at
-            else [],
+            "draw": draw,
+            "arm": int(found.arms[draw]),
+            "scores": [round(score, 5) for score in found.scores[draw].tolist()],
         }
-        for one in listed
+        for one, draw in zip(listed, draws, strict=True)
     ]
 
 

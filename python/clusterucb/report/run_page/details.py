@@ -32,6 +32,7 @@ DRAWN_EXCERPTS = 1000  # drawn samples whose beginnings are kept
 _LONGEST = 1200  # letters of a turn
 _TURNS = 12  # of a conversation
 _CELLS = 24  # of the grid of predicted and observed scores, along each side
+_SOURCES = 200  # with most of the missed samples
 _SUBTASKS = 8  # whose predictions are compared with their scores
 
 
@@ -86,7 +87,8 @@ class Details(msgspec.Struct):
         worst: the samples with the lowest scores, lowest first.
         excerpts: the beginnings of evenly spaced draws.
         calibration: for each subtask, predicted against observed scores; None without an outlook.
-        missed: by source, the expected number of the best samples that were not drawn; None without an outlook.
+        missed: the expected number of the best samples that were not drawn, and that number for the sources that have
+            most of them; None without an outlook.
         duplicates: selected samples with a near-duplicate among better ones, those that share most first, at most
             `EDGE`, as (row of the better one, row, share of their word triples).
         n_duplicates: the number of such samples.
@@ -100,7 +102,7 @@ class Details(msgspec.Struct):
     worst: list[Listed]
     excerpts: list[Excerpt]
     calibration: dict[str, Calibration] | None
-    missed: dict[str, float] | None
+    missed: tuple[float, list[tuple[str, float]]] | None
     duplicates: list[tuple[int, int, float]]
     n_duplicates: int
 
@@ -203,13 +205,14 @@ def _calibration(expected: NDArray[np.float64], observed: NDArray[np.float64]) -
     return Calibration(low, high, counts.tolist(), correlation)
 
 
-def _missed(result: Result, material: Material) -> dict[str, float] | None:
-    """Return the expected number of missed samples of each source that has any, the largest first."""
+def _missed(result: Result, material: Material) -> tuple[float, list[tuple[str, float]]] | None:
+    """Return the expected number of missed samples, and that of the sources that have most of them."""
     outlook = result.selection.outlook
     if outlook is None:
         return None
-    rows = np.flatnonzero(outlook.missed)
-    sources, source = np.unique(material.sources[rows].astype(str), return_inverse=True)
-    counts = np.bincount(source, outlook.missed[rows], minlength=len(sources))
-    order = np.argsort(-counts, kind="stable")
-    return {str(sources[at]): round(float(counts[at]), 2) for at in order.tolist() if counts[at] >= 0.005}
+    counts: dict[str, float] = {}
+    for row in np.flatnonzero(outlook.missed).tolist():
+        source = material.sources[row]
+        counts[source] = counts.get(source, 0.0) + float(outlook.missed[row])
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_SOURCES]
+    return float(outlook.missed.sum()), [(name, round(count, 4)) for name, count in most]

@@ -125,7 +125,7 @@ def sources(found: Found) -> dict[str, Any]:
     outcome = found.manifest.outcome
     by_source = outcome.selected_by_source if outcome and details else {}
     chosen = np.array([by_source.get(name, 0) for name in overview.sources], np.int64)
-    missed = (details.missed if details else None) or {}
+    missed: dict[str, float] = dict(details.missed[1]) if details and details.missed else {}
     values = np.nan_to_num(found.mean_scores, nan=-np.inf)
     best = np.full(n, -np.inf)
     np.maximum.at(best, of_draws, values)

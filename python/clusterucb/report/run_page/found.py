@@ -19,6 +19,7 @@ from clusterucb.run.manifest import Manifest
 from clusterucb.run.manifest_file import read_manifest
 
 _REMEDY = "remove it and repeat the clusterucb select command of the run, which makes it again"
+_NOTHING = "has nothing to show yet, because no sample was scored"
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
@@ -78,6 +79,16 @@ def selection_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def is_complete(folder: Path) -> bool:
+    """Return whether a selection is finished, and all that its page shows is written.
+
+    Raises:
+        RunError: as for `selection_manifest`.
+    """
+    manifest = selection_manifest(folder)
+    return manifest.status == "finished" and filenames.DETAILS in (manifest.files or {})
+
+
 def files_of(folder: Path, manifest: Manifest) -> KeptFiles:
     """Return the files of a selection that its page is made from.
 
@@ -100,16 +111,12 @@ def found_in(folder: Path) -> Found:
     manifest = selection_manifest(folder)
     files = files_of(folder, manifest)
     overview = read_overview(files)
-    if overview is None or not manifest.search.begun:
-        old = (
-            " It was written by an earlier version, which kept nothing for a page."
-            if manifest.search.begun
-            else ""
-        )
-        raise RunError(
-            f"{folder} has nothing to show yet: no sample was scored.{old} Repeat the clusterucb select command of "
-            "the run"
-        )
+    if overview is None:
+        old = manifest.outcome is not None or (folder / filenames.LEDGER).exists()
+        reason = "was written by an earlier version, which kept nothing for a page" if old else _NOTHING
+        raise RunError(f"the run in {folder} {reason}: repeat its clusterucb select command")
+    if not manifest.search.begun:
+        raise RunError(f"the run in {folder} {_NOTHING}: wait, or repeat its clusterucb select command")
     subtasks = list(overview.subtasks)
     with Ledger(
         folder / filenames.LEDGER,
@@ -121,7 +128,7 @@ def found_in(folder: Path) -> Found:
     ) as ledger:
         batches = [batch for batch in ledger.recorded() if batch.scores is not None]
     if not batches:
-        raise RunError(f"{folder} has nothing to show yet: no sample was scored; wait, or resume the run")
+        raise RunError(f"the run in {folder} {_NOTHING}: wait, or repeat its clusterucb select command")
     rows, arms, scores = (
         np.concatenate(arrays)
         for arrays in zip(*((batch.rows, batch.arms, batch.scores) for batch in batches), strict=True)

@@ -11,16 +11,18 @@ Decisions:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clusterucb.clusterers.kmeans import KMeans
-from clusterucb.engine.components import said
+from clusterucb.engine.components import said, squares
+from clusterucb.engine.large import evenly, in_parts, product
 from clusterucb.engine.poolview import PoolView
 
 _GROUPS, _FEWEST = 64, 12  # the most groups, and the samples for each in a small pool
+_FITTED = 1 << 15  # samples that the groups' centres come from
 _ROUNDS = 300  # of majorisation
 _NEAREST = (
     0.2  # distances below this share of the median count alike, so that equal groups do not outweigh others
@@ -46,11 +48,9 @@ def places(blocks: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float32]:
     reduced = [block[:, :-2] for block in said(list(blocks.values()))]
     if not reduced:
         return found
-    n_groups = min(_GROUPS, max(n_samples // _FEWEST, 1))
-    pool = PoolView(dict(blocks), np.zeros(n_samples, np.int64), np.zeros(n_samples))
-    groups = KMeans(n_clusters=n_groups).fit_predict(pool, np.random.default_rng(0))
+    groups = _groups(blocks, reduced)
     order = np.argsort(groups, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(groups))[:-1])
+    members = [rows for rows in np.split(order, np.cumsum(np.bincount(groups))[:-1]) if len(rows)]
 
     def inside(rows: NDArray[np.int64]) -> Floats:  # one group at a time: a copy of all would be large
         return np.concatenate([block[rows] for block in reduced], axis=1, dtype=np.float64)
@@ -60,6 +60,34 @@ def places(blocks: Mapping[str, NDArray[np.floating]]) -> NDArray[np.float32]:
     for rows, mean, centre, radius in zip(members, means, centres, _radii(centres), strict=True):
         found[rows] = centre + radius * _around(inside(rows) - mean)
     return found
+
+
+def _groups(
+    blocks: Mapping[str, NDArray[np.floating]], reduced: Sequence[NDArray[np.float32]]
+) -> NDArray[np.int64]:
+    """Return the group of each sample, i64[N]: the one with the nearest of the centres that some samples have."""
+    n_samples = len(reduced[0])
+    some = evenly(n_samples, _FITTED)
+    n_groups = min(_GROUPS, max(n_samples // _FEWEST, 1))
+    view = PoolView(
+        {name: np.asarray(block[some], np.float32) for name, block in blocks.items()},
+        np.zeros(len(some), np.int64),
+        np.zeros(len(some)),
+    )
+    labels = KMeans(n_clusters=n_groups).fit_predict(view, np.random.default_rng(0))
+    centres = [
+        np.stack([block[some[labels == group]].mean(axis=0) for group in range(labels.max() + 1)])
+        for block in reduced
+    ]
+    groups = np.empty(n_samples, np.int64)
+
+    def one(here: slice) -> None:
+        parts = zip(reduced, centres, strict=True)
+        away = sum(squares(middle) - 2 * product(block[here], middle.T) for block, middle in parts)
+        groups[here] = np.argmin(away, axis=1)
+
+    in_parts(one, n_samples)
+    return groups
 
 
 def _distances(points: Floats) -> Floats:

@@ -52,7 +52,7 @@ class Overview:
     """What a page shows of the whole pool.
 
     Attributes:
-        tokens, answer_tokens: u32[N], the number of tokens of each sample, and of those that are learnt.
+        tokens: u32[N], the number of tokens of each sample.
         source: u32[N], the position of each sample's source in ``sources``.
         place: f32[N, 2], each sample's place on the map.
         sources: the names of the sources.
@@ -61,7 +61,6 @@ class Overview:
     """
 
     tokens: NDArray[np.uint32]
-    answer_tokens: NDArray[np.uint32]
     source: NDArray[np.uint32]
     place: NDArray[np.float32]
     sources: list[str]
@@ -72,7 +71,6 @@ class Overview:
 def _shapes(n_samples: int) -> Shapes:
     return {
         "tokens": (np.uint32, (n_samples,)),
-        "answer_tokens": (np.uint32, (n_samples,)),
         "source": (np.uint32, (n_samples,)),
         "place": (np.float32, (n_samples, 2)),
         "about": (np.uint8, (None,)),
@@ -93,17 +91,17 @@ def keep_overview(files: KeptFiles, material: Material, blocks: Mapping[str, NDA
     n_samples = len(material.samples)
     if files.arrays(OVERVIEW, _shapes(n_samples)) is not None:
         return
-    sources, source = np.unique(material.sources.astype(str), return_inverse=True)
+    sources = sorted(set(material.sources))
+    number = {name: at for at, name in enumerate(sources)}
     about = _About(
-        sources.tolist(),
+        sources,
         {name: len(samples) for name, samples in material.target.items()},
         excerpts(material.samples, evenly(n_samples, EXCERPTS)),
     )
     files.forget(OVERVIEW)  # other versions may compute other bits of the map, on which nothing rests
     arrays: dict[str, NDArray[Any]] = {
         "tokens": material.encoded.lengths.astype(np.uint32),
-        "answer_tokens": material.encoded.n_labels.astype(np.uint32),
-        "source": source.astype(np.uint32),
+        "source": np.fromiter((number[name] for name in material.sources), np.uint32, n_samples),
         "place": places(blocks),
         "about": np.frombuffer(msgspec.json.encode(about), np.uint8),
     }
@@ -128,7 +126,6 @@ def read_overview(files: KeptFiles) -> Overview | None:
         raise files.damaged(files.folder / OVERVIEW, error) from error
     return Overview(
         arrays["tokens"],
-        arrays["answer_tokens"],
         arrays["source"],
         arrays["place"],
         about.sources,

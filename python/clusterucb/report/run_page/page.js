@@ -1,10 +1,11 @@
 (() => {
-  const subtasks = Object.keys(data.target || {}), outcome = data.outcome, recall = outcome && outcome.recall;
+  const subtasks = data.subtasks || [], outcome = data.outcome, recall = outcome && outcome.recall;
   const finished = outcome !== null && data.status === "finished";
   const colour = (i) => `var(--c${i % 7})`;
   const tinted = (node, i) => { node.style.setProperty("--s", colour(i)); return node; };
   const noun = (n, word) => `${grouped(n)} ${n === 1 ? word : word + "s"}`;
   const score = (x) => isNumber(x) ? (x < 0 ? "−" : "") + Math.abs(x).toFixed(Math.abs(x) < 0.0995 ? 4 : 3) : "–";
+  const having = (of) => subtasks.filter((name) => Object.hasOwn(of, name)); // the keys of an object come in an order of their own
   const text = (strings) => strings.filter(Boolean).join(" ");
   function frame(host, width, height, label) {
     const root = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label });
@@ -27,10 +28,10 @@
     document.title = `${title} – clusterucb`;
     const state = finished ? "The run is finished." : data.status === "finished" ? "" : "The run has not ended: this page shows it as it was when the page was made.";
     put(at("lead"), {}, [text([
-      `It computed the gradients of ${noun(data.scored, "pool sample")}, ${percent(share)} of the pool, in ${duration(data.cost.seconds)} in all.`,
-      isNumber(data.cost.total) && data.cost.total > 0 ? `With the target, the warm-up and the features, that costs ${data.cost.total.toFixed(3)} of a gradient of every pool sample.` : "",
-      recall ? `Between ${percent(recall.low, 0)} and ${percent(recall.high, 0)} of the ${grouped(outcome.n_select)} samples that scoring everything would select are among the scored ones, with 90% confidence.`
-        : outcome ? "The recall cannot be estimated: too few draws were random, or there is a cap on sources." : "",
+      `It computed the gradients of ${noun(data.scored, "pool sample")}, ${percent(share)} of the pool, in ${duration(outcome ? data.cost.seconds : (data.trail.at(-1) || {}).seconds)} in all.`,
+      outcome && data.cost.total > 0 ? `With the target, the warm-up and the features, that costs ${data.cost.total.toFixed(3)} of a gradient of every pool sample.` : "",
+      recall && data.scored < data.pool ? `Between ${percent(recall.low, 0)} and ${percent(recall.high, 0)} of the ${grouped(outcome.n_select)} samples that scoring everything would select are among the scored ones, with 90% confidence.`
+        : outcome && !recall ? "The recall cannot be estimated: too few draws were random, or there is a cap on sources." : "",
       state,
     ])]);
     const target = subtasks.reduce((sum, name) => sum + data.target[name], 0);
@@ -108,7 +109,7 @@
       lines(at("recall"), { xs: trail.map((point) => place(point.draws)), low: 0, high: 1, x, label: `Estimated recall: ${percent(trail[0].recall[0], 0)} after ${grouped(trail[0].draws)} samples, ${percent(trail.at(-1).recall[0], 0)} after ${grouped(trail.at(-1).draws)}`,
         y: { format: (v) => percent(v, 0), say: (one, i) => `${percent(one.values[i], 0)} (${percent(one.low[i], 0)} to ${percent(one.high[i], 0)})` }, series: [{ name: "", values: column(0), low: column(1), high: column(2) }] });
     }
-    const names = Object.keys(data.best.curves), all = names.flatMap((name) => data.best.curves[name]).filter(isNumber);
+    const names = having(data.best.curves), all = names.flatMap((name) => data.best.curves[name]).filter(isNumber);
     const [low, high] = [Math.min(...all), Math.max(...all)];
     at("best-say").textContent = `the mean score of the best that a subtask would select${names.length < subtasks.length ? `, for ${names.length} of ${subtasks.length} subtasks` : ""}`;
     lines(at("best"), { xs: data.best.draws.map(place), low: Math.min(0, low), high: high + (high - low) * 0.04, x, label: `Best so far: ${names.map((name) => `${isolated(name)} ${score(data.best.curves[name].at(-1))}`).join(", ")}`,
@@ -116,10 +117,10 @@
     at("best-legend").replaceChildren(...(names.length > 1 ? names.map((name, i) => el("li", {}, tinted(el("i"), i), bdi(name))) : []));
   }
   function searchText() {
-    const half = trail.length > 3 ? trail[Math.floor(trail.length / 2)] : null, last = trail.at(-1);
-    const gain = half && last ? last.recall[0] - half.recall[0] : null;
+    const half = trail.find((point) => point.draws >= data.scored / 2), last = trail.at(-1), spent = data.scored < data.pool && (!outcome || outcome.stopped === "budget");
+    const gain = spent && half && half !== last ? last.recall[0] - half.recall[0] : null;
     at("search-say").textContent = text([
-      last ? `The estimated recall is ${percent(last.recall[0], 0)} at the end.` : "There are no estimates of the recall along the way.",
+      recall ? `The estimated recall is ${percent(recall.estimate, 0)} at the end.` : last ? `The estimated recall is ${percent(last.recall[0], 0)} after ${noun(last.draws, "sample")}.` : "There are no estimates of the recall along the way.",
       gain === null ? "" : gain < 0.03 ? `It hardly rose in the second half (${percent(half.recall[0], 0)} at half): a smaller budget would have found as much.` : `The second half of the draws raised it from ${percent(half.recall[0], 0)}: ${gain > 0.1 ? "a larger budget would find more" : "more draws would add a little"}.`,
       finished ? `Why it stopped: ${plain({ budget: "the budget is spent", exhausted: "the whole pool is scored", recall: "the recall that was asked for is reached", interrupted: "it was interrupted" }[outcome.stopped] || outcome.stopped)}.` : "",
     ]);
@@ -152,7 +153,7 @@
   function outlook() {
     at("outlook-section").hidden = !data.calibration;
     if (!data.calibration) return;
-    const names = Object.keys(data.calibration), missed = Object.entries(data.missed || {}), total = missed.reduce((sum, [, n]) => sum + n, 0);
+    const names = having(data.calibration), [total, missed] = data.missed || [0, []];
     at("outlook-say").textContent = text([`About ${total < 10 ? fixed(total) : grouped(Math.round(total))} of the best ${grouped(outcome.n_select)} samples were not drawn.`,
       total < 1 || !missed.length ? "There is hardly anything left to find." : `The sources where most are expected: ${missed.slice(0, 2).map(([name, n]) => `${plain(name)} (${fixed(n)})`).join(" and ")}.`]);
     const select = el("select", { id: "calibration-pick" }, names.map((name) => el("option", { value: name }, name)));
@@ -327,7 +328,7 @@
     for (const v of ticks(low, high, 5).values) root.append(svg("text", { x: left + (v - low) / (high - low || 1) * (width - 2 * left), y: height - 6, "text-anchor": "middle" }, fixed(v, 2)));
   }
   function scores() {
-    const names = Object.keys(data.scores);
+    const names = having(data.scores);
     at("scores-say").textContent = text(["How the scores of the scored samples are distributed, and in colour those of the selected ones. A bar's height is the square root of its count.",
       names.length > 1 ? "A selected sample with a low score for one subtask is selected for another." : "",
       outcome && isNumber(outcome.length_correlation) ? `Scores and lengths of answers: Spearman's correlation is ${fixed(outcome.length_correlation, 2)}.` : ""]);
@@ -338,10 +339,10 @@
   const served = (name) => outcome && outcome.served && isNumber(outcome.served[name]) ? el("p", { class: "small" }, `The selection holds ${percent(outcome.served[name], 0)} of this subtask's own best samples.`) : null;
 
   function made() {
-    const dup = data.duplicates, rejected = Object.entries(data.rejected || {}), { edges, pool, drawn, selected } = data.lengths;
+    const dup = data.duplicates, rejected = data.rejected || [], { edges, pool, drawn, selected } = data.lengths;
     at("made-say").textContent = text([
       outcome && outcome.captured_by ? `One subtask, ${plain(outcome.captured_by)}, captures the selection.` : "",
-      dup ? (dup.count ? `${noun(dup.count, "selected sample")} nearly repeat${dup.count === 1 ? "s" : ""} a better one: at least 70% of their sequences of three words are the same.` : "No selected sample nearly repeats another one.") : "",
+      dup ? (dup.count ? `${noun(dup.count, "selected sample")} nearly repeat${dup.count === 1 ? "s" : ""} a better one: at least 70% of their sequences of three words are the same.` : "No selected sample nearly repeats another one.") + (outcome.n_selected > 2000 ? " The first 2,000 were compared." : "") : "",
       rejected.length ? `Rejected lines: ${rejected.map(([kind, n]) => `${plain(kind)} ${grouped(n)}`).join(", ")}.` : "",
     ]);
     const host = el("div", { class: "chart" }), parts = [el("div", {}, el("h3", {}, "Lengths in tokens"), el("p", { class: "small" }, "the share of the samples in each interval"), host, el("ul", { class: "legend" },
@@ -380,12 +381,13 @@
     at("sources-note").textContent = data.sources.count > rows.length ? `The first ${grouped(rows.length)} of ${grouped(data.sources.count)} sources.` : "";
   }
   function cost() {
+    at("cost-section").hidden = !outcome; // the passes are counted at the end
     const { phases, total, seconds, forward, exhaustive_seconds: whole } = data.cost, cells = (row) => [el("td", {}, grouped(row.gradients)), el("td", {}, grouped(row.forward_passes)), el("td", {}, row.share.toFixed(3)), el("td", {}, duration(row.seconds))];
     const sum = (key) => phases.reduce((all, row) => all + (row[key] || 0), 0);
     at("cost").replaceChildren(el("thead", {}, el("tr", {}, ["phase", "gradients", "forward passes", "of all pool gradients", "time"].map((title) => el("th", { scope: "col" }, title)))),
       el("tbody", {}, phases.map((row) => el("tr", {}, el("th", { scope: "row" }, row.name + (row.reused ? " (cached)" : "")), cells(row))), el("tr", { class: "sum" }, el("th", { scope: "row" }, "total"), cells({ gradients: sum("gradients"), forward_passes: sum("forward_passes"), share: total || sum("share"), seconds }))));
-    const before = phases.filter((row) => row.name !== "draws").reduce((all, row) => all + row.share, 0);
-    at("cost-say").textContent = text([`Scoring every sample exactly would have cost ${(1 + before).toFixed(3)} of all pool gradients`, isNumber(whole) ? `and about ${duration(whole)} here.` : "in the same unit."]);
+    const before = phases.filter((row) => row.name === "warm-up" || row.name === "target").reduce((all, row) => all + row.share, 0);
+    at("cost-say").textContent = text([`Scoring every sample exactly would have cost ${(1 + before).toFixed(3)} of all pool gradients, with the target and the warm-up,`, isNumber(whole) ? `and about ${duration(whole)} here.` : "in the same unit."]);
     at("cost-note").textContent = `Every pass is counted. A forward pass counts as ${forward} of a gradient.`;
   }
 
@@ -399,7 +401,8 @@
       const open = body.hidden;
       body.hidden = !open;
       button.setAttribute("aria-expanded", String(open));
-      if (open && !body.firstChild) body.append(el("p", {}, bdi(one.id), ` · ${noun(one.tokens, "token")} · drawn ${one.draw >= 0 ? `as number ${grouped(one.draw + 1)}` : "–"}${one.arm === null ? "" : ` from cluster ${one.arm}`}${one.scores.length > 1 ? " · " + subtasks.map((name, i) => `${isolated(name)} ${score(one.scores[i])}`).join(", ") : ""}`),
+      if (open && !body.firstChild) body.append(el("p", {}, bdi(one.id), ` · ${noun(one.tokens, "token")} · drawn as number ${grouped(one.draw + 1)} from cluster ${one.arm}`,
+        one.scores.length > 1 ? [" · ", ...subtasks.flatMap((name, k) => [k ? ", " : "", bdi(name), ` ${score(one.scores[k])}`])] : []),
         ...(one.turns.length ? one.turns.map(([role, said, learnt]) => el("div", { class: learnt ? "learnt" : "" }, el("b", {}, role + (learnt ? ", learnt" : "")), bdi(said))) : [el("p", {}, "The page keeps the texts of the best samples only; selected.jsonl has all.")]));
     });
     return el("li", {}, button, body);

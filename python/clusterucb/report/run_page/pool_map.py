@@ -14,7 +14,6 @@ from clusterucb.report.run_page.overview import Excerpt
 
 DRAWN, _UNDRAWN, _SELECTED = 100_000, 4000, 5000  # points on the map, at most; the last are among the first
 _MAPPED = 4  # subtasks whose scores can colour the map
-_NAMES = 2000  # sources that are named
 
 
 def pool_map(found: Found) -> dict[str, Any] | None:
@@ -35,6 +34,7 @@ def pool_map(found: Found) -> dict[str, Any] | None:
     with_text = np.array([row for row in sorted(told) if not is_drawn[row]], np.int64)
     undrawn = np.union1d(undrawn[evenly(len(undrawn), _UNDRAWN)], with_text)
     points = np.concatenate([rows, undrawn])
+    sources, which = np.unique(found.overview.source[points], return_inverse=True)
     low, spread = place.min(axis=0), np.ptp(place, axis=0)
     unit = (place[points] - low) / np.where(spread > 0, spread, 1)
     columns = found.subtasks[:_MAPPED] if 1 < len(found.subtasks) <= _MAPPED else []
@@ -44,8 +44,8 @@ def pool_map(found: Found) -> dict[str, Any] | None:
         "shown_of": [len(found.rows), len(place) - len(found.rows)],
         "x": _packed(unit[:, 0]),
         "y": _packed(unit[:, 1]),
-        "source": base64.b64encode(found.overview.source[points].astype("<u4").tobytes()).decode(),
-        "names": found.overview.sources[:_NAMES],
+        "source": base64.b64encode(which.astype("<u4").tobytes()).decode(),
+        "names": [found.overview.sources[at] for at in sources.tolist()],
         "selected": np.flatnonzero(found.selected[shown]).tolist(),
         "scores": [
             {"name": name, **_scaled(column)}
