@@ -90,7 +90,9 @@ def cases(draw: st.DrawFn) -> Case:
 
 def identical(one: Selection, other: Selection) -> None:
     for name, value in vars(one).items():
-        np.testing.assert_array_equal(value, getattr(other, name), err_msg=name)
+        pair = (value, getattr(other, name))
+        for a, b in zip(*pair, strict=True) if isinstance(value, tuple) else [pair]:
+            np.testing.assert_array_equal(a, b, err_msg=name)
 
 
 class Memory:

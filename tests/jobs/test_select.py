@@ -538,7 +538,8 @@ def test_strategies_can_be_swapped(job, tmp_path, strategies):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"policy": "ucb"}, OptionError, r"policy is 'ucb'; expected an object .* clusterucb.Policy"),
+        ({"policy": 3}, OptionError, r"policy is 3; expected an object .* clusterucb.Policy"),
+        ({"policy": "ucbb"}, OptionError, r"there is no policy 'ucbb'; installed: .* Did you mean 'ucb'"),
         ({"clusterer": cu.UCB()}, OptionError, "clusterer is UCB"),
         ({"bugdet": "10%"}, OptionError, "there is no option 'bugdet'; .*Did you mean 'budget'"),
         ({"seed": "x"}, OptionError, "seed is 'x'; expected a whole number"),
