@@ -17,7 +17,7 @@ from playwright.sync_api import sync_playwright
 
 STATIC = Path(__file__).parent / "_static"
 HEIGHTS = {1280: 2300, 400: 2300}  # pixels of a page that are shown
-COLOURS = 64
+COLOURS = 192
 
 
 def take(pages: dict[str, Path]) -> None:

@@ -121,7 +121,7 @@
     const gain = spent && half && half !== last ? last.recall[0] - half.recall[0] : null;
     at("search-say").textContent = text([
       recall ? `The estimated recall is ${percent(recall.estimate, 0)} at the end.` : last ? `The estimated recall is ${percent(last.recall[0], 0)} after ${noun(last.draws, "sample")}.` : "There are no estimates of the recall along the way.",
-      gain === null ? "" : gain < 0.03 ? `It hardly rose in the second half (${percent(half.recall[0], 0)} at half): a smaller budget would have found as much.` : `The second half of the draws raised it from ${percent(half.recall[0], 0)}: ${gain > 0.1 ? "a larger budget would find more" : "more draws would add a little"}.`,
+      gain === null ? "" : gain < 0.03 ? `It hardly rose in the second half (${percent(half.recall[0], 0)} at half): a smaller budget would have found as much.` : `The second half of the draws raised it from ${percent(half.recall[0], 0)}: ${recall && recall.estimate > 0.95 ? "now there is little left to find" : gain > 0.1 ? "a larger budget would find more" : "more draws would add a little"}.`,
       finished ? `Why it stopped: ${plain({ budget: "the budget is spent", exhausted: "the whole pool is scored", recall: "the recall that was asked for is reached", interrupted: "it was interrupted" }[outcome.stopped] || outcome.stopped)}.` : "",
     ]);
     at("search-controls").replaceChildren(...(trail.length > 1 ? [switches("Axis", state, "axis", [["draws", "samples"], ["seconds", "time"]], search)] : []));
