@@ -233,10 +233,16 @@
     for (let i = n; i < points.x.length; i++) square(i, 2.6, unscored);
     for (let i = 0; i < n; i++) square(i, size, colour(i));
     pen.putImageData(image, 0, 0);
+    const many = points.selected.length > 1000; // a thousand rings hide what is in them, and take long
     pen.lineWidth = 1.5;
     pen.strokeStyle = css(rgb("--ink"), 0.9);
+    pen.fillStyle = css(rgb("--ink"), 0.9);
     pen.beginPath();
-    for (const i of points.selected) { pen.moveTo(X(i) + size / 2 + 2.2, Y(i)); pen.arc(X(i), Y(i), size / 2 + 2.2, 0, 7); }
+    for (const i of points.selected) {
+      if (many) { pen.fillRect(X(i) - 1.2, Y(i) - 1.2, 2.4, 2.4); continue; }
+      pen.moveTo(X(i) + size / 2 + 2.2, Y(i));
+      pen.arc(X(i), Y(i), size / 2 + 2.2, 0, 7);
+    }
     pen.stroke();
     view = { X, Y, width, height, pad, size, marks: canvasOf("mark", width, height, ratio), marked: -1 };
   }
@@ -311,7 +317,7 @@
     if (state.colour === "source") items.push(...ranked().map((index, k) => el("li", {}, tinted(el("i"), k), bdi(data.map.names[index]))));
     if (state.colour === "status") { const scoredKey = el("i"); scoredKey.style.setProperty("--s", "var(--heat)"); items.push(el("li", {}, scoredKey, "scored")); }
     const grey = el("i"); grey.style.setProperty("--s", "var(--grey)");
-    items.push(el("li", {}, grey, state.colour === "source" ? "another source, or not scored" : "not scored"), el("li", {}, el("i", { class: "ring" }), "selected"));
+    items.push(el("li", {}, grey, state.colour === "source" ? "another source, or not scored" : "not scored"), el("li", {}, el("i", { class: points.selected.length > 1000 ? "full" : "ring" }), "selected"));
     at("map-legend").replaceChildren(...items);
   }
 
