@@ -17,9 +17,8 @@ SELECTED = "selected.jsonl"
 SCORES = "scores.jsonl"
 REJECTED = "rejected.jsonl"
 SCORES_TABLE = "scores.parquet"
-OVERVIEW = (
-    "overview.safetensors"  # these three hold what the page of a run needs beside the run's other files
-)
+# What the page of a run needs beside the run's other files, and the page.
+OVERVIEW = "overview.safetensors"
 TRAIL = "trail.jsonl"
 DETAILS = "details.json"
 RUN_PAGE = "report.html"

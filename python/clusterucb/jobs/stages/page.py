@@ -48,12 +48,10 @@ class RunPage:
     def __init__(self, session: Session[SelectSettings], *, kept: bool) -> None:
         self._run, self._material = session.run, session.material
         self._kept = kept and not session.run.read_only
-        last = (read_trail(self._run.folder) if self._kept else [])[-1:]
-        self._n_known = max(
-            (point.draws for point in last), default=0
-        )  # draws of earlier sessions' last estimate
-        before = max([session.run.manifest.cost.seconds, *(point.seconds for point in last)])
-        self._began = time.monotonic() - before
+        trail = read_trail(self._run.folder) if self._kept else []
+        last = trail[-1] if trail else Point(0, 0.0, (0.0, 0.0, 1.0))
+        self._n_known = last.draws  # of the last estimate of earlier sessions
+        self._began = time.monotonic() - max(session.run.manifest.cost.seconds, last.seconds)
 
     def describe(self, blocks: Mapping[str, NDArray[np.floating]]) -> None:
         """Keep an overview of the pool, whose feature blocks are ``blocks``, each [N, k]."""
@@ -69,12 +67,11 @@ class RunPage:
             add_point(self._run.folder, Point(n_draws, seconds, (recall.estimate, recall.low, recall.high)))
 
     def finish(self, result: Result) -> None:
-        """Keep the details of the result, and write the page.
+        """Keep the details of the result, with the manifest, and write the page.
 
         Raises:
             RunError: a file cannot be written. The result is whole without it.
         """
         if self._kept:
             keep_details(self._run, result, self._material)
-            self._run.save()
             write_page(self._run.folder)

@@ -108,9 +108,7 @@ def _listed(found: Found, name: str) -> list[dict[str, Any]]:
     """Return the samples of one of the lists in the details, with what the ledger and the overview know of them."""
     overview = found.overview
     listed: list[Listed] = getattr(found.details, name) if found.details else []
-    order = np.argsort(found.rows, kind="stable")
-    place = np.searchsorted(found.rows[order], [one.row for one in listed])
-    draws = order[np.minimum(place, len(order) - 1)].tolist()
+    draws = found.draws_of([one.row for one in listed])
     return [
         {
             "id": one.id,

@@ -17,6 +17,7 @@ from clusterucb.engine.large import evenly
 from clusterucb.filenames import DETAILS
 from clusterucb.report.run_page.duplicates import near_duplicates
 from clusterucb.report.run_page.overview import Excerpt, cut, excerpts
+from clusterucb.report.run_page.scales import NARROWEST, ends
 
 if TYPE_CHECKING:
     from clusterucb.report.result import Result
@@ -32,8 +33,8 @@ DRAWN_EXCERPTS = 1000  # drawn samples whose beginnings are kept
 _LONGEST = 1200  # letters of a turn
 _TURNS = 12  # of a conversation
 _CELLS = 24  # of the grid of predicted and observed scores, along each side
-_SOURCES = 200  # with most of the missed samples
-_SUBTASKS = 8  # whose predictions are compared with their scores
+SOURCES = 200  # that are listed
+SUBTASKS = 8  # with figures of their own
 
 
 class Turn(msgspec.Struct, array_like=True):
@@ -111,7 +112,7 @@ def keep_details(run: Run, result: Result, material: Material) -> None:
     """Write what the page shows of a result.
 
     Args:
-        run: the run.
+        run: the run, which has no record of earlier details (`clusterucb.report.written.finish` drops it).
         result: its result.
         material: the pool and the target.
 
@@ -143,7 +144,6 @@ def keep_details(run: Run, result: Result, material: Material) -> None:
         ],
         n_duplicates=len(pairs),
     )
-    run.files.forget(DETAILS)
     write_whole(run.path(DETAILS), msgspec.json.encode(details))
     run.files.record(DETAILS)
 
@@ -189,7 +189,7 @@ def _calibrations(result: Result) -> dict[str, Calibration] | None:
     columns = zip(result.subtasks, outlook.expected.T, result.selection.subtask_scores.T, strict=True)
     return {
         name: _calibration(expected, observed)
-        for _, (name, expected, observed) in zip(range(_SUBTASKS), columns, strict=False)
+        for _, (name, expected, observed) in zip(range(SUBTASKS), columns, strict=False)
     }
 
 
@@ -197,8 +197,8 @@ def _calibration(expected: NDArray[np.float64], observed: NDArray[np.float64]) -
     """Return how predictions f64[n] compare with observations f64[n]; NaN where there is none."""
     both = ~np.isnan(expected) & ~np.isnan(observed)
     pair = np.stack([expected[both], observed[both]])
-    low, high = (float(pair.min()), float(pair.max())) if pair.size else (0.0, 1.0)
-    cell = ((pair - low) / max(high - low, 1e-12) * _CELLS).astype(np.int64).clip(0, _CELLS - 1)
+    low, high = ends(pair)
+    cell = ((pair - low) / max(high - low, NARROWEST) * _CELLS).astype(np.int64).clip(0, _CELLS - 1)
     counts = np.bincount(cell[0] * _CELLS + cell[1], minlength=_CELLS**2).reshape(_CELLS, _CELLS)
     spreads = pair.shape[1] > 1 and bool(np.ptp(pair, axis=1).all())
     correlation = float(np.corrcoef(pair).ravel()[1]) if spreads else None
@@ -214,5 +214,5 @@ def _missed(result: Result, material: Material) -> tuple[float, list[tuple[str, 
     for row in np.flatnonzero(outlook.missed).tolist():
         source = material.sources[row]
         counts[source] = counts.get(source, 0.0) + float(outlook.missed[row])
-    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_SOURCES]
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:SOURCES]
     return float(outlook.missed.sum()), [(name, round(count, 4)) for name, count in most]

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from clusterucb.engine.rules import Rules
+from clusterucb.report.run_page.details import SOURCES, SUBTASKS
 from clusterucb.report.run_page.found import Floats, Found, Rows
+from clusterucb.report.run_page.scales import NARROWEST, ends
 
 _STEPS = 100  # points of a curve
 _ARMS, _TIMES = 40, 60  # rows and columns of the chart of arms
 _BINS = 40  # of a histogram
-_SUBTASKS = 8  # subtasks with curves and histograms of their own
-_SOURCES = 200  # in the table of sources
 
 
 def best_so_far(found: Found) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def best_so_far(found: Found) -> dict[str, Any]:
     columns = zip(found.subtasks, found.scores.T, seats.tolist(), strict=True)
     curves = {
         name: _means_of_best(column, at, count)
-        for _, (name, column, count) in zip(range(_SUBTASKS), columns, strict=False)
+        for _, (name, column, count) in zip(range(SUBTASKS), columns, strict=False)
     }
     return {"draws": at.tolist(), "curves": curves}
 
@@ -81,16 +81,15 @@ def arms(found: Found) -> dict[str, Any]:
 def histograms(found: Found) -> dict[str, Any]:
     """Return the distribution of each subtask's scores over the draws, and over the selected ones."""
     shown = {}
-    for name, column in list(zip(found.subtasks, found.scores.T, strict=True))[:_SUBTASKS]:
+    for name, column in list(zip(found.subtasks, found.scores.T, strict=True))[:SUBTASKS]:
         known = ~np.isnan(column)
-        values = column[known]
-        ends = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-        ends = (ends[0], max(ends[1], ends[0] + 1e-12))
-        of_all, _ = np.histogram(values, _BINS, ends)
-        of_selected, _ = np.histogram(column[known & found.selected], _BINS, ends)
+        low, high = ends(column)
+        high = max(high, low + NARROWEST)
+        of_all, _ = np.histogram(column[known], _BINS, (low, high))
+        of_selected, _ = np.histogram(column[known & found.selected], _BINS, (low, high))
         shown[name] = {
-            "low": ends[0],
-            "high": ends[1],
+            "low": low,
+            "high": high,
             "drawn": of_all.tolist(),
             "selected": of_selected.tolist(),
         }
@@ -125,7 +124,7 @@ def sources(found: Found) -> dict[str, Any]:
     outcome = found.manifest.outcome
     by_source = outcome.selected_by_source if outcome and details else {}
     chosen = np.array([by_source.get(name, 0) for name in overview.sources], np.int64)
-    missed: dict[str, float] = dict(details.missed[1]) if details and details.missed else {}
+    missed = dict(details.missed[1]) if details and details.missed else None
     values = np.nan_to_num(found.mean_scores, nan=-np.inf)
     best = np.full(n, -np.inf)
     np.maximum.at(best, of_draws, values)
@@ -139,10 +138,8 @@ def sources(found: Found) -> dict[str, Any]:
             "selected": int(chosen[at]),
             "mean": float(means[at]) if drawn[at] else None,
             "best": float(best[at]) if np.isfinite(best[at]) else None,
-            "missed": missed.get(overview.sources[at], 0.0)
-            if details and details.missed is not None
-            else None,
+            "missed": None if missed is None else missed.get(overview.sources[at], 0.0),
         }
-        for at in order[:_SOURCES].tolist()
+        for at in order[:SOURCES].tolist()
     ]
     return {"count": n, "rows": rows}

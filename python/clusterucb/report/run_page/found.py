@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +54,15 @@ class Found:
         """Each draw's mean score over the subtasks, f64[n]."""
         means: Floats = self.scores.mean(axis=1)
         return means
+
+    @cached_property
+    def _by_row(self) -> Rows:
+        return np.argsort(self.rows, kind="stable")
+
+    def draws_of(self, rows: Sequence[int]) -> list[int]:
+        """Return the number of the draw of each of some drawn rows, counted from 0."""
+        place = np.searchsorted(self.rows, rows, sorter=self._by_row)
+        return self._by_row[np.minimum(place, len(self.rows) - 1)].tolist()  # type: ignore[no-any-return]
 
     @cached_property
     def selected(self) -> NDArray[np.bool_]:

@@ -24,13 +24,10 @@ from clusterucb.engine.poolview import PoolView
 _GROUPS, _FEWEST = 64, 12  # the most groups, and the samples for each in a small pool
 _FITTED = 1 << 15  # samples that the groups' centres come from
 _ROUNDS = 300  # of majorisation
-_NEAREST = (
-    0.2  # distances below this share of the median count alike, so that equal groups do not outweigh others
-)
-_RADIUS, _LEAST = (
-    0.48,
-    0.35,
-)  # of a group: the share of the way to the next; at least this share of the median of all
+# Distances below this share of the median count alike, so that equal groups do not outweigh others.
+_NEAREST = 0.2
+# The radius of a group: this share of the way to the next one, and at least this share of the median of all.
+_RADIUS, _LEAST = 0.48, 0.35
 _OUTLIERS = 0.9  # the share of a group's samples within its radius
 _NOTHING = 1e-3  # a smaller radius in the features, where two samples are about 1 apart, is rounding
 _FURTHEST = 1.15  # where the others lie at most, in radii
@@ -106,9 +103,8 @@ def _scaled(means: Floats) -> Floats:
         return np.zeros((n, 2))
     centred = means - means.mean(axis=0)
     place = np.zeros((n, 2))
-    turned = np.linalg.svd(centred, full_matrices=False)[2][:2]
-    turned *= np.where(turned[range(len(turned)), np.abs(turned).argmax(axis=1)] < 0, -1, 1)[:, None]
-    place[:, : len(turned)] = centred @ turned.T
+    axes = _signed(np.linalg.svd(centred, full_matrices=False)[2][:2].T)
+    place[:, : axes.shape[1]] = centred @ axes
     weights = 1 / np.maximum(wanted, _NEAREST * typical)
     np.fill_diagonal(weights, 0)
     inverse = np.linalg.inv(np.diag(weights.sum(axis=1)) - weights + 1 / n)
@@ -118,6 +114,12 @@ def _scaled(means: Floats) -> Floats:
         place = inverse @ (pull @ place)
         place -= place.mean(axis=0)
     return place
+
+
+def _signed(axes: Floats) -> Floats:
+    """Return directions f64[k, m] with signs that do not depend on the solver: the largest component is positive."""
+    largest = axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])]
+    return axes * np.where(largest < 0, -1, 1)
 
 
 def _radii(centres: Floats) -> Floats:
@@ -135,10 +137,8 @@ def _around(rows: Floats) -> Floats:
     """Return centred rows f64[m, k] along their first two principal components, most within 1 of zero, f64[m, 2]."""
     found = np.zeros((len(rows), 2))
     _, axes = np.linalg.eigh(rows.T @ rows)
-    axes = axes[:, :-3:-1]
-    found[:, : axes.shape[1]] = rows @ (
-        axes * np.where(axes[np.abs(axes).argmax(axis=0), range(axes.shape[1])] < 0, -1, 1)
-    )
+    axes = _signed(axes[:, :-3:-1])
+    found[:, : axes.shape[1]] = rows @ axes
     lengths = np.linalg.norm(found, axis=1)
     within = float(np.quantile(lengths, _OUTLIERS))
     if within < _NOTHING:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from clusterucb.engine.large import evenly
 from clusterucb.report.run_page.found import Floats, Found, Rows
 from clusterucb.report.run_page.overview import Excerpt
+from clusterucb.report.run_page.scales import ends
 
 DRAWN, _UNDRAWN, _SELECTED = 100_000, 4000, 5000  # points on the map, at most; the last are among the first
 _MAPPED = 4  # subtasks whose scores can colour the map
@@ -64,8 +65,7 @@ def _texts(points: Rows, told: dict[int, Excerpt]) -> dict[str, list[str]]:
 
 def _scaled(values: Floats) -> dict[str, Any]:
     """Return values as whole numbers from 1 to 65535 between the smallest and the largest; 0 for NaN."""
-    known = values[~np.isnan(values)]
-    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    low, high = ends(values)
     unit = (values - low) / (high - low or 1.0)
     packed = np.where(np.isnan(values), 0, 1 + np.nan_to_num(unit) * 65534).astype("<u2")
     return {"low": low, "high": high, "values": base64.b64encode(packed.tobytes()).decode()}
