@@ -146,3 +146,23 @@ def test_damaged_scores_are_named(folder, tmp_path, damage) -> None:
     (copy / "scores.jsonl").write_bytes(damage)
     with pytest.raises(RunError, match=r"scores.jsonl is damaged .* which writes it again"):
         difference(copy, folder / "a")
+
+
+def test_scores_that_were_changed_by_hand_are_not_believed(folder, tmp_path) -> None:
+    copy = shutil.copytree(folder / "a", tmp_path / "copy")
+    path = copy / "scores.jsonl"
+    path.write_text(path.read_text().replace('"selected":true', '"selected":false', 1))
+    with pytest.raises(
+        RunError, match=r"scores.jsonl is damaged \(its SHA-256 is not the one in manifest.json\)"
+    ):
+        difference(copy, folder / "a")
+
+
+@pytest.mark.parametrize("command", ["show", "diff"])
+def test_a_finished_run_without_an_outcome_is_no_bug(folder, tmp_path, capsys, command) -> None:
+    copy = shutil.copytree(folder / "a", tmp_path / "copy")
+    manifest = read_manifest(copy)
+    manifest.outcome = None
+    write_manifest(copy, manifest)
+    assert cli.run([command, str(copy), *([str(copy)] if command == "diff" else [])]) == 2
+    assert "is not finished" in capsys.readouterr().err

@@ -117,7 +117,8 @@ def select(
         **values_of(gradients),
         **values_of(outputs),
     )
-    job.show(result.to_json(), partial(show, Summary.of(result)))
+    summary = Summary.of(result)
+    job.show(summary.to_json(), partial(show, summary))
 
 
 @app.command

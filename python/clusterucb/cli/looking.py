@@ -27,7 +27,7 @@ def show(
 
     Args:
         runs: Folder of a selection, or of several.
-        json: Print the summaries as JSON, one on each line.
+        json: Print the summaries as JSON, one after the other.
         debug: Show tracebacks and the libraries' warnings.
     """
     from clusterucb.report.screen import show as show_summary

@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from clusterucb import filenames
-from clusterucb.atomic import check_regular, unreadable
-from clusterucb.errors import RunError
+from clusterucb.atomic import unreadable
 from clusterucb.report.run_page.details import read_details
-from clusterucb.report.run_page.found import files_of, selection_manifest
+from clusterucb.report.run_page.found import files_of, finished_selection
 from clusterucb.report.written import spearman
+from clusterucb.run.kept_files import KeptFiles
 from clusterucb.run.manifest import Manifest, shown
 from clusterucb.wording import one_line
 
@@ -98,12 +98,10 @@ def difference(first: Path, second: Path) -> Difference:
     Raises:
         RunError: a folder holds no finished selection, or a file is damaged.
     """
-    one, other = (_finished(folder) for folder in (first, second))
-    scores = [_scores(folder) for folder in (first, second)]
-    chosen = [
-        _ranked(folder, run, lines)
-        for folder, run, lines in zip((first, second), (one, other), scores, strict=True)
-    ]
+    one, other = runs = [finished_selection(folder) for folder in (first, second)]
+    files = [files_of(folder, run) for folder, run in zip((first, second), runs, strict=True)]
+    scores = [_scores(of_run) for of_run in files]
+    chosen = [_ranked(of_run, lines) for of_run, lines in zip(files, scores, strict=True)]
     own = [{line.id for line in lines} for lines in scores]
     options, options_now = ({**run.identity.options, **_asked(run)} for run in (one, other))
     return Difference(
@@ -124,40 +122,28 @@ def difference(first: Path, second: Path) -> Difference:
     )
 
 
-def _finished(folder: Path) -> Manifest:
-    manifest = selection_manifest(folder)
-    if manifest.status != "finished":
-        raise RunError(
-            f"the run in {folder} is not finished: repeat its clusterucb select command to resume it"
-        )
-    return manifest
-
-
 def _asked(manifest: Manifest) -> dict[str, Any]:
     return {f"--{name}": value for name, value in msgspec.to_builtins(manifest.asked).items()}
 
 
-def _scores(folder: Path) -> list[Score]:
+def _scores(files: KeptFiles) -> list[Score]:
     """Return the lines of ``scores.jsonl``.
 
     Raises:
         RunError: the file is not there, or is damaged.
     """
-    path = folder / filenames.SCORES
-    check_regular(path)
+    path = files.path(filenames.SCORES)
     try:
         return msgspec.json.Decoder(Score).decode_lines(path.read_bytes())
     except OSError as error:
         raise unreadable(path, error) from error
     except msgspec.DecodeError as error:
-        raise RunError(
-            f"{path} is damaged ({error}): repeat the clusterucb select command of the run, which writes it again"
-        ) from error
+        raise files.damaged(path, error) from error
 
 
-def _ranked(folder: Path, manifest: Manifest, lines: list[Score]) -> list[str]:
+def _ranked(files: KeptFiles, lines: list[Score]) -> list[str]:
     """Return the ids of the selected samples, best first; those that the page does not list come last."""
-    details = read_details(files_of(folder, manifest))
+    details = read_details(files)
     listed = {one.id: rank for rank, one in enumerate(details.selected)} if details else {}
     selected = [line.id for line in lines if line.selected]
     return sorted(selected, key=lambda name: listed.get(name, len(listed)))
@@ -181,8 +167,7 @@ def _moved(chosen: list[str], others: list[str], scored: set[str]) -> list[Moved
 
 
 def _recall(manifest: Manifest) -> float | None:
-    outcome = manifest.outcome
-    return outcome.recall["estimate"] if outcome and outcome.recall else None
+    return manifest.outcome.found if manifest.outcome else None
 
 
 def show(found: Difference, console: Console) -> None:

@@ -68,7 +68,7 @@ class Listed(msgspec.Struct):
             samples=manifest.inputs.pool_samples or cost.pool_samples,
             scored=outcome.n_scored if outcome else None,
             selected=outcome.n_selected if outcome else None,
-            recall=outcome.recall["estimate"] if outcome and outcome.recall else None,
+            recall=outcome.found if outcome else None,
             cost=cost.total if manifest.status == "finished" else None,
             seconds=cost.seconds if manifest.status == "finished" else None,
         )

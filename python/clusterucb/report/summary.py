@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import msgspec
 
 from clusterucb import filenames
-from clusterucb.errors import RunError
 from clusterucb.report.run_page.details import read_details
-from clusterucb.report.run_page.found import files_of, selection_manifest
+from clusterucb.report.run_page.found import files_of, finished_selection
 from clusterucb.run.manifest import Manifest, RunOutcome
 
 if TYPE_CHECKING:
@@ -79,11 +78,7 @@ class Summary:
         Raises:
             RunError: the folder holds no finished selection, or a file is damaged.
         """
-        manifest = selection_manifest(folder)
-        if manifest.status != "finished" or manifest.outcome is None:
-            raise RunError(
-                f"the run in {folder} is not finished: repeat its clusterucb select command to resume it"
-            )
+        manifest = finished_selection(folder)
         details = read_details(files_of(folder, manifest))
         listed = [] if details is None else [*details.selected[:EXAMPLES], *details.last]
         examples = [

@@ -270,6 +270,11 @@ class RunOutcome(msgspec.Struct):
     max_per_source: Size | None = None
     annotated: bool = False
 
+    @property
+    def found(self) -> float | None:
+        """The estimated share of the best samples found, or None."""
+        return self.recall["estimate"] if self.recall else None
+
 
 class Manifest(msgspec.Struct):
     """The content of ``manifest.json``.

@@ -137,7 +137,6 @@ class _One:
             changes["prior"] = rounds.scored
         links = Links(self.at_hand, self.sketching)
         result = self._selected(ChosenStrategies(features, clusterer, policy), self.out, links, changes)
-        recall = result.outcome.recall
         return Round(
             number,
             step,
@@ -145,7 +144,7 @@ class _One:
             scored=_scored(result).tolist(),
             gradients=result.cost.gradients,
             audit=self.audit,
-            recall=recall["estimate"] if recall else None,
+            recall=result.outcome.found,
         )
 
     def audited(self, number: int, step: int) -> Round | None:

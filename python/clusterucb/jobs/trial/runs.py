@@ -19,7 +19,7 @@ from clusterucb.options.config_file import option_text
 from clusterucb.options.keywords import settings_from
 from clusterucb.options.kinds import Checked, field_names
 from clusterucb.options.search import ScoringSettings, SearchSettings
-from clusterucb.report.run_page.found import selection_manifest
+from clusterucb.report.run_page.found import finished_selection
 from clusterucb.run.gradient_store import GradientStore
 from clusterucb.run.kept_files import KeptFiles
 from clusterucb.run.manifest import Manifest
@@ -59,9 +59,7 @@ class SelectedRun:
         Raises:
             RunError: the folder holds no finished selection, or one of its files is damaged.
         """
-        manifest = selection_manifest(folder)
-        if manifest.status != "finished":
-            raise RunError(f"the run in {folder} is not finished; repeat its command, then try it")
+        manifest = finished_selection(folder)
         files = KeptFiles(folder, manifest.files, remedy=_REMEDY)
         path = files.path(filenames.CONFIG)
         try:

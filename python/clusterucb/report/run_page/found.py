@@ -19,7 +19,7 @@ from clusterucb.run.ledger import Ledger
 from clusterucb.run.manifest import Manifest
 from clusterucb.run.manifest_file import read_manifest
 
-_REMEDY = "remove it and repeat the clusterucb select command of the run, which makes it again"
+_REMEDY = "remove it and repeat the clusterucb select command of the run, which writes it again"
 _NOTHING = "has nothing to show yet, because no sample was scored"
 Floats = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -86,6 +86,20 @@ def selection_manifest(folder: Path) -> Manifest:
         kind = {"compare": filenames.COMPARISON_PAGE, "try": filenames.TRIAL_PAGE}.get(manifest.identity.job)
         page = f". Its own page is {folder / kind}" if kind else ""
         raise RunError(f"{folder} holds no selection; expected the folder of clusterucb select{page}")
+    return manifest
+
+
+def finished_selection(folder: Path) -> Manifest:
+    """Return the manifest of a finished selection.
+
+    Raises:
+        RunError: the folder holds none, or its manifest is damaged.
+    """
+    manifest = selection_manifest(folder)
+    if manifest.status != "finished" or manifest.outcome is None:
+        raise RunError(
+            f"the run in {folder} is not finished: repeat its clusterucb select command to resume it"
+        )
     return manifest
 
 
