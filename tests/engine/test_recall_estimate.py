@@ -19,9 +19,9 @@ from clusterucb.engine.recall import (
     Evidence,
     Recall,
     RecallEstimator,
-    _evidence,
     _found,
     _n_effective,
+    _Part,
 )
 from helpers.hills import hills, searched
 from helpers.recorded import Memory
@@ -95,7 +95,7 @@ def drawn(surprises: list[float]) -> Evidence:
     others = rng.uniform(-1, 0.9, 1000)
     chance = np.where(np.arange(400) < 200, np.nan, 0.15)
     said = Predicted(slice(None), left_out, np.arange(len(others)), others, len(others))
-    return _evidence(values, said, chance, 50.0)
+    return _Part(values, said, chance, 50.0).evidence
 
 
 def test_what_rests_on_few_surprises_is_uncertain():
@@ -254,20 +254,16 @@ def test_subtasks_in_turn_are_estimated_one_by_one():
     assert one_sided.recall != found.recall
 
 
-def test_rewards_on_one_scale_and_failures_are_no_obstacle():
+def searched_with_failures(**options: Any) -> cu.Selection:
+    """Return a search in which the scoring of every seventh row fails."""
     place, scores = hills(0)
     scores[::7] = np.nan
-    found = search(
-        place,
-        lambda rows: scores[rows],
-        clusterer=cu.KMeans(n_clusters=8),
-        policy=cu.UCB(),
-        budget=100,
-        n_select=15,
-        rule="standardized",
-        cold_start=0.1,
-        until=0.95,
-    )
+    own = {"clusterer": cu.KMeans(n_clusters=8), "policy": cu.UCB(), "budget": 100, "n_select": 15}
+    return search(place, lambda rows: scores[rows], **own, **options)
+
+
+def test_rewards_on_one_scale_and_failures_are_no_obstacle():
+    found = searched_with_failures(rule="standardized", cold_start=0.1, until=0.95)
     assert 0 < found.recall.estimate <= 1
 
 
@@ -290,17 +286,7 @@ def test_the_outlook_says_where_the_missed_rows_are(options):
 def test_there_is_no_outlook_if_all_is_drawn_or_nobody_asked_and_none_for_failures():
     assert searched(budget=300, watch=lambda _: None)[0].outlook is None
     assert searched()[0].outlook is None
-    place, scores = hills(0)
-    scores[::7] = np.nan
-    found = search(
-        place,
-        lambda rows: scores[rows],
-        clusterer=cu.KMeans(n_clusters=8),
-        policy=cu.UCB(),
-        budget=100,
-        n_select=15,
-        watch=lambda _: None,
-    )
+    found = searched_with_failures(watch=lambda _: None)
     failed = np.isnan(found.drawn_scores)
     assert failed.any()
     assert np.array_equal(np.isnan(found.outlook.expected).all(axis=1), failed)

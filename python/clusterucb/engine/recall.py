@@ -44,6 +44,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -187,7 +188,7 @@ class RecallEstimator:
         self, draws: Draws, reward: Reward, *, in_turn: bool, most: int | None = None
     ) -> list[Evidence]:
         """Return both estimates, for each subtask if they select ``in_turn``, but for ``most`` of them at most."""
-        return [_evidence(*part) for part in self._parts(draws, reward, in_turn=in_turn, most=most)]
+        return [part.evidence for part in self._parts(draws, reward, in_turn=in_turn, most=most)]
 
     def _parts(self, draws: Draws, reward: Reward, *, in_turn: bool, most: int | None = None) -> list[_Part]:
         """Return what the estimates of `_evidence` rest on."""
@@ -233,7 +234,8 @@ class RecallEstimator:
         return Predicted(*regression.left_out(), some, regression.mean(some), len(undrawn))
 
 
-class _Part(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Part:
     """One column of values (the rewards, or the scores for one subtask), and what is predicted of it.
 
     Attributes:
@@ -248,15 +250,50 @@ class _Part(NamedTuple):
     chance: Floats
     n_best: float
 
+    @cached_property
+    def _falling(self) -> Floats:
+        """The largest values, in falling order: one more than the whole numbers of the best rows."""
+        return np.sort(self.values[largest(self.values, math.floor(self.n_best) + 1)])[::-1]
+
+    @cached_property
+    def _missed(self) -> Missed:
+        return Missed(self.values[self.predicted.at], self.predicted, slice(None))
+
+    @cached_property
+    def _found(self) -> float:
+        """The number of drawn values among the best, by regression."""
+        return _found(self._falling, self.n_best, self._missed)
+
+    @property
+    def _least(self) -> float:
+        """The smallest value that counts as one of the best."""
+        return float(self._falling[min(math.ceil(self._found), len(self._falling)) - 1])
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """Both estimates."""
+        values, n_best, found = self.values, self.n_best, self._found
+        random = ~np.isnan(self.chance)
+        weights = 1 / self.chance[random]
+        n_rows = len(values) + self.predicted.n_undrawn
+        expected = _n_effective(weights) * n_best / n_rows  # expected random draws among the best
+        least = _quantile(values[random], weights, n_best * weights.sum() / n_rows)
+        by_random = min(float(np.count_nonzero(values >= least)), n_best)
+        fairly = Missed(values[self.predicted.at], self.predicted, random[self.predicted.at])
+        by_regression = _odds(found, n_best)
+        doubt = (by_regression - _odds(_found(self._falling, n_best, fairly), n_best)) / 2
+        lifted = self._missed.lifted(self._least)
+        slope = found * (1 / (found + 1) + 1 / (n_best - found + 1))  # d (log odds) / d (log found)
+        of_regression = doubt**2 + (slope * (1 - found / n_best)) ** 2 / _n_effective(lifted)
+        return Evidence(n_best, by_regression, of_regression, _odds(by_random, n_best), slope**2 / expected)
+
     def missed(self) -> Floats:
         """Return for each predicted row how many of the missed best rows it stands for, f64[u].
 
         The regression divides them among the rows (`Missed.by_row`); their number follows from the estimated recall.
         """
-        missed = Missed(self.values[self.predicted.at], self.predicted, slice(None))
-        falling = _falling(self.values, self.n_best)
-        by_row = missed.by_row(_least(falling, _found(falling, self.n_best, missed)))
-        expected = self.n_best * (1 - _evidence(*self).recall().estimate)
+        by_row = self._missed.by_row(self._least)
+        expected = self.n_best * (1 - self.evidence.recall().estimate)
         return by_row * (expected / max(float(by_row.sum()), 1e-12))
 
 
@@ -303,43 +340,6 @@ class Evidence(NamedTuple):
         estimate, low, high = (_share(middle + side * _Z * deviation, self.n_best) for side in (0, -1, 1))
         whole_low, whole_high = math.floor(low * self.n_best), math.ceil(high * self.n_best)
         return Recall(estimate, whole_low / self.n_best, min(whole_high / self.n_best, 1.0))
-
-
-def _evidence(values: Floats, predicted: Predicted, chance: Floats, n_best: float) -> Evidence:
-    """Return both estimates for one column of values (the rewards, or the scores for one subtask).
-
-    Args:
-        values: f64[n], the values of the drawn rows.
-        predicted: the predictions of this column.
-        chance: f64[n], the inclusion probabilities; NaN where a policy chose the row.
-        n_best: the number of best rows.
-    """
-    falling = _falling(values, n_best)
-    random = ~np.isnan(chance)
-    weights = 1 / chance[random]
-    n_rows = len(values) + predicted.n_undrawn
-    expected = _n_effective(weights) * n_best / n_rows  # expected random draws among the best
-    least = _quantile(values[random], weights, n_best * weights.sum() / n_rows)
-    by_random = min(float(np.count_nonzero(values >= least)), n_best)
-    own = values[predicted.at]
-    missed, fairly = (Missed(own, predicted, some) for some in (slice(None), random[predicted.at]))
-    found = _found(falling, n_best, missed)
-    by_regression = _odds(found, n_best)
-    doubt = (by_regression - _odds(_found(falling, n_best, fairly), n_best)) / 2
-    lifted = missed.lifted(_least(falling, found))
-    slope = found * (1 / (found + 1) + 1 / (n_best - found + 1))  # d (log odds) / d (log found)
-    of_regression = doubt**2 + (slope * (1 - found / n_best)) ** 2 / _n_effective(lifted)
-    return Evidence(n_best, by_regression, of_regression, _odds(by_random, n_best), slope**2 / expected)
-
-
-def _falling(values: Floats, n_best: float) -> Floats:
-    """Return the largest values, in falling order: one more than the whole numbers of the best rows."""
-    return np.sort(values[largest(values, math.floor(n_best) + 1)])[::-1]
-
-
-def _least(falling: Floats, found: float) -> float:
-    """Return the smallest value that counts as one of the best, if ``found`` of the drawn values do."""
-    return float(falling[min(math.ceil(found), len(falling)) - 1])
 
 
 def _found(falling: Floats, n_best: float, missed: Callable[[float], float]) -> float:
