@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -50,11 +50,11 @@ def write(text: str) -> None:
 def prints_aside() -> Iterator[None]:
     """Send what plugins and libraries print to standard error while the block runs: only `write` reaches the output."""
     _results.append(sys.stdout)
-    sys.stdout = sys.stderr
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
-        sys.stdout = _results.pop()
+        _results.pop()
 
 
 class Droppable:

@@ -378,6 +378,10 @@ def test_errors_name_objects_and_no_file_that_is_gone(model, tokenizer) -> None:
         ({"policy": "UCB"}, "Did you mean 'ucb'?"),
         ({"policy": "ucb[beta"}, "policy 'ucb[beta' cannot be read; expected name, or name[key=value,...]"),
         ({"policy": "ucb[beta]"}, "policy 'ucb[beta]' cannot be read; expected name, or name[key=value,...]"),
+        (
+            {"policy": "ucb[beta=1,beta=2]"},
+            "policy 'ucb[beta=1,beta=2]': beta is given twice; expected it once",
+        ),
         ({"policy": "ucb[gamma=1]"}, "policy ucb has no option 'gamma'; its options: beta."),
         ({"policy": cu.Random}, "Did you mean policy=clusterucb.Random()?"),
         ({"policy": cu.Hidden}, "derived from clusterucb.Policy, or the name of an installed one"),

@@ -54,10 +54,8 @@ _MACHINE = {  # what to do about errors of the system, by their numbers
 }
 _BROKEN_PIPE = 141  # the exit code of a program that SIGPIPE ends
 _NUL = "embedded null"  # words of Python's error about a path
-_NAME, _MESSAGE = (
-    80,
-    4000,
-)  # the largest numbers of letters shown of a name that is too long, and of a message
+_NAME = 80  # the most letters that are shown of a name that is too long
+_MESSAGE = 4000  # and of a message
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -126,15 +124,21 @@ def _of_the_machine(error: Exception) -> str | None:
 
     Such an error can come from anywhere, as from the import of a library. So it is no bug, wherever nobody caught it.
     """
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _causes(error):
         remedy = _MACHINE.get(_number_of(cause))
         if _NO_THREAD in str(cause):
             remedy = _MACHINE[errno.EAGAIN]
         if remedy is not None:
             return f"{one_line(cause)}: {remedy}. Finished work is saved: then repeat the command"
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error, the error that it was raised from or during, and so on."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
 
 
 def _number_of(error: BaseException) -> int:
@@ -150,8 +154,7 @@ def _of_a_name(error: Exception) -> str | None:
 
     Any option that takes a path may be given such a name, and any function that looks for its file fails.
     """
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _causes(error):
         if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
             given = os.fsdecode(cause.filename) if isinstance(cause.filename, str | bytes) else ""
             longest = max((len(os.fsencode(part)) for part in given.split("/")), default=0)
@@ -163,7 +166,6 @@ def _of_a_name(error: Exception) -> str | None:
             )
         if isinstance(cause, ValueError) and _NUL in str(cause):
             return "a path has a NUL; expected the path of a file or a folder: remove the NUL"
-        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from contextlib import suppress
 from types import NoneType, SimpleNamespace
@@ -12,6 +13,18 @@ import msgspec
 
 from clusterucb.errors import OptionError, PluginError
 from clusterucb.wording import in_words
+
+_BRACKETED = re.compile(r"(?P<head>[^\[\]]+)(\[(?P<options>[^\[\]]*)\])?")
+
+
+def bracketed(text: str) -> tuple[str, list[str]] | None:
+    """Return the head and the options of a text such as ``ucb[beta=1.5,delta=2]``; None if the brackets do not fit."""
+    matched = _BRACKETED.fullmatch(text.strip())
+    return (
+        (matched["head"].strip(), list(filter(None, (matched["options"] or "").split(","))))
+        if matched
+        else None
+    )
 
 
 def parse_value(what: str, text: str, factory: type, parameter: inspect.Parameter) -> object:

@@ -29,7 +29,7 @@ from clusterucb.features.concatenation import Concatenation
 from clusterucb.plugins.describe import describe
 from clusterucb.plugins.kinds import HOOKS, KINDS
 from clusterucb.plugins.names import Contested, named
-from clusterucb.plugins.option_values import parse_value
+from clusterucb.plugins.option_values import bracketed, parse_value
 from clusterucb.plugins.strategy import Broken, Strategy
 from clusterucb.versions import __version__
 from clusterucb.wording import did_you_mean, one_line
@@ -40,8 +40,6 @@ _UNNAMED: dict[Any, str] = {
     inspect.Parameter.VAR_POSITIONAL: "*{}",
     inspect.Parameter.VAR_KEYWORD: "**{}",
 }
-
-_SPELT = re.compile(r"(?P<name>[^\[\]]+)(\[(?P<options>[^\[\]]*)\])?")
 
 
 @dataclass(frozen=True)
@@ -116,15 +114,16 @@ class Strategies:
             OptionError: the text cannot be read; or as for `make`.
             PluginError: as for `make`.
         """
-        matched = _SPELT.fullmatch(text.strip())
-        pairs = (
-            [pair.partition("=") for pair in (matched["options"] or "").split(",") if pair] if matched else []
-        )
-        if not matched or not all(key.strip() and equals for key, equals, _ in pairs):
+        name, pairs = bracketed(text) or ("", [])
+        parts = [[part.strip() for part in pair.partition("=")] for pair in pairs]
+        if not name or not all(key and equals for key, equals, _ in parts):
             raise OptionError(f"{kind} {text!r:.80} cannot be read; expected name, or name[key=value,...]")
-        return self.make(
-            kind, matched["name"].strip(), {key.strip(): value.strip() for key, _, value in pairs}
-        )
+        options: dict[str, str] = {}
+        for key, _, value in parts:
+            if key in options:
+                raise OptionError(f"{kind} {text!r:.80}: {key} is given twice; expected it once")
+            options[key] = value
+        return self.make(kind, name, options)
 
     def make(self, kind: str, name: str, options: Mapping[str, str]) -> Any:
         """Construct a strategy from its name and its ``key=value`` options, as on the command line.

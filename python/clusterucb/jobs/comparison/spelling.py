@@ -20,9 +20,9 @@ from typing import Any
 from clusterucb.errors import OptionError
 from clusterucb.jobs.comparison.replay import Contender
 from clusterucb.plugins import Strategies
+from clusterucb.plugins.option_values import bracketed
 from clusterucb.wording import did_you_mean
 
-_SPEC = re.compile(r"(?P<parts>[^\[\]]+)(\[(?P<options>[^\[\]]*)\])?")
 _KINDS = {"policy": "policy", "clusterer": "clusterer", "features": "feature"}
 _SEARCH: dict[str, tuple[str, Callable[[float], bool]]] = {
     "cold_start": ("a share between 0 and 1", lambda share: 0 <= share <= 1),
@@ -41,15 +41,15 @@ def contender(spec: str, installed: Strategies) -> Contender:
     Raises:
         OptionError: the specification cannot be read, or it names a strategy or an option that does not exist.
     """
-    matched = _SPEC.fullmatch(spec.strip())
-    if not matched:
+    if (parts := bracketed(spec)) is None:
         raise OptionError(
             f"strategy {spec!r} cannot be read; expected policy[@clusterer][@features][key=value,...], such as "
             "ucb@kmeans@embedding[n_clusters=50]"
         )
-    names = _names(spec, matched["parts"], installed)
+    head, pairs = parts
+    names = _names(spec, head, installed)
     options: dict[str, dict[str, str]] = {part: {} for part in (*_KINDS, "search")}
-    for pair in filter(None, (matched["options"] or "").split(",")):
+    for pair in pairs:
         key, equals, value = (text.strip() for text in pair.partition("="))
         if not (key and equals):
             raise OptionError(f"strategy {spec}: {pair!r} is not an option; expected key=value")
