@@ -269,7 +269,7 @@ def _marked(message: Message, at: int) -> Message:
     return replace(
         message,
         content=_marked_content(message, at),
-        thought=f"Qz7thoughtsQ{at}zQ" if message.thought else "",
+        thought=_marker("thoughts", at) if message.thought else "",
     )
 
 
@@ -317,9 +317,14 @@ def _with_fixed_date(source: str) -> str:
 
 def _mark(message: int, thinks: bool) -> str:
     """Return the text that replaces a message's content while the template's own text is found."""
-    mark = f"Qz7contentQ{message}zQ"
+    mark = _marker("content", message)
     # No template writes so many line breaks. If they come before the mark, they belong to the content.
-    return f"<think>\nQz7thoughtQ{message}zQ\n</think>\n\n\n\n\n{mark}" if thinks else mark
+    return f"<think>\n{_marker('thought', message)}\n</think>\n\n\n\n\n{mark}" if thinks else mark
+
+
+def _marker(kind: str, number: int) -> str:
+    """Return a text that no template changes; `_MARKS` finds it."""
+    return f"Qz7{kind}Q{number}zQ"
 
 
 def _marks_in(rendered: str) -> dict[str, list[int]]:
